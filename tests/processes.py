@@ -1,0 +1,86 @@
+"""Servers as real processes, for tests and benchmarks: started, waited for, stopped."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def free_port() -> int:
+    """A TCP port of the loopback interface that nobody listened on a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Frontend:
+    """A server process; as a context manager it is ready inside the block and gone after it.
+
+    ``arguments`` are what stands behind ``python`` on its command line, with ``{port}`` in place of the port.
+    """
+
+    def __init__(
+        self,
+        arguments: Sequence[str] = ("run.py", "--port={port}"),
+        *,
+        env: Mapping[str, str] | None = None,
+        port: int | None = None,
+        cwd: Path = ROOT,
+    ) -> None:
+        self.port = port or free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.command = [sys.executable, *(part.format(port=self.port) for part in arguments)]
+        self.env = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT), **(env or {})}
+        self.cwd = cwd
+        self.process: subprocess.Popen[str]
+
+    def __enter__(self) -> Frontend:
+        self.start()
+        return self
+
+    def start(self) -> None:
+        """Start the process and wait until its port accepts a connection."""
+        self.process = subprocess.Popen(
+            self.command, env=self.env, cwd=self.cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        deadline = time.monotonic() + 30
+        while True:
+            if self.process.poll() is not None:
+                raise RuntimeError(f"{self.command} ended with {self.process.returncode}:\n{self.output()}")
+            try:
+                socket.create_connection(("127.0.0.1", self.port), timeout=5).close()
+                return
+            except ConnectionRefusedError:
+                if time.monotonic() > deadline:
+                    self.process.kill()
+                    raise RuntimeError(f"{self.command} did not listen within 30 s:\n{self.output()}") from None
+                time.sleep(0.02)
+
+    def stop(self, signal_number: int = signal.SIGTERM, timeout: float = 60) -> int:
+        """Send the signal, wait for the end and give the exit status."""
+        self.process.send_signal(signal_number)
+        return self.process.wait(timeout)
+
+    def output(self) -> str:
+        """What an ended process wrote to its standard output and standard error."""
+        assert self.process.stdout is not None
+        return self.process.stdout.read()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
