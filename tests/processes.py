@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -42,7 +43,9 @@ class Frontend:
         self.command = [sys.executable, *(part.format(port=self.port) for part in arguments)]
         self.env = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT), **(env or {})}
         self.cwd = cwd
-        self.process: subprocess.Popen[str]
+        self.process: subprocess.Popen[bytes]
+        # A file and no pipe: a pipe that nobody empties would block the server.
+        self._output = tempfile.TemporaryFile()
 
     def __enter__(self) -> Frontend:
         self.start()
@@ -51,7 +54,7 @@ class Frontend:
     def start(self) -> None:
         """Start the process and wait until its port accepts a connection."""
         self.process = subprocess.Popen(
-            self.command, env=self.env, cwd=self.cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            self.command, env=self.env, cwd=self.cwd, stdout=self._output, stderr=subprocess.STDOUT
         )
         deadline = time.monotonic() + 30
         while True:
@@ -63,7 +66,9 @@ class Frontend:
             except ConnectionRefusedError:
                 if time.monotonic() > deadline:
                     self.process.kill()
-                    raise RuntimeError(f"{self.command} did not listen within 30 s:\n{self.output()}") from None
+                    raise RuntimeError(
+                        f"{self.command} did not listen within 30 s:\n{self.output()}"
+                    ) from None
                 time.sleep(0.02)
 
     def stop(self, signal_number: int = signal.SIGTERM, timeout: float = 60) -> int:
@@ -72,9 +77,8 @@ class Frontend:
         return self.process.wait(timeout)
 
     def output(self) -> str:
-        """What an ended process wrote to its standard output and standard error."""
-        assert self.process.stdout is not None
-        return self.process.stdout.read()
+        """What the process has written so far to its standard output and standard error."""
+        return os.pread(self._output.fileno(), os.fstat(self._output.fileno()).st_size, 0).decode()
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
@@ -82,5 +86,4 @@ class Frontend:
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
-        assert self.process.stdout is not None
-        self.process.stdout.close()
+        self._output.close()
