@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -45,7 +44,7 @@ class Frontend:
         self.cwd = cwd
         self.process: subprocess.Popen[bytes]
         # A file and no pipe: a pipe that nobody empties would block the server.
-        self._output = tempfile.TemporaryFile()
+        self._output = os.memfd_create("output")
 
     def __enter__(self) -> Frontend:
         self.start()
@@ -78,7 +77,7 @@ class Frontend:
 
     def output(self) -> str:
         """What the process has written so far to its standard output and standard error."""
-        return os.pread(self._output.fileno(), os.fstat(self._output.fileno()).st_size, 0).decode()
+        return os.pread(self._output, os.fstat(self._output).st_size, 0).decode()
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
@@ -86,4 +85,4 @@ class Frontend:
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
-        self._output.close()
+        os.close(self._output)
