@@ -1,0 +1,136 @@
+#!/bin/sh
+# A private MariaDB server that keeps everything it has in one directory: data, socket, pid file, log, password.
+# It opens no TCP port. Its user and its database are both called myapplication.
+set -eu
+umask 077
+
+usage() {
+    cat <<'END'
+usage: scripts/mariadb.sh start DIR   start the server; the first time, create it. Returns once it answers
+       scripts/mariadb.sh stop DIR    stop the server. Returns once its process is gone
+       scripts/mariadb.sh env DIR     print the MYSQL_* variables that lead to it
+END
+}
+
+die() {
+    echo "mariadb.sh: $*" >&2
+    exit 1
+}
+
+# The server's process id; fails when no process is the server of this directory, whatever the pid file says.
+server_pid() {
+    [ -s "$pid_file" ] || return 1
+    read -r pid <"$pid_file"
+    tr '\0' '\n' 2>/dev/null <"/proc/$pid/cmdline" | grep -Fqx -e "--pid-file=$pid_file" &&
+        echo "$pid"
+}
+
+answers() {
+    MYSQL_PWD=$(cat "$password_file") mariadb --no-defaults --socket="$socket" --user=myapplication \
+        --execute='SELECT 1' myapplication >/dev/null 2>&1
+}
+
+# Built beside its place and moved there when complete: an interrupted attempt is simply begun again.
+create_data() {
+    echo "Creating a MariaDB data directory in $data"
+    rm -rf "$data.new"
+    od -An -N24 -tx1 /dev/urandom | tr -d ' \n' >"$password_file"
+    # mariadb-install-db cannot bear a space in a path.
+    link=$(mktemp -d)
+    ln -s "$directory" "$link/directory"
+    mariadb-install-db --no-defaults --datadir="$link/directory/data.new" --skip-test-db --auth-root-authentication-method=socket \
+        ${as_user:+"$as_user"} >"$log" 2>&1 || die "mariadb-install-db failed, see $log"
+    rm -r "$link"
+    # The password goes through a pipe: on a command line every user of the machine could read it.
+    {
+        echo "FLUSH PRIVILEGES;"
+        echo "CREATE DATABASE myapplication CHARACTER SET utf8mb4;"
+        echo "CREATE USER myapplication@localhost IDENTIFIED BY '$(cat "$password_file")';"
+        echo "GRANT ALL ON myapplication.* TO myapplication@localhost;"
+        echo "GRANT PROCESS ON *.* TO myapplication@localhost;"
+    } | mariadbd --no-defaults --bootstrap --datadir="$data.new" --skip-networking \
+        ${as_user:+"$as_user"} >>"$log" 2>&1 || die "the MariaDB server could not be set up, see $log"
+    mv "$data.new" "$data"
+}
+
+start() {
+    for program in mariadbd mariadb-install-db mariadb; do
+        command -v $program >/dev/null ||
+            die "$program is not installed; on Debian: apt-get install mariadb-server-core mariadb-client-core"
+    done
+    # The kernel's limit for the path of a Unix socket.
+    [ "$(printf %s "$socket" | wc -c)" -le 107 ] ||
+        die "the socket's path $socket is longer than 107 bytes; choose a directory with a shorter path"
+    if ! pid=$(server_pid); then
+        [ -d "$data" ] || create_data
+        [ -s "$password_file" ] || die "$password_file is missing; restore it, or remove $directory to begin anew"
+        # Of a server that was killed.
+        rm -f "$pid_file" "$socket"
+        setsid mariadbd --no-defaults --datadir="$data" --socket="$socket" --pid-file="$pid_file" \
+            ${as_user:+"$as_user"} --skip-networking --skip-log-bin --skip-name-resolve --local-infile=0 \
+            --character-set-server=utf8mb4 --collation-server=utf8mb4_general_ci --max-connections=200 \
+            --innodb-buffer-pool-size=256M --innodb-flush-log-at-trx-commit=2 --performance-schema=OFF \
+            </dev/null >>"$log" 2>&1 &
+        pid=$!
+        # The pid file is the server's own work and comes late.
+        echo "$pid" >"$pid_file"
+    fi
+    attempts=0
+    until answers; do
+        kill -0 "$pid" 2>/dev/null || die "the MariaDB server ended while it started, see $log"
+        attempts=$((attempts + 1))
+        [ "$attempts" -lt 1200 ] || die "the MariaDB server does not answer within two minutes, see $log"
+        sleep 0.1
+    done
+}
+
+stop() {
+    pid=$(server_pid) || return 0
+    kill -TERM "$pid"
+    attempts=0
+    while server_pid >/dev/null; do
+        attempts=$((attempts + 1))
+        [ "$attempts" -lt 1200 ] || die "the MariaDB server (process $pid) does not end within two minutes, see $log"
+        sleep 0.1
+    done
+}
+
+print_env() {
+    [ -d "$data" ] || die "there is no MariaDB server in $directory; create one with: $0 start $directory"
+    echo "MYSQL_UNIX_SOCKET=$socket"
+    echo "MYSQL_USER=myapplication"
+    echo "MYSQL_PASSWORD_FILE=$password_file"
+    echo "MYSQL_DATABASE=myapplication"
+}
+
+if [ $# -ne 2 ]; then
+    usage >&2
+    exit 2
+fi
+
+case $1 in
+start) mkdir -p "$2" ;;
+stop) [ -d "$2" ] || exit 0 ;;
+env) [ -d "$2" ] || die "there is no directory $2" ;;
+*)
+    usage >&2
+    exit 2
+    ;;
+esac
+
+directory=$(cd "$2" && pwd -P)
+data=$directory/data
+socket=$directory/mariadb.sock
+pid_file=$directory/mariadb.pid
+log=$directory/mariadb.log
+password_file=$directory/password
+# Without it mariadbd refuses to run as root.
+as_user=
+[ "$(id -u)" -ne 0 ] || as_user=--user=root
+PATH=$PATH:/usr/sbin:/sbin
+
+case $1 in
+start) start ;;
+stop) stop ;;
+env) print_env ;;
+esac
