@@ -38,7 +38,10 @@ create_data() {
     # mariadb-install-db cannot bear a space in a path.
     link=$(mktemp -d)
     ln -s "$directory" "$link/directory"
-    mariadb-install-db --no-defaults --datadir="$link/directory/data.new" --skip-test-db --auth-root-authentication-method=socket \
+    # With --rpm it leaves the machine's own MariaDB alone; without, as root, it changes the owner of plugin files.
+    # The socket user is named lest it be the one who runs this: they may well be called myapplication too.
+    mariadb-install-db --no-defaults --rpm --datadir="$link/directory/data.new" --skip-test-db \
+        --auth-root-authentication-method=socket --auth-root-socket-user=root \
         ${as_user:+"$as_user"} >"$log" 2>&1 || die "mariadb-install-db failed, see $log"
     rm -r "$link"
     # The password goes through a pipe: on a command line every user of the machine could read it.
@@ -67,7 +70,7 @@ start() {
         # Of a server that was killed.
         rm -f "$pid_file" "$socket"
         setsid mariadbd --no-defaults --datadir="$data" --socket="$socket" --pid-file="$pid_file" \
-            ${as_user:+"$as_user"} --skip-networking --skip-log-bin --skip-name-resolve --local-infile=0 \
+            ${as_user:+"$as_user"} --skip-networking --skip-log-bin --local-infile=0 \
             --character-set-server=utf8mb4 --collation-server=utf8mb4_general_ci --max-connections=200 \
             --innodb-buffer-pool-size=256M --innodb-flush-log-at-trx-commit=2 --performance-schema=OFF \
             </dev/null >>"$log" 2>&1 &
