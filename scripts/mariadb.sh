@@ -8,6 +8,7 @@ usage() {
     cat <<'END'
 usage: scripts/mariadb.sh start DIR   start the server; the first time, create it. Returns once it answers
        scripts/mariadb.sh stop DIR    stop the server. Returns once its process is gone
+       scripts/mariadb.sh status DIR  exit status 0 if it answers, 3 if it does not run
        scripts/mariadb.sh env DIR     print the MYSQL_* variables that lead to it
 END
 }
@@ -114,6 +115,7 @@ fi
 case $1 in
 start) mkdir -p "$2" ;;
 stop) [ -d "$2" ] || exit 0 ;;
+status) [ -d "$2" ] || exit 3 ;;
 env) [ -d "$2" ] || die "there is no directory $2" ;;
 *)
     usage >&2
@@ -135,5 +137,6 @@ PATH=$PATH:/usr/sbin:/sbin
 case $1 in
 start) start ;;
 stop) stop ;;
+status) server_pid >/dev/null && answers || exit 3 ;;
 env) print_env ;;
 esac

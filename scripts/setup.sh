@@ -1,0 +1,140 @@
+#!/bin/sh
+# Sets up what is missing on a Debian machine and is quick when nothing is: Debian packages, .venv, this project in it.
+# Says what it does before it does it.
+set -eu
+
+usage() {
+    cat <<'END'
+usage: scripts/setup.sh application           what the application needs, with a database server elsewhere
+       scripts/setup.sh application mariadb   the same, and a MariaDB server to run on this machine
+       scripts/setup.sh test                  all of it, and the tools of the tests
+END
+}
+
+die() {
+    echo "setup.sh: $*" >&2
+    exit 1
+}
+
+has() {
+    command -v "$1" >/dev/null
+}
+
+# Notes the packages unless the command in front of them works: setup.sh is no judge of where software came from.
+need() {
+    packages=$1
+    shift
+    "$@" >/dev/null 2>&1 || missing="$missing $packages"
+}
+
+python_has_headers() {
+    python3 -c 'import os, sys, sysconfig
+sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))'
+}
+
+python_has_venv() {
+    python3 -c 'import ensurepip, venv'
+}
+
+# The MySQL driver is compiled on the machine; it is distributed as source only.
+need_python() {
+    need "python3" has python3
+    need "python3-venv" python_has_venv
+    need "python3-dev" python_has_headers
+    need "gcc libc6-dev" has gcc
+    need "pkg-config" has pkg-config
+    need "libmariadb-dev" pkg-config --exists libmariadb
+}
+
+# Debian's packages with only the programs: mariadb-server would start a server of its own.
+need_mariadb() {
+    need "mariadb-server-core" has mariadbd
+    need "mariadb-client-core" has mariadb
+}
+
+need_test_tools() {
+    need "nginx" has nginx
+    need "chromium fonts-dejavu-core" has chromium
+    need "chromium-driver" has chromedriver
+    need "shellcheck" has shellcheck
+}
+
+install_packages() {
+    # shellcheck disable=SC2086  # one word per package
+    set -- $missing
+    has apt-get || die "these Debian packages, or what corresponds to them here, are missing: $*"
+    [ "$(id -u)" -eq 0 ] || die "Debian packages are missing. Install them, then try again:
+    sudo apt-get install --no-install-recommends $*"
+    echo "Installing Debian packages: $*"
+    # Not the lock: a service that a package starts would hold it for ever.
+    (
+        exec 9<&-
+        export DEBIAN_FRONTEND=noninteractive
+        apt-get update
+        apt-get install --yes --no-install-recommends "$@"
+        case " $* " in
+        *" nginx "*)
+            echo "Stopping the nginx that Debian has just started on port 80: the tests run their own"
+            update-rc.d nginx disable
+            invoke-rc.d nginx stop
+            ;;
+        esac
+    )
+}
+
+install_project() {
+    python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+        die "Python 3.11 or newer is needed, and python3 is $(python3 -V 2>&1)"
+    if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
+        echo "Creating the virtual environment $root/.venv"
+        python3 -m venv --clear .venv
+    fi
+    echo "Installing the project and what it needs into $root/.venv"
+    export PIP_CONSTRAINT="$root/constraints.txt" PIP_BUILD_CONSTRAINT="$root/constraints.txt"
+    export PIP_DISABLE_PIP_VERSION_CHECK=1
+    .venv/bin/python -m pip install pip
+    .venv/bin/python -m pip install --editable ".[$extras]"
+    installed >"$stamp"
+}
+
+# What the virtual environment was made from. It knows its own path, so a copy of the directory needs a new one.
+installed() {
+    echo "$root"
+    .venv/bin/python -V
+    cat setup.cfg constraints.txt
+}
+
+extras=application
+stamp=.venv/installed-application
+case $* in
+application | "application mariadb") ;;
+test)
+    extras=application,test
+    stamp=.venv/installed-test
+    ;;
+*)
+    usage >&2
+    exit 2
+    ;;
+esac
+
+PATH=$PATH:/usr/sbin:/sbin
+root=$(cd "$(dirname "$0")/.." && pwd -P)
+cd "$root"
+# Two at once would spoil each other's work. The script itself serves as the lock.
+exec 9<scripts/setup.sh
+flock 9
+
+up_to_date=yes
+installed 2>/dev/null | cmp -s - "$stamp" || up_to_date=no
+missing=
+[ $up_to_date = yes ] || need_python
+case $* in
+"application mariadb") need_mariadb ;;
+test)
+    need_mariadb
+    need_test_tools
+    ;;
+esac
+[ -z "$missing" ] || install_packages
+[ $up_to_date = yes ] || install_project

@@ -1,0 +1,348 @@
+#!/bin/sh
+# Starts the application and returns; the other commands look after what runs. `scripts/start.sh help` names them.
+set -eu
+
+usage() {
+    cat <<'END'
+usage: scripts/start.sh            set up what is missing, start the database and the frontends, return
+       scripts/start.sh stop       answer what has been asked, then stop all of it
+       scripts/start.sh restart    start the frontends anew, one after the other; the others go on answering
+       scripts/start.sh status     what runs; exit status 3 if something does not
+       scripts/start.sh logs       follow the frontends' logs
+       scripts/start.sh help       this text
+
+Variables:
+  FRONTENDS    the ports of the frontends on 127.0.0.1, "8000 8001" unless set
+  MYSQL_HOST, MYSQL_PORT, MYSQL_UNIX_SOCKET, MYSQL_USER, MYSQL_PASSWORD, MYSQL_PASSWORD_FILE, MYSQL_DATABASE
+               where the database is. With none of them set, the application gets a MariaDB of its own in var/mariadb,
+               with sample data
+  STOP_GRACE   seconds that a frontend may take to answer its last requests, 200 unless set
+  STATE_DIR    the directory of var/ and logs/, the project's own unless set
+END
+}
+
+die() {
+    echo "start.sh: $*" >&2
+    exit 1
+}
+
+url() {
+    echo "http://127.0.0.1:$1/"
+}
+
+# The ports whose frontends were started and not stopped: running, or dead without having been asked to.
+started_ports() {
+    for file in "$run"/frontend.*.pid; do
+        [ -e "$file" ] || continue
+        port=${file##*/frontend.}
+        echo "${port%.pid}"
+    done
+}
+
+# The process id of the frontend on port $1; fails when no process is that frontend, whatever the pid file says.
+frontend_pid() {
+    [ -s "$run/frontend.$1.pid" ] || return 1
+    read -r pid <"$run/frontend.$1.pid"
+    tr '\0' '\n' 2>/dev/null <"/proc/$pid/cmdline" | grep -Fqx -e "--log_file_prefix=$logs/app.$1.log" && echo "$pid"
+}
+
+# Whether the frontend on port $1 answers path $2 with status 200 within $3 seconds; says on stderr why not.
+answers() {
+    .venv/bin/python -IS - "$@" <<'END'
+import http.client, sys
+
+port, path, seconds = sys.argv[1:]
+connection = http.client.HTTPConnection("127.0.0.1", int(port), timeout=float(seconds))
+try:
+    connection.request("GET", path)
+    response = connection.getresponse()
+    response.read()
+except (OSError, http.client.HTTPException) as error:
+    sys.exit(f"{path}: {error!r}")
+if response.status != 200:
+    sys.exit(f"{path}: {response.status} {response.reason}")
+END
+}
+
+check_ports() {
+    .venv/bin/python -IS - "$@" <<'END' || exit 1
+import socket, sys
+
+for port in sys.argv[1:]:
+    with socket.socket() as probe:
+        # As the frontends do: connections of a server that has ended do not count.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", int(port)))
+        except (OSError, OverflowError) as error:
+            sys.exit(f"start.sh: port {port} of 127.0.0.1 cannot be had: {error}. "
+                     "Stop what uses it, or set FRONTENDS to other ports.")
+END
+}
+
+database_is_elsewhere() {
+    env | grep -Eq '^MYSQL_(HOST|PORT|UNIX_SOCKET|USER|PASSWORD|PASSWORD_FILE|DATABASE)=.'
+}
+
+set_up() {
+    if database_is_elsewhere; then
+        scripts/setup.sh application 9<&-
+    else
+        scripts/setup.sh application mariadb 9<&-
+    fi
+}
+
+# Starts the embedded database unless the database is elsewhere; returns when the application can use it.
+start_database() {
+    place=embedded
+    ! database_is_elsewhere || place=elsewhere
+    if [ $# -gt 0 ] && [ "$(cat "$run/database")" != $place ]; then
+        die "the running frontends use a database that is $(cat "$run/database"), and the MYSQL_* variables now say" \
+            "$place: set them as they were, or stop first"
+    fi
+    echo $place >"$run/database"
+    if [ $place = embedded ]; then
+        if [ -e "$mariadb/loading" ]; then
+            echo "The sample data was not loaded completely: beginning anew"
+            scripts/mariadb.sh stop "$mariadb"
+            rm -rf "$mariadb"
+        fi
+        if ! scripts/mariadb.sh status "$mariadb"; then
+            started_mariadb=yes
+            if [ ! -d "$mariadb/data" ]; then
+                mkdir -p "$mariadb"
+                : >"$mariadb/loading"
+            fi
+            echo "Starting MariaDB in $mariadb"
+            scripts/mariadb.sh start "$mariadb" 9<&-
+        fi
+        settings=$(scripts/mariadb.sh env "$mariadb")
+        while IFS= read -r setting; do
+            export "${setting?}"
+        done <<END
+$settings
+END
+        if [ -e "$mariadb/loading" ]; then
+            .venv/bin/python -m myapplication.sampledata
+            rm "$mariadb/loading"
+        fi
+    fi
+    if ! reason=$(.venv/bin/python -c 'from myapplication import db; db.query("SELECT 1")' 2>&1); then
+        die "the database cannot be used: $(echo "$reason" | tail -n 1)"
+    fi
+}
+
+# Starts the frontend on port $1, in a session of its own: it outlives this script and its terminal.
+launch() {
+    echo "Starting the frontend on port $1"
+    started_here="$started_here $1"
+    setsid .venv/bin/python run.py --port="$1" --log_file_prefix="$logs/app.$1.log" \
+        </dev/null >>"$logs/app.$1.log" 2>&1 9<&- &
+    echo "$!" >"$run/frontend.$1.pid"
+}
+
+# Returns when the frontend that was launched on port $1 has answered the page and a query.
+await() {
+    read -r launched <"$run/frontend.$1.pid"
+    attempts=0
+    until reason=$(answers "$1" / 10 2>&1); do
+        kill -0 "$launched" 2>/dev/null || die "the frontend on port $1 ended while it started:" \
+            "$(tail -n 1 "$logs/app.$1.log") (see $logs/app.$1.log)"
+        attempts=$((attempts + 1))
+        [ $attempts -lt 300 ] || die "the frontend on port $1 does not answer ($reason), see $logs/app.$1.log"
+        sleep 0.1
+    done
+    reason=$(answers "$1" "$query" 60 2>&1) ||
+        die "the frontend on port $1 does not get an answer from the database ($reason), see $logs/app.$1.log"
+}
+
+# Asks the frontend on port $1 to end; it answers its last requests first.
+ask_to_end() {
+    if pid=$(frontend_pid "$1"); then
+        echo "Stopping the frontend on port $1 (process $pid)"
+        kill -TERM "$pid" 2>/dev/null || true
+    fi
+}
+
+# Returns when the frontend on port $1 has ended, after $2 seconds by force.
+await_end() {
+    tenths=0
+    while pid=$(frontend_pid "$1"); do
+        if [ $tenths -ge $(($2 * 10)) ]; then
+            echo "The frontend on port $1 has not ended after $2 s: killing process $pid"
+            kill -KILL "$pid" 2>/dev/null || true
+        elif [ $tenths -gt 0 ] && [ $((tenths % 50)) -eq 0 ]; then
+            echo "The frontend on port $1 still answers requests, after $((tenths / 10)) s"
+        fi
+        tenths=$((tenths + 1))
+        sleep 0.1
+    done
+    rm -f "$run/frontend.$1.pid"
+}
+
+# However a start fails, nothing that it has begun remains.
+undo() {
+    for port in $started_here; do
+        ask_to_end "$port"
+        await_end "$port" 5
+    done
+    [ $started_mariadb = no ] || scripts/mariadb.sh stop "$mariadb"
+}
+
+undo_unless_done() {
+    trap undo EXIT
+    trap 'exit 129' HUP
+    trap 'exit 130' INT
+    trap 'exit 143' TERM
+}
+
+lock() {
+    mkdir -p "$run" "$logs"
+    exec 9>"$run/lock"
+    flock -n 9 || die "another start.sh is at work here; try again when it has ended"
+}
+
+start() {
+    lock
+    running=
+    absent=
+    for port in $FRONTENDS; do
+        case $port in
+        *[!0-9]*) die "FRONTENDS is \"$FRONTENDS\"; it must be port numbers with spaces between them" ;;
+        esac
+        if pid=$(frontend_pid "$port"); then
+            running="$running $port"
+            echo "The frontend on port $port is already running (process $pid)"
+        else
+            [ ! -e "$run/frontend.$port.pid" ] || echo "The frontend on port $port has died since it was started"
+            absent="$absent $port"
+        fi
+    done
+    [ -n "$absent" ] || return 0
+    set_up
+    # shellcheck disable=SC2086  # one word per port, here and below
+    check_ports $absent
+    undo_unless_done
+    # shellcheck disable=SC2086
+    start_database $running
+    for port in $absent; do
+        launch "$port"
+    done
+    for port in $absent; do
+        await "$port"
+    done
+    trap - EXIT
+    echo "The application answers:"
+    for port in $FRONTENDS; do
+        url "$port"
+    done
+}
+
+restart() {
+    lock
+    ports=$(started_ports)
+    if [ -z "$ports" ]; then
+        die "nothing runs; start it with: scripts/start.sh"
+    fi
+    set_up
+    undo_unless_done
+    # shellcheck disable=SC2086
+    start_database $ports
+    # The frontends that still run need it, whatever happens next.
+    started_mariadb=no
+    for port in $ports; do
+        ask_to_end "$port"
+        await_end "$port" "$STOP_GRACE"
+        launch "$port"
+        await "$port"
+        started_here=
+    done
+    trap - EXIT
+    echo "All frontends have been started anew"
+}
+
+stop() {
+    lock
+    ports=$(started_ports)
+    for port in $ports; do
+        ask_to_end "$port"
+    done
+    for port in $ports; do
+        await_end "$port" "$STOP_GRACE"
+    done
+    if scripts/mariadb.sh status "$mariadb"; then
+        echo "Stopping MariaDB"
+    fi
+    scripts/mariadb.sh stop "$mariadb"
+    echo "Nothing runs"
+}
+
+status() {
+    healthy=yes
+    ports=$(started_ports)
+    for port in ${ports:-$FRONTENDS}; do
+        if ! pid=$(frontend_pid "$port"); then
+            healthy=no
+            if [ -e "$run/frontend.$port.pid" ]; then
+                echo "frontend on port $port: dead; its process ended without being asked to, see $logs/app.$port.log"
+            else
+                echo "frontend on port $port: not started"
+            fi
+        elif reason=$(answers "$port" / 10 2>&1); then
+            echo "frontend on port $port: answers at $(url "$port") (process $pid)"
+        else
+            healthy=no
+            echo "frontend on port $port: process $pid does not answer ($reason), see $logs/app.$port.log"
+        fi
+    done
+    if [ -e "$run/database" ] && [ "$(cat "$run/database")" = elsewhere ]; then
+        echo "database: elsewhere, as the MYSQL_* variables said"
+    elif scripts/mariadb.sh status "$mariadb"; then
+        echo "database: MariaDB in $mariadb answers"
+    else
+        healthy=no
+        echo "database: MariaDB in $mariadb does not run"
+    fi
+    [ $healthy = yes ] || exit 3
+}
+
+follow_logs() {
+    ports=$(started_ports)
+    set --
+    for port in ${ports:-$FRONTENDS}; do
+        [ ! -e "$logs/app.$port.log" ] || set -- "$@" "$logs/app.$port.log"
+    done
+    [ $# -gt 0 ] || die "there are no logs in $logs yet"
+    exec tail -n 20 -F "$@"
+}
+
+root=$(cd "$(dirname "$0")/.." && pwd -P)
+cd "$root"
+: "${FRONTENDS:=8000 8001}" "${STOP_GRACE:=200}" "${STATE_DIR:=$root}"
+case $STATE_DIR in
+/*) ;;
+*) die "STATE_DIR is \"$STATE_DIR\"; it must be an absolute path" ;;
+esac
+run=$STATE_DIR/var/run
+logs=$STATE_DIR/logs
+mariadb=$STATE_DIR/var/mariadb
+query='/query/?report=orders&customer=1&format=json'
+started_here=
+started_mariadb=no
+
+if [ $# -gt 1 ]; then
+    usage >&2
+    exit 2
+fi
+case ${1:-start} in
+start) start ;;
+stop) stop ;;
+restart) restart ;;
+status) status ;;
+logs) follow_logs ;;
+help | --help | -h) usage ;;
+*)
+    usage >&2
+    exit 2
+    ;;
+esac
