@@ -74,9 +74,9 @@ for port in sys.argv[1:]:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", int(port)))
-        except (OSError, OverflowError) as error:
-            sys.exit(f"start.sh: port {port} of 127.0.0.1 cannot be had: {error}. "
-                     "Stop what uses it, or set FRONTENDS to other ports.")
+        except OSError as error:
+            sys.exit(f"start.sh: port {port} of 127.0.0.1 cannot be had ({error.strerror}): "
+                     "stop what uses it, or set FRONTENDS to other ports")
 END
 }
 
@@ -100,7 +100,6 @@ start_database() {
         die "the running frontends use a database that is $(cat "$run/database"), and the MYSQL_* variables now say" \
             "$place: set them as they were, or stop first"
     fi
-    echo $place >"$run/database"
     if [ $place = embedded ]; then
         if [ -e "$mariadb/loading" ]; then
             echo "The sample data was not loaded completely: beginning anew"
@@ -202,23 +201,40 @@ lock() {
     flock -n 9 || die "another start.sh is at work here; try again when it has ended"
 }
 
+frontends_are_valid() {
+    seen=" "
+    for port in $FRONTENDS; do
+        case $port in
+        0* | *[!0-9]* | ??????*) return 1 ;;
+        esac
+        [ "$port" -le 65535 ] || return 1
+        case $seen in
+        *" $port "*) return 1 ;;
+        esac
+        seen="$seen$port "
+    done
+    [ "$seen" != " " ]
+}
+
 start() {
+    frontends_are_valid ||
+        die "FRONTENDS is \"$FRONTENDS\"; it must be different port numbers (1 to 65535) with spaces between them"
     lock
     running=
     absent=
     for port in $FRONTENDS; do
-        case $port in
-        *[!0-9]*) die "FRONTENDS is \"$FRONTENDS\"; it must be port numbers with spaces between them" ;;
-        esac
-        if pid=$(frontend_pid "$port"); then
+        if frontend_pid "$port" >/dev/null; then
             running="$running $port"
-            echo "The frontend on port $port is already running (process $pid)"
         else
-            [ ! -e "$run/frontend.$port.pid" ] || echo "The frontend on port $port has died since it was started"
+            [ ! -e "$run/frontend.$port.pid" ] ||
+                echo "The frontend on port $port has died since it was started, see $logs/app.$port.log"
             absent="$absent $port"
         fi
     done
-    [ -n "$absent" ] || return 0
+    if [ -z "$absent" ] && { database_is_elsewhere || scripts/mariadb.sh status "$mariadb"; }; then
+        echo "The frontends run already, on ports$running: nothing to do"
+        return
+    fi
     set_up
     # shellcheck disable=SC2086  # one word per port, here and below
     check_ports $absent
@@ -231,6 +247,7 @@ start() {
     for port in $absent; do
         await "$port"
     done
+    echo $place >"$run/database"
     trap - EXIT
     echo "The application answers:"
     for port in $FRONTENDS; do
@@ -274,6 +291,7 @@ stop() {
         echo "Stopping MariaDB"
     fi
     scripts/mariadb.sh stop "$mariadb"
+    rm -f "$run/database"
     echo "Nothing runs"
 }
 
