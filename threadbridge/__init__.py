@@ -1,0 +1,7 @@
+"""Serves blocking WSGI applications from Tornado without blocking its loop."""
+
+from threadbridge.bridge import Bridge
+from threadbridge.lanes import Lane
+from threadbridge.server import serve
+
+__all__ = ["Bridge", "Lane", "serve"]

@@ -1,0 +1,266 @@
+"""One request and its response: the object that crosses between the loop and a worker."""
+
+from __future__ import annotations
+
+import enum
+import itertools
+import os
+import threading
+import time
+from asyncio import Future
+from http import HTTPStatus
+from typing import Any, Protocol
+
+from tornado import httputil
+
+from threadbridge.forwarded import Peer
+from threadbridge.hop import Hop
+from threadbridge.lanes import Lane
+from threadbridge.spool import Channel, ChannelClosed
+
+# How many bytes of a response may wait in memory for a client that reads more slowly than the application writes.
+RESPONSE_BUFFER = 1024 * 1024
+
+_numbers = itertools.count(1)
+
+
+class State(enum.Enum):
+    """Where an exchange is; the last five are endings, each counted and logged under its name."""
+
+    RECEIVING = "receiving"
+    QUEUED = "queued"
+    RUNNING = "running"
+    RESPONDING = "responding"
+    DONE = "done"
+    SHED = "shed"
+    EXPIRED = "expired"
+    ABANDONED = "abandoned"
+    FAILED = "failed"
+
+
+ENDINGS = frozenset({State.DONE, State.SHED, State.EXPIRED, State.ABANDONED, State.FAILED})
+
+# Every legal move. What is not here does not happen: `Exchange.move` refuses it, and whoever asked came too late.
+MOVES: dict[State, frozenset[State]] = {
+    State.RECEIVING: frozenset({State.QUEUED, State.SHED, State.ABANDONED}),
+    State.QUEUED: frozenset({State.RUNNING, State.ABANDONED}),
+    State.RUNNING: frozenset({State.RESPONDING, State.FAILED, State.ABANDONED}),
+    State.RESPONDING: frozenset({State.DONE, State.FAILED, State.ABANDONED}),
+    **{ending: frozenset() for ending in ENDINGS},
+}
+
+
+class ClientDisconnected(ConnectionError):
+    """Raised in application code by PEP 3333's ``write()`` when nobody is left to read."""
+
+
+class Connection(Protocol):
+    """What an exchange needs of Tornado's HTTP connection."""
+
+    context: Any
+
+    def set_close_callback(self, callback: object) -> None: ...
+
+    def write_headers(
+        self, start_line: httputil.ResponseStartLine, headers: httputil.HTTPHeaders, chunk: bytes
+    ) -> Future[None]: ...
+
+    def write(self, chunk: bytes) -> Future[None]: ...
+
+    def finish(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Dispatcher(Protocol):
+    """What an exchange needs of the bridge that made it."""
+
+    draining: bool
+
+    def admit(self, exchange: Exchange) -> None: ...
+
+    def run(self, exchange: Exchange) -> None: ...
+
+    def ended(self, exchange: Exchange) -> None: ...
+
+
+class Exchange(httputil.HTTPMessageDelegate):
+    """One request and its response.
+
+    The loop owns everything but two pieces: the state, which both sides move under a lock, and the channel of a
+    streamed response, which has a lock of its own. A worker reads the request's attributes; they do not change once the
+    exchange is queued, and the lane's lock orders the loop's writes before the worker's reads.
+    """
+
+    def __init__(self, bridge: Dispatcher, hop: Hop, connection: Connection) -> None:
+        self.id = f"{os.getpid():x}-{next(_numbers):06x}"
+        self.state = State.RECEIVING
+        self.started = time.monotonic()
+        self.body = b""
+        self.status = 0
+        self.lane: Lane
+        self.peer: Peer
+        self.start_line: httputil.RequestStartLine
+        self.headers: httputil.HTTPHeaders
+        self._bridge = bridge
+        self._hop = hop
+        self.connection = connection
+        self._received: list[bytes] = []
+        self._lock = threading.Lock()
+        self._channel: Channel | None = None
+
+    def move(self, state: State) -> bool:
+        """Go on to ``state`` if that is legal from where the exchange is now; whether it went. Either side."""
+        with self._lock:
+            if state not in MOVES[self.state]:
+                return False
+            self.state = state
+            return True
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more can reach the client. Either side."""
+        return self.state in ENDINGS
+
+    # The request comes in.
+
+    def headers_received(
+        self,
+        start_line: httputil.RequestStartLine | httputil.ResponseStartLine,
+        headers: httputil.HTTPHeaders,
+    ) -> None:
+        """Choose the lane; refuse the request before its body is read when the lane is full. Loop side."""
+        assert isinstance(start_line, httputil.RequestStartLine)
+        self.start_line = start_line
+        self.headers = headers
+        self.started = time.monotonic()
+        self._bridge.admit(self)
+        if not self.lane.has_room():
+            self.move(State.SHED)
+            self._answer_plainly(HTTPStatus.SERVICE_UNAVAILABLE, {"Retry-After": "1"})
+
+    def data_received(self, chunk: bytes) -> None:
+        """Keep a piece of the body. Loop side."""
+        self._received.append(chunk)
+
+    def finish(self) -> None:
+        """The request is complete: queue it. Loop side."""
+        self.body = b"".join(self._received)
+        self._received.clear()
+        if self.move(State.QUEUED):
+            self.connection.set_close_callback(self.on_connection_close)
+            self.lane.submit(self)
+
+    def on_connection_close(self) -> None:
+        """The client has left: a waiting request is not run, a stream that nobody reads is stopped. Loop side."""
+        was_queued = self.state is State.QUEUED
+        if self.move(State.ABANDONED):
+            if was_queued:
+                self.lane.withdraw()
+            self._ended(499)
+
+    # A worker runs the application.
+
+    def claim(self) -> bool:
+        """Take the exchange out of the queue to run it; False when it has ended there. Worker side."""
+        return self.move(State.RUNNING)
+
+    def run(self) -> None:
+        """Have the bridge call the application. Worker side."""
+        self._bridge.run(self)
+
+    def respond(self, status: int, reason: str, headers: httputil.HTTPHeaders, body: bytes) -> None:
+        """Send a whole response, in one hop. Worker side."""
+        self._hop.post(self._send_head, status, reason, headers, body)
+
+    def start_stream(self, status: int, reason: str, headers: httputil.HTTPHeaders, chunk: bytes) -> None:
+        """Send the head and what there is of the body; `stream` and `end_stream` follow. Worker side."""
+        self._channel = Channel(RESPONSE_BUFFER, wake=lambda: self._hop.post(self._pump))
+        self._hop.post(self._send_head, status, reason, headers, chunk)
+
+    def stream(self, chunk: bytes) -> None:
+        """Send a piece of the body, after waiting until the client has read enough of the others. Worker side.
+
+        Raises `ClientDisconnected` when the client has left, also while waiting.
+        """
+        assert self._channel is not None, "start_stream comes first"
+        try:
+            self._channel.put(chunk)
+        except ChannelClosed:
+            raise ClientDisconnected("the client has left before the response was complete") from None
+
+    def end_stream(self) -> None:
+        """Say that the body is complete. Worker side."""
+        assert self._channel is not None, "start_stream comes first"
+        self._channel.complete()
+
+    def fail(self) -> None:
+        """The application failed: answer 500, or cut the connection when a head is out already. Worker side."""
+        self._hop.post(self._fail)
+
+    # The response goes out.
+
+    def _send_head(self, status: int, reason: str, headers: httputil.HTTPHeaders, body: bytes) -> None:
+        if not self.move(State.RESPONDING):
+            if self._channel is not None:
+                self._channel.close()
+            return
+        written = self._write_head(status, reason, headers, body)
+        if self._channel is None:
+            self.connection.finish()
+            written.add_done_callback(self._on_complete)
+        else:
+            written.add_done_callback(self._pump)
+
+    def _write_head(self, status: int, reason: str, headers: httputil.HTTPHeaders, body: bytes) -> Future[None]:
+        self.status = status
+        if self._bridge.draining:
+            headers["Connection"] = "close"
+        start_line = httputil.ResponseStartLine("HTTP/1.1", status, reason)
+        return self.connection.write_headers(start_line, headers, body)
+
+    def _pump(self, written: Future[None] | None = None) -> None:
+        """Write what the worker has produced; runs again when that has left, or when there is more."""
+        if self.ended:
+            return
+        assert self._channel is not None
+        chunk = self._channel.take()
+        if chunk:
+            self.connection.write(chunk).add_done_callback(self._pump)
+        elif chunk is not None:
+            self.connection.finish()
+            self._on_complete()
+
+    def _on_complete(self, written: Future[None] | None = None) -> None:
+        if self.move(State.DONE):
+            self._ended(self.status)
+
+    def _fail(self) -> None:
+        head_is_out = self.state is State.RESPONDING
+        if not self.move(State.FAILED):
+            return
+        if head_is_out:
+            self.connection.close()
+            self._ended(self.status)
+        else:
+            self._answer_plainly(HTTPStatus.INTERNAL_SERVER_ERROR, {})
+
+    def _answer_plainly(self, status: HTTPStatus, headers: dict[str, str]) -> None:
+        body = f"{status.value} {status.phrase}: {status.description}\n".encode()
+        all_headers = httputil.HTTPHeaders(headers)
+        all_headers["Content-Type"] = "text/plain; charset=utf-8"
+        all_headers["Content-Length"] = str(len(body))
+        self._write_head(status.value, status.phrase, all_headers, b"" if self.is_head else body)
+        self.connection.finish()
+        self._ended(status.value)
+
+    @property
+    def is_head(self) -> bool:
+        """Whether the response must have no body because the method is HEAD (RFC 9110, section 9.3.2)."""
+        return self.start_line.method == "HEAD"
+
+    def _ended(self, status: int) -> None:
+        if self._channel is not None:
+            self._channel.close()
+        self.status = status
+        self._bridge.ended(self)

@@ -1,0 +1,239 @@
+"""The server's side of PEP 3333: one call of a WSGI application."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Iterable, Sequence
+from email.utils import formatdate
+from types import TracebackType
+from typing import TypeAlias
+from wsgiref.types import WSGIApplication
+
+from tornado.httputil import HTTPHeaders
+
+from threadbridge.environ import environ_of
+from threadbridge.exchange import ClientDisconnected, Exchange
+
+logger = logging.getLogger("threadbridge")
+
+ExcInfo: TypeAlias = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
+
+# RFC 9110: a token (section 5.6.2), a field value (section 5.5), a reason phrase (RFC 9112, section 4).
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch
+_FIELD_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*").fullmatch
+_STATUS = re.compile(r"([2-5][0-9][0-9]) ([\t\x20-\x7e\x80-\xff]+)").fullmatch
+
+# They belong to one connection, which is the server's (RFC 9110, section 7.6.1).
+_HOP_BY_HOP = frozenset(
+    {
+        "connection",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
+
+
+class ApplicationError(Exception):
+    """The application broke PEP 3333; the message says what it did and what is expected."""
+
+
+def call_application(application: WSGIApplication, exchange: Exchange) -> None:
+    """Call the application for an exchange and send what it answers. Worker side.
+
+    Never raises: what the application raises is logged with its traceback, and the client gets a 500, or a cut
+    connection if the head is out.
+    """
+    call = Call(exchange)
+    try:
+        call.run(application)
+    except ClientDisconnected:
+        logger.info("request %s: stopped, the client has left", exchange.id)
+    except BaseException:
+        logger.exception("request %s failed: %s %s", exchange.id, exchange.start_line.method, exchange.start_line.path)
+        if not call.complete:
+            exchange.fail()
+
+
+class Call:
+    """One call of a WSGI application. Worker side, all of it."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        self.complete = False
+        self._exchange = exchange
+        self._status = 0
+        self._reason = ""
+        self._headers: HTTPHeaders | None = None
+        self._has_body = True
+        # How much of the announced Content-Length is still to come; None when none is announced.
+        self._remaining: int | None = None
+        self._head_sent = False
+
+    def run(self, application: WSGIApplication) -> None:
+        """Call, iterate, close; raises what the application raises, and `ApplicationError`."""
+        result = application(environ_of(self._exchange), self._start_response)
+        try:
+            if isinstance(result, (list, tuple)):
+                self._send_list(result)
+            else:
+                self._send_iterable(result)
+        finally:
+            close = getattr(result, "close", None)
+            if close is not None:
+                close()
+
+    def _send_list(self, chunks: Sequence[bytes]) -> None:
+        """Send a body that is there as a whole: its length can be announced, and it crosses in one hop."""
+        body = b"".join(map(_checked, chunks))
+        if self._headers is not None and self._remaining is None and not self._head_sent:
+            self._announce(len(body))
+        if body:
+            self._send(body)
+        self._finish()
+
+    def _send_iterable(self, result: Iterable[bytes]) -> None:
+        try:
+            chunks = iter(result)
+        except TypeError:
+            raise ApplicationError(f"the application returned {result!r}; expected an iterable of bytes") from None
+        for chunk in chunks:
+            if self.complete:
+                if chunk and self._has_body:
+                    self._log_excess()
+                return
+            # An empty chunk sends no head: the application may still change it.
+            if _checked(chunk):
+                self._send(chunk)
+        self._finish()
+
+    def _start_response(
+        self, status: str, headers: list[tuple[str, str]], exc_info: ExcInfo | None = None, /
+    ) -> Callable[[bytes], object]:
+        if exc_info is not None:
+            try:
+                if self._head_sent and exc_info[1] is not None:
+                    raise exc_info[1].with_traceback(exc_info[2])
+            finally:
+                exc_info = None
+        elif self._headers is not None:
+            raise ApplicationError("start_response was called twice; a second call must bring exc_info")
+        self._status, self._reason = _parse_status(status)
+        self._has_body = not self._exchange.is_head and self._status not in (204, 304)
+        self._headers = HTTPHeaders()
+        self._remaining = None
+        for name, value in headers:
+            _check_header(name, value)
+            if name.lower() == "content-length":
+                if not re.fullmatch("[0-9]+", value):
+                    raise ApplicationError(f"Content-Length is {value!r}; expected digits")
+                self._remaining = int(value)
+            self._headers.add(name, value)
+        return self._write
+
+    def _write(self, data: bytes) -> None:
+        if self.complete:
+            if data and self._has_body:
+                self._log_excess()
+        elif _checked(data):
+            self._send(data)
+
+    def _send(self, data: bytes) -> None:
+        """Send a piece of the body, with the head before the first."""
+        headers = self._head_to_send()
+        if not self._has_body:
+            data = b""
+            self.complete = True
+        elif self._remaining is not None:
+            if len(data) > self._remaining:
+                self._log_excess()
+                data = data[: self._remaining]
+            self._remaining -= len(data)
+            self.complete = self._remaining == 0
+        if headers is not None:
+            send = self._exchange.respond if self.complete else self._exchange.start_stream
+            send(self._status, self._reason, headers, data)
+            return
+        self._exchange.stream(data)
+        if self.complete:
+            self._exchange.end_stream()
+
+    def _finish(self) -> None:
+        """The application has no more to say."""
+        if self.complete:
+            return
+        if self._head_sent:
+            if self._remaining:
+                raise ApplicationError(f"the body is {self._remaining} bytes shorter than its Content-Length")
+            self._exchange.end_stream()
+            self.complete = True
+        elif self._has_body and self._remaining:
+            raise ApplicationError(f"there is no body, but Content-Length is {self._remaining}")
+        else:
+            headers = self._head_to_send()
+            assert headers is not None
+            if self._has_body:
+                headers["Content-Length"] = "0"
+            self.complete = True
+            self._exchange.respond(self._status, self._reason, headers, b"")
+
+    def _head_to_send(self) -> HTTPHeaders | None:
+        """The headers, the first time; None ever after."""
+        if self._head_sent:
+            return None
+        if self._headers is None:
+            raise ApplicationError("the application sent a body but did not call start_response before")
+        self._head_sent = True
+        if self._status == 204:
+            # RFC 9110, section 8.6: not allowed here, though applications give it.
+            self._headers.pop("Content-Length", None)
+        if "Date" not in self._headers:
+            self._headers["Date"] = formatdate(usegmt=True)
+        if "Server" not in self._headers:
+            self._headers["Server"] = "threadbridge"
+        return self._headers
+
+    def _announce(self, length: int) -> None:
+        assert self._headers is not None
+        if self._status not in (204, 304):
+            self._headers["Content-Length"] = str(length)
+            self._remaining = length
+
+    def _log_excess(self) -> None:
+        logger.error(
+            "request %s: the body is longer than its Content-Length; what is over was not sent",
+            self._exchange.id,
+        )
+
+
+def _parse_status(status: str) -> tuple[int, str]:
+    match = _STATUS(status) if isinstance(status, str) else None
+    if match is None:
+        raise ApplicationError(
+            f"the status is {status!r}; expected three digits from 200 to 599, a space and a reason, such as '200 OK'"
+        )
+    return int(match[1]), match[2]
+
+
+def _check_header(name: str, value: str) -> None:
+    if not (isinstance(name, str) and isinstance(value, str)):
+        raise ApplicationError(f"header {name!r}: {value!r}; expected a name and a value, both str")
+    if not _TOKEN(name):
+        raise ApplicationError(f"header name {name!r} is not a token (RFC 9110, section 5.6.2)")
+    if not _FIELD_VALUE(value):
+        raise ApplicationError(
+            f"header {name}: {value!r} has a control character or one beyond latin-1 (RFC 9110, section 5.5)"
+        )
+    if name.lower() in _HOP_BY_HOP:
+        raise ApplicationError(f"header {name} belongs to the connection, which only the server may speak for")
+
+
+def _checked(chunk: bytes) -> bytes:
+    if not isinstance(chunk, bytes):
+        raise ApplicationError(f"the body has a {type(chunk).__name__}, {chunk!r:.60}; expected bytes")
+    return chunk
