@@ -56,7 +56,9 @@ class DBConnection:
             cursor.execute(sql, params)
             try:
                 yield tuple(column[0] for column in cursor.description)
-                yield from cursor
+                # Not "yield from": it would close the cursor together with this generator.
+                while (row := cursor.fetchone()) is not None:
+                    yield row
             except BaseException:
                 # Closing the cursor would first fetch all the remaining rows. Ending the connection does not,
                 # and the pool makes a new one when it is next needed.

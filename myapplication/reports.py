@@ -96,7 +96,7 @@ RANKING = Report(
         region AS `Region`,
         name AS `Customer`,
         city AS `City`,
-        customers.id AS `Number`,
+        customers.id AS `Customer no.`,
         orders AS `Orders`,
         revenue AS `Revenue`
     FROM (

@@ -20,7 +20,7 @@ from .database import Result, db
 from .parameters import MOST_ROWS, ParameterError, accepted_format, process_request_params, requested_format
 from .reports import REGIONS, REPORTS
 
-FORM_DEFAULTS = {
+FIELDS_AT_FIRST = {
     "report": "products",
     "from": "2025-01-01",
     "to": "2025-12-31",
@@ -55,7 +55,7 @@ app.json = JSONProvider(app)
 
 @app.get("/")
 def index() -> str:
-    return page(FORM_DEFAULTS)
+    return page(FIELDS_AT_FIRST)
 
 
 @app.get("/query/")
@@ -100,8 +100,11 @@ def csv_lines(rows: Iterator[tuple[Any, ...]]) -> Iterator[str]:
 
 
 def chosen() -> dict[str, str]:
-    """The request's parameters that are fields of the form, as they were given."""
-    return {name: request.args.get(name, "") for name in FORM_DEFAULTS}
+    """The fields as this request gave them, but for those that may not stay empty when a report needs them."""
+    given = {name: request.args.get(name, "") for name in FIELDS_AT_FIRST}
+    for name in ("customer", "seconds"):
+        given[name] = given[name] or FIELDS_AT_FIRST[name]
+    return given
 
 
 def page(
