@@ -12,6 +12,8 @@ from tornado.options import Error, OptionParser
 from threadbridge.lanes import Lane
 from threadbridge.server import serve
 
+LOGGING_LEVELS = ("debug", "info", "warning", "error", "none")
+
 
 def run(
     application: WSGIApplication,
@@ -44,10 +46,14 @@ def run(
     define_logging_options(options)
     arguments = [sys.argv[0], *(sys.argv[1:] if argv is None else argv)]
     try:
-        if surplus := options.parse_command_line(arguments):
+        if surplus := options.parse_command_line(arguments, final=False):
             raise Error(f"unexpected argument {surplus[0]!r}")
         if not 0 <= options.port <= 65535:
             raise Error(f"--port={options.port}: expected a number from 0 to 65535")
+        if options.logging not in LOGGING_LEVELS:
+            raise Error(f"--logging={options.logging}: expected one of {', '.join(LOGGING_LEVELS)}")
+        # Only now does Tornado set up the logging, which does not say what is wrong with a level.
+        options.run_parse_callbacks()
         return serve(
             application,
             pool=pool,
