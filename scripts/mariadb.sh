@@ -26,6 +26,14 @@ server_pid() {
         echo "$pid"
 }
 
+# Whether process $1 still runs; one that has ended and whose parent has not noticed does not.
+alive() {
+    state=$(cat "/proc/$1/stat" 2>/dev/null) || return 1
+    case ${state##*) } in
+    [ZX]*) return 1 ;;
+    esac
+}
+
 answers() {
     MYSQL_PWD=$(cat "$password_file") mariadb --no-defaults --socket="$socket" --user=myapplication \
         --execute='SELECT 1' myapplication >/dev/null 2>&1
@@ -81,7 +89,7 @@ start() {
     fi
     attempts=0
     until answers; do
-        kill -0 "$pid" 2>/dev/null || die "the MariaDB server ended while it started, see $log"
+        alive "$pid" || die "the MariaDB server ended while it started, see $log"
         attempts=$((attempts + 1))
         [ "$attempts" -lt 1200 ] || die "the MariaDB server does not answer within two minutes, see $log"
         sleep 0.1
@@ -92,7 +100,7 @@ stop() {
     pid=$(server_pid) || return 0
     kill -TERM "$pid"
     attempts=0
-    while server_pid >/dev/null; do
+    while alive "$pid"; do
         attempts=$((attempts + 1))
         [ "$attempts" -lt 1200 ] || die "the MariaDB server (process $pid) does not end within two minutes, see $log"
         sleep 0.1

@@ -94,7 +94,9 @@ install_project() {
     export PIP_DISABLE_PIP_VERSION_CHECK=1
     .venv/bin/python -m pip install pip
     .venv/bin/python -m pip install --editable ".[$extras]"
-    installed >"$stamp"
+    for name in $(echo $extras | tr , ' '); do
+        installed >".venv/installed-$name"
+    done
 }
 
 # What the virtual environment was made from. It knows its own path, so a copy of the directory needs a new one.
@@ -105,12 +107,10 @@ installed() {
 }
 
 extras=application
-stamp=.venv/installed-application
 case $* in
 application | "application mariadb") ;;
 test)
     extras=application,test
-    stamp=.venv/installed-test
     ;;
 *)
     usage >&2
@@ -126,7 +126,7 @@ exec 9<scripts/setup.sh
 flock 9
 
 up_to_date=yes
-installed 2>/dev/null | cmp -s - "$stamp" || up_to_date=no
+installed 2>/dev/null | cmp -s - ".venv/installed-${extras##*,}" || up_to_date=no
 missing=
 [ $up_to_date = yes ] || need_python
 case $* in

@@ -17,7 +17,6 @@ Variables:
                where the database is. With none of them set, the application gets a MariaDB of its own in var/mariadb,
                with sample data
   STOP_GRACE   seconds that a frontend may take to answer its last requests, 200 unless set
-  STATE_DIR    the directory of var/ and logs/, the project's own unless set
 END
 }
 
@@ -44,6 +43,14 @@ frontend_pid() {
     [ -s "$run/frontend.$1.pid" ] || return 1
     read -r pid <"$run/frontend.$1.pid"
     tr '\0' '\n' 2>/dev/null <"/proc/$pid/cmdline" | grep -Fqx -e "--log_file_prefix=$logs/app.$1.log" && echo "$pid"
+}
+
+# Whether process $1 still runs; one that has ended and whose parent has not noticed does not.
+alive() {
+    state=$(cat "/proc/$1/stat" 2>/dev/null) || return 1
+    case ${state##*) } in
+    [ZX]*) return 1 ;;
+    esac
 }
 
 # Whether the frontend on port $1 answers path $2 with status 200 within $3 seconds; says on stderr why not.
@@ -135,7 +142,7 @@ END
 launch() {
     echo "Starting the frontend on port $1"
     started_here="$started_here $1"
-    setsid .venv/bin/python run.py --port="$1" --log_file_prefix="$logs/app.$1.log" \
+    setsid .venv/bin/python run.py --port="$1" --log_file_prefix="$logs/app.$1.log" --grace="$STOP_GRACE" \
         </dev/null >>"$logs/app.$1.log" 2>&1 9<&- &
     echo "$!" >"$run/frontend.$1.pid"
 }
@@ -145,7 +152,7 @@ await() {
     read -r launched <"$run/frontend.$1.pid"
     attempts=0
     until reason=$(answers "$1" / 10 2>&1); do
-        kill -0 "$launched" 2>/dev/null || die "the frontend on port $1 ended while it started:" \
+        alive "$launched" || die "the frontend on port $1 ended while it started:" \
             "$(tail -n 1 "$logs/app.$1.log") (see $logs/app.$1.log)"
         attempts=$((attempts + 1))
         [ $attempts -lt 300 ] || die "the frontend on port $1 does not answer ($reason), see $logs/app.$1.log"
@@ -155,20 +162,25 @@ await() {
         die "the frontend on port $1 does not get an answer from the database ($reason), see $logs/app.$1.log"
 }
 
-# Asks the frontend on port $1 to end; it answers its last requests first.
+# Asks the frontend on port $1 to end; it answers its last requests first. Its pid file goes only when it has ended.
 ask_to_end() {
     if pid=$(frontend_pid "$1"); then
         echo "Stopping the frontend on port $1 (process $pid)"
         kill -TERM "$pid" 2>/dev/null || true
+    else
+        rm -f "$run/frontend.$1.pid"
     fi
 }
 
-# Returns when the frontend on port $1 has ended, after $2 seconds by force.
+# Returns when the frontend on port $1 has ended. After STOP_GRACE seconds it gives up by itself; force is for one that
+# hangs.
 await_end() {
+    [ -e "$run/frontend.$1.pid" ] || return 0
+    read -r pid <"$run/frontend.$1.pid"
     tenths=0
-    while pid=$(frontend_pid "$1"); do
-        if [ $tenths -ge $(($2 * 10)) ]; then
-            echo "The frontend on port $1 has not ended after $2 s: killing process $pid"
+    while alive "$pid"; do
+        if [ $tenths -ge $(((STOP_GRACE + 5) * 10)) ]; then
+            echo "The frontend on port $1 has not ended after $((tenths / 10)) s: killing process $pid"
             kill -KILL "$pid" 2>/dev/null || true
         elif [ $tenths -gt 0 ] && [ $((tenths % 50)) -eq 0 ]; then
             echo "The frontend on port $1 still answers requests, after $((tenths / 10)) s"
@@ -176,14 +188,15 @@ await_end() {
         tenths=$((tenths + 1))
         sleep 0.1
     done
-    rm -f "$run/frontend.$1.pid"
+    rm "$run/frontend.$1.pid"
 }
 
 # However a start fails, nothing that it has begun remains.
 undo() {
     for port in $started_here; do
-        ask_to_end "$port"
-        await_end "$port" 5
+        read -r launched <"$run/frontend.$port.pid"
+        kill -TERM "$launched" 2>/dev/null || true
+        await_end "$port"
     done
     [ $started_mariadb = no ] || scripts/mariadb.sh stop "$mariadb"
 }
@@ -269,7 +282,7 @@ restart() {
     started_mariadb=no
     for port in $ports; do
         ask_to_end "$port"
-        await_end "$port" "$STOP_GRACE"
+        await_end "$port"
         launch "$port"
         await "$port"
         started_here=
@@ -285,7 +298,7 @@ stop() {
         ask_to_end "$port"
     done
     for port in $ports; do
-        await_end "$port" "$STOP_GRACE"
+        await_end "$port"
     done
     if scripts/mariadb.sh status "$mariadb"; then
         echo "Stopping MariaDB"
@@ -336,14 +349,10 @@ follow_logs() {
 
 root=$(cd "$(dirname "$0")/.." && pwd -P)
 cd "$root"
-: "${FRONTENDS:=8000 8001}" "${STOP_GRACE:=200}" "${STATE_DIR:=$root}"
-case $STATE_DIR in
-/*) ;;
-*) die "STATE_DIR is \"$STATE_DIR\"; it must be an absolute path" ;;
-esac
-run=$STATE_DIR/var/run
-logs=$STATE_DIR/logs
-mariadb=$STATE_DIR/var/mariadb
+: "${FRONTENDS:=8000 8001}" "${STOP_GRACE:=200}"
+run=$root/var/run
+logs=$root/logs
+mariadb=$root/var/mariadb
 query='/query/?report=orders&customer=1&format=json'
 started_here=
 started_mariadb=no

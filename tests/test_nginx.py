@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import socket
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from email.message import Message
@@ -18,9 +15,9 @@ from typing import NamedTuple
 import pytest
 import requests
 
-from tests.processes import ROOT, free_port
+from tests.nginx_server import Nginx
+from tests.processes import ROOT
 
-NGINX = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin:/sbin") or "nginx"
 # A proxy of the machine has no part in this.
 HTTP = requests.Session()
 HTTP.trust_env = False
@@ -82,66 +79,6 @@ def say_hello(handler: BaseHTTPRequestHandler, body: bytes = b"hello", content_t
     handler.send_header("Content-Length", str(len(body)))
     handler.end_headers()
     handler.wfile.write(body)
-
-
-class Nginx:
-    """nginx with a copy of one of the files, in which the ports, and what else ``replace`` names, are others."""
-
-    def __init__(self, name: str, directory: Path, replace: dict[str, str] | None = None) -> None:
-        self.frontend_ports = (free_port(), free_port())
-        self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.directory = directory
-        (directory / "var" / "nginx").mkdir(parents=True)
-        (directory / "myapplication").symlink_to(ROOT / "myapplication")
-        shutil.copytree(ROOT / "nginx", directory / "nginx")
-        changes = {
-            "127.0.0.1:8000": f"127.0.0.1:{self.frontend_ports[0]}",
-            "127.0.0.1:8001": f"127.0.0.1:{self.frontend_ports[1]}",
-            "127.0.0.1:8080": f"127.0.0.1:{self.port}",
-            "listen 80;": f"listen 127.0.0.1:{self.port};",
-            "/srv/myapplication": str(directory),
-            **(replace or {}),
-        }
-        for file in (directory / "nginx").iterdir():
-            text = file.read_text()
-            for old, new in changes.items():
-                text = text.replace(old, new)
-            file.write_text(text)
-        self.configuration = directory / "nginx" / name
-        if name == "myapplication.conf":
-            # What surrounds the site on a Debian machine.
-            standalone = (directory / "nginx" / "standalone.conf").read_text()
-            frame = directory / "nginx" / "nginx.conf"
-            frame.write_text(
-                "worker_processes 1; pid var/nginx/nginx.pid; error_log var/nginx/error.log;"
-                "events {} http { include /etc/nginx/mime.types; access_log var/nginx/access.log;"
-                + "".join(line for line in standalone.splitlines(keepends=True) if "_temp_path" in line)
-                + f"include {self.configuration}; }}"
-            )
-            self.configuration = frame
-
-    def command(self, *arguments: str) -> list[str]:
-        command = [NGINX, "-p", str(self.directory), "-c", str(self.configuration), *arguments]
-        # As root nginx would read files as another user, who may not be allowed to.
-        return [*command, "-g", "user root;"] if os.geteuid() == 0 else command
-
-    def __enter__(self) -> Nginx:
-        # It returns once it listens.
-        subprocess.run(self.command(), check=True, timeout=30)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        pid = int((self.directory / "var" / "nginx" / "nginx.pid").read_text())
-        subprocess.run(self.command("-s", "stop"), check=True, timeout=30)
-        wait_until(lambda: not Path(f"/proc/{pid}/exe").exists())
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline, "not within 20 seconds"
-        time.sleep(0.01)
 
 
 @pytest.fixture(params=["myapplication.conf", "standalone.conf"])
