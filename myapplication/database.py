@@ -112,6 +112,7 @@ def number_setting(name: str, *, default: int, highest: int) -> int:
     return int(text)
 
 
+# Who starts the application can act on one line; a traceback would hide it.
 try:
     db = DBConnection()
 except SettingsError as error:

@@ -20,13 +20,10 @@ from .samplewords import CITIES, FIRST_NAMES, ITEMS, LAST_NAMES, SERIES
 
 BATCH = 100_000
 
-# The first one is made first: by it a later run recognises our work, and tells whether that is complete.
-TABLES = ("sample_data", "customers", "products", "orders", "order_lines")
-
-MARK = "CREATE TABLE sample_data (started_at DATETIME NOT NULL, finished_at DATETIME)"
-
-SCHEMA = (
-    """
+# The first one marks the schema as ours, and as complete once it has the time at which the load finished.
+SCHEMA = {
+    "sample_data": "CREATE TABLE sample_data (started_at DATETIME NOT NULL, finished_at DATETIME)",
+    "customers": """
     CREATE TABLE customers (
         id INT UNSIGNED NOT NULL PRIMARY KEY,
         name VARCHAR(80) NOT NULL,
@@ -36,7 +33,7 @@ SCHEMA = (
         KEY (region)
     )
     """,
-    """
+    "products": """
     CREATE TABLE products (
         id INT UNSIGNED NOT NULL PRIMARY KEY,
         name VARCHAR(80) NOT NULL,
@@ -44,7 +41,7 @@ SCHEMA = (
         price DECIMAL(8, 2) NOT NULL
     )
     """,
-    """
+    "orders": """
     CREATE TABLE orders (
         id INT UNSIGNED NOT NULL PRIMARY KEY,
         customer_id INT UNSIGNED NOT NULL,
@@ -54,7 +51,7 @@ SCHEMA = (
         FOREIGN KEY (customer_id) REFERENCES customers (id)
     )
     """,
-    """
+    "order_lines": """
     CREATE TABLE order_lines (
         order_id INT UNSIGNED NOT NULL,
         line_number TINYINT UNSIGNED NOT NULL,
@@ -66,7 +63,7 @@ SCHEMA = (
         FOREIGN KEY (product_id) REFERENCES products (id)
     )
     """,
-)
+}
 
 WORDS = (
     (
@@ -225,13 +222,11 @@ def load() -> bool:
         cursor = connection.cursor()
         if is_loaded(cursor):
             return False
-        # Fails if another load has begun by now: so what is removed below is our own.
-        cursor.execute(MARK)
+        created: list[str] = []
         try:
-            create_and_fill(cursor)
+            create_and_fill(cursor, created)
         except BaseException:
-            say("Removing the unfinished tables …")
-            drop_tables(connection_settings())
+            drop_tables(created)
             raise
         return True
     finally:
@@ -246,7 +241,7 @@ def is_loaded(cursor: Any) -> bool:
     tables = {name for (name,) in cursor.fetchall()}
     if not tables:
         return False
-    if TABLES[0] not in tables:
+    if "sample_data" not in tables:
         raise NotEmptyError(
             f"The database {schema} is not empty, so nothing was loaded into it. "
             "Name an empty database in MYSQL_DATABASE."
@@ -257,15 +252,17 @@ def is_loaded(cursor: Any) -> bool:
         raise NotEmptyError(
             f"The sample data in the database {schema} is incomplete: a load is running, or was cut off. "
             "If none is running, remove what it left, then load again: "
-            f"DROP TABLE IF EXISTS {', '.join(reversed(TABLES))};"
+            f"DROP TABLE IF EXISTS {', '.join(reversed(SCHEMA))};"
         )
     return True
 
 
-def create_and_fill(cursor: Any) -> None:
-    cursor.execute("INSERT INTO sample_data VALUES (NOW(), NULL)")
-    for statement in SCHEMA:
+def create_and_fill(cursor: Any, created: list[str]) -> None:
+    """Load into an empty database, and add to ``created`` the name of each table as soon as it exists."""
+    for table, statement in SCHEMA.items():
         cursor.execute(statement)
+        created.append(table)
+    cursor.execute("INSERT INTO sample_data VALUES (NOW(), NULL)")
     for create, insert, words in WORDS:
         cursor.execute(create)
         cursor.executemany(insert, [(number, *columns) for number, columns in enumerate(words)])
@@ -282,11 +279,13 @@ def create_and_fill(cursor: Any) -> None:
     cursor.execute("UPDATE sample_data SET finished_at = NOW()")
 
 
-def drop_tables(settings: dict[str, Any]) -> None:
-    # A connection of its own: an interrupted one may still be busy with a statement.
-    connection = MySQLdb.connect(**settings)
+def drop_tables(tables: list[str]) -> None:
+    if tables:
+        say("Removing the unfinished tables …")
+    # A connection of its own: the one that failed may be lost.
+    connection = MySQLdb.connect(**connection_settings())
     try:
-        for table in reversed(TABLES):
+        for table in reversed(tables):
             connection.cursor().execute(f"DROP TABLE IF EXISTS {table}")
     finally:
         connection.close()

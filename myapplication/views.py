@@ -166,7 +166,7 @@ def too_many_connections(error: TooManyConnections) -> Response:
 def database_error(error: MySQLdb.Error) -> Response:
     app.logger.error("The database failed: %s", request.full_path, exc_info=error)
     if isinstance(error, MySQLdb.OperationalError):
-        return error_answer(503, "The database does not answer at present. Please try again in a moment.")
+        return error_answer(503, "The database cannot answer at present. Please try again in a moment.")
     return error_answer(500, "The database could not run this report. The cause is in the application's log.")
 
 

@@ -148,7 +148,7 @@ def test_a_database_that_is_down_is_a_503(
     settings.setattr(views, "db", DBConnection())
     answer = app.test_client().get(f"/query/?report=products&format={result_format}")
     assert answer.status_code == 503
-    assert "The database does not answer" in answer.text
+    assert "The database cannot answer at present" in answer.text
     assert "/nonexistent/mariadb.sock" in caplog.text
     assert "/nonexistent/mariadb.sock" not in answer.text
 

@@ -80,8 +80,9 @@ async function search() {
   }, 100);
   results.querySelector(".welcome")?.remove();
   results.prepend(running);
-  // On a phone the results are below the form.
-  if (running.getBoundingClientRect().top > window.innerHeight - 100) {
+  // It may be out of sight: above what has been scrolled to, or on a phone below the form.
+  const top = running.getBoundingClientRect().top;
+  if (top < 0 || top > window.innerHeight / 2) {
     running.scrollIntoView({ block: "start" });
   }
 
@@ -96,11 +97,14 @@ async function search() {
   const facts = card.querySelector(".facts");
   if (facts) {
     const waited = document.createElement("span");
-    waited.textContent = ` · answered after ${duration(performance.now() - started)}`;
+    waited.className = "waited";
+    waited.textContent = ` (answered after ${duration(performance.now() - started)})`;
     facts.append(waited);
   }
   const focusWasInside = running.contains(document.activeElement);
   addCloseButton(card, () => {});
+  // The longer card stays where the user looked at the short one; one out of sight must not push what they read.
+  results.classList.toggle("growing-down", running.getBoundingClientRect().top >= 0);
   running.replaceWith(card);
   if (focusWasInside) {
     card.querySelector(".close").focus();
