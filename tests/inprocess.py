@@ -12,10 +12,9 @@ from types import TracebackType
 from typing import Any
 from wsgiref.types import WSGIApplication
 
-from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 
-from threadbridge import Bridge
+from threadbridge import Bridge, HTTPServer
 
 
 def wait_until(condition: Callable[[], bool], what: str, seconds: float = 10) -> None:

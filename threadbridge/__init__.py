@@ -1,7 +1,8 @@
 """Serves blocking WSGI applications from Tornado without blocking its loop."""
 
 from threadbridge.bridge import Bridge
+from threadbridge.http_server import HTTPServer
 from threadbridge.lanes import Lane
 from threadbridge.server import serve
 
-__all__ = ["Bridge", "Lane", "serve"]
+__all__ = ["Bridge", "HTTPServer", "Lane", "serve"]

@@ -60,11 +60,8 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
                 raise ValueError(f"two lanes are named {name!r}; give each a name of its own")
         self.application = application
         self.lanes = (*lanes, default)
-        self.draining = False
         self.exchanges: set[Exchange] = set()
         self._hop: Hop | None = None
-        self._idle = asyncio.Event()
-        self._idle.set()
         self._forwarded = ForwardedHeaders(trusted_proxies) if xheaders else None
 
     def start_request(self, server_conn: object, request_conn: httputil.HTTPConnection) -> httputil.HTTPMessageDelegate:
@@ -82,7 +79,6 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         path = exchange.start_line.path.partition("?")[0]
         exchange.lane = next(lane for lane in self.lanes if lane.matches(path))
         self.exchanges.add(exchange)
-        self._idle.clear()
 
     def run(self, exchange: Exchange) -> None:
         """Call the application for this exchange. Worker side."""
@@ -91,8 +87,6 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
     def ended(self, exchange: Exchange) -> None:
         """Count the exchange off and write its line in the access log."""
         self.exchanges.discard(exchange)
-        if not self.exchanges:
-            self._idle.set()
         level = logging.INFO if exchange.status < 400 else logging.WARNING
         access_log.log(
             level if exchange.status < 500 else logging.ERROR,
@@ -103,11 +97,6 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
             exchange.peer.address,
             1000 * (time.monotonic() - exchange.started),
         )
-
-    async def drain(self) -> None:
-        """Ask every client to close its connection from now on; return when all that has begun is answered."""
-        self.draining = True
-        await self._idle.wait()
 
     def close(self) -> None:
         """Let the threads end as soon as they are idle."""

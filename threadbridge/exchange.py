@@ -75,8 +75,6 @@ class Connection(Protocol):
 class Dispatcher(Protocol):
     """What an exchange needs of the bridge that made it."""
 
-    draining: bool
-
     def admit(self, exchange: Exchange) -> None: ...
 
     def run(self, exchange: Exchange) -> None: ...
@@ -214,8 +212,6 @@ class Exchange(httputil.HTTPMessageDelegate):
 
     def _write_head(self, status: int, reason: str, headers: httputil.HTTPHeaders, body: bytes) -> Future[None]:
         self.status = status
-        if self._bridge.draining:
-            headers["Connection"] = "close"
         start_line = httputil.ResponseStartLine("HTTP/1.1", status, reason)
         return self.connection.write_headers(start_line, headers, body)
 
@@ -232,6 +228,9 @@ class Exchange(httputil.HTTPMessageDelegate):
             self._on_complete()
 
     def _on_complete(self, written: Future[None] | None = None) -> None:
+        if written is not None and written.exception() is not None:
+            # The client has left; the close callback says so.
+            return
         if self.move(State.DONE):
             self._ended(self.status)
 

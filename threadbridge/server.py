@@ -12,10 +12,10 @@ import threading
 from collections.abc import Iterable, Sequence
 from wsgiref.types import WSGIApplication
 
-from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 
 from threadbridge.bridge import Bridge
+from threadbridge.http_server import HTTPServer
 from threadbridge.lanes import Lane
 
 logger = logging.getLogger("threadbridge")
@@ -103,8 +103,7 @@ async def _live(bridge: Bridge, sockets: list[socket.socket], grace: float) -> b
 
 
 async def _drain(bridge: Bridge, server: HTTPServer) -> None:
-    await bridge.drain()
-    await server.close_all_connections()
+    await server.drain()
     bridge.close()
     # Applications may go on after their response is out, in `close()`. The waiting thread is a daemon, so that a worker
     # that never ends holds up neither the loop nor the interpreter's end.

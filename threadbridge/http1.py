@@ -1,0 +1,389 @@
+"""An HTTP/1.1 connection on Tornado's `IOStream`, strict in what it accepts."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import socket
+from asyncio import Future
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any, Protocol, cast
+
+from tornado.httputil import (
+    HTTPConnection,
+    HTTPHeaders,
+    HTTPMessageDelegate,
+    RequestStartLine,
+    ResponseStartLine,
+)
+from tornado.iostream import IOStream, SSLIOStream, StreamClosedError
+
+from threadbridge.http1_parser import BadRequest, Request, RequestParser
+
+logger = logging.getLogger("threadbridge")
+
+READ_SIZE = 65536
+# How long to read on, and throw away, after a refusal: a connection closed with unread bytes is reset, and the reset
+# may overtake the answer (RFC 9112, section 9.6). nginx's lingering_timeout and lingering_time.
+LINGER_PAUSE = 5.0
+LINGER_TIME = 30.0
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a client may take of a connection: sizes in bytes, times in seconds.
+
+    The times count from the last byte that moved, except ``header_timeout``, which counts from a head's first byte.
+    """
+
+    max_header_size: int = 65536
+    max_body_size: int = 1024**3
+    header_timeout: float = 30.0
+    # Longer than nginx keeps an idle connection to an upstream (60), so that it is never closed under a request.
+    idle_timeout: float = 75.0
+    body_timeout: float = 60.0
+    send_timeout: float = 60.0
+
+
+class Server(Protocol):
+    """What a connection needs of the server that accepted it."""
+
+    limits: Limits
+    draining: bool
+
+    def start_request(self, server_conn: object, request_conn: HTTPConnection) -> HTTPMessageDelegate: ...
+
+    def on_close(self, server_conn: object) -> None: ...
+
+
+class HTTP1Connection(HTTPConnection):
+    """One client's connection: requests in, responses out, in order. Loop side, all of it.
+
+    Offers what `tornado.http1connection.HTTP1Connection` offers to a request's delegate. `deadline`, monotonic
+    seconds, is the time by which something must move; the server looks at it now and then and calls `expire`.
+    """
+
+    def __init__(self, stream: IOStream, context: object, server: Server) -> None:
+        self.stream = stream
+        self.context = context
+        self._server = server
+        self._limits = server.limits
+        self._time = asyncio.get_running_loop().time
+        self._requests: deque[Request] = deque()
+        self._parser = RequestParser(self._requests, self._limits.max_header_size, self._limits.max_body_size)
+        # The request at the head of the queue, once its delegate has been told of it.
+        self._delegate: HTTPMessageDelegate | None = None
+        self._delivered = False
+        self._reading = False
+        self._paused = False
+        self._lingering_until: float | None = None
+        self._detached = False
+        self._close_callback: Callable[[], None] | None = None
+        self._reset_response()
+        self.deadline = self._time() + self._limits.header_timeout
+        stream.set_close_callback(self._on_stream_closed)
+        self._read()
+
+    def _reset_response(self) -> None:
+        self._delegate = None
+        self._delivered = False
+        self._close_callback = None
+        self._status = 0
+        self._head_written = False
+        self._finished = False
+        self._chunked = False
+        self._close_after = False
+        self._remaining: int | None = None
+        self._written: Future[None] | None = None
+
+    # Requests in.
+
+    def _read(self) -> None:
+        if not self._reading and not self.stream.closed():
+            self._reading = True
+            future = cast("Future[bytes]", self.stream.read_bytes(READ_SIZE, partial=True))
+            future.add_done_callback(self._on_read)
+
+    def _on_read(self, future: Future[bytes]) -> None:
+        self._reading = False
+        if future.exception() is not None:
+            return
+        if self._lingering_until is not None:
+            self.deadline = min(self._time() + LINGER_PAUSE, self._lingering_until)
+            self._read()
+            return
+        if self._delegate is None and not self._requests:
+            self.deadline = self._time() + self._limits.header_timeout
+        self._parser.feed(future.result())
+        self._advance()
+
+    def _advance(self) -> None:
+        """Deliver what has been received of the request whose turn it is; read on if that is not all of it."""
+        if self._delivered or self._paused or self.stream.closed():
+            return
+        if not self._requests:
+            self._read()
+            return
+        request = self._requests[0]
+        if self._delegate is None and request.start_line is not None:
+            self._begin(request)
+        while request.chunks and self._may_deliver():
+            assert self._delegate is not None
+            self._deliver(self._delegate.data_received, request.chunks.popleft())
+        if self._delegate is not None and not self._may_deliver():
+            return
+        if request.error is not None:
+            self._refuse(request.error)
+        elif request.complete:
+            self._delivered = True
+            self.deadline = math.inf
+            assert self._delegate is not None
+            self._deliver(self._delegate.finish)
+        else:
+            if self._delegate is not None:
+                self.deadline = self._time() + self._limits.body_timeout
+            self._read()
+
+    def _begin(self, request: Request) -> None:
+        assert request.start_line is not None
+        self.deadline = math.inf
+        self._close_after = not request.keep_alive
+        self._delegate = self._server.start_request(self, self)
+        self._deliver(self._delegate.headers_received, request.start_line, request.headers)
+        if request.expects_continue and not request.complete and not request.chunks and self._may_deliver():
+            self._write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def _may_deliver(self) -> bool:
+        """Whether the delegate wants more now: it may have answered early, taken the stream, or asked to wait."""
+        return not (self._finished or self._paused or self._detached or self.stream.closed())
+
+    def _deliver(self, method: Callable[..., Any], *arguments: object) -> None:
+        """Call the delegate, and read no more until it has dealt with that if it says so by an awaitable.
+
+        An exception there is logged and costs the client its connection.
+        """
+        try:
+            waiting = method(*arguments)
+        except Exception:
+            logger.exception("a request from %s failed in the server", self.context)
+            self.close()
+            return
+        if waiting is not None:
+            self._paused = True
+            self.deadline = math.inf
+            asyncio.ensure_future(waiting).add_done_callback(self._on_dealt_with)
+
+    def _on_dealt_with(self, dealt_with: Future[None]) -> None:
+        self._paused = False
+        error = dealt_with.exception()
+        if error is not None:
+            logger.error("a request from %s failed in the server", self.context, exc_info=error)
+            self.close()
+        self._advance()
+
+    def _refuse(self, error: BadRequest) -> None:
+        """Answer a request that cannot be accepted, and use the connection no further."""
+        logger.info("refused a request from %s: %d, %s", self.context, error.status, error.reason)
+        if self._delegate is not None:
+            self._deliver(self._delegate.on_connection_close)
+            self._delegate = None
+        body = f"{error.status.value} {error.status.phrase}: {error.reason}\n".encode()
+        head = (
+            f"HTTP/1.1 {error.status.value} {error.status.phrase}\r\nContent-Type: text/plain; charset=utf-8\r\n"
+            f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+        )
+        self._head_written = self._finished = True
+        self._written = self._write(head.encode() + body)
+        self._written.add_done_callback(self._linger)
+
+    # Responses out.
+
+    def set_close_callback(self, callback: Callable[[], None] | None) -> None:
+        """Have the callback called when the client leaves before the response is finished."""
+        self._close_callback = callback
+
+    def write_headers(
+        self,
+        start_line: RequestStartLine | ResponseStartLine,
+        headers: HTTPHeaders,
+        chunk: bytes | None = None,
+    ) -> Future[None]:
+        """Write a response's head, and a first piece of its body; the future is done when they have left.
+
+        ``Transfer-Encoding`` and ``Connection`` are the connection's to set. Raises ``ValueError`` for a CR, LF or NUL
+        in the status or a header.
+        """
+        assert isinstance(start_line, ResponseStartLine)
+        request = self._requests[0]
+        assert request.start_line is not None
+        is_http_1_1 = request.start_line.version == "HTTP/1.1"
+        status = start_line.code
+        has_no_body = request.start_line.method == "HEAD" or status in (204, 304) or status < 200
+        length = headers.get("Content-Length")
+        self._status = status
+        self._chunked = is_http_1_1 and length is None and not has_no_body
+        self._remaining = 0 if has_no_body else None if length is None else int(length)
+        if self._server.draining or headers.get("Connection", "").lower() == "close" or not request.complete:
+            self._close_after = True
+        if not has_no_body and length is None and not is_http_1_1:
+            # Only the end of the connection tells where the body ends (RFC 9112, section 6.3).
+            self._close_after = True
+        lines = [f"HTTP/1.1 {status} {start_line.reason}"]
+        lines += [
+            f"{name}: {value}" for name, value in headers.get_all() if name not in ("Connection", "Transfer-Encoding")
+        ]
+        if status == 101:
+            lines.append(f"Connection: {headers['Connection']}")
+        elif self._close_after:
+            lines.append("Connection: close")
+        elif not is_http_1_1:
+            lines.append("Connection: keep-alive")
+        if self._chunked:
+            lines.append("Transfer-Encoding: chunked")
+        head = "\r\n".join(lines)
+        if head.count("\n") != len(lines) - 1 or head.count("\r") != len(lines) - 1 or "\0" in head:
+            raise ValueError("a CR, LF or NUL in the status or in a header")
+        self._head_written = True
+        data = head.encode("latin-1") + b"\r\n\r\n"
+        self._written = self._write(data + self._framed(chunk) if chunk else data)
+        return self._written
+
+    def write(self, chunk: bytes) -> Future[None]:
+        """Write a piece of the body; the future is done when it has left."""
+        self._written = self._write(self._framed(chunk))
+        return self._written
+
+    def finish(self) -> None:
+        """The response is complete."""
+        if self.stream.closed():
+            return
+        if self._remaining:
+            logger.error("a response to %s is %d bytes shorter than its Content-Length", self.context, self._remaining)
+            self.close()
+            return
+        if self._chunked:
+            self._written = self._write(b"0\r\n\r\n")
+        self._finished = True
+        assert self._written is not None
+        if self._status == 101:
+            # The other protocol's turn: `detach` follows.
+            return
+        if self._delivered and self._written.done():
+            self._after_response()
+        else:
+            # An answer before the request's end is given inside a delivery, which must return first.
+            self._written.add_done_callback(self._after_response)
+
+    def _framed(self, chunk: bytes) -> bytes:
+        if self._remaining is not None:
+            self._remaining -= len(chunk)
+            if self._remaining < 0:
+                self.close()
+                raise ValueError("the body is longer than its Content-Length")
+        if self._chunked:
+            return b"%x\r\n%b\r\n" % (len(chunk), chunk) if chunk else b""
+        return chunk
+
+    def _write(self, data: bytes) -> Future[None]:
+        try:
+            written = self.stream.write(data)
+        except StreamClosedError as error:
+            failed: Future[None] = Future()
+            failed.set_exception(error)
+            failed.exception()
+            return failed
+        if not written.done():
+            self.deadline = self._time() + self._limits.send_timeout
+            written.add_done_callback(self._on_flushed)
+        return written
+
+    def _on_flushed(self, written: Future[None]) -> None:
+        if not self.stream.closed() and not self.stream.writing() and not self._finished:
+            self.deadline = math.inf
+
+    def _after_response(self, written: Future[None] | None = None) -> None:
+        """Go on to the next request, or close."""
+        if self._detached or self.stream.closed():
+            return
+        if not self._requests[0].complete:
+            # The rest of the body is not wanted.
+            self._linger()
+        elif self._close_after:
+            self.stream.close()
+        else:
+            self._requests.popleft()
+            self._reset_response()
+            self.deadline = self._time() + self._limits.idle_timeout
+            self._parser.resume()
+            if self._requests:
+                # Not at once: answers given on the spot would pile up one call inside the other.
+                asyncio.get_running_loop().call_soon(self._advance)
+            else:
+                self._read()
+
+    def _linger(self, written: Future[None] | None = None) -> None:
+        if self.stream.closed():
+            return
+        now = self._time()
+        self._lingering_until = now + LINGER_TIME
+        self.deadline = now + LINGER_PAUSE
+        if not isinstance(self.stream, SSLIOStream):
+            try:
+                self.stream.socket.shutdown(socket.SHUT_WR)
+            except OSError:
+                # The client has gone already, which is what lingering waits for.
+                self.stream.close()
+                return
+        self._read()
+
+    # The end.
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request has begun to arrive since the last response."""
+        return not self._requests and self._lingering_until is None
+
+    def expire(self) -> None:
+        """Nothing has moved until `deadline`: 408 for a request that has begun to arrive, silence for all else."""
+        request = self._requests[0] if self._requests else None
+        if request is None or self._head_written or self._lingering_until is not None:
+            self.stream.close()
+        else:
+            self._refuse(BadRequest(HTTPStatus.REQUEST_TIMEOUT, "the request did not arrive in time"))
+
+    def close(self) -> None:
+        """Close the connection at once, and tell nobody: the caller knows."""
+        self._close_callback = None
+        self._delegate = None
+        self.stream.close()
+
+    def detach(self) -> IOStream:
+        """Hand the stream over, for another protocol such as WebSocket; the connection does nothing more."""
+        stream = self.stream
+        stream.set_close_callback(None)
+        self.deadline = math.inf
+        self._detached = True
+        _give_back(stream, self._parser.held_back or b"")
+        self._server.on_close(self)
+        return stream
+
+    def _on_stream_closed(self) -> None:
+        self.deadline = math.inf
+        self._server.on_close(self)
+        callback, self._close_callback = self._close_callback, None
+        delegate, self._delegate = self._delegate, None
+        if callback is not None:
+            callback()
+        elif delegate is not None and not self._delivered:
+            delegate.on_connection_close()
+
+
+def _give_back(stream: IOStream, data: bytes) -> None:
+    """Put bytes back that were read from the stream; `IOStream` has no public way to do it."""
+    if data:
+        stream._read_buffer[:0] = data
+        stream._read_buffer_size += len(data)

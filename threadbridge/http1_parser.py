@@ -1,0 +1,223 @@
+"""HTTP/1.1 requests out of bytes: llhttp parses, and what it lets pass is checked here against RFC 9110 and 9112."""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from http import HTTPStatus
+
+import httptools
+from tornado.httputil import HTTPHeaders, RequestStartLine
+
+# RFC 3986, section 3.2.2 and 3.2.3: reg-name or IP-literal, and a port. Empty is allowed (RFC 9110, section 7.2).
+_HOST = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?").fullmatch
+_ABSOLUTE_FORM = re.compile(r"https?://([^/?]+)(.*)", re.IGNORECASE).fullmatch
+
+# As many as Apache's LimitRequestFields and gunicorn's limit_request_fields.
+MAX_HEADERS = 100
+# llhttp puts no limit on chunk extensions and trailers. Chunks of one byte need five bytes of framing each; beyond
+# sixteen somebody sends framing for its own sake (Go's net/http draws the line there too).
+FRAMING_PER_BYTE = 16
+
+
+class BadRequest(Exception):
+    """The request cannot be accepted; ``status`` answers it, and the connection cannot be used any further."""
+
+    def __init__(self, status: HTTPStatus, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+        self.reason = reason
+
+
+class Request:
+    """What has been received of one request."""
+
+    __slots__ = ("chunks", "complete", "error", "expects_continue", "headers", "keep_alive", "start_line")
+
+    def __init__(self) -> None:
+        # Set together when the head is complete.
+        self.start_line: RequestStartLine | None = None
+        self.headers = HTTPHeaders()
+        self.keep_alive = False
+        self.expects_continue = False
+        self.chunks: deque[bytes] = deque()
+        self.complete = False
+        # The request, or what was to become one, is refused; nothing follows it.
+        self.error: BadRequest | None = None
+
+
+class RequestParser:
+    """Turns the bytes of a connection into `Request` objects, in order.
+
+    :param requests: where each request is put when its first byte has come; the parser goes on to fill the last one.
+    :param max_header_size: bytes of a request's head, and of its framing beyond what its body justifies.
+    :param max_body_size: bytes of a request's body.
+    """
+
+    def __init__(self, requests: deque[Request], max_header_size: int, max_body_size: int) -> None:
+        # Bytes behind a request with ``Upgrade``: another protocol's, unless `resume` says that HTTP goes on.
+        self.held_back: bytes | None = None
+        self._stopped = False
+        self._reframing = False
+        self._requests = requests
+        self._max_header_size = max_header_size
+        self._max_body_size = max_body_size
+        self._request: Request | None = None
+        self._parser = httptools.HttpRequestParser(self)
+        self._url = b""
+        self._fields: list[tuple[bytes, bytes]] = []
+        self._overhead = 0
+        self._body_size = 0
+
+    def feed(self, data: bytes) -> None:
+        """Parse the next bytes. What is wrong with them becomes the `Request.error` of the last request."""
+        if self._stopped:
+            return
+        if self.held_back is not None:
+            self.held_back += data
+            return
+        self._overhead += len(data)
+        try:
+            self._parser.feed_data(data)
+            if self._overhead > self._max_header_size + FRAMING_PER_BYTE * self._body_size:
+                raise BadRequest(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "the head is too large")
+        except httptools.HttpParserUpgrade as upgrade:
+            self._upgrade(data[upgrade.args[0] :])
+        except httptools.HttpParserCallbackError as error:
+            # Raised around what the callbacks below raise.
+            refusal = error.__context__
+            if not isinstance(refusal, BadRequest):
+                raise
+            self._refuse(refusal)
+        except BadRequest as refusal:
+            self._refuse(refusal)
+        except httptools.HttpParserError as error:
+            self._refuse(BadRequest(HTTPStatus.BAD_REQUEST, str(error)))
+
+    def _refuse(self, error: BadRequest) -> None:
+        self._stopped = True
+        last = self._requests[-1] if self._requests else None
+        if self._request is None and last is not None and last.complete and not last.keep_alive:
+            # llhttp found more behind a request that closes the connection: nobody will read it.
+            return
+        if self._request is None:
+            self.on_message_begin()
+        assert self._request is not None
+        self._request.error = error
+
+    def resume(self) -> None:
+        """Go on with HTTP behind a request with ``Upgrade`` that was answered like any other."""
+        if self.held_back is not None:
+            held_back, self.held_back = self.held_back, None
+            self.feed(held_back)
+
+    def _upgrade(self, rest: bytes) -> None:
+        """llhttp takes what follows a request with ``Upgrade`` for another protocol's, even its body."""
+        request = self._requests[-1]
+        self._parser = httptools.HttpRequestParser(self)
+        for name in ("Content-Length", "Transfer-Encoding"):
+            if request.headers.get(name, "0") != "0":
+                # A new parser, told of nothing but the framing, goes on with the body.
+                request.complete = False
+                self._request = request
+                self._reframing = True
+                self._parser.feed_data(f"POST / HTTP/1.1\r\n{name}: {request.headers[name]}\r\n\r\n".encode())
+                self._reframing = False
+                self.feed(rest)
+                return
+        self.held_back = rest
+
+    # Called by httptools.
+
+    def on_message_begin(self) -> None:
+        if self._reframing:
+            return
+        self._request = Request()
+        self._requests.append(self._request)
+        self._url = b""
+        self._fields = []
+        self._body_size = 0
+
+    def on_url(self, url: bytes) -> None:
+        self._url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        assert self._request is not None
+        # Trailers are dropped: RFC 9110, section 6.5.1, forbids to merge them unless the field is known to allow it.
+        if self._request.start_line is None:
+            self._fields.append((name, value))
+            if len(self._fields) > MAX_HEADERS:
+                raise BadRequest(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"more than {MAX_HEADERS} headers")
+
+    def on_headers_complete(self) -> None:
+        if self._reframing:
+            return
+        request = self._request
+        assert request is not None
+        parser = self._parser
+        version = parser.get_http_version()
+        if version not in ("1.1", "1.0"):
+            raise BadRequest(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, f"HTTP/{version}; expected HTTP/1.1 or HTTP/1.0")
+        headers = request.headers
+        for name, value in self._fields:
+            headers.add(name.decode("ascii"), value.decode("latin-1").rstrip("\t "))
+        self._check_host(headers, version)
+        self._check_framing(headers, version)
+        expect = headers.get("Expect", "")
+        if expect and version == "1.1":
+            if expect.lower() != "100-continue":
+                raise BadRequest(HTTPStatus.EXPECTATION_FAILED, f"Expect: {expect}; only 100-continue is known")
+            request.expects_continue = True
+        method = parser.get_method().decode("ascii")
+        target = _origin_form(method, self._url.decode("ascii"), headers)
+        request.keep_alive = parser.should_keep_alive()
+        request.start_line = RequestStartLine(method, target, f"HTTP/{version}")
+        # From here on only framing beyond the body's counts.
+        self._overhead = 0
+
+    def _check_host(self, headers: HTTPHeaders, version: str) -> None:
+        hosts = headers.get_list("Host")
+        if len(hosts) > 1 or (not hosts and version == "1.1"):
+            raise BadRequest(HTTPStatus.BAD_REQUEST, f"{len(hosts)} Host headers; expected one (RFC 9112, section 3.2)")
+        if hosts and not _HOST(hosts[0]):
+            raise BadRequest(HTTPStatus.BAD_REQUEST, "the Host header is no host (RFC 9112, section 3.2)")
+
+    def _check_framing(self, headers: HTTPHeaders, version: str) -> None:
+        coding = headers.get("Transfer-Encoding")
+        if coding is not None:
+            if version == "1.0":
+                raise BadRequest(HTTPStatus.BAD_REQUEST, "Transfer-Encoding in HTTP/1.0 (RFC 9112, section 6.1)")
+            if coding.lower() != "chunked":
+                raise BadRequest(HTTPStatus.NOT_IMPLEMENTED, "the only transfer coding known is chunked")
+        elif int(headers.get("Content-Length", 0)) > self._max_body_size:
+            raise BadRequest(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a body has at most {self._max_body_size} bytes")
+
+    def on_body(self, data: bytes) -> None:
+        request = self._request
+        assert request is not None
+        self._body_size += len(data)
+        self._overhead -= len(data)
+        if self._body_size > self._max_body_size:
+            raise BadRequest(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a body has at most {self._max_body_size} bytes")
+        request.chunks.append(data)
+
+    def on_message_complete(self) -> None:
+        assert self._request is not None
+        self._request.complete = True
+        self._request = None
+        self._overhead = 0
+
+
+def _origin_form(method: str, target: str, headers: HTTPHeaders) -> str:
+    """The target as path and query (RFC 9112, section 3.2); the authority of an absolute one becomes the Host."""
+    if "#" in target:
+        raise BadRequest(HTTPStatus.BAD_REQUEST, "the target has a fragment")
+    if method == "CONNECT":
+        raise BadRequest(HTTPStatus.NOT_IMPLEMENTED, "CONNECT is for proxies")
+    if target.startswith("/") or (target == "*" and method == "OPTIONS"):
+        return target
+    absolute = _ABSOLUTE_FORM(target)
+    if absolute is None or not _HOST(absolute[1]):
+        raise BadRequest(HTTPStatus.BAD_REQUEST, "the target is neither a path nor an http or https URL")
+    headers["Host"] = absolute[1]
+    return absolute[2] if absolute[2].startswith("/") else "/" + absolute[2]

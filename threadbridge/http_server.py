@@ -1,0 +1,108 @@
+"""Tornado's `HTTPServer` with this package's HTTP/1.1 connection, time limits and draining."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import Any
+
+from tornado.httpserver import HTTPServer as TornadoHTTPServer
+from tornado.httpserver import _HTTPRequestContext
+from tornado.iostream import IOStream
+
+from threadbridge.http1 import HTTP1Connection, Limits
+
+# Time limits are kept to about this many seconds: one look at all connections costs less than a timer for each.
+SWEEP_INTERVAL = 1.0
+# How long idle connections stay open when the server drains: a request that a proxy has just sent is still answered.
+DRAIN_LINGER = 1.0
+
+
+class HTTPServer(TornadoHTTPServer):
+    """An HTTP/1.1 server: Tornado's, but stricter in what it accepts, and with a way to stop that loses no request.
+
+    :param request_callback: as for `tornado.httpserver.HTTPServer`: a `Bridge`, a `RuleRouter`, a
+        `tornado.web.Application`.
+    :param limits: sizes and times that clients must keep to.
+
+    Of Tornado's other parameters ``ssl_options``, ``xheaders``, ``protocol`` and ``trusted_downstream`` have their
+    meaning. Loop side.
+    """
+
+    def initialize(  # type: ignore[override]
+        self, request_callback: Any, limits: Limits | None = None, **parameters: Any
+    ) -> None:
+        """Called by the constructor; see the class."""
+        # A worker's head of at most one read may wait behind the request that is being answered.
+        super().initialize(request_callback, max_buffer_size=1024 * 1024, **parameters)
+        self.limits = limits or Limits()
+        self.draining = False
+        self._open: set[HTTP1Connection] = set()
+        self._listeners: list[socket.socket] = []
+        self._all_closed = asyncio.Event()
+        self._sweeping: asyncio.TimerHandle | None = None
+
+    def add_sockets(self, sockets: Any) -> None:
+        """Listen on these sockets."""
+        sockets = list(sockets)
+        self._listeners += sockets
+        super().add_sockets(sockets)
+
+    def handle_stream(self, stream: IOStream, address: Any) -> None:
+        """Serve a connection that has been accepted; called by Tornado."""
+        context = _HTTPRequestContext(stream, address, self.protocol, self.trusted_downstream)
+        self._all_closed.clear()
+        self._open.add(HTTP1Connection(stream, context, self))
+        if self._sweeping is None:
+            self._sweep()
+
+    def on_close(self, server_conn: object) -> None:
+        """Forget a connection; called by it when it is closed or detached."""
+        assert isinstance(server_conn, HTTP1Connection)
+        self._open.discard(server_conn)
+        if not self._open:
+            self._all_closed.set()
+
+    def _sweep(self) -> None:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        for connection in [connection for connection in self._open if connection.deadline <= now]:
+            connection.expire()
+        self._sweeping = loop.call_later(SWEEP_INTERVAL, self._sweep) if self._open else None
+
+    def stop(self) -> None:
+        """Listen no more. Clients whose connection the kernel has already made are served."""
+        for listener in self._listeners:
+            self._accept_waiting(listener)
+        self._listeners.clear()
+        super().stop()
+
+    def _accept_waiting(self, listener: socket.socket) -> None:
+        while True:
+            try:
+                client, address = listener.accept()
+            except OSError:
+                # BlockingIOError: none is waiting; any other: none can be had.
+                return
+            self._handle_connection(client, address)
+
+    async def drain(self) -> None:
+        """Answer what has arrived or is about to, then close; returns when every connection is closed.
+
+        Responses carry ``Connection: close`` from now on. Connections that are idle stay open for `DRAIN_LINGER`
+        seconds.
+        """
+        self.draining = True
+        if self._open:
+            await asyncio.sleep(DRAIN_LINGER)
+        for connection in [connection for connection in self._open if connection.idle]:
+            connection.close()
+        if self._open:
+            await self._all_closed.wait()
+
+    async def close_all_connections(self) -> None:
+        """Close every connection at once, whatever it is doing."""
+        for connection in list(self._open):
+            connection.close()
+        if self._open:
+            await self._all_closed.wait()
