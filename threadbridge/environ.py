@@ -28,7 +28,8 @@ def environ_of(exchange: Exchange) -> WSGIEnvironment:
     """Build the environ for the application's call. Worker side.
 
     A header whose name has an underscore is left out, since it would pass for the one with a hyphen; so is ``Proxy``,
-    which as ``HTTP_PROXY`` would redirect the application's own HTTP clients.
+    which as ``HTTP_PROXY`` would redirect the application's own HTTP clients; so is ``Transfer-Encoding``, since
+    ``wsgi.input`` has the body decoded and ``CONTENT_LENGTH`` tells its length.
     """
     method, target, version = exchange.start_line
     path, _, query = target.partition("?")
@@ -54,7 +55,7 @@ def environ_of(exchange: Exchange) -> WSGIEnvironment:
         "wsgi.errors": sys.stderr,
     }
     for name, value in headers.get_all():
-        if "_" in name or name == "Proxy":
+        if "_" in name or name in ("Proxy", "Transfer-Encoding"):
             continue
         key = name.upper().replace("-", "_")
         if key not in ("CONTENT_TYPE", "CONTENT_LENGTH"):
