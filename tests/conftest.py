@@ -24,9 +24,7 @@ def mariadb() -> Iterator[dict[str, str]]:
     directory = Path(tempfile.mkdtemp(prefix="mariadb-"))
     subprocess.run([MARIADB_SCRIPT, "start", directory], check=True)
     try:
-        printed = subprocess.run(
-            [MARIADB_SCRIPT, "env", directory], check=True, capture_output=True, text=True
-        ).stdout
+        printed = subprocess.run([MARIADB_SCRIPT, "env", directory], check=True, capture_output=True, text=True).stdout
         yield dict(line.split("=", 1) for line in printed.splitlines())
     finally:
         subprocess.run([MARIADB_SCRIPT, "stop", directory], check=True)

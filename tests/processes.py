@@ -65,9 +65,7 @@ class Frontend:
             except ConnectionRefusedError:
                 if time.monotonic() > deadline:
                     self.process.kill()
-                    raise RuntimeError(
-                        f"{self.command} did not listen within 30 s:\n{self.output()}"
-                    ) from None
+                    raise RuntimeError(f"{self.command} did not listen within 30 s:\n{self.output()}") from None
                 time.sleep(0.02)
 
     def stop(self, signal_number: int = signal.SIGTERM, timeout: float = 60) -> int:
