@@ -133,7 +133,8 @@ class Call:
                 if not re.fullmatch("[0-9]+", value):
                     raise ApplicationError(f"Content-Length is {value!r}; expected digits")
                 self._remaining = int(value)
-            self._headers.add(name, value)
+            # Django's cookies begin with a space, which is no part of the value (RFC 9110, section 5.5).
+            self._headers.add(name, value.strip(" \t"))
         return self._write
 
     def _write(self, data: bytes) -> None:
