@@ -141,7 +141,8 @@ END
 # Starts the frontend on port $1, in a session of its own: it outlives this script and its terminal.
 launch() {
     echo "Starting the frontend on port $1"
-    started_here="$started_here $1"
+    launched_ports="$launched_ports $1"
+    [ -e "$run/frontend.$1.pid" ] || new_ports="$new_ports $1"
     setsid .venv/bin/python run.py --port="$1" --log_file_prefix="$logs/app.$1.log" --grace="$STOP_GRACE" \
         </dev/null >>"$logs/app.$1.log" 2>&1 9<&- &
     echo "$!" >"$run/frontend.$1.pid"
@@ -162,41 +163,46 @@ await() {
         die "the frontend on port $1 does not get an answer from the database ($reason), see $logs/app.$1.log"
 }
 
-# Asks the frontend on port $1 to end; it answers its last requests first. Its pid file goes only when it has ended.
+# Asks the frontend on port $1 to end; it answers its last requests first.
 ask_to_end() {
     if pid=$(frontend_pid "$1"); then
         echo "Stopping the frontend on port $1 (process $pid)"
         kill -TERM "$pid" 2>/dev/null || true
-    else
-        rm -f "$run/frontend.$1.pid"
+        ending="$ending $1:$pid"
     fi
 }
 
-# Returns when the frontend on port $1 has ended. After STOP_GRACE seconds it gives up by itself; force is for one that
-# hangs.
-await_end() {
-    [ -e "$run/frontend.$1.pid" ] || return 0
-    read -r pid <"$run/frontend.$1.pid"
-    tenths=0
-    while alive "$pid"; do
-        if [ $tenths -ge $(((STOP_GRACE + 5) * 10)) ]; then
-            echo "The frontend on port $1 has not ended after $((tenths / 10)) s: killing process $pid"
-            kill -KILL "$pid" 2>/dev/null || true
-        elif [ $tenths -gt 0 ] && [ $((tenths % 50)) -eq 0 ]; then
-            echo "The frontend on port $1 still answers requests, after $((tenths / 10)) s"
-        fi
-        tenths=$((tenths + 1))
-        sleep 0.1
+# Returns when the frontends that were asked to have ended. After STOP_GRACE seconds they give up by themselves; force
+# is for one that hangs.
+await_ends() {
+    for entry in $ending; do
+        ending_port=${entry%:*}
+        pid=${entry#*:}
+        tenths=0
+        while alive "$pid"; do
+            if [ $tenths -ge $(((STOP_GRACE + 5) * 10)) ]; then
+                echo "The frontend on port $ending_port has not ended after $((tenths / 10)) s: killing process $pid"
+                kill -KILL "$pid" 2>/dev/null || true
+            elif [ $tenths -gt 0 ] && [ $((tenths % 50)) -eq 0 ]; then
+                echo "The frontend on port $ending_port still answers requests, after $((tenths / 10)) s"
+            fi
+            tenths=$((tenths + 1))
+            sleep 0.1
+        done
     done
-    rm "$run/frontend.$1.pid"
+    ending=
 }
 
-# However a start fails, nothing that it has begun remains.
+# However a start fails, nothing that it has begun remains. A frontend that had been started before counts as dead.
 undo() {
-    for port in $started_here; do
+    for port in $launched_ports; do
         read -r launched <"$run/frontend.$port.pid"
         kill -TERM "$launched" 2>/dev/null || true
-        await_end "$port"
+        ending="$ending $port:$launched"
+    done
+    await_ends
+    for port in $new_ports; do
+        rm -f "$run/frontend.$port.pid"
     done
     [ $started_mariadb = no ] || scripts/mariadb.sh stop "$mariadb"
 }
@@ -282,10 +288,10 @@ restart() {
     started_mariadb=no
     for port in $ports; do
         ask_to_end "$port"
-        await_end "$port"
+        await_ends
         launch "$port"
         await "$port"
-        started_here=
+        launched_ports=
     done
     trap - EXIT
     echo "All frontends have been started anew"
@@ -297,9 +303,8 @@ stop() {
     for port in $ports; do
         ask_to_end "$port"
     done
-    for port in $ports; do
-        await_end "$port"
-    done
+    await_ends
+    rm -f "$run"/frontend.*.pid
     if scripts/mariadb.sh status "$mariadb"; then
         echo "Stopping MariaDB"
     fi
@@ -354,8 +359,10 @@ run=$root/var/run
 logs=$root/logs
 mariadb=$root/var/mariadb
 query='/query/?report=orders&customer=1&format=json'
-started_here=
 started_mariadb=no
+launched_ports=
+new_ports=
+ending=
 
 if [ $# -gt 1 ]; then
     usage >&2

@@ -1,0 +1,419 @@
+"""scripts/start.sh on a copy of the project's directory, through its whole life and through what can go wrong."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+
+import MySQLdb
+import pytest
+import requests
+
+from tests.nginx_server import Nginx
+from tests.processes import ROOT, free_port
+
+QUERY = "/query/?report=orders&customer=1&format=json"
+# A proxy of the machine has no part in this.
+HTTP = requests.Session()
+HTTP.trust_env = False
+
+
+class Installation:
+    """A copy of the project that shares the virtual environment of these tests, so that nothing is to be set up."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        for name in ("myapplication", "threadbridge", "scripts"):
+            shutil.copytree(ROOT / name, directory / name)
+        for name in ("run.py", "setup.cfg", "constraints.txt"):
+            shutil.copy(ROOT / name, directory)
+        environment = directory / ".venv"
+        environment.mkdir()
+        for part in Path(sys.prefix).iterdir():
+            (environment / part.name).symlink_to(part)
+        (environment / "installed-application").unlink(missing_ok=True)
+        (environment / "installed-application").write_text(
+            f"{directory}\nPython {sys.version.split()[0]}\n"
+            + (directory / "setup.cfg").read_text()
+            + (directory / "constraints.txt").read_text()
+        )
+        # In the order in which the script goes through them.
+        self.ports = sorted((free_port(), free_port()), key=str)
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("MYSQL_")}
+        self.env = {**kept, "FRONTENDS": f"{self.ports[0]} {self.ports[1]}"}
+
+    def popen(self, *arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            # dash is the strictest of the shells that /bin/sh may be.
+            ["dash", self.directory / "scripts" / "start.sh", *arguments],
+            env=self.env,
+            # Not the project's directory: the script must find that by itself.
+            cwd="/",
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            # A process group of its own, as a terminal gives it, and sends it Ctrl-C.
+            start_new_session=True,
+        )
+
+    def run(self, *arguments: str, status: int = 0) -> str:
+        """Run the script, with output to a pipe that what it starts must not hold open, and give its output."""
+        with self.popen(*arguments) as process:
+            output, _ = process.communicate(timeout=180)
+        assert process.returncode == status, output
+        return output
+
+    def url(self, port: int) -> str:
+        return f"http://127.0.0.1:{port}"
+
+    def statuses(self, path: str) -> list[int]:
+        return [HTTP.get(self.url(port) + path, timeout=30).status_code for port in self.ports]
+
+    def pid(self, port: int) -> int:
+        return int((self.directory / "var" / "run" / f"frontend.{port}.pid").read_text())
+
+    def pids(self) -> list[int]:
+        return [self.pid(port) for port in self.ports]
+
+    def processes(self) -> list[str]:
+        """The command lines that name the directory: of this installation's servers, while there are any."""
+        found = []
+        for entry in Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                command_line = entry.read_bytes().replace(b"\0", b" ").decode()
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if str(self.directory) in command_line:
+                found.append(command_line)
+        return found
+
+    def assert_nothing_remains(self) -> None:
+        assert self.processes() == []
+        assert list((self.directory / "var" / "run").glob("*.pid")) == []
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline, "not within 30 seconds"
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def installation() -> Iterator[Installation]:
+    # Not pytest's own directory: the path of a Unix socket may have only 107 bytes.
+    directory = Path(tempfile.mkdtemp(prefix="start-")).resolve()
+    # The unprivileged user of one of the tests must be able to read it.
+    directory.chmod(0o755)
+    made = Installation(directory)
+    yield made
+    made.env["STOP_GRACE"] = "5"
+    made.run("stop")
+    made.assert_nothing_remains()
+    shutil.rmtree(directory)
+
+
+@pytest.fixture
+def with_database(installation: Installation, sample_data: dict[str, str]) -> Installation:
+    installation.env.update(sample_data, MYAPPLICATION_DIAGNOSTICS="1")
+    return installation
+
+
+def test_whole_life_with_an_embedded_database(installation: Installation) -> None:
+    first, second = installation.ports
+
+    # Interrupted in the middle of loading, as by Ctrl-C.
+    with installation.popen() as interrupted:
+        assert interrupted.stdout is not None
+        while "order lines:" not in (line := interrupted.stdout.readline()):
+            assert line, "the script ended before it loaded the order lines"
+        assert len(installation.processes()) > 1
+        os.killpg(interrupted.pid, signal.SIGINT)
+        interrupted.stdout.read()
+    assert interrupted.returncode != 0
+    installation.assert_nothing_remains()
+
+    output = installation.run()
+    assert "beginning anew" in output
+    assert "1,000,000 of 1,000,000" in output
+    assert output.splitlines()[-3:] == [
+        "The application answers:",
+        f"http://127.0.0.1:{first}/",
+        f"http://127.0.0.1:{second}/",
+    ]
+    assert installation.statuses("/") == [200, 200]
+    assert installation.statuses(QUERY) == [200, 200]
+    pids = installation.pids()
+    # Sessions of their own: the end of the terminal does not reach them.
+    assert [os.getsid(pid) for pid in pids] == pids
+    password = installation.directory / "var" / "mariadb" / "password"
+    assert stat.S_IMODE(password.stat().st_mode) == 0o600
+    assert not any(password.read_text() in line for line in installation.processes())
+    for port in installation.ports:
+        assert "200 GET /query/" in (installation.directory / "logs" / f"app.{port}.log").read_text()
+
+    assert installation.run() == f"The frontends run already, on ports {first} {second}: nothing to do\n"
+    assert installation.pids() == pids
+
+    output = installation.run("status")
+    assert output.count("answers") == 3
+    assert f"(process {pids[0]})" in output
+
+    os.kill(pids[0], signal.SIGKILL)
+    wait_until(lambda: not os.path.exists(f"/proc/{pids[0]}/exe"))
+    output = installation.run("status", status=3)
+    assert f"frontend on port {first}: dead" in output
+    assert f"frontend on port {second}: answers" in output
+    assert f"The frontend on port {first} has died" in installation.run()
+    assert installation.statuses(QUERY) == [200, 200]
+    assert installation.pid(second) == pids[1]
+
+    mariadb = int((installation.directory / "var" / "mariadb" / "mariadb.pid").read_text())
+    os.kill(mariadb, signal.SIGKILL)
+    wait_until(lambda: not os.path.exists(f"/proc/{mariadb}/exe"))
+    assert "does not run" in installation.run("status", status=3)
+    assert "Starting MariaDB" in installation.run()
+    installation.run("status")
+
+    installation.run("restart")
+    assert set(installation.pids()).isdisjoint(pids)
+    assert installation.statuses(QUERY) == [200, 200]
+
+    # Whatever FRONTENDS says now.
+    del installation.env["FRONTENDS"]
+    output = installation.run("stop")
+    assert "Stopping MariaDB" in output
+    installation.assert_nothing_remains()
+    assert "not started" in installation.run("status", status=3)
+    assert installation.run("stop") == "Nothing runs\n"
+
+
+def test_restart_loses_no_request(with_database: Installation, sample_data: dict[str, str], tmp_path: Path) -> None:
+    installation = with_database
+    done = threading.Event()
+
+    def ask() -> list[int]:
+        session = requests.Session()
+        session.trust_env = False
+        answers = []
+        while not done.is_set():
+            answers.append(session.get(nginx.url + QUERY, timeout=60).status_code)
+        return answers
+
+    with Nginx("standalone.conf", tmp_path) as nginx:
+        installation.ports = sorted(nginx.frontend_ports, key=str)
+        installation.env["FRONTENDS"] = "{} {}".format(*nginx.frontend_ports)
+        installation.run()
+        pids = installation.pids()
+        with ThreadPoolExecutor() as executor:
+            clients = [executor.submit(ask) for _ in range(4)]
+            slow = [
+                executor.submit(
+                    HTTP.get, f"{installation.url(port)}/query/?report=wait&seconds=2&format=json", timeout=60
+                )
+                for port in installation.ports
+            ]
+            try:
+                wait_until(lambda: sleeping_queries(sample_data) == 2)
+                output = installation.run("restart")
+            finally:
+                done.set()
+            assert [answer.result().status_code for answer in slow] == [200, 200]
+            answers = [status for client in clients for status in client.result()]
+    assert set(answers) == {200}
+    assert set(installation.pids()).isdisjoint(pids)
+    assert re.findall(r"(Stopping|Starting) the frontend on port (\d+)", output) == [
+        (verb, str(port)) for port in installation.ports for verb in ("Stopping", "Starting")
+    ]
+
+
+def sleeping_queries(database: dict[str, str]) -> int:
+    connection = MySQLdb.connect(
+        unix_socket=database["MYSQL_UNIX_SOCKET"],
+        user=database["MYSQL_USER"],
+        password=Path(database["MYSQL_PASSWORD_FILE"]).read_text(),
+    )
+    with closing(connection), closing(connection.cursor()) as cursor:
+        cursor.execute("SELECT COUNT(*) FROM information_schema.processlist WHERE info LIKE 'SELECT SLEEP(%'")
+        count: int = cursor.fetchone()[0]
+        return count
+
+
+def test_stop_answers_what_runs(with_database: Installation, sample_data: dict[str, str]) -> None:
+    with_database.run()
+    url = with_database.url(with_database.ports[0])
+    with ThreadPoolExecutor() as executor:
+        slow = executor.submit(HTTP.get, f"{url}/query/?report=wait&seconds=2&format=json", timeout=60)
+        wait_until(lambda: sleeping_queries(sample_data) == 1)
+        with_database.run("stop")
+        assert slow.result().status_code == 200
+    with_database.assert_nothing_remains()
+
+
+def test_hanging_frontend_is_killed(with_database: Installation) -> None:
+    with_database.run()
+    hanging = with_database.pids()[0]
+    os.kill(hanging, signal.SIGSTOP)
+    with_database.env["STOP_GRACE"] = "0"
+    output = with_database.run("stop")
+    assert f"killing process {hanging}\n" in output
+    with_database.assert_nothing_remains()
+
+
+def test_port_in_use_is_said_before_anything_starts(installation: Installation) -> None:
+    with socket.create_server(("127.0.0.1", installation.ports[1])):
+        output = installation.run(status=1)
+    assert output == (
+        f"start.sh: port {installation.ports[1]} of 127.0.0.1 cannot be had (Address already in use): "
+        "stop what uses it, or set FRONTENDS to other ports\n"
+    )
+    installation.assert_nothing_remains()
+    assert not (installation.directory / "var" / "mariadb").exists()
+
+
+def test_dead_database_is_said_before_anything_starts(installation: Installation) -> None:
+    installation.env["MYSQL_UNIX_SOCKET"] = "/nowhere/mariadb.sock"
+    output = installation.run(status=1)
+    assert output.startswith("start.sh: the database cannot be used: ")
+    assert "/nowhere/mariadb.sock" in output
+    assert output.count("\n") == 1
+    installation.assert_nothing_remains()
+
+
+def test_database_without_the_tables_is_said_and_nothing_remains(with_database: Installation) -> None:
+    with_database.env["MYSQL_DATABASE"] = "information_schema"
+    output = with_database.run(status=1)
+    message = output.splitlines()[-1]
+    assert message.startswith(f"start.sh: the frontend on port {with_database.ports[0]} does not get an answer")
+    assert QUERY in message
+    with_database.assert_nothing_remains()
+
+
+def test_frontend_that_ends_while_it_starts_takes_the_others_with_it(with_database: Installation) -> None:
+    second = with_database.ports[1]
+    program = with_database.directory / "run.py"
+    program.write_text(
+        f"import sys\nif '--port={second}' in sys.argv:\n    sys.exit('a wrong setting')\n" + program.read_text()
+    )
+    output = with_database.run(status=1)
+    assert output.splitlines()[-1].startswith(
+        f"start.sh: the frontend on port {second} ended while it started: a wrong setting (see "
+    )
+    with_database.assert_nothing_remains()
+
+
+def test_restart_that_fails_leaves_the_other_frontend_alone(with_database: Installation) -> None:
+    with_database.run()
+    first, second = with_database.ports
+    pid = with_database.pid(second)
+    program = with_database.directory / "run.py"
+    intact = program.read_text()
+    program.write_text("import sys\nsys.exit('a mistake in the new version')\n")
+    output = with_database.run("restart", status=1)
+    assert f"the frontend on port {first} ended while it started: a mistake in the new version" in output
+    assert f"frontend on port {first}: dead" in with_database.run("status", status=3)
+    assert with_database.pid(second) == pid
+    assert HTTP.get(with_database.url(second) + QUERY, timeout=30).status_code == 200
+    program.write_text(intact)
+    with_database.run()
+    assert with_database.statuses(QUERY) == [200, 200]
+
+
+def test_restart_without_the_settings_of_the_start_changes_no_database(with_database: Installation) -> None:
+    with_database.run()
+    pids = with_database.pids()
+    settings = {name: value for name, value in with_database.env.items() if name.startswith("MYSQL_")}
+    for name in settings:
+        del with_database.env[name]
+    output = with_database.run("restart", status=1)
+    assert "use a database that is elsewhere, and the MYSQL_* variables now say embedded" in output
+    assert with_database.pids() == pids
+    assert with_database.statuses(QUERY) == [200, 200]
+
+
+def test_pid_file_that_names_another_process_harms_nobody(with_database: Installation) -> None:
+    port = with_database.ports[0]
+    with subprocess.Popen(["sleep", "100"]) as bystander:
+        run = with_database.directory / "var" / "run"
+        run.mkdir(parents=True)
+        pid_file = run / f"frontend.{port}.pid"
+        pid_file.write_text(str(bystander.pid))
+        assert f"frontend on port {port}: dead" in with_database.run("status", status=3)
+        assert f"The frontend on port {port} has died since it was started" in with_database.run()
+        assert with_database.pid(port) != bystander.pid
+        with_database.run("stop")
+        pid_file.write_text(str(bystander.pid))
+        with_database.run("stop")
+        assert bystander.poll() is None
+        bystander.kill()
+
+
+def test_second_script_at_the_same_time_is_refused(installation: Installation) -> None:
+    run = installation.directory / "var" / "run"
+    run.mkdir(parents=True)
+    with (run / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for command in ("start", "stop", "restart"):
+            output = installation.run(command, status=1)
+            assert output == "start.sh: another start.sh is at work here; try again when it has ended\n"
+
+
+@pytest.mark.parametrize("ports", ["8000 8000", "0", "08000", "65536", "80a", "-1", " "])
+def test_ports_that_cannot_be_are_refused(installation: Installation, ports: str) -> None:
+    installation.env["FRONTENDS"] = ports
+    output = installation.run(status=1)
+    assert output.startswith(f'start.sh: FRONTENDS is "{ports}"; it must be different port numbers')
+    assert output.count("\n") == 1
+
+
+def test_logs_are_followed(with_database: Installation) -> None:
+    assert "there are no logs" in with_database.run("logs", status=1)
+    with_database.run()
+    with with_database.popen("logs") as following:
+        assert following.stdout is not None
+        HTTP.get(with_database.url(with_database.ports[1]) + "/?mark-of-this-test", timeout=30)
+        while "mark-of-this-test" not in (line := following.stdout.readline()):
+            assert line, "the logs ended"
+        following.terminate()
+
+
+def test_help_and_wrong_commands(installation: Installation) -> None:
+    usage = installation.run("help")
+    for word in ("stop", "restart", "status", "logs", "FRONTENDS", "MYSQL_HOST"):
+        assert word in usage
+    assert installation.run("begin", status=2) == usage
+    assert installation.run("stop", "now", status=2) == usage
+
+
+def test_missing_packages_are_named_to_an_ordinary_user(installation: Installation) -> None:
+    programs = installation.directory / "programs"
+    programs.mkdir()
+    # All that the script itself needs; the database's client is not among them.
+    for name in ("apt-get", "cat", "cmp", "dash", "dirname", "flock", "id"):
+        (programs / name).symlink_to(shutil.which(name) or name)
+    failure = subprocess.run(
+        ["dash", installation.directory / "scripts" / "setup.sh", "application", "mariadb"],
+        env={"PATH": str(programs)},
+        # As root the script would install them.
+        user="nobody" if os.geteuid() == 0 else None,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert failure.returncode == 1
+    assert failure.stderr.endswith(" mariadb-client-core\n")
+    assert "sudo apt-get install --no-install-recommends " in failure.stderr
