@@ -17,7 +17,10 @@ from threadbridge.forwarded import ForwardedHeaders, Peer
 from threadbridge.hop import Hop
 from threadbridge.lanes import Lane
 from threadbridge.pool import pool_size
+from threadbridge.spool import Spool
 from threadbridge.wsgi import call_application
+
+SPOOL_SIZE = 8 * 1024**3
 
 
 class Bridge(httputil.HTTPServerConnectionDelegate):
@@ -36,6 +39,7 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
     :param xheaders: believe a trusted proxy's ``X-Real-IP``, ``X-Forwarded-For``, ``X-Scheme`` and
         ``X-Forwarded-Proto``. Default False.
     :param trusted_proxies: addresses and networks, beside loopback and Unix sockets, that are such proxies.
+    :param spool_size: bytes that large bodies in both directions may take of the disk together. Default 8 GiB.
 
     Raises ``ValueError`` when ``pool``, ``threads``, ``lanes`` or ``trusted_proxies`` cannot be used as given. Loop
     side, as are all methods but `run`.
@@ -51,6 +55,7 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         queue: int = 1000,
         xheaders: bool = False,
         trusted_proxies: Iterable[str] = (),
+        spool_size: int = SPOOL_SIZE,
     ) -> None:
         threads = _lane_width(pool, threads)
         names = [lane.name for lane in lanes]
@@ -61,6 +66,7 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         self.application = application
         self.lanes = (*lanes, default)
         self.exchanges: set[Exchange] = set()
+        self.spool = Spool(spool_size)
         self._hop: Hop | None = None
         self._forwarded = ForwardedHeaders(trusted_proxies) if xheaders else None
 
@@ -102,6 +108,7 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         """Let the threads end as soon as they are idle."""
         for lane in self.lanes:
             lane.close()
+        self.spool.threads.shutdown(wait=False)
 
     def join(self) -> None:
         """Wait until all threads have ended, after `close`. Any thread but the loop's."""

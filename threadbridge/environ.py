@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import sys
 from typing import Any
 from urllib.parse import unquote_to_bytes
@@ -51,7 +50,7 @@ def environ_of(exchange: Exchange) -> WSGIEnvironment:
         "SERVER_PORT": port,
         "REMOTE_ADDR": exchange.peer.address,
         "wsgi.url_scheme": scheme,
-        "wsgi.input": io.BytesIO(exchange.body),
+        "wsgi.input": exchange.body.open(),
         "wsgi.errors": sys.stderr,
     }
     for name, value in headers.get_all():
@@ -62,6 +61,6 @@ def environ_of(exchange: Exchange) -> WSGIEnvironment:
             key = "HTTP_" + key
         # Several fields of one name are one list (RFC 9110, section 5.3); cookies are joined by RFC 6265's separator.
         environ[key] = f"{environ[key]}{'; ' if key == 'HTTP_COOKIE' else ','}{value}" if key in environ else value
-    if exchange.body or "CONTENT_LENGTH" in environ:
-        environ["CONTENT_LENGTH"] = str(len(exchange.body))
+    if exchange.body.size or "CONTENT_LENGTH" in environ:
+        environ["CONTENT_LENGTH"] = str(exchange.body.size)
     return environ

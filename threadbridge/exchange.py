@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import enum
+import errno
 import itertools
+import logging
 import os
 import threading
 import time
 from asyncio import Future
+from collections.abc import Awaitable
 from http import HTTPStatus
 from typing import Any, Protocol
 
@@ -16,10 +20,11 @@ from tornado import httputil
 from threadbridge.forwarded import Peer
 from threadbridge.hop import Hop
 from threadbridge.lanes import Lane
-from threadbridge.spool import Channel, ChannelClosed
+from threadbridge.request_body import RequestBody
+from threadbridge.response_body import PIECE, Buffer, Channel, ChannelClosed, FileSource, Source
+from threadbridge.spool import Spool, SpoolFullError
 
-# How many bytes of a response may wait in memory for a client that reads more slowly than the application writes.
-RESPONSE_BUFFER = 1024 * 1024
+logger = logging.getLogger("threadbridge")
 
 _numbers = itertools.count(1)
 
@@ -42,7 +47,7 @@ ENDINGS = frozenset({State.DONE, State.SHED, State.EXPIRED, State.ABANDONED, Sta
 
 # Every legal move. What is not here does not happen: `Exchange.move` refuses it, and whoever asked came too late.
 MOVES: dict[State, frozenset[State]] = {
-    State.RECEIVING: frozenset({State.QUEUED, State.SHED, State.ABANDONED}),
+    State.RECEIVING: frozenset({State.QUEUED, State.SHED, State.FAILED, State.ABANDONED}),
     State.QUEUED: frozenset({State.RUNNING, State.ABANDONED}),
     State.RUNNING: frozenset({State.RESPONDING, State.FAILED, State.ABANDONED}),
     State.RESPONDING: frozenset({State.DONE, State.FAILED, State.ABANDONED}),
@@ -65,7 +70,7 @@ class Connection(Protocol):
         self, start_line: httputil.ResponseStartLine, headers: httputil.HTTPHeaders, chunk: bytes
     ) -> Future[None]: ...
 
-    def write(self, chunk: bytes) -> Future[None]: ...
+    def write(self, chunk: Buffer) -> Future[None]: ...
 
     def finish(self) -> None: ...
 
@@ -74,6 +79,8 @@ class Connection(Protocol):
 
 class Dispatcher(Protocol):
     """What an exchange needs of the bridge that made it."""
+
+    spool: Spool
 
     def admit(self, exchange: Exchange) -> None: ...
 
@@ -85,16 +92,18 @@ class Dispatcher(Protocol):
 class Exchange(httputil.HTTPMessageDelegate):
     """One request and its response.
 
-    The loop owns everything but two pieces: the state, which both sides move under a lock, and the channel of a
-    streamed response, which has a lock of its own. A worker reads the request's attributes; they do not change once the
-    exchange is queued, and the lane's lock orders the loop's writes before the worker's reads.
+    The loop owns everything but three pieces: the state, which both sides move under a lock; the body, which is the
+    worker's once the exchange is running; and the channel of a streamed response, which has a lock of its own. A worker
+    reads the request's attributes; they do not change once the exchange is queued, and the lane's lock orders the
+    loop's writes before the worker's reads.
     """
 
     def __init__(self, bridge: Dispatcher, hop: Hop, connection: Connection) -> None:
         self.id = f"{os.getpid():x}-{next(_numbers):06x}"
         self.state = State.RECEIVING
         self.started = time.monotonic()
-        self.body = b""
+        self.spool = bridge.spool
+        self.body = RequestBody(bridge.spool)
         self.status = 0
         self.lane: Lane
         self.peer: Peer
@@ -103,17 +112,18 @@ class Exchange(httputil.HTTPMessageDelegate):
         self._bridge = bridge
         self._hop = hop
         self.connection = connection
-        self._received: list[bytes] = []
         self._lock = threading.Lock()
         self._channel: Channel | None = None
+        self._source: Source | None = None
 
-    def move(self, state: State) -> bool:
-        """Go on to ``state`` if that is legal from where the exchange is now; whether it went. Either side."""
+    def move(self, state: State) -> State | None:
+        """Go on to ``state`` if that is legal; the state that was left, or None when it was not. Either side."""
         with self._lock:
-            if state not in MOVES[self.state]:
-                return False
+            left = self.state
+            if state not in MOVES[left]:
+                return None
             self.state = state
-            return True
+            return left
 
     @property
     def ended(self) -> bool:
@@ -137,46 +147,70 @@ class Exchange(httputil.HTTPMessageDelegate):
             self.move(State.SHED)
             self._answer_plainly(HTTPStatus.SERVICE_UNAVAILABLE, {"Retry-After": "1"})
 
-    def data_received(self, chunk: bytes) -> None:
-        """Keep a piece of the body. Loop side."""
-        self._received.append(chunk)
+    def data_received(self, chunk: bytes) -> Awaitable[None] | None:
+        """Keep a piece of the body; nothing more is read before the awaitable, if any, is done. Loop side."""
+        written = self.body.append(chunk)
+        return None if written is None else self._spooled(written)
+
+    async def _spooled(self, written: Future[None]) -> None:
+        try:
+            await written
+        except OSError as error:
+            if self.move(State.FAILED):
+                self.body.discard()
+                logger.error("request %s: its body cannot be spooled: %s", self.id, error)
+                full = isinstance(error, SpoolFullError) or error.errno == errno.ENOSPC
+                self._answer_plainly(HTTPStatus.INSUFFICIENT_STORAGE if full else HTTPStatus.INTERNAL_SERVER_ERROR, {})
 
     def finish(self) -> None:
         """The request is complete: queue it. Loop side."""
-        self.body = b"".join(self._received)
-        self._received.clear()
         if self.move(State.QUEUED):
             self.connection.set_close_callback(self.on_connection_close)
             self.lane.submit(self)
 
     def on_connection_close(self) -> None:
         """The client has left: a waiting request is not run, a stream that nobody reads is stopped. Loop side."""
-        was_queued = self.state is State.QUEUED
-        if self.move(State.ABANDONED):
-            if was_queued:
-                self.lane.withdraw()
-            self._ended(499)
+        left = self.move(State.ABANDONED)
+        if left is None:
+            return
+        if left is State.QUEUED:
+            self.lane.withdraw()
+        if left in (State.RECEIVING, State.QUEUED):
+            self.body.discard()
+        self._ended(499)
 
     # A worker runs the application.
 
     def claim(self) -> bool:
         """Take the exchange out of the queue to run it; False when it has ended there. Worker side."""
-        return self.move(State.RUNNING)
+        return self.move(State.RUNNING) is not None
 
     def run(self) -> None:
         """Have the bridge call the application. Worker side."""
-        self._bridge.run(self)
+        try:
+            self._bridge.run(self)
+        finally:
+            self.body.close()
 
     def respond(self, status: int, reason: str, headers: httputil.HTTPHeaders, body: bytes) -> None:
         """Send a whole response, in one hop. Worker side."""
-        self._hop.post(self._send_head, status, reason, headers, body)
+        self._hop.post(self._send_head, status, reason, headers, body, None)
 
-    def start_stream(self, status: int, reason: str, headers: httputil.HTTPHeaders, chunk: bytes) -> None:
-        """Send the head and what there is of the body; `stream` and `end_stream` follow. Worker side."""
-        self._channel = Channel(RESPONSE_BUFFER, wake=lambda: self._hop.post(self._pump))
-        self._hop.post(self._send_head, status, reason, headers, chunk)
+    def respond_with_file(self, status: int, reason: str, headers: httputil.HTTPHeaders, file: FileSource) -> None:
+        """Send a response whose body is a file, which takes no thread of the lane. Worker side."""
+        self._hop.post(self._send_head, status, reason, headers, b"", file)
 
-    def stream(self, chunk: bytes) -> None:
+    def start_stream(self, status: int, reason: str, headers: httputil.HTTPHeaders, chunk: Buffer) -> None:
+        """Send the head and what there is of the body; `stream` and `end_stream` follow. Worker side.
+
+        Raises `ClientDisconnected` as `stream` does.
+        """
+        self._channel = Channel(self.spool, wake=lambda: self._hop.post(self._pump))
+        self._hop.post(self._send_head, status, reason, headers, bytes(chunk[:PIECE]), self._channel)
+        if len(chunk) > PIECE:
+            self.stream(memoryview(chunk)[PIECE:])
+
+    def stream(self, chunk: Buffer) -> None:
         """Send a piece of the body, after waiting until the client has read enough of the others. Worker side.
 
         Raises `ClientDisconnected` when the client has left, also while waiting.
@@ -198,13 +232,16 @@ class Exchange(httputil.HTTPMessageDelegate):
 
     # The response goes out.
 
-    def _send_head(self, status: int, reason: str, headers: httputil.HTTPHeaders, body: bytes) -> None:
+    def _send_head(
+        self, status: int, reason: str, headers: httputil.HTTPHeaders, body: bytes, source: Source | None
+    ) -> None:
         if not self.move(State.RESPONDING):
-            if self._channel is not None:
-                self._channel.close()
+            if source is not None:
+                source.close()
             return
+        self._source = source
         written = self._write_head(status, reason, headers, body)
-        if self._channel is None:
+        if source is None:
             self.connection.finish()
             written.add_done_callback(self._on_complete)
         else:
@@ -216,16 +253,30 @@ class Exchange(httputil.HTTPMessageDelegate):
         return self.connection.write_headers(start_line, headers, body)
 
     def _pump(self, written: Future[None] | None = None) -> None:
-        """Write what the worker has produced; runs again when that has left, or when there is more."""
+        """Write what there is of the body; runs again when that has left, or when there is more."""
         if self.ended:
             return
-        assert self._channel is not None
-        chunk = self._channel.take()
-        if chunk:
-            self.connection.write(chunk).add_done_callback(self._pump)
-        elif chunk is not None:
+        assert self._source is not None
+        taken = self._source.take()
+        if taken is None:
+            return
+        if callable(taken):
+            asyncio.get_running_loop().run_in_executor(self.spool.threads, taken).add_done_callback(self._fetched)
+        elif taken:
+            self.connection.write(taken).add_done_callback(self._pump)
+        else:
             self.connection.finish()
             self._on_complete()
+
+    def _fetched(self, data: Future[bytes]) -> None:
+        if self.ended:
+            return
+        error = data.exception()
+        if error is None:
+            self.connection.write(data.result()).add_done_callback(self._pump)
+        else:
+            logger.error("request %s: its body cannot be read on: %s", self.id, error)
+            self._fail()
 
     def _on_complete(self, written: Future[None] | None = None) -> None:
         if written is not None and written.exception() is not None:
@@ -235,13 +286,11 @@ class Exchange(httputil.HTTPMessageDelegate):
             self._ended(self.status)
 
     def _fail(self) -> None:
-        head_is_out = self.state is State.RESPONDING
-        if not self.move(State.FAILED):
-            return
-        if head_is_out:
+        left = self.move(State.FAILED)
+        if left is State.RESPONDING:
             self.connection.close()
             self._ended(self.status)
-        else:
+        elif left is not None:
             self._answer_plainly(HTTPStatus.INTERNAL_SERVER_ERROR, {})
 
     def _answer_plainly(self, status: HTTPStatus, headers: dict[str, str]) -> None:
@@ -259,7 +308,7 @@ class Exchange(httputil.HTTPMessageDelegate):
         return self.start_line.method == "HEAD"
 
     def _ended(self, status: int) -> None:
-        if self._channel is not None:
-            self._channel.close()
+        if self._source is not None:
+            self._source.close()
         self.status = status
         self._bridge.ended(self)

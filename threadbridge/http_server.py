@@ -101,8 +101,8 @@ class HTTPServer(TornadoHTTPServer):
             await self._all_closed.wait()
 
     async def close_all_connections(self) -> None:
-        """Close every connection at once, whatever it is doing."""
+        """Close every connection at once, whatever it is doing; requests end as if their clients had left."""
         for connection in list(self._open):
-            connection.close()
+            connection.stream.close()
         if self._open:
             await self._all_closed.wait()

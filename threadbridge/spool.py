@@ -1,77 +1,91 @@
-"""Bytes on their way from a worker to the loop, within a limit."""
+"""Disk space for bodies that are too large for memory, within a bound, and the threads that may wait for the disk."""
 
 from __future__ import annotations
 
+import os
+import tempfile
 import threading
-from collections import deque
-from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+# A disk serves few at a time; more threads would only wait for each other.
+DISK_THREADS = 4
 
 
-class ChannelClosed(Exception):
-    """Raised by `Channel.put` when nobody takes from the channel any more."""
+class SpoolFullError(OSError):
+    """The bound on the spool's disk space is reached."""
 
 
-class Channel:
-    """A queue of bytes with one writer (worker side) and one reader (loop side); the writer waits when it is full.
+class ClosedFileError(Exception):
+    """Raised by `RingFile` when it has been closed."""
 
-    :param limit: how many bytes may wait before the writer does.
-    :param wake: called on the worker side when the reader, having found nothing, should look again.
 
-    All state is guarded by one condition; the only wait on it is the writer's, and `close` ends it.
+class Spool:
+    """What the exchanges of one bridge share of the disk: a number of bytes, and threads for the loop's part.
+
+    :param size: bytes that all temporary files together may take.
+
+    The files are unnamed, in the directory that ``TMPDIR`` names (default ``/tmp``).
     """
 
-    def __init__(self, limit: int, wake: Callable[[], None]) -> None:
-        self._limit = limit
-        self._wake = wake
-        self._chunks: deque[bytes] = deque()
-        self._size = 0
-        self._reader_waits = False
-        self._complete = False
-        self._closed = False
-        self._changed = threading.Condition(threading.Lock())
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.threads = ThreadPoolExecutor(DISK_THREADS, thread_name_prefix="threadbridge-disk")
+        self._taken = 0
+        self._lock = threading.Lock()
 
-    def put(self, chunk: bytes) -> None:
-        """Append a chunk, after waiting until there is room. Worker side.
+    @property
+    def taken(self) -> int:
+        """Bytes that are reserved now. Either side."""
+        return self._taken
 
-        An empty channel takes a chunk of any size. Raises `ChannelClosed` once the reader has closed it, also while
-        waiting.
-        """
-        with self._changed:
-            while self._size and self._size + len(chunk) > self._limit and not self._closed:
-                self._changed.wait()
-            if self._closed:
-                raise ChannelClosed
-            self._chunks.append(chunk)
-            self._size += len(chunk)
-            wake, self._reader_waits = self._reader_waits, False
-        if wake:
-            self._wake()
+    def reserve(self, size: int) -> bool:
+        """Take that many bytes of the bound, if there are as many left. Either side."""
+        with self._lock:
+            if self._taken + size > self.size:
+                return False
+            self._taken += size
+            return True
 
-    def complete(self) -> None:
-        """Say that no further chunk will come. Worker side."""
-        with self._changed:
-            self._complete = True
-            wake, self._reader_waits = self._reader_waits, False
-        if wake:
-            self._wake()
+    def release(self, size: int) -> None:
+        """Give bytes back that were reserved. Either side."""
+        with self._lock:
+            self._taken -= size
 
-    def take(self) -> bytes | None:
-        """All that waits; ``b""`` at the end; None when there is nothing yet: ``wake`` will be called. Loop side."""
-        with self._changed:
-            if not self._chunks:
-                if self._complete:
-                    return b""
-                self._reader_waits = True
-                return None
-            chunks = b"".join(self._chunks)
-            self._chunks.clear()
-            self._size = 0
-            self._changed.notify()
-            return chunks
+
+class RingFile:
+    """A temporary file of fixed capacity, written and read around and around. Any thread but the loop's.
+
+    One thread writes and one reads; that nothing is overwritten unread is theirs to see to. Closing waits for a write
+    or a read that is under way; later ones raise `ClosedFileError`.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - lives as long as this object
+        self._lock = threading.Lock()
+
+    def write(self, data: bytes | memoryview, position: int) -> None:
+        """Put data at a position, which counts on over the end of the file. Raises ``OSError``, say for a full disk."""
+        view = memoryview(data)
+        with self._lock:
+            while view:
+                offset = position % self._capacity
+                count = os.pwrite(self._descriptor(), view[: self._capacity - offset], offset)
+                position += count
+                view = view[count:]
+
+    def read(self, size: int, position: int) -> bytes:
+        """Up to ``size`` bytes from a position; fewer where the file's end is between."""
+        offset = position % self._capacity
+        with self._lock:
+            return os.pread(self._descriptor(), min(size, self._capacity - offset), offset)
+
+    def _descriptor(self) -> int:
+        if self._file.closed:
+            raise ClosedFileError
+        return self._file.fileno()
 
     def close(self) -> None:
-        """Take no more: a waiting or later `put` raises `ChannelClosed`. Loop side."""
-        with self._changed:
-            self._closed = True
-            self._chunks.clear()
-            self._changed.notify()
+        """Give the disk space back."""
+        with self._lock:
+            self._file.close()

@@ -9,11 +9,13 @@ from email.utils import formatdate
 from types import TracebackType
 from typing import TypeAlias
 from wsgiref.types import WSGIApplication
+from wsgiref.util import FileWrapper
 
 from tornado.httputil import HTTPHeaders
 
 from threadbridge.environ import environ_of
 from threadbridge.exchange import ClientDisconnected, Exchange
+from threadbridge.response_body import MEMORY_LIMIT, FileSource
 
 logger = logging.getLogger("threadbridge")
 
@@ -81,7 +83,7 @@ class Call:
         try:
             if isinstance(result, (list, tuple)):
                 self._send_list(result)
-            else:
+            elif not (isinstance(result, FileWrapper) and self._send_file(result)):
                 self._send_iterable(result)
         finally:
             close = getattr(result, "close", None)
@@ -111,6 +113,28 @@ class Call:
             if _checked(chunk):
                 self._send(chunk)
         self._finish()
+
+    def _send_file(self, wrapper: FileWrapper) -> bool:
+        """Have a regular file sent without this thread (PEP 3333, "Optional Platform-Specific File Handling")."""
+        if self._head_sent or not self._has_body:
+            return False
+        try:
+            file = FileSource(self._exchange.spool, wrapper.filelike, self._remaining)
+        except (AttributeError, OSError):
+            # Only something like a file, to be read by its methods.
+            return False
+        if self._remaining is None:
+            self._announce(file.size)
+        elif file.size < self._remaining:
+            file.close()
+            raise ApplicationError(
+                f"the file has {file.size} bytes from its position on, but Content-Length is {self._remaining}"
+            )
+        headers = self._head_to_send()
+        assert headers is not None
+        self.complete = True
+        self._exchange.respond_with_file(self._status, self._reason, headers, file)
+        return True
 
     def _start_response(
         self, status: str, headers: list[tuple[str, str]], exc_info: ExcInfo | None = None, /
@@ -156,11 +180,13 @@ class Call:
                 data = data[: self._remaining]
             self._remaining -= len(data)
             self.complete = self._remaining == 0
-        if headers is not None:
-            send = self._exchange.respond if self.complete else self._exchange.start_stream
-            send(self._status, self._reason, headers, data)
+        if headers is not None and self.complete and len(data) <= MEMORY_LIMIT:
+            self._exchange.respond(self._status, self._reason, headers, data)
             return
-        self._exchange.stream(data)
+        if headers is not None:
+            self._exchange.start_stream(self._status, self._reason, headers, data)
+        else:
+            self._exchange.stream(data)
         if self.complete:
             self._exchange.end_stream()
 
