@@ -1,73 +1,201 @@
-"""The command line: Tornado's options, one clear line for a wrong one, then `serve`."""
+"""The command line: finds the settings and the application, then serves it; one clear line for what is wrong."""
 
 from __future__ import annotations
 
+import argparse
+import importlib
+import os
+import re
 import sys
+import threading
+import traceback
 from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn, Unpack, cast
 from wsgiref.types import WSGIApplication
 
-from tornado.log import define_logging_options
-from tornado.options import Error, OptionParser
-
 from threadbridge.lanes import Lane
-from threadbridge.server import serve
+from threadbridge.logs import set_up_logging
+from threadbridge.pool import pool_size
+from threadbridge.server import Service, end_process
+from threadbridge.settings import ALL, SERVE, Resolved, SettingError, Settings, option_name, resolve
+from threadbridge.values import FLAG
 
-LOGGING_LEVELS = ("debug", "info", "warning", "error", "none")
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serve the application that the command line names: ``python -m threadbridge MODULE:APP``."""
+    return _run("python -m threadbridge", None, sys.argv[1:] if argv is None else argv, {})
 
 
-def run(
-    application: WSGIApplication,
-    *,
-    pool: object | None = None,
-    lanes: Sequence[Lane] = (),
-    port: int = 8000,
-    xheaders: bool = False,
-    argv: Sequence[str] | None = None,
-) -> int:
-    """Serve an application as the command line says; give the process's exit status.
+def run(application: WSGIApplication, *, argv: Sequence[str] | None = None, **defaults: Unpack[Settings]) -> int:
+    """Serve this application as the command line says; give the process's exit status.
 
-    ``port`` and ``xheaders`` are the defaults of the options with these names. Status 2 stands for a wrong option, 1
-    for an address that cannot be listened on or requests cut by the end of the grace period.
+    The other keywords are settings that apply where neither the command line nor the environment nor the config file
+    says otherwise. Status 2 stands for a setting that cannot be used, 1 for an address that cannot be listened on and
+    for requests that were cut when the grace period was over.
     """
-    options = OptionParser()
-    options.define("address", "127.0.0.1", type=str, help="interface to listen on; an empty value is all of them")
-    options.define("port", port, type=int, help="TCP port to listen on")
-    options.define("queue", 1000, type=int, help="requests that may wait for a thread; the next one is answered 503")
-    options.define("grace", 60.0, type=float, help="seconds to answer what is running and queued after SIGTERM")
-    options.define(
-        "xheaders",
-        xheaders,
-        type=bool,
-        help="believe X-Real-IP, X-Forwarded-For, X-Scheme and X-Forwarded-Proto of loopback and trusted proxies",
-    )
-    options.define(
-        "trusted_proxies", type=str, multiple=True, help="addresses and networks of proxies to be believed too"
-    )
-    define_logging_options(options)
-    arguments = [sys.argv[0], *(sys.argv[1:] if argv is None else argv)]
+    return _run(Path(sys.argv[0]).name, application, sys.argv[1:] if argv is None else argv, defaults)
+
+
+def _run(program: str, application: WSGIApplication | None, argv: Sequence[str], defaults: Settings) -> int:
+    parser = _parser(program, names_application=application is None)
     try:
-        if surplus := options.parse_command_line(arguments, final=False):
-            raise Error(f"unexpected argument {surplus[0]!r}")
-        if not 0 <= options.port <= 65535:
-            raise Error(f"--port={options.port}: expected a number from 0 to 65535")
-        if options.logging not in LOGGING_LEVELS:
-            raise Error(f"--logging={options.logging}: expected one of {', '.join(LOGGING_LEVELS)}")
-        # Only now does Tornado set up the logging, which does not say what is wrong with a level.
-        options.run_parse_callbacks()
-        return serve(
-            application,
-            pool=pool,
-            lanes=lanes,
-            queue=options.queue,
-            address=options.address,
-            port=options.port,
-            grace=options.grace,
-            xheaders=options.xheaders,
-            trusted_proxies=options.trusted_proxies,
-        )
-    except (Error, ValueError) as error:
-        print(f"{arguments[0]}: {error}; see --help", file=sys.stderr)
+        options = {name: texts for name, texts in vars(parser.parse_args(_normalized(argv))).items() if texts}
+        place = options.pop("application", None)
+        resolved = resolve(options, os.environ, defaults)
+        settings = resolved.values
+        if not settings["check"]:
+            # Before the application, which may log while it is imported.
+            _set_up_logging(resolved)
+        if place is not None:
+            application = _load_application(place)
+        assert application is not None
+        service = Service(application, _with_objects(resolved))
+    except ValueError as error:
+        print(f"{program}: {error}; see --help", file=sys.stderr)
         return 2
+    if settings["check"]:
+        _print_settings(resolved)
+        return 0
+    try:
+        service.listen()
     except OSError as error:
-        print(f"{arguments[0]}: cannot listen on {options.address}:{options.port}: {error.strerror}", file=sys.stderr)
+        place = settings["unix_socket"] or f"{settings['address']}:{settings['port']}"
+        print(f"{program}: cannot listen on {place}: {error.strerror or error}", file=sys.stderr)
         return 1
+    status = service.run()
+    _end_within(service.grace_left)
+    return status
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises `SettingError` where its parent would print how the program is used."""
+
+    def error(self, message: str) -> NoReturn:
+        raise SettingError(message)
+
+
+def _parser(program: str, *, names_application: bool) -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog=program,
+        usage=f"{program} {'MODULE:APP ' if names_application else ''}[--OPTION=VALUE]...",
+        description="Serves a WSGI application with a thread for each request that runs.",
+        epilog="Options may be written with hyphens or with underscores. They can also come from the environment "
+        "(THREADBRIDGE_PORT=8000) and from the file that --config names; the command line is stronger than the "
+        "environment, and that is stronger than the file.",
+        allow_abbrev=False,
+    )
+    if names_application:
+        parser.add_argument("application", metavar="MODULE:APP", help="the WSGI application, such as myapplication:app")
+    groups = (parser.add_argument_group("serving"), parser.add_argument_group("this process and its log"))
+    for name, setting in ALL.items():
+        default = setting.show(setting.default)
+        groups[name not in SERVE].add_argument(
+            f"--{option_name(name)}",
+            dest=name,
+            action="append",
+            nargs="?" if setting.kind is FLAG else None,
+            metavar=setting.kind.metavar,
+            help=(setting.meaning + (f" Default: {default}" if default else "")).replace("%", "%%"),
+        )
+    return parser
+
+
+def _normalized(argv: Sequence[str]) -> list[str]:
+    """The arguments with two dashes and underscores in the options' names, and a value for each flag."""
+    flags = {name for name, setting in ALL.items() if setting.kind is FLAG}
+    arguments = []
+    for argument in argv:
+        match = re.fullmatch(r"--?([A-Za-z][\w-]+)(=.*)?", argument, re.DOTALL)
+        if match is not None:
+            name = match[1].replace("-", "_")
+            argument = f"--{name}{match[2] or ('=true' if name in flags else '')}"
+        arguments.append(argument)
+    return arguments
+
+
+def _set_up_logging(resolved: Resolved) -> None:
+    try:
+        set_up_logging(resolved.values)
+    except OSError as error:
+        raise SettingError(f"{resolved.label('log_file_prefix')}: {error.strerror}") from None
+
+
+def _with_objects(resolved: Resolved) -> Settings:
+    """The settings with the pool and the lanes themselves in place of the texts that stand for them."""
+    values = {**resolved.values}
+    pool = values["pool"]
+    if isinstance(pool, str):
+        label = resolved.label("pool")
+        values["pool"] = _load(pool, label)
+        try:
+            pool_size(values["pool"])
+        except ValueError:
+            raise SettingError(
+                f"{label}: is of the type {type(values['pool']).__name__}; expected a PooledDB of DBUtils"
+            ) from None
+    if resolved.origins["lanes"] != "default":
+        texts = cast(Sequence[str], values["lanes"])
+        values["lanes"] = [_lane(text, resolved.label("lanes"), values["queue"]) for text in texts]
+    return cast(Settings, values)
+
+
+def _lane(text: str, label: str, queue: int) -> Lane:
+    name, _, rest = text.partition(":")
+    pattern, _, threads = rest.rpartition(":")
+    if not threads.isdecimal():
+        raise SettingError(f"{label}: expected NAME:PATTERN:THREADS, such as static:/static/*:2")
+    try:
+        return Lane(name, pattern, threads=int(threads), queue=queue)
+    except ValueError as error:
+        raise SettingError(f"{label}: {error}") from None
+
+
+def _load_application(place: str) -> WSGIApplication:
+    application = _load(place, place)
+    if not callable(application):
+        raise SettingError(
+            f"{place}: is of the type {type(application).__name__} and cannot be called; expected a WSGI application"
+        )
+    return cast(WSGIApplication, application)
+
+
+def _load(place: str, label: str) -> object:
+    """The object that stands at ``MODULE:ATTRIBUTE``; raises `SettingError`."""
+    module_name, _, path = place.partition(":")
+    if not (module_name and path):
+        raise SettingError(f"{label}: expected MODULE:ATTRIBUTE, such as myapplication:app")
+    try:
+        found: object = importlib.import_module(module_name)
+    except Exception as error:
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing is None or not f"{module_name}.".startswith(f"{missing}."):
+            # A mistake inside the module: whoever mends it wants to know where.
+            traceback.print_exc()
+        raise SettingError(f"{label}: cannot import {module_name}: {type(error).__name__}: {error}") from None
+    for attribute in path.split("."):
+        try:
+            found = getattr(found, attribute)
+        except AttributeError as error:
+            raise SettingError(f"{label}: {error}") from None
+    return found
+
+
+def _print_settings(resolved: Resolved) -> None:
+    values = cast(dict[str, object], resolved.values)
+    rows = [(name, setting.show(values[name]) or "-", resolved.origins[name]) for name, setting in ALL.items()]
+    for name, value, origin in rows:
+        print(f"{name:20} {value:20} {origin}")
+
+
+def _end_within(seconds: float) -> None:
+    """Have the process end by then at the latest, though the application's own threads may go on."""
+
+    def end() -> None:
+        names = [thread.name for thread in threading.enumerate() if not thread.daemon]
+        print(f"stopped before these threads had ended: {', '.join(names)}", file=sys.stderr)
+        end_process()
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()

@@ -66,6 +66,11 @@ class RequestParser:
         self._parser = httptools.HttpRequestParser(self)
         self._url = b""
         self._fields: list[tuple[bytes, bytes]] = []
+        # What llhttp was fed of a head that is not complete, and where the last request line in it ended.
+        self._raw = b""
+        self._awaits_head = True
+        self._line_end = 0
+        self._is_first = True
         self._overhead = 0
         self._body_size = 0
 
@@ -77,6 +82,11 @@ class RequestParser:
             self.held_back += data
             return
         self._overhead += len(data)
+        if self._awaits_head:
+            self._raw += data
+        else:
+            self._raw = data
+            self._line_end = 0
         try:
             self._parser.feed_data(data)
             if self._overhead > self._max_header_size + FRAMING_PER_BYTE * self._body_size:
@@ -132,6 +142,7 @@ class RequestParser:
     def on_message_begin(self) -> None:
         if self._reframing:
             return
+        self._awaits_head = True
         self._request = Request()
         self._requests.append(self._request)
         self._url = b""
@@ -158,6 +169,8 @@ class RequestParser:
         version = parser.get_http_version()
         if version not in ("1.1", "1.0"):
             raise BadRequest(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, f"HTTP/{version}; expected HTTP/1.1 or HTTP/1.0")
+        method = parser.get_method()
+        self._check_line(method, version)
         headers = request.headers
         for name, value in self._fields:
             headers.add(name.decode("ascii"), value.decode("latin-1").rstrip("\t "))
@@ -168,12 +181,25 @@ class RequestParser:
             if expect.lower() != "100-continue":
                 raise BadRequest(HTTPStatus.EXPECTATION_FAILED, f"Expect: {expect}; only 100-continue is known")
             request.expects_continue = True
-        method = parser.get_method().decode("ascii")
-        target = _origin_form(method, self._url.decode("ascii"), headers)
+        target = _origin_form(method.decode("ascii"), self._url.decode("ascii"), headers)
         request.keep_alive = parser.should_keep_alive()
-        request.start_line = RequestStartLine(method, target, f"HTTP/{version}")
+        request.start_line = RequestStartLine(method.decode("ascii"), target, f"HTTP/{version}")
+        self._awaits_head = False
         # From here on only framing beyond the body's counts.
         self._overhead = 0
+
+    def _check_line(self, method: bytes, version: str) -> None:
+        """Refuse a request line that llhttp has read with leniency: other protocols, more than one space, LF in front."""
+        line = b"%b %b HTTP/%b\r\n" % (method, self._url, version.encode())
+        found = self._raw.find(line, self._line_end)
+        if found < 0 or (self._is_first and self._raw[:found] not in (b"", b"\r\n")):
+            raise BadRequest(HTTPStatus.BAD_REQUEST, "the request line is malformed (RFC 9112, section 3)")
+        self._is_first = False
+        self._line_end = found + len(line)
+        if self._overhead > self._max_header_size:
+            size = len(line) + sum(len(name) + len(value) for name, value in self._fields)
+            if size > self._max_header_size:
+                raise BadRequest(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "the head is too large")
 
     def _check_host(self, headers: HTTPHeaders, version: str) -> None:
         hosts = headers.get_list("Host")

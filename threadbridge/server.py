@@ -9,115 +9,167 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable
+from typing import Unpack
 from wsgiref.types import WSGIApplication
 
 from tornado.netutil import bind_sockets
 
 from threadbridge.bridge import Bridge
+from threadbridge.http1 import Limits
 from threadbridge.http_server import HTTPServer
-from threadbridge.lanes import Lane
+from threadbridge.listeners import bind_unix_socket, describe, tls_context
+from threadbridge.logs import reopen_log_files
+from threadbridge.notify import notify, watchdog_interval
+from threadbridge.settings import Settings, from_keywords
 
 logger = logging.getLogger("threadbridge")
 
 
-def serve(
-    application: WSGIApplication,
-    *,
-    pool: object | None = None,
-    threads: int | None = None,
-    lanes: Sequence[Lane] = (),
-    queue: int = 1000,
-    address: str = "127.0.0.1",
-    port: int = 8000,
-    grace: float = 60.0,
-    xheaders: bool = False,
-    trusted_proxies: Iterable[str] = (),
-) -> int:
+def serve(application: WSGIApplication, **settings: Unpack[Settings]) -> int:
     """Serve a WSGI application until SIGTERM or SIGINT; give the process's exit status.
 
-    Prints one line with the address once connections are accepted. On the signal the port is closed, and what is
-    running or queued is answered.
+    The keywords are the settings of docs/settings.md, with their meanings, units and defaults; ``pool`` or ``threads``
+    is needed. Prints one line with the address once connections are accepted. On the signal the port is closed, and
+    what is running or queued is answered: status 0. What is left when ``grace`` is over, or at a second signal, is cut:
+    the process ends at once with status 1. SIGHUP opens the log files anew.
 
-    :param address: the interface to listen on; ``""`` is all of them. Default loopback only.
-    :param port: the TCP port; 0 chooses a free one. Default 8000.
-    :param grace: seconds that running and queued requests have after the signal. Default 60. What is left by then is
-        cut, and the exit status is 1; a second signal has the same effect at once.
-
-    The other parameters are `Bridge`'s. Raises ``ValueError`` as `Bridge` does, and ``OSError`` when the address cannot
-    be listened on. Call it in the main thread, which becomes the loop's.
+    Raises ``ValueError`` for a setting that cannot be used, and ``OSError`` when the address cannot be listened on.
+    Call it in the main thread, which becomes the loop's.
     """
-    bridge = Bridge(
-        application,
-        pool=pool,
-        threads=threads,
-        lanes=lanes,
-        queue=queue,
-        xheaders=xheaders,
-        trusted_proxies=trusted_proxies,
-    )
-    sockets = bind_sockets(port, address)
-    clean = asyncio.run(_live(bridge, sockets, grace))
-    if not clean:
-        # The interpreter would wait for the threads that are left, however long their queries take.
-        logging.shutdown()
-        sys.stdout.flush()
-        os._exit(1)
-    return 0
+    service = Service(application, from_keywords(settings))
+    service.listen()
+    return service.run()
 
 
-async def _live(bridge: Bridge, sockets: list[socket.socket], grace: float) -> bool:
-    """Serve until a signal comes; whether everything had ended within the grace period."""
-    stop, hurry = asyncio.Event(), asyncio.Event()
+class Service:
+    """The life of a process that serves an application: construct, `listen`, `run`. Loop side."""
 
-    def on_signal(number: signal.Signals) -> None:
-        if stop.is_set():
-            logger.warning("%s again: stopping at once", number.name)
-            hurry.set()
+    def __init__(self, application: WSGIApplication, settings: Settings) -> None:
+        """Prepare everything that does not need the address; raises ``ValueError``."""
+        self._settings = settings
+        self._bridge = Bridge(
+            application,
+            pool=settings["pool"],
+            threads=settings["threads"],
+            lanes=settings["lanes"],
+            queue=settings["queue"],
+            xheaders=settings["xheaders"],
+            trusted_proxies=settings["trusted_proxies"],
+            spool_size=settings["spool_size"],
+        )
+        self._limits = Limits(
+            max_header_size=settings["max_header_size"],
+            max_body_size=settings["max_body_size"],
+            header_timeout=settings["header_timeout"],
+            idle_timeout=settings["idle_timeout"],
+            body_timeout=settings["body_timeout"],
+            send_timeout=settings["send_timeout"],
+        )
+        certfile = settings["certfile"]
+        self._tls = tls_context(certfile, settings["keyfile"]) if certfile else None
+        self._sockets: list[socket.socket] = []
+        self._remove_socket_file: Callable[[], None] = lambda: None
+        self._stop_by = 0.0
+
+    def listen(self) -> None:
+        """Take the address; raises ``OSError``."""
+        path = self._settings["unix_socket"]
+        if path is not None:
+            listener, self._remove_socket_file = bind_unix_socket(path, self._settings["unix_socket_mode"])
+            self._sockets = [listener]
         else:
-            logger.info("%s: stopping, %d requests to answer", number.name, len(bridge.exchanges))
-            stop.set()
+            self._sockets = bind_sockets(
+                self._settings["port"], self._settings["address"], reuse_port=self._settings["reuse_port"]
+            )
 
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal, number)
+    def run(self) -> int:
+        """Serve until a signal comes; give the exit status, or end the process if requests or threads are left."""
+        try:
+            clean = asyncio.run(self._live())
+        finally:
+            self._remove_socket_file()
+        if not clean:
+            # The interpreter would wait for the threads that are left, however long their queries take.
+            end_process()
+        return 0
 
-    server = HTTPServer(bridge)
-    server.add_sockets(sockets)
-    for listener in sockets:
-        print(f"Serving on {_url(listener)} (pid {os.getpid()})", flush=True)
-    await stop.wait()
+    @property
+    def grace_left(self) -> float:
+        """Seconds that are left of the grace period, after `run`."""
+        return max(0.0, self._stop_by - time.monotonic())
 
-    server.stop()
-    drained = asyncio.ensure_future(_drain(bridge, server))
-    hurried = asyncio.ensure_future(hurry.wait())
-    await asyncio.wait((drained, hurried), timeout=grace, return_when=asyncio.FIRST_COMPLETED)
-    hurried.cancel()
-    if drained.done():
-        logger.info("stopped, every request is answered")
-        return True
-    drained.cancel()
-    for exchange in list(bridge.exchanges):
-        logger.error("stopped before request %s was answered: %s", exchange.id, exchange.start_line.path)
-    return False
+    async def _live(self) -> bool:
+        """Serve until a signal comes; whether everything had ended within the grace period."""
+        stop, hurry = asyncio.Event(), asyncio.Event()
+
+        def on_stop(number: signal.Signals) -> None:
+            if stop.is_set():
+                logger.warning("%s again: stopping at once", number.name)
+                hurry.set()
+            else:
+                logger.info("%s: stopping, %d requests to answer", number.name, len(self._bridge.exchanges))
+                stop.set()
+
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, on_stop, number)
+        loop.add_signal_handler(signal.SIGHUP, reopen_log_files)
+
+        server = HTTPServer(self._bridge, limits=self._limits, ssl_options=self._tls)
+        server.add_sockets(self._sockets)
+        places = [describe(listener, "https" if self._tls else "http") for listener in self._sockets]
+        for place in places:
+            print(f"Serving on {place} (pid {os.getpid()})", flush=True)
+        notify("READY=1", f"STATUS=Serving on {' '.join(places)}")
+        watchdog = asyncio.create_task(_feed_watchdog())
+        await stop.wait()
+
+        self._stop_by = time.monotonic() + self._settings["grace"]
+        notify("STOPPING=1", f"STATUS=Stopping, {len(self._bridge.exchanges)} requests to answer")
+        # While this process still listens nobody takes the file for one that was left behind: it is its own.
+        self._remove_socket_file()
+        server.stop()
+        drained = asyncio.create_task(self._drain(server))
+        hurried = asyncio.create_task(hurry.wait())
+        await asyncio.wait((drained, hurried), timeout=self._settings["grace"], return_when=asyncio.FIRST_COMPLETED)
+        hurried.cancel()
+        watchdog.cancel()
+        if drained.done():
+            logger.info("stopped, every request is answered")
+            return True
+        drained.cancel()
+        for exchange in list(self._bridge.exchanges):
+            logger.error("stopped before request %s was answered: %s", exchange.id, exchange.start_line.path)
+        return False
+
+    async def _drain(self, server: HTTPServer) -> None:
+        await server.drain()
+        self._bridge.close()
+        # Applications may go on after their response is out, in `close()`. The waiting thread is a daemon, so that a
+        # worker that never ends holds up neither the loop nor the interpreter's end.
+        joined = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def join() -> None:
+            self._bridge.join()
+            loop.call_soon_threadsafe(joined.set)
+
+        threading.Thread(target=join, name="threadbridge-join", daemon=True).start()
+        await joined.wait()
 
 
-async def _drain(bridge: Bridge, server: HTTPServer) -> None:
-    await server.drain()
-    bridge.close()
-    # Applications may go on after their response is out, in `close()`. The waiting thread is a daemon, so that a worker
-    # that never ends holds up neither the loop nor the interpreter's end.
-    joined = asyncio.Event()
-    loop = asyncio.get_running_loop()
-
-    def join() -> None:
-        bridge.join()
-        loop.call_soon_threadsafe(joined.set)
-
-    threading.Thread(target=join, name="threadbridge-join", daemon=True).start()
-    await joined.wait()
+def end_process() -> None:
+    """End the process with status 1, whatever its threads are doing."""
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(1)
 
 
-def _url(listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
+async def _feed_watchdog() -> None:
+    """Tell the service manager, as often as it wants, that the loop turns: it is the loop that comes by here."""
+    interval = watchdog_interval()
+    while interval is not None:
+        notify("WATCHDOG=1")
+        await asyncio.sleep(interval)
