@@ -56,6 +56,7 @@ need_test_tools() {
     need "nginx" has nginx
     need "chromium fonts-dejavu-core" has chromium
     need "chromium-driver" has chromedriver
+    need "curl" has curl
     need "shellcheck" has shellcheck
 }
 
