@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any
 from wsgiref.types import WSGIApplication
 
+from tornado.httpserver import HTTPServer as TornadoHTTPServer
 from tornado.netutil import bind_sockets
 
 from threadbridge import Bridge, HTTPServer
@@ -28,8 +29,14 @@ def wait_until(condition: Callable[[], bool], what: str, seconds: float = 10) ->
 class BridgeThread:
     """``with BridgeThread(app, threads=2) as server:`` serves ``app`` at ``server.port`` inside the block."""
 
-    def __init__(self, application: WSGIApplication, **parameters: Any) -> None:
+    def __init__(
+        self,
+        application: WSGIApplication,
+        make_server: Callable[[Bridge], TornadoHTTPServer] = HTTPServer,
+        **parameters: Any,
+    ) -> None:
         self.bridge = Bridge(application, **parameters)
+        self._make_server = make_server
         [self._socket] = bind_sockets(0, "127.0.0.1")
         self.port: int = self._socket.getsockname()[1]
         self._ready = threading.Event()
@@ -38,7 +45,7 @@ class BridgeThread:
     async def _serve(self) -> None:
         self._stop = asyncio.Event()
         self.loop = asyncio.get_running_loop()
-        server = HTTPServer(self.bridge)
+        server = self._make_server(self.bridge)
         server.add_sockets([self._socket])
         self._ready.set()
         await self._stop.wait()

@@ -1,0 +1,68 @@
+"""A WebSocket handler of Tornado's and a Flask application in one process, on one port.
+
+``python docs/examples/websocket.py 8000``, then open http://127.0.0.1:8000/: the page comes from Flask, which may block
+as it likes; the clock in it comes over the WebSocket, and goes on while every thread of Flask's is busy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+
+from flask import Flask
+from tornado.ioloop import PeriodicCallback
+from tornado.routing import PathMatches, Rule, RuleRouter
+from tornado.web import Application
+from tornado.websocket import WebSocketHandler
+
+from threadbridge import Bridge, HTTPServer
+
+flask_application = Flask(__name__)
+
+
+@flask_application.get("/")
+def page() -> str:
+    return """<!doctype html><title>Clock</title><p id="clock">…</p><p><a href="/slow">a slow page</a></p>
+        <script>
+            new WebSocket(`ws://${location.host}/clock`).onmessage =
+                (message) => { document.getElementById("clock").textContent = message.data }
+        </script>"""
+
+
+@flask_application.get("/slow")
+def slow() -> str:
+    time.sleep(5)
+    return "That took five seconds of a thread, and none of the loop's."
+
+
+class Clock(WebSocketHandler):
+    """Sends the time ten times a second, and echoes what it is told."""
+
+    def open(self, *args: str, **kwargs: str) -> None:
+        self.ticking = PeriodicCallback(lambda: self.write_message(time.strftime("%H:%M:%S")), 100)
+        self.ticking.start()
+
+    def on_message(self, message: str | bytes) -> None:
+        self.write_message(f"you said {message!r}")
+
+    def on_close(self) -> None:
+        self.ticking.stop()
+
+
+def make_server() -> HTTPServer:
+    """The server: WebSocket by Tornado, everything else by Flask in four threads."""
+    native = Application([("/clock", Clock)])
+    bridge = Bridge(flask_application, threads=4)
+    return HTTPServer(RuleRouter([Rule(PathMatches("/clock"), native), Rule(PathMatches("/.*"), bridge)]))
+
+
+async def main(port: int) -> None:
+    """Serve for ever."""
+    make_server().listen(port, "127.0.0.1")
+    print(f"Serving on http://127.0.0.1:{port}/", flush=True)
+    await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(int(sys.argv[1])))
