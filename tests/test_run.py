@@ -94,7 +94,7 @@ def refuses(port: int) -> bool:
     [
         (["--port=abc"], 2, "abc"),
         (["--port=99999"], 2, "--port=99999: expected a number from 0 to 65535"),
-        (["--nonsense=1"], 2, "Unrecognized command line option: 'nonsense'"),
+        (["--nonsense=1"], 2, "unexpected argument '--nonsense=1'"),
         (["surplus"], 2, "unexpected argument 'surplus'"),
         (["--trusted-proxies=proxy"], 2, "trusted proxy 'proxy'"),
         (["--logging=loud"], 2, "loud"),

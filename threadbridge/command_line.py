@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import logging
 import os
 import re
 import sys
@@ -20,6 +21,8 @@ from threadbridge.pool import pool_size
 from threadbridge.server import Service, end_process
 from threadbridge.settings import ALL, SERVE, Resolved, SettingError, Settings, option_name, resolve
 from threadbridge.values import FLAG
+
+logger = logging.getLogger("threadbridge")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,9 +41,12 @@ def run(application: WSGIApplication, *, argv: Sequence[str] | None = None, **de
 
 
 def _run(program: str, application: WSGIApplication | None, argv: Sequence[str], defaults: Settings) -> int:
-    parser = _parser(program, names_application=application is None)
+    parser = _parser(program, defaults, names_application=application is None)
     try:
-        options = {name: texts for name, texts in vars(parser.parse_args(_normalized(argv))).items() if texts}
+        arguments, surplus = parser.parse_known_args(_normalized(argv))
+        if surplus:
+            raise SettingError(f"unexpected argument {surplus[0]!r}")
+        options = {name: texts for name, texts in vars(arguments).items() if texts}
         place = options.pop("application", None)
         resolved = resolve(options, os.environ, defaults)
         settings = resolved.values
@@ -75,7 +81,7 @@ class _Parser(argparse.ArgumentParser):
         raise SettingError(message)
 
 
-def _parser(program: str, *, names_application: bool) -> argparse.ArgumentParser:
+def _parser(program: str, defaults: Settings, *, names_application: bool) -> argparse.ArgumentParser:
     parser = _Parser(
         prog=program,
         usage=f"{program} {'MODULE:APP ' if names_application else ''}[--OPTION=VALUE]...",
@@ -89,7 +95,7 @@ def _parser(program: str, *, names_application: bool) -> argparse.ArgumentParser
         parser.add_argument("application", metavar="MODULE:APP", help="the WSGI application, such as myapplication:app")
     groups = (parser.add_argument_group("serving"), parser.add_argument_group("this process and its log"))
     for name, setting in ALL.items():
-        default = setting.show(setting.default)
+        default = "" if setting.kind is FLAG else setting.show(defaults.get(name, setting.default))
         groups[name not in SERVE].add_argument(
             f"--{option_name(name)}",
             dest=name,
@@ -136,7 +142,7 @@ def _with_objects(resolved: Resolved) -> Settings:
             ) from None
     if resolved.origins["lanes"] != "default":
         texts = cast(Sequence[str], values["lanes"])
-        values["lanes"] = [_lane(text, resolved.label("lanes"), values["queue"]) for text in texts]
+        values["lanes"] = [_lane(text, resolved.label("lanes"), resolved.values["queue"]) for text in texts]
     return cast(Settings, values)
 
 
@@ -167,7 +173,7 @@ def _load(place: str, label: str) -> object:
         raise SettingError(f"{label}: expected MODULE:ATTRIBUTE, such as myapplication:app")
     try:
         found: object = importlib.import_module(module_name)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - whatever the module raises, it cannot be imported
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         if missing is None or not f"{module_name}.".startswith(f"{missing}."):
             # A mistake inside the module: whoever mends it wants to know where.
@@ -193,7 +199,7 @@ def _end_within(seconds: float) -> None:
 
     def end() -> None:
         names = [thread.name for thread in threading.enumerate() if not thread.daemon]
-        print(f"stopped before these threads had ended: {', '.join(names)}", file=sys.stderr)
+        logger.error("stopped before these threads had ended: %s", ", ".join(names))
         end_process()
 
     timer = threading.Timer(seconds, end)

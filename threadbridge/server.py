@@ -119,10 +119,9 @@ class Service:
 
         server = HTTPServer(self._bridge, limits=self._limits, ssl_options=self._tls)
         server.add_sockets(self._sockets)
-        places = [describe(listener, "https" if self._tls else "http") for listener in self._sockets]
-        for place in places:
-            print(f"Serving on {place} (pid {os.getpid()})", flush=True)
-        notify("READY=1", f"STATUS=Serving on {' '.join(places)}")
+        places = " and ".join(describe(listener, "https" if self._tls else "http") for listener in self._sockets)
+        print(f"Serving on {places} (pid {os.getpid()})", flush=True)
+        notify("READY=1", f"STATUS=Serving on {places}")
         watchdog = asyncio.create_task(_feed_watchdog())
         await stop.wait()
 
@@ -137,12 +136,17 @@ class Service:
         hurried.cancel()
         watchdog.cancel()
         if drained.done():
-            logger.info("stopped, every request is answered")
-            return True
-        drained.cancel()
+            drained.result()
         for exchange in list(self._bridge.exchanges):
             logger.error("stopped before request %s was answered: %s", exchange.id, exchange.start_line.path)
-        return False
+        for lane in self._bridge.lanes:
+            if lane.busy:
+                logger.error("stopped while %d threads of the lane %s were at work", lane.busy, lane.name)
+        if self._bridge.exchanges or any(lane.busy for lane in self._bridge.lanes):
+            return False
+        self._bridge.close()
+        logger.info("stopped, every request is answered")
+        return True
 
     async def _drain(self, server: HTTPServer) -> None:
         await server.drain()

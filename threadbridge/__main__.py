@@ -1,0 +1,8 @@
+"""``python -m threadbridge MODULE:APP`` serves any WSGI application."""
+
+import sys
+
+from threadbridge.command_line import main
+
+if __name__ == "__main__":
+    sys.exit(main())

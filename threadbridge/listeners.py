@@ -1,0 +1,86 @@
+"""The sockets a process listens on: TCP, Unix, TLS. Loop side, or before the loop runs."""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+import stat
+from collections.abc import Callable
+
+BACKLOG = 128
+
+
+def bind_unix_socket(path: str, mode: int) -> tuple[socket.socket, Callable[[], None]]:
+    """Listen on a Unix socket; gives the socket and what removes its file again.
+
+    A file that a process has left behind which is gone is replaced. One on which somebody listens, or which is no
+    socket, stays, and ``OSError`` is raised. Removing spares a file that is no longer this socket's.
+    """
+    if _is_left_behind(path):
+        os.unlink(path)
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        listener.setblocking(False)
+        listener.bind(path)
+        # Nobody can connect before `listen`.
+        os.chmod(path, mode)
+        listener.listen(BACKLOG)
+        made = os.stat(path)
+    except OSError:
+        listener.close()
+        raise
+
+    def remove() -> None:
+        try:
+            if os.path.samestat(os.lstat(path), made):
+                os.unlink(path)
+        except FileNotFoundError:
+            # Removed by somebody else, which is as well.
+            pass
+
+    return listener, remove
+
+
+def _is_left_behind(path: str) -> bool:
+    try:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            return False
+    except FileNotFoundError:
+        return False
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            return True
+        except BlockingIOError:
+            # Somebody listens, who is only slow to accept.
+            return False
+    return False
+
+
+def tls_context(certfile: str, keyfile: str | None) -> ssl.SSLContext:
+    """A context for serving HTTPS: TLS 1.2 or later with Python's choice of ciphers.
+
+    Raises ``ValueError`` when the certificate or the key cannot be used.
+    """
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        # A password, however wrong, for a key that needs one: without it OpenSSL would ask at the terminal.
+        context.load_cert_chain(certfile, keyfile, password="")
+    except OSError as error:
+        files = f"certfile {certfile}" + (f" and keyfile {keyfile}" if keyfile else "")
+        raise ValueError(
+            f"{files}: {error.strerror or error}; expected a certificate and its key, unencrypted, in PEM files"
+        ) from None
+    return context
+
+
+def describe(listener: socket.socket, scheme: str) -> str:
+    """Where a socket can be reached: a URL, or ``unix:`` and a path."""
+    name = listener.getsockname()
+    if isinstance(name, str):
+        return f"unix:{name}"
+    host, port = name[:2]
+    return f"{scheme}://[{host}]:{port}/" if ":" in host else f"{scheme}://{host}:{port}/"

@@ -1,0 +1,35 @@
+"""Tells systemd how the process is doing: the protocol of ``sd_notify(3)``. Loop side."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+
+logger = logging.getLogger("threadbridge")
+
+
+def notify(*assignments: str) -> None:
+    """Send assignments such as ``READY=1`` to the service manager; nothing happens when there is none.
+
+    A manager that cannot be reached is logged and costs nothing else.
+    """
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address.startswith(("/", "@")):
+        return
+    if address.startswith("@"):
+        # Linux's abstract sockets: a name without a file.
+        address = "\0" + address[1:]
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as manager:
+            manager.sendto("\n".join(assignments).encode(), address)
+    except OSError as error:
+        logger.warning("cannot tell the service manager %s: %s", " ".join(assignments), error.strerror)
+
+
+def watchdog_interval() -> float | None:
+    """Every how many seconds the service manager wants to hear ``WATCHDOG=1``: twice in its limit; None for never."""
+    limit = os.environ.get("WATCHDOG_USEC", "")
+    if not limit.isdecimal() or int(limit) == 0 or os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
+        return None
+    return int(limit) / 2_000_000

@@ -1,0 +1,317 @@
+"""Every setting, once: command line, `serve`'s keywords, config file, environment and documentation come from here.
+
+`Settings` and `CommandLineSettings` are the table: each entry has a type, a default, a kind of value and a meaning.
+"""
+
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, TypedDict, cast, get_type_hints
+
+from threadbridge.bridge import SPOOL_SIZE
+from threadbridge.http1 import Limits
+from threadbridge.lanes import Lane
+from threadbridge.values import (
+    FLAG,
+    LANES,
+    OBJECT,
+    OCTAL,
+    PATH,
+    SEVERAL,
+    TEXT,
+    Kind,
+    choice,
+    number,
+    seconds,
+    size,
+)
+
+ENVIRONMENT_PREFIX = "THREADBRIDGE_"
+
+
+class SettingError(ValueError):
+    """A setting that cannot be used; the message names it and says what is expected."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is to know of a setting beside its name and its type.
+
+    :param default: its value when nobody gives one; None when there is none then.
+    :param kind: what its value must look like.
+    :param meaning: for the people who set it; the first line of the documentation and of ``--help``.
+    :param option: the option's name where it is not the setting's.
+    :param in_file: whether it may stand in the config file.
+    """
+
+    default: object
+    kind: Kind
+    meaning: str
+    option: str = ""
+    in_file: bool = True
+
+    def checked(self, value: object, label: str) -> Any:
+        """The value itself; raises `SettingError` if it cannot be used. ``label`` says where it comes from."""
+        if not (value is None and self.default is None) and not self.kind.accepts(value):
+            raise SettingError(f"{label}: expected {self.kind.expected}")
+        return value
+
+    def read(self, text: str, label: str) -> Any:
+        """The value that a text stands for; raises `SettingError`."""
+        try:
+            value = self.kind.read(text)
+        except ValueError:
+            raise SettingError(f"{label}: expected {self.kind.expected}") from None
+        return self.checked(value, label)
+
+    def show(self, value: object) -> str:
+        """The value as a text that `read` understands; "" for None."""
+        return "" if value is None else self.kind.show(value)
+
+
+class Settings(TypedDict, total=False):
+    """The keywords of `serve`; what is left out has its default."""
+
+    pool: Annotated[
+        object,
+        Setting(
+            None,
+            OBJECT,
+            "The DBUtils PooledDB from which the application takes its connections: as many requests run at once as it "
+            "has connections.",
+        ),
+    ]
+    threads: Annotated[
+        int | None,
+        Setting(
+            None, number(1), "How many requests run at once, when there is no pool or the pool's size is not limited."
+        ),
+    ]
+    lanes: Annotated[
+        Sequence[Lane],
+        Setting(
+            (),
+            LANES,
+            "Paths with threads of their own, each NAME:PATTERN:THREADS; in the pattern, * stands for any characters "
+            "and ? for one. The first lane that matches is taken.",
+            option="lane",
+        ),
+    ]
+    queue: Annotated[
+        int,
+        Setting(1000, number(0), "How many requests may wait for a thread of a lane; the next one is answered 503."),
+    ]
+    address: Annotated[
+        str,
+        Setting("127.0.0.1", TEXT, "The address or host name to listen on; an empty one stands for all interfaces."),
+    ]
+    port: Annotated[int, Setting(8000, number(0, 65535), "The TCP port to listen on; 0 chooses a free one.")]
+    unix_socket: Annotated[
+        str | None, Setting(None, PATH, "Listen on a Unix socket at this path, instead of on an address and port.")
+    ]
+    unix_socket_mode: Annotated[
+        int, Setting(0o600, OCTAL, "The permissions of the Unix socket, octal; whoever may write to it may connect.")
+    ]
+    reuse_port: Annotated[
+        bool,
+        Setting(
+            False,
+            FLAG,
+            "Share the port with other processes that set this too: a new one can start before the old one stops.",
+        ),
+    ]
+    certfile: Annotated[
+        str | None,
+        Setting(None, PATH, "Serve HTTPS with the certificate, and those between it and the root, of this PEM file."),
+    ]
+    keyfile: Annotated[
+        str | None, Setting(None, PATH, "The PEM file with the certificate's key, when certfile does not have it.")
+    ]
+    grace: Annotated[
+        float,
+        Setting(60.0, seconds(0), "How long running and queued requests may take after SIGTERM until they are cut."),
+    ]
+    xheaders: Annotated[
+        bool,
+        Setting(
+            False,
+            FLAG,
+            "Believe X-Real-IP, X-Forwarded-For, X-Scheme and X-Forwarded-Proto when they come from loopback, from a "
+            "Unix socket or from a trusted proxy.",
+        ),
+    ]
+    trusted_proxies: Annotated[
+        Sequence[str], Setting((), SEVERAL, "Addresses and networks (10.0.0.0/8) of proxies to be believed too.")
+    ]
+    max_header_size: Annotated[
+        int, Setting(Limits.max_header_size, size(), "The largest head of a request; a larger one is answered 431.")
+    ]
+    max_body_size: Annotated[
+        int, Setting(Limits.max_body_size, size(), "The largest body of a request; a larger one is answered 413.")
+    ]
+    spool_size: Annotated[
+        int,
+        Setting(SPOOL_SIZE, size(), "How much of the disk large bodies of requests and responses may take together."),
+    ]
+    header_timeout: Annotated[
+        float, Setting(Limits.header_timeout, seconds(), "How long the head of a request may take to arrive.")
+    ]
+    idle_timeout: Annotated[
+        float, Setting(Limits.idle_timeout, seconds(), "How long a connection may wait for its next request.")
+    ]
+    body_timeout: Annotated[
+        float, Setting(Limits.body_timeout, seconds(), "How long a request's body may pause while it arrives.")
+    ]
+    send_timeout: Annotated[
+        float, Setting(Limits.send_timeout, seconds(), "How long a client may pause while it reads a response.")
+    ]
+
+
+class CommandLineSettings(Settings, total=False):
+    """The settings that only the command line knows: `serve` leaves the logging to whoever calls it."""
+
+    config: Annotated[
+        str | None, Setting(None, PATH, "Read settings from this TOML file, such as port = 8000.", in_file=False)
+    ]
+    check: Annotated[
+        bool, Setting(False, FLAG, "Load everything, print the settings and where they come from, end.", in_file=False)
+    ]
+    logging: Annotated[
+        str,
+        Setting(
+            "info",
+            choice("debug", "info", "warning", "error", "none"),
+            "What is logged at least; none leaves the logging to the application.",
+        ),
+    ]
+    log_to_stderr: Annotated[
+        bool | None, Setting(None, FLAG, "Log to standard error; the default is to do so unless there is a log file.")
+    ]
+    log_file_prefix: Annotated[
+        str | None,
+        Setting(None, PATH, "The log file, one for each process; SIGHUP opens it anew. Rotated files get suffixes."),
+    ]
+    log_file_max_size: Annotated[
+        int,
+        Setting(
+            100 * 1000 * 1000,
+            size(0),
+            "The size at which the log file is rotated, with log_rotate_mode=size; 0 for never.",
+        ),
+    ]
+    log_file_num_backups: Annotated[int, Setting(10, number(0), "How many rotated log files are kept.")]
+    log_rotate_mode: Annotated[
+        str, Setting("size", choice("size", "time"), "Whether the log file is rotated by its size or by time.")
+    ]
+    log_rotate_when: Annotated[
+        str,
+        Setting(
+            "midnight",
+            choice("s", "m", "h", "d", "midnight", "w0", "w1", "w2", "w3", "w4", "w5", "w6"),
+            "With log_rotate_mode=time: second, minute, hour, day, midnight or weekday (w0 is Monday).",
+        ),
+    ]
+    log_rotate_interval: Annotated[
+        int, Setting(1, number(1), "With log_rotate_mode=time: every how many of log_rotate_when.")
+    ]
+
+
+def _table(declaration: type) -> dict[str, Setting]:
+    hints = get_type_hints(declaration, include_extras=True)
+    return {name: hint.__metadata__[0] for name, hint in hints.items()}
+
+
+SERVE = _table(Settings)
+ALL = _table(CommandLineSettings)
+
+
+def option_name(name: str) -> str:
+    """A setting's name on the command line, without the dashes."""
+    return ALL[name].option or name
+
+
+def from_keywords(keywords: Settings) -> Settings:
+    """All settings of `serve`, from its keywords and the defaults. Raises `SettingError`, or ``TypeError``."""
+    values: dict[str, object] = {name: setting.default for name, setting in SERVE.items()}
+    for name, value in keywords.items():
+        if name not in SERVE:
+            raise TypeError(f"there is no setting {name!r}")
+        values[name] = SERVE[name].checked(value, f"{name}={value!r}")
+    _check_combinations(values, dict.fromkeys(keywords, "keyword"))
+    return cast(Settings, values)
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """All settings with their values, and for each where it comes from: ``default``, ``command line``, …"""
+
+    values: CommandLineSettings
+    origins: Mapping[str, str]
+
+    def label(self, name: str) -> str:
+        """How an error names this setting: as the person who has set it wrote it."""
+        return _label(self.origins[name], name, ALL[name].show(cast(dict[str, object], self.values)[name]))
+
+
+def resolve(options: Mapping[str, Sequence[str]], environment: Mapping[str, str], defaults: Settings) -> Resolved:
+    """Settle all settings: the command line over the environment over the config file over ``defaults`` over the table.
+
+    :param options: the texts given for each option, in order, by the setting's name.
+
+    Raises `SettingError` for a value that cannot be used and for a file that cannot be read.
+    """
+    values: dict[str, object] = {name: setting.default for name, setting in ALL.items()} | dict(defaults)
+    origins = dict.fromkeys(ALL, "default")
+    variables = {
+        name: [environment[ENVIRONMENT_PREFIX + name.upper()]]
+        for name in ALL
+        if ENVIRONMENT_PREFIX + name.upper() in environment
+    }
+    given = [("environment", variables), ("command line", options)]
+    for path in (texts["config"][-1] for _, texts in reversed(given) if "config" in texts):
+        given.insert(0, (path, dict(_read_file(path))))
+        break
+    for origin, texts in given:
+        for name, parts in texts.items():
+            setting = ALL[name]
+            # What may be given several times is one list; of all else the last one counts.
+            text = ",".join(parts) if setting.kind.several else parts[-1]
+            values[name] = setting.read(text, _label(origin, name, text))
+            origins[name] = origin
+    _check_combinations(values, origins)
+    return Resolved(cast(CommandLineSettings, values), origins)
+
+
+def _label(origin: str, name: str, text: str) -> str:
+    if origin == "command line":
+        return f"--{option_name(name)}={text}"
+    if origin == "environment":
+        return f"{ENVIRONMENT_PREFIX}{name.upper()}={text}"
+    return f"{origin}: {name} = {text}"
+
+
+def _read_file(path: str) -> Iterator[tuple[str, Sequence[str]]]:
+    """The settings of a config file, each as texts."""
+    try:
+        with open(path, "rb") as file:
+            entries = tomllib.load(file)
+    except OSError as error:
+        raise SettingError(f"cannot read the config file {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingError(f"the config file {path} is not TOML: {error}") from None
+    for name, value in entries.items():
+        setting = ALL.get(name)
+        if setting is None or not setting.in_file:
+            raise SettingError(f"{path}: {name}: there is no such setting in a config file")
+        values = value if isinstance(value, list) and setting.kind.several else [value]
+        if not all(type(one) in setting.kind.in_file for one in values):
+            raise SettingError(f"{path}: {name} = {value!r}: expected {setting.kind.expected}")
+        yield name, [str(one).lower() if isinstance(one, bool) else str(one) for one in values]
+
+
+def _check_combinations(values: Mapping[str, object], origins: Mapping[str, str]) -> None:
+    if values["keyfile"] and not values["certfile"]:
+        raise SettingError("keyfile without certfile: give the certificate too, or leave the key out")
+    for name in ("address", "port", "reuse_port"):
+        if values["unix_socket"] and origins.get(name, "default") == origins["unix_socket"] != "default":
+            raise SettingError(f"unix_socket and {name}: give one of them, a Unix socket has no {name}")
