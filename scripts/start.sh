@@ -196,9 +196,7 @@ await_ends() {
 # However a start fails, nothing that it has begun remains. A frontend that had been started before counts as dead.
 undo() {
     for port in $launched_ports; do
-        read -r launched <"$run/frontend.$port.pid"
-        kill -TERM "$launched" 2>/dev/null || true
-        ending="$ending $port:$launched"
+        ask_to_end "$port"
     done
     await_ends
     for port in $new_ports; do
@@ -355,6 +353,9 @@ follow_logs() {
 root=$(cd "$(dirname "$0")/.." && pwd -P)
 cd "$root"
 : "${FRONTENDS:=8000 8001}" "${STOP_GRACE:=200}"
+case $STOP_GRACE in
+*[!0-9]*) die "STOP_GRACE is \"$STOP_GRACE\"; it must be a whole number of seconds" ;;
+esac
 run=$root/var/run
 logs=$root/logs
 mariadb=$root/var/mariadb

@@ -113,6 +113,10 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
+def complaints(output: str) -> list[str]:
+    return [line for line in output.splitlines() if line.startswith("start.sh: ")]
+
+
 @pytest.fixture
 def installation() -> Iterator[Installation]:
     # Not pytest's own directory: the path of a Unix socket may have only 107 bytes.
@@ -297,7 +301,7 @@ def test_dead_database_is_said_before_anything_starts(installation: Installation
 def test_database_without_the_tables_is_said_and_nothing_remains(with_database: Installation) -> None:
     with_database.env["MYSQL_DATABASE"] = "information_schema"
     output = with_database.run(status=1)
-    message = output.splitlines()[-1]
+    [message] = complaints(output)
     assert message.startswith(f"start.sh: the frontend on port {with_database.ports[0]} does not get an answer")
     assert QUERY in message
     with_database.assert_nothing_remains()
@@ -310,9 +314,8 @@ def test_frontend_that_ends_while_it_starts_takes_the_others_with_it(with_databa
         f"import sys\nif '--port={second}' in sys.argv:\n    sys.exit('a wrong setting')\n" + program.read_text()
     )
     output = with_database.run(status=1)
-    assert output.splitlines()[-1].startswith(
-        f"start.sh: the frontend on port {second} ended while it started: a wrong setting (see "
-    )
+    [message] = complaints(output)
+    assert message.startswith(f"start.sh: the frontend on port {second} ended while it started: a wrong setting (see ")
     with_database.assert_nothing_remains()
 
 
@@ -378,6 +381,11 @@ def test_ports_that_cannot_be_are_refused(installation: Installation, ports: str
     output = installation.run(status=1)
     assert output.startswith(f'start.sh: FRONTENDS is "{ports}"; it must be different port numbers')
     assert output.count("\n") == 1
+
+
+def test_grace_that_is_no_number_is_refused(installation: Installation) -> None:
+    installation.env["STOP_GRACE"] = "1m"
+    assert installation.run(status=1) == 'start.sh: STOP_GRACE is "1m"; it must be a whole number of seconds\n'
 
 
 def test_logs_are_followed(with_database: Installation) -> None:
