@@ -45,14 +45,16 @@ create_data() {
     rm -rf "$data.new"
     od -An -N24 -tx1 /dev/urandom | tr -d ' \n' >"$password_file"
     # mariadb-install-db cannot bear a space in a path.
+    failed=no
     link=$(mktemp -d)
     ln -s "$directory" "$link/directory"
     # With --rpm it leaves the machine's own MariaDB alone; without, as root, it changes the owner of plugin files.
     # The socket user is named lest it be the one who runs this: they may well be called myapplication too.
     mariadb-install-db --no-defaults --rpm --datadir="$link/directory/data.new" --skip-test-db \
         --auth-root-authentication-method=socket --auth-root-socket-user=root \
-        ${as_user:+"$as_user"} >"$log" 2>&1 || die "mariadb-install-db failed, see $log"
+        ${as_user:+"$as_user"} >"$log" 2>&1 || failed=yes
     rm -r "$link"
+    [ $failed = no ] || die "mariadb-install-db failed, see $log"
     # The password goes through a pipe: on a command line every user of the machine could read it.
     {
         echo "FLUSH PRIVILEGES;"
