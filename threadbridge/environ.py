@@ -32,6 +32,9 @@ def environ_of(exchange: Exchange) -> WSGIEnvironment:
     """
     method, target, version = exchange.start_line
     path, _, query = target.partition("?")
+    if path == "*":
+        # OPTIONS of the whole server.
+        path = ""
     scheme = exchange.peer.scheme
     headers = exchange.headers
     host, _, port = headers.get("Host", "").rpartition(":")

@@ -10,6 +10,7 @@ import stat
 import threading
 from collections import deque
 from collections.abc import Callable
+from types import BuiltinMethodType
 from typing import IO, Protocol, TypeAlias
 
 from threadbridge.spool import ClosedFileError, RingFile, Spool
@@ -231,6 +232,8 @@ class FileSource:
     """
 
     def __init__(self, spool: Spool, file: IO[bytes], limit: int | None) -> None:
+        if not _reads_plainly(file):
+            raise io.UnsupportedOperation("its read() may give other bytes than the file has")
         descriptor = file.fileno()
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
@@ -268,3 +271,11 @@ class FileSource:
         with self._lock:
             os.close(self._descriptor)
             self._descriptor = -1
+
+
+def _reads_plainly(file: IO[bytes]) -> bool:
+    """Whether reading gives just what is in the file: a `gzip.GzipFile` too has a descriptor, of compressed bytes."""
+    read = file.read
+    reader = read.__self__ if isinstance(read, BuiltinMethodType) else None
+    raw = reader.raw if isinstance(reader, (io.BufferedReader, io.BufferedRandom)) else reader
+    return isinstance(raw, io.FileIO)
