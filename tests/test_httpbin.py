@@ -22,13 +22,13 @@ from requests.auth import AuthBase, HTTPBasicAuth, HTTPDigestAuth
 from tests.processes import Frontend
 
 THREADS = 10
-SERVE = f"import sys; from httpbin import app; from threadbridge import serve; sys.exit(serve(app, threads={THREADS}, "
+SERVE = ("-m", "threadbridge", "httpbin:app", f"--threads={THREADS}", "--port={port}")
 TIMEOUT = 20
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Frontend]:
-    with Frontend(("-c", SERVE + "port={port}))")) as frontend:
+    with Frontend(SERVE) as frontend:
         yield frontend
         assert frontend.stop() == 0
 
