@@ -62,7 +62,7 @@ create_data() {
         echo "CREATE USER myapplication@localhost IDENTIFIED BY '$(cat "$password_file")';"
         echo "GRANT ALL ON myapplication.* TO myapplication@localhost;"
         echo "GRANT PROCESS ON *.* TO myapplication@localhost;"
-    } | mariadbd --no-defaults --bootstrap --datadir="$data.new" --skip-networking \
+    } | mariadbd --no-defaults --bootstrap --datadir="$data.new" --tmpdir="$temporary" --skip-networking \
         ${as_user:+"$as_user"} >>"$log" 2>&1 || die "the MariaDB server could not be set up, see $log"
     mv "$data.new" "$data"
 }
@@ -81,7 +81,7 @@ start() {
         # Of a server that was killed.
         rm -f "$pid_file" "$socket"
         setsid mariadbd --no-defaults --datadir="$data" --socket="$socket" --pid-file="$pid_file" \
-            ${as_user:+"$as_user"} --skip-networking --skip-log-bin --local-infile=0 \
+            ${as_user:+"$as_user"} --tmpdir="$temporary" --skip-networking --skip-log-bin --local-infile=0 \
             --character-set-server=utf8mb4 --collation-server=utf8mb4_general_ci --max-connections=200 \
             --innodb-buffer-pool-size=256M --innodb-flush-log-at-trx-commit=2 --performance-schema=OFF \
             </dev/null >>"$log" 2>&1 &
@@ -139,13 +139,18 @@ socket=$directory/mariadb.sock
 pid_file=$directory/mariadb.pid
 log=$directory/mariadb.log
 password_file=$directory/password
+# Not the machine's: a server that starts removes the temporary tables of others from there.
+temporary=$directory/tmp
 # Without it mariadbd refuses to run as root.
 as_user=
 [ "$(id -u)" -ne 0 ] || as_user=--user=root
 PATH=$PATH:/usr/sbin:/sbin
 
 case $1 in
-start) start ;;
+start)
+    mkdir -p "$temporary"
+    start
+    ;;
 stop) stop ;;
 status) server_pid >/dev/null && answers || exit 3 ;;
 env) print_env ;;
