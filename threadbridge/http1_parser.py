@@ -11,6 +11,7 @@ from tornado.httputil import HTTPHeaders, RequestStartLine
 
 # RFC 3986, section 3.2.2 and 3.2.3: reg-name or IP-literal, and a port. Empty is allowed (RFC 9110, section 7.2).
 _HOST = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?").fullmatch
+_EMPTY_LINE = b"\r\n\r\n"
 _ABSOLUTE_FORM = re.compile(r"https?://([^/?]+)(.*)", re.IGNORECASE).fullmatch
 
 # As many as Apache's LimitRequestFields and gunicorn's limit_request_fields.
@@ -63,36 +64,60 @@ class RequestParser:
         self._max_header_size = max_header_size
         self._max_body_size = max_body_size
         self._request: Request | None = None
-        self._parser = httptools.HttpRequestParser(self)
+        self._parser = self._new_parser()
         self._url = b""
         self._fields: list[tuple[bytes, bytes]] = []
-        # What llhttp was fed of a head that is not complete, and where the last request line in it ended.
-        self._raw = b""
-        self._awaits_head = True
-        self._line_end = 0
-        self._is_first = True
+        # All bytes of the head that is being received.
+        self._head = bytearray()
+        self._in_head = True
+        # The last bytes of a head or of chunks: an empty line may be cut anywhere.
+        self._tail = b""
+        # How much of a body with a Content-Length is to come.
+        self._remaining = 0
         self._overhead = 0
         self._body_size = 0
 
+    def _new_parser(self) -> httptools.HttpRequestParser:
+        parser = httptools.HttpRequestParser(self)
+        # `_keeps_alive` decides what becomes of the connection. llhttp also heeds Proxy-Connection.
+        parser.set_dangerous_leniencies(lenient_keep_alive=True)
+        return parser
+
     def feed(self, data: bytes) -> None:
-        """Parse the next bytes. What is wrong with them becomes the `Request.error` of the last request."""
-        if self._stopped:
-            return
-        if self.held_back is not None:
-            self.held_back += data
-            return
-        self._overhead += len(data)
-        if self._awaits_head:
-            self._raw += data
+        """Parse the next bytes. What is wrong with them becomes the `Request.error` of the last request.
+
+        llhttp gets them in pieces, such that a head and a request always end with a piece: it does not tell where.
+        """
+        start = 0
+        while start < len(data) and not self._stopped:
+            if self.held_back is not None:
+                self.held_back += data[start:]
+                return
+            end = self._end_of_piece(data, start)
+            self._feed_piece(data[start:end])
+            start = end
+
+    def _end_of_piece(self, data: bytes, start: int) -> int:
+        if self._remaining:
+            return min(start + self._remaining, len(data))
+        # Heads, and bodies in chunks, end in an empty line; in chunks there may be others.
+        cut = (self._tail + data[start : start + 3]).find(_EMPTY_LINE)
+        if cut >= 0:
+            return start + cut + len(_EMPTY_LINE) - len(self._tail)
+        found = data.find(_EMPTY_LINE, start)
+        return len(data) if found < 0 else found + len(_EMPTY_LINE)
+
+    def _feed_piece(self, piece: bytes) -> None:
+        self._tail = (self._tail + piece)[-3:]
+        if self._in_head:
+            self._head += piece
         else:
-            self._raw = data
-            self._line_end = 0
+            self._overhead += len(piece)
         try:
-            self._parser.feed_data(data)
-            if self._overhead > self._max_header_size + FRAMING_PER_BYTE * self._body_size:
-                raise BadRequest(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "the head is too large")
-        except httptools.HttpParserUpgrade as upgrade:
-            self._upgrade(data[upgrade.args[0] :])
+            self._parser.feed_data(piece)
+            self._check_size()
+        except httptools.HttpParserUpgrade:
+            self._upgrade()
         except httptools.HttpParserCallbackError as error:
             # Raised around what the callbacks below raise.
             refusal = error.__context__
@@ -106,10 +131,6 @@ class RequestParser:
 
     def _refuse(self, error: BadRequest) -> None:
         self._stopped = True
-        last = self._requests[-1] if self._requests else None
-        if self._request is None and last is not None and last.complete and not last.keep_alive:
-            # llhttp found more behind a request that closes the connection: nobody will read it.
-            return
         if self._request is None:
             self.on_message_begin()
         assert self._request is not None
@@ -121,28 +142,27 @@ class RequestParser:
             held_back, self.held_back = self.held_back, None
             self.feed(held_back)
 
-    def _upgrade(self, rest: bytes) -> None:
+    def _upgrade(self) -> None:
         """llhttp takes what follows a request with ``Upgrade`` for another protocol's, even its body."""
         request = self._requests[-1]
-        self._parser = httptools.HttpRequestParser(self)
+        self._parser = self._new_parser()
         for name in ("Content-Length", "Transfer-Encoding"):
-            if request.headers.get(name, "0") != "0":
+            if request.headers.get(name, "0").strip("0"):
                 # A new parser, told of nothing but the framing, goes on with the body.
                 request.complete = False
                 self._request = request
                 self._reframing = True
                 self._parser.feed_data(f"POST / HTTP/1.1\r\n{name}: {request.headers[name]}\r\n\r\n".encode())
                 self._reframing = False
-                self.feed(rest)
+                self._in_head = False
                 return
-        self.held_back = rest
+        self.held_back = b""
 
     # Called by httptools.
 
     def on_message_begin(self) -> None:
         if self._reframing:
             return
-        self._awaits_head = True
         self._request = Request()
         self._requests.append(self._request)
         self._url = b""
@@ -171,6 +191,7 @@ class RequestParser:
             raise BadRequest(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, f"HTTP/{version}; expected HTTP/1.1 or HTTP/1.0")
         method = parser.get_method()
         self._check_line(method, version)
+        self._check_size()
         headers = request.headers
         for name, value in self._fields:
             headers.add(name.decode("ascii"), value.decode("latin-1").rstrip("\t "))
@@ -182,24 +203,23 @@ class RequestParser:
                 raise BadRequest(HTTPStatus.EXPECTATION_FAILED, f"Expect: {expect}; only 100-continue is known")
             request.expects_continue = True
         target = _origin_form(method.decode("ascii"), self._url.decode("ascii"), headers)
-        request.keep_alive = parser.should_keep_alive()
+        request.keep_alive = _keeps_alive(headers, version)
         request.start_line = RequestStartLine(method.decode("ascii"), target, f"HTTP/{version}")
-        self._awaits_head = False
-        # From here on only framing beyond the body's counts.
+        self._in_head = False
         self._overhead = 0
 
+    def _check_size(self) -> None:
+        if len(self._head) > self._max_header_size:
+            raise BadRequest(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "the head is too large")
+        if self._overhead > self._max_header_size + FRAMING_PER_BYTE * self._body_size:
+            raise BadRequest(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "the framing of the body is too large")
+
     def _check_line(self, method: bytes, version: str) -> None:
-        """Refuse a request line that llhttp has read with leniency: other protocols, more than one space, LF in front."""
+        """Refuse a request line that llhttp reads with leniency: other protocols, more than one space, LF in front."""
         line = b"%b %b HTTP/%b\r\n" % (method, self._url, version.encode())
-        found = self._raw.find(line, self._line_end)
-        if found < 0 or (self._is_first and self._raw[:found] not in (b"", b"\r\n")):
+        # One empty line in front is allowed: RFC 9112, section 2.2.
+        if not self._head.removeprefix(b"\r\n").startswith(line):
             raise BadRequest(HTTPStatus.BAD_REQUEST, "the request line is malformed (RFC 9112, section 3)")
-        self._is_first = False
-        self._line_end = found + len(line)
-        if self._overhead > self._max_header_size:
-            size = len(line) + sum(len(name) + len(value) for name, value in self._fields)
-            if size > self._max_header_size:
-                raise BadRequest(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "the head is too large")
 
     def _check_host(self, headers: HTTPHeaders, version: str) -> None:
         hosts = headers.get_list("Host")
@@ -215,12 +235,16 @@ class RequestParser:
                 raise BadRequest(HTTPStatus.BAD_REQUEST, "Transfer-Encoding in HTTP/1.0 (RFC 9112, section 6.1)")
             if coding.lower() != "chunked":
                 raise BadRequest(HTTPStatus.NOT_IMPLEMENTED, "the only transfer coding known is chunked")
-        elif int(headers.get("Content-Length", 0)) > self._max_body_size:
+            self._remaining = 0
+            return
+        self._remaining = int(headers.get("Content-Length", 0))
+        if self._remaining > self._max_body_size:
             raise BadRequest(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a body has at most {self._max_body_size} bytes")
 
     def on_body(self, data: bytes) -> None:
         request = self._request
         assert request is not None
+        self._remaining -= min(len(data), self._remaining)
         self._body_size += len(data)
         self._overhead -= len(data)
         if self._body_size > self._max_body_size:
@@ -231,7 +255,16 @@ class RequestParser:
         assert self._request is not None
         self._request.complete = True
         self._request = None
+        self._in_head = True
+        self._head.clear()
+        self._tail = b""
         self._overhead = 0
+
+
+def _keeps_alive(headers: HTTPHeaders, version: str) -> bool:
+    """Whether the client wants to go on with the connection (RFC 9112, section 9.3)."""
+    options = {option.strip("\t ").lower() for option in headers.get("Connection", "").split(",")}
+    return "close" not in options and (version == "1.1" or "keep-alive" in options)
 
 
 def _origin_form(method: str, target: str, headers: HTTPHeaders) -> str:
