@@ -310,6 +310,8 @@ class HTTP1Connection(HTTPConnection):
         """Go on to the next request, or close."""
         if self._detached or self.stream.closed():
             return
+        # Who closes the connection from here on does not leave before the response.
+        self._close_callback = None
         if not self._requests[0].complete:
             # The rest of the body is not wanted.
             self._linger()
