@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from wsgiref.validate import validator
 
 import pytest
 
 from tests.http_cases import ROWS, Row
-from tests.http_cases.row import get
+from tests.http_cases.row import get, get_1_0
 from tests.http_cases.runner import Recorder, check, play
-from tests.inprocess import BridgeThread
+from tests.inprocess import BridgeThread, wait_until
 
 REFUSED = [row for row in ROWS if row.refusal and not row.half_closes]
 # Rows for limits are long, and where the limit is reached does not depend on every single byte.
@@ -48,3 +49,13 @@ def test_byte_by_byte(row: Row, server: BridgeThread, recorder: Recorder) -> Non
 @named(REFUSED)
 def test_nothing_behind_a_refusal_is_served(row: Row, server: BridgeThread, recorder: Recorder) -> None:
     check(row, play(row, server, recorder, behind=get(path=b"/smuggled") * 2))
+
+
+@pytest.mark.parametrize("request_", [get(b"Connection: close"), get_1_0(), get_1_0(path=b"/stream")])
+def test_a_response_that_ends_its_connection_is_counted_as_answered(
+    request_: bytes, server: BridgeThread, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "tornado.access")
+    server.exchange(request_)
+    wait_until(lambda: bool(caplog.messages), "the access log has a line")
+    assert [message[:7] for message in caplog.messages] == ["200 GET"]

@@ -209,6 +209,8 @@ CHUNKS: list[Row] = [
         chunked(b"0\r\nHost: evil.example\r\n\r\n"),
         Call("POST", environ={"HTTP_HOST": "example.org"}),
     ),
+    refused("a trailer Content-Length", "9110 6.5.1", chunked(b"0\r\nContent-Length: 5\r\n\r\n")),
+    refused("a trailer Transfer-Encoding", "9110 6.5.1", chunked(b"0\r\nTransfer-Encoding: chunked\r\n\r\n")),
     refused("a trailer with a space before its colon", "9112 7.1.2", chunked(b"0\r\nX-T : 1\r\n\r\n")),
     refused("a trailer without a colon", "9112 7.1.2", chunked(b"0\r\nX-T\r\n\r\n")),
     refused("a trailer that ends in LF", "9112 2.2", chunked(b"0\r\nX-T: 1\n\r\n")),
