@@ -7,6 +7,7 @@ import importlib
 import logging
 import os
 import re
+import signal
 import sys
 import threading
 import traceback
@@ -60,6 +61,9 @@ def _run(program: str, application: WSGIApplication | None, argv: Sequence[str],
     except ValueError as error:
         print(f"{program}: {error}; see --help", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        # While the application was imported; later the signal stops the service.
+        return 128 + signal.SIGINT
     if settings["check"]:
         _print_settings(resolved)
         return 0

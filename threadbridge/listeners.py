@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import socket
 import ssl
 import stat
+import struct
+import sys
 from collections.abc import Callable
 
 BACKLOG = 128
+
+_SO_ATTACH_FILTER = 26
+# A classic BPF program: the TCP flags are byte 13; a segment with SYN and without ACK is dropped, all else passes.
+_DROP_SYN = (
+    (0x30, 0, 0, 13),  # load the byte
+    (0x54, 0, 0, 0x12),  # and SYN | ACK
+    (0x15, 0, 1, 0x02),  # if equal SYN: next, else skip one
+    (0x06, 0, 0, 0),  # drop
+    (0x06, 0, 0, 0xFFFFFFFF),  # pass
+)
 
 
 def bind_unix_socket(path: str, mode: int) -> tuple[socket.socket, Callable[[], None]]:
@@ -58,6 +71,18 @@ def _is_left_behind(path: str) -> bool:
             # Somebody listens, who is only slow to accept.
             return False
     return False
+
+
+def leave_new_connections_to_others(listener: socket.socket) -> None:
+    """Have the kernel overlook attempts to connect to this listener of a shared port, which is about to be closed.
+
+    A client that is overlooked tries again by itself, a second later, and reaches another process. Without this, a
+    connection that is made between the last ``accept`` and the ``close`` would be reset. Linux only.
+    """
+    if sys.platform == "linux":
+        program = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *step) for step in _DROP_SYN))
+        description = struct.pack("@HP", len(_DROP_SYN), ctypes.addressof(program))
+        listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, description)
 
 
 def tls_context(certfile: str, keyfile: str | None) -> ssl.SSLContext:

@@ -19,7 +19,7 @@ from tornado.netutil import bind_sockets
 from threadbridge.bridge import Bridge
 from threadbridge.http1 import Limits
 from threadbridge.http_server import HTTPServer
-from threadbridge.listeners import bind_unix_socket, describe, tls_context
+from threadbridge.listeners import bind_unix_socket, describe, leave_new_connections_to_others, tls_context
 from threadbridge.logs import reopen_log_files
 from threadbridge.notify import notify, watchdog_interval
 from threadbridge.settings import Settings, from_keywords
@@ -86,11 +86,7 @@ class Service:
 
     def run(self) -> int:
         """Serve until a signal comes; give the exit status, or end the process if requests or threads are left."""
-        try:
-            clean = asyncio.run(self._live())
-        finally:
-            self._remove_socket_file()
-        if not clean:
+        if not asyncio.run(self._live()):
             # The interpreter would wait for the threads that are left, however long their queries take.
             end_process()
         return 0
@@ -119,16 +115,19 @@ class Service:
 
         server = HTTPServer(self._bridge, limits=self._limits, ssl_options=self._tls)
         server.add_sockets(self._sockets)
-        places = " and ".join(describe(listener, "https" if self._tls else "http") for listener in self._sockets)
-        print(f"Serving on {places} (pid {os.getpid()})", flush=True)
-        notify("READY=1", f"STATUS=Serving on {places}")
         watchdog = asyncio.create_task(_feed_watchdog())
-        await stop.wait()
+        try:
+            self._say_where()
+            await stop.wait()
+        finally:
+            # While this process still listens, nobody takes the file for one that was left behind.
+            self._remove_socket_file()
 
         self._stop_by = time.monotonic() + self._settings["grace"]
         notify("STOPPING=1", f"STATUS=Stopping, {len(self._bridge.exchanges)} requests to answer")
-        # While this process still listens nobody takes the file for one that was left behind: it is its own.
-        self._remove_socket_file()
+        if self._settings["reuse_port"]:
+            for listener in self._sockets:
+                leave_new_connections_to_others(listener)
         server.stop()
         drained = asyncio.create_task(self._drain(server))
         hurried = asyncio.create_task(hurry.wait())
@@ -147,6 +146,11 @@ class Service:
         self._bridge.close()
         logger.info("stopped, every request is answered")
         return True
+
+    def _say_where(self) -> None:
+        places = " and ".join(describe(listener, "https" if self._tls else "http") for listener in self._sockets)
+        print(f"Serving on {places} (pid {os.getpid()})", flush=True)
+        notify("READY=1", f"STATUS=Serving on {places}")
 
     async def _drain(self, server: HTTPServer) -> None:
         await server.drain()

@@ -1,0 +1,73 @@
+"""The page docs/settings.md, made from the table of the settings: ``python -m threadbridge.settings_page``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from threadbridge.settings import ALL, SERVE, Setting
+
+_PAGE = """# Settings
+
+This page is made from `threadbridge/settings.py`: `python -m threadbridge.settings_page >docs/settings.md`.
+
+A setting can be given in four places. The first of them that names it counts:
+
+1. the command line: `python -m threadbridge myapplication:app --pool=myapplication:db.pool --port=8000`; hyphens and
+   underscores are both accepted;
+2. the environment: `THREADBRIDGE_PORT=8000`;
+3. the TOML file that `--config=FILE` names: `port = 8000`, `trusted_proxies = ["10.0.0.0/8"]`;
+4. the program: `run.py` serves with `port=8888` and `xheaders=True` unless told otherwise.
+
+`--check` loads everything, prints each setting with its value and where it comes from, and ends. A setting that cannot
+be used is one line on standard error and exit status 2; an address that cannot be listened on is exit status 1.
+
+BYTES may be written in k, M or G, as in `64k` (in the file in quotes). A list is given with commas or option by option;
+in the file it is a TOML list.
+
+## Serving
+
+These are also the keywords of `serve(application, ...)`, as Python values: `pool` is the pool itself, `lanes` is a
+list of `Lane` objects, a size is a number of bytes, `unix_socket_mode` is a number such as `0o660`.
+
+{serving}
+## The process and its log
+
+{process}
+## A new process before the old one stops
+
+With `--reuse_port` start the new process, wait for its line `Serving on ...`, then send SIGTERM to the old one. The
+old one answers all that has reached it. A client whose attempt to connect meets the old process in its last moment
+tries again by itself and is served by the new one, a second later. What remains: the old process resets a connection
+whose making is still under way when it stops listening, which takes a client at a distance. A proxy on the same host
+never meets that; for other clients set `sysctl net.ipv4.tcp_migrate_req=1` (Linux 5.14), and the kernel hands such
+connections over. The port is shared only among processes of one user.
+
+## With systemd
+
+`Type=notify` works: the process says when it accepts connections and when it stops. With `WatchdogSec=` it reports
+twice in that time for as long as its event loop turns. Let `TimeoutStopSec=` be longer than `--grace`, and
+`ExecReload=kill -HUP $MAINPID` opens the log files anew.
+"""
+
+
+def as_markdown() -> str:
+    """The page docs/settings.md."""
+    return _PAGE.format(
+        serving=_markdown_table(SERVE), process=_markdown_table({n: s for n, s in ALL.items() if n not in SERVE})
+    )
+
+
+def _markdown_table(settings: Mapping[str, Setting]) -> str:
+    lines = ["| setting | value | default | meaning |", "|---|---|---|---|"]
+    for name, setting in settings.items():
+        shown = f"`{name}`" + (f", as an option `--{setting.option}`" if setting.option else "")
+        value = setting.kind.metavar.replace("|", ", ")
+        default = setting.show(setting.default)
+        lines.append(
+            f"| {shown} | {value} | {f'`{default}`' if default else ''} | {setting.meaning} |".replace("*", "\\*")
+        )
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(as_markdown(), end="")
