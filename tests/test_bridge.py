@@ -372,9 +372,9 @@ def test_the_pool_lane_is_as_wide_as_the_pool() -> None:
     from dbutils.pooled_db import PooledDB
 
     bridge = Bridge(hello, pool=PooledDB(MySQLdb, maxconnections=7))
-    assert [(lane.name, lane.threads) for lane in bridge.lanes] == [("pool", 7)]
+    assert [(lane.name, lane.threads) for lane in bridge.lanes] == [("quick", 4), ("pool", 7)]
     unlimited = PooledDB(MySQLdb, maxconnections=0)
-    assert Bridge(hello, pool=unlimited, threads=3).lanes[0].threads == 3
+    assert Bridge(hello, pool=unlimited, threads=3).lanes[-1].threads == 3
     with pytest.raises(ValueError, match="unlimited"):
         Bridge(hello, pool=unlimited)
     with pytest.raises(ValueError, match="leave threads=3 out"):

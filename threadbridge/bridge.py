@@ -5,21 +5,29 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable, Sequence
-from typing import cast
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Literal, cast
 from wsgiref.types import WSGIApplication
 
 from tornado import httputil
 from tornado.log import access_log
 
+from threadbridge.current import RunningRequest
 from threadbridge.exchange import Connection, Exchange
 from threadbridge.forwarded import ForwardedHeaders, Peer
 from threadbridge.hop import Hop
+from threadbridge.lane_choice import LaneChoice
 from threadbridge.lanes import Lane
-from threadbridge.pool import pool_size
 from threadbridge.spool import Spool
+from threadbridge.watch import Watch
 from threadbridge.wsgi import call_application
 
+if TYPE_CHECKING:
+    from threadbridge.pool import PoolGuard
+
+# Those that change nothing by definition (RFC 9110, section 9.2.1), but for TRACE.
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 SPOOL_SIZE = 8 * 1024**3
 
 
@@ -33,9 +41,17 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
     :param pool: the DBUtils ``PooledDB`` from which the application takes its connections. As many requests run at
         once as the pool has connections (``maxconnections``).
     :param threads: how many requests run at once, when there is no pool or the pool is unlimited.
-    :param lanes: paths that have threads of their own (see `Lane`); the first that matches is taken, and what none
-        matches goes to the lane named ``pool`` (``default`` without a pool).
-    :param queue: how many requests may wait for a thread of that lane; the next one is answered 503. Default 1000.
+    :param lanes: paths that have threads of their own (see `Lane`); the first that matches is taken. With a pool, what
+        none matches goes to the lane ``pool`` if its like were seen to use the pool, or else to the lane ``quick``;
+        without one it goes to the lane ``default``.
+    :param queue: how many requests may wait for a thread of a lane; the next one is answered 503. Default 1000.
+    :param queue_timeout: seconds that a request may wait so, until it is answered 503. Default 30.
+    :param deadline: seconds until a request must be answered, waiting included, or it is answered 504. Default 180. It
+        ends with the beginning of the response: a stream may take as long as it likes.
+    :param cancel: which requests are cancelled, and their queries stopped, when their clients leave or at the deadline:
+        ``safe`` (GET, HEAD and OPTIONS, the default), ``all`` or ``none``.
+    :param client_key: of the request's headers and the client's address makes the name of the client, whose requests
+        take turns with those of others; the default is the address. Called on the loop side.
     :param xheaders: believe a trusted proxy's ``X-Real-IP``, ``X-Forwarded-For``, ``X-Scheme`` and
         ``X-Forwarded-Proto``. Default False.
     :param trusted_proxies: addresses and networks, beside loopback and Unix sockets, that are such proxies.
@@ -53,20 +69,31 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         threads: int | None = None,
         lanes: Sequence[Lane] = (),
         queue: int = 1000,
+        queue_timeout: float = 30.0,
+        deadline: float = 180.0,
+        cancel: Literal["safe", "all", "none"] = "safe",
+        client_key: Callable[[httputil.HTTPHeaders, str], str] | None = None,
         xheaders: bool = False,
         trusted_proxies: Iterable[str] = (),
         spool_size: int = SPOOL_SIZE,
     ) -> None:
+        if cancel not in ("safe", "all", "none"):
+            raise ValueError(f"cancel={cancel!r}; give 'safe', 'all' or 'none'")
+        if not (deadline > 0 and queue_timeout > 0):
+            raise ValueError(f"deadline={deadline}, queue_timeout={queue_timeout}; give positive numbers of seconds")
         threads = _lane_width(pool, threads)
-        names = [lane.name for lane in lanes]
-        default = Lane("default" if pool is None else "pool", threads=threads, queue=queue)
-        for name in names:
-            if names.count(name) > 1 or name == default.name:
-                raise ValueError(f"two lanes are named {name!r}; give each a name of its own")
+        self._choice = LaneChoice(lanes, threads=threads, queue=queue, learns=pool is not None)
+        self._guard = _guard(pool, self._choice)
         self.application = application
-        self.lanes = (*lanes, default)
+        self.lanes = self._choice.all
         self.exchanges: set[Exchange] = set()
         self.spool = Spool(spool_size)
+        self._deadline = deadline
+        self._cancels = cancel
+        self._client_key = client_key
+        self._watch = Watch(self.exchanges, queue_timeout)
+        # Callbacks of applications may block for a moment, so that there is more than one.
+        self._cancellers = ThreadPoolExecutor(4, thread_name_prefix="threadbridge-cancel")
         self._hop: Hop | None = None
         self._forwarded = ForwardedHeaders(trusted_proxies) if xheaders else None
 
@@ -82,26 +109,47 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         is_unix = not isinstance(context.address, tuple)
         peer = Peer("" if is_unix else context.remote_ip, context.protocol)
         exchange.peer = self._forwarded.client_of(peer, exchange.headers) if self._forwarded else peer
-        path = exchange.start_line.path.partition("?")[0]
-        exchange.lane = next(lane for lane in self.lanes if lane.matches(path))
+        address = exchange.peer.address
+        exchange.client = address if self._client_key is None else self._client_key(exchange.headers, address)
+        line = exchange.start_line
+        exchange.lane, route, exchange.is_probe = self._choice.choose(line.method, line.path.partition("?")[0])
+        deadline = time.monotonic() + (exchange.lane.deadline or self._deadline)
+        exchange.running = RunningRequest(exchange.id, deadline, route)
         self.exchanges.add(exchange)
+        self._watch.start()
 
     def run(self, exchange: Exchange) -> None:
         """Call the application for this exchange. Worker side."""
-        call_application(self.application, exchange)
+        call_application(self.application, exchange, self._is_outage)
+        self._choice.ran(exchange.running.route, exchange.is_probe)
+
+    def _is_outage(self, error: BaseException) -> bool:
+        return self._guard is not None and self._guard.is_outage(error)
+
+    def never_ran(self, exchange: Exchange) -> None:
+        """The exchange has ended before a worker took it."""
+        self._choice.never_ran(exchange.running.route, exchange.is_probe)
+
+    def cancel(self, exchange: Exchange) -> None:
+        """Nobody waits for a running exchange any more: stop it, if its method allows that."""
+        if self._cancels == "all" or (self._cancels == "safe" and exchange.start_line.method in SAFE_METHODS):
+            self._cancellers.submit(exchange.running.cancel)
 
     def ended(self, exchange: Exchange) -> None:
         """Count the exchange off and write its line in the access log."""
         self.exchanges.discard(exchange)
+        self._watch.ended(exchange)
         level = logging.INFO if exchange.status < 400 else logging.WARNING
         access_log.log(
             level if exchange.status < 500 else logging.ERROR,
-            "%d %s %s (%s) %.2fms",
+            "%d %s %s (%s) %.2fms %s %s",
             exchange.status,
             exchange.start_line.method,
             exchange.start_line.path,
             exchange.peer.address,
             1000 * (time.monotonic() - exchange.started),
+            exchange.lane.name,
+            exchange.state.value,
         )
 
     def close(self) -> None:
@@ -109,6 +157,9 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         for lane in self.lanes:
             lane.close()
         self.spool.threads.shutdown(wait=False)
+        self._cancellers.shutdown(wait=False)
+        if self._guard is not None:
+            self._guard.close()
 
     def join(self) -> None:
         """Wait until all threads have ended, after `close`. Any thread but the loop's."""
@@ -121,6 +172,9 @@ def _lane_width(pool: object | None, threads: int | None) -> int:
         if threads is None:
             raise ValueError("give pool= (a PooledDB) or threads=; neither says how many requests may run at once")
         return threads
+    # Not above: DBUtils is needed only where there is a pool of its making.
+    from threadbridge.pool import pool_size
+
     size = pool_size(pool)
     if size and threads is not None:
         raise ValueError(
@@ -132,3 +186,11 @@ def _lane_width(pool: object | None, threads: int | None) -> int:
             "the pool is unlimited (maxconnections=0); say with threads= how many requests may run at once"
         )
     return size or threads or 0
+
+
+def _guard(pool: object | None, choice: LaneChoice) -> PoolGuard | None:
+    if pool is None:
+        return None
+    from threadbridge.pool import PoolGuard
+
+    return PoolGuard(pool, choice.asked)

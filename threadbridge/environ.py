@@ -55,6 +55,8 @@ def environ_of(exchange: Exchange) -> WSGIEnvironment:
         "wsgi.url_scheme": scheme,
         "wsgi.input": exchange.body.open(),
         "wsgi.errors": sys.stderr,
+        "threadbridge.request": exchange.running,
+        "waitress.client_disconnected": lambda: exchange.client_has_left,
     }
     for name, value in headers.get_all():
         if "_" in name or name in ("Proxy", "Transfer-Encoding"):

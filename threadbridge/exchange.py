@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from tornado import httputil
 
+from threadbridge.current import RunningRequest
 from threadbridge.forwarded import Peer
 from threadbridge.hop import Hop
 from threadbridge.lanes import Lane
@@ -48,8 +49,8 @@ ENDINGS = frozenset({State.DONE, State.SHED, State.EXPIRED, State.ABANDONED, Sta
 # Every legal move. What is not here does not happen: `Exchange.move` refuses it, and whoever asked came too late.
 MOVES: dict[State, frozenset[State]] = {
     State.RECEIVING: frozenset({State.QUEUED, State.SHED, State.FAILED, State.ABANDONED}),
-    State.QUEUED: frozenset({State.RUNNING, State.ABANDONED}),
-    State.RUNNING: frozenset({State.RESPONDING, State.FAILED, State.ABANDONED}),
+    State.QUEUED: frozenset({State.RUNNING, State.SHED, State.EXPIRED, State.ABANDONED}),
+    State.RUNNING: frozenset({State.RESPONDING, State.FAILED, State.EXPIRED, State.ABANDONED}),
     State.RESPONDING: frozenset({State.DONE, State.FAILED, State.ABANDONED}),
     **{ending: frozenset() for ending in ENDINGS},
 }
@@ -86,6 +87,10 @@ class Dispatcher(Protocol):
 
     def run(self, exchange: Exchange) -> None: ...
 
+    def cancel(self, exchange: Exchange) -> None: ...
+
+    def never_ran(self, exchange: Exchange) -> None: ...
+
     def ended(self, exchange: Exchange) -> None: ...
 
 
@@ -101,12 +106,19 @@ class Exchange(httputil.HTTPMessageDelegate):
     def __init__(self, bridge: Dispatcher, hop: Hop, connection: Connection) -> None:
         self.id = f"{os.getpid():x}-{next(_numbers):06x}"
         self.state = State.RECEIVING
-        self.started = time.monotonic()
+        self.started = self.queued_at = time.monotonic()
         self.spool = bridge.spool
         self.body = RequestBody(bridge.spool)
         self.status = 0
+        # Set by the bridge when the head is known.
         self.lane: Lane
         self.peer: Peer
+        self.client = ""
+        self.is_probe = False
+        self.running: RunningRequest
+        # Set by the worker.
+        self.thread_id: int | None = None
+        self.worker_is_done = False
         self.start_line: httputil.RequestStartLine
         self.headers: httputil.HTTPHeaders
         self._bridge = bridge
@@ -144,8 +156,7 @@ class Exchange(httputil.HTTPMessageDelegate):
         self.started = time.monotonic()
         self._bridge.admit(self)
         if not self.lane.has_room():
-            self.move(State.SHED)
-            self._answer_plainly(HTTPStatus.SERVICE_UNAVAILABLE, {"Retry-After": "1"})
+            self.shed()
 
     def data_received(self, chunk: bytes) -> Awaitable[None] | None:
         """Keep a piece of the body; nothing more is read before the awaitable, if any, is done. Loop side."""
@@ -156,28 +167,50 @@ class Exchange(httputil.HTTPMessageDelegate):
         try:
             await written
         except OSError as error:
-            if self.move(State.FAILED):
-                self.body.discard()
+            if self._stop(State.FAILED):
                 logger.error("request %s: its body cannot be spooled: %s", self.id, error)
                 full = isinstance(error, SpoolFullError) or error.errno == errno.ENOSPC
                 self._answer_plainly(HTTPStatus.INSUFFICIENT_STORAGE if full else HTTPStatus.INTERNAL_SERVER_ERROR, {})
 
     def finish(self) -> None:
-        """The request is complete: queue it. Loop side."""
-        if self.move(State.QUEUED):
+        """The request is complete: queue it, if the lane has not become full meanwhile. Loop side."""
+        if not self.lane.has_room():
+            self.shed()
+        elif self.move(State.QUEUED):
+            self.queued_at = time.monotonic()
             self.connection.set_close_callback(self.on_connection_close)
             self.lane.submit(self)
 
     def on_connection_close(self) -> None:
-        """The client has left: a waiting request is not run, a stream that nobody reads is stopped. Loop side."""
-        left = self.move(State.ABANDONED)
-        if left is None:
-            return
+        """The client has left: a waiting request is not run, a running one is cancelled. Loop side."""
+        if self._stop(State.ABANDONED):
+            self._ended(499)
+
+    def shed(self) -> None:
+        """Refuse a request that the lane has no room for, or has kept waiting for too long: 503. Loop side."""
+        if self._stop(State.SHED):
+            self._answer_plainly(HTTPStatus.SERVICE_UNAVAILABLE, {"Retry-After": str(self.lane.retry_after())})
+
+    def expire(self) -> None:
+        """Give up a request that was not answered by its deadline: 504, and cancelled. Loop side."""
+        if self._stop(State.EXPIRED):
+            self._answer_plainly(HTTPStatus.GATEWAY_TIMEOUT, {})
+
+    def _stop(self, ending: State) -> bool:
+        left = self.move(ending)
         if left is State.QUEUED:
             self.lane.withdraw()
         if left in (State.RECEIVING, State.QUEUED):
             self.body.discard()
-        self._ended(499)
+            self._bridge.never_ran(self)
+        elif left is not None:
+            self._bridge.cancel(self)
+        return left is not None
+
+    @property
+    def client_has_left(self) -> bool:
+        """Whether nobody is left to read a response. Either side."""
+        return self.state is State.ABANDONED
 
     # A worker runs the application.
 
@@ -187,10 +220,14 @@ class Exchange(httputil.HTTPMessageDelegate):
 
     def run(self) -> None:
         """Have the bridge call the application. Worker side."""
+        self.thread_id = threading.get_ident()
+        self.running.enter()
         try:
             self._bridge.run(self)
         finally:
+            self.running.leave()
             self.body.close()
+            self.worker_is_done = True
 
     def respond(self, status: int, reason: str, headers: httputil.HTTPHeaders, body: bytes) -> None:
         """Send a whole response, in one hop. Worker side."""

@@ -1,17 +1,28 @@
-"""Lanes: bounded queues, each in front of threads of its own."""
+"""Lanes: bounded, fair queues, each in front of threads of its own."""
 
 from __future__ import annotations
 
 import fnmatch
+import math
 import re
 import threading
-from collections import deque
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
+
+from threadbridge.fair_queue import FairQueue
+
+# How much the latest service time counts in the average, from which Retry-After is estimated.
+LATEST_COUNTS = 0.1
+LONGEST_RETRY_AFTER = 60
 
 
 class Job(Protocol):
     """What can wait in a lane."""
+
+    @property
+    def client(self) -> str:
+        """Whose it is; clients are served in turn."""
 
     def claim(self) -> bool:
         """Whether it is still wanted; if so it counts as running from now on. Worker side."""
@@ -27,12 +38,15 @@ class Lane:
     :param pattern: which paths belong to the lane: a path, in which ``*`` stands for any characters, ``?`` for one.
     :param threads: how many requests run at once.
     :param queue: how many more may wait; the next one is answered 503 at once. Default 1000.
+    :param deadline: seconds until a request must be answered, or it is answered 504; None: as for other lanes.
 
-    Raises ``ValueError`` for an unusable value. The queue and the number of busy threads belong to both sides and are
+    Raises ``ValueError`` for an unusable value. The queue and the numbers of busy threads belong to both sides and are
     guarded by one lock, which nobody holds for more than a few instructions.
     """
 
-    def __init__(self, name: str, pattern: str = "*", *, threads: int, queue: int = 1000) -> None:
+    def __init__(
+        self, name: str, pattern: str = "*", *, threads: int, queue: int = 1000, deadline: float | None = None
+    ) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
             raise ValueError(f"a lane's name has only letters, digits, '-' and '_', not {name!r}")
         if not pattern.startswith(("/", "*")):
@@ -41,16 +55,24 @@ class Lane:
             raise ValueError(f"lane {name}: threads={threads}; a lane needs at least 1 thread")
         if queue < 0:
             raise ValueError(f"lane {name}: queue={queue}; give 0 or more waiting requests")
+        if deadline is not None and not deadline > 0:
+            raise ValueError(f"lane {name}: deadline={deadline}; give a positive number of seconds")
         self.name = name
         self.pattern = pattern
         self.threads = threads
         self.queue = queue
+        self.deadline = deadline
         self._matches = re.compile(fnmatch.translate(pattern)).match
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix=f"threadbridge-{name}")
+        # For as many threads as are stuck, within the same number again.
+        self._spares = ThreadPoolExecutor(threads, thread_name_prefix=f"threadbridge-{name}-spare")
         self._lock = threading.Lock()
-        self._waiting: deque[Job] = deque()
+        self._waiting: FairQueue[Job] = FairQueue()
         self._withdrawn = 0
         self._busy = 0
+        self._busy_spares = 0
+        self._stuck: set[Job] = set()
+        self._service_time = 0.0
 
     def __repr__(self) -> str:
         return f"Lane({self.name!r}, {self.pattern!r}, threads={self.threads}, queue={self.queue})"
@@ -61,8 +83,13 @@ class Lane:
 
     @property
     def busy(self) -> int:
-        """How many threads are at work."""
-        return self._busy
+        """How many threads are at work, stuck ones included."""
+        return self._busy + self._busy_spares
+
+    @property
+    def free(self) -> int:
+        """How many more requests could run now."""
+        return self.threads + len(self._stuck) - self.busy
 
     @property
     def queued(self) -> int:
@@ -71,7 +98,12 @@ class Lane:
 
     def has_room(self) -> bool:
         """Whether another request would run or may wait. Loop side."""
-        return self._busy < self.threads or self.queued < self.queue
+        return self.free > 0 or self.queued < self.queue
+
+    def retry_after(self) -> int:
+        """In how many seconds, by the present service times, the queue may have been served. Loop side."""
+        seconds = self._service_time * (self.queued + 1) / self.threads
+        return min(LONGEST_RETRY_AFTER, max(1, math.ceil(seconds)))
 
     def submit(self, job: Job) -> None:
         """Queue a job; one of the lane's threads runs it, unless it cannot be claimed by then. Loop side.
@@ -80,11 +112,18 @@ class Lane:
         the executor's own queue lies between two requests.
         """
         with self._lock:
-            self._waiting.append(job)
-            if self._busy == self.threads:
-                return
+            self._waiting.put(job.client, job)
+            self._start_thread()
+
+    def _start_thread(self) -> None:
+        if self.free <= 0:
+            return
+        if self._busy < self.threads:
             self._busy += 1
-        self._executor.submit(self._work)
+            self._executor.submit(self._work, False)
+        else:
+            self._busy_spares += 1
+            self._spares.submit(self._work, True)
 
     def withdraw(self) -> None:
         """Note that one of the waiting jobs has ended and will not be run. Loop side.
@@ -94,25 +133,48 @@ class Lane:
         with self._lock:
             self._withdrawn += 1
 
-    def _work(self) -> None:
-        while (job := self._take()) is not None:
+    def replace(self, job: Job) -> bool:
+        """Let another thread work in place of the one stuck in this job; whether one was left for it. Loop side."""
+        with self._lock:
+            if len(self._stuck) == self.threads:
+                return False
+            self._stuck.add(job)
+            if self._waiting:
+                self._start_thread()
+            return True
+
+    def _work(self, spare: bool) -> None:
+        job: Job | None = None
+        started = 0.0
+        while (job := self._next(spare, job, started)) is not None:
+            started = time.monotonic()
             job.run()
 
-    def _take(self) -> Job | None:
-        """The next job, claimed; None releases the thread. Worker side."""
+    def _next(self, spare: bool, finished: Job | None, started: float) -> Job | None:
+        """The next job, claimed, for the thread that has finished one; None releases the thread. Worker side."""
         with self._lock:
-            while self._waiting:
-                job = self._waiting.popleft()
+            if finished is not None:
+                self._stuck.discard(finished)
+                took = time.monotonic() - started
+                self._service_time += (took - self._service_time) * (LATEST_COUNTS if self._service_time else 1)
+            # Fewer than none are free when a thread has come back that was replaced.
+            while self._waiting and self.free >= 0:
+                job = self._waiting.take()
                 if job.claim():
                     return job
                 self._withdrawn -= 1
-            self._busy -= 1
+            if spare:
+                self._busy_spares -= 1
+            else:
+                self._busy -= 1
             return None
 
     def close(self) -> None:
         """Let the threads end as soon as they are idle. Loop side."""
         self._executor.shutdown(wait=False)
+        self._spares.shutdown(wait=False)
 
     def join(self) -> None:
         """Wait until all threads have ended, after `close`. Any thread but the loop's."""
         self._executor.shutdown(wait=True)
+        self._spares.shutdown(wait=True)

@@ -46,19 +46,28 @@ class ApplicationError(Exception):
     """The application broke PEP 3333; the message says what it did and what is expected."""
 
 
-def call_application(application: WSGIApplication, exchange: Exchange) -> None:
+def call_application(
+    application: WSGIApplication, exchange: Exchange, is_outage: Callable[[BaseException], bool]
+) -> None:
     """Call the application for an exchange and send what it answers. Worker side.
 
-    Never raises: what the application raises is logged with its traceback, and the client gets a 500, or a cut
-    connection if the head is out.
+    Never raises: what the application raises is logged, and the client gets a 500, or a cut connection if the head is
+    out. There is a traceback in the log unless the error follows from the request's being cancelled or, by
+    ``is_outage``, from the database's being out of reach.
     """
     call = Call(exchange)
+    line = exchange.start_line
     try:
         call.run(application)
     except ClientDisconnected:
         logger.info("request %s: stopped, the client has left", exchange.id)
-    except BaseException:
-        logger.exception("request %s failed: %s %s", exchange.id, exchange.start_line.method, exchange.start_line.path)
+    except BaseException as error:
+        if exchange.running.cancelled:
+            logger.info("request %s: stopped, nobody waits for it: %r", exchange.id, error)
+        elif is_outage(error):
+            logger.error("request %s failed: %s %s: %r", exchange.id, line.method, line.path, error)
+        else:
+            logger.exception("request %s failed: %s %s", exchange.id, line.method, line.path)
         if not call.complete:
             exchange.fail()
 

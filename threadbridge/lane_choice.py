@@ -1,0 +1,64 @@
+"""Which lane a request goes to: by its path if a lane was given for it, or else by what its route was seen to do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from threadbridge.current import RunningRequest
+from threadbridge.lanes import Lane
+from threadbridge.routes import Route, Routes
+
+# For requests that need no database, and for finding out whether a new route does. Short requests need few threads.
+QUICK_THREADS = 4
+
+
+class LaneChoice:
+    """The lanes of a bridge and the choice between them.
+
+    :param lanes: lanes for certain paths; the first that matches is taken.
+    :param threads: the width of the lane for all else, called ``pool`` with a pool and ``default`` without.
+    :param learns: with a pool: requests of routes that do not ask it for a connection go to a lane called ``quick``.
+
+    Raises ``ValueError`` when two lanes have the same name.
+    """
+
+    def __init__(self, lanes: Sequence[Lane], *, threads: int, queue: int, learns: bool) -> None:
+        self._explicit = tuple(lanes)
+        self._routes = Routes()
+        self._main = Lane("pool" if learns else "default", threads=threads, queue=queue)
+        self._quick = Lane("quick", threads=QUICK_THREADS, queue=queue) if learns else None
+        self.all = (*self._explicit, *([self._quick] if self._quick else []), self._main)
+        names = [lane.name for lane in self.all]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two lanes are named {name!r}; give each a name of its own")
+
+    def choose(self, method: str, path: str) -> tuple[Lane, Route | None, bool]:
+        """The lane, the route to learn about, and whether the request is a probe that finds out about it. Loop side."""
+        for lane in self._explicit:
+            if lane.matches(path):
+                return lane, None, False
+        if self._quick is None:
+            return self._main, None, False
+        route = self._routes.find(method, path)
+        if route.uses_pool is False:
+            return self._quick, route, False
+        # The last free quick thread is for requests that are known to be quick.
+        if route.uses_pool is None and self._quick.free - self._quick.queued >= 2 and self._routes.begin_probe(route):
+            return self._quick, route, True
+        return self._main, route, False
+
+    def asked(self, request: RunningRequest) -> None:
+        """The request asks for a connection: its route belongs to the pool's lane from now on. Worker side."""
+        if request.route is not None and not request.route.uses_pool:
+            self._routes.asked(request.route)
+
+    def ran(self, route: Route | None, is_probe: bool) -> None:
+        """A request of the route has run to its end. Worker side."""
+        if route is not None and (is_probe or route.uses_pool is None):
+            self._routes.ended(route, is_probe)
+
+    def never_ran(self, route: Route | None, is_probe: bool) -> None:
+        """A request of the route has ended before it ran: another may be the probe. Loop side."""
+        if route is not None and is_probe:
+            self._routes.give_up_probe(route)
