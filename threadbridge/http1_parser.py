@@ -101,9 +101,10 @@ class RequestParser:
         if self._remaining:
             return min(start + self._remaining, len(data))
         # Heads, and bodies in chunks, end in an empty line; in chunks there may be others.
-        cut = (self._tail + data[start : start + 3]).find(_EMPTY_LINE)
-        if cut >= 0:
-            return start + cut + len(_EMPTY_LINE) - len(self._tail)
+        if self._tail:
+            cut = (self._tail + data[start : start + 3]).find(_EMPTY_LINE)
+            if cut >= 0:
+                return start + cut + len(_EMPTY_LINE) - len(self._tail)
         found = data.find(_EMPTY_LINE, start)
         return len(data) if found < 0 else found + len(_EMPTY_LINE)
 
@@ -263,7 +264,10 @@ class RequestParser:
 
 def _keeps_alive(headers: HTTPHeaders, version: str) -> bool:
     """Whether the client wants to go on with the connection (RFC 9112, section 9.3)."""
-    options = {option.strip("\t ").lower() for option in headers.get("Connection", "").split(",")}
+    connection = headers.get("Connection")
+    if connection is None:
+        return version == "1.1"
+    options = [option.strip("\t ") for option in connection.lower().split(",")]
     return "close" not in options and (version == "1.1" or "keep-alive" in options)
 
 
