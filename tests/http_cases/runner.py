@@ -55,11 +55,6 @@ class Outcome:
     stayed_open: bool
     seen: tuple[tuple[WSGIEnvironment, bytes], ...]
 
-    @property
-    def statuses(self) -> list[int]:
-        """Of the final responses."""
-        return [response.status for response in self.responses]
-
 
 class Conversation:
     """A client's connection: what is sent, and what has come back."""
