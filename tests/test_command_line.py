@@ -115,8 +115,10 @@ def test_options_in_every_spelling(directory: Path, arguments: list[str]) -> Non
 
 
 def test_an_application_and_a_pool_inside_other_objects(directory: Path) -> None:
-    settings = checked(threadbridge(directory, "site_app:namespace.app", "--pool=site_app:pool", "--check"))
+    options = ("--pool=site_app:pool", "--client-key=site_app:namespace.app")
+    settings = checked(threadbridge(directory, "site_app:namespace.app", *options, "--check"))
     assert settings["pool"] == ("site_app:pool", "command line")
+    assert settings["client_key"] == ("site_app:namespace.app", "command line")
 
 
 def test_what_the_program_says_is_a_default() -> None:
@@ -170,8 +172,15 @@ def test_help_tells_each_option_with_its_default(directory: Path) -> None:
         (["site_app:app"], "give pool= (a PooledDB) or threads="),
         (["site_app:app", "--pool=site_app:pool", "--threads=9"], "the pool has 3 connections and so the lane 3"),
         (["site_app:app", "--pool=site_app:unlimited"], "the pool is unlimited (maxconnections=0)"),
-        (["site_app:app", "--pool=site_app:number"], "--pool=site_app:number: is of the type int; expected a PooledDB"),
+        (
+            ["site_app:app", "--pool=site_app:number"],
+            "pool=5 is not a PooledDB of DBUtils; give the",
+        ),
         (["site_app:app", "--pool=site_app"], "--pool=site_app: expected MODULE:ATTRIBUTE"),
+        (
+            ["site_app:app", "--threads=1", "--client_key=site_app:number"],
+            "--client_key=site_app:number: expected a",
+        ),
         (["site_app"], "site_app: expected MODULE:ATTRIBUTE, such as myapplication:app"),
         (["site_app:nothing"], "site_app:nothing: module 'site_app' has no attribute 'nothing'"),
         (["site_app:app.x.y"], "site_app:app.x.y: 'function' object has no attribute 'x'"),

@@ -18,37 +18,36 @@ from wsgiref.types import WSGIApplication
 
 from threadbridge.lanes import Lane
 from threadbridge.logs import set_up_logging
-from threadbridge.pool import pool_size
 from threadbridge.server import Service, end_process
 from threadbridge.settings import ALL, SERVE, Resolved, SettingError, Settings, option_name, resolve
-from threadbridge.values import FLAG
+from threadbridge.values import FLAG, Place
 
 logger = logging.getLogger("threadbridge")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main() -> int:
     """Serve the application that the command line names: ``python -m threadbridge MODULE:APP``."""
-    return _run("python -m threadbridge", None, sys.argv[1:] if argv is None else argv, {})
+    return _run("python -m threadbridge", None, {})
 
 
-def run(application: WSGIApplication, *, argv: Sequence[str] | None = None, **defaults: Unpack[Settings]) -> int:
+def run(application: WSGIApplication, **defaults: Unpack[Settings]) -> int:
     """Serve this application as the command line says; give the process's exit status.
 
-    The other keywords are settings that apply where neither the command line nor the environment nor the config file
+    The keywords are settings that apply where neither the command line nor the environment nor the config file
     says otherwise. Status 2 stands for a setting that cannot be used, 1 for an address that cannot be listened on and
     for requests that were cut when the grace period was over.
     """
-    return _run(Path(sys.argv[0]).name, application, sys.argv[1:] if argv is None else argv, defaults)
+    return _run(Path(sys.argv[0]).name, application, defaults)
 
 
-def _run(program: str, application: WSGIApplication | None, argv: Sequence[str], defaults: Settings) -> int:
+def _run(program: str, application: WSGIApplication | None, defaults: Settings) -> int:
     parser = _parser(program, defaults, names_application=application is None)
     try:
-        arguments, surplus = parser.parse_known_args(_normalized(argv))
+        arguments, surplus = parser.parse_known_args(_normalized(sys.argv[1:]))
         if surplus:
             raise SettingError(f"unexpected argument {surplus[0]!r}")
         options = {name: texts for name, texts in vars(arguments).items() if texts}
-        place = options.pop("application", None)
+        place: str | None = options.pop("application", None)
         resolved = resolve(options, os.environ, defaults)
         settings = resolved.values
         if not settings["check"]:
@@ -70,8 +69,8 @@ def _run(program: str, application: WSGIApplication | None, argv: Sequence[str],
     try:
         service.listen()
     except OSError as error:
-        place = settings["unix_socket"] or f"{settings['address']}:{settings['port']}"
-        print(f"{program}: cannot listen on {place}: {error.strerror or error}", file=sys.stderr)
+        where = settings["unix_socket"] or f"{settings['address']}:{settings['port']}"
+        print(f"{program}: cannot listen on {where}: {error.strerror or error}", file=sys.stderr)
         return 1
     status = service.run()
     _end_within(service.grace_left)
@@ -132,18 +131,12 @@ def _set_up_logging(resolved: Resolved) -> None:
 
 
 def _with_objects(resolved: Resolved) -> Settings:
-    """The settings with the pool and the lanes themselves in place of the texts that stand for them."""
+    """The settings with the objects themselves in place of the texts that stand for them."""
     values = {**resolved.values}
-    pool = values["pool"]
-    if isinstance(pool, str):
-        label = resolved.label("pool")
-        values["pool"] = _load(pool, label)
-        try:
-            pool_size(values["pool"])
-        except ValueError:
-            raise SettingError(
-                f"{label}: is of the type {type(values['pool']).__name__}; expected a PooledDB of DBUtils"
-            ) from None
+    for name, value in resolved.values.items():
+        if isinstance(value, Place):
+            values[name] = _load(value, resolved.label(name))
+    ALL["client_key"].checked(values["client_key"], resolved.label("client_key"))
     if resolved.origins["lanes"] != "default":
         texts = cast(Sequence[str], values["lanes"])
         values["lanes"] = [_lane(text, resolved.label("lanes"), resolved.values["queue"]) for text in texts]
@@ -199,13 +192,14 @@ def _print_settings(resolved: Resolved) -> None:
 
 
 def _end_within(seconds: float) -> None:
-    """Have the process end by then at the latest, though the application's own threads may go on."""
+    """Have the process end by then, and a moment more, though threads of the application's own may go on."""
 
     def end() -> None:
         names = [thread.name for thread in threading.enumerate() if not thread.daemon]
+        names.remove(threading.main_thread().name)
         logger.error("stopped before these threads had ended: %s", ", ".join(names))
         end_process()
 
-    timer = threading.Timer(seconds, end)
+    timer = threading.Timer(seconds + 1, end)
     timer.daemon = True
     timer.start()

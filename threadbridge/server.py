@@ -26,14 +26,17 @@ from threadbridge.settings import Settings, from_keywords
 
 logger = logging.getLogger("threadbridge")
 
+# How long requests that are cut may take to stop what they are doing, such as queries in the database.
+CANCEL_TIME = 1.0
+
 
 def serve(application: WSGIApplication, **settings: Unpack[Settings]) -> int:
     """Serve a WSGI application until SIGTERM or SIGINT; give the process's exit status.
 
     The keywords are the settings of docs/settings.md, with their meanings, units and defaults; ``pool`` or ``threads``
     is needed. Prints one line with the address once connections are accepted. On the signal the port is closed, and
-    what is running or queued is answered: status 0. What is left when ``grace`` is over, or at a second signal, is cut:
-    the process ends at once with status 1. SIGHUP opens the log files anew.
+    what is running or queued is answered: status 0. What is left when ``grace`` is over, or at a second signal, is
+    cancelled and cut: the process ends with status 1. SIGHUP opens the log files anew.
 
     Raises ``ValueError`` for a setting that cannot be used, and ``OSError`` when the address cannot be listened on.
     Call it in the main thread, which becomes the loop's.
@@ -55,6 +58,10 @@ class Service:
             threads=settings["threads"],
             lanes=settings["lanes"],
             queue=settings["queue"],
+            queue_timeout=settings["queue_timeout"],
+            deadline=settings["deadline"],
+            cancel=settings["cancel"],
+            client_key=settings["client_key"],
             xheaders=settings["xheaders"],
             trusted_proxies=settings["trusted_proxies"],
             spool_size=settings["spool_size"],
@@ -136,12 +143,16 @@ class Service:
         watchdog.cancel()
         if drained.done():
             drained.result()
-        for exchange in list(self._bridge.exchanges):
+        cut = list(self._bridge.exchanges)
+        for exchange in cut:
             logger.error("stopped before request %s was answered: %s", exchange.id, exchange.start_line.path)
+            self._bridge.cancel(exchange)
+        if cut:
+            await asyncio.wait((drained,), timeout=CANCEL_TIME)
         for lane in self._bridge.lanes:
             if lane.busy:
-                logger.error("stopped while %d threads of the lane %s were at work", lane.busy, lane.name)
-        if self._bridge.exchanges or any(lane.busy for lane in self._bridge.lanes):
+                logger.error("stopped while threads of the lane %s were at work: %d", lane.name, lane.busy)
+        if cut or any(lane.busy for lane in self._bridge.lanes):
             return False
         self._bridge.close()
         logger.info("stopped, every request is answered")

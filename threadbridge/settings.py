@@ -4,19 +4,22 @@
 """
 
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, TypedDict, cast, get_type_hints
+from typing import Annotated, Any, Literal, TypedDict, cast, get_type_hints
+
+from tornado.httputil import HTTPHeaders
 
 from threadbridge.bridge import SPOOL_SIZE
 from threadbridge.http1 import Limits
 from threadbridge.lanes import Lane
 from threadbridge.values import (
     FLAG,
+    FUNCTION,
     LANES,
-    OBJECT,
     OCTAL,
     PATH,
+    POOL,
     SEVERAL,
     TEXT,
     Kind,
@@ -76,7 +79,7 @@ class Settings(TypedDict, total=False):
         object,
         Setting(
             None,
-            OBJECT,
+            POOL,
             "The DBUtils PooledDB from which the application takes its connections: as many requests run at once as it "
             "has connections.",
         ),
@@ -100,6 +103,35 @@ class Settings(TypedDict, total=False):
     queue: Annotated[
         int,
         Setting(1000, number(0), "How many requests may wait for a thread of a lane; the next one is answered 503."),
+    ]
+    queue_timeout: Annotated[
+        float, Setting(30.0, seconds(), "How long a request may wait for a thread; after that it is answered 503.")
+    ]
+    deadline: Annotated[
+        float,
+        Setting(
+            180.0,
+            seconds(),
+            "How long a request may take until its response begins, waiting included; after that it is answered 504.",
+        ),
+    ]
+    cancel: Annotated[
+        Literal["safe", "all", "none"],
+        Setting(
+            "safe",
+            choice("safe", "all", "none"),
+            "Which requests are cancelled, and their queries stopped, when nobody waits for them any more: safe stands "
+            "for GET, HEAD and OPTIONS.",
+        ),
+    ]
+    client_key: Annotated[
+        Callable[[HTTPHeaders, str], str] | None,
+        Setting(
+            None,
+            FUNCTION,
+            "The function that makes, of a request's headers and its client's address, the name of the client: clients "
+            "take turns. Without it the address is the name.",
+        ),
     ]
     address: Annotated[
         str,
@@ -260,7 +292,8 @@ def resolve(options: Mapping[str, Sequence[str]], environment: Mapping[str, str]
 
     Raises `SettingError` for a value that cannot be used and for a file that cannot be read.
     """
-    values: dict[str, object] = {name: setting.default for name, setting in ALL.items()} | dict(defaults)
+    values: dict[str, object] = {name: setting.default for name, setting in ALL.items()}
+    values.update(from_keywords(defaults))
     origins = dict.fromkeys(ALL, "default")
     variables = {
         name: [environment[ENVIRONMENT_PREFIX + name.upper()]]
@@ -268,9 +301,9 @@ def resolve(options: Mapping[str, Sequence[str]], environment: Mapping[str, str]
         if ENVIRONMENT_PREFIX + name.upper() in environment
     }
     given = [("environment", variables), ("command line", options)]
-    for path in (texts["config"][-1] for _, texts in reversed(given) if "config" in texts):
-        given.insert(0, (path, dict(_read_file(path))))
-        break
+    config = options.get("config") or variables.get("config")
+    if config is not None:
+        given.insert(0, (config[-1], dict(_read_file(config[-1]))))
     for origin, texts in given:
         for name, parts in texts.items():
             setting = ALL[name]

@@ -15,6 +15,10 @@ _TRUE = ("true", "t", "yes", "on", "1")
 _FALSE = ("false", "f", "no", "off", "0")
 
 
+class Place(str):
+    """Where an object stands, as ``MODULE:ATTRIBUTE``: so the command line, the environment and files name it."""
+
+
 @dataclass(frozen=True)
 class Kind:
     """A kind of value.
@@ -109,6 +113,10 @@ def _show_lanes(lanes: list[Lane | str]) -> str:
     return ",".join(lane if isinstance(lane, str) else f"{lane.name}:{lane.pattern}:{lane.threads}" for lane in lanes)
 
 
+def _show_object(value: object) -> str:
+    return value if isinstance(value, Place) else getattr(value, "__name__", type(value).__name__)
+
+
 TEXT = Kind("a text", "TEXT", lambda value: isinstance(value, str))
 PATH = Kind("a path", "PATH", lambda value: isinstance(value, str) and value != "")
 FLAG = Kind(
@@ -142,10 +150,11 @@ LANES = Kind(
     show=_show_lanes,
     several=True,
 )
-# On the command line and in files an object is named by the place where it stands.
-OBJECT = Kind(
-    "a Python object",
+POOL = Kind("a PooledDB", "MODULE:ATTRIBUTE", lambda value: True, read=Place, show=_show_object)
+FUNCTION = Kind(
+    "a function",
     "MODULE:ATTRIBUTE",
-    lambda value: True,
-    show=lambda value: value if isinstance(value, str) else type(value).__name__,
+    lambda value: callable(value) or isinstance(value, Place),
+    read=Place,
+    show=_show_object,
 )
