@@ -50,7 +50,7 @@ create_data() {
     ln -s "$directory" "$link/directory"
     # With --rpm it leaves the machine's own MariaDB alone; without, as root, it changes the owner of plugin files.
     # The socket user is named lest it be the one who runs this: they may well be called myapplication too.
-    mariadb-install-db --no-defaults --rpm --datadir="$link/directory/data.new" --skip-test-db \
+    TMPDIR="$temporary" mariadb-install-db --no-defaults --rpm --datadir="$link/directory/data.new" --skip-test-db \
         --auth-root-authentication-method=socket --auth-root-socket-user=root \
         ${as_user:+"$as_user"} >"$log" 2>&1 || failed=yes
     rm -r "$link"

@@ -22,8 +22,8 @@ def mariadb() -> Iterator[dict[str, str]]:
     """A private, empty MariaDB server; gives the ``MYSQL_*`` variables that lead to it."""
     # Not pytest's own directory: the path of a Unix socket may have only 107 bytes.
     directory = Path(tempfile.mkdtemp(prefix="mariadb-"))
-    subprocess.run([MARIADB_SCRIPT, "start", directory], check=True)
     try:
+        subprocess.run([MARIADB_SCRIPT, "start", directory], check=True)
         printed = subprocess.run([MARIADB_SCRIPT, "env", directory], check=True, capture_output=True, text=True).stdout
         yield dict(line.split("=", 1) for line in printed.splitlines())
     finally:
