@@ -1,0 +1,1 @@
+"""Measurements against other servers; each module says how it is run."""
