@@ -19,12 +19,15 @@ from threadbridge.forwarded import ForwardedHeaders, Peer
 from threadbridge.hop import Hop
 from threadbridge.lane_choice import LaneChoice
 from threadbridge.lanes import Lane
+from threadbridge.routes import Route
 from threadbridge.spool import Spool
 from threadbridge.watch import Watch
 from threadbridge.wsgi import call_application
 
 if TYPE_CHECKING:
     from threadbridge.pool import PoolGuard
+
+logger = logging.getLogger("threadbridge")
 
 # Those that change nothing by definition (RFC 9110, section 9.2.1), but for TRACE.
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -47,7 +50,8 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
     :param queue: how many requests may wait for a thread of a lane; the next one is answered 503. Default 1000.
     :param queue_timeout: seconds that a request may wait so, until it is answered 503. Default 30.
     :param deadline: seconds until a request must be answered, waiting included, or it is answered 504. Default 180. It
-        ends with the beginning of the response: a stream may take as long as it likes.
+        begins with the end of the request and ends with the beginning of the response: a stream may take as long as it
+        likes.
     :param cancel: which requests are cancelled, and their queries stopped, when their clients leave or at the deadline:
         ``safe`` (GET, HEAD and OPTIONS, the default), ``all`` or ``none``.
     :param client_key: of the request's headers and the client's address makes the name of the client, whose requests
@@ -83,7 +87,7 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
             raise ValueError(f"deadline={deadline}, queue_timeout={queue_timeout}; give positive numbers of seconds")
         threads = _lane_width(pool, threads)
         self._choice = LaneChoice(lanes, threads=threads, queue=queue, learns=pool is not None)
-        self._guard = _guard(pool, self._choice)
+        self._guard = _guard(pool, self._asked)
         self.application = application
         self.lanes = self._choice.all
         self.exchanges: set[Exchange] = set()
@@ -110,13 +114,37 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         peer = Peer("" if is_unix else context.remote_ip, context.protocol)
         exchange.peer = self._forwarded.client_of(peer, exchange.headers) if self._forwarded else peer
         address = exchange.peer.address
-        exchange.client = address if self._client_key is None else self._client_key(exchange.headers, address)
+        exchange.client = address if self._client_key is None else self._key_of(exchange, self._client_key)
         line = exchange.start_line
         exchange.lane, route, exchange.is_probe = self._choice.choose(line.method, line.path.partition("?")[0])
-        deadline = time.monotonic() + (exchange.lane.deadline or self._deadline)
-        exchange.running = RunningRequest(exchange.id, deadline, route)
+        exchange.time_allowed = exchange.lane.deadline or self._deadline
+        exchange.running = RunningRequest(exchange.id, None, route)
         self.exchanges.add(exchange)
         self._watch.start()
+
+    def _key_of(self, exchange: Exchange, client_key: Callable[[httputil.HTTPHeaders, str], str]) -> str:
+        address = exchange.peer.address
+        try:
+            return str(client_key(exchange.headers, address))
+        except Exception:
+            logger.exception("request %s: client_key failed; the client's name is its address instead", exchange.id)
+            return address
+
+    def reconsider(self, probe: Exchange) -> None:
+        """The probe is complete, perhaps long after it was admitted: there must still be a thread to spare for it."""
+        if not self._choice.may_probe():
+            probe.change_lane(self._choice.main)
+
+    def _asked(self, request: RunningRequest) -> None:
+        """The request asks for a connection. Worker side."""
+        if self._choice.asked(request) and self._hop is not None:
+            self._hop.post(self._clear_quick_lane, request.route)
+
+    def _clear_quick_lane(self, route: Route) -> None:
+        """The route turned out not to be quick: its requests must not keep those that are from running."""
+        for exchange in list(self.exchanges):
+            if exchange.running.route is route and exchange.lane is not self._choice.main:
+                exchange.change_lane(self._choice.main)
 
     def run(self, exchange: Exchange) -> None:
         """Call the application for this exchange. Worker side."""
@@ -188,9 +216,9 @@ def _lane_width(pool: object | None, threads: int | None) -> int:
     return size or threads or 0
 
 
-def _guard(pool: object | None, choice: LaneChoice) -> PoolGuard | None:
+def _guard(pool: object | None, on_ask: Callable[[RunningRequest], None]) -> PoolGuard | None:
     if pool is None:
         return None
     from threadbridge.pool import PoolGuard
 
-    return PoolGuard(pool, choice.asked)
+    return PoolGuard(pool, on_ask)

@@ -85,6 +85,8 @@ class Dispatcher(Protocol):
 
     def admit(self, exchange: Exchange) -> None: ...
 
+    def reconsider(self, probe: Exchange) -> None: ...
+
     def run(self, exchange: Exchange) -> None: ...
 
     def cancel(self, exchange: Exchange) -> None: ...
@@ -116,7 +118,9 @@ class Exchange(httputil.HTTPMessageDelegate):
         self.client = ""
         self.is_probe = False
         self.running: RunningRequest
-        # Set by the worker.
+        # Seconds, from the end of the request to the beginning of the response.
+        self.time_allowed: float
+        # Set by the worker; that it is done also by the loop, when no worker will come.
         self.thread_id: int | None = None
         self.worker_is_done = False
         self.start_line: httputil.RequestStartLine
@@ -174,12 +178,28 @@ class Exchange(httputil.HTTPMessageDelegate):
 
     def finish(self) -> None:
         """The request is complete: queue it, if the lane has not become full meanwhile. Loop side."""
+        if self.is_probe:
+            self._bridge.reconsider(self)
         if not self.lane.has_room():
             self.shed()
         elif self.move(State.QUEUED):
             self.queued_at = time.monotonic()
+            self.running.deadline = self.queued_at + self.time_allowed
             self.connection.set_close_callback(self.on_connection_close)
             self.lane.submit(self)
+
+    def change_lane(self, lane: Lane) -> None:
+        """Go to another lane; if it runs already, only let another thread of its lane work beside it. Loop side."""
+        if self.state is State.RECEIVING:
+            self.lane = lane
+        elif not self.lane.withdraw(self):
+            self.lane.replace(self)
+        elif self.state is State.QUEUED:
+            self.lane = lane
+            if lane.has_room():
+                lane.submit(self)
+            else:
+                self.shed()
 
     def on_connection_close(self) -> None:
         """The client has left: a waiting request is not run, a running one is cancelled. Loop side."""
@@ -199,8 +219,9 @@ class Exchange(httputil.HTTPMessageDelegate):
     def _stop(self, ending: State) -> bool:
         left = self.move(ending)
         if left is State.QUEUED:
-            self.lane.withdraw()
+            self.lane.withdraw(self)
         if left in (State.RECEIVING, State.QUEUED):
+            self.worker_is_done = True
             self.body.discard()
             self._bridge.never_ran(self)
         elif left is not None:
@@ -226,8 +247,8 @@ class Exchange(httputil.HTTPMessageDelegate):
             self._bridge.run(self)
         finally:
             self.running.leave()
-            self.body.close()
             self.worker_is_done = True
+            self.body.close()
 
     def respond(self, status: int, reason: str, headers: httputil.HTTPHeaders, body: bytes) -> None:
         """Send a whole response, in one hop. Worker side."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
@@ -15,9 +15,11 @@ class FairQueue(Generic[Item]):
     """
 
     def __init__(self) -> None:
-        self._items: dict[str, deque[Item]] = {}
-        # The clients that have items, the next one to be served in front.
-        self._turns: deque[str] = deque()
+        # The clients that have items, in the order of their turns; each with its items in theirs. Unlike a dict, an
+        # `OrderedDict` finds its first key at once, also after many have been removed in front.
+        self._clients: OrderedDict[str, OrderedDict[Item, None]] = OrderedDict()
+        # The client of the item taken last.
+        self._served = ""
         self._length = 0
 
     def __len__(self) -> int:
@@ -25,21 +27,35 @@ class FairQueue(Generic[Item]):
 
     def put(self, client: str, item: Item) -> None:
         """Append an item of a client's."""
-        items = self._items.get(client)
+        items = self._clients.get(client)
         if items is None:
-            items = self._items[client] = deque()
-            self._turns.append(client)
-        items.append(item)
+            items = self._clients[client] = OrderedDict()
+        items[item] = None
         self._length += 1
 
     def take(self) -> Item:
         """The next item; raises ``IndexError`` when there is none."""
-        client = self._turns.popleft()
-        items = self._items[client]
-        item = items.popleft()
-        if items:
-            self._turns.append(client)
-        else:
-            del self._items[client]
-        self._length -= 1
+        if not self._clients:
+            raise IndexError("the queue is empty")
+        # Only now, so that who came while the last one was served does not wait for another of the same client's.
+        if self._served in self._clients:
+            self._clients.move_to_end(self._served)
+        client, items = next(iter(self._clients.items()))
+        item, _ = items.popitem(last=False)
+        self._served = client
+        self._has_left(client, items)
         return item
+
+    def remove(self, client: str, item: Item) -> bool:
+        """Take an item out of turn; whether it was there."""
+        items = self._clients.get(client)
+        if items is None or item not in items:
+            return False
+        del items[item]
+        self._has_left(client, items)
+        return True
+
+    def _has_left(self, client: str, items: OrderedDict[Item, None]) -> None:
+        self._length -= 1
+        if not items:
+            del self._clients[client]

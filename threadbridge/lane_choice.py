@@ -25,9 +25,9 @@ class LaneChoice:
     def __init__(self, lanes: Sequence[Lane], *, threads: int, queue: int, learns: bool) -> None:
         self._explicit = tuple(lanes)
         self._routes = Routes()
-        self._main = Lane("pool" if learns else "default", threads=threads, queue=queue)
+        self.main = Lane("pool" if learns else "default", threads=threads, queue=queue)
         self._quick = Lane("quick", threads=QUICK_THREADS, queue=queue) if learns else None
-        self.all = (*self._explicit, *([self._quick] if self._quick else []), self._main)
+        self.all = (*self._explicit, *([self._quick] if self._quick else []), self.main)
         names = [lane.name for lane in self.all]
         for name in names:
             if names.count(name) > 1:
@@ -39,19 +39,25 @@ class LaneChoice:
             if lane.matches(path):
                 return lane, None, False
         if self._quick is None:
-            return self._main, None, False
+            return self.main, None, False
         route = self._routes.find(method, path)
         if route.uses_pool is False:
             return self._quick, route, False
-        # The last free quick thread is for requests that are known to be quick.
-        if route.uses_pool is None and self._quick.free - self._quick.queued >= 2 and self._routes.begin_probe(route):
+        if route.uses_pool is None and self.may_probe() and self._routes.begin_probe(route):
             return self._quick, route, True
-        return self._main, route, False
+        return self.main, route, False
 
-    def asked(self, request: RunningRequest) -> None:
-        """The request asks for a connection: its route belongs to the pool's lane from now on. Worker side."""
-        if request.route is not None and not request.route.uses_pool:
-            self._routes.asked(request.route)
+    def may_probe(self) -> bool:
+        """Whether the quick lane has a thread for finding out about a new route. Loop side."""
+        # The last free one is for requests that are known to be quick.
+        return self._quick is not None and self._quick.free >= 2
+
+    def asked(self, request: RunningRequest) -> bool:
+        """The request asks for a connection: its route belongs to the pool's lane from now on. Worker side.
+
+        Whether others of the route may be in the quick lane now.
+        """
+        return request.route is not None and not request.route.uses_pool and self._routes.asked(request.route)
 
     def ran(self, route: Route | None, is_probe: bool) -> None:
         """A request of the route has run to its end. Worker side."""

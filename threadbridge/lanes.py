@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import logging
 import math
 import re
 import threading
@@ -11,6 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 from threadbridge.fair_queue import FairQueue
+
+logger = logging.getLogger("threadbridge")
 
 # How much the latest service time counts in the average, from which Retry-After is estimated.
 LATEST_COUNTS = 0.1
@@ -28,7 +31,7 @@ class Job(Protocol):
         """Whether it is still wanted; if so it counts as running from now on. Worker side."""
 
     def run(self) -> None:
-        """Do it; must not raise. Worker side."""
+        """Do it. Worker side."""
 
 
 class Lane:
@@ -40,8 +43,9 @@ class Lane:
     :param queue: how many more may wait; the next one is answered 503 at once. Default 1000.
     :param deadline: seconds until a request must be answered, or it is answered 504; None: as for other lanes.
 
-    Raises ``ValueError`` for an unusable value. The queue and the numbers of busy threads belong to both sides and are
-    guarded by one lock, which nobody holds for more than a few instructions.
+    Raises ``ValueError`` for an unusable value. What waits, what runs and how many threads are at work belongs to both
+    sides and is guarded by one lock, which nobody holds for more than a few instructions. Jobs are claimed under it, so
+    that each is waiting, running or neither whenever somebody looks.
     """
 
     def __init__(
@@ -64,14 +68,14 @@ class Lane:
         self.deadline = deadline
         self._matches = re.compile(fnmatch.translate(pattern)).match
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix=f"threadbridge-{name}")
-        # For as many threads as are stuck, within the same number again.
         self._spares = ThreadPoolExecutor(threads, thread_name_prefix=f"threadbridge-{name}-spare")
         self._lock = threading.Lock()
         self._waiting: FairQueue[Job] = FairQueue()
-        self._withdrawn = 0
-        self._busy = 0
-        self._busy_spares = 0
-        self._stuck: set[Job] = set()
+        self._running: set[Job] = set()
+        # Those running jobs that do not count: for each another may run, in a spare thread if need be.
+        self._replaced: set[Job] = set()
+        self._at_work = 0
+        self._spares_at_work = 0
         self._service_time = 0.0
 
     def __repr__(self) -> str:
@@ -83,22 +87,32 @@ class Lane:
 
     @property
     def busy(self) -> int:
-        """How many threads are at work, stuck ones included."""
-        return self._busy + self._busy_spares
-
-    @property
-    def free(self) -> int:
-        """How many more requests could run now."""
-        return self.threads + len(self._stuck) - self.busy
+        """How many threads are at work, replaced ones included. Either side."""
+        with self._lock:
+            return self._at_work + self._spares_at_work
 
     @property
     def queued(self) -> int:
-        """How many requests wait for a thread."""
-        return len(self._waiting) - self._withdrawn
+        """How many requests wait for a thread. Either side."""
+        return len(self._waiting)
+
+    @property
+    def free(self) -> int:
+        """How many more requests could run now. Either side."""
+        with self._lock:
+            return max(0, self._room())
 
     def has_room(self) -> bool:
         """Whether another request would run or may wait. Loop side."""
-        return self.free > 0 or self.queued < self.queue
+        with self._lock:
+            return self._room() > -self.queue
+
+    def _room(self) -> int:
+        """How many more could run, less how many wait."""
+        return self._width() - len(self._running) - len(self._waiting)
+
+    def _width(self) -> int:
+        return self.threads + len(self._replaced)
 
     def retry_after(self) -> int:
         """In how many seconds, by the present service times, the queue may have been served. Loop side."""
@@ -116,58 +130,63 @@ class Lane:
             self._start_thread()
 
     def _start_thread(self) -> None:
-        if self.free <= 0:
+        if self._at_work + self._spares_at_work >= self._width():
             return
-        if self._busy < self.threads:
-            self._busy += 1
+        if self._at_work < self.threads:
+            self._at_work += 1
             self._executor.submit(self._work, False)
         else:
-            self._busy_spares += 1
+            self._spares_at_work += 1
             self._spares.submit(self._work, True)
 
-    def withdraw(self) -> None:
-        """Note that one of the waiting jobs has ended and will not be run. Loop side.
-
-        It keeps its place, which costs nothing, and is passed over when its turn comes.
-        """
+    def withdraw(self, job: Job) -> bool:
+        """Take a job out of the queue; whether it was there. Loop side."""
         with self._lock:
-            self._withdrawn += 1
+            return self._waiting.remove(job.client, job)
 
     def replace(self, job: Job) -> bool:
-        """Let another thread work in place of the one stuck in this job; whether one was left for it. Loop side."""
+        """Let another thread work in place of the one that runs this job, until it comes back. Loop side.
+
+        Whether one was left for it: as many may be replaced as the lane has threads.
+        """
         with self._lock:
-            if len(self._stuck) == self.threads:
-                return False
-            self._stuck.add(job)
-            if self._waiting:
-                self._start_thread()
+            if job in self._running and job not in self._replaced:
+                if len(self._replaced) == self.threads:
+                    return False
+                self._replaced.add(job)
+                if self._waiting:
+                    self._start_thread()
             return True
 
     def _work(self, spare: bool) -> None:
-        job: Job | None = None
-        started = 0.0
-        while (job := self._next(spare, job, started)) is not None:
+        while (job := self._next(spare)) is not None:
             started = time.monotonic()
-            job.run()
+            try:
+                job.run()
+            except Exception:
+                logger.exception("a request of the lane %s failed in the server", self.name)
+            self._finished(job, time.monotonic() - started)
 
-    def _next(self, spare: bool, finished: Job | None, started: float) -> Job | None:
-        """The next job, claimed, for the thread that has finished one; None releases the thread. Worker side."""
+    def _next(self, spare: bool) -> Job | None:
+        """The next job, claimed, for a thread at work; None releases the thread. Worker side."""
         with self._lock:
-            if finished is not None:
-                self._stuck.discard(finished)
-                took = time.monotonic() - started
-                self._service_time += (took - self._service_time) * (LATEST_COUNTS if self._service_time else 1)
-            # Fewer than none are free when a thread has come back that was replaced.
-            while self._waiting and self.free >= 0:
+            # There are more at work than may be when one has come back that was replaced.
+            while self._waiting and self._at_work + self._spares_at_work <= self._width():
                 job = self._waiting.take()
                 if job.claim():
+                    self._running.add(job)
                     return job
-                self._withdrawn -= 1
             if spare:
-                self._busy_spares -= 1
+                self._spares_at_work -= 1
             else:
-                self._busy -= 1
+                self._at_work -= 1
             return None
+
+    def _finished(self, job: Job, took: float) -> None:
+        with self._lock:
+            self._running.discard(job)
+            self._replaced.discard(job)
+            self._service_time += (took - self._service_time) * (LATEST_COUNTS if self._service_time else 1)
 
     def close(self) -> None:
         """Let the threads end as soon as they are idle. Loop side."""

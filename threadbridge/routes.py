@@ -8,6 +8,8 @@ from collections import OrderedDict
 
 # More than any application has; what is beyond was made up by clients, and the least used are forgotten.
 MAX_ROUTES = 1000
+# Routes whose paths differ only beyond this are one: what clients make up takes no more memory than that.
+MAX_SHAPE = 200
 
 _DIGITS = re.compile(r"[0-9]+")
 
@@ -35,7 +37,7 @@ class Routes:
 
     def find(self, method: str, path: str) -> Route:
         """The route of a request, made if it is new. Loop side."""
-        key = (method, _DIGITS.sub("0", path))
+        key = (method[:MAX_SHAPE], _DIGITS.sub("0", path[:MAX_SHAPE]))
         with self._lock:
             route = self._routes.get(key)
             if route is None:
@@ -54,10 +56,15 @@ class Routes:
             route.probing = True
             return True
 
-    def asked(self, route: Route) -> None:
-        """A request of the route has asked for a connection: it belongs to the pool's lane for good. Worker side."""
+    def asked(self, route: Route) -> bool:
+        """A request of the route has asked for a connection: it belongs to the pool's lane for good. Worker side.
+
+        Whether others of the route may be in the quick lane now.
+        """
         with self._lock:
+            misjudged = route.uses_pool is False or (route.uses_pool is None and route.probing)
             route.uses_pool = True
+            return misjudged
 
     def give_up_probe(self, route: Route) -> None:
         """The probe has ended without having run. Loop side."""

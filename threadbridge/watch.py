@@ -28,7 +28,7 @@ class Watch:
     def __init__(self, exchanges: set[Exchange], queue_timeout: float) -> None:
         self._exchanges = exchanges
         self._queue_timeout = queue_timeout
-        # Requests that have ended while a worker runs them, with the time from which it counts as stuck.
+        # Requests that have ended while a worker runs them, with the times at which they have.
         self._left_running: dict[Exchange, float] = {}
         self._timer: asyncio.TimerHandle | None = None
 
@@ -39,39 +39,53 @@ class Watch:
 
     def ended(self, exchange: Exchange) -> None:
         """The exchange has ended; its worker, if it has one, is expected back."""
-        if exchange.thread_id is not None and not exchange.worker_is_done:
-            deadline = exchange.running.deadline or 0
-            waits = not exchange.running.cancelled and exchange.state is not State.EXPIRED
-            self._left_running[exchange] = (deadline if waits else time.monotonic()) + STUCK_AFTER
+        if not exchange.worker_is_done:
+            self._left_running[exchange] = time.monotonic()
 
     def _look(self) -> None:
+        self._timer = None
+        if self._exchanges or self._left_running:
+            # Before anything else, so that whatever happens the watch goes on.
+            self.start()
         now = time.monotonic()
         for exchange in list(self._exchanges):
             if exchange.state is State.QUEUED and now - exchange.queued_at > self._queue_timeout:
                 exchange.shed()
             elif exchange.state in (State.QUEUED, State.RUNNING) and now > (exchange.running.deadline or now):
                 exchange.expire()
-        for exchange, stuck_from in list(self._left_running.items()):
+        for exchange, ended_at in list(self._left_running.items()):
             if exchange.worker_is_done:
                 del self._left_running[exchange]
-            elif now >= stuck_from:
+            elif now >= _expected_back(exchange, ended_at) + STUCK_AFTER:
                 del self._left_running[exchange]
-                self._replace(exchange)
-        self._timer = None
-        if self._exchanges or self._left_running:
-            self.start()
+                stack = _stack_of(exchange)
+                # Looked at once more: only now is the stack known to be this request's.
+                if not exchange.worker_is_done:
+                    _replace(exchange, stack)
 
-    def _replace(self, exchange: Exchange) -> None:
-        frame = sys._current_frames().get(exchange.thread_id or 0)
-        stack = "".join(traceback.format_stack(frame)) if frame is not None else "(the thread has just ended)\n"
-        replaced = exchange.lane.replace(exchange)
-        logger.error(
-            "request %s: nobody waits for it, but its thread is stuck: %s %s; %s. The thread is here:\n%s",
-            exchange.id,
-            exchange.start_line.method,
-            exchange.start_line.path,
-            "another takes its place"
-            if replaced
-            else f"as many as the lane {exchange.lane.name} has are stuck already",
-            stack,
-        )
+
+def _expected_back(exchange: Exchange, ended_at: float) -> float:
+    """From when on the worker should do nothing more for the request."""
+    if exchange.running.cancelled or exchange.state is State.EXPIRED:
+        return ended_at
+    # Nobody has told it to stop: it may take the time that it had.
+    return max(ended_at, exchange.running.deadline or 0)
+
+
+def _stack_of(exchange: Exchange) -> str:
+    frame = sys._current_frames().get(exchange.thread_id or 0)
+    return "".join(traceback.format_stack(frame))
+
+
+def _replace(exchange: Exchange, stack: str) -> None:
+    replaced = exchange.lane.replace(exchange)
+    logger.error(
+        "request %s: nobody waits for it, but its thread is stuck: %s %s; %s. The thread is here:\n%s",
+        exchange.id,
+        exchange.start_line.method,
+        exchange.start_line.path,
+        "another takes its place"
+        if replaced
+        else f"none takes its place, for as many as the lane {exchange.lane.name} has are replaced already",
+        stack,
+    )
