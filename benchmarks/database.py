@@ -1,34 +1,12 @@
-"""A private MariaDB server for a measurement, and a look at which of the slow queries run on it."""
+"""A look at which of the slow queries run on a database server."""
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import MySQLdb
-
-from tests.processes import ROOT
-
-MARIADB_SCRIPT = ROOT / "scripts" / "mariadb.sh"
-
-
-@contextmanager
-def private_mariadb() -> Iterator[dict[str, str]]:
-    """An empty server, gone after the block; gives the ``MYSQL_*`` variables that lead to it."""
-    # The path of a Unix socket may have only 107 bytes.
-    directory = Path(tempfile.mkdtemp(prefix="mariadb-"))
-    try:
-        subprocess.run([MARIADB_SCRIPT, "start", directory], check=True)
-        printed = subprocess.run([MARIADB_SCRIPT, "env", directory], check=True, capture_output=True, text=True).stdout
-        yield dict(line.split("=", 1) for line in printed.splitlines())
-    finally:
-        subprocess.run([MARIADB_SCRIPT, "stop", directory], check=True)
-        shutil.rmtree(directory)
 
 
 class Sleeping(NamedTuple):

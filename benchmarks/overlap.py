@@ -15,10 +15,10 @@ from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 
-from benchmarks.database import ProcessList, private_mariadb
+from benchmarks.database import ProcessList
 from benchmarks.servers import TITLES, command
 from benchmarks.timeline import Bar, Panel, picture
-from tests.processes import ROOT, Frontend
+from tests.processes import ROOT, Frontend, private_mariadb
 
 QUERIES = 50
 CONNECTIONS = 10

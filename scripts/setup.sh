@@ -57,6 +57,7 @@ need_test_tools() {
     need "chromium fonts-dejavu-core" has chromium
     need "chromium-driver" has chromedriver
     need "curl" has curl
+    need "wrk" has wrk
     need "shellcheck" has shellcheck
 }
 

@@ -3,16 +3,35 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
 ROOT = Path(__file__).resolve().parent.parent
+
+MARIADB_SCRIPT = ROOT / "scripts" / "mariadb.sh"
+
+
+@contextmanager
+def private_mariadb() -> Iterator[dict[str, str]]:
+    """An empty server, gone after the block; gives the ``MYSQL_*`` variables that lead to it."""
+    # The path of a Unix socket may have only 107 bytes.
+    directory = Path(tempfile.mkdtemp(prefix="mariadb-"))
+    try:
+        subprocess.run([MARIADB_SCRIPT, "start", directory], check=True)
+        printed = subprocess.run([MARIADB_SCRIPT, "env", directory], check=True, capture_output=True, text=True).stdout
+        yield dict(line.split("=", 1) for line in printed.splitlines())
+    finally:
+        subprocess.run([MARIADB_SCRIPT, "stop", directory], check=True)
+        shutil.rmtree(directory)
 
 
 def free_port() -> int:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -21,8 +19,7 @@ import pytest
 
 from myapplication import app, views
 from myapplication.database import DBConnection
-from tests.conftest import MARIADB_SCRIPT
-from tests.processes import ROOT
+from tests.processes import ROOT, private_mariadb
 
 Query = Callable[[str], list[tuple[Any, ...]]]
 LOAD = [sys.executable, "-m", "myapplication.sampledata"]
@@ -47,14 +44,8 @@ def query_on(variables: dict[str, str]) -> Query:
 
 @pytest.fixture(scope="module")
 def own_server() -> Iterator[dict[str, str]]:
-    directory = Path(tempfile.mkdtemp(prefix="mariadb-"))
-    subprocess.run([MARIADB_SCRIPT, "start", directory], check=True)
-    try:
-        printed = subprocess.run([MARIADB_SCRIPT, "env", directory], check=True, capture_output=True, text=True)
-        yield dict(line.split("=", 1) for line in printed.stdout.splitlines())
-    finally:
-        subprocess.run([MARIADB_SCRIPT, "stop", directory], check=True)
-        shutil.rmtree(directory)
+    with private_mariadb() as variables:
+        yield variables
 
 
 @pytest.fixture
