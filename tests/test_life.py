@@ -16,6 +16,7 @@ import requests
 from tests.inprocess import wait_until
 from tests.processes import ROOT
 from tests.site_process import Process, entered
+from threadbridge.notify import watchdog_interval
 
 # The service manager.
 
@@ -61,6 +62,11 @@ def test_the_watchdog_hears_from_a_loop_that_turns_and_from_no_other(
         flag.touch()
         listener.settimeout(10)
         assert listener.recv(4096) == b"WATCHDOG=1"
+
+
+def test_the_watchdog_hears_twice_in_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WATCHDOG_USEC", "30000000")
+    assert watchdog_interval() == 15
 
 
 def test_another_process_watchdog_is_not_fed(tmp_path: Path, manager: tuple[socket.socket, dict[str, str]]) -> None:

@@ -9,6 +9,7 @@ import socket
 import stat
 import subprocess
 import threading
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ import requests
 from tornado.netutil import bind_sockets
 
 from tests.inprocess import wait_until
+from tests.processes import free_port
 from tests.site_process import Process, entered
 from threadbridge.listeners import leave_new_connections_to_others
 
@@ -119,29 +121,31 @@ def test_a_new_process_takes_over_a_shared_port_and_no_request_is_lost(tmp_path:
             except requests.RequestException as error:
                 failures.append(error)
 
-    with Process(tmp_path, "--port={port}", "--reuse_port", "--logging=error") as first:
-        clients = [threading.Thread(target=ask, args=(first.url,)) for _ in range(2)]
-        for client in clients:
-            client.start()
-        pids = [first.process.pid]
-        old = first
+    port = free_port()
+    pids = []
+    clients = [threading.Thread(target=ask, args=(f"http://127.0.0.1:{port}",)) for _ in range(2)]
+    with ExitStack() as processes:
+        old = None
         try:
-            for _ in range(3):
-                new = Process(tmp_path, "--port={port}", "--reuse_port", "--logging=error", port=first.port)
-                new.start()
+            for _ in range(4):
+                new = Process(tmp_path, "--port={port}", "--reuse_port", "--logging=error", port=port)
+                processes.enter_context(new)
                 pids.append(new.process.pid)
+                if old is None:
+                    for client in clients:
+                        client.start()
                 wait_until(lambda: answers[-1:] == [f"http {pids[-1]}"], "the new process answers")
-                assert old.stop() == 0
+                assert old is None or old.stop() == 0
                 old = new
             alone = len(answers)
             wait_until(lambda: len(answers) >= alone + 20, "the last process answers alone")
         finally:
             stop.set()
             for client in clients:
-                client.join()
-            old.__exit__(None, None, None)
-        assert failures == []
-        assert set(answers) == {f"http {pid}" for pid in pids}
+                if client.is_alive():
+                    client.join()
+    assert failures == []
+    assert set(answers) == {f"http {pid}" for pid in pids}
 
 
 def test_a_listener_about_to_close_leaves_new_connections_to_the_others() -> None:
