@@ -35,6 +35,9 @@ class Routes:
         self._routes: OrderedDict[tuple[str, str], Route] = OrderedDict()
         self._lock = threading.Lock()
 
+    def __len__(self) -> int:
+        return len(self._routes)
+
     def find(self, method: str, path: str) -> Route:
         """The route of a request, made if it is new. Loop side."""
         key = (method[:MAX_SHAPE], _DIGITS.sub("0", path[:MAX_SHAPE]))
