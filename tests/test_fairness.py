@@ -133,7 +133,6 @@ def test_a_client_key_that_fails_leaves_the_address(turnstile: Turnstile, caplog
         queue.add("/b0", address="127.0.0.2")
         queue.add("/c0", address="127.0.0.1", headers="X-Key: c\r\n")
         assert queue.order() == ["/a0", "/b0", "/c0", "/a1"]
-        assert not server.bridge.exchanges
     assert caplog.text.count("client_key failed") == 4 and "KeyError" in caplog.text
 
 
@@ -177,9 +176,8 @@ def test_any_order_of_puts_takes_and_removals_is_served_in_turn() -> None:
             for other in present:
                 passed[other][client] += 1
             passed[client].clear()
-            assert all(count <= 1 for other in present for count in passed[other].values() if other != client), (
-                "in turn"
-            )
+            waited = [count for other in present if other != client for count in passed[other].values()]
+            assert max(waited, default=0) <= 1, "in turn"
         assert len(queue) == sum(map(len, waiting.values()))
     while queue:
         client, _ = item = queue.take()
