@@ -10,7 +10,7 @@ from threadbridge.routes import Route
 
 logger = logging.getLogger("threadbridge")
 
-_worker = threading.local()
+_thread = threading.local()
 
 
 class RunningRequest:
@@ -19,9 +19,11 @@ class RunningRequest:
     `id` names the request in the logs. `deadline` is the time, by `time.monotonic`, by which it must be answered, or
     None. `cancelled` turns true, and stays so, when nobody waits for the answer any more.
 
-    `route` is the bridge's: what it learns about the requests of this kind.
+    `route` and `at_end` are the bridge's: what it learns about the requests of this kind, and what is to be done by the
+    worker when the application's call has ended.
 
-    The callbacks are guarded by a lock; ``cancelled`` is written under it and may be read by anyone.
+    The callbacks are guarded by a condition; ``cancelled`` is written under it and may be read by anyone. Its lock is
+    re-entrant: garbage may be collected under it, and take callbacks back.
     """
 
     def __init__(self, request_id: str, deadline: float | None, route: Route | None = None) -> None:
@@ -29,55 +31,95 @@ class RunningRequest:
         self.deadline = deadline
         self.route = route
         self.cancelled = False
-        self._callbacks: dict[int, Callable[[], object]] = {}
-        self._lock = threading.Lock()
+        self.at_end: dict[object, Callable[[], None]] = {}
+        self._callbacks: dict[object, Callable[[], object]] = {}
+        # The key of the callback that is being called, and the thread that calls it.
+        self._calling: object | None = None
+        self._caller = 0
+        self._has_ended = False
+        self._changed = threading.Condition()
 
-    def on_cancel(self, callback: Callable[[], object]) -> Callable[[], None]:
+    def on_cancel(self, callback: Callable[[], object], *, wait: bool = True) -> Callable[[], None]:
         """Have ``callback()`` called once when the request is cancelled; at once if it is already. Worker side.
 
         It is called in a thread of its own kind, neither the loop's nor a worker's, and may block for a moment: say, to
-        stop what the worker waits for. Returns a function that takes the callback back. After the application's call
-        has ended nothing is called any more.
+        stop what the worker waits for. What it raises is logged. Returns a function that takes the callback back. Once
+        that has returned the callback is not running, unless ``wait`` is false, and will not be called; the same holds
+        when the application's call has ended.
         """
-        with self._lock:
+        key = object()
+        with self._changed:
+            if self._has_ended:
+                return lambda: None
             if not self.cancelled:
-                key = id(callback)
                 self._callbacks[key] = callback
-                return lambda: self._remove(key)
-        callback()
+                return lambda: self._take_back(key, wait)
+        self._call(callback)
         return lambda: None
 
-    def _remove(self, key: int) -> None:
-        with self._lock:
+    def _take_back(self, key: object, wait: bool) -> None:
+        with self._changed:
             self._callbacks.pop(key, None)
+            # A callback may take back itself.
+            while wait and self._calling is key and self._caller != threading.get_ident():
+                self._changed.wait()
 
     def cancel(self) -> None:
         """Tell the application that nobody waits any more. A cancelling thread."""
-        with self._lock:
-            self.cancelled = True
-            callbacks = list(self._callbacks.values())
-            self._callbacks.clear()
-        for callback in callbacks:
-            try:
-                callback()
-            except Exception:
-                logger.exception("request %s: a callback of on_cancel failed", self.id)
+        _thread.is_cancelling = True
+        try:
+            with self._changed:
+                if self.cancelled:
+                    return
+                self.cancelled = True
+            while (callback := self._begin_call()) is not None:
+                self._call(callback)
+                with self._changed:
+                    self._calling = None
+                    self._changed.notify_all()
+        finally:
+            _thread.is_cancelling = False
+
+    def _begin_call(self) -> Callable[[], object] | None:
+        with self._changed:
+            if not self._callbacks:
+                return None
+            self._calling = next(iter(self._callbacks))
+            self._caller = threading.get_ident()
+            return self._callbacks.pop(self._calling)
+
+    def _call(self, callback: Callable[[], object]) -> None:
+        try:
+            callback()
+        except Exception:
+            logger.exception("request %s: a callback of on_cancel failed", self.id)
 
     def enter(self) -> None:
         """Make this the thread's current request. Worker side."""
-        _worker.request = self
+        _thread.request = self
 
     def leave(self) -> None:
         """The application's call has ended: call nobody any more. Worker side."""
-        _worker.request = None
-        with self._lock:
+        _thread.request = None
+        with self._changed:
+            self._has_ended = True
             self._callbacks.clear()
+            while self._calling is not None:
+                self._changed.wait()
+        for finish in self.at_end.values():
+            finish()
 
 
 def current_or_none() -> RunningRequest | None:
     """The request that this thread serves, if it serves one. Any thread."""
-    request: RunningRequest | None = getattr(_worker, "request", None)
+    request: RunningRequest | None = getattr(_thread, "request", None)
     return request
+
+
+def is_cancelling() -> bool:
+    """Whether this thread is telling an application of a cancellation. Any thread."""
+    cancelling: bool = getattr(_thread, "is_cancelling", False)
+    return cancelling
 
 
 def current() -> RunningRequest:

@@ -17,15 +17,16 @@ class ConnectionSettings:
 
 
 class StopFailed(Exception):
-    """A query could not be stopped now; ``transient`` says whether trying again may help."""
-
-    def __init__(self, reason: str, transient: bool = True) -> None:
-        super().__init__(reason)
-        self.transient = transient
+    """A query could not be stopped now; trying again may help."""
 
 
 class Database(Protocol):
     """One kind of database. A module with a class like this, and a line in `database_of`, add another."""
+
+    # The driver's base class of errors.
+    error: type[Exception]
+    # For connections whose settings say nothing about it.
+    defaults: Mapping[str, Any]
 
     def identify(self, connection: Any) -> Any:
         """What `stop` needs to find the connection in its server; read when it is made. Worker side."""
@@ -46,14 +47,19 @@ class Database(Protocol):
         """The error that the driver raises for a stopped statement, to be raised for one that is not begun."""
 
 
-def database_of(driver: str, settings: ConnectionSettings) -> Database | None:
-    """The kind of database that a driver module is for; None when it is not known here, and nothing can be stopped."""
-    if driver in ("MySQLdb", "pymysql"):
-        from threadbridge.mysql import MySQL
+def database_of(modules: Sequence[str], settings: ConnectionSettings) -> Database | None:
+    """The kind of database by the first module that is a known driver's; None if there is none.
 
-        return MySQL(driver, settings)
-    if driver in ("psycopg", "psycopg2"):
-        from threadbridge.postgresql import PostgreSQL
+    A driver that is not known works, but its statements cannot be stopped.
+    """
+    for module in modules:
+        driver = module.partition(".")[0]
+        if driver in ("MySQLdb", "pymysql"):
+            from threadbridge.mysql import MySQL
 
-        return PostgreSQL(driver)
+            return MySQL(driver, settings)
+        if driver in ("psycopg", "psycopg2"):
+            from threadbridge.postgresql import PostgreSQL
+
+            return PostgreSQL(driver)
     return None

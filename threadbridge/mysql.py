@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import threading
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from threadbridge.database import ConnectionSettings, StopFailed
@@ -14,64 +14,88 @@ CONTROL_TIMEOUT = 3
 # ER_QUERY_INTERRUPTED; MariaDB's ER_STATEMENT_TIMEOUT; MySQL's ER_QUERY_TIMEOUT.
 STATEMENT_ERRORS = frozenset({1317, 1969, 3024})
 # The client's: CR_CONNECTION_ERROR, CR_CONN_HOST_ERROR, CR_UNKNOWN_HOST, CR_SERVER_GONE_ERROR, CR_SERVER_LOST and its
-# extended twin. The server's: ER_CON_COUNT_ERROR, ER_SERVER_SHUTDOWN, ER_CONNECTION_KILLED.
-OUTAGE_ERRORS = frozenset({2002, 2003, 2005, 2006, 2013, 2055, 1040, 1053, 1927})
+# extended twin. The server's: ER_CON_COUNT_ERROR, ER_TOO_MANY_USER_CONNECTIONS, ER_SERVER_SHUTDOWN,
+# ER_CONNECTION_KILLED.
+OUTAGE_ERRORS = frozenset({2002, 2003, 2005, 2006, 2013, 2055, 1040, 1203, 1053, 1927})
 ER_NO_SUCH_THREAD = 1094
 
-_SERVER = "SELECT CONCAT_WS('|', @@hostname, @@port, @@server_id, @@pid_file)"
+_SERVER = "SELECT CONCAT_WS('|', @@hostname, @@port, @@server_id, @@pid_file), UNIX_TIMESTAMP()"
+_UPTIME = "SHOW STATUS LIKE 'Uptime'"
+
+
+class Server(NamedTuple):
+    """A server process. Another one in its place gives the same thread ids to other connections."""
+
+    name: str
+    # By its clock, in seconds; a second may begin between two statements.
+    started: int
+
+    def is_before(self, other: Server) -> bool:
+        """Whether the other has taken this one's place."""
+        return self.name == other.name and self.started < other.started - 1
 
 
 class Identity(NamedTuple):
     """A connection's thread id, and which server has given it."""
 
     thread_id: int
-    server: str
+    server: Server
 
 
 class MySQL:
     """Stops queries with ``KILL QUERY`` on a connection of its own. See `threadbridge.database.Database`."""
 
+    # A connection to a server that accepts and says nothing would be waited for without end.
+    defaults: Mapping[str, Any] = {"connect_timeout": 10}
+
     def __init__(self, driver: str, settings: ConnectionSettings) -> None:
-        self._error: type[Exception] = importlib.import_module(driver).OperationalError
+        module = importlib.import_module(driver)
+        self.error: type[Exception] = module.Error
+        self._operational: type[Exception] = module.OperationalError
         self._settings = settings
-        # The control connection is the guard's thread's; the lock is for a test or a tool that stops by itself.
-        self._lock = threading.Lock()
+        # The control connection is the guard's thread's, kept for the next time.
         self._control: Any = None
-        self._control_server = ""
+        self._control_server = Server("", 0)
 
     def identify(self, connection: Any) -> Identity:
-        """See `Database`; costs one round trip for each connection made."""
+        """See `Database`; costs two round trips for each connection made."""
         return Identity(connection.thread_id(), _server_of(connection))
 
     def stop(self, connection: Any, identity: Identity) -> None:
         """See `Database`."""
-        with self._lock:
-            fresh = self._control is None
+        if self._control is not None:
             try:
                 self._kill(identity)
-            except self._error as error:
+            except (self.error, StopFailed):
+                # It may have been idle for too long, or lead to a server that is out of service; a new one may not.
                 self._drop_control()
-                if fresh:
-                    raise StopFailed(str(error)) from error
-                # The control connection may only have been idle for too long.
-                try:
-                    self._kill(identity)
-                except self._error as again:
-                    self._drop_control()
-                    raise StopFailed(str(again)) from again
+            else:
+                return
+        try:
+            self._connect()
+            self._kill(identity)
+        except self.error as error:
+            self._drop_control()
+            raise StopFailed(str(error)) from error
+        except StopFailed:
+            self._drop_control()
+            raise
+
+    def _connect(self) -> None:
+        timeouts = dict.fromkeys(("connect_timeout", "read_timeout", "write_timeout"), CONTROL_TIMEOUT)
+        self._control = self._settings.connect(*self._settings.args, **{**self._settings.kwargs, **timeouts})
+        self._control_server = _server_of(self._control)
 
     def _kill(self, identity: Identity) -> None:
-        if self._control is None:
-            timeouts = dict.fromkeys(("connect_timeout", "read_timeout", "write_timeout"), CONTROL_TIMEOUT)
-            self._control = self._settings.connect(*self._settings.args, **{**self._settings.kwargs, **timeouts})
-            self._control_server = _server_of(self._control)
-        if self._control_server != identity.server:
-            self._drop_control()
+        if identity.server.is_before(self._control_server):
+            # The query has ended with its server.
+            return
+        if self._control_server.name != identity.server.name or self._control_server.is_before(identity.server):
             raise StopFailed(f"the control connection came to {self._control_server}, not to {identity.server}")
         cursor = self._control.cursor()
         try:
             cursor.execute("KILL QUERY %s", (identity.thread_id,))
-        except self._error as error:
+        except self._operational as error:
             if error.args[:1] != (ER_NO_SUCH_THREAD,):
                 raise
         finally:
@@ -88,19 +112,25 @@ class MySQL:
 
     def is_outage(self, error: BaseException) -> bool:
         """See `Database`."""
-        return isinstance(error, self._error) and bool(error.args) and error.args[0] in OUTAGE_ERRORS
+        return isinstance(error, self._operational) and bool(error.args) and error.args[0] in OUTAGE_ERRORS
 
     def cancelled(self) -> Exception:
         """See `Database`."""
-        return self._error(1317, "Query execution was interrupted: nobody waits for this request any more")
+        return self._operational(1317, "Query execution was interrupted: nobody waits for this request any more")
 
 
-def _server_of(connection: Any) -> str:
+def _server_of(connection: Any) -> Server:
+    name, now = _row(connection, _SERVER)
+    _, uptime = _row(connection, _UPTIME)
+    return Server(str(name), int(now) - int(uptime))
+
+
+def _row(connection: Any, sql: str) -> tuple[Any, ...]:
     cursor = connection.cursor()
     try:
-        cursor.execute(_SERVER)
+        cursor.execute(sql)
         row = cursor.fetchone()
     finally:
         cursor.close()
     # A cursor class of the application's may give dictionaries.
-    return str(next(iter(row.values())) if isinstance(row, dict) else row[0])
+    return tuple(row.values()) if isinstance(row, dict) else tuple(row)

@@ -1,159 +1,60 @@
 """The guard around a DBUtils ``PooledDB``: which request holds which connection, and how their queries are stopped.
 
-The only module that knows DBUtils. What it touches of DBUtils' privates is listed in `_PRIVATE`.
+This module and `threadbridge.guarded` are the ones that know DBUtils. What they touch of its privates is listed here.
 """
 
 from __future__ import annotations
 
-import threading
-from collections import Counter, deque
-from collections.abc import Callable
+import asyncio
+import inspect
+import logging
+import time
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from dbutils.pooled_db import PooledDB, PooledDedicatedDBConnection, TooManyConnectionsError
+from dbutils import pooled_db
+from dbutils.pooled_db import PooledDB, PooledDedicatedDBConnection
 from dbutils.steady_db import SteadyDBConnection, SteadyDBCursor
 
-from threadbridge.current import RunningRequest, current_or_none
+from threadbridge.aside import Aside
+from threadbridge.current import RunningRequest, current_or_none, is_cancelling
 from threadbridge.database import ConnectionSettings, Database, database_of
+from threadbridge.guarded import Borrow, GuardedConnection
 from threadbridge.stopper import Stopper
 
+logger = logging.getLogger("threadbridge")
+
 # DBUtils offers no other way to count, hand out and take back connections without network traffic under its lock.
-_PRIVATE = (
+_OF_POOL = (
     *("_args", "_blocking", "_connections", "_creator", "_failures", "_idle_cache", "_isfatal", "_kwargs", "_lock"),
     *("_maxcached", "_maxconnections", "_maxshared", "_maxusage", "_ping", "_reset", "_setsession", "_wait_lock"),
+    *("cache", "connection", "steady_connection", "unshare"),
 )
+_OF_CONNECTION = ("_close", "_create", "_fatal_check", "_ping_check", "_reset")
+_PARAMETERS_OF_CONNECTION = "self creator maxusage setsession failures ping closeable isfatal args kwargs"
+_OF_CURSOR = ("__getattr__", "_get_tough_method")
 
 
 def pool_size(pool: object) -> int:
     """How many connections a ``PooledDB`` hands out at once; 0 when it is unlimited.
 
-    Raises ``ValueError`` when the object is no ``PooledDB`` that this version of threadbridge knows.
+    Raises ``ValueError`` when the object is no ``PooledDB``, or one of a DBUtils that threadbridge does not know.
     """
     if not isinstance(pool, PooledDB):
         raise ValueError(f"pool={pool!r} is not a PooledDB of DBUtils; give the pool object itself, or leave pool out")
-    missing = [name for name in _PRIVATE if not hasattr(pool, name)]
+    missing = [name for name in _OF_POOL if not hasattr(pool, name)]
+    missing += [name for name in _OF_CONNECTION if not hasattr(SteadyDBConnection, name)]
+    missing += [name for name in _OF_CURSOR if not hasattr(SteadyDBCursor, name)]
+    missing += [name for name in ("TooManyConnectionsError",) if not hasattr(pooled_db, name)]
+    if " ".join(inspect.signature(SteadyDBConnection.__init__).parameters) != _PARAMETERS_OF_CONNECTION:
+        missing.append(f"SteadyDBConnection({_PARAMETERS_OF_CONNECTION})")
     if missing:
         raise ValueError(
-            f"this PooledDB (DBUtils {pool.version}) has no {', '.join(missing)}; this version of threadbridge was "
-            "made for DBUtils 3.1 and 3.2: install one of these, or leave pool out and give threads="
+            f"DBUtils {pool.version} has no {', '.join(missing)}; this version of threadbridge was made for DBUtils "
+            "3.2: install that, or leave pool out and give threads="
         )
     size: int = pool._maxconnections
     return size
-
-
-class Borrow:
-    """A connection in the hands of a request.
-
-    The lock orders the worker, which begins and ends statements and hands the connection back, and the stopper.
-    """
-
-    def __init__(self, connection: GuardedConnection, request: RunningRequest) -> None:
-        self.connection = connection
-        self.request = request
-        self.executing = False
-        self.returned = False
-        self.tried = False
-        self.lock = threading.Lock()
-        self.take_back: Callable[[], None] = lambda: None
-
-    def execute(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Run a statement, unless the request is cancelled. Worker side."""
-        with self.lock:
-            self.executing = True
-        try:
-            # Marked before this look: the stopper, which goes on while a statement is marked, comes after the mark or
-            # has cancelled the request before it.
-            self.refuse_if_cancelled()
-            return method(*args, **kwargs)
-        finally:
-            with self.lock:
-                self.executing = False
-
-    def refuse_if_cancelled(self) -> None:
-        """Raise the driver's error for a stopped statement when nobody waits for the request. Worker side."""
-        if self.request.cancelled:
-            raise self.connection.guard.cancelled()
-
-    def stop(self) -> bool:
-        """Stop what runs on the connection; whether to look again. The stopper's thread.
-
-        Raises `StopFailed`.
-        """
-        with self.lock:
-            if self.returned or (self.tried and not self.executing):
-                return False
-            self.tried = True
-            self.connection.stop()
-            return True
-
-    def end(self) -> None:
-        """The connection goes back, after a stop that is under way. Any thread."""
-        with self.lock:
-            self.returned = True
-        self.take_back()
-
-
-class GuardedCursor(SteadyDBCursor):  # type: ignore[misc]
-    """A cursor that begins no statement for a cancelled request."""
-
-    def __getattr__(self, name: str) -> Any:
-        attribute = super().__getattr__(name)
-        if name.startswith(("execute", "call")):
-            borrow = self._con.borrow_of(current_or_none())
-            if borrow is not None:
-                return lambda *args, **kwargs: borrow.execute(attribute, *args, **kwargs)
-        return attribute
-
-
-class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
-    """A connection that knows for which requests it is in use: one, or several if the pool shares connections."""
-
-    def __init__(self, guard: PoolGuard, *args: Any, **kwargs: Any) -> None:
-        self.guard = guard
-        self.borrows: list[Borrow] = []
-        # One on which a statement was stopped is closed when it comes back, and never handed out again: no stop can
-        # come late and hit somebody else's statement.
-        self.spoilt = False
-        # The driver's connections with what the database calls them; two while DBUtils replaces a broken one.
-        self._made: deque[tuple[Any, Any]] = deque(maxlen=2)
-        super().__init__(*args, **kwargs)
-
-    def _create(self) -> Any:
-        made = super()._create()
-        if self.guard.database is not None:
-            try:
-                self._made.append((made, self.guard.database.identify(made)))
-            except BaseException:
-                made.close()
-                raise
-        return made
-
-    def cursor(self, *args: Any, **kwargs: Any) -> GuardedCursor:
-        """See `SteadyDBConnection`."""
-        return GuardedCursor(self, *args, **kwargs)
-
-    def commit(self) -> None:
-        """See `SteadyDBConnection`; what a cancelled request has done is not committed."""
-        borrow = self.borrow_of(current_or_none())
-        if borrow is not None:
-            borrow.refuse_if_cancelled()
-        super().commit()
-
-    def borrow_of(self, request: RunningRequest | None) -> Borrow | None:
-        """The request's hold on this connection, if it has one. Worker side."""
-        if request is not None:
-            for borrow in self.borrows:
-                if borrow.request is request:
-                    return borrow
-        return None
-
-    def stop(self) -> None:
-        """Stop the statement that runs on this connection. The stopper's thread. Raises `StopFailed`."""
-        # A connection that several requests share is left alone: the statement may be another's.
-        if self.guard.database is not None and len(self.borrows) == 1:
-            self.spoilt = True
-            for made, identity in list(self._made):
-                self.guard.database.stop(made, identity)
 
 
 class PoolGuard:
@@ -163,44 +64,94 @@ class PoolGuard:
     :param on_ask: called on the worker side with a request that asks for a connection.
 
     The connections that the pool has ready are closed, to be made again under the guard when they are needed. All state
-    is guarded by the pool's own condition, which nobody holds while the network is waited for.
+    is guarded by the pool's own condition, under which nobody waits for the network, but for DBUtils' own code, which
+    hands out shared connections. Its lock is re-entrant: garbage may be collected under it, and hand connections back.
+
+    Raises ``ValueError`` when the pool has another guard that is not closed.
     """
 
     def __init__(self, pool: Any, on_ask: Callable[[RunningRequest], None] = lambda request: None) -> None:
+        self.closed: bool = False
+        other = getattr(pool.connection, "__self__", None)
+        if isinstance(other, PoolGuard) and not other.closed:
+            raise ValueError("this pool belongs to another Bridge already; give both applications to one, or two pools")
         creator = pool._creator
-        connect = getattr(creator, "connect", creator)
-        settings = ConnectionSettings(connect, pool._args, pool._kwargs)
-        driver = getattr(creator, "__name__" if connect is not creator else "__module__", "")
-        self.database: Database | None = database_of(driver.partition(".")[0], settings)
+        self._settings = ConnectionSettings(getattr(creator, "connect", creator), pool._args, pool._kwargs)
+        maker = getattr(creator, "dbapi", creator)
+        names = [getattr(maker, "__name__", ""), getattr(maker, "__module__", "")]
+        self._database: Database | None = database_of(names, self._settings)
+        self._is_known = self._database is not None
         self._pool = pool
         self._on_ask = on_ask
         self._stopper = Stopper()
-        # How many connections each request holds.
-        self._held: Counter[RunningRequest] = Counter()
-        pool.close()
-        # Public methods, which PooledDB, and the connections it hands out, call on the pool itself...
-        pool.connection = self._connection
-        pool.cache = self._cache
-        pool.steady_connection = self._steady_connection
-        pool.unshare = self._unshare
-        # ...and a private one: shared connections are handed out by PooledDB's own code, which waits by it.
-        pool._wait_lock = self._wait
+        self._aside = Aside()
+        # What each request holds.
+        self._held: dict[RunningRequest, list[Borrow]] = {}
+        with pool._lock:
+            idle, pool._idle_cache[:] = list(pool._idle_cache), []
+            if pool._maxshared:
+                # Those in use are counted off when they come back.
+                pool._shared_cache.clear()
+            # Public methods, which PooledDB, and the connections it hands out, call on the pool itself...
+            pool.connection = self._connection
+            pool.cache = self._cache
+            pool.steady_connection = self._steady_connection
+            pool.unshare = self._unshare
+            # ...and a private one: shared connections are handed out by PooledDB's own code, which waits by it.
+            pool._wait_lock = self._wait
+        for steady in idle:
+            steady.close()
 
     def cancelled(self) -> Exception:
         """The error for a statement that is not begun because nobody waits for it."""
-        if self.database is not None:
-            return self.database.cancelled()
+        if self._database is not None:
+            return self._database.cancelled()
         return ConnectionAbortedError("nobody waits for this request any more")
 
     def is_outage(self, error: BaseException) -> bool:
         """Whether the error means that the database cannot be reached or has no connection left."""
-        return isinstance(error, TooManyConnectionsError) or (
-            self.database is not None and self.database.is_outage(error)
+        return isinstance(error, pooled_db.TooManyConnectionsError) or (
+            self._database is not None and self._database.is_outage(error)
         )
 
     def close(self) -> None:
-        """End the stopper's thread. Any thread."""
-        self._stopper.close()
+        """The bridge is at its end: another may have the pool. Any thread."""
+        self.closed = True
+        self._aside.close()
+
+    def database_of(self, connection: object) -> Database | None:
+        """The kind of database that the driver's connection leads to. Worker side."""
+        if not self._is_known:
+            # The pool was given a function of the application's.
+            self._is_known = True
+            modules = [kind.__module__ for kind in type(connection).__mro__]
+            self._database = database_of(modules, self._settings)
+            if self._database is None:
+                logger.warning("queries on connections of %s cannot be stopped: unknown to threadbridge", modules[0])
+        return self._database
+
+    def defer(self, task: Callable[[], None]) -> bool:
+        """Have the task done elsewhere if this thread must not wait for the database; whether that was so.
+
+        Any thread: garbage is collected in all of them, the loop's and those that cancel requests too.
+        """
+        if self.closed or current_or_none() is not None:
+            return False
+        if not (self._stopper.is_this_thread or is_cancelling() or _runs_a_loop()):
+            return False
+        self._aside.do(task)
+        return True
+
+    def keep_from_others(self, connection: GuardedConnection, borrow: Borrow) -> bool:
+        """Let nobody have the connection after this borrower; False if others have it too. The stopper's thread."""
+        pool = self._pool
+        with pool._lock:
+            if connection.borrows != [borrow]:
+                return False
+            connection.spoilt = True
+            if pool._maxshared:
+                pool._shared_cache[:] = [shared for shared in pool._shared_cache if shared.con is not connection]
+            return True
 
     # Hand-out. Worker side, or a thread that the application has started.
 
@@ -211,36 +162,44 @@ class PoolGuard:
             if request.cancelled:
                 raise self.cancelled()
         pool = self._pool
-        if shareable and pool._maxshared:
+        if not (shareable and pool._maxshared):
+            return self._dedicated(request)
+        # Under the lock from the choice of the connection until it counts as this request's too: no stop lies between.
+        with pool._lock:
             handed_out = type(pool).connection(pool, shareable)
-            steady = handed_out._con
-        else:
-            steady = self._take()
-            handed_out = PooledDedicatedDBConnection(pool, steady)
-        if request is not None:
-            self._lend(steady, request)
+            self._lend(handed_out._con, request)
         return handed_out
 
-    def _take(self) -> GuardedConnection:
+    def _dedicated(self, request: RunningRequest | None) -> Any:
         pool = self._pool
         with pool._lock:
             while pool._maxconnections and pool._connections >= pool._maxconnections:
                 self._wait()
             pool._connections += 1
             # The one that came back last: it is the least likely to have been closed by the server.
-            steady: GuardedConnection | None = pool._idle_cache.pop() if pool._idle_cache else None
+            steady = pool._idle_cache.pop() if pool._idle_cache else None
         try:
             if steady is None:
                 steady = self._steady_connection()
+                self._lend(steady, request)
             else:
+                # In this order: a ping that is not answered ends with the request.
+                self._lend(steady, request)
                 steady._ping_check()
+            return PooledDedicatedDBConnection(pool, steady)
         except BaseException:
-            self._come_back(None)
+            if steady is None:
+                self._count_off()
+            else:
+                steady.spoilt = True
+                self._cache(steady)
             raise
-        return steady
 
     def _steady_connection(self) -> GuardedConnection:
         pool = self._pool
+        with pool._lock:
+            self._aside.start()
+        defaults = self._database.defaults if self._database is not None else {}
         return GuardedConnection(
             self,
             pool._creator,
@@ -251,7 +210,7 @@ class PoolGuard:
             True,
             self._is_fatal,
             *pool._args,
-            **pool._kwargs,
+            **{**defaults, **pool._kwargs},
         )
 
     def _is_fatal(self, error: Exception) -> bool:
@@ -259,7 +218,7 @@ class PoolGuard:
         request = current_or_none()
         if request is not None and request.cancelled:
             return False
-        if self.database is not None and self.database.is_statement_error(error):
+        if self._database is not None and self._database.is_statement_error(error):
             return False
         asked = self._pool._isfatal
         return asked is None or asked(error)
@@ -267,22 +226,27 @@ class PoolGuard:
     def _wait(self) -> None:
         """Wait, under the pool's condition, until a connection may have come back.
 
-        A request that holds none waits even where the pool would raise `TooManyConnectionsError`: some other request
-        will hand one back. One that holds a connection already may be waiting for itself. Raises the driver's error for
-        a stopped statement as soon as the request is cancelled.
+        A request that holds none waits even where the pool would raise `TooManyConnectionsError`, until its deadline:
+        some other request will hand one back. One that holds a connection already may be waiting for itself. Raises the
+        driver's error for a stopped statement as soon as the request is cancelled.
         """
         pool = self._pool
         request = current_or_none()
-        if not pool._blocking and (request is None or self._held[request]):
-            raise TooManyConnectionsError
-        take_back = request.on_cancel(self._wake_all) if request is not None else None
+        if not pool._blocking and (request is None or request in self._held):
+            raise pooled_db.TooManyConnectionsError
+        if request is None:
+            pool._lock.wait()
+            return
+        # Not waiting for a notice under way, which waits for this lock.
+        take_back = request.on_cancel(self._wake_all, wait=False)
         try:
-            if request is None or not request.cancelled:
-                pool._lock.wait()
+            if not request.cancelled:
+                timeout = None if pool._blocking or request.deadline is None else request.deadline - time.monotonic()
+                if not pool._lock.wait(timeout):
+                    raise pooled_db.TooManyConnectionsError
         finally:
-            if take_back is not None:
-                take_back()
-        if request is not None and request.cancelled:
+            take_back()
+        if request.cancelled:
             # The notice may have been meant for another that waits.
             pool._lock.notify()
             raise self.cancelled()
@@ -291,49 +255,72 @@ class PoolGuard:
         with self._pool._lock:
             self._pool._lock.notify_all()
 
-    def _lend(self, steady: GuardedConnection, request: RunningRequest) -> None:
+    def _lend(self, steady: GuardedConnection, request: RunningRequest | None) -> None:
+        if request is None:
+            return
         borrow = Borrow(steady, request)
         with self._pool._lock:
             steady.borrows.append(borrow)
-            self._held[request] += 1
-        borrow.take_back = request.on_cancel(lambda: self._stopper.stop(borrow))
+            self._held.setdefault(request, []).append(borrow)
+        # An application may keep a connection for longer than a request; the next one is not to be stopped then.
+        request.at_end[self] = lambda: self.end(self._held.get(request, ()))
+        if self._database is not None:
+            borrow.take_back = request.on_cancel(lambda: self._stopper.stop(borrow), wait=False)
 
     # Hand-back. Any thread: a connection that was forgotten comes back when it is collected.
 
     def _unshare(self, shared: Any) -> None:
-        borrow = shared.con.borrow_of(current_or_none())
-        if borrow is not None:
-            self._end(borrow)
+        if self.defer(lambda: self._unshare(shared)):
+            return
+        if isinstance(shared.con, GuardedConnection):
+            borrow = shared.con.borrow_of(current_or_none())
+            if borrow is not None:
+                self.end([borrow])
         type(self._pool).unshare(self._pool, shared)
 
-    def _cache(self, steady: GuardedConnection) -> None:
-        # One that was handed out before there was a guard is let go.
-        keep = isinstance(steady, GuardedConnection)
-        if keep:
-            for borrow in list(steady.borrows):
-                self._end(borrow)
-            pool = self._pool
-            keep = not steady.spoilt and (not pool._maxcached or len(pool._idle_cache) < pool._maxcached)
-        try:
+    def _cache(self, steady: Any) -> None:
+        if self.defer(lambda: self._cache(steady)):
+            return
+        pool = self._pool
+        # One that was handed out before there was this guard is let go.
+        is_mine = isinstance(steady, GuardedConnection) and steady.guard is self
+        if is_mine and not steady.spoilt:
+            steady._reset(force=pool._reset)
+        if isinstance(steady, GuardedConnection):
+            steady.guard.end(steady.borrows)
+        with pool._lock:
+            has_room = not pool._maxcached or len(pool._idle_cache) < pool._maxcached
+            keep = is_mine and not steady.spoilt and has_room
             if keep:
-                steady._reset(force=self._pool._reset)
-            else:
+                pool._idle_cache.append(steady)
+        try:
+            if not keep:
                 steady.close()
         finally:
-            self._come_back(steady if keep else None)
+            self._count_off()
 
-    def _end(self, borrow: Borrow) -> None:
-        borrow.end()
-        with self._pool._lock:
-            borrow.connection.borrows.remove(borrow)
-            self._held[borrow.request] -= 1
-            if not self._held[borrow.request]:
-                del self._held[borrow.request]
+    def end(self, borrows: Iterable[Borrow]) -> None:
+        """The connections belong to their requests no more, after stops that are under way."""
+        for borrow in list(borrows):
+            borrow.end()
+            with self._pool._lock:
+                held = self._held.get(borrow.request, [])
+                if borrow in held:
+                    held.remove(borrow)
+                    borrow.connection.borrows.remove(borrow)
+                if not held:
+                    self._held.pop(borrow.request, None)
 
-    def _come_back(self, steady: GuardedConnection | None) -> None:
+    def _count_off(self) -> None:
         pool = self._pool
         with pool._lock:
-            if steady is not None:
-                pool._idle_cache.append(steady)
             pool._connections -= 1
             pool._lock.notify()
+
+
+def _runs_a_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True

@@ -1,0 +1,43 @@
+"""A thread for what another thread finds to do, but must not wait for."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable
+
+logger = logging.getLogger("threadbridge")
+
+
+class Aside:
+    """Does things one after the other in a daemon thread.
+
+    `do` may be called while garbage is collected, that is between any two instructions of any thread: it takes no lock
+    and starts no thread.
+    """
+
+    def __init__(self) -> None:
+        self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Start the thread, unless it runs; no two threads may call this at once."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="threadbridge-aside", daemon=True)
+            self._thread.start()
+
+    def do(self, task: Callable[[], None]) -> None:
+        """Have it done soon. Any thread."""
+        self._tasks.put(task)
+
+    def close(self) -> None:
+        """End the thread when it has done what there is to do. Any thread."""
+        self._tasks.put(None)
+
+    def _work(self) -> None:
+        while (task := self._tasks.get()) is not None:
+            try:
+                task()
+            except Exception:
+                logger.exception("a connection was not handed back as it should")

@@ -1,0 +1,49 @@
+"""A connection of the driver's: how its statements are stopped, and how it is cut when nothing else helps."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from typing import Any
+
+from threadbridge.database import Database
+
+
+class DriverConnection:
+    """A connection that the driver has just made, with what it takes to stop its statements. Worker side.
+
+    Raises what the driver raises when the database cannot say which connection it is.
+    """
+
+    def __init__(self, connection: Any, database: Database) -> None:
+        self._connection = connection
+        self._database = database
+        self._identity = database.identify(connection)
+        self._socket = _file(connection.fileno()) if hasattr(connection, "fileno") else None
+
+    def stop(self) -> None:
+        """Stop the statement that runs on it, if one does. The stopper's thread. Raises `StopFailed`."""
+        self._database.stop(self._connection, self._identity)
+
+    def sever(self) -> None:
+        """Have whoever waits for the database on it fail at once. The stopper's thread."""
+        if self._socket is None:
+            return
+        try:
+            descriptor = os.dup(self._connection.fileno())
+        except (OSError, self._database.error):
+            # It is closed already.
+            return
+        try:
+            # It may have been closed just now, and its number be that of another file.
+            if _file(descriptor) == self._socket:
+                with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as same:
+                    same.shutdown(socket.SHUT_RDWR)
+        finally:
+            os.close(descriptor)
+
+
+def _file(descriptor: int) -> tuple[int, int]:
+    status = os.fstat(descriptor)
+    return status.st_dev, status.st_ino

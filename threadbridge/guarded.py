@@ -1,0 +1,164 @@
+"""Connections as the pool guard makes them: they know for which requests they are in use, and how to stop for them."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+from dbutils.steady_db import SteadyDBConnection, SteadyDBCursor
+
+from threadbridge.current import RunningRequest, current_or_none
+from threadbridge.database import Database
+from threadbridge.driver_connection import DriverConnection
+
+
+class Guard(Protocol):
+    """What a connection needs of the pool guard that has made it."""
+
+    def database_of(self, connection: object) -> Database | None: ...
+
+    def cancelled(self) -> Exception: ...
+
+    def defer(self, task: Callable[[], None]) -> bool: ...
+
+    def keep_from_others(self, connection: GuardedConnection, borrow: Borrow) -> bool: ...
+
+    def end(self, borrows: Iterable[Borrow]) -> None: ...
+
+
+class Borrow:
+    """A connection in the hands of a request.
+
+    The lock orders the worker, which begins and ends statements and hands the connection back, and the stopper.
+    """
+
+    def __init__(self, connection: GuardedConnection, request: RunningRequest) -> None:
+        self.connection = connection
+        self.request = request
+        self.take_back: Callable[[], None] = lambda: None
+        self._executing = False
+        self._over = False
+        self._lock = threading.Lock()
+
+    def execute(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Run a statement, unless the request is cancelled. Worker side."""
+        with self._lock:
+            self._executing = True
+        try:
+            # Marked before this look: the stopper, which goes on while a statement is marked, comes after the mark or
+            # has cancelled the request before it.
+            self.refuse_if_cancelled()
+            return method(*args, **kwargs)
+        finally:
+            with self._lock:
+                self._executing = False
+
+    def refuse_if_cancelled(self) -> None:
+        """Raise the driver's error for a stopped statement when nobody waits for the request. Worker side."""
+        if self.request.cancelled:
+            raise self.connection.guard.cancelled()
+
+    def stop(self) -> bool:
+        """Stop what runs on the connection; whether to look again. The stopper's thread, the request being cancelled.
+
+        Raises `StopFailed`.
+        """
+        # On a connection that others have too it may be theirs.
+        if not self.connection.guard.keep_from_others(self.connection, self):
+            return not self._over
+        with self._lock:
+            if self._over:
+                return False
+            self.connection.stop()
+            # A statement that is marked may not have come to the server yet. If none is, there may be one whose rows
+            # are still on their way; that one did not miss the stop, and no other is begun.
+            return self._executing
+
+    def sever(self) -> None:
+        """Let the worker wait no more for the database, which does not answer. The stopper's thread."""
+        with self._lock:
+            if not self._over:
+                self.connection.sever()
+
+    def end(self) -> None:
+        """The connection is the request's no more, after a stop that is under way. Any thread that may wait."""
+        with self._lock:
+            self._over = True
+        self.take_back()
+
+
+class GuardedCursor(SteadyDBCursor):  # type: ignore[misc]
+    """A cursor that begins no statement for a cancelled request."""
+
+    def __getattr__(self, name: str) -> Any:
+        attribute = super().__getattr__(name)
+        if name.startswith(("execute", "call")):
+            borrow = self._con.borrow_of(current_or_none())
+            if borrow is not None:
+                return lambda *args, **kwargs: borrow.execute(attribute, *args, **kwargs)
+        return attribute
+
+    def close(self) -> None:
+        """See `SteadyDBCursor`. The driver may first fetch all the rows that are left."""
+        if not self._closed and not self._con.guard.defer(super().close):
+            super().close()
+
+
+class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
+    """A connection that knows for which requests it is in use: one, or several if the pool shares connections."""
+
+    def __init__(self, guard: Guard, *args: Any, **kwargs: Any) -> None:
+        self.guard = guard
+        self.borrows: list[Borrow] = []
+        # One on which a statement was stopped is closed when it comes back, and never handed out again: no stop can
+        # come late and hit somebody else's statement.
+        self.spoilt = False
+        # Two while DBUtils replaces a broken one.
+        self._made: deque[DriverConnection] = deque(maxlen=2)
+        super().__init__(*args, **kwargs)
+
+    def _create(self) -> Any:
+        request = current_or_none()
+        if request is not None and request.cancelled:
+            # DBUtils would run the stopped statement again on it.
+            raise self.guard.cancelled()
+        made = super()._create()
+        database = self.guard.database_of(made)
+        if database is not None:
+            try:
+                self._made.append(DriverConnection(made, database))
+            except BaseException:
+                made.close()
+                raise
+        return made
+
+    def cursor(self, *args: Any, **kwargs: Any) -> GuardedCursor:
+        """See `SteadyDBConnection`."""
+        return GuardedCursor(self, *args, **kwargs)
+
+    def commit(self) -> None:
+        """See `SteadyDBConnection`; what a cancelled request has done is not committed."""
+        borrow = self.borrow_of(current_or_none())
+        if borrow is not None:
+            borrow.refuse_if_cancelled()
+        super().commit()
+
+    def borrow_of(self, request: RunningRequest | None) -> Borrow | None:
+        """The request's hold on this connection, if it has one. Worker side."""
+        if request is not None:
+            for borrow in self.borrows:
+                if borrow.request is request:
+                    return borrow
+        return None
+
+    def stop(self) -> None:
+        """Stop the statement that runs on it. The stopper's thread. Raises `StopFailed`."""
+        for made in list(self._made):
+            made.stop()
+
+    def sever(self) -> None:
+        """Have whoever waits for the database on it fail at once. The stopper's thread."""
+        for made in list(self._made):
+            made.sever()
