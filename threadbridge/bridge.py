@@ -14,7 +14,7 @@ from tornado import httputil
 from tornado.log import access_log
 
 from threadbridge.current import RunningRequest
-from threadbridge.exchange import Connection, Exchange
+from threadbridge.exchange import Connection, Exchange, State
 from threadbridge.forwarded import ForwardedHeaders, Peer
 from threadbridge.hop import Hop
 from threadbridge.lane_choice import LaneChoice
@@ -181,7 +181,10 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         )
 
     def close(self) -> None:
-        """Let the threads end as soon as they are idle."""
+        """Answer nobody any more: nothing that waits is run, what runs is cancelled, and the threads end."""
+        # What waits comes first, so that none of it runs in place of what is cancelled.
+        for exchange in sorted(self.exchanges, key=lambda exchange: exchange.state is not State.QUEUED):
+            exchange.on_connection_close()
         for lane in self.lanes:
             lane.close()
         self.spool.threads.shutdown(wait=False)

@@ -56,7 +56,7 @@ class Watch:
         for exchange, ended_at in list(self._left_running.items()):
             if exchange.worker_is_done:
                 del self._left_running[exchange]
-            elif now >= _expected_back(exchange, ended_at) + STUCK_AFTER:
+            elif now >= expected_back(exchange, ended_at) + STUCK_AFTER:
                 del self._left_running[exchange]
                 stack = _stack_of(exchange)
                 # Looked at once more: only now is the stack known to be this request's.
@@ -64,7 +64,7 @@ class Watch:
                     _replace(exchange, stack)
 
 
-def _expected_back(exchange: Exchange, ended_at: float) -> float:
+def expected_back(exchange: Exchange, ended_at: float) -> float:
     """From when on the worker should do nothing more for the request."""
     if exchange.running.cancelled or exchange.state is State.EXPIRED:
         return ended_at
