@@ -10,7 +10,6 @@ from asyncio import Future
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from email.utils import formatdate
 from http import HTTPStatus
 from typing import Any, Protocol, cast
 
@@ -24,6 +23,7 @@ from tornado.httputil import (
 from tornado.iostream import IOStream, SSLIOStream, StreamClosedError
 
 from threadbridge.http1_parser import BadRequest, Request, RequestParser
+from threadbridge.http_date import http_date
 
 logger = logging.getLogger("threadbridge")
 
@@ -195,7 +195,7 @@ class HTTP1Connection(HTTPConnection):
         body = f"{error.status.value} {error.status.phrase}: {error.reason}\n".encode()
         head = (
             f"HTTP/1.1 {error.status.value} {error.status.phrase}\r\nContent-Type: text/plain; charset=utf-8\r\n"
-            f"Content-Length: {len(body)}\r\nDate: {formatdate(usegmt=True)}\r\nConnection: close\r\n\r\n"
+            f"Content-Length: {len(body)}\r\nDate: {http_date()}\r\nConnection: close\r\n\r\n"
         )
         self._head_written = self._finished = True
         self._written = self._write(head.encode() + body)

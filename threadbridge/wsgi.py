@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Iterable, Sequence
-from email.utils import formatdate
 from types import TracebackType
 from typing import TypeAlias
 from wsgiref.types import WSGIApplication
@@ -15,6 +14,7 @@ from tornado.httputil import HTTPHeaders
 
 from threadbridge.environ import environ_of
 from threadbridge.exchange import ClientDisconnected, Exchange
+from threadbridge.http_date import http_date
 from threadbridge.response_body import MEMORY_LIMIT, FileSource
 
 logger = logging.getLogger("threadbridge")
@@ -229,7 +229,7 @@ class Call:
             # RFC 9110, section 8.6: not allowed here, though applications give it.
             self._headers.pop("Content-Length", None)
         if "Date" not in self._headers:
-            self._headers["Date"] = formatdate(usegmt=True)
+            self._headers["Date"] = http_date()
         if "Server" not in self._headers:
             self._headers["Server"] = "threadbridge"
         return self._headers
