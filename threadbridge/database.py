@@ -9,11 +9,15 @@ from typing import Any, Protocol
 
 @dataclass(frozen=True)
 class ConnectionSettings:
-    """How the pool makes its connections: ``connect(*args, **kwargs)``."""
+    """How the pool makes its connections: ``connect(*args, **kwargs)``.
+
+    A driver's own function takes timeouts, too; one of the application's need not.
+    """
 
     connect: Callable[..., Any]
     args: Sequence[Any]
     kwargs: Mapping[str, Any]
+    takes_timeouts: bool = True
 
 
 class StopFailed(Exception):

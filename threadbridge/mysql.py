@@ -82,8 +82,9 @@ class MySQL:
             raise
 
     def _connect(self) -> None:
-        timeouts = dict.fromkeys(("connect_timeout", "read_timeout", "write_timeout"), CONTROL_TIMEOUT)
-        self._control = self._settings.connect(*self._settings.args, **{**self._settings.kwargs, **timeouts})
+        settings = self._settings
+        names = ("connect_timeout", "read_timeout", "write_timeout") if settings.takes_timeouts else ()
+        self._control = settings.connect(*settings.args, **{**settings.kwargs, **dict.fromkeys(names, CONTROL_TIMEOUT)})
         self._control_server = _server_of(self._control)
 
     def _kill(self, identity: Identity) -> None:

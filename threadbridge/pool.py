@@ -10,6 +10,7 @@ import inspect
 import logging
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 from dbutils import pooled_db
@@ -76,10 +77,12 @@ class PoolGuard:
         if isinstance(other, PoolGuard) and not other.closed:
             raise ValueError("this pool belongs to another Bridge already; give both applications to one, or two pools")
         creator = pool._creator
-        self._settings = ConnectionSettings(getattr(creator, "connect", creator), pool._args, pool._kwargs)
-        maker = getattr(creator, "dbapi", creator)
-        names = [getattr(maker, "__name__", ""), getattr(maker, "__module__", "")]
-        self._database: Database | None = database_of(names, self._settings)
+        connect = getattr(creator, "connect", creator)
+        driver = creator.__name__ if inspect.ismodule(creator) else getattr(connect, "__module__", "")
+        # The application may also give a function of its own; which driver that uses is seen later.
+        self._settings = ConnectionSettings(connect, pool._args, pool._kwargs)
+        self._database: Database | None = database_of([driver], self._settings)
+        self._defaults = self._database.defaults if self._database is not None else {}
         self._is_known = self._database is not None
         self._pool = pool
         self._on_ask = on_ask
@@ -122,10 +125,9 @@ class PoolGuard:
     def database_of(self, connection: object) -> Database | None:
         """The kind of database that the driver's connection leads to. Worker side."""
         if not self._is_known:
-            # The pool was given a function of the application's.
             self._is_known = True
             modules = [kind.__module__ for kind in type(connection).__mro__]
-            self._database = database_of(modules, self._settings)
+            self._database = database_of(modules, replace(self._settings, takes_timeouts=False))
             if self._database is None:
                 logger.warning("queries on connections of %s cannot be stopped: unknown to threadbridge", modules[0])
         return self._database
@@ -191,15 +193,13 @@ class PoolGuard:
             if steady is None:
                 self._count_off()
             else:
-                steady.spoilt = True
-                self._cache(steady)
+                self._discard(steady)
             raise
 
     def _steady_connection(self) -> GuardedConnection:
         pool = self._pool
         with pool._lock:
             self._aside.start()
-        defaults = self._database.defaults if self._database is not None else {}
         return GuardedConnection(
             self,
             pool._creator,
@@ -210,7 +210,7 @@ class PoolGuard:
             True,
             self._is_fatal,
             *pool._args,
-            **{**defaults, **pool._kwargs},
+            **{**self._defaults, **pool._kwargs},
         )
 
     def _is_fatal(self, error: Exception) -> bool:
@@ -279,7 +279,8 @@ class PoolGuard:
         type(self._pool).unshare(self._pool, shared)
 
     def _cache(self, steady: Any) -> None:
-        if self.defer(lambda: self._cache(steady)):
+        # Not to be used again then: a cursor that was forgotten with it may still have rows to fetch.
+        if self.defer(lambda: self._discard(steady)):
             return
         pool = self._pool
         # One that was handed out before there was this guard is let go.
@@ -298,6 +299,10 @@ class PoolGuard:
                 steady.close()
         finally:
             self._count_off()
+
+    def _discard(self, steady: Any) -> None:
+        steady.spoilt = True
+        self._cache(steady)
 
     def end(self, borrows: Iterable[Borrow]) -> None:
         """The connections belong to their requests no more, after stops that are under way."""
