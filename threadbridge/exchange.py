@@ -301,7 +301,11 @@ class Exchange(httputil.HTTPMessageDelegate):
         written = self._write_head(status, reason, headers, body)
         if source is None:
             self.connection.finish()
-            written.add_done_callback(self._on_complete)
+            # Most responses fit into the socket's buffer, and have left.
+            if written.done():
+                self._on_complete(written)
+            else:
+                written.add_done_callback(self._on_complete)
         else:
             written.add_done_callback(self._pump)
 

@@ -195,7 +195,12 @@ class RequestParser:
         self._check_size()
         headers = request.headers
         for name, value in self._fields:
-            headers.add(name.decode("ascii"), value.decode("latin-1").rstrip("\t "))
+            field, text = name.decode("ascii"), value.decode("latin-1").rstrip("\t ")
+            # `HTTPHeaders.add` would check again what llhttp has checked.
+            if field in headers:
+                headers.add(field, text)
+            else:
+                headers[field] = text
         self._check_host(headers, version)
         self._check_framing(headers, version)
         expect = headers.get("Expect", "")
