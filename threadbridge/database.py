@@ -27,8 +27,6 @@ class StopFailed(Exception):
 class Database(Protocol):
     """One kind of database. A module with a class like this, and a line in `database_of`, add another."""
 
-    # The driver's base class of errors.
-    error: type[Exception]
     # For connections whose settings say nothing about it.
     defaults: Mapping[str, Any]
 

@@ -20,7 +20,9 @@ class DriverConnection:
         self._connection = connection
         self._database = database
         self._identity = database.identify(connection)
-        self._socket = _file(connection.fileno()) if hasattr(connection, "fileno") else None
+        # Asked now: a driver does not answer while another thread uses the connection.
+        self._descriptor: int | None = connection.fileno() if hasattr(connection, "fileno") else None
+        self._file = None if self._descriptor is None else _file(self._descriptor)
 
     def stop(self) -> None:
         """Stop the statement that runs on it, if one does. The stopper's thread. Raises `StopFailed`."""
@@ -28,16 +30,16 @@ class DriverConnection:
 
     def sever(self) -> None:
         """Have whoever waits for the database on it fail at once. The stopper's thread."""
-        if self._socket is None:
+        if self._descriptor is None:
             return
         try:
-            descriptor = os.dup(self._connection.fileno())
-        except (OSError, self._database.error):
+            descriptor = os.dup(self._descriptor)
+        except OSError:
             # It is closed already.
             return
         try:
-            # It may have been closed just now, and its number be that of another file.
-            if _file(descriptor) == self._socket:
+            # The number may be another file's by now.
+            if _file(descriptor) == self._file:
                 with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as same:
                     same.shutdown(socket.SHUT_RDWR)
         finally:

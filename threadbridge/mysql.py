@@ -50,7 +50,7 @@ class MySQL:
 
     def __init__(self, driver: str, settings: ConnectionSettings) -> None:
         module = importlib.import_module(driver)
-        self.error: type[Exception] = module.Error
+        self._error: type[Exception] = module.Error
         self._operational: type[Exception] = module.OperationalError
         self._settings = settings
         # The control connection is the guard's thread's, kept for the next time.
@@ -66,7 +66,7 @@ class MySQL:
         if self._control is not None:
             try:
                 self._kill(identity)
-            except (self.error, StopFailed):
+            except (self._error, StopFailed):
                 # It may have been idle for too long, or lead to a server that is out of service; a new one may not.
                 self._drop_control()
             else:
@@ -74,7 +74,7 @@ class MySQL:
         try:
             self._connect()
             self._kill(identity)
-        except self.error as error:
+        except self._error as error:
             self._drop_control()
             raise StopFailed(str(error)) from error
         except StopFailed:

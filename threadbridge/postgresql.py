@@ -22,7 +22,7 @@ class PostgreSQL:
 
     def __init__(self, driver: str) -> None:
         module = importlib.import_module(driver)
-        self.error: type[Exception] = module.Error
+        self._error: type[Exception] = module.Error
         self._operational: type[Exception] = module.OperationalError
         self._canceled: type[Exception] = importlib.import_module(f"{driver}.errors").QueryCanceled
 
@@ -40,7 +40,7 @@ class PostgreSQL:
                 cancel(timeout=CONTROL_TIMEOUT)
             else:
                 connection.cancel()
-        except self.error as error:
+        except self._error as error:
             raise StopFailed(str(error)) from error
 
     def is_statement_error(self, error: BaseException) -> bool:
