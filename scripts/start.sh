@@ -8,6 +8,8 @@ usage: scripts/start.sh            set up what is missing, start the database an
        scripts/start.sh stop       answer what has been asked, then stop all of it
        scripts/start.sh restart    start the frontends anew, one after the other; the others go on answering
        scripts/start.sh status     what runs; exit status 3 if something does not
+       scripts/start.sh check      what will not work well, and what to do; exit status 1 after warnings, 2 after errors.
+                                   With --json behind it, for programs
        scripts/start.sh logs       follow the frontends' logs
        scripts/start.sh help       this text
 
@@ -122,12 +124,7 @@ start_database() {
             echo "Starting MariaDB in $mariadb"
             scripts/mariadb.sh start "$mariadb" 9<&-
         fi
-        settings=$(scripts/mariadb.sh env "$mariadb")
-        while IFS= read -r setting; do
-            export "${setting?}"
-        done <<END
-$settings
-END
+        use_embedded_database
         if [ -e "$mariadb/loading" ]; then
             .venv/bin/python -m myapplication.sampledata
             rm "$mariadb/loading"
@@ -136,6 +133,16 @@ END
     if ! reason=$(.venv/bin/python -c 'from myapplication import db; db.query("SELECT 1")' 2>&1); then
         die "the database cannot be used: $(echo "$reason" | tail -n 1)"
     fi
+}
+
+# The variables that lead the application to the embedded database.
+use_embedded_database() {
+    settings=$(scripts/mariadb.sh env "$mariadb") || exit
+    while IFS= read -r setting; do
+        export "${setting?}"
+    done <<END
+$settings
+END
 }
 
 # Starts the frontend on port $1, in a session of its own: it outlives this script and its terminal.
@@ -340,6 +347,29 @@ status() {
     [ $healthy = yes ] || exit 3
 }
 
+# Ends this script with the exit status of the check; $1 is an option for it, or nothing.
+check() {
+    if [ ! -x .venv/bin/python ] || { ! database_is_elsewhere && [ ! -d "$mariadb/data" ]; }; then
+        cannot_check "nothing is set up yet; do that with: scripts/start.sh"
+    fi
+    database_is_elsewhere || use_embedded_database
+    if ! mkdir -p "$run" "$logs" || [ ! -w "$run" ]; then
+        cannot_check "$run cannot be written to; see that it belongs to the user who starts the application"
+    fi
+    ports=$(started_ports)
+    option=$1
+    # shellcheck disable=SC2086
+    set -- ${ports:-$FRONTENDS}
+    exec .venv/bin/python run.py --check ${option:+"$option"} --frontends=$# --port="$1" \
+        --log_file_prefix="$logs/app.$1.log" --grace="$STOP_GRACE"
+}
+
+# Status 1 would stand for warnings.
+cannot_check() {
+    echo "start.sh: $*" >&2
+    exit 2
+}
+
 follow_logs() {
     ports=$(started_ports)
     set --
@@ -356,6 +386,9 @@ cd "$root"
 case $STOP_GRACE in
 *[!0-9]*) die "STOP_GRACE is \"$STOP_GRACE\"; it must be a whole number of seconds" ;;
 esac
+# Many systems allow 1024 open files to who does not ask for more; full queues need twice as many.
+# shellcheck disable=SC3045  # dash and bash have it
+ulimit -S -n "$(ulimit -H -n)"
 run=$root/var/run
 logs=$root/logs
 mariadb=$root/var/mariadb
@@ -365,15 +398,19 @@ launched_ports=
 new_ports=
 ending=
 
-if [ $# -gt 1 ]; then
+case $* in
+"" | "check --json") ;;
+*" "*)
     usage >&2
     exit 2
-fi
+    ;;
+esac
 case ${1:-start} in
 start) start ;;
 stop) stop ;;
 restart) restart ;;
 status) status ;;
+check) check "${2-}" ;;
 logs) follow_logs ;;
 help | --help | -h) usage ;;
 *)

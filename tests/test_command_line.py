@@ -15,7 +15,7 @@ from tornado.options import OptionParser
 
 from tests.processes import ROOT
 from threadbridge import Bridge, Lane, serve
-from threadbridge.settings import ALL, Settings, from_keywords, resolve
+from threadbridge.settings import ALL, CommandLineSettings, Settings, from_keywords, resolve
 from threadbridge.settings_page import as_markdown
 
 APPLICATION = """
@@ -53,9 +53,10 @@ def threadbridge(directory: Path, *arguments: str, **environment: str) -> subpro
 
 
 def checked(ended: subprocess.CompletedProcess[str]) -> dict[str, tuple[str, str]]:
-    """What ``--check`` has printed: for each setting its value and its origin."""
-    assert (ended.returncode, ended.stderr) == (0, "")
-    rows = [line.split(maxsplit=2) for line in ended.stdout.splitlines()]
+    """What ``--check`` has printed first: for each setting its value and its origin."""
+    assert ended.stderr == ""
+    settings, _, _ = ended.stdout.partition("\n\n")
+    rows = [line.split(maxsplit=2) for line in settings.splitlines()]
     return {name: (value, origin) for name, value, origin in rows}
 
 
@@ -248,7 +249,7 @@ def test_a_mistake_inside_the_module_is_shown_with_its_place(directory: Path, so
 
 
 def test_an_empty_list_is_not_the_program_s_default() -> None:
-    defaults: Settings = {"lanes": [Lane("a", threads=1)]}
+    defaults: CommandLineSettings = {"lanes": [Lane("a", threads=1)]}
     assert resolve({}, {}, defaults).values["lanes"] == defaults["lanes"]
     assert resolve({"lanes": [""]}, {}, defaults).values["lanes"] == []
 

@@ -19,7 +19,7 @@ from wsgiref.types import WSGIApplication
 from threadbridge.lanes import Lane
 from threadbridge.logs import set_up_logging
 from threadbridge.server import Service, end_process
-from threadbridge.settings import ALL, SERVE, Resolved, SettingError, Settings, option_name, resolve
+from threadbridge.settings import ALL, SERVE, CommandLineSettings, Resolved, SettingError, option_name, resolve
 from threadbridge.values import FLAG, Place
 
 logger = logging.getLogger("threadbridge")
@@ -30,17 +30,17 @@ def main() -> int:
     return _run("python -m threadbridge", None, {})
 
 
-def run(application: WSGIApplication, **defaults: Unpack[Settings]) -> int:
+def run(application: WSGIApplication, **defaults: Unpack[CommandLineSettings]) -> int:
     """Serve this application as the command line says; give the process's exit status.
 
     The keywords are settings that apply where neither the command line nor the environment nor the config file
     says otherwise. Status 2 stands for a setting that cannot be used, 1 for an address that cannot be listened on and
-    for requests that were cut when the grace period was over.
+    for requests that were cut when the grace period was over. With ``--check``, see `threadbridge.doctor.check`.
     """
     return _run(Path(sys.argv[0]).name, application, defaults)
 
 
-def _run(program: str, application: WSGIApplication | None, defaults: Settings) -> int:
+def _run(program: str, application: WSGIApplication | None, defaults: CommandLineSettings) -> int:
     parser = _parser(program, defaults, names_application=application is None)
     try:
         arguments, surplus = parser.parse_known_args(_normalized(sys.argv[1:]))
@@ -56,7 +56,8 @@ def _run(program: str, application: WSGIApplication | None, defaults: Settings) 
         if place is not None:
             application = _load_application(place)
         assert application is not None
-        service = Service(application, _with_objects(resolved))
+        with_objects = _with_objects(resolved)
+        service = Service(application, with_objects)
     except ValueError as error:
         print(f"{program}: {error}; see --help", file=sys.stderr)
         return 2
@@ -64,8 +65,10 @@ def _run(program: str, application: WSGIApplication | None, defaults: Settings) 
         # While the application was imported; later the signal stops the service.
         return 128 + signal.SIGINT
     if settings["check"]:
-        _print_settings(resolved)
-        return 0
+        # Only now: a server needs none of what the doctor imports.
+        from threadbridge import doctor
+
+        return doctor.check(resolved, with_objects, service.lanes)
     try:
         service.listen()
     except OSError as error:
@@ -84,7 +87,7 @@ class _Parser(argparse.ArgumentParser):
         raise SettingError(message)
 
 
-def _parser(program: str, defaults: Settings, *, names_application: bool) -> argparse.ArgumentParser:
+def _parser(program: str, defaults: CommandLineSettings, *, names_application: bool) -> argparse.ArgumentParser:
     parser = _Parser(
         prog=program,
         usage=f"{program} {'MODULE:APP ' if names_application else ''}[--OPTION=VALUE]...",
@@ -130,7 +133,7 @@ def _set_up_logging(resolved: Resolved) -> None:
         raise SettingError(f"{resolved.label('log_file_prefix')}: {error.strerror}") from None
 
 
-def _with_objects(resolved: Resolved) -> Settings:
+def _with_objects(resolved: Resolved) -> CommandLineSettings:
     """The settings with the objects themselves in place of the texts that stand for them."""
     values = {**resolved.values}
     for name, value in resolved.values.items():
@@ -140,7 +143,7 @@ def _with_objects(resolved: Resolved) -> Settings:
     if resolved.origins["lanes"] != "default":
         texts = cast(Sequence[str], values["lanes"])
         values["lanes"] = [_lane(text, resolved.label("lanes"), resolved.values["queue"]) for text in texts]
-    return cast(Settings, values)
+    return cast(CommandLineSettings, values)
 
 
 def _lane(text: str, label: str, queue: int) -> Lane:
@@ -182,13 +185,6 @@ def _load(place: str, label: str) -> object:
         except AttributeError as error:
             raise SettingError(f"{label}: {error}") from None
     return found
-
-
-def _print_settings(resolved: Resolved) -> None:
-    values = cast(dict[str, object], resolved.values)
-    rows = [(name, setting.show(values[name]) or "-", resolved.origins[name]) for name, setting in ALL.items()]
-    for name, value, origin in rows:
-        print(f"{name:20} {value:20} {origin}")
 
 
 def _end_within(seconds: float) -> None:

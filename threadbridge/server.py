@@ -10,7 +10,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Unpack
 from wsgiref.types import WSGIApplication
 
@@ -19,6 +19,7 @@ from tornado.netutil import bind_sockets
 from threadbridge.bridge import Bridge
 from threadbridge.http1 import Limits
 from threadbridge.http_server import HTTPServer
+from threadbridge.lanes import Lane
 from threadbridge.listeners import bind_unix_socket, describe, leave_new_connections_to_others, tls_context
 from threadbridge.logs import reopen_log_files
 from threadbridge.notify import notify, watchdog_interval
@@ -79,6 +80,11 @@ class Service:
         self._sockets: list[socket.socket] = []
         self._remove_socket_file: Callable[[], None] = lambda: None
         self._stop_by = 0.0
+
+    @property
+    def lanes(self) -> Sequence[Lane]:
+        """All lanes, also those that the bridge has made itself."""
+        return self._bridge.lanes
 
     def listen(self) -> None:
         """Take the address; raises ``OSError``."""

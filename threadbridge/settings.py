@@ -206,7 +206,26 @@ class CommandLineSettings(Settings, total=False):
         str | None, Setting(None, PATH, "Read settings from this TOML file, such as port = 8000.", in_file=False)
     ]
     check: Annotated[
-        bool, Setting(False, FLAG, "Load everything, print the settings and where they come from, end.", in_file=False)
+        bool,
+        Setting(
+            False,
+            FLAG,
+            "Print the settings and where they come from, look for what will not work well, say what to do, end: with "
+            "status 0 when all is well, 1 after warnings, 2 after errors.",
+            in_file=False,
+        ),
+    ]
+    json: Annotated[bool, Setting(False, FLAG, "With check: print JSON.", in_file=False)]
+    frontends: Annotated[
+        int, Setting(1, number(1), "With check: how many processes like this one use the database together.")
+    ]
+    nginx_config: Annotated[
+        str | None,
+        Setting(
+            None,
+            PATH,
+            "With check: the nginx configuration file that passes requests to this server, or one that includes it.",
+        ),
     ]
     logging: Annotated[
         str,
@@ -264,13 +283,17 @@ def option_name(name: str) -> str:
 
 def from_keywords(keywords: Settings) -> Settings:
     """All settings of `serve`, from its keywords and the defaults. Raises `SettingError`, or ``TypeError``."""
-    values: dict[str, object] = {name: setting.default for name, setting in SERVE.items()}
+    return cast(Settings, _with_keywords(SERVE, keywords))
+
+
+def _with_keywords(table: Mapping[str, Setting], keywords: Mapping[str, object]) -> dict[str, object]:
+    values: dict[str, object] = {name: setting.default for name, setting in table.items()}
     for name, value in keywords.items():
-        if name not in SERVE:
+        if name not in table:
             raise TypeError(f"there is no setting {name!r}")
-        values[name] = SERVE[name].checked(value, f"{name}={value!r}")
+        values[name] = table[name].checked(value, f"{name}={value!r}")
     _check_combinations(values, dict.fromkeys(keywords, "keyword"))
-    return cast(Settings, values)
+    return values
 
 
 @dataclass(frozen=True)
@@ -285,15 +308,16 @@ class Resolved:
         return _label(self.origins[name], name, ALL[name].show(cast(dict[str, object], self.values)[name]))
 
 
-def resolve(options: Mapping[str, Sequence[str]], environment: Mapping[str, str], defaults: Settings) -> Resolved:
+def resolve(
+    options: Mapping[str, Sequence[str]], environment: Mapping[str, str], defaults: CommandLineSettings
+) -> Resolved:
     """Settle all settings: the command line over the environment over the config file over ``defaults`` over the table.
 
     :param options: the texts given for each option, in order, by the setting's name.
 
     Raises `SettingError` for a value that cannot be used and for a file that cannot be read.
     """
-    values: dict[str, object] = {name: setting.default for name, setting in ALL.items()}
-    values.update(from_keywords(defaults))
+    values = _with_keywords(ALL, defaults)
     origins = dict.fromkeys(ALL, "default")
     variables = {
         name: [environment[ENVIRONMENT_PREFIX + name.upper()]]

@@ -18,8 +18,9 @@ A setting can be given in four places. The first of them that names it counts:
 3. the TOML file that `--config=FILE` names: `port = 8000`, `trusted_proxies = ["10.0.0.0/8"]`;
 4. the program: `run.py` serves with `port=8888` and `xheaders=True` unless told otherwise.
 
-`--check` loads everything, prints each setting with its value and where it comes from, and ends. A setting that cannot
-be used is one line on standard error and exit status 2; an address that cannot be listened on is exit status 1.
+`--check` loads everything, prints each setting with its value and where it comes from, then what it finds to be wrong
+and what to do about it, and ends; [Operating it](operating.md) shows that. A setting that cannot be used is one line on
+standard error and exit status 2; an address that cannot be listened on is exit status 1.
 
 BYTES may be written in k, M or G, as in `64k` (in the file in quotes). A list is given with commas or option by option;
 in the file it is a TOML list.

@@ -1,0 +1,224 @@
+"""The doctor, ``--check``: says what will not work, or not well, and what to do, before anybody meets it."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import resource
+import tempfile
+from collections.abc import Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import cast
+
+from threadbridge.database_checks import Load, check_database
+from threadbridge.finding import Finding, Level
+from threadbridge.lanes import Lane
+from threadbridge.nginx_config import NginxConfigError, read_timeouts
+from threadbridge.settings import ALL, CommandLineSettings, Resolved
+
+# Files that a process has open beside the connections of clients and to the database: logs, listeners, the loop's own.
+OWN_FILES = 50
+
+
+def check(resolved: Resolved, settings: CommandLineSettings, lanes: Sequence[Lane]) -> int:
+    """Print the settings and what the doctor finds, each finding as soon as it is found; give the exit status.
+
+    :param settings: those of ``resolved``, with the objects themselves in place of the texts that stand for them.
+    :param lanes: all lanes of the bridge, those that it has made itself too.
+
+    The status is 0 when all is well, 1 when there are warnings, 2 when there are errors.
+    """
+    rows = _rows(resolved)
+    if settings["json"]:
+        findings = list(examine(settings, lanes))
+        status = max(finding.level for finding in findings)
+        report = {
+            "status": status,
+            "settings": {name: {"value": value, "origin": origin} for name, value, origin in rows},
+            "findings": [
+                {"subject": each.subject, "level": each.level.name.lower(), "message": each.message}
+                | ({"advice": each.advice} if each.advice else {})
+                for each in findings
+            ],
+        }
+        print(json.dumps(report, indent=2))
+        return status
+    for name, value, origin in rows:
+        print(f"{name:20} {value or '-':20} {origin}")
+    print()
+    levels = []
+    for finding in examine(settings, lanes):
+        levels.append(finding.level)
+        print(f"{finding.level.name.lower():8} {finding.subject}: {finding.message}", flush=True)
+        if finding.advice:
+            print(f"{'':8} -> {finding.advice}", flush=True)
+    print()
+    print(f"{_count(levels.count(Level.ERROR), 'error')}, {_count(levels.count(Level.WARNING), 'warning')}")
+    return max(levels)
+
+
+def examine(settings: CommandLineSettings, lanes: Sequence[Lane]) -> Iterator[Finding]:
+    """Look at everything, the quick things first."""
+    pool = settings["pool"]
+    deadline = max(lane.deadline or settings["deadline"] for lane in lanes)
+    connections = _pool_connections(pool, lanes)
+    yield _versions(with_pool=pool is not None)
+    yield _queues(settings, lanes)
+    yield _files(lanes, connections)
+    yield from _directories(settings)
+    if settings["nginx_config"] is not None:
+        yield _nginx(settings["nginx_config"], deadline)
+    if pool is not None:
+        yield from check_database(pool, Load(settings["frontends"], connections, deadline))
+
+
+def _pool_connections(pool: object, lanes: Sequence[Lane]) -> int:
+    if pool is None:
+        return 0
+    # DBUtils need not be there when there is no pool.
+    from threadbridge.pool import pool_size
+
+    # A pool without a limit has one for each thread at most.
+    return pool_size(pool) or sum(lane.threads for lane in lanes)
+
+
+def _versions(with_pool: bool) -> Finding:
+    found = [f"Python {platform.python_version()}"]
+    for package in ("threadbridge", "tornado", "httptools", *(("DBUtils",) if with_pool else ())):
+        try:
+            found.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            found.append(f"{package} (not installed, but here)")
+    return Finding("versions", Level.OK, ", ".join(found))
+
+
+def _queues(settings: CommandLineSettings, lanes: Sequence[Lane]) -> Finding:
+    shown = "; ".join(f"{lane.name}: {_count(lane.threads, 'thread')}, {lane.queue} may wait" for lane in lanes)
+    closed = [lane.name for lane in lanes if lane.queue == 0]
+    if closed:
+        return Finding(
+            "queues",
+            Level.WARNING,
+            f"in the lane {', '.join(closed)} nobody may wait: while its threads are busy each request is answered 503",
+            "let some requests wait: --queue=1000",
+        )
+    shortest = min(lane.deadline or settings["deadline"] for lane in lanes)
+    if settings["queue_timeout"] >= shortest:
+        return Finding(
+            "queues",
+            Level.WARNING,
+            f"a request may wait for a thread for {settings['queue_timeout']:g} s, and has {shortest:g} s until its "
+            "deadline: a long queue ends with requests that are begun and have no time left",
+            f"set --queue_timeout to less than the deadline, such as {shortest / 6:g}",
+        )
+    return Finding("queues", Level.OK, f"{shown}; for {settings['queue_timeout']:g} s at most")
+
+
+def _files(lanes: Sequence[Lane], connections: int) -> Finding:
+    running = sum(lane.threads for lane in lanes) + connections + OWN_FILES
+    needed = running + sum(lane.queue for lane in lanes)
+    limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit == resource.RLIM_INFINITY or limit >= needed:
+        shown = "any number of" if limit == resource.RLIM_INFINITY else limit
+        return Finding("open files", Level.OK, f"the process may open {shown}, and full queues need about {needed}")
+    how = "LimitNOFILE= in a systemd unit, `ulimit -n` in a shell"
+    if most != resource.RLIM_INFINITY and most < needed:
+        how += f", and the hard limit, {most}, with it"
+    return Finding(
+        "open files",
+        Level.ERROR if limit < running else Level.WARNING,
+        f"the process may open {limit}; "
+        + (
+            f"with all threads at work it needs about {running}"
+            if limit < running
+            else f"with full queues it needs about {needed}, and from the limit on clients cannot connect"
+        ),
+        f"raise the limit to at least {needed} ({how}), or set a smaller --queue",
+    )
+
+
+def _directories(settings: CommandLineSettings) -> Iterator[Finding]:
+    log, unix_socket = settings["log_file_prefix"], settings["unix_socket"]
+    if log is not None:
+        yield _log_directory(log)
+    if unix_socket is not None:
+        yield _directory("socket directory", os.path.dirname(os.path.abspath(unix_socket)), "the Unix socket")
+    try:
+        with tempfile.TemporaryFile():
+            pass
+    except OSError as error:
+        yield _unwritable("temporary files", f"cannot be made: {error}", "TMPDIR says where they are to be")
+    else:
+        yield Finding("temporary files", Level.OK, f"can be made, in {tempfile.gettempdir()}")
+
+
+def _log_directory(path: str) -> Finding:
+    directory = _directory("log directory", os.path.dirname(os.path.abspath(path)), "new log files")
+    try:
+        # Not created: that is left to who will write it.
+        os.close(os.open(path, os.O_WRONLY | os.O_APPEND))
+    except FileNotFoundError:
+        return directory
+    except OSError as error:
+        return _unwritable("log file", f"{path} cannot be written: {error.strerror}")
+    if directory.level is Level.ERROR:
+        return Finding(
+            "log directory",
+            Level.WARNING,
+            f"{path} can be written now, but cannot be rotated: {directory.message}",
+            directory.advice,
+        )
+    return directory
+
+
+def _directory(subject: str, path: str, purpose: str) -> Finding:
+    """Whether files can be made there, found out by making one, which has no name and is gone at once."""
+    try:
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        return _unwritable(subject, f"{path} is to hold {purpose}, but no file can be made in it: {error.strerror}")
+    return Finding(subject, Level.OK, f"files can be made in {path}")
+
+
+def _unwritable(subject: str, message: str, hint: str = "") -> Finding:
+    advice = "see that it exists, has room, and belongs to the user who runs the server" + (f"; {hint}" if hint else "")
+    return Finding(subject, Level.ERROR, f"{message} (as user id {os.geteuid()})", advice)
+
+
+def _nginx(path: str, deadline: float) -> Finding:
+    try:
+        timeouts = read_timeouts(path)
+    except OSError as error:
+        problem = f"{error.filename} cannot be read: {error.strerror}"
+    except NginxConfigError as error:
+        problem = str(error)
+    else:
+        shortest = min(timeouts)
+        if shortest.seconds > deadline:
+            return Finding(
+                "nginx",
+                Level.OK,
+                f"waits {shortest.seconds:g} s for a response, longer than the deadline, {deadline:g} s",
+            )
+        return Finding(
+            "nginx",
+            Level.WARNING,
+            f"gives up after {shortest.seconds:g} s ({shortest.place}), but a request may take {deadline:g} s: the "
+            "client gets nginx's error page",
+            f"set proxy_read_timeout to more than {deadline:g}, such as {deadline + 20:g}, or --deadline to less than "
+            f"{shortest.seconds:g}",
+        )
+    return Finding(
+        "nginx", Level.WARNING, problem, "let --nginx_config name the file that passes requests to this server"
+    )
+
+
+def _rows(resolved: Resolved) -> list[tuple[str, str, str]]:
+    values = cast(dict[str, object], resolved.values)
+    return [(name, setting.show(values[name]), resolved.origins[name]) for name, setting in ALL.items()]
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
