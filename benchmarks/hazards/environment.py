@@ -1,0 +1,92 @@
+"""The virtual environment with the other servers, and the facts about the machine that belong to every figure."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import venv
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.hazards.contenders import CONTENDERS, Contender
+from tests.processes import ROOT
+
+DIRECTORY = ROOT / "var" / "benchmarks-venv"
+REQUIREMENTS = ROOT / "benchmarks" / "requirements.txt"
+CONSTRAINTS = ROOT / "constraints.txt"
+
+
+def prepare(contenders: Sequence[Contender]) -> tuple[Path, dict[str, str]]:
+    """Install what is missing; give the environment's directory, and why which of the servers cannot be had.
+
+    Without servers from elsewhere, it is the environment that this process runs in. Raises ``CalledProcessError`` when
+    not even the application can be installed.
+    """
+    if not any(contender.packages for contender in contenders):
+        return Path(sys.prefix), {}
+    if not (DIRECTORY / "bin" / "pip").exists():
+        print(f"Creating the virtual environment {DIRECTORY}", flush=True)
+        venv.create(DIRECTORY, with_pip=True, clear=True)
+    # What was installed last, and completely.
+    stamp = DIRECTORY / "installed"
+    wanted = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "setup.cfg", CONSTRAINTS, REQUIREMENTS))
+    if stamp.exists() and stamp.read_text(encoding="utf-8") == wanted:
+        return DIRECTORY, {}
+    application = install("the application", ["--editable", f"{ROOT}[application]"])
+    if application.returncode:
+        print(application.stdout)
+        application.check_returncode()
+    failed = {}
+    for contender in contenders:
+        if contender.packages and (finished := install(contender.name, contender.packages)).returncode:
+            failed[contender.name] = finished.stdout.strip()
+    if not failed and all(contender in contenders for contender in CONTENDERS):
+        stamp.write_text(wanted, encoding="utf-8")
+    return DIRECTORY, failed
+
+
+def install(what: str, packages: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    print(f"Installing {what} …", flush=True)
+    pip: list[str | Path] = [
+        DIRECTORY / "bin" / "python",
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+    ]
+    files: list[str | Path] = ["--constraint", CONSTRAINTS, "--constraint", REQUIREMENTS]
+    return subprocess.run(
+        [*pip, *files, *packages], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+
+
+def versions(environment: Path) -> dict[str, str]:
+    """What is installed in an environment, by names in small letters."""
+    listed = subprocess.run(
+        [environment / "bin" / "python", "-m", "pip", "list", "--format=json", "--disable-pip-version-check"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return {package["name"].lower(): package["version"] for package in json.loads(listed.stdout)}
+
+
+def machine() -> dict[str, str | int]:
+    """What the figures depend on."""
+    model = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    memory = re.search(r"^MemTotal: +(\d+) kB$", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    database = subprocess.run(["mariadbd", "--version"], check=False, capture_output=True, text=True).stdout
+    database_version = re.search(r"Ver (\S+)", database)
+    return {
+        "processor": model[1] if model else platform.machine(),
+        "processors": len(os.sched_getaffinity(0)),
+        "memory_mb": int(memory[1]) // 1024 if memory else 0,
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "mariadb": database_version[1] if database_version else "unknown",
+    }

@@ -1,0 +1,120 @@
+"""A server that is measured: its processes, their memory, and what the database does for it."""
+
+from __future__ import annotations
+
+import http.client
+import itertools
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager, suppress
+from pathlib import Path
+
+from benchmarks.database import ProcessList
+from benchmarks.hazards.clients import Refused, ask
+from benchmarks.hazards.contenders import Contender
+from tests.processes import Frontend
+
+SLOW = 3.0
+STARTS_WITHIN = 30.0
+
+_numbers = itertools.count()
+
+
+class CannotStart(Exception):
+    """The server did not come up; the message is what it said."""
+
+
+class Subject:
+    """A server that runs. ``port`` is where it listens, ``process`` its first process."""
+
+    def __init__(self, frontend: Frontend, variables: Mapping[str, str]) -> None:
+        self.port = frontend.port
+        self.process: subprocess.Popen[bytes] = frontend.process
+        # How long its slow queries take; by this the database's list tells them from those of another server.
+        self.slow = round(SLOW + next(_numbers) / 10_000, 4)
+        self._variables = variables
+
+    def slow_queries(self) -> int:
+        """How many of its slow queries the database runs at this moment."""
+        with closing(ProcessList(self._variables)) as database:
+            return sum(query.seconds == self.slow for query in database.sleeping())
+
+    def processes(self) -> list[int]:
+        """Its processes' ids: the first with all its descendants."""
+        found, ahead = [], [self.process.pid]
+        while ahead:
+            number = ahead.pop()
+            found.append(number)
+            for children in Path(f"/proc/{number}/task").glob("*/children"):
+                with suppress(OSError):
+                    ahead += map(int, children.read_text().split())
+        return found
+
+
+class Memory:
+    """How much the processes of a server grow, in bytes, from the construction on."""
+
+    def __init__(self, subject: Subject) -> None:
+        self._processes = subject.processes()
+        self._before = self._total("VmRSS")
+        for number in self._processes:
+            # The peak is counted anew from here on.
+            Path(f"/proc/{number}/clear_refs").write_text("5")
+
+    @property
+    def growth(self) -> int:
+        return self._total("VmRSS") - self._before
+
+    @property
+    def peak_growth(self) -> int:
+        return self._total("VmHWM") - self._before
+
+    def _total(self, field: str) -> int:
+        total = 0
+        for number in self._processes:
+            for line in Path(f"/proc/{number}/status").read_text().splitlines():
+                if line.startswith(field + ":"):
+                    total += 1024 * int(line.split()[1])
+        return total
+
+
+@contextmanager
+def running(
+    contender: Contender, environment: Path, variables: Mapping[str, str], extra: tuple[str, ...] = ()
+) -> Iterator[Subject]:
+    """Start a server, wait until it answers, and end all its processes after the block. Raises `CannotStart`."""
+    with ExitStack() as stack:
+        frontend = Frontend(("{port}",), env=variables)
+        frontend.command = [
+            part.format(port=frontend.port, environment=environment) for part in (*contender.command, *extra)
+        ]
+        try:
+            stack.enter_context(frontend)
+        except (RuntimeError, OSError) as error:
+            raise CannotStart(str(error)) from error
+        subject = Subject(frontend, variables)
+        stack.callback(end, subject)
+        wait_for_answer(subject, frontend)
+        yield subject
+
+
+def wait_for_answer(subject: Subject, frontend: Frontend) -> None:
+    give_up = time.monotonic() + STARTS_WITHIN
+    while True:
+        try:
+            ask(subject.port, "/started", seconds=give_up - time.monotonic())
+            return
+        except (OSError, http.client.HTTPException, Refused) as error:
+            if subject.process.poll() is not None or time.monotonic() > give_up:
+                raise CannotStart(f"{error!r}\n{frontend.output()}") from error
+            time.sleep(0.05)
+
+
+def end(subject: Subject) -> None:
+    # Children of a killed process would go on.
+    for number in subject.processes():
+        with suppress(ProcessLookupError):
+            os.kill(number, signal.SIGKILL)
