@@ -54,7 +54,6 @@ HAZARDS = {
 }
 # Of threadbridge alone.
 GUARD = "guard"
-QUICK = (
     "fast-page",
     "abandoned-queries",
     "stalled-uploads",
@@ -100,11 +99,11 @@ def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.hazards", description=__doc__)
     parser.add_argument("--servers", help=f"which of them, by commas: {', '.join(BY_NAME)}")
     parser.add_argument("--hazards", help=f"which of them, by commas: {', '.join([*HAZARDS, GUARD])}")
-    parser.add_argument("--quick", action="store_true", help="threadbridge and the shorter hazards alone")
+    parser.add_argument("--quick", action="store_true", help="threadbridge alone")
     parser.add_argument("--json", type=Path, default=RESULTS, help="the file to write (default %(default)s)")
     options = parser.parse_args()
     servers = options.servers.split(",") if options.servers else [THREADBRIDGE.name] if options.quick else BY_NAME
-    hazards = options.hazards.split(",") if options.hazards else QUICK if options.quick else [*HAZARDS, GUARD]
+    hazards = options.hazards.split(",") if options.hazards else [*HAZARDS, GUARD]
     for name in {*servers} - {*BY_NAME}:
         parser.error(f"there is no server {name!r}; there are {', '.join(BY_NAME)}")
     for name in {*hazards} - {*HAZARDS, GUARD}:
