@@ -196,7 +196,7 @@ def test_the_width_is_kept_whatever_is_replaced_and_withdrawn_when() -> None:
         assert lane.queued >= 0 and lane.free >= 0
     go_on.set()
     wait_until(lambda: lane.busy == 0, "all have run")
-    assert 4 <= most <= 8
+    assert most <= 2 * 4
     assert running == lane.queued == 0
     assert_width(lane)
 

@@ -190,9 +190,10 @@ def test_requests_of_a_misjudged_route_leave_the_quick_lane(pages: Pages) -> Non
         pages.asks = True
         give_back = take_all_connections(pages)
         slow = [server.send(get("/may")) for _ in range(20)]
+        wait_until(lambda: len(server.bridge.exchanges) == 20, "all have arrived")
         wait_until(lambda: quick.queued == 0 and quick.free > 0, "they have left the quick lane")
         assert lane_of(server, "/page") == "quick"
-        assert len(server.bridge.exchanges) == 20
+        wait_until(lambda: len(server.bridge.exchanges) == 20, "only it has been answered")
         give_back()
         lanes = [body_of(client) for client in slow]
         assert set(lanes) <= {"quick", "pool"} and lanes.count("quick") <= 2 * QUICK_THREADS
@@ -295,6 +296,7 @@ def test_a_quick_page_is_answered_while_slow_queries_hold_all_connections(mariad
             wait_until(lambda: waiting() == 10, "slow queries hold all connections")
             for _ in range(5):
                 assert server.request(path="/")[1] == b"answered"
-            assert waiting() == 10 and len(server.bridge.exchanges) == 20
+            assert waiting() == 10
+            wait_until(lambda: len(server.bridge.exchanges) == 20, "all of them still wait")
             cursor.execute("SELECT RELEASE_LOCK('slow')")
             assert [body_of(client) for client in slow] == ["answered"] * 20

@@ -142,7 +142,8 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
 
     def _clear_quick_lane(self, route: Route) -> None:
         """The route turned out not to be quick: its requests must not keep those that are from running."""
-        for exchange in list(self.exchanges):
+        # In the order in which they came: so they are run.
+        for exchange in sorted(self.exchanges, key=lambda exchange: exchange.queued_at):
             if exchange.running.route is route and exchange.lane is not self._choice.main:
                 exchange.change_lane(self._choice.main)
 
@@ -153,6 +154,10 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
 
     def _is_outage(self, error: BaseException) -> bool:
         return self._guard is not None and self._guard.is_outage(error)
+
+    def answered(self, exchange: Exchange) -> None:
+        """The response begins: from now on the next request of the route may come, and should find its lane."""
+        self._choice.ran(exchange.running.route, exchange.is_probe)
 
     def never_ran(self, exchange: Exchange) -> None:
         """The exchange has ended before a worker took it."""

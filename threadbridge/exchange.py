@@ -93,6 +93,8 @@ class Dispatcher(Protocol):
 
     def never_ran(self, exchange: Exchange) -> None: ...
 
+    def answered(self, exchange: Exchange) -> None: ...
+
     def ended(self, exchange: Exchange) -> None: ...
 
 
@@ -297,6 +299,7 @@ class Exchange(httputil.HTTPMessageDelegate):
             if source is not None:
                 source.close()
             return
+        self._bridge.answered(self)
         self._source = source
         written = self._write_head(status, reason, headers, body)
         if source is None:
@@ -353,6 +356,7 @@ class Exchange(httputil.HTTPMessageDelegate):
             self.connection.close()
             self._ended(self.status)
         elif left is not None:
+            self._bridge.answered(self)
             self._answer_plainly(HTTPStatus.INTERNAL_SERVER_ERROR, {})
 
     def _answer_plainly(self, status: HTTPStatus, headers: dict[str, str]) -> None:

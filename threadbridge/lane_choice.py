@@ -60,7 +60,7 @@ class LaneChoice:
         return request.route is not None and not request.route.uses_pool and self._routes.asked(request.route)
 
     def ran(self, route: Route | None, is_probe: bool) -> None:
-        """A request of the route has run to its end. Worker side."""
+        """A request of the route has run, as far as its answer or to its end. Either side."""
         if route is not None and (is_probe or route.uses_pool is None):
             self._routes.ended(route, is_probe)
 

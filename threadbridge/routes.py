@@ -75,7 +75,7 @@ class Routes:
             route.probing = False
 
     def ended(self, route: Route, was_probe: bool) -> None:
-        """A request of the route has run to its end; had it asked for a connection, that were known. Worker side."""
+        """A request of the route has run; had it asked for a connection, that were known. Either side."""
         with self._lock:
             if was_probe:
                 route.probing = False
