@@ -54,14 +54,6 @@ HAZARDS = {
 }
 # Of threadbridge alone.
 GUARD = "guard"
-    "fast-page",
-    "abandoned-queries",
-    "stalled-uploads",
-    "stalled-downloads",
-    "slow-reader",
-    "large-upload",
-    "stop",
-)
 RESULTS = ROOT / "benchmarks" / "results" / "hazards.json"
 
 
