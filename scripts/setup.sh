@@ -59,6 +59,8 @@ need_test_tools() {
     need "curl" has curl
     need "wrk" has wrk
     need "shellcheck" has shellcheck
+    need "systemd" has systemd-analyze
+    need "logrotate" has logrotate
 }
 
 install_packages() {
