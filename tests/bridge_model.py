@@ -66,6 +66,7 @@ class Client:
         self.has_left = True
         for written in self._unread:
             written.set_exception(StreamClosedError())
+            written.exception()
         self._unread.clear()
         (self._on_close or exchange.on_connection_close)()
 
