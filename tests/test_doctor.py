@@ -225,6 +225,15 @@ def test_people_read_settings_then_findings_then_a_sum(mariadb: dict[str, str], 
     assert sum_ == "1 error, 0 warnings\n"
 
 
+def test_each_subject_is_explained() -> None:
+    page = (ROOT / "docs" / "operating.md").read_text()
+    explained = re.search(r"\| subject \|.*?\n\n", page, re.DOTALL)
+    assert explained is not None
+    rows = [row.split("|")[1].strip() for row in explained[0].strip().splitlines()[2:]]
+    subjects = {*NO_DATABASE, *MYSQL, "nginx", "log directory", "log file", "socket directory"} - {"versions"}
+    assert sorted(", ".join(rows).split(", ")) == sorted(subjects)
+
+
 # The process.
 
 
