@@ -158,7 +158,7 @@ class Bench(NamedTuple):
             happened = "not started"
         except TimeoutError:
             happened = measures.TOO_LONG
-        except (OSError, http.client.HTTPException, Refused) as error:
+        except (OSError, RuntimeError, http.client.HTTPException, Refused) as error:
             print(f"  {contender.name} failed: {error!r}", flush=True)
             happened = type(error).__name__
         return dict.fromkeys((figure.name for figure in FIGURES[name]), happened)

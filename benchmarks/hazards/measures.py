@@ -1,6 +1,7 @@
 """The hazards: each function does to a server what may happen to it, and gives what was seen of that.
 
-Times are in seconds, memory in bytes. A function fails when there is nothing to measure, with ``TimeoutError`` when it
+Times are in seconds. Memory is in bytes: what all processes of the server grow by, after small requests of the same
+kind, whose needs do not count. A function fails when there is nothing to measure, with ``TimeoutError`` when it
 has waited longer than `LIMIT`.
 """
 
