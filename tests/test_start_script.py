@@ -312,7 +312,7 @@ def test_logs_are_followed(with_database: Installation) -> None:
 
 def test_help_and_wrong_commands(installation: Installation) -> None:
     usage = installation.run("help")
-    for word in ("stop", "restart", "status", "logs", "FRONTENDS", "MYSQL_HOST"):
+    for word in ("stop", "restart", "status", "check", "logs", "FRONTENDS", "MYSQL_HOST"):
         assert word in usage
     assert installation.run("begin", status=2) == usage
     assert installation.run("stop", "now", status=2) == usage

@@ -38,12 +38,12 @@ def check_database(pool: Any, load: Load) -> Iterator[Finding]:
         getattr(creator, "connect", creator), pool._args, pool._kwargs, takes_timeouts=inspect.ismodule(creator)
     )
     try:
-        connection = within(TIME_LIMIT, lambda: settings.connect(*settings.args, **settings.kwargs))
+        connection = _within(TIME_LIMIT, lambda: settings.connect(*settings.args, **settings.kwargs))
     except TimeoutError:
         yield _no_answer("database")
         return
     except Exception as error:  # noqa: BLE001 - whatever the driver raises, there is no connection
-        yield Finding("database", Level.ERROR, f"no connection: {described(error)}", _advice(error))
+        yield Finding("database", Level.ERROR, f"no connection: {_described(error)}", _advice(error))
         return
     driver = _driver_of(type(connection))
     if driver not in ("MySQLdb", "pymysql"):
@@ -53,16 +53,16 @@ def check_database(pool: Any, load: Load) -> Iterator[Finding]:
 
     for subject, look in MySQLChecks(driver, settings, connection, load).all:
         try:
-            finding = within(TIME_LIMIT, look)
+            finding = _within(TIME_LIMIT, look)
         except TimeoutError:
             yield _no_answer(subject)
             return
         except Exception as error:  # noqa: BLE001 - a look that fails is a finding too
-            finding = Finding(subject, Level.ERROR, f"cannot be checked: {described(error)}", _advice(error))
+            finding = Finding(subject, Level.ERROR, f"cannot be checked: {_described(error)}", _advice(error))
         yield finding
 
 
-def within(seconds: float, function: Callable[[], T]) -> T:
+def _within(seconds: float, function: Callable[[], T]) -> T:
     """What the function gives; ``TimeoutError`` when it takes longer, and then it goes on in its thread."""
     outcome: Future[T] = Future()
 
@@ -76,7 +76,7 @@ def within(seconds: float, function: Callable[[], T]) -> T:
     return outcome.result(seconds)
 
 
-def described(error: Exception) -> str:
+def _described(error: Exception) -> str:
     """An error in words, with the number that databases give it."""
     if len(error.args) == 2 and isinstance(error.args[0], int):
         return f"{error.args[1]} (error {error.args[0]})"

@@ -132,7 +132,7 @@ def _files(lanes: Sequence[Lane], connections: int) -> Finding:
         + (
             f"with all threads at work it needs about {running}"
             if limit < running
-            else f"with full queues it needs about {needed}, and from the limit on clients cannot connect"
+            else f"with full queues it needs about {needed}, and beyond the limit no client can connect"
         ),
         f"raise the limit to at least {needed} ({how}), or set a smaller --queue",
     )

@@ -44,7 +44,7 @@ def read_timeouts(path: str) -> list[ReadTimeout]:
     Raises ``OSError`` for a file that cannot be read, and `NginxConfigError`.
     """
     file = Path(path)
-    directives = _parse(file, file.parent)
+    directives = _expand(_directives(file), file.parent, (file.resolve(),))
     found = list(dict.fromkeys(_applying(directives, None)))
     if not found:
         raise NginxConfigError(f"{path} has no proxy_pass, in itself or in what it includes")
@@ -68,15 +68,12 @@ def _seconds(directive: _Directive) -> float:
     return sum(int(number) * _UNITS[unit or "s"] for number, unit in re.findall(r"(\d+)(ms|[smhdwMy])?", text))
 
 
-def _parse(file: Path, root: Path) -> list[_Directive]:
-    """The directives of a file, with those of included files in their places; ``root`` is where relative paths begin.
-
-    Files that include each other endlessly are refused, as nginx refuses them.
-    """
-    return _expand(_directives(file), root, (file.resolve(),))
-
-
 def _expand(directives: list[_Directive], root: Path, within: tuple[Path, ...]) -> list[_Directive]:
+    """The directives of a file, with those of included files in place of the ``include``.
+
+    :param root: the directory of the first file, where nginx takes relative paths to begin.
+    :param within: the file and those that include it; none of them may be included again.
+    """
     expanded = []
     for directive in directives:
         if directive.words[0] == "include" and len(directive.words) == 2:
