@@ -196,7 +196,7 @@ class Exchange(httputil.HTTPMessageDelegate):
             self.lane = lane
         elif not self.lane.withdraw(self):
             self.lane.replace(self)
-        elif self.state is State.QUEUED:
+        else:
             self.lane = lane
             if lane.has_room():
                 lane.submit(self)
