@@ -24,6 +24,10 @@ def percent(value: float) -> str:
     return f"{100 * value:.1f} %"
 
 
+def per_second(value: float) -> str:
+    return f"{value:.0f}/s"
+
+
 def count(value: float) -> str:
     return f"{value:.0f}"
 
@@ -87,6 +91,10 @@ FIGURES: dict[str, tuple[Figure, ...]] = {
         Figure("before them", seconds),
         at_most("memory each", kilobytes, 12 * 1024),
     ),
-    "overload": (at_least("of capacity", percent, 0.95), at_most("refusal", seconds, 0.020)),
+    "overload": (
+        at_least("of capacity", percent, 0.95),
+        Figure("capacity", per_second),
+        at_most("refusal", seconds, 0.020),
+    ),
     "guard": (at_least("guarded", percent, 0.95),),
 }

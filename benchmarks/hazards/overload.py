@@ -1,4 +1,8 @@
-"""Ten times as many requests as a server can answer, at a steady pace, whatever becomes of them."""
+"""Ten times as many requests as a server can answer, at a steady pace, whatever becomes of them.
+
+What it can answer is measured just before, with so many clients that no thread ever waits for a request: it depends on
+what else the machine has to do.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,8 @@ import contextlib
 import statistics
 import time
 from collections import deque
+from collections.abc import Callable, Coroutine
+from typing import NamedTuple
 
 from benchmarks.hazards import THREADS
 from benchmarks.hazards.clients import head
@@ -14,30 +20,49 @@ from benchmarks.hazards.measures import Figures
 from benchmarks.hazards.subject import Subject
 
 QUERY_SECONDS = 0.1
-CAPACITY = THREADS / QUERY_SECONDS
+# If nothing but the queries took any time.
+MOST_PER_SECOND = THREADS / QUERY_SECONDS
 TIMES = 10
-# It is counted from when the queue has become full.
+# It is counted from when the server is in the middle of it.
 WARM_UP = 1.0
 COUNTED = 3.0
 REQUEST = head(f"/query?seconds={QUERY_SECONDS}")
 
 
+class Answer(NamedTuple):
+    """When a request was answered, after how many seconds, with which status."""
+
+    moment: float
+    seconds: float
+    status: int
+
+
 class Load:
-    """Sends requests on connections that are kept, as a proxy does; takes down when each was answered, and how."""
+    """Sends requests on connections that are kept, as a proxy does; takes down how each was answered."""
 
     def __init__(self, port: int) -> None:
-        # When it was answered, after how long, with which status.
-        self.answers: list[tuple[float, float, int]] = []
+        self.answers: list[Answer] = []
         self._port = port
         self._idle: deque[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = deque()
 
-    async def run(self, seconds: float) -> None:
+    async def saturate(self, seconds: float) -> None:
+        """For so long, let twice as many clients as there are threads ask, each again when it is answered."""
+        until = time.monotonic() + seconds
+
+        async def client() -> None:
+            while time.monotonic() < until:
+                await self._request()
+
+        await asyncio.gather(*(client() for _ in range(2 * THREADS)))
+        self._leave()
+
+    async def flood(self, seconds: float) -> None:
         """Send for so long, then leave."""
         began = time.monotonic()
         tasks: set[asyncio.Task[None]] = set()
         sent = 0
         while (elapsed := time.monotonic() - began) < seconds:
-            for _ in range(int(elapsed * CAPACITY * TIMES) - sent):
+            for _ in range(int(elapsed * MOST_PER_SECOND * TIMES) - sent):
                 task = asyncio.create_task(self._request())
                 tasks.add(task)
                 task.add_done_callback(tasks.discard)
@@ -46,8 +71,12 @@ class Load:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        self._leave()
+
+    def _leave(self) -> None:
         for _, writer in self._idle:
             writer.close()
+        self._idle.clear()
 
     async def _request(self) -> None:
         began = time.monotonic()
@@ -69,7 +98,7 @@ class Load:
             if keep:
                 await reader.readexactly(int(fields["content-length"]))
             now = time.monotonic()
-            self.answers.append((now, now - began, int(lines[0].split()[1])))
+            self.answers.append(Answer(now, now - began, int(lines[0].split()[1])))
         finally:
             if keep:
                 self._idle.append((reader, writer))
@@ -77,15 +106,21 @@ class Load:
                 writer.close()
 
 
+def answers(subject: Subject, load: Callable[[Load], Coroutine[None, None, None]]) -> list[Answer]:
+    """Those that came in while it was counted."""
+    measured = Load(subject.port)
+    began = time.monotonic() + WARM_UP
+    asyncio.run(load(measured))
+    return [answer for answer in measured.answers if began < answer.moment <= began + COUNTED]
+
+
 def overload(subject: Subject) -> Figures:
     """Ten times the requests that the database connections allow, each a query of 0.1 s, for four seconds."""
-    load = Load(subject.port)
-    began = time.monotonic()
-    asyncio.run(load.run(WARM_UP + COUNTED))
-    counted = [answer for answer in load.answers if WARM_UP < answer[0] - began <= WARM_UP + COUNTED]
-    served = sum(status == 200 for _, _, status in counted)
-    refusals = [took for _, took, status in counted if status == 503]
+    capacity = sum(answer.status == 200 for answer in answers(subject, lambda load: load.saturate(WARM_UP + COUNTED)))
+    under_flood = answers(subject, lambda load: load.flood(WARM_UP + COUNTED))
+    refusals = [answer.seconds for answer in under_flood if answer.status == 503]
     return {
-        "of capacity": served / (CAPACITY * COUNTED),
+        "of capacity": sum(answer.status == 200 for answer in under_flood) / capacity,
+        "capacity": capacity / COUNTED,
         "refusal": statistics.median(refusals) if refusals else "refuses none",
     }
