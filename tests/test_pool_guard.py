@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from typing import Any
@@ -20,6 +21,7 @@ import pytest
 from dbutils import pooled_db
 from dbutils.pooled_db import PooledDB, TooManyConnectionsError
 from dbutils.steady_db import SteadyDBConnection
+from MySQLdb.cursors import SSCursor
 
 from tests.databases import Witness, connect_settings, line_to
 from tests.inprocess import wait_until
@@ -336,18 +338,26 @@ def test_what_was_begun_is_rolled_back_when_a_connection_comes_back(
     assert witness.notes == []
 
 
-def test_a_forgotten_connection_does_not_block_the_loop(mariadb: dict[str, str], witness: Witness) -> None:
+@pytest.mark.parametrize("what", ["connection", "cursor"])
+def test_what_was_forgotten_does_not_block_the_loop(mariadb: dict[str, str], witness: Witness, what: str) -> None:
     with line_to(mariadb["MYSQL_UNIX_SOCKET"]) as line:
         pool = PooledDB(MySQLdb, maxconnections=1, **connect_settings(mariadb, line.path))
         PoolGuard(pool)
+        held: list[Any] = []
+        kept: list[Any] = []
 
         def forget() -> None:
-            connection = pool.connection()
-            cursor = connection.cursor(MySQLdb.cursors.SSCursor)
-            cursor.execute("SELECT REPEAT('x', 1000) FROM seq_1_to_10000")
             # A cycle, as exceptions and frames make them: only the collector finds it.
-            cycle = [connection, cursor]
+            cycle: list[Any] = [pool.connection()]
             cycle.append(cycle)
+            if what == "connection":
+                # What stands behind it is not garbage, and so has to be rolled back.
+                kept.append(cycle[0]._con)
+                cycle[0].cursor().execute("INSERT INTO notes VALUES ('to be rolled back')")
+            else:
+                held.append(cycle[0])
+                cycle[0] = cycle[0].cursor(SSCursor)
+                cycle[0].execute("SELECT REPEAT('x', 100000) FROM seq_1_to_1000")
 
         loop = asyncio.new_event_loop()
         thread = threading.Thread(target=loop.run_forever)
@@ -361,6 +371,9 @@ def test_a_forgotten_connection_does_not_block_the_loop(mariadb: dict[str, str],
             loop.call_soon_threadsafe(turned.set)
             assert turned.wait(5)
             line.mend()
+            wait_until(lambda: witness.running == [], "all rows are fetched")
+            for connection in held:
+                connection.close()
             wait_until(lambda: pool._connections == 0, "the connection is back")
             with running(), closing(pool.connection()) as connection:
                 assert one(connection) == 1
@@ -402,6 +415,39 @@ def test_a_connection_kept_beyond_its_request_is_not_stopped_for_it(
     assert borrow.stop() is False
     worker.join()
     assert (worker.error, worker.result) == (None, 0)
+
+
+def test_a_connection_does_not_come_back_before_a_kill_under_way(mariadb: dict[str, str], witness: Witness) -> None:
+    with line_to(mariadb["MYSQL_UNIX_SOCKET"]) as line:
+        pool = PooledDB(MySQLdb, maxconnections=1, **connect_settings(mariadb, line.path))
+        PoolGuard(pool)
+        closing_now = threading.Event()
+
+        def hold() -> None:
+            connection = pool.connection()
+            held.append(connection)
+            wait_until(lambda: current().cancelled and held[0].borrows[0]._lock.locked(), "the kill is under way")
+            closing_now.set()
+            connection.close()
+
+        held: list[Any] = []
+        request, worker = in_request(hold)
+        wait_until(lambda: bool(held), "the request has a connection")
+        line.swallow()
+        request.cancel()
+        assert closing_now.wait(10)
+        wait_until(lambda: "end" in functions_of(worker.thread), "the hand-back waits")
+        assert pool._connections == 1
+        line.mend()
+        worker.join()
+        assert (worker.error, pool._connections, pool._idle_cache) == (None, 0, [])
+        pool.close()
+
+
+def functions_of(thread: threading.Thread) -> list[str]:
+    """The functions that a thread is in."""
+    frame = sys._current_frames()[thread.ident or 0]
+    return [entry.f_code.co_name for entry, _ in traceback.walk_stack(frame)]
 
 
 # Kinds of databases.
