@@ -20,6 +20,10 @@ from .database import Result, db
 from .parameters import MOST_ROWS, ParameterError, accepted_format, process_request_params, requested_format
 from .reports import REGIONS, REPORTS
 
+# The database is out of reach, has no connection left, is going down, or was told to stop the query. The query is not
+# at fault, and there may be many such errors at once.
+INTERRUPTIONS = {2002, 2003, 2005, 2006, 2013, 1040, 1203, 1053, 1927, 1317, 1969, 3024}
+
 FIELDS_AT_FIRST = {
     "report": "products",
     "from": "2025-01-01",
@@ -164,7 +168,10 @@ def too_many_connections(error: TooManyConnections) -> Response:
 
 @app.errorhandler(MySQLdb.Error)
 def database_error(error: MySQLdb.Error) -> Response:
-    app.logger.error("The database failed: %s", request.full_path, exc_info=error)
+    if error.args and error.args[0] in INTERRUPTIONS:
+        app.logger.error("The database did not answer: %s: %s", request.full_path, error)
+    else:
+        app.logger.error("The database failed: %s", request.full_path, exc_info=error)
     if isinstance(error, MySQLdb.OperationalError):
         return error_answer(503, "The database cannot answer at present. Please try again in a moment.")
     return error_answer(500, "The database could not run this report. The cause is in the application's log.")

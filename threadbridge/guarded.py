@@ -60,24 +60,21 @@ class Borrow:
         if self.request.cancelled:
             raise self.connection.guard.cancelled()
 
-    def stop(self) -> bool:
-        """Stop what runs on the connection; whether to look again. The stopper's thread, the request being cancelled.
-
-        Raises `StopFailed`.
-        """
+    def stop(self) -> bool | None:
+        """See `threadbridge.stopper.Stoppable`; the request is cancelled. The stopper's thread."""
         # On a connection that others have too it may be theirs.
         if not self.connection.guard.keep_from_others(self.connection, self):
-            return not self._over
+            return None if self._over else True
         with self._lock:
             if self._over:
-                return False
+                return None
             self.connection.stop()
             # A statement that is marked may not have come to the server yet. If none is, there may be one whose rows
             # are still on their way; that one did not miss the stop, and no other is begun.
             return self._executing
 
     def sever(self) -> None:
-        """Let the worker wait no more for the database, which does not answer. The stopper's thread."""
+        """See `Stoppable`. The stopper's thread."""
         with self._lock:
             if not self._over:
                 self.connection.sever()

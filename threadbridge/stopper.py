@@ -28,8 +28,8 @@ SEVER_AFTER = 5.0
 class Stoppable(Protocol):
     """Something in the database that can be stopped."""
 
-    def stop(self) -> bool:
-        """Try to; whether to look again. Raises `StopFailed`."""
+    def stop(self) -> bool | None:
+        """Try to; whether to look again, or None if it has ended by itself. Raises `StopFailed`."""
 
     def sever(self) -> None:
         """Let nobody wait for it any more, without the database's help."""
@@ -102,7 +102,7 @@ class Stopper:
             self._asked_again_at = time.monotonic() + OUTAGE_PAUSE
             self._postpone(task)
             return
-        if self._asked_again_at:
+        if again is not None and self._asked_again_at:
             logger.warning("queries that nobody waits for can be stopped again")
             self._asked_again_at = 0.0
         now = time.monotonic()

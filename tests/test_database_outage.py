@@ -1,0 +1,267 @@
+"""The database fails: who suffers, what is logged, and that all is well as soon as it is back."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+from wsgiref.types import StartResponse, WSGIEnvironment
+
+import MySQLdb
+import pytest
+import requests
+from dbutils.pooled_db import PooledDB
+
+from tests.databases import Witness, connect_settings, kill_server, line_to, start_server
+from tests.inprocess import BridgeThread, wait_until
+from tests.processes import Frontend, private_mariadb
+from threadbridge import current
+from threadbridge.current import RunningRequest
+from threadbridge.mysql import MySQL
+from threadbridge.pool import PoolGuard
+
+CONNECTIONS = 4
+
+
+@pytest.fixture(scope="module")
+def own_mariadb() -> Iterator[dict[str, str]]:
+    """A server that the tests of this module may kill, if they start it again."""
+    with private_mariadb() as variables:
+        yield variables
+
+
+class Clients:
+    """Clients that ask for a page again and again, each as soon as it has its answer."""
+
+    def __init__(self, url: str, number: int) -> None:
+        self.statuses: list[int] = []
+        self._url = url
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._ask) for _ in range(number)]
+
+    def _ask(self) -> None:
+        with requests.Session() as session:
+            while not self._stop.is_set():
+                self.statuses.append(session.get(self._url, timeout=60).status_code)
+
+    def __enter__(self) -> Clients:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+
+def use_all_connections(url: str, witness: Witness) -> None:
+    """Fail unless the application can use all its connections at the same time."""
+    threads = [threading.Thread(target=requests.get, args=(url,), kwargs={"timeout": 30}) for _ in range(CONNECTIONS)]
+    for thread in threads:
+        thread.start()
+    wait_until(lambda: len(witness.running) == CONNECTIONS, "all connections are in use")
+    for thread in threads:
+        thread.join()
+
+
+def test_a_killed_database_fails_only_what_needs_it_and_only_until_it_is_back(own_mariadb: dict[str, str]) -> None:
+    settings = {"MYAPPLICATION_POOL_SIZE": str(CONNECTIONS), "MYAPPLICATION_DIAGNOSTICS": "1"}
+    with Frontend(env={**own_mariadb, **settings}) as server:
+        report = f"{server.url}/query/?report=wait&format=json&seconds="
+        with Clients(f"{report}0.05", 8) as slow, Clients(f"{server.url}/", 2) as quick:
+            wait_until(lambda: len(slow.statuses) > 50, "the application is under load")
+            assert set(slow.statuses) == {200}
+            kill_server(own_mariadb)
+            wait_until(lambda: slow.statuses.count(503) > 50, "there are errors")
+            answered = len(quick.statuses)
+            wait_until(lambda: len(quick.statuses) > answered + 20, "quick pages are served all the while")
+            start_server(own_mariadb)
+            back = time.monotonic()
+            while (answer := requests.get(f"{report}0", timeout=30)).status_code != 200:
+                assert time.monotonic() < back + 1, answer.text
+        assert set(quick.statuses) == {200}
+        assert set(slow.statuses) == {200, 503}
+        witness = Witness(own_mariadb)
+        use_all_connections(f"{report}1", witness)
+        witness.connection.close()
+        log = server.output()
+    assert "Traceback" not in log
+    refused = slow.statuses.count(503)
+    lines = [line for line in log.splitlines() if "The database did not answer" in line]
+    assert refused <= len(lines) <= refused + 5, "one line for each, and for those asked while it came back"
+    assert sum("GET /query/" in line and " 503 " in line for line in log.splitlines()) == len(lines)
+
+
+class Application:
+    """``/db…`` runs a query, anything else does not."""
+
+    def __init__(self, pool: Any) -> None:
+        self.pool = pool
+        self.entered: Counter[str] = Counter()
+        self.left: Counter[str] = Counter()
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
+        path = environ["PATH_INFO"]
+        self.entered[path] += 1
+        try:
+            if path.startswith("/db"):
+                with closing(self.pool.connection()) as connection, closing(connection.cursor()) as cursor:
+                    cursor.execute("SELECT SLEEP(%s)", (environ["QUERY_STRING"] or "0",))
+                    cursor.fetchall()
+        finally:
+            self.left[path] += 1
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return [b"answered"]
+
+
+def own_records(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    return [record for record in caplog.records if record.name == "threadbridge" and record.levelno >= logging.WARNING]
+
+
+def test_an_outage_is_one_line_for_each_request(own_mariadb: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:
+    pool = PooledDB(MySQLdb, maxconnections=CONNECTIONS, **connect_settings(own_mariadb))
+    application = Application(pool)
+    with BridgeThread(application, pool=pool) as server:
+        assert server.request(path="/db")[0].status == 200
+        running = [server.send(b"GET /db?20 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n") for _ in range(3)]
+        wait_until(lambda: application.entered["/db"] == 4, "three queries run")
+        kill_server(own_mariadb)
+        for client in running:
+            with client:
+                assert client.recv(100).startswith(b"HTTP/1.1 500 ")
+        for _ in range(3):
+            assert server.request(path="/db")[0].status == 500
+        records = own_records(caplog)
+        assert [record.getMessage().partition(": (")[0].split(" failed: ")[1][:7] for record in records] == [
+            "GET /db"
+        ] * 6
+        assert [record for record in records if record.exc_info] == []
+        start_server(own_mariadb)
+        assert server.request(path="/db")[0].status == 200
+        assert pool._connections == 0
+    pool.close()
+
+
+def test_a_request_cancelled_during_an_outage_is_free_at_once(
+    own_mariadb: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    pool = PooledDB(MySQLdb, maxconnections=2, **connect_settings(own_mariadb))
+    holding = threading.Event()
+
+    def application(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
+        with closing(pool.connection()) as connection:
+            holding.set()
+            wait_until(lambda: current().cancelled, "the client has left")
+            connection.cursor().execute("SELECT 1")
+        return []
+
+    with BridgeThread(application, pool=pool) as server:
+        client = server.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert holding.wait(10)
+        kill_server(own_mariadb)
+        client.close()
+        wait_until(lambda: pool._connections == 0, "the connection is back")
+        start_server(own_mariadb)
+        assert [record.getMessage() for record in own_records(caplog)][1:] == []
+    pool.close()
+
+
+def test_a_kill_meant_for_a_server_that_is_gone_hits_nobody_on_the_next(own_mariadb: dict[str, str]) -> None:
+    pool = PooledDB(MySQLdb, maxconnections=1, **connect_settings(own_mariadb))
+    guard = PoolGuard(pool)
+    request = RunningRequest("test", None)
+    request.enter()
+    connection = pool.connection()
+    number = connection._con._con.thread_id()
+    witness = Witness(own_mariadb)
+    wait_until(lambda: int(witness.rows("SHOW STATUS LIKE 'Uptime'")[0][1]) > 2, "seconds tell the servers apart")
+    kill_server(own_mariadb)
+    start_server(own_mariadb)
+    others: list[Any] = []
+    while not others or others[-1].thread_id() < number:
+        others.append(MySQLdb.connect(**connect_settings(own_mariadb)))
+    assert others[-1].thread_id() == number, "another connection has the same thread id"
+    answers: list[Any] = []
+
+    def sleep() -> None:
+        cursor = others[-1].cursor()
+        cursor.execute("SELECT SLEEP(0.5)")
+        answers.append(cursor.fetchone())
+
+    thread = threading.Thread(target=sleep)
+    thread.start()
+    witness = Witness(own_mariadb)
+    witness.wait_for("SLEEP(0.5)")
+    assert connection.borrows[0].stop() is False
+    thread.join()
+    assert answers == [(0,)]
+    assert witness.kills == 0
+    connection.close()
+    request.leave()
+    guard.close()
+    for other in (*others, witness.connection):
+        other.close()
+
+
+# A network that swallows everything.
+
+
+def test_a_database_that_does_not_answer_holds_only_its_own_requests_and_not_for_ever(
+    own_mariadb: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    witness = Witness(own_mariadb)
+    with line_to(own_mariadb["MYSQL_UNIX_SOCKET"]) as line:
+        settings = {**connect_settings(own_mariadb, line.path), "connect_timeout": 3}
+        pool = PooledDB(MySQLdb, maxconnections=CONNECTIONS, **settings)
+        application = Application(pool)
+        with BridgeThread(application, pool=pool, deadline=2) as server:
+            # Two connections are ready, one is in the middle of a query.
+            connections = [pool.connection(), pool.connection()]
+            for connection in connections:
+                connection.close()
+            for path in ("/db", "/quick"):
+                assert server.request(path=path)[0].status == 200
+            clients = [server.send(b"GET /db?20 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")]
+            witness.wait_for("SLEEP('20')")
+            line.swallow()
+            swallowed = time.monotonic()
+            for _ in range(CONNECTIONS + 2):
+                clients.append(server.send(b"GET /db HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"))
+            wait_until(
+                lambda: application.entered["/db"] == 1 + 1 + CONNECTIONS - 1, "all threads wait for the database"
+            )
+            for client in clients:
+                assert server.request(path="/quick")[0].status == 200
+                with client:
+                    assert client.recv(100).startswith(b"HTTP/1.1 504 ")
+            # Each at most its deadline, which is looked at four times a second.
+            assert time.monotonic() - swallowed < 4
+            # The threads and the connections' places are free again, though nothing passes yet.
+            wait_until(lambda: pool._connections == 0, "all connections are given up", seconds=20)
+            wait_until(lambda: sum(application.left.values()) == sum(application.entered.values()), "threads are free")
+            line.mend()
+            for _ in range(CONNECTIONS + 2):
+                assert server.request(path="/db")[0].status == 200
+            assert pool._connections == 0
+        pool.close()
+    messages = [record.getMessage() for record in own_records(caplog)]
+    assert [message for message in messages if not message.startswith("cannot stop queries")] == []
+    assert len(messages) == 1
+    witness.connection.close()
+
+
+def test_a_server_that_accepts_and_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(MySQL.defaults, "connect_timeout", 1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        pool = PooledDB(MySQLdb, maxconnections=2, host="127.0.0.1", port=silent.getsockname()[1], user="x")
+        application = Application(pool)
+        with BridgeThread(application, pool=pool) as server:
+            assert server.request(path="/db")[0].status == 500
+            assert (pool._connections, application.left["/db"]) == (0, 1)
