@@ -46,6 +46,11 @@ need_python() {
     need "libmariadb-dev" pkg-config --exists libmariadb
 }
 
+# Debian keeps the programs of each version of the server out of the way.
+has_postgresql() {
+    has initdb || ls /usr/lib/postgresql/*/bin/initdb
+}
+
 # Debian's packages with only the programs: mariadb-server would start a server of its own.
 need_mariadb() {
     need "mariadb-server-core" has mariadbd
@@ -56,6 +61,7 @@ need_test_tools() {
     need "nginx" has nginx
     need "chromium fonts-dejavu-core" has chromium
     need "chromium-driver" has chromedriver
+    need "postgresql" has_postgresql
     need "curl" has curl
     need "wrk" has wrk
     need "shellcheck" has shellcheck
@@ -81,6 +87,13 @@ install_packages() {
             echo "Stopping the nginx that Debian has just started on port 80: the tests run their own"
             update-rc.d nginx disable
             invoke-rc.d nginx stop
+            ;;
+        esac
+        case " $* " in
+        *" postgresql "*)
+            echo "Stopping the PostgreSQL server that Debian has just started: the tests run their own"
+            update-rc.d postgresql disable
+            invoke-rc.d postgresql stop
             ;;
         esac
     )

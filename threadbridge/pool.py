@@ -145,10 +145,13 @@ class PoolGuard:
         return True
 
     def keep_from_others(self, connection: GuardedConnection, borrow: Borrow) -> bool:
-        """Let nobody have the connection after this borrower; False if others have it too. The stopper's thread."""
+        """Let nobody have the connection after this borrower; False if the borrow is over, or somebody else has it too.
+
+        Other requests that are cancelled do not count. The stopper's thread.
+        """
         pool = self._pool
         with pool._lock:
-            if connection.borrows != [borrow]:
+            if borrow not in connection.borrows or not all(other.request.cancelled for other in connection.borrows):
                 return False
             connection.spoilt = True
             if pool._maxshared:

@@ -1,0 +1,222 @@
+"""The same for PostgreSQL: its queries stop, also on connections that requests share."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+import requests
+from dbutils.pooled_db import PooledDB
+
+from tests.inprocess import BridgeThread, wait_until
+from tests.processes import Frontend
+from tests.test_cancellation import Application, get
+from threadbridge.pool import PoolGuard
+
+
+def programs() -> Path:
+    """Debian keeps the server's programs, of each version, out of the way."""
+    found = shutil.which("initdb")
+    return Path(found).parent if found else max(Path("/usr/lib/postgresql").glob("*/bin/initdb")).parent
+
+
+@pytest.fixture(scope="module")
+def postgresql() -> Iterator[dict[str, str]]:
+    """A private server; gives the ``PG*`` variables that lead to it."""
+    directory = Path(tempfile.mkdtemp(prefix="postgresql-"))
+    # It refuses to run as root.
+    as_user: dict[str, Any] = {}
+    if os.geteuid() == 0:
+        user = pwd.getpwnam("nobody")
+        os.chown(directory, user.pw_uid, user.pw_gid)
+        as_user = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
+
+    def run(program: str, *arguments: str) -> None:
+        subprocess.run(
+            [programs() / program, "--pgdata", directory / "data", *arguments],
+            check=True,
+            cwd=directory,
+            stdout=subprocess.DEVNULL,
+            **as_user,
+        )
+
+    run("initdb", "--username=test", "--auth=trust", "--no-sync")
+    run("pg_ctl", "start", "--wait", f"--log={directory}/log", f"--options=-k {directory} -c listen_addresses=")
+    try:
+        yield {"PGHOST": str(directory), "PGUSER": "test", "PGDATABASE": "postgres"}
+    finally:
+        run("pg_ctl", "stop", "--mode=immediate")
+        shutil.rmtree(directory)
+
+
+class Witness:
+    """A connection beside those of the pool under test."""
+
+    def __init__(self) -> None:
+        self.connection = psycopg.connect(autocommit=True)
+        self.connection.execute("CREATE SEQUENCE IF NOT EXISTS executions")
+        self.connection.execute("CREATE TABLE IF NOT EXISTS notes (note text)")
+        self._executions = self._next_value
+
+    @property
+    def _next_value(self) -> int:
+        [(value,)] = self.connection.execute("SELECT nextval('executions')").fetchall()
+        return int(value)
+
+    @property
+    def executions(self) -> int:
+        """How often ``nextval('executions')`` was executed since the last look."""
+        before, self._executions = self._executions, self._next_value
+        return self._executions - before - 1
+
+    @property
+    def running(self) -> list[str]:
+        """The statements that run at this moment, but for the witness's own."""
+        sql = (
+            "SELECT query FROM pg_stat_activity "
+            "WHERE state = 'active' AND pid <> pg_backend_pid() AND backend_type = 'client backend'"
+        )
+        return [query for (query,) in self.connection.execute(sql)]
+
+
+@pytest.fixture
+def witness(postgresql: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Witness]:
+    for name, value in postgresql.items():
+        monkeypatch.setenv(name, value)
+    witness = Witness()
+    yield witness
+    witness.connection.close()
+
+
+COUNTED_SLEEP = "SELECT nextval('executions'), pg_sleep(20)"
+
+
+@pytest.mark.parametrize("path", ["/pool/20", "/own/20"])
+def test_the_example_stops_its_query_when_the_client_leaves(
+    postgresql: dict[str, str], witness: Witness, path: str
+) -> None:
+    with Frontend(("docs/examples/postgresql.py", "{port}"), env=postgresql) as server:
+        with socket.create_connection(("127.0.0.1", server.port)) as client:
+            client.sendall(get(path))
+            wait_until(lambda: witness.running == ["SELECT pg_sleep($1)"], "the query runs")
+        wait_until(lambda: witness.running == [], "the query is stopped")
+        assert requests.get(server.url + path.replace("20", "0"), timeout=10).text == "slept for 0 s\n"
+
+
+@pytest.mark.parametrize("maxshared", [0, 2])
+@pytest.mark.parametrize("method", ["connection", "dedicated_connection"])
+def test_a_statement_is_stopped_and_was_executed_once(witness: Witness, maxshared: int, method: str) -> None:
+    pool = PooledDB(psycopg, maxconnections=2, maxshared=maxshared)
+
+    def sleep(environ: Any) -> None:
+        with closing(getattr(pool, method)()) as connection, closing(connection.cursor()) as cursor:
+            cursor.execute("INSERT INTO notes VALUES ('half of it')")
+            cursor.execute(COUNTED_SLEEP)
+
+    application = Application(sleep)
+    with BridgeThread(application, pool=pool) as server:
+        client = server.send(get())
+        wait_until(lambda: COUNTED_SLEEP in witness.running, "the statement runs")
+        client.close()
+        wait_until(lambda: application.ended == 1, "the application is free")
+        assert [type(error) for error in application.errors] == [psycopg.errors.QueryCanceled]
+        assert (witness.executions, witness.running) == (1, [])
+        assert witness.connection.execute("SELECT * FROM notes").fetchall() == []
+        assert (pool._connections, pool._idle_cache) == (0, [])
+    pool.close()
+
+
+def test_the_time_limit_of_a_statement_is_no_reason_to_run_it_again(witness: Witness) -> None:
+    pool = PooledDB(psycopg, maxconnections=1, options="-c statement_timeout=200")
+    PoolGuard(pool)
+    with closing(pool.connection()) as connection, pytest.raises(psycopg.errors.QueryCanceled):
+        connection.cursor().execute(COUNTED_SLEEP)
+    assert (witness.executions, pool._connections) == (1, 0)
+    pool.close()
+
+
+class Meeting:
+    """An application whose requests hold one shared connection together until the test lets each go on."""
+
+    def __init__(self, pool: Any) -> None:
+        self.pool = pool
+        self.holding: list[Any] = []
+        self.go_on = {path: threading.Event() for path in ("/leaves", "/stays")}
+        self.results: dict[str, Any] = {}
+
+    def __call__(self, environ: Any, start_response: Any) -> list[bytes]:
+        path = environ["PATH_INFO"]
+        with closing(self.pool.connection()) as connection:
+            self.holding.append(connection._con)
+            assert self.go_on[path].wait(10)
+            with closing(connection.cursor()) as cursor:
+                try:
+                    cursor.execute(f"SELECT nextval('executions'), pg_sleep({20 if path == '/leaves' else 0.5})")
+                    self.results[path] = cursor.fetchone()
+                except psycopg.Error as error:
+                    self.results[path] = type(error)
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return [b"answered"]
+
+
+def test_a_statement_of_another_request_on_a_shared_connection_is_not_stopped(witness: Witness) -> None:
+    pool = PooledDB(psycopg, maxconnections=2, maxshared=1)
+    application = Meeting(pool)
+    with BridgeThread(application, pool=pool) as server:
+        leaves, stays = server.send(get("/leaves")), server.send(get("/stays"))
+        wait_until(lambda: len(application.holding) == 2, "both have a connection")
+        first, second = application.holding
+        assert first is second
+        application.go_on["/stays"].set()
+        wait_until(lambda: len(witness.running) == 1, "the other's statement runs")
+        leaves.close()
+        with stays:
+            assert stays.recv(1000).startswith(b"HTTP/1.1 200 ")
+        assert application.results["/stays"] is not None and isinstance(application.results["/stays"], tuple)
+        application.go_on["/leaves"].set()
+        wait_until(lambda: "/leaves" in application.results, "the first has ended")
+        assert application.results["/leaves"] is psycopg.errors.QueryCanceled
+        assert (witness.executions, pool._connections, pool._shared_cache) == (1, 0, [])
+    pool.close()
+
+
+def test_a_shared_connection_is_stopped_when_nobody_waits_for_any_of_its_requests(witness: Witness) -> None:
+    pool = PooledDB(psycopg, maxconnections=2, maxshared=1)
+    application = Meeting(pool)
+    with BridgeThread(application, pool=pool) as server:
+        leaves, stays = server.send(get("/leaves")), server.send(get("/stays"))
+        wait_until(lambda: len(application.holding) == 2, "both have a connection")
+        application.go_on["/leaves"].set()
+        wait_until(lambda: len(witness.running) == 1, "the statement runs")
+        application.go_on["/stays"].set()
+        leaves.close()
+        stays.close()
+        wait_until(lambda: len(application.results) == 2, "both have ended")
+        assert application.results["/leaves"] is psycopg.errors.QueryCanceled
+        assert issubclass(application.results["/stays"], psycopg.Error)
+        assert (witness.executions, pool._connections, pool._shared_cache) == (1, 0, [])
+    pool.close()
+
+
+def test_shared_connections_made_before_the_guard_are_counted_off_once(witness: Witness) -> None:
+    pool = PooledDB(psycopg, maxconnections=3, maxshared=2)
+    held: list[Any] = [pool.connection(), pool.connection(), pool.connection()]
+    assert pool._connections == 2
+    PoolGuard(pool)
+    new = pool.connection()
+    assert new._con not in [connection._con for connection in held]
+    for connection in (*held, new):
+        connection.close()
+    assert (pool._connections, pool._shared_cache, len(pool._idle_cache)) == (0, [], 1)
+    pool.close()
