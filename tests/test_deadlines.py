@@ -300,7 +300,7 @@ def test_what_is_not_cancelled_is_reported_after_its_deadline(caplog: pytest.Log
 
 def test_a_worker_is_expected_back_when_it_is_told_or_its_time_is_over_but_not_before_the_end() -> None:
     with Server(threads=2, deadline=NEVER) as server:
-        server.begin("/stream")
+        client = server.begin("/stream")
         [exchange] = server.bridge.exchanges
         deadline = exchange.running.deadline
         assert deadline is not None
@@ -309,6 +309,7 @@ def test_a_worker_is_expected_back_when_it_is_told_or_its_time_is_over_but_not_b
         assert watch.expected_back(exchange, deadline - 500) == deadline
         exchange.running.cancel()
         assert watch.expected_back(exchange, deadline - 500) == deadline - 500
+        client.close()
 
 
 def test_the_watch_goes_on_when_something_fails_in_it(caplog: pytest.LogCaptureFixture) -> None:
