@@ -91,12 +91,13 @@ class Server(BridgeThread):
     def assert_width(self) -> None:
         """As many requests run at once as the lane has threads."""
         lane = self.bridge.lanes[-1]
+        entered = self.application.entered
         self.application.go_on.set()
         wait_until(lambda: lane.busy == 0, "all threads are idle")
         self.application.go_on.clear()
-        self.application.entered.clear()
+        entered.clear()
         clients = [self.queue("/stubborn") for _ in range(lane.threads + 1)]
-        wait_until(lambda: lane.queued == 1 and len(self.application.entered) == lane.threads, "every thread runs one")
+        wait_until(lambda: lane.queued == 1 and entered.count("/stubborn") == lane.threads, "every thread runs one")
         assert lane.busy == lane.threads
         self.application.go_on.set()
         assert [response_to(client).status for client in clients] == [200] * len(clients)
