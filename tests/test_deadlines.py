@@ -17,7 +17,7 @@ import pytest
 from tests.inprocess import BridgeThread, wait_until
 from threadbridge import Lane, current, watch
 
-SOON = 0.1
+SOON = 0.75
 NEVER = 1000.0
 
 
