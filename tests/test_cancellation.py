@@ -528,6 +528,7 @@ def test_thousands_of_cancellations_hit_nobody_else(mariadb: dict[str, str], wit
     pool = PooledDB(MySQLdb, maxconnections=8, **connect_settings(mariadb))
     foreign: list[BaseException] = []
     counts = {"cancelled": 0, "answered": 0}
+    lock = threading.Lock()
 
     def application(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
         [number] = parse_qs(environ["QUERY_STRING"])["n"]
@@ -544,8 +545,9 @@ def test_thousands_of_cancellations_hit_nobody_else(mariadb: dict[str, str], wit
                 foreign.append(error.with_traceback(None))
             raise
         finally:
-            counts["cancelled"] += request.cancelled
-        counts["answered"] += 1
+            with lock:
+                counts["cancelled"] += request.cancelled
+                counts["answered"] += not request.cancelled
         start_response("200 OK", [("Content-Type", "text/plain")])
         return [number.encode()]
 

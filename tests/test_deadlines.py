@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import logging
 import random
+import re
 import socket
 import threading
 import time
@@ -153,7 +154,7 @@ def test_a_lane_s_own_deadline(caplog: pytest.LogCaptureFixture) -> None:
         assert response_to(server.begin("/polite/by/default")).status == 504
         server.application.go_on.set()
         assert response_to(long).status == 200
-    assert endings(caplog) == ["expired", "expired"]
+        wait_until(lambda: endings(caplog) == ["expired", "expired", "done"], "all three have ended, each in its way")
 
 
 def test_waiting_counts_for_the_deadline() -> None:
@@ -211,7 +212,8 @@ def test_a_stuck_thread_is_reported_once_with_its_stack_and_replaced(caplog: pyt
         wait_until(lambda: len(stuck(caplog)) == 1, "it is reported")
         [report] = stuck(caplog)
         assert "GET /stubborn; another takes its place" in report
-        assert "in ignore_cancellation" in report and "self.go_on.wait" in report
+        calls = re.findall(r"in (\w+)$", report, re.MULTILINE)
+        assert calls.index("wait") < calls.index("ignore_cancellation") < calls.index("call_application")
         # Service goes on; the thread keeps its slot.
         assert response_to(server.queue("/next")).status == 200
         wait_until(lambda: lane.busy == 1, "only the stuck one is at work")

@@ -79,7 +79,7 @@ class InThread:
     def _run(self) -> None:
         try:
             self.result = self._function()
-        except Exception as error:  # noqa: BLE001  # whatever it is, the test looks at it
+        except Exception as error:  # noqa: BLE001 - whatever it is, the test looks at it
             self.error = error
 
     def join(self) -> None:
@@ -448,6 +448,44 @@ def functions_of(thread: threading.Thread) -> list[str]:
     """The functions that a thread is in."""
     frame = sys._current_frames()[thread.ident or 0]
     return [entry.f_code.co_name for entry, _ in traceback.walk_stack(frame)]
+
+
+def test_a_cursor_closed_late_leaves_the_connections_next_user_alone(
+    make_pool: Callable[..., Any], witness: Witness
+) -> None:
+    pool = make_pool(maxconnections=1)
+    PoolGuard(pool)
+    with running():
+        connection = pool.connection()
+        cursor = connection.cursor()
+        cursor.execute("SELECT 42")
+        connection.close()
+        _, worker = in_request(lambda: one(pool.connection(), "SELECT SLEEP(0.3)"))
+        witness.wait_for("SLEEP(0.3)")
+        cursor.close()
+        # Had the driver's cursor been closed, which asks the connection for more results, there were no rows any more.
+        assert cursor.fetchone() == (42,)
+        worker.join()
+        assert (worker.error, worker.result) == (None, 0)
+    assert pool._connections == 0
+
+
+@pytest.mark.parametrize("what", ["rows that nobody fetched", "closed by the application"])
+def test_a_connection_that_is_not_in_order_is_not_kept(
+    make_pool: Callable[..., Any], witness: Witness, what: str
+) -> None:
+    pool = make_pool(maxconnections=1, ping=0)
+    PoolGuard(pool)
+    with running():
+        connection = pool.connection()
+        cursor = connection.cursor(SSCursor)
+        cursor.execute("SELECT seq FROM seq_1_to_100000")
+        if what == "closed by the application":
+            cursor.connection.close()
+        connection.close()
+        assert (pool._connections, pool._idle_cache) == (0, [])
+        with closing(pool.connection()) as connection:
+            assert one(connection) == 1
 
 
 # Kinds of databases.

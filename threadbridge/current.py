@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 
 from threadbridge.routes import Route
+from threadbridge.statements import Statements
 
 logger = logging.getLogger("threadbridge")
 
@@ -19,8 +20,8 @@ class RunningRequest:
     `id` names the request in the logs. `deadline` is the time, by `time.monotonic`, by which it must be answered, or
     None. `cancelled` turns true, and stays so, when nobody waits for the answer any more.
 
-    `route` and `at_end` are the bridge's: what it learns about the requests of this kind, and what is to be done by the
-    worker when the application's call has ended.
+    `route`, `statements` and `at_end` are the bridge's: what it learns about the requests of this kind, what this one
+    asks of the database, and what is to be done by the worker when the application's call has ended.
 
     The callbacks are guarded by a condition; ``cancelled`` is written under it and may be read by anyone. Its lock is
     re-entrant: garbage may be collected under it, and take callbacks back.
@@ -32,6 +33,7 @@ class RunningRequest:
         self.route = route
         self.cancelled = False
         self.at_end: dict[object, Callable[[], None]] = {}
+        self.statements = Statements()
         self._callbacks: dict[object, Callable[[], object]] = {}
         # The key of the callback that is being called, and the thread that calls it.
         self._calling: object | None = None

@@ -114,6 +114,10 @@ class Exchange(httputil.HTTPMessageDelegate):
         self.spool = bridge.spool
         self.body = RequestBody(bridge.spool)
         self.status = 0
+        # When a worker began (0.0: none has), when the response began (0.0: it has not), when all ended.
+        self.run_at = self.answered_at = self.ended_at = 0.0
+        # Bytes of the response's body that were given to the connection.
+        self.sent = 0
         # Set by the bridge when the head is known.
         self.lane: Lane
         self.peer: Peer
@@ -244,6 +248,7 @@ class Exchange(httputil.HTTPMessageDelegate):
     def run(self) -> None:
         """Have the bridge call the application. Worker side."""
         self.thread_id = threading.get_ident()
+        self.run_at = time.monotonic()
         self.running.enter()
         try:
             self._bridge.run(self)
@@ -314,6 +319,8 @@ class Exchange(httputil.HTTPMessageDelegate):
 
     def _write_head(self, status: int, reason: str, headers: httputil.HTTPHeaders, body: bytes) -> Future[None]:
         self.status = status
+        self.answered_at = time.monotonic()
+        self.sent = len(body)
         start_line = httputil.ResponseStartLine("HTTP/1.1", status, reason)
         return self.connection.write_headers(start_line, headers, body)
 
@@ -328,6 +335,7 @@ class Exchange(httputil.HTTPMessageDelegate):
         if callable(taken):
             asyncio.get_running_loop().run_in_executor(self.spool.threads, taken).add_done_callback(self._fetched)
         elif taken:
+            self.sent += len(taken)
             self.connection.write(taken).add_done_callback(self._pump)
         else:
             self.connection.finish()
@@ -338,6 +346,7 @@ class Exchange(httputil.HTTPMessageDelegate):
             return
         error = data.exception()
         if error is None:
+            self.sent += len(data.result())
             self.connection.write(data.result()).add_done_callback(self._pump)
         else:
             logger.error("request %s: its body cannot be read on: %s", self.id, error)
@@ -377,4 +386,5 @@ class Exchange(httputil.HTTPMessageDelegate):
         if self._source is not None:
             self._source.close()
         self.status = status
+        self.ended_at = time.monotonic()
         self._bridge.ended(self)

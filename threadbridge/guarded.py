@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -12,6 +13,8 @@ from dbutils.steady_db import SteadyDBConnection, SteadyDBCursor
 from threadbridge.current import RunningRequest, current_or_none
 from threadbridge.database import Database
 from threadbridge.driver_connection import DriverConnection
+
+logger = logging.getLogger("threadbridge")
 
 
 class Guard(Protocol):
@@ -89,6 +92,12 @@ class Borrow:
 class GuardedCursor(SteadyDBCursor):  # type: ignore[misc]
     """A cursor that begins no statement for a cancelled request."""
 
+    _closed: bool
+
+    def __init__(self, connection: GuardedConnection, *args: Any, **kwargs: Any) -> None:
+        self._lease = connection.lease
+        super().__init__(connection, *args, **kwargs)
+
     def __getattr__(self, name: str) -> Any:
         attribute = super().__getattr__(name)
         if name.startswith(("execute", "call")):
@@ -99,12 +108,19 @@ class GuardedCursor(SteadyDBCursor):  # type: ignore[misc]
 
     def close(self) -> None:
         """See `SteadyDBCursor`. The driver may first fetch all the rows that are left."""
-        if not self._closed and not self._con.guard.defer(super().close):
+        if self._closed:
+            return
+        if self._lease != self._con.lease:
+            # The connection is back in the pool, and may be in use by another thread.
+            self._closed = True
+        elif not self._con.guard.defer(super().close):
             super().close()
 
 
 class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
     """A connection that knows for which requests it is in use: one, or several if the pool shares connections."""
+
+    _transaction: bool
 
     def __init__(self, guard: Guard, *args: Any, **kwargs: Any) -> None:
         self.guard = guard
@@ -112,6 +128,8 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
         # One on which a statement was stopped is closed when it comes back, and never handed out again: no stop can
         # come late and hit somebody else's statement.
         self.spoilt = False
+        # Which time this is that it is handed out.
+        self.lease = 0
         # Two while DBUtils replaces a broken one.
         self._made: deque[DriverConnection] = deque(maxlen=2)
         super().__init__(*args, **kwargs)
@@ -141,6 +159,20 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
         if borrow is not None:
             borrow.refuse_if_cancelled()
         super().commit()
+
+    def clean(self, force: bool) -> None:
+        """End what was begun on it, or mark it spoilt. Any thread that may wait."""
+        self.lease += 1
+        if self.spoilt or not (force or self._transaction):
+            return
+        try:
+            # Not by DBUtils, which would replace a broken connection that perhaps nobody needs.
+            self._con.rollback()
+        except Exception as error:  # noqa: BLE001 - whatever the driver raises, the connection is closed for it
+            # It may be broken, or have rows that nobody has fetched.
+            logger.debug("a connection is let go: %r", error)
+            self.spoilt = True
+        self._transaction = False
 
     def borrow_of(self, request: RunningRequest | None) -> Borrow | None:
         """The request's hold on this connection, if it has one. Worker side."""

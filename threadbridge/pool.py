@@ -31,7 +31,7 @@ _OF_POOL = (
     *("_maxcached", "_maxconnections", "_maxshared", "_maxusage", "_ping", "_reset", "_setsession", "_wait_lock"),
     *("cache", "connection", "steady_connection", "unshare"),
 )
-_OF_CONNECTION = ("_close", "_create", "_fatal_check", "_ping_check", "_reset")
+_OF_CONNECTION = ("_close", "_create", "_fatal_check", "_ping_check", "_store")
 _PARAMETERS_OF_CONNECTION = "self creator maxusage setsession failures ping closeable isfatal args kwargs"
 _OF_CURSOR = ("__getattr__", "_get_tough_method")
 
@@ -288,9 +288,8 @@ class PoolGuard:
         pool = self._pool
         # One that was handed out before there was this guard is let go.
         is_mine = isinstance(steady, GuardedConnection) and steady.guard is self
-        if is_mine and not steady.spoilt:
-            steady._reset(force=pool._reset)
         if isinstance(steady, GuardedConnection):
+            steady.clean(force=pool._reset)
             steady.guard.end(steady.borrows)
         with pool._lock:
             has_room = not pool._maxcached or len(pool._idle_cache) < pool._maxcached

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import logging
-import sys
+import re
+import tempfile
 import time
-import traceback
 
 from threadbridge.exchange import Exchange, State
 
@@ -73,14 +74,24 @@ def expected_back(exchange: Exchange, ended_at: float) -> float:
 
 
 def _stack_of(exchange: Exchange) -> str:
-    frame = sys._current_frames().get(exchange.thread_id or 0)
-    return "".join(traceback.format_stack(frame))
+    # Not by `sys._current_frames`: walking the frames of a thread that begins to move may crash the interpreter. This
+    # one lets no thread move, and writes to real files only.
+    with tempfile.TemporaryFile() as file:
+        faulthandler.dump_traceback(file, all_threads=True)
+        file.seek(0)
+        stacks = file.read().decode(errors="backslashreplace").split("\n\n")
+    for stack in stacks:
+        head, _, calls = stack.partition("\n")
+        number = re.search(r"0x[0-9a-f]+", head)
+        if number is not None and int(number[0], 16) == exchange.thread_id:
+            return calls
+    return "  (there are more threads than can be shown)"
 
 
 def _replace(exchange: Exchange, stack: str) -> None:
     replaced = exchange.lane.replace(exchange)
     logger.error(
-        "request %s: nobody waits for it, but its thread is stuck: %s %s; %s. The thread is here:\n%s",
+        "request %s: nobody waits for it, but its thread is stuck: %s %s; %s. The thread is here, innermost call first:\n%s",
         exchange.id,
         exchange.start_line.method,
         exchange.start_line.path,

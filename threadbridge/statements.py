@@ -1,0 +1,55 @@
+"""What a request asks of the database: for the slow log, the metrics and the people who watch."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass, field
+
+# A request may run thousands; of those the latest are worth a look.
+KEPT = 50
+
+
+@dataclass(slots=True)
+class Statement:
+    """One statement. The worker writes it, anybody reads it.
+
+    :param sql: its text as the application gave it, without its parameters' values.
+    :param connection_id: the number of the connection in the database's process list, or None where that is unknown.
+    :param started: by `time.monotonic`.
+    :param ended: by the same clock; 0.0 while it runs.
+    :param rows: how many rows it found or changed, as the driver says: -1 when that is unknown.
+    :param error: the exception's name when it failed, or "".
+    """
+
+    sql: str
+    connection_id: int | None
+    started: float
+    ended: float = 0.0
+    rows: int = -1
+    error: str = ""
+
+
+@dataclass(slots=True)
+class Statements:
+    """All statements of a request: how many, how long they took together, and the latest of them.
+
+    The worker writes; anybody reads, and may copy ``latest`` at any time, one `deque` operation being atomic.
+    """
+
+    count: int = 0
+    seconds: float = 0.0
+    latest: deque[Statement] = field(default_factory=lambda: deque(maxlen=KEPT))
+
+    def begin(self, sql: str, connection_id: int | None) -> Statement:
+        """A statement is given to the database. Worker side."""
+        statement = Statement(sql, connection_id, time.monotonic())
+        self.count += 1
+        self.latest.append(statement)
+        return statement
+
+    def end(self, statement: Statement, *, rows: int = -1, error: str = "") -> None:
+        """The database has answered. Worker side."""
+        statement.rows, statement.error = rows, error
+        statement.ended = time.monotonic()
+        self.seconds += statement.ended - statement.started
