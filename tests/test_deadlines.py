@@ -146,6 +146,7 @@ def test_the_deadline_of_a_request_is_what_the_application_is_told() -> None:
 
 
 def test_a_lane_s_own_deadline(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "tornado.access")
     lanes = [Lane("short", "/polite", threads=1, deadline=SOON), Lane("long", "/stubborn", threads=1, deadline=NEVER)]
     with Server(threads=1, lanes=lanes, deadline=2 * SOON) as server:
         long = server.begin("/stubborn")

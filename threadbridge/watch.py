@@ -91,7 +91,7 @@ def _stack_of(exchange: Exchange) -> str:
 def _replace(exchange: Exchange, stack: str) -> None:
     replaced = exchange.lane.replace(exchange)
     logger.error(
-        "request %s: nobody waits for it, but its thread is stuck: %s %s; %s. The thread is here, innermost call first:\n%s",
+        "request %s: nobody waits for it, but its thread is stuck: %s %s; %s. Its calls, innermost first:\n%s",
         exchange.id,
         exchange.start_line.method,
         exchange.start_line.path,
