@@ -116,4 +116,5 @@ def number_setting(name: str, *, default: int, highest: int) -> int:
 try:
     db = DBConnection()
 except SettingsError as error:
-    sys.exit(f"myapplication: {error}")
+    print(f"myapplication: {error}", file=sys.stderr)
+    sys.exit(2)

@@ -91,7 +91,7 @@ def test_importing_needs_no_database_and_no_server() -> None:
 )
 def test_a_wrong_setting_is_one_line_at_the_start(env: dict[str, str], expected: str) -> None:
     ended = python("import myapplication", **env)
-    assert ended.returncode == 1
+    assert ended.returncode == 2
     assert expected in ended.stderr
     assert ended.stderr.count("\n") == 1
     assert "secret" not in ended.stderr

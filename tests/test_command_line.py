@@ -15,7 +15,7 @@ from tornado.options import OptionParser
 
 from tests.processes import ROOT
 from threadbridge import Bridge, Lane, serve
-from threadbridge.settings import ALL, CommandLineSettings, Settings, from_keywords, resolve
+from threadbridge.settings import ALL, CommandLineSettings, Settings, from_keywords, grace_period, resolve
 from threadbridge.settings_page import as_markdown
 
 APPLICATION = """
@@ -260,7 +260,7 @@ def test_an_empty_list_is_not_the_program_s_default() -> None:
         ({"port": "8000"}, "port='8000': expected a number from 0 to 65535"),
         ({"port": True}, "port=True: expected a number from 0 to 65535"),
         ({"trusted_proxies": "10.0.0.1"}, "trusted_proxies='10.0.0.1': expected a list of texts"),
-        ({"grace": None}, "grace=None: expected a number of seconds, 0 or more"),
+        ({"grace": -1}, "grace=-1: expected a number of seconds, 0 or more"),
         ({"unix_socket": "s", "port": 1}, "unix_socket and port: give one of them"),
     ],
 )
@@ -268,6 +268,14 @@ def test_serve_checks_its_keywords(keywords: dict[str, Any], message: str) -> No
     with pytest.raises(ValueError) as raised:
         serve(lambda environ, start_response: [], **cast(Settings, {"threads": 1, **keywords}))
     assert str(raised.value).startswith(message)
+
+
+def test_the_grace_period_is_longer_than_the_longest_deadline_unless_it_is_set() -> None:
+    lanes = [Lane("reports", "/reports/*", threads=1, deadline=600), Lane("a", "/a", threads=1)]
+    assert grace_period(from_keywords({})) == 190
+    assert grace_period(from_keywords({"deadline": 30})) == 40
+    assert grace_period(from_keywords({"lanes": lanes})) == 610
+    assert grace_period(from_keywords({"lanes": lanes, "grace": 0})) == 0
 
 
 def test_serve_knows_no_other_keyword() -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Any, NamedTuple, TypeVar
 
-from threadbridge.database import ConnectionSettings
 from threadbridge.finding import Finding, Level
+from threadbridge.pool import connection_settings
 
 # Seconds that connecting, and each look at the database, may take.
 TIME_LIMIT = 5.0
@@ -33,10 +32,7 @@ class Load(NamedTuple):
 def check_database(pool: Any, load: Load) -> Iterator[Finding]:
     """Look at the database that a ``PooledDB`` leads to; nothing takes much longer than `TIME_LIMIT`."""
     # As the pool makes its connections, but not by the pool: its waiting knows no time limit.
-    creator = pool._creator
-    settings = ConnectionSettings(
-        getattr(creator, "connect", creator), pool._args, pool._kwargs, takes_timeouts=inspect.ismodule(creator)
-    )
+    settings = connection_settings(pool)
     try:
         connection = _within(TIME_LIMIT, lambda: settings.connect(*settings.args, **settings.kwargs))
     except TimeoutError:

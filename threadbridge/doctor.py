@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import cast
 
-from threadbridge.database_checks import Load, check_database
 from threadbridge.finding import Finding, Level
 from threadbridge.lanes import Lane
 from threadbridge.nginx_config import NginxConfigError, read_timeouts
@@ -70,6 +69,9 @@ def examine(settings: CommandLineSettings, lanes: Sequence[Lane]) -> Iterator[Fi
     if settings["nginx_config"] is not None:
         yield _nginx(settings["nginx_config"], deadline)
     if pool is not None:
+        # DBUtils need not be there when there is no pool.
+        from threadbridge.database_checks import Load, check_database
+
         yield from check_database(pool, Load(settings["frontends"], connections, deadline))
 
 

@@ -58,6 +58,22 @@ def pool_size(pool: object) -> int:
     return size
 
 
+def connection_settings(pool: Any) -> ConnectionSettings:
+    """How a pool that `pool_size` has accepted makes its connections."""
+    connect = getattr(pool._creator, "connect", pool._creator)
+    settings = ConnectionSettings(connect, pool._args, pool._kwargs)
+    is_drivers_own = database_of([_driver(pool)], settings) is not None
+    return replace(settings, takes_timeouts=is_drivers_own)
+
+
+def _driver(pool: Any) -> str:
+    """The module of the function that makes the pool's connections."""
+    creator = pool._creator
+    if inspect.ismodule(creator):
+        return creator.__name__
+    return getattr(getattr(creator, "connect", creator), "__module__", "")
+
+
 class PoolGuard:
     """Takes the place of a live ``PooledDB``'s hand-out and hand-back; the application notices nothing.
 
@@ -76,12 +92,9 @@ class PoolGuard:
         other = getattr(pool.connection, "__self__", None)
         if isinstance(other, PoolGuard) and not other.closed:
             raise ValueError("this pool belongs to another Bridge already; give both applications to one, or two pools")
-        creator = pool._creator
-        connect = getattr(creator, "connect", creator)
-        driver = creator.__name__ if inspect.ismodule(creator) else getattr(connect, "__module__", "")
+        self._settings = connection_settings(pool)
         # The application may also give a function of its own; which driver that uses is seen later.
-        self._settings = ConnectionSettings(connect, pool._args, pool._kwargs)
-        self._database: Database | None = database_of([driver], self._settings)
+        self._database: Database | None = database_of([_driver(pool)], self._settings)
         self._defaults = self._database.defaults if self._database is not None else {}
         self._is_known = self._database is not None
         self._pool = pool
@@ -127,7 +140,7 @@ class PoolGuard:
         if not self._is_known:
             self._is_known = True
             modules = [kind.__module__ for kind in type(connection).__mro__]
-            self._database = database_of(modules, replace(self._settings, takes_timeouts=False))
+            self._database = database_of(modules, self._settings)
             if self._database is None:
                 logger.warning("queries on connections of %s cannot be stopped: unknown to threadbridge", modules[0])
         return self._database

@@ -23,7 +23,7 @@ from threadbridge.lanes import Lane
 from threadbridge.listeners import bind_unix_socket, describe, leave_new_connections_to_others, tls_context
 from threadbridge.logs import reopen_log_files
 from threadbridge.notify import notify, watchdog_interval
-from threadbridge.settings import Settings, from_keywords
+from threadbridge.settings import Settings, from_keywords, grace_period
 
 logger = logging.getLogger("threadbridge")
 
@@ -136,7 +136,8 @@ class Service:
             # While this process still listens, nobody takes the file for one that was left behind.
             self._remove_socket_file()
 
-        self._stop_by = time.monotonic() + self._settings["grace"]
+        grace = grace_period(self._settings)
+        self._stop_by = time.monotonic() + grace
         notify("STOPPING=1", f"STATUS=Stopping, {len(self._bridge.exchanges)} requests to answer")
         if self._settings["reuse_port"]:
             for listener in self._sockets:
@@ -144,7 +145,7 @@ class Service:
         server.stop()
         drained = asyncio.create_task(self._drain(server))
         hurried = asyncio.create_task(hurry.wait())
-        await asyncio.wait((drained, hurried), timeout=self._settings["grace"], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((drained, hurried), timeout=grace, return_when=asyncio.FIRST_COMPLETED)
         hurried.cancel()
         watchdog.cancel()
         if drained.done():

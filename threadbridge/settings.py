@@ -30,6 +30,8 @@ from threadbridge.values import (
 )
 
 ENVIRONMENT_PREFIX = "THREADBRIDGE_"
+# Seconds for what follows the beginning of the last response: sending it, and the application's `close()`.
+GRACE_MARGIN = 10.0
 
 
 class SettingError(ValueError):
@@ -160,8 +162,13 @@ class Settings(TypedDict, total=False):
         str | None, Setting(None, PATH, "The PEM file with the certificate's key, when certfile does not have it.")
     ]
     grace: Annotated[
-        float,
-        Setting(60.0, seconds(0), "How long running and queued requests may take after SIGTERM until they are cut."),
+        float | None,
+        Setting(
+            None,
+            seconds(0),
+            "How long running and queued requests may take after SIGTERM until they are cut; by default 10 s more than "
+            "the longest deadline, so that none is cut which still had time.",
+        ),
     ]
     xheaders: Annotated[
         bool,
@@ -279,6 +286,16 @@ ALL = _table(CommandLineSettings)
 def option_name(name: str) -> str:
     """A setting's name on the command line, without the dashes."""
     return ALL[name].option or name
+
+
+def grace_period(settings: Settings) -> float:
+    """How many seconds requests may take after the signal to stop."""
+    grace = settings["grace"]
+    if grace is None:
+        # On the command line a lane has no deadline of its own, and before it is loaded it is a text.
+        of_lanes = (lane.deadline or 0 for lane in settings["lanes"] if isinstance(lane, Lane))
+        return max(settings["deadline"], *of_lanes, 0) + GRACE_MARGIN
+    return grace
 
 
 def from_keywords(keywords: Settings) -> Settings:
