@@ -89,12 +89,13 @@ def test_a_killed_database_fails_only_what_needs_it_and_only_until_it_is_back(ow
         witness = Witness(own_mariadb)
         use_all_connections(f"{report}1", witness)
         witness.connection.close()
+        assert server.stop() == 0
         log = server.output()
     assert "Traceback" not in log
     refused = slow.statuses.count(503)
     lines = [line for line in log.splitlines() if "The database did not answer" in line]
     assert refused <= len(lines) <= refused + 5, "one line for each, and for those asked while it came back"
-    assert sum("GET /query/" in line and " 503 " in line for line in log.splitlines()) == len(lines)
+    assert sum('"GET /query/' in line and '" 503 ' in line for line in log.splitlines()) == len(lines)
 
 
 class Application:

@@ -19,6 +19,7 @@ import pytest
 import requests
 from requests.auth import AuthBase, HTTPBasicAuth, HTTPDigestAuth
 
+from tests.inprocess import wait_until
 from tests.processes import Frontend
 
 THREADS = 10
@@ -250,7 +251,7 @@ def test_every_status_leaves_the_connection_usable(server: Frontend, method: str
 )
 def test_what_an_application_may_not_answer_is_500(server: Frontend, code: int, logged: str) -> None:
     assert requests.get(f"{server.url}/status/{code}", timeout=TIMEOUT).status_code == 500
-    assert f"GET /status/{code}" in server.output() and logged in server.output()
+    wait_until(lambda: f"GET /status/{code}" in server.output() and logged in server.output(), "it is logged")
 
 
 def test_conditional_requests(server: Frontend, session: requests.Session) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import random
+import re
 import threading
 import weakref
 from collections.abc import Callable
@@ -224,5 +225,7 @@ def test_the_first_lane_that_matches_is_taken_and_logged(caplog: pytest.LogCaptu
     with caplog.at_level("INFO", "tornado.access"), BridgeThread(path_in_lane, threads=1, lanes=lanes) as server:
         for path, name in expected.items():
             assert server.request(path=path)[1].decode().startswith(f"threadbridge-{name}_")
-    logged = [record.getMessage() for record in caplog.records if record.name == "tornado.access"]
-    assert [line.split()[-2:] for line in logged] == [[name, "done"] for name in expected.values()]
+    lines = "\n".join(record.getMessage() for record in caplog.records if record.name == "tornado.access")
+    assert re.findall(r" lane=(\S+) .* ending=(\S+)$", lines, re.MULTILINE) == [
+        (name, "done") for name in expected.values()
+    ]

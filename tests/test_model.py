@@ -38,17 +38,6 @@ LARGE_BODY = bytes(1200 * 1024)
 PAST = 0.001
 
 
-class Endings(logging.Handler):
-    """Collects how requests ended, from the access log."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.names.append(record.getMessage().split()[-1])
-
-
 class Machine(RuleBasedStateMachine):
     """Does things to the bridge and to the model, and compares."""
 
@@ -67,10 +56,8 @@ class Machine(RuleBasedStateMachine):
             spool_size=SPOOL_SIZE,
         )
         self.loop = asyncio.new_event_loop()
-        self.endings = Endings()
-        self.access_log = logging.getLogger("tornado.access")
-        self.access_log.addHandler(self.endings)
-        self.access_log.setLevel(logging.INFO)
+        self.endings: list[str] = []
+        self.bridge.telemetry.subscribe(lambda records: self.endings.extend(record.ending for record in records))
         self.model = BridgeModel(own=1, quick=QUICK_THREADS, connections=CONNECTIONS, queue=QUEUE)
         self.requests = self.model.requests
 
@@ -134,9 +121,10 @@ class Machine(RuleBasedStateMachine):
             if actual == expected or time.monotonic() > give_up:
                 break
         assert actual == expected
-        assert Counter(self.endings.names) == Counter(
-            request.state for request in self.requests if request.has_ended
-        ), "each request ends once"
+        self.bridge.telemetry.flush()
+        assert Counter(self.endings) == Counter(request.state for request in self.requests if request.has_ended), (
+            "each request ends once"
+        )
 
     # What happens.
 
@@ -306,7 +294,6 @@ class Machine(RuleBasedStateMachine):
         self.on_loop(self.bridge.close)
         self.bridge.join()
         self.loop.close()
-        self.access_log.removeHandler(self.endings)
 
 
 def test_whatever_happens_every_request_ends_once_and_nothing_is_left_over(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 from wsgiref.types import WSGIApplication
 
 from tornado import httputil
-from tornado.log import access_log
 
+from threadbridge.access_log import write as write_access_log
 from threadbridge.current import RunningRequest
 from threadbridge.exchange import Connection, Exchange, State
 from threadbridge.forwarded import ForwardedHeaders, Peer
@@ -20,7 +19,9 @@ from threadbridge.hop import Hop
 from threadbridge.lane_choice import LaneChoice
 from threadbridge.lanes import Lane
 from threadbridge.routes import Route
+from threadbridge.slow_log import SlowLog
 from threadbridge.spool import Spool
+from threadbridge.telemetry import Telemetry
 from threadbridge.watch import Watch
 from threadbridge.wsgi import call_application
 
@@ -60,6 +61,10 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         ``X-Forwarded-Proto``. Default False.
     :param trusted_proxies: addresses and networks, beside loopback and Unix sockets, that are such proxies.
     :param spool_size: bytes that large bodies in both directions may take of the disk together. Default 8 GiB.
+    :param access_log: log each request, at the level INFO of the logger ``tornado.access``. Default True.
+    :param slow_log: seconds, waiting included, or seconds in the database, from which on a request is logged with its
+        statements, at the level WARNING of the logger ``threadbridge.slow``; 0 for never. Default 1.
+    :param slow_log_parameters: show there the strings and numbers in the text of statements. Default False.
 
     Raises ``ValueError`` when ``pool``, ``threads``, ``lanes`` or ``trusted_proxies`` cannot be used as given. Loop
     side, as are all methods but `run`.
@@ -80,6 +85,9 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         xheaders: bool = False,
         trusted_proxies: Iterable[str] = (),
         spool_size: int = SPOOL_SIZE,
+        access_log: bool = True,
+        slow_log: float = 1.0,
+        slow_log_parameters: bool = False,
     ) -> None:
         if cancel not in ("safe", "all", "none"):
             raise ValueError(f"cancel={cancel!r}; give 'safe', 'all' or 'none'")
@@ -91,6 +99,11 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         self.application = application
         self.lanes = self._choice.all
         self.exchanges: set[Exchange] = set()
+        self.telemetry = Telemetry(slow_log)
+        if access_log:
+            self.telemetry.subscribe(write_access_log)
+        if slow_log:
+            self.telemetry.subscribe(SlowLog(slow_log_parameters).write)
         self.spool = Spool(spool_size)
         self._deadline = deadline
         self._cancels = cancel
@@ -109,9 +122,7 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
 
     def admit(self, exchange: Exchange) -> None:
         """Give an exchange whose head is known its client's address and its lane, and count it."""
-        context = exchange.connection.context
-        is_unix = not isinstance(context.address, tuple)
-        peer = Peer("" if is_unix else context.remote_ip, context.protocol)
+        peer = _peer(exchange.connection.context)
         exchange.peer = self._forwarded.client_of(peer, exchange.headers) if self._forwarded else peer
         address = exchange.peer.address
         exchange.client = address if self._client_key is None else self._key_of(exchange, self._client_key)
@@ -169,21 +180,18 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
             self._cancellers.submit(exchange.running.cancel)
 
     def ended(self, exchange: Exchange) -> None:
-        """Count the exchange off and write its line in the access log."""
+        """Count the exchange off, and have it recorded."""
         self.exchanges.discard(exchange)
         self._watch.ended(exchange)
-        level = logging.INFO if exchange.status < 400 else logging.WARNING
-        access_log.log(
-            level if exchange.status < 500 else logging.ERROR,
-            "%d %s %s (%s) %.2fms %s %s",
-            exchange.status,
-            exchange.start_line.method,
-            exchange.start_line.path,
-            exchange.peer.address,
-            1000 * (time.monotonic() - exchange.started),
-            exchange.lane.name,
-            exchange.state.value,
-        )
+        self.telemetry.finished(exchange)
+
+    def refused(self, context: Any, start_line: httputil.RequestStartLine | None, status: int, sent: int) -> None:
+        """The server has refused what a client sent, and no exchange came of it; called by `HTTPServer`.
+
+        :param start_line: None when not so much of it was understood.
+        :param sent: bytes of the answer's body.
+        """
+        self.telemetry.refused(_peer(context).address, start_line or ("", "", ""), status, sent)
 
     def close(self) -> None:
         """Answer nobody any more: nothing that waits is run, what runs is cancelled, and the threads end."""
@@ -196,11 +204,17 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         self._cancellers.shutdown(wait=False)
         if self._guard is not None:
             self._guard.close()
+        self.telemetry.flush()
 
     def join(self) -> None:
         """Wait until all threads have ended, after `close`. Any thread but the loop's."""
         for lane in self.lanes:
             lane.join()
+
+
+def _peer(context: Any) -> Peer:
+    is_unix = not isinstance(context.address, tuple)
+    return Peer("" if is_unix else context.remote_ip, context.protocol)
 
 
 def _lane_width(pool: object | None, threads: int | None) -> int:

@@ -31,7 +31,7 @@ _numbers = itertools.count(1)
 
 
 class State(enum.Enum):
-    """Where an exchange is; the last five are endings, each counted and logged under its name."""
+    """Where an exchange is; the last six are endings, each counted and logged under its name."""
 
     RECEIVING = "receiving"
     QUEUED = "queued"
@@ -42,13 +42,14 @@ class State(enum.Enum):
     EXPIRED = "expired"
     ABANDONED = "abandoned"
     FAILED = "failed"
+    REFUSED = "refused"
 
 
-ENDINGS = frozenset({State.DONE, State.SHED, State.EXPIRED, State.ABANDONED, State.FAILED})
+ENDINGS = frozenset({State.DONE, State.SHED, State.EXPIRED, State.ABANDONED, State.FAILED, State.REFUSED})
 
 # Every legal move. What is not here does not happen: `Exchange.move` refuses it, and whoever asked came too late.
 MOVES: dict[State, frozenset[State]] = {
-    State.RECEIVING: frozenset({State.QUEUED, State.SHED, State.FAILED, State.ABANDONED}),
+    State.RECEIVING: frozenset({State.QUEUED, State.SHED, State.FAILED, State.ABANDONED, State.REFUSED}),
     State.QUEUED: frozenset({State.RUNNING, State.SHED, State.EXPIRED, State.ABANDONED}),
     State.RUNNING: frozenset({State.RESPONDING, State.FAILED, State.EXPIRED, State.ABANDONED}),
     State.RESPONDING: frozenset({State.DONE, State.FAILED, State.ABANDONED}),
@@ -110,12 +111,12 @@ class Exchange(httputil.HTTPMessageDelegate):
     def __init__(self, bridge: Dispatcher, hop: Hop, connection: Connection) -> None:
         self.id = f"{os.getpid():x}-{next(_numbers):06x}"
         self.state = State.RECEIVING
-        self.started = self.queued_at = time.monotonic()
+        self.started = time.monotonic()
         self.spool = bridge.spool
         self.body = RequestBody(bridge.spool)
         self.status = 0
-        # When a worker began (0.0: none has), when the response began (0.0: it has not), when all ended.
-        self.run_at = self.answered_at = self.ended_at = 0.0
+        # When it was queued, when a worker began, when the response began, when all ended; 0.0: it has not.
+        self.queued_at = self.run_at = self.answered_at = self.ended_at = 0.0
         # Bytes of the response's body that were given to the connection.
         self.sent = 0
         # Set by the bridge when the head is known.
@@ -209,8 +210,10 @@ class Exchange(httputil.HTTPMessageDelegate):
 
     def on_connection_close(self) -> None:
         """The client has left: a waiting request is not run, a running one is cancelled. Loop side."""
-        if self._stop(State.ABANDONED):
-            self._ended(499)
+        # Or the connection has refused what came of the body, and answered that itself.
+        refused_with: int = getattr(self.connection, "refused_with", 0)
+        if self._stop(State.REFUSED if refused_with else State.ABANDONED):
+            self._ended(refused_with or 499)
 
     def shed(self) -> None:
         """Refuse a request that the lane has no room for, or has kept waiting for too long: 503. Loop side."""

@@ -60,6 +60,8 @@ class Server(Protocol):
 
     def on_close(self, server_conn: object) -> None: ...
 
+    def refused(self, context: Any, start_line: RequestStartLine | None, status: int, sent: int) -> None: ...
+
 
 class HTTP1Connection(HTTPConnection):
     """One client's connection: requests in, responses out, in order. Loop side, all of it.
@@ -71,6 +73,8 @@ class HTTP1Connection(HTTPConnection):
     def __init__(self, stream: IOStream, context: object, server: Server) -> None:
         self.stream = stream
         self.context = context
+        # The status with which the rest of a request was refused, for the delegate that gets to know only of its end.
+        self.refused_with = 0
         self._server = server
         self._limits = server.limits
         self._time = asyncio.get_running_loop().time
@@ -189,10 +193,13 @@ class HTTP1Connection(HTTPConnection):
     def _refuse(self, error: BadRequest) -> None:
         """Answer a request that cannot be accepted, and use the connection no further."""
         logger.info("refused a request from %s: %d, %s", self.context, error.status, error.reason)
+        body = f"{error.status.value} {error.status.phrase}: {error.reason}\n".encode()
         if self._delegate is not None:
+            self.refused_with = error.status.value
             self._deliver(self._delegate.on_connection_close)
             self._delegate = None
-        body = f"{error.status.value} {error.status.phrase}: {error.reason}\n".encode()
+        else:
+            self._server.refused(self.context, self._requests[0].start_line, error.status.value, len(body))
         head = (
             f"HTTP/1.1 {error.status.value} {error.status.phrase}\r\nContent-Type: text/plain; charset=utf-8\r\n"
             f"Content-Length: {len(body)}\r\nDate: {http_date()}\r\nConnection: close\r\n\r\n"

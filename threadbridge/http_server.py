@@ -8,8 +8,10 @@ from typing import Any
 
 from tornado.httpserver import HTTPServer as TornadoHTTPServer
 from tornado.httpserver import _HTTPRequestContext
+from tornado.httputil import RequestStartLine
 from tornado.iostream import IOStream
 
+from threadbridge.bridge import Bridge
 from threadbridge.http1 import HTTP1Connection, Limits
 
 # Time limits are kept to about this many seconds: one look at all connections costs less than a timer for each.
@@ -64,6 +66,16 @@ class HTTPServer(TornadoHTTPServer):
         self._open.discard(server_conn)
         if not self._open:
             self._all_closed.set()
+
+    def refused(self, context: Any, start_line: RequestStartLine | None, status: int, sent: int) -> None:
+        """Tell a `Bridge` of a request that was refused before it began; called by its connection."""
+        if isinstance(self.request_callback, Bridge):
+            self.request_callback.refused(context, start_line, status, sent)
+
+    @property
+    def connections(self) -> int:
+        """How many clients' connections are open."""
+        return len(self._open)
 
     def _sweep(self) -> None:
         loop = asyncio.get_running_loop()

@@ -66,6 +66,9 @@ class Service:
             xheaders=settings["xheaders"],
             trusted_proxies=settings["trusted_proxies"],
             spool_size=settings["spool_size"],
+            access_log=settings["access_log"],
+            slow_log=settings["slow_log"],
+            slow_log_parameters=settings["slow_log_parameters"],
         )
         self._limits = Limits(
             max_header_size=settings["max_header_size"],
@@ -160,6 +163,7 @@ class Service:
             if lane.busy:
                 logger.error("stopped while threads of the lane %s were at work: %d", lane.name, lane.busy)
         if cut or any(lane.busy for lane in self._bridge.lanes):
+            self._bridge.telemetry.flush()
             return False
         self._bridge.close()
         logger.info("stopped, every request is answered")

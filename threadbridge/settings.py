@@ -204,6 +204,37 @@ class Settings(TypedDict, total=False):
     send_timeout: Annotated[
         float, Setting(Limits.send_timeout, seconds(), "How long a client may pause while it reads a response.")
     ]
+    access_log: Annotated[
+        bool,
+        Setting(True, FLAG, "Log each request when it has ended, at the level info."),
+    ]
+    slow_log: Annotated[
+        float,
+        Setting(
+            1.0,
+            seconds(0),
+            "How long a request must take until its response begins, waiting included, or in the database, to be "
+            "logged with its SQL statements; 0 for never.",
+        ),
+    ]
+    slow_log_parameters: Annotated[
+        bool,
+        Setting(
+            False,
+            FLAG,
+            "Show in the slow log the strings and numbers that stand in the text of statements; otherwise there is a ? "
+            "in place of each. Values that the application gives to the driver apart from the text are in no log.",
+        ),
+    ]
+    tag_queries: Annotated[
+        bool,
+        Setting(
+            False,
+            FLAG,
+            "Put each request's id as a comment into its SQL statements, so that the database's process list and its "
+            "logs name the request.",
+        ),
+    ]
 
 
 class CommandLineSettings(Settings, total=False):
@@ -242,6 +273,7 @@ class CommandLineSettings(Settings, total=False):
             "What is logged at least; none leaves the logging to the application.",
         ),
     ]
+    log_json: Annotated[bool, Setting(False, FLAG, "Log objects in JSON, one a line.")]
     log_to_stderr: Annotated[
         bool | None, Setting(None, FLAG, "Log to standard error; the default is to do so unless there is a log file.")
     ]

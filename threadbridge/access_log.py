@@ -1,0 +1,90 @@
+"""The access log: a line for each request, in the combined format of Apache and nginx, and a few fields more."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from tornado.log import access_log
+
+from threadbridge.telemetry import Record
+
+# As `time.strftime` writes them only where the locale is English.
+MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+
+
+class AccessLines:
+    """The message of a log record that stands for several requests; as text it is their lines. Any thread."""
+
+    def __init__(self, records: Sequence[Record]) -> None:
+        self.records = records
+
+    def __str__(self) -> str:
+        lines = []
+        second, stamp = 0, ""
+        for record in self.records:
+            ended_at = int(record.started_at + record.total)
+            if ended_at != second:
+                second, stamp = ended_at, _stamp(ended_at)
+            lines.append(_line(record, stamp))
+        return "\n".join(lines)
+
+    def objects(self) -> list[dict[str, object]]:
+        """The same for programs: the fields of each request by name, times in milliseconds."""
+        return [
+            {
+                "request_id": record.id,
+                "client": record.client,
+                "method": record.method,
+                "target": record.target,
+                "version": record.version,
+                "status": record.status,
+                "sent": record.sent,
+                "referer": record.referer,
+                "user_agent": record.user_agent,
+                "lane": record.lane,
+                "wait_ms": round(1000 * record.wait, 1),
+                "run_ms": round(1000 * record.run, 1),
+                "database_ms": round(1000 * record.database, 1),
+                "total_ms": round(1000 * record.total, 1),
+                "statements": record.statements,
+                "ending": record.ending,
+            }
+            for record in self.records
+        ]
+
+
+def write(records: Sequence[Record]) -> None:
+    """Log these requests, in one record of the logger ``tornado.access``. A reader of the telemetry."""
+    access_log.info(AccessLines(records))
+
+
+def escaped(text: str) -> str:
+    """The text as nginx logs it: quotes, backslashes and all but printable ASCII as ``\\xHH``. Any thread."""
+    # A request's head is decoded as latin-1, so that each character is a byte.
+    return "".join(
+        character if _is_plain(character) else f"\\x{byte:02X}"
+        for character in text
+        for byte in character.encode("latin-1", "backslashreplace")
+    )
+
+
+def _line(record: Record, stamp: str) -> str:
+    request = f"{record.method} {record.target} {record.version}" if record.method else "-"
+    referer, agent = record.referer or "-", record.user_agent or "-"
+    if not _is_plain(request + referer + agent):
+        request, referer, agent = escaped(request), escaped(referer), escaped(agent)
+    return (
+        f'{record.client or "unix:"} - - [{stamp}] "{request}" {record.status} {record.sent} "{referer}" "{agent}" '
+        f"id={record.id or '-'} lane={record.lane or '-'} wait={1000 * record.wait:.1f} run={1000 * record.run:.1f} "
+        f"database={1000 * record.database:.1f} ending={record.ending}"
+    )
+
+
+def _is_plain(text: str) -> bool:
+    return text.isascii() and text.isprintable() and '"' not in text and "\\" not in text
+
+
+def _stamp(seconds: int) -> str:
+    moment = time.localtime(seconds)
+    return time.strftime(f"%d/{MONTHS[moment.tm_mon - 1]}/%Y:%H:%M:%S %z", moment)
