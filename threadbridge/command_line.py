@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import NoReturn, Unpack, cast
 from wsgiref.types import WSGIApplication
 
+from threadbridge.inheritance import take_inheritance
 from threadbridge.lanes import Lane
 from threadbridge.logs import set_up_logging
 from threadbridge.server import Service, end_process
 from threadbridge.settings import ALL, SERVE, CommandLineSettings, Resolved, SettingError, option_name, resolve
+from threadbridge.supervisor import Supervisor
 from threadbridge.values import FLAG, Place
 
 logger = logging.getLogger("threadbridge")
@@ -50,14 +52,20 @@ def _run(program: str, application: WSGIApplication | None, defaults: CommandLin
         place: str | None = options.pop("application", None)
         resolved = resolve(options, os.environ, defaults)
         settings = resolved.values
+        inheritance = take_inheritance()
+        if inheritance is not None and settings["log_file_prefix"] is not None:
+            settings["log_file_prefix"] = inheritance.log_file(settings["log_file_prefix"])
         if not settings["check"]:
             # Before the application, which may log while it is imported.
             _set_up_logging(resolved)
+            if settings["processes"] > 1 and inheritance is None:
+                # The application is none of its business.
+                return _listen_and_run(program, settings, Supervisor(settings))
         if place is not None:
             application = _load_application(place)
         assert application is not None
         with_objects = _with_objects(resolved)
-        service = Service(application, with_objects)
+        service = Service(application, with_objects, inheritance)
     except ValueError as error:
         print(f"{program}: {error}; see --help", file=sys.stderr)
         return 2
@@ -69,15 +77,19 @@ def _run(program: str, application: WSGIApplication | None, defaults: CommandLin
         from threadbridge import doctor
 
         return doctor.check(resolved, with_objects, service.lanes)
+    status = _listen_and_run(program, settings, service)
+    _end_within(service.grace_left)
+    return status
+
+
+def _listen_and_run(program: str, settings: CommandLineSettings, life: Service | Supervisor) -> int:
     try:
-        service.listen()
+        life.listen()
     except OSError as error:
         where = settings["unix_socket"] or f"{settings['address']}:{settings['port']}"
         print(f"{program}: cannot listen on {where}: {error.strerror or error}", file=sys.stderr)
         return 1
-    status = service.run()
-    _end_within(service.grace_left)
-    return status
+    return life.run()
 
 
 class _Parser(argparse.ArgumentParser):

@@ -11,6 +11,10 @@ import struct
 import sys
 from collections.abc import Callable
 
+from tornado.netutil import bind_sockets
+
+from threadbridge.settings import Settings
+
 BACKLOG = 128
 
 _SO_ATTACH_FILTER = 26
@@ -22,6 +26,18 @@ _DROP_SYN = (
     (0x06, 0, 0, 0),  # drop
     (0x06, 0, 0, 0xFFFFFFFF),  # pass
 )
+
+
+def bind(settings: Settings) -> tuple[list[socket.socket], Callable[[], None]]:
+    """Listen where the settings say; gives the sockets and what removes the file of a Unix socket again.
+
+    Raises ``OSError``.
+    """
+    path = settings["unix_socket"]
+    if path is None:
+        return bind_sockets(settings["port"], settings["address"], reuse_port=settings["reuse_port"]), lambda: None
+    listener, remove = bind_unix_socket(path, settings["unix_socket_mode"])
+    return [listener], remove
 
 
 def bind_unix_socket(path: str, mode: int) -> tuple[socket.socket, Callable[[], None]]:

@@ -10,20 +10,20 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Unpack
 from wsgiref.types import WSGIApplication
-
-from tornado.netutil import bind_sockets
 
 from threadbridge.bridge import Bridge
 from threadbridge.http1 import Limits
 from threadbridge.http_server import HTTPServer
+from threadbridge.inheritance import HURRY, MESSAGE_SIZE, REOPEN, STOP, Inheritance, take_inheritance
 from threadbridge.lanes import Lane
-from threadbridge.listeners import bind_unix_socket, describe, leave_new_connections_to_others, tls_context
+from threadbridge.listeners import bind, describe, leave_new_connections_to_others, tls_context
 from threadbridge.logs import reopen_log_files
 from threadbridge.notify import notify, watchdog_interval
 from threadbridge.settings import Settings, from_keywords, grace_period
+from threadbridge.supervisor import Supervisor
 
 logger = logging.getLogger("threadbridge")
 
@@ -42,7 +42,13 @@ def serve(application: WSGIApplication, **settings: Unpack[Settings]) -> int:
     Raises ``ValueError`` for a setting that cannot be used, and ``OSError`` when the address cannot be listened on.
     Call it in the main thread, which becomes the loop's.
     """
-    service = Service(application, from_keywords(settings))
+    values = from_keywords(settings)
+    inheritance = take_inheritance()
+    service: Service | Supervisor
+    if values["processes"] > 1 and inheritance is None:
+        service = Supervisor(values)
+    else:
+        service = Service(application, values, inheritance)
     service.listen()
     return service.run()
 
@@ -50,7 +56,9 @@ def serve(application: WSGIApplication, **settings: Unpack[Settings]) -> int:
 class Service:
     """The life of a process that serves an application: construct, `listen`, `run`. Loop side."""
 
-    def __init__(self, application: WSGIApplication, settings: Settings) -> None:
+    def __init__(
+        self, application: WSGIApplication, settings: Settings, inheritance: Inheritance | None = None
+    ) -> None:
         """Prepare everything that does not need the address; raises ``ValueError``."""
         self._settings = settings
         self._bridge = Bridge(
@@ -83,6 +91,8 @@ class Service:
         self._sockets: list[socket.socket] = []
         self._remove_socket_file: Callable[[], None] = lambda: None
         self._stop_by = 0.0
+        self._inheritance = inheritance
+        self._tell = inheritance.tell if inheritance is not None else notify
 
     @property
     def lanes(self) -> Sequence[Lane]:
@@ -90,15 +100,11 @@ class Service:
         return self._bridge.lanes
 
     def listen(self) -> None:
-        """Take the address; raises ``OSError``."""
-        path = self._settings["unix_socket"]
-        if path is not None:
-            listener, self._remove_socket_file = bind_unix_socket(path, self._settings["unix_socket_mode"])
-            self._sockets = [listener]
+        """Take the address, unless the supervisor has it; raises ``OSError``."""
+        if self._inheritance is not None:
+            self._sockets = list(self._inheritance.listeners)
         else:
-            self._sockets = bind_sockets(
-                self._settings["port"], self._settings["address"], reuse_port=self._settings["reuse_port"]
-            )
+            self._sockets, self._remove_socket_file = bind(self._settings)
 
     def run(self) -> int:
         """Serve until a signal comes; give the exit status, or end the process if requests or threads are left."""
@@ -116,22 +122,28 @@ class Service:
         """Serve until a signal comes; whether everything had ended within the grace period."""
         stop, hurry = asyncio.Event(), asyncio.Event()
 
-        def on_stop(number: signal.Signals) -> None:
+        def on_stop(reason: str) -> None:
+            if not stop.is_set():
+                logger.info("%s: stopping, %d requests to answer", reason, len(self._bridge.exchanges))
+                stop.set()
+
+        def on_signal(number: signal.Signals) -> None:
             if stop.is_set():
                 logger.warning("%s again: stopping at once", number.name)
                 hurry.set()
-            else:
-                logger.info("%s: stopping, %d requests to answer", number.name, len(self._bridge.exchanges))
-                stop.set()
+            on_stop(number.name)
 
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, on_stop, number)
+            loop.add_signal_handler(number, on_signal, number)
         loop.add_signal_handler(signal.SIGHUP, reopen_log_files)
+        if self._inheritance is not None:
+            orders = {STOP: lambda: on_stop("supervisor"), HURRY: hurry.set, REOPEN: reopen_log_files}
+            loop.add_reader(self._inheritance.channel, self._obey, self._inheritance.channel, orders)
 
         server = HTTPServer(self._bridge, limits=self._limits, ssl_options=self._tls)
         server.add_sockets(self._sockets)
-        watchdog = asyncio.create_task(_feed_watchdog())
+        watchdog = asyncio.create_task(self._feed_watchdog())
         try:
             self._say_where()
             await stop.wait()
@@ -141,8 +153,8 @@ class Service:
 
         grace = grace_period(self._settings)
         self._stop_by = time.monotonic() + grace
-        notify("STOPPING=1", f"STATUS=Stopping, {len(self._bridge.exchanges)} requests to answer")
-        if self._settings["reuse_port"]:
+        self._tell("STOPPING=1", f"STATUS=Stopping, {len(self._bridge.exchanges)} requests to answer")
+        if self._settings["reuse_port"] and self._inheritance is None:
             for listener in self._sockets:
                 leave_new_connections_to_others(listener)
         server.stop()
@@ -171,8 +183,29 @@ class Service:
 
     def _say_where(self) -> None:
         places = " and ".join(describe(listener, "https" if self._tls else "http") for listener in self._sockets)
-        print(f"Serving on {places} (pid {os.getpid()})", flush=True)
-        notify("READY=1", f"STATUS=Serving on {places}")
+        if self._inheritance is None:
+            print(f"Serving on {places} (pid {os.getpid()})", flush=True)
+        self._tell("READY=1", f"STATUS=Serving on {places}")
+
+    def _obey(self, channel: socket.socket, orders: Mapping[bytes, Callable[[], None]]) -> None:
+        """Do what the supervisor says. When it is gone, nobody needs this process any more."""
+        try:
+            message = channel.recv(MESSAGE_SIZE)
+        except ConnectionResetError:
+            message = b""
+        if message:
+            orders[message]()
+        else:
+            asyncio.get_running_loop().remove_reader(channel)
+            logger.error("the supervisor has died")
+            orders[STOP]()
+
+    async def _feed_watchdog(self) -> None:
+        """Say, as often as it is wanted, that the loop turns: it is the loop that comes by here."""
+        interval = watchdog_interval()
+        while interval is not None:
+            self._tell("WATCHDOG=1")
+            await asyncio.sleep(interval)
 
     async def _drain(self, server: HTTPServer) -> None:
         await server.drain()
@@ -195,11 +228,3 @@ def end_process() -> None:
     logging.shutdown()
     sys.stdout.flush()
     os._exit(1)
-
-
-async def _feed_watchdog() -> None:
-    """Tell the service manager, as often as it wants, that the loop turns: it is the loop that comes by here."""
-    interval = watchdog_interval()
-    while interval is not None:
-        notify("WATCHDOG=1")
-        await asyncio.sleep(interval)

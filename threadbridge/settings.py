@@ -92,6 +92,15 @@ class Settings(TypedDict, total=False):
             None, number(1), "How many requests run at once, when there is no pool or the pool's size is not limited."
         ),
     ]
+    processes: Annotated[
+        int,
+        Setting(
+            1,
+            number(1),
+            "How many processes serve, each with threads and a pool of its own. With more than one there is another "
+            "that supervises them.",
+        ),
+    ]
     lanes: Annotated[
         Sequence[Lane],
         Setting(

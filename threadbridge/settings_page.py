@@ -46,8 +46,8 @@ connections over. The port is shared only among processes of one user.
 ## With systemd
 
 `Type=notify` works: the process says when it accepts connections and when it stops. With `WatchdogSec=` it reports
-twice in that time for as long as its event loop turns. Let `TimeoutStopSec=`, 90 s by default, be longer than `--grace`, 190 s by default, and
-`ExecReload=kill -HUP $MAINPID` opens the log files anew.
+twice in that time for as long as its event loop turns. Let `TimeoutStopSec=`, 90 s by default, be longer than
+`--grace`, 190 s by default, and `ExecReload=kill -HUP $MAINPID` opens the log files anew.
 """
 
 

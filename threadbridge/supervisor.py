@@ -1,0 +1,214 @@
+"""Several processes on one port: starts them, replaces one that ends, passes on what the operators want.
+
+Each process runs the program anew, from its beginning, instead of being a copy (``fork``) of this one: it imports the
+application itself, and so has connections, locks and threads of its own, and after a reload the new version.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+from threadbridge.child import Child
+from threadbridge.inheritance import HURRY, REOPEN
+from threadbridge.listeners import bind, describe, leave_new_connections_to_others
+from threadbridge.logs import reopen_log_files
+from threadbridge.notify import notify, watchdog_interval
+from threadbridge.settings import Settings, grace_period
+from threadbridge.values import Place
+
+logger = logging.getLogger("threadbridge")
+
+# A process that ends sooner than this many seconds after its start has failed to start.
+SOON = 10.0
+# Seconds until the next try, after each such failure in a row. After the last try the supervisor gives up.
+DELAYS = (0.0, 0.5, 1.0, 2.0, 4.0)
+# Seconds after its grace period in which a process ends by itself, unless something is very wrong with it.
+PATIENCE = 5.0
+
+
+class Supervisor:
+    """The life of a process that has others serve: construct, `listen`, `run`. Its own loop."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._count = settings["processes"]
+        self._children: set[Child] = set()
+        self._listeners: list[socket.socket] = []
+        self._remove_socket_file: Callable[[], None] = lambda: None
+        # Whether any process has come so far as to accept connections.
+        self._works = False
+        self._status = 0
+
+    def listen(self) -> None:
+        """Take the address; raises ``OSError``."""
+        self._listeners, self._remove_socket_file = bind(self._settings)
+
+    def run(self) -> int:
+        """Serve until a signal comes; give the exit status: 0 if all processes have answered all they were asked."""
+        asyncio.run(self._live())
+        return self._status
+
+    async def _live(self) -> None:
+        # Made here because they belong to the loop.
+        self._stop, self._hurry, self._reload = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._complete = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_stop, number)
+        loop.add_signal_handler(signal.SIGHUP, self._reopen_log_files)
+        loop.add_signal_handler(signal.SIGUSR2, self._reload.set)
+        tasks = [asyncio.create_task(each) for each in (self._start_all(), self._reload_when_told(), self._watch())]
+        try:
+            await self._stop.wait()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await self._end_all()
+
+    def _on_stop(self, number: signal.Signals) -> None:
+        if self._stop.is_set():
+            logger.warning("%s again: stopping at once", number.name)
+            self._hurry.set()
+            for child in self._children:
+                child.tell(HURRY)
+        else:
+            logger.info("%s: stopping %d processes", number.name, len(self._children))
+            self._stop.set()
+
+    def _reopen_log_files(self) -> None:
+        reopen_log_files()
+        for child in self._children:
+            child.tell(REOPEN)
+
+    # Starting and replacing.
+
+    async def _start_all(self) -> None:
+        # One first: what is wrong with all of them is said once.
+        first = self._start()
+        await first.settled.wait()
+        if not self._works:
+            return
+        pool: Any = self._settings["pool"]
+        if pool is not None and not isinstance(pool, Place):
+            # The program has imported the application here too: connections that were made by that serve nobody.
+            pool.close()
+        while len(self._children) < self._count:
+            self._start()
+        await self._complete.wait()
+        scheme = "https" if self._settings["certfile"] else "http"
+        places = " and ".join(describe(listener, scheme) for listener in self._listeners)
+        print(f"Serving on {places} (pid {os.getpid()}, {self._count} processes)", flush=True)
+        notify("READY=1", f"STATUS=Serving on {places} with {self._count} processes")
+
+    def _start(self, failures: int = 0) -> Child:
+        used = {child.number for child in self._children}
+        number = min(set(range(1, len(used) + 2)) - used)
+        child = Child(number, self._listeners, (), None, failures=failures, on_change=self._on_change)
+        self._children.add(child)
+        return child
+
+    def _on_change(self, child: Child) -> None:
+        if child.status is None:
+            self._works = True
+            if sum(each.is_ready for each in self._children) == self._count:
+                self._complete.set()
+            return
+        self._children.discard(child)
+        if child.told_to_stop:
+            return
+        if not self._works:
+            self._give_up(child.status if child.status > 0 else 1)
+            return
+        failures = child.failures + 1 if time.monotonic() - child.started < SOON else 0
+        if failures > len(DELAYS):
+            logger.error("%d processes in a row ended within %g s of their start: giving up", failures, SOON)
+            self._give_up(1)
+        else:
+            asyncio.get_running_loop().call_later(DELAYS[max(failures - 1, 0)], self._replace, failures)
+
+    def _replace(self, failures: int) -> None:
+        if not self._stop.is_set() and len(self._staying) < self._count:
+            self._start(failures)
+
+    @property
+    def _staying(self) -> list[Child]:
+        return [child for child in self._children if not child.told_to_stop]
+
+    def _give_up(self, status: int) -> None:
+        self._status = max(self._status, status)
+        self._stop.set()
+
+    async def _reload_when_told(self) -> None:
+        """Replace all processes, one after the other: each serves until the new one does."""
+        await self._complete.wait()
+        while True:
+            await self._reload.wait()
+            self._reload.clear()
+            logger.info("SIGUSR2: replacing all processes")
+            if await self._replace_all():
+                logger.info("all processes are replaced")
+            else:
+                logger.error("a new process could not be started: the old ones stay")
+
+    async def _replace_all(self) -> bool:
+        for old in self._staying:
+            new = self._start()
+            await new.settled.wait()
+            if not new.is_ready:
+                return False
+            # Not two more at a time: each has its connections to the database.
+            await self._end(old)
+        return True
+
+    # Watching and ending.
+
+    async def _watch(self) -> None:
+        """Tell the service manager that this process is alive, and end those that are not: others take their places."""
+        interval = watchdog_interval()
+        while interval is not None:
+            notify("WATCHDOG=1")
+            for child in self._staying:
+                silent = time.monotonic() - child.heard
+                if child.is_ready and silent > 2 * interval:
+                    logger.error("%s: its event loop has stood still for %.0f s: killing it", child, silent)
+                    child.kill()
+            await asyncio.sleep(interval)
+
+    async def _end_all(self) -> None:
+        # While there are listeners, nobody takes the file for one that was left behind.
+        self._remove_socket_file()
+        for listener in self._listeners:
+            if self._settings["reuse_port"]:
+                leave_new_connections_to_others(listener)
+            # The processes still have it, and take what has arrived, the last of them all of it.
+            listener.close()
+        notify("STOPPING=1", f"STATUS=Stopping {len(self._children)} processes")
+        clean = await asyncio.gather(*(self._end(child) for child in self._children))
+        if not all(clean):
+            self._give_up(1)
+        else:
+            logger.info("all processes have ended")
+
+    async def _end(self, child: Child) -> bool:
+        """Have a process end; whether it has answered all that it was asked."""
+        was_ready = child.is_ready
+        child.stop()
+        ended = asyncio.create_task(child.ended.wait())
+        hurried = asyncio.create_task(self._hurry.wait())
+        grace = grace_period(self._settings)
+        await asyncio.wait((ended, hurried), timeout=grace + PATIENCE, return_when=asyncio.FIRST_COMPLETED)
+        hurried.cancel()
+        if self._hurry.is_set():
+            await asyncio.wait((ended,), timeout=PATIENCE)
+        if child.status is None:
+            logger.error("%s has not ended as it was told: killing it", child)
+            child.kill()
+        await ended
+        return child.status == 0 or not was_ready
