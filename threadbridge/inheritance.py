@@ -24,10 +24,10 @@ MESSAGE_SIZE = 4096
 class Inheritance(NamedTuple):
     """What a supervisor hands to one of its processes.
 
-    :param number: tells the processes apart, from 1; another process has it again when this one is gone.
+    :param number: tells the processes apart, from 1; the process that takes the place of another has the same.
     :param group: the pid of the supervisor.
     :param channel: connected to the supervisor; keeps messages apart (``SOCK_SEQPACKET``).
-    :param listeners: the sockets that listen for requests, all processes have the same.
+    :param listeners: the sockets that listen for requests; those of a Unix socket or for operators all processes share.
     :param admin_listeners: those that listen for the operators.
     :param run_directory: where the processes find each other.
     """

@@ -40,6 +40,22 @@ def bind(settings: Settings) -> tuple[list[socket.socket], Callable[[], None]]:
     return [listener], remove
 
 
+def bind_for_each(count: int, settings: Settings) -> tuple[list[list[socket.socket]], Callable[[], None]]:
+    """Like `bind`, but with sockets for each of several processes: the kernel spreads TCP connections over them.
+
+    A Unix socket cannot be spread: all have the same one.
+    """
+    first, remove = bind(settings)
+    if settings["unix_socket"] is not None:
+        return [first] * count, remove
+    # Only now, so that a port which strangers share already counts as in use.
+    for listener in first:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    port = first[0].getsockname()[1]
+    others = [bind_sockets(port, settings["address"], reuse_port=True) for _ in range(count - 1)]
+    return [first, *others], remove
+
+
 def bind_unix_socket(path: str, mode: int) -> tuple[socket.socket, Callable[[], None]]:
     """Listen on a Unix socket; gives the socket and what removes its file again.
 

@@ -2,6 +2,11 @@
 
 Each process runs the program anew, from its beginning, instead of being a copy (``fork``) of this one: it imports the
 application itself, and so has connections, locks and threads of its own, and after a reload the new version.
+
+Each has a listening socket of its own, over which the kernel spreads the connections evenly (``SO_REUSEPORT``). From
+one socket for all, the first process to wake up would take most of them, however many requests it has waiting: a loop
+that never blocks accepts whatever its threads have to do. The sockets are the supervisor's: connections that have not
+been accepted when a process dies wait for the next one in its place, and none is lost in a reload.
 """
 
 from __future__ import annotations
@@ -17,7 +22,7 @@ from typing import Any
 
 from threadbridge.child import Child
 from threadbridge.inheritance import HURRY, REOPEN
-from threadbridge.listeners import bind, describe, leave_new_connections_to_others
+from threadbridge.listeners import bind_for_each, describe, leave_new_connections_to_others
 from threadbridge.logs import reopen_log_files
 from threadbridge.notify import notify, watchdog_interval
 from threadbridge.settings import Settings, grace_period
@@ -40,7 +45,8 @@ class Supervisor:
         self._settings = settings
         self._count = settings["processes"]
         self._children: set[Child] = set()
-        self._listeners: list[socket.socket] = []
+        # For each process, in the order of their numbers.
+        self._listeners: list[list[socket.socket]] = []
         self._remove_socket_file: Callable[[], None] = lambda: None
         # Whether any process has come so far as to accept connections.
         self._works = False
@@ -48,7 +54,7 @@ class Supervisor:
 
     def listen(self) -> None:
         """Take the address; raises ``OSError``."""
-        self._listeners, self._remove_socket_file = bind(self._settings)
+        self._listeners, self._remove_socket_file = bind_for_each(self._count, self._settings)
 
     def run(self) -> int:
         """Serve until a signal comes; give the exit status: 0 if all processes have answered all they were asked."""
@@ -91,7 +97,7 @@ class Supervisor:
 
     async def _start_all(self) -> None:
         # One first: what is wrong with all of them is said once.
-        first = self._start()
+        first = self._start(1)
         await first.settled.wait()
         if not self._works:
             return
@@ -99,18 +105,17 @@ class Supervisor:
         if pool is not None and not isinstance(pool, Place):
             # The program has imported the application here too: connections that were made by that serve nobody.
             pool.close()
-        while len(self._children) < self._count:
-            self._start()
+        for number in range(2, self._count + 1):
+            self._start(number)
         await self._complete.wait()
         scheme = "https" if self._settings["certfile"] else "http"
-        places = " and ".join(describe(listener, scheme) for listener in self._listeners)
+        places = " and ".join(describe(listener, scheme) for listener in self._listeners[0])
         print(f"Serving on {places} (pid {os.getpid()}, {self._count} processes)", flush=True)
         notify("READY=1", f"STATUS=Serving on {places} with {self._count} processes")
 
-    def _start(self, failures: int = 0) -> Child:
-        used = {child.number for child in self._children}
-        number = min(set(range(1, len(used) + 2)) - used)
-        child = Child(number, self._listeners, (), None, failures=failures, on_change=self._on_change)
+    def _start(self, number: int, failures: int = 0) -> Child:
+        listeners = self._listeners[number - 1]
+        child = Child(number, listeners, (), None, failures=failures, on_change=self._on_change)
         self._children.add(child)
         return child
 
@@ -131,11 +136,11 @@ class Supervisor:
             logger.error("%d processes in a row ended within %g s of their start: giving up", failures, SOON)
             self._give_up(1)
         else:
-            asyncio.get_running_loop().call_later(DELAYS[max(failures - 1, 0)], self._replace, failures)
+            asyncio.get_running_loop().call_later(DELAYS[max(failures - 1, 0)], self._replace, child.number, failures)
 
-    def _replace(self, failures: int) -> None:
-        if not self._stop.is_set() and len(self._staying) < self._count:
-            self._start(failures)
+    def _replace(self, number: int, failures: int) -> None:
+        if not self._stop.is_set() and number not in (child.number for child in self._staying):
+            self._start(number, failures)
 
     @property
     def _staying(self) -> list[Child]:
@@ -159,7 +164,7 @@ class Supervisor:
 
     async def _replace_all(self) -> bool:
         for old in self._staying:
-            new = self._start()
+            new = self._start(old.number)
             await new.settled.wait()
             if not new.is_ready:
                 return False
@@ -184,7 +189,7 @@ class Supervisor:
     async def _end_all(self) -> None:
         # While there are listeners, nobody takes the file for one that was left behind.
         self._remove_socket_file()
-        for listener in self._listeners:
+        for listener in {listener for listeners in self._listeners for listener in listeners}:
             if self._settings["reuse_port"]:
                 leave_new_connections_to_others(listener)
             # The processes still have it, and take what has arrived, the last of them all of it.
@@ -199,7 +204,8 @@ class Supervisor:
     async def _end(self, child: Child) -> bool:
         """Have a process end; whether it has answered all that it was asked."""
         was_ready = child.is_ready
-        child.stop()
+        if child.status is None:
+            child.stop()
         ended = asyncio.create_task(child.ended.wait())
         hurried = asyncio.create_task(self._hurry.wait())
         grace = grace_period(self._settings)
