@@ -6,16 +6,18 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 from wsgiref.types import WSGIApplication
 
 from tornado import httputil
 
 from threadbridge.access_log import write as write_access_log
 from threadbridge.current import RunningRequest
-from threadbridge.exchange import Connection, Exchange, State
+from threadbridge.exchange import Exchange, State
+from threadbridge.foreign_connection import ForeignConnection
 from threadbridge.forwarded import ForwardedHeaders, Peer
 from threadbridge.hop import Hop
+from threadbridge.http1 import HTTP1Connection
 from threadbridge.lane_choice import LaneChoice
 from threadbridge.lanes import Lane
 from threadbridge.routes import Route
@@ -118,7 +120,8 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         """Begin an exchange; called by the HTTP server for each request."""
         if self._hop is None:
             self._hop = Hop(asyncio.get_running_loop())
-        return Exchange(self, self._hop, cast(Connection, request_conn))
+        connection = request_conn if isinstance(request_conn, HTTP1Connection) else ForeignConnection(request_conn)
+        return Exchange(self, self._hop, connection)
 
     def admit(self, exchange: Exchange) -> None:
         """Give an exchange whose head is known its client's address and its lane, and count it."""

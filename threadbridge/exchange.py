@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from asyncio import Future
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import Any, Protocol
 
@@ -23,6 +23,7 @@ from threadbridge.hop import Hop
 from threadbridge.lanes import Lane
 from threadbridge.request_body import RequestBody
 from threadbridge.response_body import PIECE, Buffer, Channel, ChannelClosed, FileSource, Source
+from threadbridge.response_head import ResponseHead, response_head
 from threadbridge.spool import Spool, SpoolFullError
 
 logger = logging.getLogger("threadbridge")
@@ -62,17 +63,16 @@ class ClientDisconnected(ConnectionError):
 
 
 class Connection(Protocol):
-    """What an exchange needs of Tornado's HTTP connection."""
+    """What an exchange needs of an HTTP connection; `HTTP1Connection` says what the methods mean."""
 
     context: Any
+    refused_with: int
 
-    def set_close_callback(self, callback: object) -> None: ...
+    def set_close_callback(self, callback: Callable[[], None] | None) -> None: ...
 
-    def write_headers(
-        self, start_line: httputil.ResponseStartLine, headers: httputil.HTTPHeaders, chunk: bytes
-    ) -> Future[None]: ...
+    def send_head(self, head: ResponseHead, chunk: bytes) -> Future[None] | None: ...
 
-    def write(self, chunk: Buffer) -> Future[None]: ...
+    def send(self, chunk: Buffer) -> Future[None] | None: ...
 
     def finish(self) -> None: ...
 
@@ -211,7 +211,7 @@ class Exchange(httputil.HTTPMessageDelegate):
     def on_connection_close(self) -> None:
         """The client has left: a waiting request is not run, a running one is cancelled. Loop side."""
         # Or the connection has refused what came of the body, and answered that itself.
-        refused_with: int = getattr(self.connection, "refused_with", 0)
+        refused_with = self.connection.refused_with
         if self._stop(State.REFUSED if refused_with else State.ABANDONED):
             self._ended(refused_with or 499)
 
@@ -260,21 +260,21 @@ class Exchange(httputil.HTTPMessageDelegate):
             self.worker_is_done = True
             self.body.close()
 
-    def respond(self, status: int, reason: str, headers: httputil.HTTPHeaders, body: bytes) -> None:
+    def respond(self, head: ResponseHead, body: bytes) -> None:
         """Send a whole response, in one hop. Worker side."""
-        self._hop.post(self._send_head, status, reason, headers, body, None)
+        self._hop.post(self._send_head, head, body, None)
 
-    def respond_with_file(self, status: int, reason: str, headers: httputil.HTTPHeaders, file: FileSource) -> None:
+    def respond_with_file(self, head: ResponseHead, file: FileSource) -> None:
         """Send a response whose body is a file, which takes no thread of the lane. Worker side."""
-        self._hop.post(self._send_head, status, reason, headers, b"", file)
+        self._hop.post(self._send_head, head, b"", file)
 
-    def start_stream(self, status: int, reason: str, headers: httputil.HTTPHeaders, chunk: Buffer) -> None:
+    def start_stream(self, head: ResponseHead, chunk: Buffer) -> None:
         """Send the head and what there is of the body; `stream` and `end_stream` follow. Worker side.
 
         Raises `ClientDisconnected` as `stream` does.
         """
         self._channel = Channel(self.spool, wake=lambda: self._hop.post(self._pump))
-        self._hop.post(self._send_head, status, reason, headers, bytes(chunk[:PIECE]), self._channel)
+        self._hop.post(self._send_head, head, bytes(chunk[:PIECE]), self._channel)
         if len(chunk) > PIECE:
             self.stream(memoryview(chunk)[PIECE:])
 
@@ -300,32 +300,36 @@ class Exchange(httputil.HTTPMessageDelegate):
 
     # The response goes out.
 
-    def _send_head(
-        self, status: int, reason: str, headers: httputil.HTTPHeaders, body: bytes, source: Source | None
-    ) -> None:
+    def _send_head(self, head: ResponseHead, body: bytes, source: Source | None) -> None:
         if not self.move(State.RESPONDING):
             if source is not None:
                 source.close()
             return
         self._bridge.answered(self)
         self._source = source
-        written = self._write_head(status, reason, headers, body)
-        if source is None:
-            self.connection.finish()
+        written = self._write_head(head, body)
+        if source is not None:
+            self._pump_after(written)
+            return
+        self.connection.finish()
+        if written is None:
             # Most responses fit into the socket's buffer, and have left.
-            if written.done():
-                self._on_complete(written)
-            else:
-                written.add_done_callback(self._on_complete)
+            self._on_complete()
         else:
-            written.add_done_callback(self._pump)
+            written.add_done_callback(self._on_complete)
 
-    def _write_head(self, status: int, reason: str, headers: httputil.HTTPHeaders, body: bytes) -> Future[None]:
-        self.status = status
+    def _write_head(self, head: ResponseHead, body: bytes) -> Future[None] | None:
+        self.status = head.status
         self.answered_at = time.monotonic()
         self.sent = len(body)
-        start_line = httputil.ResponseStartLine("HTTP/1.1", status, reason)
-        return self.connection.write_headers(start_line, headers, body)
+        return self.connection.send_head(head, body)
+
+    def _pump_after(self, written: Future[None] | None) -> None:
+        if written is None:
+            # Not at once: a client that reads without pause must not keep the loop from the others.
+            asyncio.get_running_loop().call_soon(self._pump)
+        else:
+            written.add_done_callback(self._pump)
 
     def _pump(self, written: Future[None] | None = None) -> None:
         """Write what there is of the body; runs again when that has left, or when there is more."""
@@ -339,7 +343,7 @@ class Exchange(httputil.HTTPMessageDelegate):
             asyncio.get_running_loop().run_in_executor(self.spool.threads, taken).add_done_callback(self._fetched)
         elif taken:
             self.sent += len(taken)
-            self.connection.write(taken).add_done_callback(self._pump)
+            self._pump_after(self.connection.send(taken))
         else:
             self.connection.finish()
             self._on_complete()
@@ -350,7 +354,7 @@ class Exchange(httputil.HTTPMessageDelegate):
         error = data.exception()
         if error is None:
             self.sent += len(data.result())
-            self.connection.write(data.result()).add_done_callback(self._pump)
+            self._pump_after(self.connection.send(data.result()))
         else:
             logger.error("request %s: its body cannot be read on: %s", self.id, error)
             self._fail()
@@ -373,10 +377,9 @@ class Exchange(httputil.HTTPMessageDelegate):
 
     def _answer_plainly(self, status: HTTPStatus, headers: dict[str, str]) -> None:
         body = f"{status.value} {status.phrase}: {status.description}\n".encode()
-        all_headers = httputil.HTTPHeaders(headers)
-        all_headers["Content-Type"] = "text/plain; charset=utf-8"
-        all_headers["Content-Length"] = str(len(body))
-        self._write_head(status.value, status.phrase, all_headers, b"" if self.is_head else body)
+        fields = (*headers.items(), ("Content-Type", "text/plain; charset=utf-8"))
+        head = response_head(status.value, status.phrase, fields, len(body))
+        self._write_head(head, b"" if self.is_head else body)
         self.connection.finish()
         self._ended(status.value)
 

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 from tornado.httputil import (
     HTTPConnection,
@@ -24,10 +24,11 @@ from tornado.iostream import IOStream, SSLIOStream, StreamClosedError
 
 from threadbridge.http1_parser import BadRequest, Request, RequestParser
 from threadbridge.http_date import http_date
+from threadbridge.push_stream import PushStream
+from threadbridge.response_head import ResponseHead, response_head
 
 logger = logging.getLogger("threadbridge")
 
-READ_SIZE = 65536
 # How long to read on, and throw away, after a refusal: a connection closed with unread bytes is reset, and the reset
 # may overtake the answer (RFC 9112, section 9.6). nginx's lingering_timeout and lingering_time.
 LINGER_PAUSE = 5.0
@@ -55,6 +56,7 @@ class Server(Protocol):
 
     limits: Limits
     draining: bool
+    read_buffer: memoryview
 
     def start_request(self, server_conn: object, request_conn: HTTPConnection) -> HTTPMessageDelegate: ...
 
@@ -70,7 +72,7 @@ class HTTP1Connection(HTTPConnection):
     seconds, is the time by which something must move; the server looks at it now and then and calls `expire`.
     """
 
-    def __init__(self, stream: IOStream, context: object, server: Server) -> None:
+    def __init__(self, stream: PushStream, context: object, server: Server) -> None:
         self.stream = stream
         self.context = context
         # The status with which the rest of a request was refused, for the delegate that gets to know only of its end.
@@ -83,7 +85,6 @@ class HTTP1Connection(HTTPConnection):
         # The request at the head of the queue, once its delegate has been told of it.
         self._delegate: HTTPMessageDelegate | None = None
         self._delivered = False
-        self._reading = False
         self._paused = False
         self._lingering_until: float | None = None
         self._detached = False
@@ -91,7 +92,7 @@ class HTTP1Connection(HTTPConnection):
         self._reset_response()
         self.deadline = self._time() + self._limits.header_timeout
         stream.set_close_callback(self._on_stream_closed)
-        self._read()
+        stream.receive(self._on_data, server.read_buffer)
 
     def _reset_response(self) -> None:
         self._delegate = None
@@ -107,31 +108,25 @@ class HTTP1Connection(HTTPConnection):
 
     # Requests in.
 
-    def _read(self) -> None:
-        if not self._reading and not self.stream.closed():
-            self._reading = True
-            future = cast("Future[bytes]", self.stream.read_bytes(READ_SIZE, partial=True))
-            future.add_done_callback(self._on_read)
-
-    def _on_read(self, future: Future[bytes]) -> None:
-        self._reading = False
-        if future.exception() is not None:
-            return
+    def _on_data(self, data: bytes) -> None:
         if self._lingering_until is not None:
             self.deadline = min(self._time() + LINGER_PAUSE, self._lingering_until)
-            self._read()
             return
         if self._delegate is None and not self._requests:
             self.deadline = self._time() + self._limits.header_timeout
-        self._parser.feed(future.result())
-        self._advance()
+        self._parser.feed(data)
+        if self._delivered or self._paused or self._finished:
+            # One read may wait here behind the request that is being answered; the rest waits in the kernel.
+            self.stream.pause_reading()
+        else:
+            self._advance()
 
     def _advance(self) -> None:
         """Deliver what has been received of the request whose turn it is; read on if that is not all of it."""
         if self._delivered or self._paused or self.stream.closed():
             return
         if not self._requests:
-            self._read()
+            self.stream.resume_reading()
             return
         request = self._requests[0]
         if self._delegate is None and request.start_line is not None:
@@ -151,7 +146,7 @@ class HTTP1Connection(HTTPConnection):
         else:
             if self._delegate is not None:
                 self.deadline = self._time() + self._limits.body_timeout
-            self._read()
+            self.stream.resume_reading()
 
     def _begin(self, request: Request) -> None:
         assert request.start_line is not None
@@ -200,13 +195,14 @@ class HTTP1Connection(HTTPConnection):
             self._delegate = None
         else:
             self._server.refused(self.context, self._requests[0].start_line, error.status.value, len(body))
-        head = (
-            f"HTTP/1.1 {error.status.value} {error.status.phrase}\r\nContent-Type: text/plain; charset=utf-8\r\n"
-            f"Content-Length: {len(body)}\r\nDate: {http_date()}\r\nConnection: close\r\n\r\n"
-        )
+        fields = (("Content-Type", "text/plain; charset=utf-8"), ("Date", http_date()), ("Connection", "close"))
+        head = response_head(error.status.value, error.status.phrase, fields, len(body))
         self._head_written = self._finished = True
-        self._written = self._write(head.encode() + body)
-        self._written.add_done_callback(self._linger)
+        self._written = self._write(head.lines + b"\r\n" + body)
+        if self._written is None:
+            self._linger()
+        else:
+            self._written.add_done_callback(self._linger)
 
     # Responses out.
 
@@ -214,56 +210,64 @@ class HTTP1Connection(HTTPConnection):
         """Have the callback called when the client leaves before the response is finished."""
         self._close_callback = callback
 
+    def send_head(self, head: ResponseHead, chunk: bytes) -> Future[None] | None:
+        """Write a response's head and a first piece of its body; None when they have left, or what will tell."""
+        request = self._requests[0]
+        assert request.start_line is not None
+        is_http_1_1 = request.start_line.version == "HTTP/1.1"
+        status, lines, length, close = head
+        self._status = status
+        if request.start_line.method == "HEAD" or status in (204, 304) or status < 200:
+            self._remaining = 0
+        elif length is not None:
+            self._remaining = length
+        elif is_http_1_1:
+            self._chunked = True
+        else:
+            # Only the end of the connection tells where the body ends (RFC 9112, section 6.3).
+            close = True
+        if close or self._server.draining or not request.complete:
+            self._close_after = True
+        if status == 101:
+            pass
+        elif self._close_after:
+            lines += b"Connection: close\r\n"
+        elif not is_http_1_1:
+            lines += b"Connection: keep-alive\r\n"
+        if self._chunked:
+            lines += b"Transfer-Encoding: chunked\r\n"
+        self._head_written = True
+        self._written = self._write(b"".join((lines, b"\r\n", self._framed(chunk))))
+        return self._written
+
     def write_headers(
         self,
         start_line: RequestStartLine | ResponseStartLine,
         headers: HTTPHeaders,
         chunk: bytes | None = None,
     ) -> Future[None]:
-        """Write a response's head, and a first piece of its body; the future is done when they have left.
+        """`send_head` as `HTTPConnection` has it; the future is done when head and chunk have left.
 
-        ``Transfer-Encoding`` and ``Connection`` are the connection's to set. Raises ``ValueError`` for a CR, LF or NUL
-        in the status or a header.
+        ``Transfer-Encoding`` and, but for status 101, ``Connection`` are the connection's to set. Raises ``ValueError``
+        for a CR, LF or NUL in the status or a header.
         """
         assert isinstance(start_line, ResponseStartLine)
-        request = self._requests[0]
-        assert request.start_line is not None
-        is_http_1_1 = request.start_line.version == "HTTP/1.1"
         status = start_line.code
-        has_no_body = request.start_line.method == "HEAD" or status in (204, 304) or status < 200
+        not_ours = ("Transfer-Encoding", "Content-Length", "Connection" if status != 101 else "")
+        fields = [(name, value) for name, value in headers.get_all() if name not in not_ours]
         length = headers.get("Content-Length")
-        self._status = status
-        self._chunked = is_http_1_1 and length is None and not has_no_body
-        self._remaining = 0 if has_no_body else None if length is None else int(length)
-        if self._server.draining or headers.get("Connection", "").lower() == "close" or not request.complete:
-            self._close_after = True
-        if not has_no_body and length is None and not is_http_1_1:
-            # Only the end of the connection tells where the body ends (RFC 9112, section 6.3).
-            self._close_after = True
-        lines = [f"HTTP/1.1 {status} {start_line.reason}"]
-        lines += [
-            f"{name}: {value}" for name, value in headers.get_all() if name not in ("Connection", "Transfer-Encoding")
-        ]
-        if status == 101:
-            lines.append(f"Connection: {headers['Connection']}")
-        elif self._close_after:
-            lines.append("Connection: close")
-        elif not is_http_1_1:
-            lines.append("Connection: keep-alive")
-        if self._chunked:
-            lines.append("Transfer-Encoding: chunked")
-        head = "\r\n".join(lines)
-        if head.count("\n") != len(lines) - 1 or head.count("\r") != len(lines) - 1 or "\0" in head:
-            raise ValueError("a CR, LF or NUL in the status or in a header")
-        self._head_written = True
-        data = head.encode("latin-1") + b"\r\n\r\n"
-        self._written = self._write(data + self._framed(chunk) if chunk else data)
+        head = response_head(status, start_line.reason, fields, None if length is None else int(length))
+        close = headers.get("Connection", "").lower() == "close"
+        return self.send_head(head._replace(close=close), chunk or b"") or _done()
+
+    def send(self, chunk: bytes | memoryview) -> Future[None] | None:
+        """Write a piece of the body; None when it has left, or what will tell."""
+        self._written = self._write(self._framed(chunk))
         return self._written
 
     def write(self, chunk: bytes) -> Future[None]:
-        """Write a piece of the body; the future is done when it has left."""
-        self._written = self._write(self._framed(chunk))
-        return self._written
+        """`send` as `HTTPConnection` has it; the future is done when the piece has left."""
+        return self.send(chunk) or _done()
 
     def finish(self) -> None:
         """The response is complete."""
@@ -276,35 +280,36 @@ class HTTP1Connection(HTTPConnection):
         if self._chunked:
             self._written = self._write(b"0\r\n\r\n")
         self._finished = True
-        assert self._written is not None
         if self._status == 101:
             # The other protocol's turn: `detach` follows.
             return
-        if self._delivered and self._written.done():
+        if self._written is not None and not self._written.done():
+            self._written.add_done_callback(self._after_response)
+        elif self._delivered:
             self._after_response()
         else:
             # An answer before the request's end is given inside a delivery, which must return first.
-            self._written.add_done_callback(self._after_response)
+            asyncio.get_running_loop().call_soon(self._after_response)
 
-    def _framed(self, chunk: bytes) -> bytes:
+    def _framed(self, chunk: bytes | memoryview) -> bytes | memoryview:
         if self._remaining is not None:
             self._remaining -= len(chunk)
             if self._remaining < 0:
                 self.close()
                 raise ValueError("the body is longer than its Content-Length")
         if self._chunked:
-            return b"%x\r\n%b\r\n" % (len(chunk), chunk) if chunk else b""
+            return b"".join((b"%x\r\n" % len(chunk), chunk, b"\r\n")) if chunk else b""
         return chunk
 
-    def _write(self, data: bytes) -> Future[None]:
+    def _write(self, data: bytes | memoryview) -> Future[None] | None:
         try:
-            written = self.stream.write(data)
+            written = self.stream.send(data)
         except StreamClosedError as error:
             failed: Future[None] = Future()
             failed.set_exception(error)
             failed.exception()
             return failed
-        if not written.done():
+        if written is not None:
             self.deadline = self._time() + self._limits.send_timeout
             written.add_done_callback(self._on_flushed)
         return written
@@ -333,7 +338,7 @@ class HTTP1Connection(HTTPConnection):
                 # Not at once: answers given on the spot would pile up one call inside the other.
                 asyncio.get_running_loop().call_soon(self._advance)
             else:
-                self._read()
+                self.stream.resume_reading()
 
     def _linger(self, written: Future[None] | None = None) -> None:
         if self.stream.closed():
@@ -348,7 +353,7 @@ class HTTP1Connection(HTTPConnection):
                 # The client has gone already, which is what lingering waits for.
                 self.stream.close()
                 return
-        self._read()
+        self.stream.resume_reading()
 
     # The end.
 
@@ -375,6 +380,7 @@ class HTTP1Connection(HTTPConnection):
         """Hand the stream over, for another protocol such as WebSocket; the connection does nothing more."""
         stream = self.stream
         stream.set_close_callback(None)
+        stream.receive(None, self._server.read_buffer)
         self.deadline = math.inf
         self._detached = True
         _give_back(stream, self._parser.held_back or b"")
@@ -390,6 +396,12 @@ class HTTP1Connection(HTTPConnection):
             callback()
         elif delegate is not None and not self._delivered:
             delegate.on_connection_close()
+
+
+def _done() -> Future[None]:
+    done: Future[None] = Future()
+    done.set_result(None)
+    return done
 
 
 def _give_back(stream: IOStream, data: bytes) -> None:

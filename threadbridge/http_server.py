@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 from typing import Any
 
@@ -10,9 +11,13 @@ from tornado.httpserver import HTTPServer as TornadoHTTPServer
 from tornado.httpserver import _HTTPRequestContext
 from tornado.httputil import RequestStartLine
 from tornado.iostream import IOStream
+from tornado.netutil import ssl_wrap_socket
 
 from threadbridge.bridge import Bridge
 from threadbridge.http1 import HTTP1Connection, Limits
+from threadbridge.push_stream import READ_SIZE, PushSSLStream, PushStream
+
+logger = logging.getLogger("threadbridge")
 
 # Time limits are kept to about this many seconds: one look at all connections costs less than a timer for each.
 SWEEP_INTERVAL = 1.0
@@ -39,6 +44,7 @@ class HTTPServer(TornadoHTTPServer):
         super().initialize(request_callback, max_buffer_size=1024 * 1024, **parameters)
         self.limits = limits or Limits()
         self.draining = False
+        self.read_buffer = memoryview(bytearray(READ_SIZE))
         self._open: set[HTTP1Connection] = set()
         self._listeners: list[socket.socket] = []
         self._all_closed = asyncio.Event()
@@ -50,8 +56,24 @@ class HTTPServer(TornadoHTTPServer):
         self._listeners += sockets
         super().add_sockets(sockets)
 
+    def _handle_connection(self, connection: socket.socket, address: Any) -> None:
+        """As Tornado's, but with this package's kind of stream."""
+        stream: PushStream
+        try:
+            if self.ssl_options is None:
+                stream = PushStream(connection, max_buffer_size=self.max_buffer_size)
+            else:
+                wrapped = ssl_wrap_socket(connection, self.ssl_options, server_side=True, do_handshake_on_connect=False)
+                stream = PushSSLStream(wrapped, max_buffer_size=self.max_buffer_size)
+        except OSError as error:
+            logger.info("a client from %s left before it was served: %s", address, error)
+            connection.close()
+            return
+        self.handle_stream(stream, address)
+
     def handle_stream(self, stream: IOStream, address: Any) -> None:
-        """Serve a connection that has been accepted; called by Tornado."""
+        """Serve a connection that has been accepted."""
+        assert isinstance(stream, PushStream)
         # A stream's next piece must not wait until the client has acknowledged the last one: that takes it 40 ms.
         stream.set_nodelay(True)
         context = _HTTPRequestContext(stream, address, self.protocol, self.trusted_downstream)

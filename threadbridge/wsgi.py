@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -10,12 +11,11 @@ from typing import TypeAlias
 from wsgiref.types import WSGIApplication
 from wsgiref.util import FileWrapper
 
-from tornado.httputil import HTTPHeaders
-
 from threadbridge.environ import environ_of
 from threadbridge.exchange import ClientDisconnected, Exchange
 from threadbridge.http_date import http_date
 from threadbridge.response_body import MEMORY_LIMIT, FileSource
+from threadbridge.response_head import ResponseHead, response_head
 
 logger = logging.getLogger("threadbridge")
 
@@ -80,7 +80,9 @@ class Call:
         self._exchange = exchange
         self._status = 0
         self._reason = ""
-        self._headers: HTTPHeaders | None = None
+        # What `start_response` got, with the Content-Length apart.
+        self._fields: list[tuple[str, str]] | None = None
+        self._length: int | None = None
         self._has_body = True
         # How much of the announced Content-Length is still to come; None when none is announced.
         self._remaining: int | None = None
@@ -102,7 +104,7 @@ class Call:
     def _send_list(self, chunks: Sequence[bytes]) -> None:
         """Send a body that is there as a whole: its length can be announced, and it crosses in one hop."""
         body = b"".join(map(_checked, chunks))
-        if self._headers is not None and self._remaining is None and not self._head_sent:
+        if self._fields is not None and self._remaining is None and not self._head_sent:
             self._announce(len(body))
         if body:
             self._send(body)
@@ -139,10 +141,10 @@ class Call:
             raise ApplicationError(
                 f"the file has {file.size} bytes from its position on, but Content-Length is {self._remaining}"
             )
-        headers = self._head_to_send()
-        assert headers is not None
+        head = self._head_to_send()
+        assert head is not None
         self.complete = True
-        self._exchange.respond_with_file(self._status, self._reason, headers, file)
+        self._exchange.respond_with_file(head, file)
         return True
 
     def _start_response(
@@ -154,20 +156,28 @@ class Call:
                     raise exc_info[1].with_traceback(exc_info[2])
             finally:
                 exc_info = None
-        elif self._headers is not None:
+        elif self._fields is not None:
             raise ApplicationError("start_response was called twice; a second call must bring exc_info")
+        if not isinstance(status, str):
+            raise ApplicationError(f"the status is {status!r}; expected a str, such as '200 OK'")
         self._status, self._reason = _parse_status(status)
         self._has_body = not self._exchange.is_head and self._status not in (204, 304)
-        self._headers = HTTPHeaders()
-        self._remaining = None
+        self._fields = []
+        self._length = self._remaining = None
         for name, value in headers:
-            _check_header(name, value)
-            if name.lower() == "content-length":
+            if not (isinstance(name, str) and isinstance(value, str)):
+                raise ApplicationError(f"header {name!r}: {value!r}; expected a name and a value, both str")
+            if not _FIELD_VALUE(value):
+                raise ApplicationError(
+                    f"header {name}: {value!r} has a control character or one beyond latin-1 (RFC 9110, section 5.5)"
+                )
+            if _checked_name(name) == "content-length":
                 if not re.fullmatch("[0-9]+", value):
                     raise ApplicationError(f"Content-Length is {value!r}; expected digits")
-                self._remaining = int(value)
-            # Django's cookies begin with a space, which is no part of the value (RFC 9110, section 5.5).
-            self._headers.add(name, value.strip(" \t"))
+                self._length = self._remaining = int(value)
+            else:
+                # Django's cookies begin with a space, which is no part of the value (RFC 9110, section 5.5).
+                self._fields.append((name, value.strip(" \t")))
         return self._write
 
     def _write(self, data: bytes) -> None:
@@ -179,7 +189,7 @@ class Call:
 
     def _send(self, data: bytes) -> None:
         """Send a piece of the body, with the head before the first."""
-        headers = self._head_to_send()
+        head = self._head_to_send()
         if not self._has_body:
             data = b""
             self.complete = True
@@ -189,11 +199,11 @@ class Call:
                 data = data[: self._remaining]
             self._remaining -= len(data)
             self.complete = self._remaining == 0
-        if headers is not None and self.complete and len(data) <= MEMORY_LIMIT:
-            self._exchange.respond(self._status, self._reason, headers, data)
+        if head is not None and self.complete and len(data) <= MEMORY_LIMIT:
+            self._exchange.respond(head, data)
             return
-        if headers is not None:
-            self._exchange.start_stream(self._status, self._reason, headers, data)
+        if head is not None:
+            self._exchange.start_stream(head, data)
         else:
             self._exchange.stream(data)
         if self.complete:
@@ -211,34 +221,31 @@ class Call:
         elif self._has_body and self._remaining:
             raise ApplicationError(f"there is no body, but Content-Length is {self._remaining}")
         else:
-            headers = self._head_to_send()
-            assert headers is not None
             if self._has_body:
-                headers["Content-Length"] = "0"
+                self._length = 0
+            head = self._head_to_send()
+            assert head is not None
             self.complete = True
-            self._exchange.respond(self._status, self._reason, headers, b"")
+            self._exchange.respond(head, b"")
 
-    def _head_to_send(self) -> HTTPHeaders | None:
-        """The headers, the first time; None ever after."""
+    def _head_to_send(self) -> ResponseHead | None:
+        """The head, the first time; None ever after."""
         if self._head_sent:
             return None
-        if self._headers is None:
+        if self._fields is None:
             raise ApplicationError("the application sent a body but did not call start_response before")
         self._head_sent = True
-        if self._status == 204:
-            # RFC 9110, section 8.6: not allowed here, though applications give it.
-            self._headers.pop("Content-Length", None)
-        if "Date" not in self._headers:
-            self._headers["Date"] = http_date()
-        if "Server" not in self._headers:
-            self._headers["Server"] = "threadbridge"
-        return self._headers
+        names = {_checked_name(name) for name, _ in self._fields}
+        if "date" not in names:
+            self._fields.append(("Date", http_date()))
+        if "server" not in names:
+            self._fields.append(("Server", "threadbridge"))
+        # RFC 9110, section 8.6: not allowed with 204, though applications give it.
+        return response_head(self._status, self._reason, self._fields, None if self._status == 204 else self._length)
 
     def _announce(self, length: int) -> None:
-        assert self._headers is not None
         if self._status not in (204, 304):
-            self._headers["Content-Length"] = str(length)
-            self._remaining = length
+            self._length = self._remaining = length
 
     def _log_excess(self) -> None:
         logger.error(
@@ -247,8 +254,9 @@ class Call:
         )
 
 
+@functools.lru_cache(maxsize=256)
 def _parse_status(status: str) -> tuple[int, str]:
-    match = _STATUS(status) if isinstance(status, str) else None
+    match = _STATUS(status)
     if match is None:
         raise ApplicationError(
             f"the status is {status!r}; expected three digits from 200 to 599, a space and a reason, such as '200 OK'"
@@ -256,17 +264,14 @@ def _parse_status(status: str) -> tuple[int, str]:
     return int(match[1]), match[2]
 
 
-def _check_header(name: str, value: str) -> None:
-    if not (isinstance(name, str) and isinstance(value, str)):
-        raise ApplicationError(f"header {name!r}: {value!r}; expected a name and a value, both str")
+@functools.lru_cache(maxsize=256)
+def _checked_name(name: str) -> str:
+    """A header's name in small letters; applications use the same few again and again."""
     if not _TOKEN(name):
         raise ApplicationError(f"header name {name!r} is not a token (RFC 9110, section 5.6.2)")
-    if not _FIELD_VALUE(value):
-        raise ApplicationError(
-            f"header {name}: {value!r} has a control character or one beyond latin-1 (RFC 9110, section 5.5)"
-        )
     if name.lower() in _HOP_BY_HOP:
         raise ApplicationError(f"header {name} belongs to the connection, which only the server may speak for")
+    return name.lower()
 
 
 def _checked(chunk: bytes) -> bytes:

@@ -1,0 +1,98 @@
+"""Tornado's `IOStream` for one who is told of all that arrives, and who writes what mostly leaves at once."""
+
+from __future__ import annotations
+
+from asyncio import Future
+from collections.abc import Callable
+from typing import Any
+
+from tornado.ioloop import IOLoop
+from tornado.iostream import IOStream, SSLIOStream, StreamClosedError
+from tornado.log import gen_log
+
+READ_SIZE = 65536
+
+
+class PushStream(IOStream):
+    """An `IOStream` that calls a function with the bytes that arrive, after `receive`. Loop side.
+
+    `IOStream` itself makes a `Future` for each read and each write, and tries to read before it waits; on a connection
+    whose requests and responses fit into one packet each, that costs more than the packets. Without `receive`, and
+    again after ``receive(None, ...)``, it is an ordinary `IOStream`.
+    """
+
+    _on_data: Callable[[bytes], None] | None = None
+    _paused = False
+    _buffer: memoryview
+
+    def receive(self, on_data: Callable[[bytes], None] | None, buffer: memoryview) -> None:
+        """Have ``on_data`` called with what arrives, or, with None, keep it for ``read_bytes`` and its like.
+
+        ``buffer`` is used while reading only, so that all streams of a loop can share one; a read takes no more than
+        its size.
+        """
+        self._on_data = on_data
+        self._buffer = buffer
+        self._paused = False
+        self._add_io_state(IOLoop.READ)
+
+    def pause_reading(self) -> None:
+        """Leave what arrives in the kernel. That the client has left is noticed only after `resume_reading`."""
+        self._paused = True
+
+    def resume_reading(self) -> None:
+        """Go on after `pause_reading`; does nothing without it."""
+        if self._paused:
+            self._paused = False
+            self._add_io_state(IOLoop.READ)
+
+    def send(self, data: bytes | memoryview) -> Future[None] | None:
+        """Write, and give None when all of it has left, or else `write`'s future. Raises `StreamClosedError`."""
+        self._check_closed()
+        if not self.writing():
+            view = memoryview(data)
+            try:
+                sent = self.write_to_fd(view)
+            except BlockingIOError:
+                sent = 0
+            except OSError as error:
+                self.close(exc_info=error)
+                raise StreamClosedError(real_error=error) from error
+            if sent == len(view):
+                return None
+            data = view[sent:]
+        return self.write(data)
+
+    # What follows replaces parts of `IOStream`, whose methods they are.
+
+    def reading(self) -> bool:
+        return super().reading() if self._on_data is None else not self._paused
+
+    def _handle_events(self, fd: Any, events: int) -> None:
+        if self._paused and events & IOLoop.READ and self._state is not None:
+            # Only now, when something has come, is it worth to tell the kernel of the pause.
+            self._state &= ~IOLoop.READ
+            self.io_loop.update_handler(fd, self._state)
+            events &= ~IOLoop.READ
+        if events:
+            super()._handle_events(fd, events)
+
+    def _handle_read(self) -> None:
+        if self._on_data is None:
+            super()._handle_read()
+            return
+        try:
+            size = self.read_from_fd(self._buffer)
+        except OSError as error:
+            if not self._is_connreset(error):
+                gen_log.warning("error on read: %s", error)
+            self.close(exc_info=error)
+            return
+        if size:
+            self._on_data(self._buffer[:size].tobytes())
+        elif size == 0:
+            self.close()
+
+
+class PushSSLStream(SSLIOStream, PushStream):
+    """The same with TLS. A read takes whole records, so that none is left where the kernel does not see it."""
