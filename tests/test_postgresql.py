@@ -22,6 +22,7 @@ from dbutils.pooled_db import PooledDB
 from tests.inprocess import BridgeThread, wait_until
 from tests.processes import Frontend
 from tests.test_cancellation import Application, get
+from threadbridge.current import RunningRequest
 from threadbridge.pool import PoolGuard
 
 
@@ -219,4 +220,20 @@ def test_shared_connections_made_before_the_guard_are_counted_off_once(witness: 
     for connection in (*held, new):
         connection.close()
     assert (pool._connections, pool._shared_cache, len(pool._idle_cache)) == (0, [], 1)
+    pool.close()
+
+
+def test_the_databases_process_list_names_the_request(witness: Witness) -> None:
+    pool = PooledDB(psycopg, maxconnections=1)
+    guard = PoolGuard(pool, tags_queries=True)
+    request = RunningRequest("7f-00002a", None)
+    request.enter()
+    with closing(pool.connection()) as connection, closing(connection.cursor()) as cursor:
+        cursor.execute("SELECT query, pg_backend_pid() FROM pg_stat_activity WHERE pid = pg_backend_pid()")
+        query, number = cursor.fetchone()
+    request.leave()
+    assert query.startswith("/* 7f-00002a */ SELECT query")
+    [statement] = request.statements.latest
+    assert (statement.connection_id, statement.rows) == (number, 1)
+    guard.close()
     pool.close()

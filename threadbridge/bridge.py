@@ -57,6 +57,8 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         likes.
     :param cancel: which requests are cancelled, and their queries stopped, when their clients leave or at the deadline:
         ``safe`` (GET, HEAD and OPTIONS, the default), ``all`` or ``none``.
+    :param tag_queries: have the statements of a request begin with a comment that names it, so that the database's list
+        of processes does too. Default False.
     :param client_key: of the request's headers and the client's address makes the name of the client, whose requests
         take turns with those of others; the default is the address. Called on the loop side.
     :param xheaders: believe a trusted proxy's ``X-Real-IP``, ``X-Forwarded-For``, ``X-Scheme`` and
@@ -83,6 +85,7 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         queue_timeout: float = 30.0,
         deadline: float = 180.0,
         cancel: Literal["safe", "all", "none"] = "safe",
+        tag_queries: bool = False,
         client_key: Callable[[httputil.HTTPHeaders, str], str] | None = None,
         xheaders: bool = False,
         trusted_proxies: Iterable[str] = (),
@@ -97,7 +100,7 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
             raise ValueError(f"deadline={deadline}, queue_timeout={queue_timeout}; give positive numbers of seconds")
         threads = _lane_width(pool, threads)
         self._choice = LaneChoice(lanes, threads=threads, queue=queue, learns=pool is not None)
-        self._guard = _guard(pool, self._asked)
+        self._guard = _guard(pool, self._asked, tag_queries)
         self.application = application
         self.lanes = self._choice.all
         self.exchanges: set[Exchange] = set()
@@ -241,9 +244,9 @@ def _lane_width(pool: object | None, threads: int | None) -> int:
     return size or threads or 0
 
 
-def _guard(pool: object | None, on_ask: Callable[[RunningRequest], None]) -> PoolGuard | None:
+def _guard(pool: object | None, on_ask: Callable[[RunningRequest], None], tags_queries: bool) -> PoolGuard | None:
     if pool is None:
         return None
     from threadbridge.pool import PoolGuard
 
-    return PoolGuard(pool, on_ask)
+    return PoolGuard(pool, on_ask, tags_queries=tags_queries)

@@ -33,6 +33,12 @@ class Database(Protocol):
     def identify(self, connection: Any) -> Any:
         """What `stop` needs to find the connection in its server; read when it is made. Worker side."""
 
+    def number(self, identity: Any) -> int | None:
+        """The connection's number in the database's list of processes, by what `identify` gave. Worker side."""
+
+    def tag(self, connection: Any, comment: Callable[[], str]) -> None:
+        """Have every statement that is sent on the connection begin with what ``comment`` gives then. Worker side."""
+
     def stop(self, connection: Any, identity: Any) -> None:
         """Stop the statement that runs on the connection, if one does. The guard's thread, within a few seconds.
 

@@ -20,6 +20,7 @@ class DriverConnection:
         self._connection = connection
         self._database = database
         self._identity = database.identify(connection)
+        self.number = database.number(self._identity)
         # Asked now: a driver does not answer while another thread uses the connection.
         self._descriptor: int | None = connection.fileno() if hasattr(connection, "fileno") else None
         self._file = None if self._descriptor is None else _file(self._descriptor)

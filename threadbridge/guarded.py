@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from dbutils.steady_db import SteadyDBConnection, SteadyDBCursor
@@ -13,12 +14,18 @@ from dbutils.steady_db import SteadyDBConnection, SteadyDBCursor
 from threadbridge.current import RunningRequest, current_or_none
 from threadbridge.database import Database
 from threadbridge.driver_connection import DriverConnection
+from threadbridge.statements import KEPT_TEXT
 
 logger = logging.getLogger("threadbridge")
+
+# All that may stand in the comment that names a request: nothing ends it, nothing is a parameter's place.
+_NOT_IN_TAG = re.compile(r"[^A-Za-z0-9._:-]")
 
 
 class Guard(Protocol):
     """What a connection needs of the pool guard that has made it."""
+
+    tags_queries: bool
 
     def database_of(self, connection: object) -> Database | None: ...
 
@@ -45,7 +52,7 @@ class Borrow:
         self._over = False
         self._lock = threading.Lock()
 
-    def execute(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def execute(self, method: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Run a statement, unless the request is cancelled. Worker side."""
         with self._lock:
             self._executing = True
@@ -98,12 +105,38 @@ class GuardedCursor(SteadyDBCursor):  # type: ignore[misc]
         self._lease = connection.lease
         super().__init__(connection, *args, **kwargs)
 
+    def execute(self, *args: Any, **kwargs: Any) -> Any:
+        """See `SteadyDBCursor`."""
+        return self._run("execute", args, kwargs)
+
+    def executemany(self, *args: Any, **kwargs: Any) -> Any:
+        """See `SteadyDBCursor`."""
+        return self._run("executemany", args, kwargs)
+
+    def callproc(self, *args: Any, **kwargs: Any) -> Any:
+        """See `SteadyDBCursor`."""
+        return self._run("callproc", args, kwargs)
+
+    def _run(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        method = self._get_tough_method(name)
+        borrow = self._con.borrow_of(current_or_none())
+        if borrow is None:
+            return method(*args, **kwargs)
+        statements = borrow.request.statements
+        statement = statements.begin(_text(name, args, kwargs), self._con.number)
+        try:
+            result = borrow.execute(method, args, kwargs)
+        except BaseException as error:
+            statements.end(statement, error=type(error).__name__)
+            raise
+        statements.end(statement, rows=_rows(self._cursor))
+        return result
+
     def __getattr__(self, name: str) -> Any:
         attribute = super().__getattr__(name)
+        # A driver may have more of them than the DB-API.
         if name.startswith(("execute", "call")):
-            borrow = self._con.borrow_of(current_or_none())
-            if borrow is not None:
-                return lambda *args, **kwargs: borrow.execute(attribute, *args, **kwargs)
+            return lambda *args, **kwargs: self._run(name, args, kwargs)
         return attribute
 
     def close(self) -> None:
@@ -144,6 +177,8 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
         if database is not None:
             try:
                 self._made.append(DriverConnection(made, database))
+                if self.guard.tags_queries:
+                    database.tag(made, _tag)
             except BaseException:
                 made.close()
                 raise
@@ -182,6 +217,11 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
                     return borrow
         return None
 
+    @property
+    def number(self) -> int | None:
+        """Its number in the database's process list, if that is known. Any thread."""
+        return self._made[-1].number if self._made else None
+
     def stop(self) -> None:
         """Stop the statement that runs on it. The stopper's thread. Raises `StopFailed`."""
         for made in list(self._made):
@@ -191,3 +231,24 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
         """Have whoever waits for the database on it fail at once. The stopper's thread."""
         for made in list(self._made):
             made.sever()
+
+
+def _text(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    """What a cursor's method is to execute."""
+    sql = args[0] if args else next(iter(kwargs.values()), "")
+    if isinstance(sql, (bytes, bytearray)):
+        sql = sql[:KEPT_TEXT].decode(errors="replace")
+    # A driver may have objects of its own for statements.
+    return f"CALL {sql}" if name == "callproc" else str(sql)
+
+
+def _rows(cursor: Any) -> int:
+    rows = getattr(cursor, "rowcount", -1)
+    # Drivers say "unknown" in different ways: None, -1 or that as an unsigned number.
+    return rows if isinstance(rows, int) and 0 <= rows < 2**63 else -1
+
+
+def _tag() -> str:
+    """The comment that names the request that this thread serves, with a space behind; "" when it serves none."""
+    request = current_or_none()
+    return "" if request is None else f"/* {_NOT_IN_TAG.sub('', request.id)} */ "

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+import weakref
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from threadbridge.database import ConnectionSettings, StopFailed
@@ -60,6 +61,24 @@ class MySQL:
     def identify(self, connection: Any) -> Identity:
         """See `Database`; costs two round trips for each connection made."""
         return Identity(connection.thread_id(), _server_of(connection))
+
+    def number(self, identity: Identity) -> int:
+        """See `Database`."""
+        return identity.thread_id
+
+    def tag(self, connection: Any, comment: Callable[[], str]) -> None:
+        """See `Database`.
+
+        Where the driver sends the statement: its parameters are in it by then, and what `executemany` has made of it.
+        """
+        # No cycle: a connection that is forgotten is closed at once.
+        kind, this = type(connection), weakref.ref(connection)
+
+        def query(sql: str | bytes, *args: Any, **kwargs: Any) -> Any:
+            tagged = comment() + sql if isinstance(sql, str) else comment().encode() + bytes(sql)
+            return kind.query(this(), tagged, *args, **kwargs)
+
+        connection.query = query
 
     def stop(self, connection: Any, identity: Identity) -> None:
         """See `Database`."""

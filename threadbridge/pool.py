@@ -79,6 +79,7 @@ class PoolGuard:
 
     :param pool: see `pool_size`, which has to be called before.
     :param on_ask: called on the worker side with a request that asks for a connection.
+    :param tags_queries: have a request's statements begin with a comment that names it.
 
     The connections that the pool has ready are closed, to be made again under the guard when they are needed. All state
     is guarded by the pool's own condition, under which nobody waits for the network, but for DBUtils' own code, which
@@ -87,7 +88,13 @@ class PoolGuard:
     Raises ``ValueError`` when the pool has another guard that is not closed.
     """
 
-    def __init__(self, pool: Any, on_ask: Callable[[RunningRequest], None] = lambda request: None) -> None:
+    def __init__(
+        self,
+        pool: Any,
+        on_ask: Callable[[RunningRequest], None] = lambda request: None,
+        *,
+        tags_queries: bool = False,
+    ) -> None:
         self.closed: bool = False
         other = getattr(pool.connection, "__self__", None)
         if isinstance(other, PoolGuard) and not other.closed:
@@ -99,6 +106,7 @@ class PoolGuard:
         self._is_known = self._database is not None
         self._pool = pool
         self._on_ask = on_ask
+        self.tags_queries = tags_queries
         self._stopper = Stopper()
         self._aside = Aside()
         # What each request holds.

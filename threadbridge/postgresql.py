@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from threadbridge.database import StopFailed
@@ -26,10 +26,31 @@ class PostgreSQL:
         self._operational: type[Exception] = module.OperationalError
         self._canceled: type[Exception] = importlib.import_module(f"{driver}.errors").QueryCanceled
 
-    def identify(self, connection: Any) -> None:
-        """See `threadbridge.database.Database`."""
+    def identify(self, connection: Any) -> int:
+        """See `threadbridge.database.Database`; the server's process for the connection."""
+        number: int = connection.info.backend_pid
+        return number
 
-    def stop(self, connection: Any, identity: None) -> None:
+    def number(self, identity: int) -> int:
+        """See `Database`."""
+        return identity
+
+    def tag(self, connection: Any, comment: Callable[[], str]) -> None:
+        """See `Database`; those that are objects of the driver's are left as they are."""
+        base = connection.cursor_factory
+        # psycopg2's connections begin without one.
+        kind: Any = base or importlib.import_module("psycopg2.extensions").cursor
+
+        class TaggingCursor(kind):  # type: ignore[misc]
+            def execute(self, query: Any, *args: Any, **kwargs: Any) -> Any:
+                return super().execute(_tagged(query, comment), *args, **kwargs)
+
+            def executemany(self, query: Any, *args: Any, **kwargs: Any) -> Any:
+                return super().executemany(_tagged(query, comment), *args, **kwargs)
+
+        connection.cursor_factory = TaggingCursor
+
+    def stop(self, connection: Any, identity: int) -> None:
         """See `Database`."""
         if connection.closed:
             return
@@ -58,6 +79,12 @@ class PostgreSQL:
     def cancelled(self) -> Exception:
         """See `Database`."""
         return self._canceled("canceling statement: nobody waits for this request any more")
+
+
+def _tagged(query: Any, comment: Callable[[], str]) -> Any:
+    if isinstance(query, str):
+        return comment() + query
+    return comment().encode() + query if isinstance(query, bytes) else query
 
 
 def _sqlstate(error: BaseException) -> str | None:

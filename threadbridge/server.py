@@ -70,6 +70,7 @@ class Service:
             queue_timeout=settings["queue_timeout"],
             deadline=settings["deadline"],
             cancel=settings["cancel"],
+            tag_queries=settings["tag_queries"],
             client_key=settings["client_key"],
             xheaders=settings["xheaders"],
             trusted_proxies=settings["trusted_proxies"],

@@ -135,6 +135,15 @@ class Settings(TypedDict, total=False):
             "for GET, HEAD and OPTIONS.",
         ),
     ]
+    tag_queries: Annotated[
+        bool,
+        Setting(
+            False,
+            FLAG,
+            "Have the statements of a request begin with a comment, /* ID */, that names it, so that the database's "
+            "list of processes does too.",
+        ),
+    ]
     client_key: Annotated[
         Callable[[HTTPHeaders, str], str] | None,
         Setting(

@@ -8,13 +8,15 @@ from dataclasses import dataclass, field
 
 # A request may run thousands; of those the latest are worth a look.
 KEPT = 50
+# Characters of a statement's text: one may bring megabytes of data with it.
+KEPT_TEXT = 10_000
 
 
 @dataclass(slots=True)
 class Statement:
     """One statement. The worker writes it, anybody reads it.
 
-    :param sql: its text as the application gave it, without its parameters' values.
+    :param sql: its text as the application gave it, without its parameters' values; its beginning if it is very long.
     :param connection_id: the number of the connection in the database's process list, or None where that is unknown.
     :param started: by `time.monotonic`.
     :param ended: by the same clock; 0.0 while it runs.
@@ -43,7 +45,7 @@ class Statements:
 
     def begin(self, sql: str, connection_id: int | None) -> Statement:
         """A statement is given to the database. Worker side."""
-        statement = Statement(sql, connection_id, time.monotonic())
+        statement = Statement(sql[:KEPT_TEXT], connection_id, time.monotonic())
         self.count += 1
         self.latest.append(statement)
         return statement
