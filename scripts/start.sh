@@ -374,7 +374,9 @@ follow_logs() {
     ports=$(started_ports)
     set --
     for port in ${ports:-$FRONTENDS}; do
-        [ ! -e "$logs/app.$port.log" ] || set -- "$@" "$logs/app.$port.log"
+        for log in "$logs/app.$port.log" "$logs/app.$port.access.log"; do
+            [ ! -e "$log" ] || set -- "$@" "$log"
+        done
     done
     [ $# -gt 0 ] || die "there are no logs in $logs yet"
     exec tail -n 20 -F "$@"

@@ -92,8 +92,8 @@ def test_a_service_manager_that_is_gone_does_no_harm(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["size", "time"])
 def test_a_hangup_signal_opens_the_log_file_anew(tmp_path: Path, mode: str) -> None:
-    log = tmp_path / "app.log"
-    with Process(tmp_path, "--port={port}", f"--log_file_prefix={log}", f"--log_rotate_mode={mode}") as server:
+    prefix, log = tmp_path / "app.log", tmp_path / "app.access.log"
+    with Process(tmp_path, "--port={port}", f"--log_file_prefix={prefix}", f"--log_rotate_mode={mode}") as server:
         requests.get(f"{server.url}/before", timeout=10)
         wait_until(lambda: "GET /before" in log.read_text(), "the log is written")
         subprocess.run(["mv", log, f"{log}.1"], check=True)

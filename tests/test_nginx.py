@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import subprocess
 import threading
@@ -125,7 +126,8 @@ def test_frontend_learns_the_clients_address_scheme_and_host(
     with socket.create_connection(("127.0.0.1", nginx.port), 10, source_address=("127.0.0.9", 0)) as client:
         client.sendall(
             b"GET /query/?report=orders HTTP/1.1\r\nHost: shop.example:81\r\nConnection: close\r\n"
-            b"X-Real-IP: 8.8.8.8\r\nX-Forwarded-For: 8.8.8.8\r\nX-Scheme: https\r\nX-Forwarded-Proto: https\r\n\r\n"
+            b"X-Real-IP: 8.8.8.8\r\nX-Forwarded-For: 8.8.8.8\r\nX-Scheme: https\r\nX-Forwarded-Proto: https\r\n"
+            b"X-Request-ID: 8\r\n\r\n"
         )
         assert client.makefile("rb").read().endswith(b"hello")
     [request] = frontends[0].seen + frontends[1].seen
@@ -135,6 +137,7 @@ def test_frontend_learns_the_clients_address_scheme_and_host(
     assert request.headers["X-Forwarded-For"] == "8.8.8.8, 127.0.0.9"
     assert request.headers["X-Scheme"] == "http"
     assert request.headers["X-Forwarded-Proto"] == "http"
+    assert re.fullmatch("[0-9a-f]{32}", request.headers["X-Request-ID"]), "one of nginx's own making"
 
 
 def test_connections_to_the_frontends_are_kept(

@@ -123,4 +123,5 @@ def test_logs_go_where_they_always_went(tmp_path: Path) -> None:
         assert requests.get(server.url, timeout=10).status_code == 200
         assert f"Serving on {server.url}/" in server.output()
         assert server.stop() == 0
-    assert '"GET / HTTP/1.1" 200 ' in log.read_text()
+    assert '"GET / HTTP/1.1" 200 ' in (tmp_path / "app.access.log").read_text()
+    assert "stopped, every request is answered" in log.read_text() and "GET /" not in log.read_text()

@@ -102,7 +102,7 @@ def test_the_service_is_ready_when_it_says_so_and_its_limits_suffice(mariadb: di
             assert manager.recv(4096).startswith(b"READY=1\n")
             assert requests.get(server.url, timeout=10).status_code == 200
             assert server.stop() == 0
-    assert "200 GET / " in (tmp_path / f"app.{port}.log").read_text()
+    assert '"GET / HTTP/1.1" 200 ' in (tmp_path / f"app.{port}.access.log").read_text()
 
 
 class Rotation:
@@ -143,7 +143,7 @@ class Rotation:
 def test_logs_are_rotated_and_no_line_is_lost(tmp_path: Path) -> None:
     rotation = Rotation(tmp_path)
     port = free_port()
-    log = tmp_path / f"app.{port}.log"
+    log, access_log = tmp_path / f"app.{port}.log", tmp_path / f"app.{port}.access.log"
     with Frontend(command(port, tmp_path), port=port) as server:
         rotation.configure(server.process.pid)
 
@@ -152,15 +152,15 @@ def test_logs_are_rotated_and_no_line_is_lost(tmp_path: Path) -> None:
 
         ask(1)
         assert "rotating pattern" in rotation.run("--debug")
-        wait_until(lambda: "?1 " in log.read_text(), "the request is logged")
+        wait_until(lambda: "?1 " in access_log.read_text(), "the request is logged")
         for number in (2, 3):
             rotation.run("--force")
             wait_until(lambda: log.exists() and "opened anew" in log.read_text(), "the log is opened anew")
             ask(number)
             # An answer may arrive before its line is written.
-            wait_until(lambda mark=f"?{number} ": mark in log.read_text(), "the request is logged")  # type: ignore[misc]
+            wait_until(lambda mark=f"?{number} ": mark in access_log.read_text(), "logged")  # type: ignore[misc]
         assert server.stop() == 0
-    before = (tmp_path / f"app.{port}.log.1").read_text()
-    with gzip.open(tmp_path / f"app.{port}.log.2.gz", "rt") as file:
+    before = Path(f"{access_log}.1").read_text()
+    with gzip.open(f"{access_log}.2.gz", "rt") as file:
         oldest = file.read()
-    assert [re.findall(r"\?(\d) ", text) for text in (oldest, before, log.read_text())] == [["1"], ["2"], ["3"]]
+    assert [re.findall(r"\?(\d) ", text) for text in (oldest, before, access_log.read_text())] == [["1"], ["2"], ["3"]]

@@ -79,7 +79,8 @@ def test_whole_life_with_an_embedded_database(installation: Installation) -> Non
     assert stat.S_IMODE(password.stat().st_mode) == 0o600
     assert not any(password.read_text() in line for line in installation.processes())
     for port in installation.ports:
-        assert "200 GET /query/" in (installation.directory / "logs" / f"app.{port}.log").read_text()
+        log = installation.directory / "logs" / f"app.{port}.access.log"
+        wait_until(lambda log=log: '"GET /query/' in log.read_text())  # type: ignore[misc]
 
     assert installation.run() == f"The frontends run already, on ports {first} {second}: nothing to do\n"
     assert installation.pids() == pids

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import time
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
 from tornado.log import access_log
 
 from threadbridge.telemetry import Record
 
-# As `time.strftime` writes them only where the locale is English.
+# What `time.strftime` makes of %b where the locale is English.
 MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 
@@ -20,6 +23,12 @@ class AccessLines:
         self.records = records
 
     def __str__(self) -> str:
+        return self._text
+
+    # Each is asked for twice by handlers that look for the size of their file before they write.
+
+    @functools.cached_property
+    def _text(self) -> str:
         lines = []
         second, stamp = 0, ""
         for record in self.records:
@@ -29,33 +38,14 @@ class AccessLines:
             lines.append(_line(record, stamp))
         return "\n".join(lines)
 
-    def objects(self) -> list[dict[str, object]]:
-        """The same for programs: the fields of each request by name, times in milliseconds."""
-        return [
-            {
-                "request_id": record.id,
-                "client": record.client,
-                "method": record.method,
-                "target": record.target,
-                "version": record.version,
-                "status": record.status,
-                "sent": record.sent,
-                "referer": record.referer,
-                "user_agent": record.user_agent,
-                "lane": record.lane,
-                "wait_ms": round(1000 * record.wait, 1),
-                "run_ms": round(1000 * record.run, 1),
-                "database_ms": round(1000 * record.database, 1),
-                "total_ms": round(1000 * record.total, 1),
-                "statements": record.statements,
-                "ending": record.ending,
-            }
-            for record in self.records
-        ]
+    @functools.cached_property
+    def json(self) -> str:
+        """The same for programs: an object a line."""
+        return "\n".join(json.dumps(_fields(record)) for record in self.records)
 
 
 def write(records: Sequence[Record]) -> None:
-    """Log these requests, in one record of the logger ``tornado.access``. A reader of the telemetry."""
+    """Log these requests, in one record of the logger ``tornado.access``. A reader of the telemetry. Loop side."""
     access_log.info(AccessLines(records))
 
 
@@ -69,8 +59,13 @@ def escaped(text: str) -> str:
     )
 
 
+def iso_time(seconds: float) -> str:
+    """A time since 1970 as ISO 8601 and RFC 3339 have it, in UTC, to the millisecond. Any thread."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
+
+
 def _line(record: Record, stamp: str) -> str:
-    request = f"{record.method} {record.target} {record.version}" if record.method else "-"
+    request = f"{record.method} {record.target} {record.version}".strip() or "-"
     referer, agent = record.referer or "-", record.user_agent or "-"
     if not _is_plain(request + referer + agent):
         request, referer, agent = escaped(request), escaped(referer), escaped(agent)
@@ -79,6 +74,30 @@ def _line(record: Record, stamp: str) -> str:
         f"id={record.id or '-'} lane={record.lane or '-'} wait={1000 * record.wait:.1f} run={1000 * record.run:.1f} "
         f"database={1000 * record.database:.1f} ending={record.ending}"
     )
+
+
+def _fields(record: Record) -> dict[str, object]:
+    return {
+        "time": iso_time(record.started_at + record.total),
+        "level": "info",
+        "logger": access_log.name,
+        "request_id": record.id,
+        "client": record.client,
+        "method": record.method,
+        "target": record.target,
+        "version": record.version,
+        "status": record.status,
+        "sent": record.sent,
+        "referer": record.referer,
+        "user_agent": record.user_agent,
+        "lane": record.lane,
+        "wait_ms": round(1000 * record.wait, 1),
+        "run_ms": round(1000 * record.run, 1),
+        "database_ms": round(1000 * record.database, 1),
+        "total_ms": round(1000 * record.total, 1),
+        "statements": record.statements,
+        "ending": record.ending,
+    }
 
 
 def _is_plain(text: str) -> bool:

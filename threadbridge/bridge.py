@@ -61,8 +61,8 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         of processes does too. Default False.
     :param client_key: of the request's headers and the client's address makes the name of the client, whose requests
         take turns with those of others; the default is the address. Called on the loop side.
-    :param xheaders: believe a trusted proxy's ``X-Real-IP``, ``X-Forwarded-For``, ``X-Scheme`` and
-        ``X-Forwarded-Proto``. Default False.
+    :param xheaders: believe a trusted proxy's ``X-Real-IP``, ``X-Forwarded-For``, ``X-Scheme``,
+        ``X-Forwarded-Proto`` and ``X-Request-ID``. Default False.
     :param trusted_proxies: addresses and networks, beside loopback and Unix sockets, that are such proxies.
     :param spool_size: bytes that large bodies in both directions may take of the disk together. Default 8 GiB.
     :param access_log: log each request, at the level INFO of the logger ``tornado.access``. Default True.
@@ -129,7 +129,10 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
     def admit(self, exchange: Exchange) -> None:
         """Give an exchange whose head is known its client's address and its lane, and count it."""
         peer = _peer(exchange.connection.context)
-        exchange.peer = self._forwarded.client_of(peer, exchange.headers) if self._forwarded else peer
+        exchange.peer = peer
+        if self._forwarded is not None:
+            exchange.peer = self._forwarded.client_of(peer, exchange.headers)
+            exchange.id = self._forwarded.request_id_of(peer, exchange.headers) or exchange.id
         address = exchange.peer.address
         exchange.client = address if self._client_key is None else self._key_of(exchange, self._client_key)
         line = exchange.start_line
@@ -191,13 +194,13 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         self._watch.ended(exchange)
         self.telemetry.finished(exchange)
 
-    def refused(self, context: Any, start_line: httputil.RequestStartLine | None, status: int, sent: int) -> None:
+    def refused(self, context: Any, request_line: str, status: int, sent: int) -> None:
         """The server has refused what a client sent, and no exchange came of it; called by `HTTPServer`.
 
-        :param start_line: None when not so much of it was understood.
+        :param request_line: as far as it has come.
         :param sent: bytes of the answer's body.
         """
-        self.telemetry.refused(_peer(context).address, start_line or ("", "", ""), status, sent)
+        self.telemetry.refused(_peer(context).address, request_line, status, sent)
 
     def close(self) -> None:
         """Answer nobody any more: nothing that waits is run, what runs is cancelled, and the threads end."""

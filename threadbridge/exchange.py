@@ -109,6 +109,7 @@ class Exchange(httputil.HTTPMessageDelegate):
     """
 
     def __init__(self, bridge: Dispatcher, hop: Hop, connection: Connection) -> None:
+        # The bridge gives it the one that a trusted proxy has made, if there is one.
         self.id = f"{os.getpid():x}-{next(_numbers):06x}"
         self.state = State.RECEIVING
         self.started = time.monotonic()
@@ -377,7 +378,7 @@ class Exchange(httputil.HTTPMessageDelegate):
 
     def _answer_plainly(self, status: HTTPStatus, headers: dict[str, str]) -> None:
         body = f"{status.value} {status.phrase}: {status.description}\n".encode()
-        fields = (*headers.items(), ("Content-Type", "text/plain; charset=utf-8"))
+        fields = (*headers.items(), ("Content-Type", "text/plain; charset=utf-8"), ("X-Request-ID", self.id))
         head = response_head(status.value, status.phrase, fields, len(body))
         self._write_head(head, b"" if self.is_head else body)
         self.connection.finish()

@@ -1,15 +1,19 @@
-"""Who sent a request, and by which scheme: what a proxy says counts only when the proxy is trusted."""
+"""Who sent a request, by which scheme and under which id: what a proxy says counts only when the proxy is trusted."""
 
 from __future__ import annotations
 
 import functools
 import ipaddress
+import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
 from tornado.httputil import HTTPHeaders
 
 LOOPBACK = ("127.0.0.0/8", "::1")
+
+# UUIDs and nginx's $request_id among them; nothing that means something in SQL, in a URL, to a shell or to a terminal.
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}").fullmatch
 
 
 class Peer(NamedTuple):
@@ -20,7 +24,9 @@ class Peer(NamedTuple):
 
 
 class ForwardedHeaders:
-    """Reads ``X-Real-IP``, ``X-Forwarded-For``, ``X-Scheme`` and ``X-Forwarded-Proto`` of trusted proxies.
+    """Reads what trusted proxies say of a request.
+
+    That is ``X-Real-IP``, ``X-Forwarded-For``, ``X-Scheme``, ``X-Forwarded-Proto`` and ``X-Request-ID``.
 
     :param trusted_proxies: IP addresses and networks (``10.0.0.0/8``) beside loopback whose word is taken. A peer on a
         Unix socket is trusted: the permissions of the socket have let it in.
@@ -59,6 +65,11 @@ class ForwardedHeaders:
             address if address and _parse_ip(address) else peer.address,
             scheme if scheme in ("http", "https") else peer.scheme,
         )
+
+    def request_id_of(self, peer: Peer, headers: HTTPHeaders) -> str:
+        """The ``X-Request-ID`` that a trusted proxy has given; "" without one that is fit for logs and addresses."""
+        request_id = headers.get("X-Request-ID", "")
+        return request_id if _REQUEST_ID(request_id) and self._is_trusted(peer.address) else ""
 
     def _nearest_untrusted(self, forwarded_for: str | None) -> str | None:
         if not forwarded_for:

@@ -62,7 +62,7 @@ class Server(Protocol):
 
     def on_close(self, server_conn: object) -> None: ...
 
-    def refused(self, context: Any, start_line: RequestStartLine | None, status: int, sent: int) -> None: ...
+    def refused(self, context: Any, request_line: str, status: int, sent: int) -> None: ...
 
 
 class HTTP1Connection(HTTPConnection):
@@ -194,7 +194,7 @@ class HTTP1Connection(HTTPConnection):
             self._deliver(self._delegate.on_connection_close)
             self._delegate = None
         else:
-            self._server.refused(self.context, self._requests[0].start_line, error.status.value, len(body))
+            self._server.refused(self.context, self._parser.request_line, error.status.value, len(body))
         fields = (("Content-Type", "text/plain; charset=utf-8"), ("Date", http_date()), ("Connection", "close"))
         head = response_head(error.status.value, error.status.phrase, fields, len(body))
         self._head_written = self._finished = True

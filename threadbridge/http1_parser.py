@@ -16,6 +16,8 @@ _ABSOLUTE_FORM = re.compile(r"https?://([^/?]+)(.*)", re.IGNORECASE).fullmatch
 
 # As many as Apache's LimitRequestFields and gunicorn's limit_request_fields.
 MAX_HEADERS = 100
+# How much of a request line that is refused is worth a place in the log.
+LOGGED = 1000
 # llhttp puts no limit on chunk extensions and trailers. Chunks of one byte need five bytes of framing each; beyond
 # sixteen somebody sends framing for its own sake (Go's net/http draws the line there too).
 FRAMING_PER_BYTE = 16
@@ -136,6 +138,11 @@ class RequestParser:
             self.on_message_begin()
         assert self._request is not None
         self._request.error = error
+
+    @property
+    def request_line(self) -> str:
+        """What has come of the first line of the head that is being received, up to a bound: for the log only."""
+        return self._head[:LOGGED].removeprefix(b"\r\n").partition(b"\r\n")[0].decode("latin-1")
 
     def resume(self) -> None:
         """Go on with HTTP behind a request with ``Upgrade`` that was answered like any other."""

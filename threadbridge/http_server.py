@@ -9,7 +9,6 @@ from typing import Any
 
 from tornado.httpserver import HTTPServer as TornadoHTTPServer
 from tornado.httpserver import _HTTPRequestContext
-from tornado.httputil import RequestStartLine
 from tornado.iostream import IOStream
 from tornado.netutil import ssl_wrap_socket
 
@@ -89,10 +88,10 @@ class HTTPServer(TornadoHTTPServer):
         if not self._open:
             self._all_closed.set()
 
-    def refused(self, context: Any, start_line: RequestStartLine | None, status: int, sent: int) -> None:
+    def refused(self, context: Any, request_line: str, status: int, sent: int) -> None:
         """Tell a `Bridge` of a request that was refused before it began; called by its connection."""
         if isinstance(self.request_callback, Bridge):
-            self.request_callback.refused(context, start_line, status, sent)
+            self.request_callback.refused(context, request_line, status, sent)
 
     @property
     def connections(self) -> int:

@@ -1,24 +1,105 @@
-"""The process's log files. Loop side, or before the loop runs."""
+"""The process's logs: where they go, and what their lines look like."""
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 from types import SimpleNamespace
 
-from tornado.log import enable_pretty_logging
+from tornado.log import LogFormatter, access_log, enable_pretty_logging
 
+from threadbridge.access_log import AccessLines, iso_time
+from threadbridge.current import current_or_none
 from threadbridge.settings import CommandLineSettings
+from threadbridge.slow_log import SlowRequest
 
 logger = logging.getLogger("threadbridge")
 
+FORMAT = "%(color)s[%(levelname)1.1s %(asctime)s %(module)s:%(lineno)d%(in_request)s]%(end_color)s %(message)s"
+
 
 def set_up_logging(settings: CommandLineSettings) -> None:
-    """Have the root logger log as the settings say. Raises ``OSError`` when the log file cannot be opened."""
+    """Have the root logger log as the settings say. Raises ``OSError`` when a log file cannot be opened.
+
+    With a log file the lines of the access log, which programs read, have one of their own beside it.
+    """
     enable_pretty_logging(SimpleNamespace(**settings))
+    if settings["log_file_prefix"] and settings["access_log"]:
+        _separate_access_log(settings)
+    for handler in [*logging.root.handlers, *access_log.handlers]:
+        handler.addFilter(RequestIds())
+        is_file = isinstance(handler, logging.FileHandler)
+        handler.setFormatter(JSONFormatter() if settings["log_json"] else TextFormatter(FORMAT, color=not is_file))
+
+
+def access_log_path(log_file_prefix: str) -> str:
+    """The file of the access log, beside the log file: ``app.access.log`` for ``app.log``. Either side."""
+    root, extension = os.path.splitext(log_file_prefix)
+    return f"{root if extension == '.log' else log_file_prefix}.access.log"
+
+
+def _separate_access_log(settings: CommandLineSettings) -> None:
+    for handler in logging.root.handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.addFilter(lambda record: not isinstance(record.msg, AccessLines))
+    path = access_log_path(settings["log_file_prefix"] or "")
+    enable_pretty_logging(SimpleNamespace(**{**settings, "log_file_prefix": path, "log_to_stderr": False}), access_log)
+    for handler in access_log.handlers:
+        # Tornado's own handlers, such as WebSockets, log there too, in another format.
+        handler.addFilter(lambda record: isinstance(record.msg, AccessLines))
+
+
+class RequestIds(logging.Filter):
+    """Gives each log record the attribute ``request_id``: of the request that the thread serves, or "".
+
+    For handlers of your own, such as one with the format ``%(request_id)s %(message)s``. Any thread.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """See `logging.Filter`."""
+        if not hasattr(record, "request_id"):
+            request = current_or_none()
+            record.request_id = request.id if request is not None else ""
+        return True
+
+
+class TextFormatter(LogFormatter):
+    """Tornado's lines, with the request's id in their heads; lines of the access log stand bare. Any thread."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See `logging.Formatter`."""
+        if isinstance(record.msg, AccessLines):
+            return str(record.msg)
+        request_id = getattr(record, "request_id", "")
+        record.in_request = f" {request_id}" if request_id else ""
+        return super().format(record)
+
+
+class JSONFormatter(logging.Formatter):
+    """A JSON object for each line; of an access log's record, one for each request. Any thread."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See `logging.Formatter`."""
+        if isinstance(record.msg, AccessLines):
+            return record.msg.json
+        fields: dict[str, object] = {
+            "time": iso_time(record.created),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "request_id": getattr(record, "request_id", ""),
+        }
+        if isinstance(record.msg, SlowRequest):
+            fields |= {"message": "slow request", **record.msg.fields()}
+        else:
+            fields |= {"message": record.getMessage(), "place": f"{record.module}:{record.lineno}"}
+        if record.exc_info:
+            fields["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(fields)
 
 
 def reopen_log_files() -> None:
-    """Go on in new files if the log files have been moved away, as logrotate does.
+    """Go on in new files if the log files have been moved away, as logrotate does. Loop side.
 
     A file that cannot be opened is logged, and its handler goes on with the old one.
     """

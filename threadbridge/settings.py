@@ -193,8 +193,8 @@ class Settings(TypedDict, total=False):
         Setting(
             False,
             FLAG,
-            "Believe X-Real-IP, X-Forwarded-For, X-Scheme and X-Forwarded-Proto when they come from loopback, from a "
-            "Unix socket or from a trusted proxy.",
+            "Believe X-Real-IP, X-Forwarded-For, X-Scheme, X-Forwarded-Proto and X-Request-ID when they come from "
+            "loopback, from a Unix socket or from a trusted proxy.",
         ),
     ]
     trusted_proxies: Annotated[
@@ -297,7 +297,12 @@ class CommandLineSettings(Settings, total=False):
     ]
     log_file_prefix: Annotated[
         str | None,
-        Setting(None, PATH, "The log file, one for each process; SIGHUP opens it anew. Rotated files get suffixes."),
+        Setting(
+            None,
+            PATH,
+            "The log file, one for each process. SIGHUP opens it anew; rotated files get suffixes. Lines of the access "
+            "log go to a file beside it: app.access.log for app.log.",
+        ),
     ]
     log_file_max_size: Annotated[
         int,

@@ -75,6 +75,7 @@ class SlowRequest:
     def _text(self, statement: Statement) -> str:
         sql = statement.sql[: 2 * LONGEST]
         sql = sql if self._shows_values else masked(sql)
+        sql = "".join(character if character.isprintable() else " " for character in sql)
         sql = " ".join(sql.split())
         return sql if len(sql) <= LONGEST else f"{sql[:LONGEST]}..."
 

@@ -24,7 +24,7 @@ class Record(NamedTuple):
     :param id: its name in all logs; "" for one that was refused before it was a request.
     :param client: the client's address, "" on a Unix socket.
     :param target: path and query, as the client sent them.
-    :param version: the protocol's, such as ``HTTP/1.1``; with ``method`` and ``target``, "" when none was understood.
+    :param version: the protocol's, such as ``HTTP/1.1``; of what was refused, as ``method`` and ``target``, unchecked.
     :param ending: the value of its `State`.
     :param lane: the lane's name; "" for one that was refused.
     :param sent: bytes of the response's body that were given to the connection.
@@ -86,9 +86,10 @@ class Telemetry:
         """An exchange has ended."""
         self._add(exchange)
 
-    def refused(self, client: str, start_line: tuple[str, str, str], status: int, sent: int) -> None:
+    def refused(self, client: str, request_line: str, status: int, sent: int) -> None:
         """The server has refused what came before it was an exchange."""
-        method, target, version = start_line
+        method, _, rest = request_line.partition(" ")
+        target, _, version = rest.rpartition(" ")
         nothing = (0.0, 0.0, 0.0, 0.0, 0)
         times = (time.time(), time.monotonic())
         self._add(

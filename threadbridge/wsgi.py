@@ -240,6 +240,8 @@ class Call:
             self._fields.append(("Date", http_date()))
         if "server" not in names:
             self._fields.append(("Server", "threadbridge"))
+        if "x-request-id" not in names:
+            self._fields.append(("X-Request-ID", self._exchange.id))
         # RFC 9110, section 8.6: not allowed with 204, though applications give it.
         return response_head(self._status, self._reason, self._fields, None if self._status == 204 else self._length)
 
