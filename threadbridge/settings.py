@@ -244,15 +244,6 @@ class Settings(TypedDict, total=False):
             "in place of each. Values that the application gives to the driver apart from the text are in no log.",
         ),
     ]
-    tag_queries: Annotated[
-        bool,
-        Setting(
-            False,
-            FLAG,
-            "Put each request's id as a comment into its SQL statements, so that the database's process list and its "
-            "logs name the request.",
-        ),
-    ]
 
 
 class CommandLineSettings(Settings, total=False):
