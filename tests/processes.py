@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -65,7 +66,7 @@ class Frontend:
         # A file and no pipe: a pipe that nobody empties would block the server.
         self._output = os.memfd_create("output")
 
-    def __enter__(self) -> Frontend:
+    def __enter__(self) -> Self:
         self.start()
         return self
 

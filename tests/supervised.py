@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import http.client
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from pathlib import Path
 
 from tests.inprocess import wait_until
@@ -24,7 +24,7 @@ class Supervised(Process):
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
         return {int(pid) for pid in children.split()}
 
-    def wait_for_both(self, without: set[int] = frozenset()) -> set[int]:  # type: ignore[assignment]
+    def wait_for_both(self, without: Set[int] = frozenset()) -> Set[int]:
         """Return as soon as two processes answer that are not these; gives their pids."""
         seen: set[int] = set()
 
@@ -74,5 +74,3 @@ def is_gone(pid: int) -> bool:
 def said(server: Process, *words: str) -> Callable[[], bool]:
     """Whether a line with all these words is in the server's output."""
     return lambda: any(all(word in line for word in words) for line in server.output().splitlines())
-
-

@@ -51,7 +51,8 @@ def test_samples_of_equal_name_and_labels_are_added_up() -> None:
 
 
 def test_one_page_stays_as_it_is_and_none_is_empty() -> None:
-    assert merge([of_process(3)]) == of_process(3)
+    page = of_process(3)
+    assert merge([page]) == page
     assert merge([]) == b""
 
 
