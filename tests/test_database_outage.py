@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import secrets
 import socket
 import threading
 import time
@@ -22,7 +23,9 @@ from tests.databases import Witness, connect_settings, kill_server, line_to, sta
 from tests.inprocess import BridgeThread, wait_until
 from tests.processes import Frontend, private_mariadb
 from threadbridge import current
+from threadbridge.current import RunningRequest
 from threadbridge.mysql import MySQL
+from threadbridge.pool import PoolGuard
 
 CONNECTIONS = 4
 
@@ -170,6 +173,51 @@ def test_a_request_cancelled_during_an_outage_is_free_at_once(
         start_server(own_mariadb)
         assert [record.getMessage() for record in own_records(caplog)][1:] == []
     pool.close()
+
+
+@pytest.mark.parametrize("marks", [True, False])
+def test_a_kill_meant_for_a_server_that_is_gone_hits_nobody_on_the_next(
+    own_mariadb: dict[str, str], monkeypatch: pytest.MonkeyPatch, marks: bool
+) -> None:
+    witness = Witness(own_mariadb)
+    if not marks:
+        monkeypatch.setattr(secrets, "token_hex", lambda size: "taken")
+        witness.rows("SELECT GET_LOCK('threadbridge-taken', 0)")
+    pool = PooledDB(MySQLdb, maxconnections=1, **connect_settings(own_mariadb))
+    guard = PoolGuard(pool)
+    request = RunningRequest("test", None)
+    request.enter()
+    connection = pool.connection()
+    number = connection.number
+    if not marks:
+        wait_until(lambda: int(witness.rows("SHOW STATUS LIKE 'Uptime'")[0][1]) > 2, "seconds tell the servers apart")
+    kill_server(own_mariadb)
+    start_server(own_mariadb)
+    others: list[Any] = []
+    while not others or others[-1].thread_id() < number:
+        others.append(MySQLdb.connect(**connect_settings(own_mariadb)))
+    assert others[-1].thread_id() == number, "another connection has the same thread id"
+    answers: list[Any] = []
+
+    def sleep() -> None:
+        cursor = others[-1].cursor()
+        cursor.execute("SELECT SLEEP(0.5)")
+        answers.append(cursor.fetchone())
+
+    thread = threading.Thread(target=sleep)
+    thread.start()
+    witness = Witness(own_mariadb)
+    witness.wait_for("SLEEP(0.5)")
+    request.cancelled = True
+    assert connection.borrows[0].stop() is False
+    thread.join()
+    assert answers == [(0,)]
+    assert witness.kills == 0
+    connection.close()
+    request.leave()
+    guard.close()
+    for other in (*others, witness.connection):
+        other.close()
 
 
 # A network that swallows everything.

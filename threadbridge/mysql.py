@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import secrets
 import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -20,7 +22,10 @@ STATEMENT_ERRORS = frozenset({1317, 1969, 3024})
 OUTAGE_ERRORS = frozenset({2002, 2003, 2005, 2006, 2013, 2055, 1040, 1203, 1053, 1927})
 ER_NO_SUCH_THREAD = 1094
 
-_SERVER = "SELECT CONCAT_WS('|', @@hostname, @@port, @@server_id, @@pid_file), UNIX_TIMESTAMP()"
+_NAME = "CONCAT_WS('|', @@hostname, @@port, @@server_id, @@pid_file)"
+_MARK = f"SELECT GET_LOCK(%s, 0), {_NAME}"
+_MARKED = "SELECT IS_USED_LOCK(%s)"
+_SERVER = f"SELECT {_NAME}, UNIX_TIMESTAMP()"
 _UPTIME = "SHOW STATUS LIKE 'Uptime'"
 
 
@@ -37,10 +42,16 @@ class Server(NamedTuple):
 
 
 class Identity(NamedTuple):
-    """A connection's thread id, and which server has given it."""
+    """A connection's thread id, and which server has given it.
+
+    The mark is a lock of a name that nobody else has, which the connection holds as long as it lives: only the server
+    process that it leads to can say whose it is. Where the server refuses such locks, as some clusters do, it is "" and
+    the second in which the server was started has to do.
+    """
 
     thread_id: int
     server: Server
+    mark: str
 
 
 class MySQL:
@@ -59,8 +70,13 @@ class MySQL:
         self._control_server = Server("", 0)
 
     def identify(self, connection: Any) -> Identity:
-        """See `Database`; costs two round trips for each connection made."""
-        return Identity(connection.thread_id(), _server_of(connection))
+        """See `Database`; costs one round trip for each connection made."""
+        mark = f"threadbridge-{secrets.token_hex(16)}"
+        with contextlib.suppress(self._error):
+            is_held, name = _row(connection, _MARK, mark)
+            if is_held:
+                return Identity(connection.thread_id(), Server(str(name), 0), mark)
+        return Identity(connection.thread_id(), _server_of(connection), "")
 
     def number(self, identity: Identity) -> int:
         """See `Database`."""
@@ -107,19 +123,28 @@ class MySQL:
         self._control_server = _server_of(self._control)
 
     def _kill(self, identity: Identity) -> None:
-        if identity.server.is_before(self._control_server):
-            # The query has ended with its server.
+        number = self._find(identity)
+        if number is None:
+            # The query has ended with its connection.
             return
-        if self._control_server.name != identity.server.name or self._control_server.is_before(identity.server):
-            raise StopFailed(f"the control connection came to {self._control_server}, not to {identity.server}")
         cursor = self._control.cursor()
         try:
-            cursor.execute("KILL QUERY %s", (identity.thread_id,))
+            cursor.execute("KILL QUERY %s", (number,))
         except self._operational as error:
             if error.args[:1] != (ER_NO_SUCH_THREAD,):
                 raise
         finally:
             cursor.close()
+
+    def _find(self, identity: Identity) -> int | None:
+        """The connection's thread id, on the control connection's server; None if it is not there any more."""
+        server = self._control_server
+        if server.name != identity.server.name or (not identity.mark and server.is_before(identity.server)):
+            raise StopFailed(f"the control connection came to {server}, not to {identity.server}")
+        if identity.mark:
+            [number] = _row(self._control, _MARKED, identity.mark)
+            return None if number is None else int(number)
+        return None if identity.server.is_before(server) else identity.thread_id
 
     def _drop_control(self) -> None:
         control, self._control = self._control, None
@@ -145,10 +170,10 @@ def _server_of(connection: Any) -> Server:
     return Server(str(name), int(now) - int(uptime))
 
 
-def _row(connection: Any, sql: str) -> tuple[Any, ...]:
+def _row(connection: Any, sql: str, *parameters: str) -> tuple[Any, ...]:
     cursor = connection.cursor()
     try:
-        cursor.execute(sql)
+        cursor.execute(sql, parameters or None)
         row = cursor.fetchone()
     finally:
         cursor.close()
