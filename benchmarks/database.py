@@ -1,8 +1,9 @@
-"""A look at which of the slow queries run on a database server."""
+"""The private database beside the servers: the table they read, and a look at which slow queries run."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,16 +18,29 @@ class Sleeping(NamedTuple):
     milliseconds: float
 
 
+def connect(variables: Mapping[str, str]) -> Any:
+    """A connection beside the application's pool; each statement is committed at once."""
+    return MySQLdb.connect(
+        unix_socket=variables["MYSQL_UNIX_SOCKET"],
+        user=variables["MYSQL_USER"],
+        password=Path(variables["MYSQL_PASSWORD_FILE"]).read_text(encoding="utf-8").strip(),
+        database=variables["MYSQL_DATABASE"],
+        autocommit=True,
+    )
+
+
+def fill(variables: Mapping[str, str]) -> None:
+    """Make the table that the short query reads."""
+    with closing(connect(variables)) as connection, closing(connection.cursor()) as cursor:
+        cursor.execute("CREATE OR REPLACE TABLE words (id INT PRIMARY KEY, word VARCHAR(20) NOT NULL)")
+        cursor.execute("INSERT INTO words SELECT seq, CONCAT('word ', seq) FROM seq_1_to_1000")
+
+
 class ProcessList:
     """The database's own list of what it does, read on a connection beside the application's pool."""
 
     def __init__(self, variables: Mapping[str, str]) -> None:
-        self._connection: Any = MySQLdb.connect(
-            unix_socket=variables["MYSQL_UNIX_SOCKET"],
-            user=variables["MYSQL_USER"],
-            password=Path(variables["MYSQL_PASSWORD_FILE"]).read_text(encoding="utf-8").strip(),
-            autocommit=True,
-        )
+        self._connection = connect(variables)
 
     def sleeping(self) -> list[Sleeping]:
         """The queries of the report ``wait`` that run at this moment."""

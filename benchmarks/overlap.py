@@ -16,7 +16,7 @@ from contextlib import closing
 from pathlib import Path
 
 from benchmarks.database import ProcessList
-from benchmarks.servers import TITLES, command
+from benchmarks.servers import command
 from benchmarks.timeline import Bar, Panel, picture
 from tests.processes import ROOT, Frontend, private_mariadb
 
@@ -31,9 +31,9 @@ IDEAL_MEDIAN = statistics.median(SECONDS * (number // CONNECTIONS + 1) for numbe
 
 # From the old wrapper to the new one; the bridge is started by the command that its users know.
 COMMANDS = {
-    TITLES["wsgicontainer"]: command("wsgicontainer", "myapplication:app", CONNECTIONS),
-    TITLES["executor"]: command("executor", "myapplication:app", CONNECTIONS),
-    TITLES["threadbridge"]: ("run.py", "--port={port}", "--logging=warning"),
+    "WSGIContainer(app)": command("wsgicontainer", "myapplication:app", CONNECTIONS),
+    "WSGIContainer(app, executor)": command("executor", "myapplication:app", CONNECTIONS),
+    "threadbridge": ("run.py", "--port={port}", "--logging=warning"),
 }
 
 

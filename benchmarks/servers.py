@@ -1,4 +1,4 @@
-"""The servers to compare, each in one process: ``python -m benchmarks.servers executor MODULE:APP --port=8000``."""
+"""Servers that have no command line of their own: ``python -m benchmarks.servers executor MODULE:APP --port=8000``."""
 
 from __future__ import annotations
 
@@ -10,39 +10,48 @@ from pkgutil import resolve_name
 from wsgiref.types import WSGIApplication
 
 from tornado.httpserver import HTTPServer
+from tornado.log import enable_pretty_logging
 from tornado.wsgi import WSGIContainer
 
-from threadbridge import serve
+# More than any benchmark opens at once.
+BACKLOG = 1024
 
 
-def threadbridge(application: WSGIApplication, threads: int, port: int) -> None:
-    serve(application, threads=threads, port=port)
+def wsgicontainer(application: WSGIApplication, options: argparse.Namespace) -> None:
+    asyncio.run(serve_container(WSGIContainer(application), options))
 
 
-def wsgicontainer(application: WSGIApplication, threads: int, port: int) -> None:
-    asyncio.run(serve_container(WSGIContainer(application), port))
+def executor(application: WSGIApplication, options: argparse.Namespace) -> None:
+    asyncio.run(serve_container(WSGIContainer(application, ThreadPoolExecutor(options.threads)), options))
 
 
-def executor(application: WSGIApplication, threads: int, port: int) -> None:
-    asyncio.run(serve_container(WSGIContainer(application, ThreadPoolExecutor(threads)), port))
-
-
-async def serve_container(container: WSGIContainer, port: int) -> None:
-    HTTPServer(container).listen(port, "127.0.0.1")
+async def serve_container(container: WSGIContainer, options: argparse.Namespace) -> None:
+    if options.access_log:
+        enable_pretty_logging()
+    HTTPServer(container).listen(options.port, "127.0.0.1", backlog=BACKLOG)
     await asyncio.Event().wait()
 
 
-# Each serves the application on the loopback port with so many threads, if it has threads, until the process is killed.
-SERVERS: dict[str, Callable[[WSGIApplication, int, int], None]] = {
-    "threadbridge": threadbridge,
+def twisted(application: WSGIApplication, options: argparse.Namespace) -> None:
+    # Not everybody who runs the others has it.
+    from twisted.internet import reactor  # type: ignore[import-not-found]
+    from twisted.python.threadpool import ThreadPool  # type: ignore[import-not-found]
+    from twisted.web.server import Site  # type: ignore[import-not-found]
+    from twisted.web.wsgi import WSGIResource  # type: ignore[import-not-found]
+
+    threads = ThreadPool(options.threads, options.threads)
+    reactor.callWhenRunning(threads.start)
+    reactor.addSystemEventTrigger("after", "shutdown", threads.stop)
+    site = Site(WSGIResource(reactor, threads, application), logPath=b"/dev/stderr" if options.access_log else None)
+    reactor.listenTCP(options.port, site, backlog=BACKLOG, interface="127.0.0.1")
+    reactor.run()
+
+
+# Each serves the application on loopback until the process is stopped.
+SERVERS: dict[str, Callable[[WSGIApplication, argparse.Namespace], None]] = {
     "wsgicontainer": wsgicontainer,
     "executor": executor,
-}
-
-TITLES = {
-    "threadbridge": "threadbridge",
-    "wsgicontainer": "WSGIContainer(app)",
-    "executor": "WSGIContainer(app, executor)",
+    "twisted": twisted,
 }
 
 
@@ -57,8 +66,9 @@ def main() -> None:
     parser.add_argument("application", help="where the WSGI application is, as MODULE:ATTRIBUTE")
     parser.add_argument("--threads", type=int, default=10, help="how many requests run at once (default %(default)s)")
     parser.add_argument("--port", type=int, default=8000, help="TCP port on loopback (default %(default)s)")
+    parser.add_argument("--access_log", action="store_true", help="log each request to standard error")
     options = parser.parse_args()
-    SERVERS[options.server](resolve_name(options.application), options.threads, options.port)
+    SERVERS[options.server](resolve_name(options.application), options)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import NamedTuple
 
-WIDTH = 860
-MARGIN = 24
+from benchmarks.drawing import MARGIN, WIDTH, framed
+
 ROW = 3
 CHART_TOP = 40
 PAGE_ROW = 10
@@ -17,19 +17,7 @@ PAGE_ROW = 10
 LENS_LEFT = 196
 AXIS = 18
 
-STYLE = """
-svg { --paper: #ffffff; --edge: #d1d9e0; --ink: #1f2328; --quiet: #59636e; --grid: #e6eaef;
-      --wait: #c9d1d9; --run: #0969da; --held: #e0a100; --page: #bf3989; }
-@media (prefers-color-scheme: dark) {
-  svg { --paper: #0d1117; --edge: #3d444d; --ink: #f0f6fc; --quiet: #9198a1; --grid: #262c36;
-        --wait: #444c56; --run: #4493f8; --held: #e3b341; --page: #f778ba; }
-}
-text { font: 12px system-ui, -apple-system, "Segoe UI", Helvetica, Arial, sans-serif; fill: var(--quiet); }
-.title { font-size: 17px; font-weight: 600; fill: var(--ink); }
-.name { font-size: 15px; font-weight: 600; fill: var(--ink); }
-.number { font-weight: 600; fill: var(--ink); }
-.card { fill: var(--paper); stroke: var(--edge); }
-path, line { fill: none; }
+STYLE = """path, line { fill: none; }
 .wait, .run, .held { stroke-width: 2; }
 .wait { stroke: var(--wait); } .run { stroke: var(--run); } .held { stroke: var(--held); }
 .page { stroke: var(--page); stroke-width: 4; }
@@ -38,7 +26,6 @@ path, line { fill: none; }
 .median { stroke: var(--ink); stroke-dasharray: 4 3; }
 .pagename { fill: var(--page); }
 .over { paint-order: stroke; stroke: var(--paper); stroke-width: 6px; }
-.middle { text-anchor: middle; } .end { text-anchor: end; }
 """
 
 
@@ -81,14 +68,7 @@ def picture(panels: Sequence[Panel], title: str) -> str:
         drawn, height = draw(panel, f"panel{number}", scale)
         parts.append(f'<g transform="translate({MARGIN} {top})">{drawn}</g>')
         top += height + 26
-    height = top
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}"'
-        f' role="img" aria-label="{escape(description(title, panels))}">\n<style>{STYLE}</style>\n'
-        f'<rect class="card" x=".5" y=".5" width="{WIDTH - 1}" height="{height - 1}" rx="8"/>\n'
-        + "\n".join(parts)
-        + "\n</svg>\n"
-    )
+    return framed("\n".join(parts), top, STYLE, description(title, panels))
 
 
 def description(title: str, panels: Sequence[Panel]) -> str:

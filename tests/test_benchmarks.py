@@ -6,16 +6,48 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 from tests.processes import ROOT
 
 
+def run(module: str, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", f"benchmarks.{module}", *options]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_a_comparison_is_printed_and_written_down(tmp_path: Path) -> None:
+    options = ("--only=hello-new,select,memory", "--peers=executor", "--rounds=1", "--quick")
+    finished = run("compare", *options, f"--directory={tmp_path}")
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    text = (tmp_path / "compare.md").read_text(encoding="utf-8")
+    assert text in finished.stdout
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    # A head, a line, and two servers in each of three tables.
+    assert [row[0] for row in rows[::4]] == ["server"] * 3
+    assert [row[0] for row in rows[2::4]] == ["threadbridge"] * 3
+    assert [row[0] for row in rows[3::4]] == ["WSGIContainer(executor)"] * 3
+    assert "The fastest of the others is WSGIContainer(executor)" in text
+    facts = json.loads((tmp_path / "compare.json").read_text(encoding="utf-8"))
+    assert facts["rounds"] == 1
+    assert list(facts["workloads"]) == ["select", "hello-new"]
+    for workload in facts["workloads"].values():
+        for server in ("threadbridge", "executor"):
+            figures = workload["servers"][server]
+            assert len(figures["rate"]) == 1
+            assert all(rate > 0 for rate in figures["rate"])
+            assert all(p50 <= p99 for p50, p99 in zip(figures["p50"], figures["p99"], strict=True))
+            assert figures["errors"] == {}
+    assert all(processes[0] > 1_000_000 for starts in facts["memory"].values() for processes in starts)
+    picture = ElementTree.parse(tmp_path / "compare.svg").getroot()
+    bars = picture.findall(".//{http://www.w3.org/2000/svg}rect")
+    # The frame, and two servers in each of three panels.
+    assert len(bars) == 1 + 3 * 2
+
+
 def test_the_hazards_are_measured_and_written_down(tmp_path: Path) -> None:
     results = tmp_path / "hazards.json"
-    command = [sys.executable, "-m", "benchmarks.hazards", "--servers=threadbridge", "--hazards=stop"]
-    finished = subprocess.run(
-        [*command, f"--json={results}"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
-    )
+    finished = run("hazards", "--servers=threadbridge", "--hazards=stop", f"--json={results}")
     assert finished.returncode == 0, finished.stdout + finished.stderr
     assert "threadbridge has reached all it must" in finished.stdout
     facts = json.loads(results.read_text(encoding="utf-8"))
@@ -26,7 +58,9 @@ def test_the_hazards_are_measured_and_written_down(tmp_path: Path) -> None:
 
 
 def test_an_unknown_server_is_refused_with_the_names_of_those_there_are() -> None:
-    command = [sys.executable, "-m", "benchmarks.hazards", "--servers=apache"]
-    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    finished = run("hazards", "--servers=apache")
     assert finished.returncode == 2
-    assert "there is no server 'apache'; there are threadbridge, WSGIContainer" in finished.stderr
+    assert "there is no server 'apache'; there are threadbridge, wsgicontainer" in finished.stderr
+    finished = run("compare", "--peers=apache")
+    assert finished.returncode == 2
+    assert "there is no 'apache'; there are wsgicontainer, executor" in finished.stderr

@@ -21,15 +21,17 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.hazards import THREADS, measures
-from benchmarks.hazards.clients import Refused
-from benchmarks.hazards.contenders import BY_NAME, CONTENDERS, THREADBRIDGE, Contender
-from benchmarks.hazards.environment import machine, prepare, versions
+from benchmarks.clients import Refused
+from benchmarks.contenders import BY_NAME, CONTENDERS, THREADBRIDGE, Contender
+from benchmarks.environment import prepare
+from benchmarks.hazards import measures
 from benchmarks.hazards.figures import FIGURES
 from benchmarks.hazards.guard import guard
 from benchmarks.hazards.measures import Figures
 from benchmarks.hazards.overload import overload
-from benchmarks.hazards.subject import CannotStart, Subject, running
+from benchmarks.report import facts
+from benchmarks.report import table as markdown_table
+from benchmarks.subject import CannotStart, Subject, running
 from tests.processes import ROOT, private_mariadb
 
 
@@ -184,30 +186,12 @@ def table(results: Mapping[str, Figures]) -> str:
     for figure in (figure for figures in FIGURES.values() for figure in figures):
         if any(figure.name in figures for figures in results.values()):
             rows.append([figure.name, *(figure.text(figures) for figures in results.values()), figure.must])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    rows.insert(1, ["-" * width for width in widths])
-    lines = ("| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in rows)
-    return "\n" + "\n".join(lines)
+    return "\n" + markdown_table(rows)
 
 
 def as_json(results: Mapping[str, Figures], environment: Path) -> str:
-    installed = versions(environment)
-    facts = {
-        "measured": time.strftime("%Y-%m-%d", time.gmtime()),
-        "machine": machine(),
-        "threads": THREADS,
-        "versions": {
-            name: installed[name]
-            for name in sorted(
-                {"threadbridge", "tornado", "httptools", "flask", "dbutils", "mysqlclient"}
-                | {package.lower() for contender in CONTENDERS for package in contender.packages}
-            )
-            if name in installed
-        },
-        "units": "seconds and bytes",
-        "servers": results,
-    }
-    return json.dumps(facts, indent=2, ensure_ascii=False) + "\n"
+    whole = {**facts(environment), "units": "seconds and bytes", "servers": results}
+    return json.dumps(whole, indent=2, ensure_ascii=False) + "\n"
 
 
 if __name__ == "__main__":

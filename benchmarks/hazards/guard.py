@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from pathlib import Path
 
-import MySQLdb
-
-from benchmarks.hazards import THREADS
-from benchmarks.hazards.contenders import THREADBRIDGE
+from benchmarks import THREADS
+from benchmarks.contenders import THREADBRIDGE
+from benchmarks.database import fill
 from benchmarks.hazards.measures import Figures
-from benchmarks.hazards.subject import running
-from benchmarks.throughput import requests_per_second
+from benchmarks.subject import Subject, running
+from benchmarks.wrk import Load, run
 
+SELECT = Load("/row?id=500", connections=64)
 ROUNDS = 5
 SECONDS = 3
 UNGUARDED = THREADBRIDGE._replace(
@@ -27,26 +27,19 @@ def guard(environment: Path, variables: Mapping[str, str]) -> Figures:
     fill(variables)
     rates: list[list[float]] = [[], []]
     with ExitStack() as stack:
-        urls = []
-        for contender in (THREADBRIDGE, UNGUARDED):
-            subject = stack.enter_context(running(contender, environment, variables, ("--logging=warning",)))
-            urls.append(f"http://127.0.0.1:{subject.port}/row?id=500")
-            requests_per_second(urls[-1], 1)
+        subjects = [
+            stack.enter_context(running(contender, environment, variables)) for contender in (THREADBRIDGE, UNGUARDED)
+        ]
+        for subject in subjects:
+            rate(subject, 1)
         for _ in range(ROUNDS):
-            for url, measured in zip(urls, rates, strict=True):
-                measured.append(requests_per_second(url, SECONDS))
+            for subject, measured in zip(subjects, rates, strict=True):
+                measured.append(rate(subject, SECONDS))
     return {"guarded": statistics.median(rates[0]) / statistics.median(rates[1])}
 
 
-def fill(variables: Mapping[str, str]) -> None:
-    """Make the table that the short query reads."""
-    connection = MySQLdb.connect(
-        unix_socket=variables["MYSQL_UNIX_SOCKET"],
-        user=variables["MYSQL_USER"],
-        password=Path(variables["MYSQL_PASSWORD_FILE"]).read_text(encoding="utf-8").strip(),
-        database=variables["MYSQL_DATABASE"],
-        autocommit=True,
-    )
-    with closing(connection), closing(connection.cursor()) as cursor:
-        cursor.execute("CREATE OR REPLACE TABLE words (id INT PRIMARY KEY, word VARCHAR(20) NOT NULL)")
-        cursor.execute("INSERT INTO words SELECT seq, CONCAT('word ', seq) FROM seq_1_to_1000")
+def rate(subject: Subject, seconds: int) -> float:
+    measured = run(subject.port, SELECT, seconds)
+    if measured.errors:
+        raise RuntimeError(f"not every request was answered with success: {measured.errors}")
+    return measured.rate

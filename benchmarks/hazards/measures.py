@@ -18,9 +18,9 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 
-from benchmarks.hazards import LIMIT, MEGABYTE
-from benchmarks.hazards.clients import HANGS, Refused, answer_within, ask, connect, head, is_open, send, wait
-from benchmarks.hazards.subject import Memory, Subject
+from benchmarks import MEGABYTE
+from benchmarks.clients import HANGS, LIMIT, Refused, answer_within, ask, connect, head, is_open, send, wait
+from benchmarks.subject import Memory, Subject
 
 # A number, or what happened in its place.
 Figures = dict[str, float | str]

@@ -14,10 +14,10 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import NamedTuple
 
-from benchmarks.hazards import THREADS
-from benchmarks.hazards.clients import head
+from benchmarks import THREADS
+from benchmarks.clients import head
 from benchmarks.hazards.measures import Figures
-from benchmarks.hazards.subject import Subject
+from benchmarks.subject import Subject
 
 QUERY_SECONDS = 0.1
 # If nothing but the queries took any time.

@@ -1,19 +1,22 @@
-"""The application that all servers serve: a page without a query, queries, uploads, large answers."""
+"""The application that all servers serve: pages with and without a query, uploads, large answers."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from itertools import repeat
 
 import MySQLdb
 from dbutils.pooled_db import PooledDB
-from flask import Flask, Response, request
+from flask import Flask, Response, render_template, request
 
-from benchmarks.hazards import MEGABYTE, THREADS
+from benchmarks import MEGABYTE, THREADS
 from myapplication.database import connection_settings
 
 PIECE = bytes(64 * 1024)
+# They make a page of 16 kB.
+ORDERS = [(number, f"Customer {number % 37}", f"Product {number % 11} & more", number * 1.25) for number in range(118)]
 
 app = Flask(__name__)
 pool = PooledDB(MySQLdb, maxconnections=THREADS, blocking=True, **connection_settings())
@@ -26,7 +29,7 @@ def query(sql: str, parameter: object) -> str:
 
 
 @app.get("/")
-def page() -> str:
+def hello() -> str:
     return "Hello, world!\n"
 
 
@@ -46,6 +49,11 @@ def row() -> str:
     return query("SELECT word FROM words WHERE id = %s", int(request.args["id"]))
 
 
+@app.get("/page")
+def page() -> str:
+    return render_template("orders.html", title="Orders", orders=ORDERS)
+
+
 @app.post("/upload")
 def upload() -> str:
     received = 0
@@ -54,8 +62,18 @@ def upload() -> str:
     return f"{received}\n"
 
 
+@app.get("/download")
+def download() -> Response:
+    """A body whose length is known, made piece by piece."""
+    size = int(request.args["megabytes"]) * MEGABYTE
+    return Response(
+        repeat(PIECE, size // len(PIECE)), mimetype="application/octet-stream", headers={"Content-Length": str(size)}
+    )
+
+
 @app.get("/stream")
 def stream() -> Response:
+    """A body whose length nobody knows before its end."""
     return Response(pieces(int(request.args["megabytes"]) * MEGABYTE), mimetype="application/octet-stream")
 
 

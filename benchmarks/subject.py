@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 
+from benchmarks.clients import Refused, ask
+from benchmarks.contenders import APPLICATION, Contender
 from benchmarks.database import ProcessList
-from benchmarks.hazards.clients import Refused, ask
-from benchmarks.hazards.contenders import Contender
 from tests.processes import Frontend
 
 SLOW = 3.0
@@ -53,6 +53,26 @@ class Subject:
                     ahead += map(int, children.read_text().split())
         return found
 
+    def processor_seconds(self) -> float:
+        """The processor time that its processes have taken so far."""
+        ticks = 0
+        for number in self.processes():
+            # The name, in parentheses, may contain anything.
+            fields = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()
+            ticks += int(fields[11]) + int(fields[12])
+        return ticks / os.sysconf("SC_CLK_TCK")
+
+    def proportional_memory(self) -> list[int]:
+        """Of each of its processes the memory in bytes, of shared pages only its share."""
+        return [1024 * kilobytes("smaps_rollup", number, "Pss") for number in self.processes()]
+
+
+def kilobytes(file: str, process: int, field: str) -> int:
+    for line in Path(f"/proc/{process}/{file}").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1])
+    raise ValueError(f"/proc/{process}/{file} has no line {field}")
+
 
 class Memory:
     """How much the processes of a server grow, in bytes, from the construction on."""
@@ -73,23 +93,29 @@ class Memory:
         return self._total("VmHWM") - self._before
 
     def _total(self, field: str) -> int:
-        total = 0
-        for number in self._processes:
-            for line in Path(f"/proc/{number}/status").read_text().splitlines():
-                if line.startswith(field + ":"):
-                    total += 1024 * int(line.split()[1])
-        return total
+        return sum(1024 * kilobytes("status", number, field) for number in self._processes)
 
 
 @contextmanager
 def running(
-    contender: Contender, environment: Path, variables: Mapping[str, str], extra: tuple[str, ...] = ()
+    contender: Contender,
+    environment: Path,
+    variables: Mapping[str, str],
+    extra: tuple[str, ...] = (),
+    *,
+    logged: bool = False,
 ) -> Iterator[Subject]:
-    """Start a server, wait until it answers, and end all its processes after the block. Raises `CannotStart`."""
+    """Start a server, wait until it answers, and end all its processes after the block. Raises `CannotStart`.
+
+    :param extra: what is added to its command line.
+    :param logged: whether it writes an access log.
+    """
     with ExitStack() as stack:
         frontend = Frontend(("{port}",), env=variables)
+        application = contender.logged_application if logged else APPLICATION
         frontend.command = [
-            part.format(port=frontend.port, environment=environment) for part in (*contender.command, *extra)
+            part.format(port=frontend.port, environment=environment, application=application)
+            for part in (*contender.command, *(contender.logged if logged else contender.quiet), *extra)
         ]
         try:
             stack.enter_context(frontend)

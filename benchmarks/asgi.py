@@ -2,7 +2,7 @@
 
 from a2wsgi import WSGIMiddleware  # type: ignore[import-not-found]
 
-from benchmarks.hazards import THREADS
-from benchmarks.hazards.application import app
+from benchmarks import THREADS
+from benchmarks.application import app
 
 application = WSGIMiddleware(app, workers=THREADS)

@@ -1,0 +1,146 @@
+"""threadbridge beside other servers: requests per second, latency, memory, and what becomes of them under hazards.
+
+``python -m benchmarks.compare`` measures all; ``--only hello,select --peers granian,gthread --rounds 3 --quick`` a part
+in a minute. It prints a table and writes ``compare.md``, ``compare.json``, ``compare.svg`` and ``hazards.json`` under
+``var/benchmarks``, or with ``--publish`` under ``benchmarks/results``, and then ``docs/compared.svg`` too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks import chart, wrk
+from benchmarks.contenders import CONTENDERS, THREADBRIDGE, Contender
+from benchmarks.database import fill
+from benchmarks.environment import prepare
+from benchmarks.report import as_json, facts, markdown
+from benchmarks.rounds import MEMORY_STARTS, Bench, Series
+from benchmarks.subject import CannotStart
+from benchmarks.workloads import WORKLOADS, Workload
+from benchmarks.wrk import NoAnswers
+from tests.processes import ROOT, private_mariadb
+
+MEMORY = "memory"
+HAZARDS = "hazards"
+PARTS = [*WORKLOADS, MEMORY, HAZARDS]
+PEERS = [contender.name for contender in CONTENDERS if contender is not THREADBRIDGE]
+PICTURE = ROOT / "docs" / "compared.svg"
+# Seconds, to know beforehand how long it takes: for a server's start, for a measurement beside the load itself, for
+# the hazards of threadbridge and for those of another server.
+START = 0.6
+MEASUREMENT = 0.2
+OWN_HAZARDS = 80
+HAZARDS_EACH = 35
+
+
+def main() -> int:
+    options = parsed()
+    wrk.require()
+    contenders: list[Contender] = options.contenders
+    workloads = {name: workload for name, workload in WORKLOADS.items() if name in options.only}
+    if options.quick:
+        workloads = {name: workload._replace(seconds=1) for name, workload in workloads.items()}
+    load_before = os.getloadavg()[0]
+    if load_before > 0.5:
+        print(f"The machine is not idle (load {load_before:.2f}): the figures will be worse than they could be")
+    environment, cannot = prepare(contenders)
+    print(f"It takes about {estimate(options, list(workloads.values())) / 60:.1f} min", flush=True)
+    began = time.monotonic()
+
+    results = {name: {contender.name: Series() for contender in contenders} for name in workloads}
+    memory: dict[str, list[list[int]]] = {}
+    with private_mariadb() as variables:
+        fill(variables)
+        bench = Bench(environment, variables, cannot, contenders)
+        if MEMORY in options.only:
+            memory = measure_memory(bench, min(options.rounds, MEMORY_STARTS))
+        for number in range(options.rounds if workloads else 0):
+            print(f"Round {number + 1} of {options.rounds}, after {time.monotonic() - began:.0f} s", flush=True)
+            bench.round(number, workloads, results)
+    about = {**facts(environment), "rounds": options.rounds, "load_before": round(load_before, 2)}
+    directory: Path = options.directory
+    directory.mkdir(parents=True, exist_ok=True)
+    if results or memory:
+        text = markdown(results, memory, about)
+        print(f"\n{text}")
+        (directory / "compare.md").write_text(text, encoding="utf-8")
+        (directory / "compare.json").write_text(as_json(results, memory, about), encoding="utf-8")
+        (directory / "compare.svg").write_text(chart.picture(results, memory), encoding="utf-8")
+        if options.publish:
+            main_results = {name: results[name] for name in chart.MAIN if name in results}
+            PICTURE.write_text(chart.picture(main_results, memory), encoding="utf-8")
+    missed = HAZARDS in options.only and not measure_hazards(options)
+    print(f"In {time.monotonic() - began:.0f} s; the results are in {directory}")
+    return 1 if missed else 0
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", help=f"what to measure, by commas: {', '.join(PARTS)}")
+    parser.add_argument("--peers", help=f"which other servers, by commas: {', '.join(PEERS)}")
+    parser.add_argument("--rounds", type=int, default=7, help="how often (default %(default)s)")
+    parser.add_argument("--quick", action="store_true", help="each load for one second, hazards of threadbridge alone")
+    parser.add_argument("--publish", action="store_true", help="replace the results that the documentation shows")
+    parser.add_argument("--directory", type=Path, help="where to write the results")
+    options = parser.parse_args()
+    options.only = chosen(parser, options.only, PARTS)
+    peers = chosen(parser, options.peers, PEERS)
+    options.contenders = [contender for contender in CONTENDERS if contender is THREADBRIDGE or contender.name in peers]
+    if options.rounds < 1:
+        parser.error("--rounds: expected a number from 1")
+    if options.directory is None:
+        options.directory = ROOT / "benchmarks" / "results" if options.publish else ROOT / "var" / "benchmarks"
+    return options
+
+
+def chosen(parser: argparse.ArgumentParser, names: str | None, known: Sequence[str]) -> list[str]:
+    """The names given, or all; in any case a mistake is told with those that there are."""
+    given = names.split(",") if names else list(known)
+    for name in given:
+        if name not in known:
+            parser.error(f"there is no {name!r}; there are {', '.join(known)}")
+    return given
+
+
+def estimate(options: argparse.Namespace, workloads: Sequence[Workload]) -> float:
+    """How many seconds it will take."""
+    servers = len(options.contenders)
+    groups = len({workload.logged for workload in workloads})
+    seconds = sum(workload.seconds + MEASUREMENT for workload in workloads) + START * groups
+    total: float = options.rounds * servers * seconds
+    if MEMORY in options.only:
+        total += min(options.rounds, MEMORY_STARTS) * servers * (START + 1)
+    if HAZARDS in options.only:
+        total += OWN_HAZARDS + (0 if options.quick else HAZARDS_EACH * (servers - 1))
+    return total
+
+
+def measure_memory(bench: Bench, starts: int) -> dict[str, list[list[int]]]:
+    memory: dict[str, list[list[int]]] = {contender.name: [] for contender in bench.contenders}
+    print(f"Memory, {starts} starts of each", flush=True)
+    for _ in range(starts):
+        for contender in bench.contenders:
+            try:
+                memory[contender.name].append(bench.memory(contender))
+            except (CannotStart, NoAnswers) as error:
+                print(f"  {contender.name} does not start: {error!s:.500}", flush=True)
+    return memory
+
+
+def measure_hazards(options: argparse.Namespace) -> bool:
+    """Whether threadbridge has reached all that it must."""
+    servers = [THREADBRIDGE.name] if options.quick else [contender.name for contender in options.contenders]
+    command = [sys.executable, "-m", "benchmarks.hazards", f"--servers={','.join(servers)}"]
+    return not subprocess.run([*command, f"--json={options.directory / 'hazards.json'}"], check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,143 @@
+"""The servers to compare: each one process with ten threads, set as its own documentation advises.
+
+docs/benchmarks.md gives the reason of each choice.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from benchmarks import THREADS
+from benchmarks.servers import BACKLOG, command
+
+# Of requests that wait, under overload.
+QUEUE = 20
+# A few more than are opened.
+MOST_CONNECTIONS = 6000
+IDLE_SECONDS = 75
+
+MODULE = "benchmarks.application"
+APPLICATION = f"{MODULE}:app"
+# Behind a middleware that writes the access log.
+LOGGED_APPLICATION = "benchmarks.logged:app"
+PYTHON = "{environment}/bin/python"
+
+
+class Contender(NamedTuple):
+    """A server. Its access log goes to its standard output or standard error.
+
+    :param name: what it is called on the command line and in results.
+    :param packages: what has to be installed beside the application.
+    :param command: how it is started, with ``{port}`` in place of the port, ``{environment}`` in place of the
+        virtual environment's directory and ``{application}`` in place of the application.
+    :param quiet: what is added to have no access log.
+    :param logged: what is added to have one.
+    :param logged_application: what it serves when it has one.
+    :param refusing: what is added under overload, so that it refuses requests beyond those that run and `QUEUE` more.
+    :param patient: what is added for many idle connections, so that it keeps them as threadbridge does.
+    """
+
+    name: str
+    title: str
+    packages: tuple[str, ...]
+    command: tuple[str, ...]
+    quiet: tuple[str, ...] = ()
+    logged: tuple[str, ...] = ()
+    logged_application: str = APPLICATION
+    refusing: tuple[str, ...] = ()
+    patient: tuple[str, ...] = ()
+
+
+def of_ours(server: str) -> tuple[str, ...]:
+    return (PYTHON, *command(server, "{application}", THREADS))
+
+
+THREADBRIDGE = Contender(
+    "threadbridge",
+    "threadbridge",
+    (),
+    (PYTHON, "-m", "threadbridge", "{application}", f"--pool={MODULE}:pool", "--port={port}"),
+    quiet=("--access_log=false",),
+    refusing=(f"--queue={QUEUE}",),
+)
+
+CONTENDERS = (
+    THREADBRIDGE,
+    Contender("wsgicontainer", "WSGIContainer", (), of_ours("wsgicontainer"), logged=("--access_log",)),
+    Contender("executor", "WSGIContainer(executor)", (), of_ours("executor"), logged=("--access_log",)),
+    Contender(
+        "gthread",
+        "gunicorn gthread",
+        ("gunicorn", "gunicorn_h1c"),
+        (
+            *(PYTHON, "-m", "gunicorn", "{application}", "--bind=127.0.0.1:{port}"),
+            *("--worker-class=gthread", "--workers=1", f"--threads={THREADS}"),
+        ),
+        logged=("--access-logfile=-",),
+        patient=(f"--worker-connections={MOST_CONNECTIONS}", f"--keep-alive={IDLE_SECONDS}"),
+    ),
+    Contender(
+        "waitress",
+        "waitress",
+        ("waitress", "Paste"),
+        (
+            *(PYTHON, "-m", "waitress", "--listen=127.0.0.1:{port}", f"--threads={THREADS}"),
+            # It wants them in front of the application.
+            *(
+                f"--connection-limit={MOST_CONNECTIONS}",
+                "--asyncore-use-poll",
+                f"--max-request-body-size={2 * 1024**3}",
+            ),
+            "{application}",
+        ),
+        logged_application=LOGGED_APPLICATION,
+    ),
+    Contender(
+        "cheroot",
+        "cheroot",
+        ("cheroot", "Paste"),
+        (
+            *(PYTHON, "-m", "cheroot", "{application}", "--bind=127.0.0.1:{port}"),
+            *(f"--threads={THREADS}", f"--max-threads={THREADS}", f"--request-queue-size={BACKLOG}"),
+        ),
+        logged_application=LOGGED_APPLICATION,
+        refusing=(f"--accepted-queue-size={QUEUE}", "--accepted-queue-timeout=0"),
+        patient=(f"--timeout={IDLE_SECONDS}",),
+    ),
+    Contender(
+        "granian",
+        "granian",
+        ("granian",),
+        (
+            *(PYTHON, "-m", "granian", "--interface=wsgi", "--host=127.0.0.1", "--port={port}"),
+            *("--workers=1", f"--blocking-threads={THREADS}", "{application}"),
+        ),
+        logged=("--access-log",),
+        patient=(f"--backlog={MOST_CONNECTIONS}", f"--backpressure={MOST_CONNECTIONS}"),
+    ),
+    Contender(
+        "uwsgi",
+        "uWSGI",
+        ("uWSGI",),
+        (
+            *("{environment}/bin/uwsgi", "--http=127.0.0.1:{port}", "--http-keepalive", "--http-auto-chunked"),
+            *("--module={application}", "--virtualenv={environment}", f"--listen={BACKLOG}"),
+            *("--master", "--processes=1", f"--threads={THREADS}"),
+            *("--need-app", "--strict", "--single-interpreter", "--vacuum"),
+            # Without it SIGTERM means to load everything anew.
+            "--hook-master-start=unix_signal:15 gracefully_kill_them_all",
+        ),
+        quiet=("--disable-logging",),
+    ),
+    Contender(
+        "a2wsgi",
+        "uvicorn + a2wsgi",
+        ("uvicorn", "a2wsgi", "uvloop"),
+        (PYTHON, "-m", "uvicorn", "benchmarks.asgi:application", "--host=127.0.0.1", "--port={port}"),
+        quiet=("--no-access-log",),
+        refusing=(f"--limit-concurrency={THREADS + QUEUE}",),
+        patient=(f"--timeout-keep-alive={IDLE_SECONDS}",),
+    ),
+    Contender("twisted", "Twisted", ("Twisted",), of_ours("twisted"), logged=("--access_log",)),
+)
+BY_NAME = {contender.name: contender for contender in CONTENDERS}

@@ -1,0 +1,141 @@
+"""Measuring: in each round all servers are started anew and get each load in turn.
+
+So a disturbance of the machine meets all of them, and what differs from one start of a process to the next is in the
+spread of the figures.
+"""
+
+from __future__ import annotations
+
+import http.client
+import random
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks import THREADS
+from benchmarks.clients import Refused, at_once, keeps_connection
+from benchmarks.contenders import Contender
+from benchmarks.subject import CannotStart, Subject, running
+from benchmarks.workloads import HELLO, Workload
+from benchmarks.wrk import Load, Measured, NoAnswers, run
+
+MEMORY_STARTS = 3
+
+
+class Sample(NamedTuple):
+    """What a server did in one round; ``processor`` are the microseconds of processor time for a request."""
+
+    measured: Measured
+    processor: float
+
+
+@dataclass
+class Series:
+    """A server's samples, one for each round, None for one that failed; and what else is to be said."""
+
+    samples: list[Sample | None] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+
+    @property
+    def good(self) -> list[Sample]:
+        return [sample for sample in self.samples if sample]
+
+    @property
+    def errors(self) -> dict[str, int]:
+        total: dict[str, int] = {}
+        for sample in self.good:
+            for kind, count in sample.measured.errors.items():
+                total[kind] = total.get(kind, 0) + count
+        return total
+
+    def remark(self, text: str) -> None:
+        if text not in self.remarks:
+            self.remarks.append(text)
+
+    def fail(self, reason: str) -> None:
+        self.samples.append(None)
+        self.remark(f"failed: {reason}")
+
+
+class Bench(NamedTuple):
+    """Where the servers run; ``cannot`` says of those that could not be installed why."""
+
+    environment: Path
+    variables: Mapping[str, str]
+    cannot: Mapping[str, str]
+    contenders: Sequence[Contender]
+
+    def start(self, contender: Contender, stack: ExitStack, *, logged: bool) -> Subject:
+        """A server whose threads and database connections are there."""
+        if contender.name in self.cannot:
+            raise CannotStart("it cannot be installed")
+        subject = stack.enter_context(running(contender, self.environment, self.variables, logged=logged))
+        try:
+            at_once(subject.port, "/query?seconds=0.05", THREADS)
+        except (OSError, http.client.HTTPException, Refused) as error:
+            raise CannotStart(f"its first queries failed: {error!r}") from error
+        return subject
+
+    def round(
+        self, number: int, workloads: Mapping[str, Workload], results: Mapping[str, Mapping[str, Series]]
+    ) -> None:
+        """Measure each server once under each load; add it to the results."""
+        for logged in (False, True):
+            chosen = {name: workload for name, workload in workloads.items() if workload.logged is logged}
+            if not chosen:
+                continue
+            with ExitStack() as stack:
+                subjects: dict[str, Subject | str] = {}
+                for contender in self.contenders:
+                    try:
+                        subjects[contender.name] = self.start(contender, stack, logged=logged)
+                    except CannotStart as error:
+                        print(f"  {contender.name} does not start: {error!s:.500}", flush=True)
+                        subjects[contender.name] = "does not start"
+                # Another order each round, but the same whenever it is measured: none follows always the same one.
+                order = random.Random(number).sample(list(subjects), len(subjects))
+                for name, workload in chosen.items():
+                    print(f"  {name:13}", end="", flush=True)
+                    for server in order:
+                        series = results[name][server]
+                        measure(subjects[server], workload, series)
+                        sample = series.samples[-1]
+                        shown = f"{sample.measured.rate:.0f}" if sample else "failed"
+                        print(f"  {server} {shown}", end="", flush=True)
+                    print(flush=True)
+
+    def memory(self, contender: Contender) -> list[int]:
+        """The memory of each of the server's processes in bytes, when it has answered many and now nobody asks."""
+        # Alone: what is shared with other servers would be counted less.
+        with ExitStack() as stack:
+            subject = self.start(contender, stack, logged=False)
+            run(subject.port, Load(HELLO, 64), 1)
+            return subject.proportional_memory()
+
+
+def measure(subject: Subject | str, workload: Workload, series: Series) -> None:
+    """Put the load on the server; add what came of it to the series. A text says why there is no server."""
+    if isinstance(subject, str):
+        series.fail(subject)
+        return
+    load = workload.load
+    try:
+        # It compiles the template too, and the like.
+        kept = keeps_connection(subject.port, load.method, load.path, load.body)
+        if load.keep_alive and not kept:
+            series.remark("closes connections")
+        before = subject.processor_seconds()
+        measured = run(subject.port, load, workload.seconds)
+        processor = subject.processor_seconds() - before
+    except TimeoutError:
+        series.fail("no answer in time")
+    except Refused as error:
+        series.fail(f"answers with status {error}")
+    except NoAnswers:
+        series.fail("not one answer")
+    except (OSError, http.client.HTTPException) as error:
+        series.fail(type(error).__name__)
+    else:
+        series.samples.append(Sample(measured, processor * 1_000_000 / measured.requests))

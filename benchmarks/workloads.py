@@ -1,0 +1,38 @@
+"""What is measured: one load after the other, on servers with and without an access log."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from benchmarks.wrk import Load
+
+
+class Workload(NamedTuple):
+    """A load that each server gets in each round.
+
+    :param seconds: how long; the loads for which goals are set are measured longer.
+    :param logged: whether the servers write an access log.
+    """
+
+    title: str
+    load: Load
+    seconds: int = 1
+    logged: bool = False
+
+
+HELLO = "/"
+SELECT = "/row?id=500"
+
+WORKLOADS = {
+    "hello": Workload("Hello, 64 connections", Load(HELLO, 64), 2),
+    "select": Workload("An indexed SELECT, 32 connections", Load(SELECT, 32), 2),
+    "page": Workload("A page of 16 kB from a template, 32 connections", Load("/page", 32)),
+    "upload": Workload("An upload of 100 kB, 32 connections", Load("/upload", 32, "POST", 100_000)),
+    "download": Workload("A download of 10 MB, 8 connections", Load("/download?megabytes=10", 8)),
+    "hello-1": Workload("Hello, 1 connection", Load(HELLO, 1)),
+    "hello-8": Workload("Hello, 8 connections", Load(HELLO, 8)),
+    "hello-512": Workload("Hello, 512 connections", Load(HELLO, 512), 2),
+    "hello-new": Workload("Hello, a new connection each, 64 at once", Load(HELLO, 64, keep_alive=False)),
+    "hello-logged": Workload("Hello, 64 connections, with access log", Load(HELLO, 64), 2, logged=True),
+    "select-logged": Workload("An indexed SELECT, 32 connections, with access log", Load(SELECT, 32), 2, logged=True),
+}

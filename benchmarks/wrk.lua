@@ -1,0 +1,19 @@
+-- Sends what the arguments say (method, bytes of body), and prints what was measured as a line of JSON.
+
+function init(args)
+  wrk.method = args[1]
+  if args[2] ~= "0" then
+    wrk.body = string.rep("x", tonumber(args[2]))
+    wrk.headers["Content-Type"] = "application/octet-stream"
+  end
+end
+
+function done(summary, latency, requests)
+  local errors = summary.errors
+  io.write(string.format(
+    'JSON {"requests": %d, "microseconds": %d, "bytes": %d, "p50": %d, "p90": %d, "p99": %d, "max": %d, ' ..
+    '"errors": {"connect": %d, "read": %d, "write": %d, "timeout": %d, "status": %d}}\n',
+    summary.requests, summary.duration, summary.bytes,
+    latency:percentile(50), latency:percentile(90), latency:percentile(99), latency.max,
+    errors.connect, errors.read, errors.write, errors.timeout, errors.status))
+end
