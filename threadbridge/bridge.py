@@ -188,6 +188,21 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         if self._cancels == "all" or (self._cancels == "safe" and exchange.start_line.method in SAFE_METHODS):
             self._cancellers.submit(exchange.running.cancel)
 
+    def stop(self, exchange: Exchange) -> None:
+        """End a request because an operator asks for it, and cancel it whatever its method is.
+
+        Its client gets 503 if it has not begun to run, 504 if it runs; a response that has begun is cut.
+        """
+        if exchange.state in (State.RECEIVING, State.QUEUED):
+            exchange.shed()
+        # Not else: a worker may have begun it meanwhile.
+        if exchange.state is State.RUNNING:
+            exchange.expire()
+        if exchange.state is State.RESPONDING:
+            exchange.connection.close()
+            exchange.on_connection_close()
+        self._cancellers.submit(exchange.running.cancel)
+
     def ended(self, exchange: Exchange) -> None:
         """Count the exchange off, and have it recorded."""
         self.exchanges.discard(exchange)

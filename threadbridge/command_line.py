@@ -86,7 +86,7 @@ def _listen_and_run(program: str, settings: CommandLineSettings, life: Service |
     try:
         life.listen()
     except OSError as error:
-        where = settings["unix_socket"] or f"{settings['address']}:{settings['port']}"
+        where = error.filename or settings["unix_socket"] or f"{settings['address']}:{settings['port']}"
         print(f"{program}: cannot listen on {where}: {error.strerror or error}", file=sys.stderr)
         return 1
     return life.run()

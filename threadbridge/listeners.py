@@ -56,6 +56,20 @@ def bind_for_each(count: int, settings: Settings) -> tuple[list[list[socket.sock
     return [first, *others], remove
 
 
+def bind_admin(settings: Settings) -> list[socket.socket]:
+    """Listen where the settings say for operators; no socket without ``admin_port``.
+
+    Raises ``OSError``, with the address as its file name.
+    """
+    address, port = settings["admin_address"], settings["admin_port"]
+    if port is None:
+        return []
+    try:
+        return bind_sockets(port, address)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, f"{address}:{port}") from None
+
+
 def bind_unix_socket(path: str, mode: int) -> tuple[socket.socket, Callable[[], None]]:
     """Listen on a Unix socket; gives the socket and what removes its file again.
 

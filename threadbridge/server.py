@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Unpack
 from wsgiref.types import WSGIApplication
 
+from threadbridge.admin import AdminServer
 from threadbridge.bridge import Bridge
 from threadbridge.http1 import Limits
 from threadbridge.http_server import HTTPServer
@@ -89,6 +90,9 @@ class Service:
         )
         certfile = settings["certfile"]
         self._tls = tls_context(certfile, settings["keyfile"]) if certfile else None
+        directory = inheritance.run_directory if inheritance is not None else settings["run_directory"]
+        wants_admin = settings["admin_port"] is not None or directory is not None
+        self._admin = AdminServer(self._bridge, settings, inheritance) if wants_admin else None
         self._sockets: list[socket.socket] = []
         self._remove_socket_file: Callable[[], None] = lambda: None
         self._stop_by = 0.0
@@ -106,6 +110,8 @@ class Service:
             self._sockets = list(self._inheritance.listeners)
         else:
             self._sockets, self._remove_socket_file = bind(self._settings)
+        if self._admin is not None:
+            self._admin.listen()
 
     def run(self) -> int:
         """Serve until a signal comes; give the exit status, or end the process if requests or threads are left."""
@@ -144,6 +150,8 @@ class Service:
 
         server = HTTPServer(self._bridge, limits=self._limits, ssl_options=self._tls)
         server.add_sockets(self._sockets)
+        if self._admin is not None:
+            self._admin.start(self._places())
         watchdog = asyncio.create_task(self._feed_watchdog())
         try:
             self._say_where()
@@ -151,6 +159,8 @@ class Service:
         finally:
             # While this process still listens, nobody takes the file for one that was left behind.
             self._remove_socket_file()
+            if self._admin is not None:
+                self._admin.draining = True
 
         grace = grace_period(self._settings)
         self._stop_by = time.monotonic() + grace
@@ -172,6 +182,8 @@ class Service:
             self._bridge.cancel(exchange)
         if cut:
             await asyncio.wait((drained,), timeout=CANCEL_TIME)
+        if self._admin is not None:
+            await self._admin.close()
         for lane in self._bridge.lanes:
             if lane.busy:
                 logger.error("stopped while threads of the lane %s were at work: %d", lane.name, lane.busy)
@@ -183,9 +195,10 @@ class Service:
         return True
 
     def _say_where(self) -> None:
-        places = " and ".join(describe(listener, "https" if self._tls else "http") for listener in self._sockets)
+        places = " and ".join(self._places())
         if self._inheritance is None:
-            print(f"Serving on {places} (pid {os.getpid()})", flush=True)
+            operators = self._admin.address if self._admin is not None else ""
+            print(f"Serving on {places} (pid {os.getpid()}{operators and f', operators: {operators}'})", flush=True)
         self._tell("READY=1", f"STATUS=Serving on {places}")
 
     def _obey(self, channel: socket.socket, orders: Mapping[bytes, Callable[[], None]]) -> None:
@@ -207,6 +220,9 @@ class Service:
         while interval is not None:
             self._tell("WATCHDOG=1")
             await asyncio.sleep(interval)
+
+    def _places(self) -> list[str]:
+        return [describe(listener, "https" if self._tls else "http") for listener in self._sockets]
 
     async def _drain(self, server: HTTPServer) -> None:
         await server.drain()

@@ -244,6 +244,45 @@ class Settings(TypedDict, total=False):
             "in place of each. Values that the application gives to the driver apart from the text are in no log.",
         ),
     ]
+    admin_port: Annotated[
+        int | None,
+        Setting(
+            None,
+            number(0, 65535),
+            "The TCP port of the operators' page, metrics and health; 0 chooses a free one. Without it there is no "
+            "such port.",
+        ),
+    ]
+    admin_address: Annotated[
+        str,
+        Setting(
+            "127.0.0.1",
+            TEXT,
+            "The address or host name for admin_port; one that is not loopback needs admin_token_file.",
+        ),
+    ]
+    admin_token_file: Annotated[
+        str | None,
+        Setting(None, PATH, "The file with the token, 16 characters or more, that operators must give at admin_port."),
+    ]
+    admin_peers: Annotated[
+        Sequence[str],
+        Setting(
+            (),
+            SEVERAL,
+            "The operators' ports of other frontends, as HOST:PORT or URL, which the operators' page shows too; those "
+            "with an admin_token_file need the same token.",
+        ),
+    ]
+    run_directory: Annotated[
+        str | None,
+        Setting(
+            None,
+            PATH,
+            "A directory in which the processes of this host find each other, for the operators' page: each makes a "
+            "socket there that only its user can open. It is made when it is missing.",
+        ),
+    ]
 
 
 class CommandLineSettings(Settings, total=False):

@@ -1,0 +1,295 @@
+"""The operators' port by real HTTP: what it shows, whom it answers, what it stops, and whether it is healthy."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from tests.inprocess import wait_until
+from tests.processes import free_port
+from tests.site_process import Process, entered
+
+FROM_PAGE = {"X-Threadbridge": "test"}
+TOKEN = "correct horse battery staple"
+
+
+class Site(Process):
+    """A frontend with an operators' port."""
+
+    def __init__(self, directory: Path, *arguments: str, port: int | None = None) -> None:
+        self.admin_port = free_port()
+        self.directory = directory
+        settings = ("--port={port}", f"--admin_port={self.admin_port}", "--logging=info", *arguments)
+        super().__init__(directory, *settings, port=port)
+
+    def admin(self, path: str, method: str = "GET", **parameters: Any) -> requests.Response:
+        """Ask the operators' port."""
+        address = f"http://127.0.0.1:{self.admin_port}{path}"
+        return requests.request(method, address, timeout=20, allow_redirects=False, **parameters)
+
+    def picture(self) -> dict[str, Any]:
+        """What it shows."""
+        found: dict[str, Any] = self.admin("/requests.json").json()
+        return found
+
+    def send(self, path: str, method: str = "GET") -> socket.socket:
+        """A connection on which this request has been sent."""
+        client = socket.create_connection(("127.0.0.1", self.port), timeout=20)
+        client.sendall(
+            f"{method} {path} HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode()
+        )
+        return client
+
+    def occupy(self, stack: ExitStack, name: str, path: str = "/slow") -> socket.socket:
+        """A request that runs until ``finish(name)``."""
+        client = stack.enter_context(self.send(f"{path}?{self.directory / name}"))
+        wait_until(lambda: entered(self.directory / name), f"{name} runs")
+        return client
+
+    def finish(self, *names: str) -> None:
+        """Let these requests go on."""
+        for name in names:
+            (self.directory / name).touch()
+
+
+def answer(client: socket.socket) -> bytes:
+    return b"".join(iter(lambda: client.recv(65536), b""))
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    with Site(tmp_path) as site:
+        yield site
+
+
+def test_it_says_where_it_is(site: Site) -> None:
+    expected = f"Serving on {site.url}/ (pid {site.process.pid}, operators: http://127.0.0.1:{site.admin_port}/)\n"
+    assert site.output().startswith(expected)
+
+
+def test_it_shows_what_runs_what_waits_and_what_has_ended(site: Site) -> None:
+    with ExitStack() as stack:
+        clients = [site.occupy(stack, "one"), site.occupy(stack, "two", "/cancellable")]
+        clients.append(stack.enter_context(site.send(f"/slow?{site.directory / 'three'}", "POST")))
+        wait_until(lambda: site.picture()["counts"]["waiting"] == 1, "the third waits")
+        picture = site.picture()
+        [process] = picture["processes"]
+        assert (process["pid"], process["where"]) == (site.process.pid, [f"{site.url}/"])
+        assert process["lanes"] == [{"name": "default", "threads": 2, "busy": 2, "queued": 1, "queue": 1000}]
+        rows = picture["requests"]
+        # What runs is first, and what runs for longer.
+        assert [(row["state"], row["method"], row["url"].rpartition("/")[2]) for row in rows] == [
+            ("running", "GET", "one"),
+            ("running", "GET", "two"),
+            ("waiting", "POST", "three"),
+        ]
+        assert {row["client"] for row in rows} == {"127.0.0.1"}
+        assert rows[0]["running"] >= rows[1]["running"] > 0
+        assert rows[2]["waiting"] > 0 and rows[2]["running"] == 0
+        ids = [row["id"] for row in rows]
+        site.finish("one", "two", "three")
+        assert [b"200 OK" in answer(client) for client in clients] == [True] * 3
+    wait_until(lambda: not site.picture()["requests"], "all have ended")
+    picture = site.picture()
+    finished = {bar["id"]: bar for bar in picture["finished"]}
+    assert [(finished[name]["ending"], finished[name]["status"]) for name in ids] == [("done", 200)] * 3
+    assert finished[ids[2]]["waiting"] > 0
+    assert sum(slot["endings"].get("done", 0) for slot in picture["history"]) == 3
+    slots = [slot for slot in picture["history"] if slot["endings"]]
+    assert all(0 < slot["p50"] <= slot["p95"] <= slot["p99"] for slot in slots)
+
+
+def test_it_answers_at_once_with_a_thousand_waiting(tmp_path: Path) -> None:
+    with Site(tmp_path, "--queue=1000") as site, ExitStack() as stack:
+        site.occupy(stack, "one")
+        site.occupy(stack, "two")
+        for _ in range(1000):
+            stack.enter_context(site.send("/"))
+        wait_until(lambda: site.picture()["counts"]["waiting"] == 1000, "a thousand wait", 30)
+        session = stack.enter_context(requests.Session())
+        slowest = {}
+        for path in ("/healthz", "/requests.json"):
+            times = []
+            for _ in range(20):
+                began = time.perf_counter()
+                assert session.get(f"http://127.0.0.1:{site.admin_port}{path}", timeout=20).status_code == 200
+                times.append(time.perf_counter() - began)
+            slowest[path] = sorted(times)[len(times) // 2]
+        print("median seconds with 1,000 waiting:", slowest)
+        picture = site.picture()
+        assert picture["counts"] == {"receiving": 0, "waiting": 1000, "running": 2, "sending": 0}
+        # A bounded part of them, what runs first.
+        assert len(picture["requests"]) == 200
+        assert [row["state"] for row in picture["requests"][:3]] == ["running", "running", "waiting"]
+        site.finish("one", "two")
+
+
+# Stopping a request.
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_a_running_request_is_stopped_whatever_its_method(site: Site, method: str) -> None:
+    with ExitStack() as stack:
+        client = stack.enter_context(site.send(f"/cancellable?{site.directory / 'flag'}", method))
+        wait_until(lambda: entered(site.directory / "flag"), "it runs")
+        [row] = site.picture()["requests"]
+        stopped = site.admin(f"/requests/{row['id']}/cancel", "POST", headers=FROM_PAGE)
+        assert (stopped.status_code, stopped.json()) == (200, {"stopped": 1})
+        assert answer(client).startswith(b"HTTP/1.1 504 ")
+        # Its callback was called.
+        wait_until((site.directory / "flag").exists, "it is cancelled")
+    wait_until(lambda: f"request {row['id']}: stopped by an operator" in site.output(), "it is logged")
+    wait_until(lambda: bool(site.picture()["finished"]), "it has ended")
+    assert [(bar["id"], bar["ending"]) for bar in site.picture()["finished"]] == [(row["id"], "expired")]
+
+
+def test_a_waiting_request_is_stopped_and_never_runs(site: Site) -> None:
+    with ExitStack() as stack:
+        site.occupy(stack, "one")
+        site.occupy(stack, "two")
+        client = stack.enter_context(site.send(f"/slow?{site.directory / 'three'}"))
+        wait_until(lambda: site.picture()["counts"]["waiting"] == 1, "it waits")
+        row = site.picture()["requests"][-1]
+        assert site.admin(f"/requests/{row['id']}/cancel", "POST", headers=FROM_PAGE).status_code == 200
+        assert answer(client).startswith(b"HTTP/1.1 503 ")
+        site.finish("one", "two")
+        wait_until(lambda: not site.picture()["requests"], "all have ended")
+    assert not entered(site.directory / "three")
+
+
+def test_a_request_that_is_not_there_cannot_be_stopped(site: Site) -> None:
+    gone = site.admin("/requests/1-000001/cancel", "POST", headers=FROM_PAGE)
+    assert (gone.status_code, "no such request" in gone.text) == (404, True)
+
+
+# Who is answered.
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example.com", "evil.example.com:9000", "127.0.0.1.evil.example", "", "[", "10.0.0.1"]
+)
+def test_under_a_foreign_name_nothing_is_served(site: Site, host: str) -> None:
+    for path in ("/", "/requests.json", "/healthz", "/events", "/nothing"):
+        refused = site.admin(path, headers={"Host": host})
+        assert (refused.status_code, "by this name" in refused.text) == (421, True), path
+    stop = site.admin("/requests/1-1/cancel", "POST", headers={**FROM_PAGE, "Host": host})
+    assert stop.status_code == 421
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:1", "127.0.0.1:1", "[::1]:9000", "127.9.9.9"])
+def test_under_its_own_names_it_is(site: Site, host: str) -> None:
+    assert site.admin("/healthz", headers={"Host": host}).status_code == 200
+
+
+def test_other_sites_pages_stop_nothing(site: Site) -> None:
+    with ExitStack() as stack:
+        site.occupy(stack, "one")
+        [row] = site.picture()["requests"]
+        path = f"/requests/{row['id']}/cancel"
+        # What a form of another site can send, and what its script could if it were allowed to.
+        assert site.admin(path, "POST").status_code == 403
+        foreign = {**FROM_PAGE, "Origin": "http://evil.example.com"}
+        assert site.admin(path, "POST", headers=foreign).status_code == 403
+        assert site.admin(path, "POST", headers={**FROM_PAGE, "Origin": "null"}).status_code == 403
+        assert "Access-Control-Allow-Origin" not in site.admin(path, "OPTIONS", headers=foreign).headers
+        assert [row["state"] for row in site.picture()["requests"]] == ["running"]
+        own = {**FROM_PAGE, "Origin": f"http://127.0.0.1:{site.admin_port}"}
+        assert site.admin(path, "POST", headers=own).status_code == 200
+        site.finish("one")
+
+
+def test_the_page_loads_nothing_from_elsewhere_and_can_be_framed_by_nobody(site: Site) -> None:
+    page = site.admin("/")
+    assert page.headers["Content-Type"].startswith("text/html")
+    assert page.headers["Content-Security-Policy"].startswith("default-src 'self'; ")
+    assert "frame-ancestors 'none'" in page.headers["Content-Security-Policy"]
+    assert page.headers["X-Content-Type-Options"] == "nosniff"
+    assert page.headers["Cache-Control"] == "no-store"
+    assert "://" not in page.text.replace("http://www.w3.org/2000/svg", "")
+    assert (
+        site.admin("/static/page.js").headers["Content-Type"].startswith(("text/javascript", "application/javascript"))
+    )
+    assert site.admin("/static/../server.py").status_code == 404
+    assert site.admin("/static/%2e%2e/server.py").status_code in (403, 404)
+
+
+def test_the_application_is_not_at_this_port_nor_this_at_the_applications(site: Site) -> None:
+    assert site.admin("/slow").status_code == 404
+    assert requests.get(f"{site.url}/requests.json", timeout=20).text == f"http {site.process.pid}"
+
+
+# The token.
+
+
+@pytest.fixture
+def token_file(tmp_path: Path) -> Path:
+    path = tmp_path / "token"
+    path.write_text(TOKEN + "\n")
+    return path
+
+
+def test_with_a_token_only_who_has_it_is_answered(tmp_path: Path, token_file: Path) -> None:
+    with Site(tmp_path, f"--admin_token_file={token_file}") as site:
+        for path in ("/requests.json", "/events", "/local/processes.json"):
+            assert site.admin(path).status_code == 401, path
+            assert site.admin(path, headers={"Authorization": "Bearer wrong"}).status_code == 401, path
+        assert site.admin("/requests/1-1/cancel", "POST", headers=FROM_PAGE).status_code == 401
+        assert site.admin("/requests.json", headers={"Authorization": f"Bearer {TOKEN}"}).status_code == 200
+        # A watchdog needs none.
+        assert site.admin("/healthz").status_code == 200
+        form = site.admin("/")
+        assert (form.status_code, 'type="password"' in form.text) == (401, True)
+
+        wrong = site.admin("/login", "POST", data={"token": "wrong"})
+        assert (wrong.status_code, "Set-Cookie" in wrong.headers) == (303, False)
+        right = site.admin("/login", "POST", data={"token": TOKEN})
+        assert (right.status_code, right.headers["Location"]) == (303, "/")
+        cookie = right.headers["Set-Cookie"]
+        assert "HttpOnly" in cookie and "SameSite=Strict" in cookie and TOKEN not in cookie
+        [(name, value)] = right.cookies.items()
+        assert site.admin("/requests.json", cookies={name: value}).status_code == 200
+        until, _, proof = value.partition(".")
+        for forged in (f"{int(until) + 1}.{proof}", f"{until}.", proof, f"1.{proof}", "x.y"):
+            assert site.admin("/requests.json", cookies={name: forged}).status_code == 401, forged
+        assert TOKEN not in site.output()
+
+
+def test_beyond_loopback_a_token_is_needed(tmp_path: Path, token_file: Path) -> None:
+    for address in ("0.0.0.0", "", "::"):
+        refused = Site(tmp_path, f"--admin_address={address}").run_to_its_end()
+        assert refused.returncode == 2
+        assert "is not loopback: give admin_token_file" in refused.stderr
+        assert refused.stderr.count("\n") == 1
+    with Site(tmp_path, "--admin_address=0.0.0.0", f"--admin_token_file={token_file}") as site:
+        # The address at which the request has arrived is one of its names, another is not.
+        assert site.admin("/healthz").status_code == 200
+        assert site.admin("/healthz", headers={"Host": "192.0.2.1"}).status_code == 421
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [(None, "No such file or directory"), ("short", "the token has 5 characters"), ("ü" * 16, "expected ASCII")],
+)
+def test_a_token_file_that_cannot_be_used(tmp_path: Path, content: str | None, complaint: str) -> None:
+    path = tmp_path / "token"
+    if content is not None:
+        path.write_text(content)
+    refused = Site(tmp_path, f"--admin_token_file={path}").run_to_its_end()
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert f"admin_token_file {path}: {complaint}" in refused.stderr
+    assert "short" not in refused.stderr
+
+
+def test_a_port_that_is_taken(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as owner:
+        port = owner.getsockname()[1]
+        refused = Process(tmp_path, "--port={port}", f"--admin_port={port}").run_to_its_end()
+    assert refused.returncode == 1
+    assert refused.stderr == f"python -m threadbridge: cannot listen on 127.0.0.1:{port}: Address already in use\n"

@@ -1,0 +1,69 @@
+"""Server-sent events: one picture a second, made once for all who watch, and only while somebody does. Loop side."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+logger = logging.getLogger("threadbridge")
+
+INTERVAL = 1.0
+
+
+class Events:
+    """Makes an event every `INTERVAL` seconds as long as there are readers.
+
+    Each reader gets the latest: who is slow misses some, and none wait in memory.
+    """
+
+    def __init__(self, make: Callable[[], Awaitable[bytes]]) -> None:
+        self._make = make
+        self._latest = b""
+        self._made = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._closed = False
+        self.readers = 0
+
+    async def read(self) -> AsyncIterator[bytes]:
+        """The latest event, then each new one; ends when the port is closed."""
+        self.readers += 1
+        try:
+            if self._task is None:
+                self._latest = b""
+                self._task = asyncio.create_task(self._tick())
+            elif self._latest:
+                yield self._latest
+            while True:
+                await self._made.wait()
+                if self._closed:
+                    return
+                yield self._latest
+        finally:
+            self.readers -= 1
+            if not self.readers:
+                self._end()
+
+    async def _tick(self) -> None:
+        while True:
+            try:
+                self._latest = await self._make()
+            except Exception:
+                logger.exception("the operators' page gets no new picture")
+            self._wake()
+            await asyncio.sleep(INTERVAL)
+
+    def _wake(self) -> None:
+        made, self._made = self._made, asyncio.Event()
+        made.set()
+
+    def _end(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None
+
+    def close(self) -> None:
+        """End all readers."""
+        self._closed = True
+        self._end()
+        self._wake()

@@ -1,0 +1,306 @@
+"""What stands behind each address of the operators' port. Loop side."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tornado.iostream import StreamClosedError
+from tornado.web import Application, HTTPError, RequestHandler, StaticFileHandler
+
+from threadbridge.admin.access import SESSION
+from threadbridge.admin.health import lane_answers
+
+if TYPE_CHECKING:
+    from threadbridge.admin.server import AdminServer
+
+logger = logging.getLogger("threadbridge.admin")
+
+PAGES = Path(__file__).with_name("static")
+MOST_READERS = 50
+# Seconds that somebody who watches may take to read an event.
+READING_LIMIT = 30
+HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+
+
+class LocalHandler(RequestHandler):
+    """For processes of the same user, by a Unix socket that only they can open."""
+
+    def initialize(self, admin: AdminServer) -> None:
+        """The port that this belongs to."""
+        self.admin = admin
+
+    def set_default_headers(self) -> None:
+        """On every answer."""
+        self.clear_header("Server")
+        for name, value in HEADERS.items():
+            self.set_header(name, value)
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        """One line that says what is wrong."""
+        error = kwargs["exc_info"][1] if "exc_info" in kwargs else None
+        message = error.log_message if isinstance(error, HTTPError) else None
+        self.text(f"{status_code} {self._reason}{f': {message}' if message else ''}\n")
+
+    def text(self, text: str) -> None:
+        """Answer with plain text."""
+        self.set_header("Content-Type", "text/plain; charset=utf-8")
+        self.finish(text)
+
+    def json(self, document: Any) -> None:
+        """Answer with JSON."""
+        self.set_header("Content-Type", "application/json")
+        self.finish(json.dumps(document, separators=(",", ":")))
+
+
+class HostHandler(LocalHandler):
+    """For browsers and programs by TCP, whoever they are."""
+
+    def prepare(self) -> None:
+        """Refuse what a page of another site has the operator's browser ask."""
+        host = self.request.headers.get("Host", "")
+        stream = getattr(self.request.connection, "stream", None)
+        arrived_at = stream.socket.getsockname()[0] if stream is not None and stream.socket is not None else ""
+        if not self.admin.access.knows_host(host, arrived_at):
+            raise HTTPError(421, "by this name nobody is served here; ask by admin_address, or by localhost")
+        origin = self.request.headers.get("Origin")
+        if origin is not None and origin != f"{self.request.protocol}://{host}":
+            raise HTTPError(403, "pages of other sites may not ask here")
+
+
+class OperatorHandler(HostHandler):
+    """For operators: who has the token, if there is one."""
+
+    def prepare(self) -> None:
+        """Refuse who has not given the token, and writing requests that a form of another site could send."""
+        super().prepare()
+        access = self.admin.access
+        if not access.accepts(self.request.headers.get("Authorization", ""), self.get_cookie(cookie_name(self)) or ""):
+            self.set_header("WWW-Authenticate", "Bearer")
+            raise HTTPError(401, "give the token: log in at /, or send the header Authorization: Bearer TOKEN")
+        if self.request.method == "POST" and "X-Threadbridge" not in self.request.headers:
+            raise HTTPError(403, "send the header X-Threadbridge, with any value, which no other site's page can")
+
+
+def cookie_name(handler: RequestHandler) -> str:
+    """Cookies know no ports: each port's has a name of its own."""
+    return f"threadbridge-{handler.request.host.rpartition(':')[2]}"
+
+
+class PageHandler(OperatorHandler):
+    """The page, or the form that asks for the token."""
+
+    async def get(self) -> None:
+        """The page."""
+        self.set_header("Content-Type", "text/html; charset=utf-8")
+        self.finish((PAGES / "page.html").read_bytes())
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        """The form in place of the line."""
+        if status_code == 401:
+            self.set_header("Content-Type", "text/html; charset=utf-8")
+            self.finish((PAGES / "login.html").read_bytes())
+        else:
+            super().write_error(status_code, **kwargs)
+
+
+class LoginHandler(HostHandler):
+    """Takes the token from the form."""
+
+    async def post(self) -> None:
+        """Give a cookie for the token."""
+        if not self.admin.access.accepts_token(self.get_body_argument("token", "")):
+            self.redirect("/?wrong", status=303)
+            return
+        session = self.admin.access.new_session()
+        self.set_cookie(cookie_name(self), session, max_age=SESSION, httponly=True, samesite="Strict")
+        self.redirect("/", status=303)
+
+
+class FileHandler(StaticFileHandler):
+    """The page's own files: they tell nothing, and the form needs them too."""
+
+    def set_extra_headers(self, path: str) -> None:
+        """On every answer."""
+        for name, value in HEADERS.items():
+            self.set_header(name, value)
+        # Asked for anew each time, and not sent again when it is the same.
+        self.set_header("Cache-Control", "no-cache")
+
+
+class EventsHandler(OperatorHandler):
+    """The stream that the page reads."""
+
+    async def get(self) -> None:
+        """One picture a second until the reader leaves."""
+        events = self.admin.events
+        if events.readers >= MOST_READERS:
+            raise HTTPError(503, f"{MOST_READERS} pages are open already; close some")
+        self.set_header("Content-Type", "text/event-stream")
+        try:
+            async for event in events.read():
+                self.write(event)
+                await asyncio.wait_for(self.flush(), READING_LIMIT)
+        except (StreamClosedError, TimeoutError):
+            # Nobody reads any more.
+            return
+
+
+class RequestsHandler(OperatorHandler):
+    """The page's content for programs."""
+
+    async def get(self) -> None:
+        """The picture of this moment."""
+        self.json(await self.admin.everything())
+
+
+class CancelHandler(OperatorHandler):
+    """Stops a request, wherever it runs."""
+
+    async def post(self, request_id: str) -> None:
+        """End it: its client gets 503 or 504, its queries are stopped."""
+        path = f"/local{self.request.path}"
+        stopped = self.admin.stop_own(request_id) + await self.admin.stop_elsewhere(path, named=True)
+        if not stopped:
+            raise HTTPError(404, "no such request waits or runs; it may have ended just now")
+        self.json({"stopped": stopped})
+
+
+class HealthHandler(HostHandler):
+    """Whether the loop turns: it does if there is an answer."""
+
+    async def get(self) -> None:
+        """It turns."""
+        self.text("ok\n")
+
+
+class ReadyHandler(HostHandler):
+    """Whether requests should be sent here."""
+
+    async def get(self) -> None:
+        """200 or 503, and why."""
+        bridge = self.admin.bridge
+        findings = []
+        ready = not self.admin.draining
+        if self.admin.draining:
+            findings.append("draining: this process is about to end")
+        else:
+            answers = await asyncio.gather(*(lane_answers(bridge, lane) for lane in bridge.lanes))
+            for lane, answer in zip(bridge.lanes, answers, strict=True):
+                findings.append(f"lane {lane.name}: {'ok' if answer else 'no worker answers'}")
+                ready = ready and answer
+            if self.get_query_argument("db", "") == "1":
+                problem = await self._database_problem()
+                findings.append(f"database: {problem or 'ok'}")
+                ready = ready and not problem
+        self.set_status(200 if ready else 503)
+        self.text("".join(f"{finding}\n" for finding in findings))
+
+    async def _database_problem(self) -> str:
+        database = self.admin.database
+        return "there is no pool to ask" if database is None else await database.problem()
+
+
+# For peers: what one process knows, or, asked by TCP, what those on its host know.
+
+
+class LocalProcessesHandler(LocalHandler):
+    """What this process does."""
+
+    async def get(self) -> None:
+        """This process alone."""
+        self.json({"processes": [self.admin.own()]})
+
+
+class LocalCancelHandler(LocalHandler):
+    """Stops a request of this process."""
+
+    async def post(self, request_id: str) -> None:
+        """Zero when there is no such request."""
+        self.json({"stopped": self.admin.stop_own(request_id)})
+
+
+class HostProcessesHandler(OperatorHandler):
+    """What the processes on this host do."""
+
+    async def get(self) -> None:
+        """This process and those in the run directory."""
+        self.json({"processes": await self.admin.on_this_host()})
+
+
+class HostCancelHandler(OperatorHandler):
+    """Stops a request of a process on this host."""
+
+    async def post(self, request_id: str) -> None:
+        """Zero when there is no such request."""
+        path = self.request.path
+        stopped = self.admin.stop_own(request_id) + await self.admin.stop_elsewhere(path, named=False)
+        self.json({"stopped": stopped})
+
+
+def public_application(admin: AdminServer) -> Application:
+    """For operators and their programs, by TCP."""
+    return _application(
+        admin,
+        [
+            (r"/", PageHandler),
+            (r"/login", LoginHandler),
+            (r"/events", EventsHandler),
+            (r"/requests\.json", RequestsHandler),
+            (r"/requests/([^/]+)/cancel", CancelHandler),
+            (r"/healthz", HealthHandler),
+            (r"/readyz", ReadyHandler),
+            (r"/local/processes\.json", HostProcessesHandler),
+            (r"/local/requests/([^/]+)/cancel", HostCancelHandler),
+        ],
+    )
+
+
+def local_application(admin: AdminServer) -> Application:
+    """For other processes of the same user, by a Unix socket."""
+    return _application(
+        admin,
+        [
+            (r"/local/processes\.json", LocalProcessesHandler),
+            (r"/local/requests/([^/]+)/cancel", LocalCancelHandler),
+        ],
+    )
+
+
+def _application(admin: AdminServer, routes: list[tuple[str, type[LocalHandler]]]) -> Application:
+    return Application(
+        [
+            *((pattern, handler, {"admin": admin}) for pattern, handler in routes),
+            (r"/static/(.*)", FileHandler, {"path": str(PAGES)}),
+        ],
+        default_handler_class=MissingHandler,
+        default_handler_args={"admin": admin},
+        log_function=_log,
+    )
+
+
+class MissingHandler(HostHandler):
+    """For all other addresses."""
+
+    async def get(self) -> None:
+        """There is nothing."""
+        raise HTTPError(404, "there is nothing at this address")
+
+    post = put = delete = get
+
+
+def _log(handler: RequestHandler) -> None:
+    # Not among the application's requests. A healthy port has nothing to say.
+    level = logging.ERROR if handler.get_status() >= 500 and not isinstance(handler, ReadyHandler) else logging.DEBUG
+    logger.log(level, "%d %s %s", handler.get_status(), handler.request.method, handler.request.path)

@@ -1,0 +1,240 @@
+"""Other frontends: found in the run directory or named by the settings, and asked. Loop side."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import re
+import socket
+import stat
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from tornado.httpclient import HTTPClientError, HTTPRequest, HTTPResponse
+from tornado.netutil import Resolver
+from tornado.simple_httpclient import HTTPTimeoutError, SimpleAsyncHTTPClient
+
+from threadbridge.listeners import bind_unix_socket
+
+logger = logging.getLogger("threadbridge")
+
+# Seconds that a peer may take; and so long a page waits for one that has answered before.
+TIME_LIMIT = 2.0
+PATIENCE = 0.3
+# Of a Unix socket's path, with the zero at its end (unix(7)).
+LONGEST_PATH = 107
+_SOCKET_NAME = re.compile(r"([0-9]+)-([0-9]+)\.sock")
+
+
+class Silent(Exception):
+    """A peer that did not answer, or not as it should; the message says how."""
+
+
+class Peer:
+    """Another process, and what it has said last.
+
+    :param name: for people.
+    :param address: the beginning of its URLs.
+    :param path: its Unix socket; None for one that is asked by TCP.
+    """
+
+    def __init__(self, name: str, address: str, path: str | None, token: str) -> None:
+        self.name = name
+        self.path = path
+        self._address = address
+        self._headers = {"X-Threadbridge": "peer", **({"Authorization": f"Bearer {token}"} if token else {})}
+        self._client = SimpleAsyncHTTPClient(
+            force_instance=True, max_clients=20, resolver=None if path is None else _PathResolver(path)
+        )
+        self._asking: asyncio.Task[list[dict[str, Any]]] | None = None
+        # Why it did not answer the last time; nobody waits for one that did not.
+        self._problem = ""
+
+    async def ask(self, path: str, method: str = "GET") -> HTTPResponse:
+        """Its answer; raises `Silent` when it has none within `TIME_LIMIT`, or a status that stands for an error."""
+        request = HTTPRequest(
+            self._address + path,
+            method,
+            headers=self._headers,
+            body=b"" if method == "POST" else None,
+            connect_timeout=TIME_LIMIT,
+            request_timeout=TIME_LIMIT,
+            follow_redirects=False,
+        )
+        try:
+            return await self._client.fetch(request)
+        except HTTPTimeoutError:
+            raise Silent(f"no answer within {TIME_LIMIT:g} s") from None
+        except HTTPClientError as error:
+            raise Silent(f"it answers {error.code} {error.message}") from None
+        except OSError as error:
+            raise Silent(error.strerror or str(error)) from None
+
+    async def processes(self) -> list[dict[str, Any]]:
+        """What it says of itself and of those it knows; raises `Silent`, without delay if it was silent before."""
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(self._ask_processes())
+        await asyncio.wait((self._asking,), timeout=0 if self._problem else PATIENCE)
+        if not self._asking.done():
+            self._problem = self._problem or f"no answer within {PATIENCE:g} s"
+        if self._problem:
+            raise Silent(self._problem)
+        return self._asking.result()
+
+    async def _ask_processes(self) -> list[dict[str, Any]]:
+        answer: list[dict[str, Any]] = []
+        try:
+            answer = json.loads((await self.ask("/local/processes.json")).body)["processes"]
+            self._problem = ""
+        except (ValueError, LookupError, TypeError):
+            self._problem = "its answer is not that of a frontend"
+        except Silent as silent:
+            self._problem = str(silent)
+        return answer
+
+    def close(self) -> None:
+        """Ask no more."""
+        if self._asking is not None:
+            self._asking.cancel()
+        self._client.close()
+
+
+class _PathResolver(Resolver):
+    """Leads to a Unix socket, whatever host is asked for."""
+
+    def initialize(self, path: str) -> None:
+        self._path = path
+
+    def __new__(cls, path: str) -> _PathResolver:
+        made: _PathResolver = super().__new__(cls, path=path)
+        return made
+
+    async def resolve(self, host: str, port: int, family: Any = socket.AF_UNSPEC) -> list[tuple[int, Any]]:
+        return [(socket.AF_UNIX, self._path)]
+
+
+class Peers:
+    """All other frontends that this one knows.
+
+    :param addresses: of their operators' ports, ``HOST:PORT`` or URLs.
+    :param directory: where processes of this host find each other, each by a socket ``GROUP-PID.sock``; or None.
+    :param group: the processes of one number serve together.
+    :param token: what the others may ask for.
+
+    Raises ``ValueError`` for an address or a directory that cannot be used.
+    """
+
+    def __init__(self, addresses: Sequence[str], directory: str | None, group: int, token: str) -> None:
+        self._named = [Peer(address, _url(address), None, token) for address in addresses]
+        self._directory = None if directory is None else _private_directory(directory)
+        self._group = group
+        self._found: dict[str, Peer] = {}
+        self._own = f"{group}-{os.getpid()}.sock"
+
+    @property
+    def names(self) -> list[str]:
+        """The hosts of those that are named by address."""
+        return [urlsplit(peer._address).hostname or "" for peer in self._named]
+
+    def bind(self) -> tuple[socket.socket, Callable[[], None]] | None:
+        """The socket by which others on this host find this process, and what removes its file; raises ``OSError``."""
+        return None if self._directory is None else bind_unix_socket(str(self._directory / self._own), 0o600)
+
+    def on_this_host(self, *, own_group: bool = False) -> list[Peer]:
+        """Those whose sockets are in the run directory now. What a process has left behind that is gone is removed."""
+        if self._directory is None:
+            return []
+        names = {
+            entry.name: match
+            for entry in os.scandir(self._directory)
+            if entry.name != self._own and (match := _SOCKET_NAME.fullmatch(entry.name)) is not None
+        }
+        for name in list(names):
+            if not _is_alive(int(names[name][2])):
+                (self._directory / name).unlink(missing_ok=True)
+                del names[name]
+        for gone in self._found.keys() - names.keys():
+            self._found.pop(gone).close()
+        for name, match in names.items():
+            if name not in self._found:
+                path = str(self._directory / name)
+                self._found[name] = Peer(f"process {match[2]}", "http://localhost", path, "")
+        wanted = [name for name, match in names.items() if not own_group or int(match[1]) == self._group]
+        return [self._found[name] for name in sorted(wanted)]
+
+    def all(self) -> list[Peer]:
+        """Those on this host and those that are named."""
+        return [*self.on_this_host(), *self._named]
+
+    def close(self) -> None:
+        """Ask nobody any more."""
+        for peer in [*self._named, *self._found.values()]:
+            peer.close()
+
+
+async def processes_of(peers: Iterable[Peer]) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+    """What all of them say, and who of them is silent, for which reason."""
+    asked = list(peers)
+    answers = await asyncio.gather(*(peer.processes() for peer in asked), return_exceptions=True)
+    processes: list[dict[str, Any]] = []
+    silent = []
+    for peer, answer in zip(asked, answers, strict=True):
+        if isinstance(answer, Silent):
+            silent.append({"name": peer.name, "reason": str(answer)})
+        elif isinstance(answer, BaseException):
+            raise answer
+        else:
+            processes += answer
+    return processes, silent
+
+
+async def answers_of(peers: Iterable[Peer], path: str, method: str = "GET") -> list[HTTPResponse]:
+    """The answers of those that give one."""
+    answers = await asyncio.gather(*(peer.ask(path, method) for peer in peers), return_exceptions=True)
+    for answer in answers:
+        if isinstance(answer, BaseException) and not isinstance(answer, Silent):
+            raise answer
+    return [answer for answer in answers if isinstance(answer, HTTPResponse)]
+
+
+def _url(address: str) -> str:
+    url = (address if "://" in address else f"http://{address}").rstrip("/")
+    try:
+        parts = urlsplit(url)
+        if parts.scheme in ("http", "https") and parts.hostname and parts.port and not parts.path and not parts.query:
+            return url
+    except ValueError:
+        pass
+    raise ValueError(f"admin_peers: {address!r}: expected HOST:PORT or a URL with a port, such as 127.0.0.1:9001")
+
+
+def _private_directory(path: str) -> Path:
+    directory = Path(path).absolute()
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = directory.stat()
+    except OSError as error:
+        raise ValueError(f"run_directory {path}: {error.strerror}") from None
+    if not stat.S_ISDIR(found.st_mode):
+        raise ValueError(f"run_directory {path}: expected a directory")
+    # Who can make files there could pass for a frontend.
+    if found.st_uid not in (os.geteuid(), 0) or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise ValueError(f"run_directory {path}: others may write there; give one of this user alone (chmod 700)")
+    longest = len(os.fsencode(directory / "4194304-4194304.sock"))
+    if longest > LONGEST_PATH:
+        raise ValueError(f"run_directory {path}: too long by {longest - LONGEST_PATH} bytes for the path of a socket")
+    return directory
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True

@@ -1,0 +1,157 @@
+"""The operators' port of one process: its sockets, and what is behind its addresses. Loop side."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import secrets
+import socket
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tornado.httpserver import HTTPServer
+
+from threadbridge.admin.access import Access
+from threadbridge.admin.events import Events
+from threadbridge.admin.handlers import local_application, public_application
+from threadbridge.admin.health import DatabaseCheck
+from threadbridge.admin.history import History
+from threadbridge.admin.peers import Peers, answers_of, processes_of
+from threadbridge.admin.snapshot import snapshot
+from threadbridge.admin.view import view
+from threadbridge.bridge import Bridge
+from threadbridge.inheritance import Inheritance
+from threadbridge.listeners import bind_admin, describe
+from threadbridge.settings import Settings
+
+logger = logging.getLogger("threadbridge")
+
+# Nothing that operators send is large.
+LARGEST_REQUEST = 64 * 1024
+
+
+class AdminServer:
+    """Shows operators what a bridge does, at a port of its own, and lets them stop requests.
+
+    :param settings: those that begin with ``admin_``, ``run_directory`` and ``pool``.
+    :param inheritance: what this process has from its supervisor, if there is one: the sockets, and where the other
+        processes are.
+
+    Construct it, `listen`, `start` on the loop, set `draining` when the process is told to stop, `close`. Raises
+    ``ValueError`` for settings that cannot be used.
+    """
+
+    def __init__(
+        self,
+        bridge: Bridge,
+        settings: Settings,
+        inheritance: Inheritance | None = None,
+    ) -> None:
+        self.bridge = bridge
+        self.draining = False
+        self._settings = settings
+        self._sockets = list(inheritance.admin_listeners) if inheritance is not None else []
+        self._is_supervised = inheritance is not None
+        access = Access(settings["admin_address"], settings["admin_token_file"])
+        self.peers = Peers(
+            settings["admin_peers"],
+            inheritance.run_directory if inheritance is not None else settings["run_directory"],
+            inheritance.group if inheritance is not None else os.getpid(),
+            access.token,
+        )
+        access.add_names(self.peers.names)
+        self.access = access
+        self.history = History()
+        self.database = None if settings["pool"] is None else DatabaseCheck(settings["pool"])
+        self.events = Events(self.picture)
+        self.where: list[str] = []
+        self._servers: list[HTTPServer] = []
+        self._unix: tuple[socket.socket, Callable[[], None]] | None = None
+        self._key = secrets.token_hex(6)
+        self._started = time.time()
+        bridge.telemetry.subscribe(self.history.read)
+
+    def listen(self) -> None:
+        """Take the address, unless the supervisor has it; raises ``OSError``."""
+        if not self._is_supervised:
+            self._sockets = bind_admin(self._settings)
+        self._unix = self.peers.bind()
+
+    @property
+    def address(self) -> str:
+        """Where operators reach it; "" if only other processes do."""
+        return " and ".join(describe(listener, "http") for listener in self._sockets)
+
+    def start(self, where: Sequence[str]) -> None:
+        """Answer from now on; ``where`` are the addresses at which the application is served."""
+        self.where = list(where)
+        if self._sockets:
+            self._serve(public_application(self), self._sockets)
+        if self._unix is not None:
+            self._serve(local_application(self), [self._unix[0]])
+
+    def _serve(self, application: Any, sockets: list[socket.socket]) -> None:
+        server = HTTPServer(
+            application, max_body_size=LARGEST_REQUEST, max_header_size=LARGEST_REQUEST, idle_connection_timeout=60
+        )
+        server.add_sockets(sockets)
+        self._servers.append(server)
+
+    async def close(self) -> None:
+        """Answer nobody any more."""
+        if self._unix is not None:
+            # While this process still listens, nobody takes the file for one that was left behind.
+            self._unix[1]()
+        self.events.close()
+        self.peers.close()
+        for server in self._servers:
+            server.stop()
+        # Those that watch are told so by the end of their streams.
+        await asyncio.wait_for(asyncio.gather(*(server.close_all_connections() for server in self._servers)), 1)
+
+    def own(self) -> dict[str, Any]:
+        """What this process does."""
+        return {
+            "key": self._key,
+            "pid": os.getpid(),
+            "where": self.where,
+            "admin": self.address,
+            "started": self._started,
+            "draining": self.draining,
+            **snapshot(self.bridge, self.history),
+        }
+
+    async def everything(self) -> dict[str, Any]:
+        """What all processes do, this one and its peers."""
+        others, silent = await processes_of(self.peers.all())
+        return view(self.own(), others, silent)
+
+    async def on_this_host(self) -> list[dict[str, Any]]:
+        """What this process and those in the run directory do."""
+        others, _ = await processes_of(self.peers.on_this_host())
+        return [self.own(), *others]
+
+    async def picture(self) -> bytes:
+        """The same, as a server-sent event."""
+        return b"data: " + json.dumps(await self.everything(), separators=(",", ":")).encode() + b"\n\n"
+
+    def stop_own(self, request_id: str) -> int:
+        """Stop the requests of this process that have this id; how many there were."""
+        found = [exchange for exchange in self.bridge.exchanges if exchange.id == request_id]
+        for exchange in found:
+            logger.warning(
+                "request %s: stopped by an operator: %s %s",
+                exchange.id,
+                exchange.start_line.method,
+                exchange.start_line.path,
+            )
+            self.bridge.stop(exchange)
+        return len(found)
+
+    async def stop_elsewhere(self, path: str, *, named: bool) -> int:
+        """Have the peers stop a request; how many they had. ``named``: also those that are named by address."""
+        peers = self.peers.all() if named else self.peers.on_this_host()
+        return sum(json.loads(answer.body)["stopped"] for answer in await answers_of(peers, path, "POST"))

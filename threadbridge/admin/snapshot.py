@@ -1,0 +1,86 @@
+"""What one process does at this moment, as JSON can carry it. Loop side."""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from threadbridge.admin.history import LONGEST_TARGET, History
+from threadbridge.bridge import Bridge
+from threadbridge.exchange import Exchange, State
+
+# Of thousands that wait nobody reads more.
+MOST_ROWS = 200
+LONGEST_SQL = 2000
+# The names of the states for people who never read the source.
+SHOWN = {
+    State.RECEIVING: "receiving",
+    State.QUEUED: "waiting",
+    State.RUNNING: "running",
+    State.RESPONDING: "sending",
+}
+
+
+def snapshot(bridge: Bridge, history: History) -> dict[str, Any]:
+    """The process's lanes, its requests (what runs first, then by age), and what has ended lately."""
+    now, wall = time.monotonic(), time.time()
+    counts = dict.fromkeys(SHOWN.values(), 0)
+    for exchange in bridge.exchanges:
+        if exchange.state in SHOWN:
+            counts[SHOWN[exchange.state]] += 1
+    bridge.telemetry.flush()
+    return {
+        "now": wall,
+        "lanes": [
+            {
+                "name": lane.name,
+                "threads": lane.threads,
+                "busy": lane.busy,
+                "queued": lane.queued,
+                "queue": lane.queue,
+            }
+            for lane in bridge.lanes
+        ],
+        "counts": counts,
+        "requests": [_row(exchange, now, wall) for exchange in oldest(bridge.exchanges)],
+        "finished": history.finished(),
+        "slots": history.slots(),
+    }
+
+
+def oldest(exchanges: set[Exchange]) -> Sequence[Exchange]:
+    """At most `MOST_ROWS`: what runs before what waits, and the longest first."""
+    return heapq.nsmallest(MOST_ROWS, exchanges, key=_order)
+
+
+def _order(exchange: Exchange) -> tuple[bool, float]:
+    return not exchange.run_at, exchange.run_at or exchange.queued_at
+
+
+def _row(exchange: Exchange, now: float, wall: float) -> dict[str, Any]:
+    began = exchange.run_at or exchange.answered_at or now
+    statements = exchange.running.statements
+    # One look: the worker goes on meanwhile.
+    latest = statements.latest[-1] if statements.latest else None
+    runs = latest is not None and not latest.ended
+    return {
+        "id": exchange.id,
+        "state": SHOWN.get(exchange.state, exchange.state.value),
+        "client": exchange.client[:100],
+        "method": exchange.start_line.method,
+        "url": exchange.start_line.path[:LONGEST_TARGET],
+        "lane": exchange.lane.name,
+        "received": wall - (now - exchange.started),
+        "since": wall - (now - (exchange.run_at or exchange.queued_at)),
+        "waiting": round(max(0.0, began - exchange.queued_at), 4),
+        "running": round(now - exchange.run_at, 4) if exchange.run_at else 0,
+        "time_left": round(exchange.running.deadline - now, 1) if exchange.running.deadline else None,
+        "sent": exchange.sent,
+        "statements": statements.count,
+        "database": round(statements.seconds + (now - latest.started if latest and runs else 0), 4),
+        "sql": latest.sql[:LONGEST_SQL] if latest and runs else None,
+        "sql_running": round(now - latest.started, 4) if latest and runs else None,
+        "connection": latest.connection_id if latest and runs else None,
+    }

@@ -1,0 +1,52 @@
+// Makes elements and texts. Whatever comes from a request or a query goes through textContent and setAttribute alone,
+// which never read it as HTML.
+
+const SVG = 'http://www.w3.org/2000/svg';
+
+export function element(name, attributes = {}, ...children) {
+  return filled(document.createElement(name), attributes, children);
+}
+
+export function shape(name, attributes = {}, ...children) {
+  return filled(document.createElementNS(SVG, name), attributes, children);
+}
+
+function filled(made, attributes, children) {
+  for (const [key, value] of Object.entries(attributes)) {
+    if (value !== null) made.setAttribute(key, value);
+  }
+  made.append(...children);
+  return made;
+}
+
+export function byId(id) {
+  return document.getElementById(id);
+}
+
+// Changes nothing that is the same already: a screen reader, and a selection, stay where they are.
+export function setText(node, text) {
+  if (node.textContent !== text) node.textContent = text;
+}
+
+export function duration(seconds) {
+  if (seconds < 0.0095) return `${(seconds * 1000).toFixed(1)} ms`;
+  if (seconds < 0.9995) return `${Math.round(seconds * 1000)} ms`;
+  if (seconds < 59.95) return `${seconds.toFixed(1)} s`;
+  const whole = Math.round(seconds);
+  if (whole < 3600) return `${Math.floor(whole / 60)} min ${whole % 60} s`;
+  return `${Math.floor(whole / 3600)} h ${Math.floor((whole % 3600) / 60)} min`;
+}
+
+export function number(value) {
+  return value.toLocaleString('en');
+}
+
+export function rate(value) {
+  return value >= 10 || value === 0 ? number(Math.round(value)) : value.toFixed(1);
+}
+
+// http://127.0.0.1:8000/ -> :8000
+export function placeOf(process) {
+  const place = (process.where[0] || `process ${process.pid}`).replace(/^https?:\/\//, '').replace(/\/$/, '');
+  return place.replace(/^(127\.0\.0\.1|localhost)(?=:)/, '');
+}
