@@ -131,7 +131,7 @@ class Telemetry:
         run = max(0.0, (exchange.answered_at or ended_at) - run_at) if run_at else 0.0
         count, database = 0, 0.0
         statements = exchange.running.statements
-        if statements.count:
+        if statements.latest:
             latest = statements.latest[-1]
             # One that runs on counts until nobody waited for it any more.
             running = 0.0 if latest.ended else max(0.0, ended_at - latest.started)
