@@ -62,6 +62,7 @@ def examine(settings: CommandLineSettings, lanes: Sequence[Lane]) -> Iterator[Fi
     pool = settings["pool"]
     deadline = max(lane.deadline or settings["deadline"] for lane in lanes)
     connections = _pool_connections(pool, lanes)
+    processes = settings["frontends"] * settings["processes"]
     yield _versions(with_pool=pool is not None)
     yield _queues(settings, lanes)
     yield _files(lanes, connections)
@@ -72,7 +73,7 @@ def examine(settings: CommandLineSettings, lanes: Sequence[Lane]) -> Iterator[Fi
         # DBUtils need not be there when there is no pool.
         from threadbridge.database_checks import Load, check_database
 
-        yield from check_database(pool, Load(settings["frontends"], connections, deadline))
+        yield from check_database(pool, Load(processes, connections, deadline))
 
 
 def _pool_connections(pool: object, lanes: Sequence[Lane]) -> int:

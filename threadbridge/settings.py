@@ -303,7 +303,8 @@ class CommandLineSettings(Settings, total=False):
     ]
     json: Annotated[bool, Setting(False, FLAG, "With check: print JSON.", in_file=False)]
     frontends: Annotated[
-        int, Setting(1, number(1), "With check: how many processes like this one use the database together.")
+        int,
+        Setting(1, number(1), "With check: how many servers like this one, each with its processes, use the database."),
     ]
     nginx_config: Annotated[
         str | None,

@@ -1,0 +1,129 @@
+"""``--processes`` and what is around: systemd, log files, the database, the check."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+from contextlib import closing
+from pathlib import Path
+
+import requests
+
+from tests.databases import Witness
+from tests.doctor_report import check
+from tests.inprocess import wait_until
+from tests.processes import Frontend
+from tests.site_process import entered
+from tests.supervised import Supervised, said
+
+# systemd.
+
+
+def test_the_service_manager_hears_from_the_supervisor_alone(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(30)
+        # So that the sender of each message is known.
+        manager.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        with Supervised(tmp_path, env={"NOTIFY_SOCKET": str(tmp_path / "notify")}) as server:
+            expected = (
+                f"READY=1\nSTATUS=Serving on {server.url}/ with 2 processes",
+                "STOPPING=1\nSTATUS=Stopping 2 processes",
+            )
+            for text in expected:
+                message, [(_, _, credentials)], _, _ = manager.recvmsg(4096, 4096)
+                assert message.decode() == text
+                assert int.from_bytes(credentials[:4], "little") == server.process.pid
+                if text == expected[0]:
+                    server.process.send_signal(signal.SIGTERM)
+            assert server.process.wait(30) == 0
+        manager.setblocking(False)
+        assert not readable(manager)
+
+
+def readable(manager: socket.socket) -> bool:
+    try:
+        return bool(manager.recv(4096))
+    except BlockingIOError:
+        return False
+
+
+def test_a_process_whose_loop_stands_still_is_replaced_and_the_service_lives_on(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(30)
+        env = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "2000000"}
+        with Supervised(tmp_path, env=env) as server:
+            pids = server.wait_for_both()
+            with closing(server.begin(f"/stuck-loop?{tmp_path / 'flag'}")):
+                wait_until(lambda: entered(tmp_path / "flag"), "a loop is held up")
+                wait_until(said(server, "its event loop has stood still"), "the supervisor notices", 30)
+            assert len(server.wait_for_both() & pids) == 1
+            assert manager.recv(4096).startswith(b"WATCHDOG=1")
+            assert server.stop() == 0
+
+
+# Log files.
+
+
+def test_each_process_has_a_log_file_and_all_are_opened_anew(tmp_path: Path) -> None:
+    logs = [tmp_path / name for name in ("app.log", "app-1.log", "app-2.log")]
+    with Supervised(tmp_path, f"--log_file_prefix={logs[0]}") as server:
+        server.wait_for_both()
+        for log in logs:
+            subprocess.run(["mv", log, f"{log}.1"], check=True)
+        server.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: all(log.exists() for log in logs), "new log files")
+        server.wait_for_both()
+        wait_until(lambda: all("200 GET / " in log.read_text() for log in logs[1:]), "each logs what it answers")
+        assert server.stop() == 0
+    assert "all processes have ended" in logs[0].read_text()
+    assert sorted(path.name for path in tmp_path.glob("app*")) == sorted(
+        name for log in logs for name in (log.name, f"{log.name}.1")
+    )
+
+
+# The database.
+
+PROGRAM = """
+import os, sys
+import MySQLdb
+from dbutils.pooled_db import PooledDB
+from threadbridge.command_line import run
+
+pool = PooledDB(
+    MySQLdb, mincached=3, maxconnections=4, host="localhost", user=os.environ["MYSQL_USER"],
+    password=os.environ["MYSQL_PASSWORD"], unix_socket=os.environ["MYSQL_UNIX_SOCKET"],
+)
+
+def app(environ, start_response):
+    connection = pool.connection()
+    connection.cursor().execute("SELECT 1")
+    connection.close()
+    start_response("200 OK", [])
+    return [str(os.getpid()).encode()]
+
+if __name__ == "__main__":
+    sys.exit(run(app, pool=pool))
+"""
+
+
+def test_connections_made_by_importing_the_application_are_not_kept_in_the_supervisor(
+    tmp_path: Path, mariadb: dict[str, str]
+) -> None:
+    (tmp_path / "program.py").write_text(PROGRAM)
+    with closing(Witness(mariadb)) as witness:
+        before = set(witness.connections())
+        with Frontend(("program.py", "--port={port}", "--processes=2"), env=mariadb, cwd=tmp_path) as server:
+            wait_until(lambda: "Serving on" in server.output(), "ready", 30)
+            # A bridge makes its own anew when they are needed, so that the processes have none yet.
+            wait_until(lambda: set(witness.connections()) <= before, "all that the imports have made are closed")
+            assert requests.get(server.url, timeout=10).status_code == 200
+            assert len(set(witness.connections()) - before) == 1
+            assert server.stop() == 0
+
+
+def test_the_check_counts_all_processes(mariadb: dict[str, str]) -> None:
+    report = check(mariadb, "--processes=3", "--frontends=2")
+    assert report.message("connections").startswith("processes: 6, each with 10 in its pool")
