@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import signal
 import socket
 import subprocess
@@ -68,7 +70,8 @@ def test_a_process_whose_loop_stands_still_is_replaced_and_the_service_lives_on(
 
 
 def test_each_process_has_a_log_file_and_all_are_opened_anew(tmp_path: Path) -> None:
-    logs = [tmp_path / name for name in ("app.log", "app-1.log", "app-2.log")]
+    names = ("app.log", "app-1.log", "app-1.access.log", "app-2.log", "app-2.access.log")
+    logs = [tmp_path / name for name in names]
     with Supervised(tmp_path, f"--log_file_prefix={logs[0]}") as server:
         server.wait_for_both()
         for log in logs:
@@ -76,25 +79,46 @@ def test_each_process_has_a_log_file_and_all_are_opened_anew(tmp_path: Path) -> 
         server.process.send_signal(signal.SIGHUP)
         wait_until(lambda: all(log.exists() for log in logs), "new log files")
         server.wait_for_both()
-        wait_until(lambda: all("200 GET / " in log.read_text() for log in logs[1:]), "each logs what it answers")
+        wait_until(lambda: all('"GET / ' in log.read_text() for log in logs[2::2]), "each logs what it answers")
         assert server.stop() == 0
     assert "all processes have ended" in logs[0].read_text()
-    assert sorted(path.name for path in tmp_path.glob("app*")) == sorted(
-        name for log in logs for name in (log.name, f"{log.name}.1")
-    )
+    assert {path.name for path in tmp_path.glob("app*")} == {*names, *(f"{name}.1" for name in names)}
+
+
+# The operators' port.
+
+
+def test_operators_see_all_processes_and_find_new_ones(tmp_path: Path) -> None:
+    with Supervised(tmp_path, "--admin_port=0", env={"TMPDIR": str(tmp_path)}) as server:
+        [(line, url)] = re.findall(r"(Serving on .*, operators: (http://[0-9.:]+/)\))", server.output())
+        assert line == f"Serving on {server.url}/ (pid {server.process.pid}, 2 processes, operators: {url})"
+
+        def seen() -> set[int]:
+            # A connection of its own, which any process may take.
+            shown = requests.get(f"{url}requests.json", timeout=10).json()
+            return {process["pid"] for process in shown["processes"]}
+
+        wait_until(lambda: seen() == server.pids(), "both are shown")
+        victim = min(server.pids())
+        os.kill(victim, signal.SIGKILL)
+        wait_until(lambda: len(seen()) == 2 and victim not in seen(), "the new one is shown", 30)
+        assert seen() == server.pids()
+        assert server.stop() == 0
+    assert list(tmp_path.glob("threadbridge-*")) == [], "where they found each other is removed"
 
 
 # The database.
 
 PROGRAM = """
 import os, sys
+from pathlib import Path
 import MySQLdb
 from dbutils.pooled_db import PooledDB
 from threadbridge.command_line import run
 
 pool = PooledDB(
     MySQLdb, mincached=3, maxconnections=4, host="localhost", user=os.environ["MYSQL_USER"],
-    password=os.environ["MYSQL_PASSWORD"], unix_socket=os.environ["MYSQL_UNIX_SOCKET"],
+    password=Path(os.environ["MYSQL_PASSWORD_FILE"]).read_text().strip(), unix_socket=os.environ["MYSQL_UNIX_SOCKET"],
 )
 
 def app(environ, start_response):
@@ -113,14 +137,15 @@ def test_connections_made_by_importing_the_application_are_not_kept_in_the_super
     tmp_path: Path, mariadb: dict[str, str]
 ) -> None:
     (tmp_path / "program.py").write_text(PROGRAM)
-    with closing(Witness(mariadb)) as witness:
-        before = set(witness.connections())
+    witness = Witness(mariadb)
+    with closing(witness.connection):
+        before = set(witness.connections)
         with Frontend(("program.py", "--port={port}", "--processes=2"), env=mariadb, cwd=tmp_path) as server:
             wait_until(lambda: "Serving on" in server.output(), "ready", 30)
             # A bridge makes its own anew when they are needed, so that the processes have none yet.
-            wait_until(lambda: set(witness.connections()) <= before, "all that the imports have made are closed")
+            wait_until(lambda: set(witness.connections) <= before, "all that the imports have made are closed")
             assert requests.get(server.url, timeout=10).status_code == 200
-            assert len(set(witness.connections()) - before) == 1
+            assert len(set(witness.connections) - before) == 1
             assert server.stop() == 0
 
 

@@ -53,22 +53,28 @@ def _run(program: str, application: WSGIApplication | None, defaults: CommandLin
         resolved = resolve(options, os.environ, defaults)
         settings = resolved.values
         inheritance = take_inheritance()
+        supervises = settings["processes"] > 1 and inheritance is None and not settings["check"]
         if inheritance is not None and settings["log_file_prefix"] is not None:
             settings["log_file_prefix"] = inheritance.log_file(settings["log_file_prefix"])
+        if supervises:
+            # It answers no requests.
+            settings["access_log"] = False
         if not settings["check"]:
             # Before the application, which may log while it is imported.
             _set_up_logging(resolved)
-            if settings["processes"] > 1 and inheritance is None:
-                # The application is none of its business.
-                return _listen_and_run(program, settings, Supervisor(settings))
+    except ValueError as error:
+        return _refused(program, error)
+    if supervises:
+        # The application is not its business, but that of the processes.
+        return _listen_and_run(program, settings, Supervisor(settings))
+    try:
         if place is not None:
             application = _load_application(place)
         assert application is not None
         with_objects = _with_objects(resolved)
         service = Service(application, with_objects, inheritance)
     except ValueError as error:
-        print(f"{program}: {error}; see --help", file=sys.stderr)
-        return 2
+        return _refused(program, error)
     except KeyboardInterrupt:
         # While the application was imported; later the signal stops the service.
         return 128 + signal.SIGINT
@@ -80,6 +86,11 @@ def _run(program: str, application: WSGIApplication | None, defaults: CommandLin
     status = _listen_and_run(program, settings, service)
     _end_within(service.grace_left)
     return status
+
+
+def _refused(program: str, error: ValueError) -> int:
+    print(f"{program}: {error}; see --help", file=sys.stderr)
+    return 2
 
 
 def _listen_and_run(program: str, settings: CommandLineSettings, life: Service | Supervisor) -> int:

@@ -18,11 +18,13 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from threadbridge.child import Child
 from threadbridge.inheritance import HURRY, REOPEN
-from threadbridge.listeners import bind_for_each, describe, leave_new_connections_to_others
+from threadbridge.listeners import bind_admin, bind_for_each, describe, leave_new_connections_to_others
 from threadbridge.logs import reopen_log_files
 from threadbridge.notify import notify, watchdog_interval
 from threadbridge.settings import Settings, grace_period
@@ -47,6 +49,7 @@ class Supervisor:
         self._children: set[Child] = set()
         # For each process, in the order of their numbers.
         self._listeners: list[list[socket.socket]] = []
+        self._admin_listeners: list[socket.socket] = []
         self._remove_socket_file: Callable[[], None] = lambda: None
         # Whether any process has come so far as to accept connections.
         self._works = False
@@ -55,10 +58,16 @@ class Supervisor:
     def listen(self) -> None:
         """Take the address; raises ``OSError``."""
         self._listeners, self._remove_socket_file = bind_for_each(self._count, self._settings)
+        self._admin_listeners = bind_admin(self._settings)
 
     def run(self) -> int:
         """Serve until a signal comes; give the exit status: 0 if all processes have answered all they were asked."""
-        asyncio.run(self._live())
+        self._run_directory = self._settings["run_directory"]
+        with ExitStack() as stack:
+            if self._admin_listeners and self._run_directory is None:
+                # Whichever process an operator reaches, it shows them all: here they find each other.
+                self._run_directory = stack.enter_context(TemporaryDirectory(prefix="threadbridge-"))
+            asyncio.run(self._live())
         return self._status
 
     async def _live(self) -> None:
@@ -110,12 +119,19 @@ class Supervisor:
         await self._complete.wait()
         scheme = "https" if self._settings["certfile"] else "http"
         places = " and ".join(describe(listener, scheme) for listener in self._listeners[0])
-        print(f"Serving on {places} (pid {os.getpid()}, {self._count} processes)", flush=True)
+        operators = "".join(f", operators: {describe(listener, 'http')}" for listener in self._admin_listeners)
+        print(f"Serving on {places} (pid {os.getpid()}, {self._count} processes{operators})", flush=True)
         notify("READY=1", f"STATUS=Serving on {places} with {self._count} processes")
 
     def _start(self, number: int, failures: int = 0) -> Child:
-        listeners = self._listeners[number - 1]
-        child = Child(number, listeners, (), None, failures=failures, on_change=self._on_change)
+        child = Child(
+            number,
+            self._listeners[number - 1],
+            self._admin_listeners,
+            self._run_directory,
+            failures=failures,
+            on_change=self._on_change,
+        )
         self._children.add(child)
         return child
 
@@ -192,7 +208,9 @@ class Supervisor:
         for listener in {listener for listeners in self._listeners for listener in listeners}:
             if self._settings["reuse_port"]:
                 leave_new_connections_to_others(listener)
-            # The processes still have it, and take what has arrived, the last of them all of it.
+            # The processes still have it, and take what has arrived.
+            listener.close()
+        for listener in self._admin_listeners:
             listener.close()
         notify("STOPPING=1", f"STATUS=Stopping {len(self._children)} processes")
         clean = await asyncio.gather(*(self._end(child) for child in self._children))
