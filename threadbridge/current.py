@@ -23,9 +23,13 @@ class RunningRequest:
     `route`, `statements` and `at_end` are the bridge's: what it learns about the requests of this kind, what this one
     asks of the database, and what is to be done by the worker when the application's call has ended.
 
-    The callbacks are guarded by a condition; ``cancelled`` is written under it and may be read by anyone. Its lock is
-    re-entrant: garbage may be collected under it, and take callbacks back.
+    The callbacks of all requests are guarded by one condition, held for a few instructions; ``cancelled`` is written
+    under it and may be read by anyone. Its lock is re-entrant: garbage may be collected under it, and take callbacks
+    back.
     """
+
+    # Making one costs more than all else that is made for a request.
+    _changed = threading.Condition()
 
     def __init__(self, request_id: str, deadline: float | None, route: Route | None = None) -> None:
         self.id = request_id
@@ -39,7 +43,6 @@ class RunningRequest:
         self._calling: object | None = None
         self._caller = 0
         self._has_ended = False
-        self._changed = threading.Condition()
 
     def on_cancel(self, callback: Callable[[], object], *, wait: bool = True) -> Callable[[], None]:
         """Have ``callback()`` called once when the request is cancelled; at once if it is already. Worker side.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from typing import Any
 from urllib.parse import unquote_to_bytes
@@ -37,9 +38,10 @@ def environ_of(exchange: Exchange) -> WSGIEnvironment:
         path = ""
     scheme = exchange.peer.scheme
     headers = exchange.headers
-    host, _, port = headers.get("Host", "").rpartition(":")
+    authority = headers.get("Host", "")
+    host, _, port = authority.rpartition(":")
     if not port.isdigit():
-        host, port = headers.get("Host", ""), _DEFAULT_PORTS[scheme]
+        host, port = authority, _DEFAULT_PORTS[scheme]
     environ = {
         **_BASE,
         "REQUEST_METHOD": method,
@@ -59,13 +61,20 @@ def environ_of(exchange: Exchange) -> WSGIEnvironment:
         "waitress.client_disconnected": lambda: exchange.client_has_left,
     }
     for name, value in headers.get_all():
-        if "_" in name or name in ("Proxy", "Transfer-Encoding"):
+        key = _variable(name)
+        if key is None:
             continue
-        key = name.upper().replace("-", "_")
-        if key not in ("CONTENT_TYPE", "CONTENT_LENGTH"):
-            key = "HTTP_" + key
         # Several fields of one name are one list (RFC 9110, section 5.3); cookies are joined by RFC 6265's separator.
         environ[key] = f"{environ[key]}{'; ' if key == 'HTTP_COOKIE' else ','}{value}" if key in environ else value
     if exchange.body.size or "CONTENT_LENGTH" in environ:
         environ["CONTENT_LENGTH"] = str(exchange.body.size)
     return environ
+
+
+@functools.lru_cache(maxsize=1000)
+def _variable(name: str) -> str | None:
+    """The variable for a header field; None for one that is left out. Clients send the same few again and again."""
+    if "_" in name or name in ("Proxy", "Transfer-Encoding"):
+        return None
+    key = name.upper().replace("-", "_")
+    return key if key in ("CONTENT_TYPE", "CONTENT_LENGTH") else "HTTP_" + key

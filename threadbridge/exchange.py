@@ -45,6 +45,9 @@ class State(enum.Enum):
     FAILED = "failed"
     REFUSED = "refused"
 
+    # `Enum` hashes the name, in Python.
+    __hash__ = object.__hash__
+
 
 ENDINGS = frozenset({State.DONE, State.SHED, State.EXPIRED, State.ABANDONED, State.FAILED, State.REFUSED})
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections import deque
+from collections.abc import Mapping
 from http import HTTPStatus
 
 import httptools
@@ -197,27 +199,31 @@ class RequestParser:
         version = parser.get_http_version()
         if version not in ("1.1", "1.0"):
             raise BadRequest(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, f"HTTP/{version}; expected HTTP/1.1 or HTTP/1.0")
-        method = parser.get_method()
-        self._check_line(method, version)
+        method_name = parser.get_method()
+        self._check_line(method_name, version)
+        method = method_name.decode("ascii")
         self._check_size()
         headers = request.headers
+        # What `headers.get` gives, at once.
+        combined: dict[str, str] = {}
         for name, value in self._fields:
-            field, text = name.decode("ascii"), value.decode("latin-1").rstrip("\t ")
+            field, text = _field_name(name), value.decode("latin-1").rstrip("\t ")
             # `HTTPHeaders.add` would check again what llhttp has checked.
-            if field in headers:
+            if field in combined:
                 headers.add(field, text)
+                combined[field] += "," + text
             else:
-                headers[field] = text
+                headers[field] = combined[field] = text
         self._check_host(headers, version)
-        self._check_framing(headers, version)
-        expect = headers.get("Expect", "")
+        self._check_framing(combined, version)
+        expect = combined.get("Expect", "")
         if expect and version == "1.1":
             if expect.lower() != "100-continue":
                 raise BadRequest(HTTPStatus.EXPECTATION_FAILED, f"Expect: {expect}; only 100-continue is known")
             request.expects_continue = True
-        target = _origin_form(method.decode("ascii"), self._url.decode("ascii"), headers)
-        request.keep_alive = _keeps_alive(headers, version)
-        request.start_line = RequestStartLine(method.decode("ascii"), target, f"HTTP/{version}")
+        target = _origin_form(method, self._url.decode("ascii"), headers)
+        request.keep_alive = _keeps_alive(combined, version)
+        request.start_line = RequestStartLine(method, target, f"HTTP/{version}")
         self._in_head = False
         self._overhead = 0
 
@@ -231,7 +237,7 @@ class RequestParser:
         """Refuse a request line that llhttp reads with leniency: other protocols, more than one space, LF in front."""
         line = b"%b %b HTTP/%b\r\n" % (method, self._url, version.encode())
         # One empty line in front is allowed: RFC 9112, section 2.2.
-        if not self._head.removeprefix(b"\r\n").startswith(line):
+        if not self._head.startswith(line, 2 if self._head.startswith(b"\r\n") else 0):
             raise BadRequest(HTTPStatus.BAD_REQUEST, "the request line is malformed (RFC 9112, section 3)")
 
     def _check_host(self, headers: HTTPHeaders, version: str) -> None:
@@ -241,7 +247,7 @@ class RequestParser:
         if hosts and not _HOST(hosts[0]):
             raise BadRequest(HTTPStatus.BAD_REQUEST, "the Host header is no host (RFC 9112, section 3.2)")
 
-    def _check_framing(self, headers: HTTPHeaders, version: str) -> None:
+    def _check_framing(self, headers: Mapping[str, str], version: str) -> None:
         coding = headers.get("Transfer-Encoding")
         if coding is not None:
             if version == "1.0":
@@ -274,7 +280,13 @@ class RequestParser:
         self._overhead = 0
 
 
-def _keeps_alive(headers: HTTPHeaders, version: str) -> bool:
+@functools.lru_cache(maxsize=1000)
+def _field_name(name: bytes) -> str:
+    """A header's name, in the case that `HTTPHeaders` gives it. Clients send the same few again and again."""
+    return "-".join(word.capitalize() for word in name.decode("ascii").split("-"))
+
+
+def _keeps_alive(headers: Mapping[str, str], version: str) -> bool:
     """Whether the client wants to go on with the connection (RFC 9112, section 9.3)."""
     connection = headers.get("Connection")
     if connection is None:

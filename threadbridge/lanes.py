@@ -76,6 +76,9 @@ class Lane:
         self._replaced: set[Job] = set()
         self._at_work = 0
         self._spares_at_work = 0
+        # Whether one of those at work has been asked for and has not come yet.
+        self._one_is_coming = False
+        self._is_closed = False
         self._service_time = 0.0
 
     def __repr__(self) -> str:
@@ -130,8 +133,13 @@ class Lane:
             self._start_thread()
 
     def _start_thread(self) -> None:
-        if self._at_work + self._spares_at_work >= self._width():
+        """Ask for another thread if there may be one; who comes asks for the next one while there is work.
+
+        All at once they would only contend for the interpreter.
+        """
+        if self._one_is_coming or self._is_closed or self._at_work + self._spares_at_work >= self._width():
             return
+        self._one_is_coming = True
         if self._at_work < self.threads:
             self._at_work += 1
             self._executor.submit(self._work, False)
@@ -159,37 +167,42 @@ class Lane:
             return True
 
     def _work(self, spare: bool) -> None:
-        while (job := self._next(spare)) is not None:
+        with self._lock:
+            self._one_is_coming = False
+            job = self._next(spare)
+            if self._waiting:
+                self._start_thread()
+        while job is not None:
             started = time.monotonic()
             try:
                 job.run()
             except Exception:
                 logger.exception("a request of the lane %s failed in the server", self.name)
-            self._finished(job, time.monotonic() - started)
+            took = time.monotonic() - started
+            with self._lock:
+                self._running.discard(job)
+                self._replaced.discard(job)
+                self._service_time += (took - self._service_time) * (LATEST_COUNTS if self._service_time else 1)
+                job = self._next(spare)
 
     def _next(self, spare: bool) -> Job | None:
-        """The next job, claimed, for a thread at work; None releases the thread. Worker side."""
-        with self._lock:
-            # There are more at work than may be when one has come back that was replaced.
-            while self._waiting and self._at_work + self._spares_at_work <= self._width():
-                job = self._waiting.take()
-                if job.claim():
-                    self._running.add(job)
-                    return job
-            if spare:
-                self._spares_at_work -= 1
-            else:
-                self._at_work -= 1
-            return None
-
-    def _finished(self, job: Job, took: float) -> None:
-        with self._lock:
-            self._running.discard(job)
-            self._replaced.discard(job)
-            self._service_time += (took - self._service_time) * (LATEST_COUNTS if self._service_time else 1)
+        """The next job, claimed, for a thread at work; None releases the thread. Worker side, under the lock."""
+        # There are more at work than may be when one has come back that was replaced.
+        while self._waiting and self._at_work + self._spares_at_work <= self._width():
+            job = self._waiting.take()
+            if job.claim():
+                self._running.add(job)
+                return job
+        if spare:
+            self._spares_at_work -= 1
+        else:
+            self._at_work -= 1
+        return None
 
     def close(self) -> None:
-        """Let the threads end as soon as they are idle. Loop side."""
+        """Let the threads end as soon as they are idle; those at work see to what still waits. Loop side."""
+        with self._lock:
+            self._is_closed = True
         self._executor.shutdown(wait=False)
         self._spares.shutdown(wait=False)
 
