@@ -61,8 +61,8 @@ def total(samples: Samples) -> float:
 
 
 def test_they_agree_with_the_access_log_to_the_request(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "tornado.access")
     caplog.set_level(logging.CRITICAL, "threadbridge")
+    caplog.set_level(logging.INFO, "tornado.access")
 
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
         path = environ["PATH_INFO"]
