@@ -52,6 +52,7 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def markdown(results: Results, memory: Memory, facts: Mapping[str, Any]) -> str:
+    """The whole report but for the hazards, which have a table of their own."""
     machine = facts["machine"]
     parts = [
         "# threadbridge compared with other servers",
@@ -62,7 +63,7 @@ def markdown(results: Results, memory: Memory, facts: Mapping[str, Any]) -> str:
         " last column tells.",
     ]
     for name, by_server in results.items():
-        parts += [f"## {name}: {WORKLOADS[name].title}", workload_table(by_server)]
+        parts += [f"## {name}: {WORKLOADS[name].title}, {facts['seconds'][name]} s", workload_table(by_server)]
         if best := best_of_peers(by_server):
             parts.append(best)
     if memory:
@@ -114,23 +115,20 @@ def best_of_peers(by_server: Mapping[str, Series]) -> str:
 
 
 def memory_table(memory: Memory) -> str:
-    rows = [["server", "the application's process, MB", "all processes, MB", "threadbridge / it"]]
-    ours = statistics.median(map(max, memory[THREADBRIDGE.name])) if memory.get(THREADBRIDGE.name) else 0
+    rows = [["server", "the application's process, MB", "threadbridge / it", "all processes, MB", "threadbridge / it"]]
+    ours = memory[THREADBRIDGE.name]
     for server, starts in memory.items():
         if not starts:
-            rows.append([BY_NAME[server].title, "does not start", "-", "-"])
+            rows.append([BY_NAME[server].title, "does not start", "-", "-", "-"])
             continue
-        # The one that the application has been loaded into is the largest.
-        largest = spread([max(processes) / MEGABYTE for processes in starts])
-        total = spread([sum(processes) / MEGABYTE for processes in starts])
-        rows.append(
-            [
-                BY_NAME[server].title,
-                f"{largest.median:.1f} ({largest.lowest:.1f}-{largest.highest:.1f})",
-                f"{total.median:.1f}",
-                "" if server == THREADBRIDGE.name else f"{ours / MEGABYTE / largest.median:.2f}",
-            ]
-        )
+        row = [BY_NAME[server].title]
+        # The process that the application has been loaded into is the largest.
+        for count in (max, sum):
+            size = spread([count(processes) / MEGABYTE for processes in starts])
+            row.append(f"{size.median:.1f} ({size.lowest:.1f}-{size.highest:.1f})")
+            own = statistics.median(map(count, ours)) / MEGABYTE if ours else 0.0
+            row.append("" if starts is ours else f"{own / size.median:.2f}")
+        rows.append(row)
     return table(rows)
 
 

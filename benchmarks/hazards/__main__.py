@@ -25,12 +25,11 @@ from benchmarks.clients import Refused
 from benchmarks.contenders import BY_NAME, CONTENDERS, THREADBRIDGE, Contender
 from benchmarks.environment import prepare
 from benchmarks.hazards import measures
-from benchmarks.hazards.figures import FIGURES
+from benchmarks.hazards.figures import FIGURES, table
 from benchmarks.hazards.guard import guard
 from benchmarks.hazards.measures import Figures
 from benchmarks.hazards.overload import overload
 from benchmarks.report import facts
-from benchmarks.report import table as markdown_table
 from benchmarks.subject import CannotStart, Subject, running
 from tests.processes import ROOT, private_mariadb
 
@@ -72,7 +71,7 @@ def main() -> int:
             for contender, figures in bench.all_figures(name, options.servers):
                 results[contender.name] |= figures
                 print(f"  {contender.name:13}  {shown(name, contender, figures)}", flush=True)
-    print(table(results))
+    print(f"\n{table(results)}")
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(as_json(results, environment), encoding="utf-8")
     print(f"\nIn {time.monotonic() - began:.0f} s; the figures are in {options.json}")
@@ -178,15 +177,6 @@ def shown(hazard: str, contender: Contender, figures: Figures) -> str:
             part += f" ({figure.must}: {'reached' if figure.reached(figures) else 'MISSED'})"
         parts.append(part)
     return ", ".join(parts)
-
-
-def table(results: Mapping[str, Figures]) -> str:
-    """All figures in the form of Markdown, a row for each, a column for each server."""
-    rows = [["", *results, "must"]]
-    for figure in (figure for figures in FIGURES.values() for figure in figures):
-        if any(figure.name in figures for figures in results.values()):
-            rows.append([figure.name, *(figure.text(figures) for figures in results.values()), figure.must])
-    return "\n" + markdown_table(rows)
 
 
 def as_json(results: Mapping[str, Figures], environment: Path) -> str:
