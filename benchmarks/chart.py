@@ -53,6 +53,8 @@ def picture(results: Results, memory: Memory) -> str:
         f'<text x="{MARGIN}" y="58">Longer is better; the thin line is the range of the rounds.'
         " One process, ten threads, the same application, one machine.</text>",
     ]
+    if any(bar.ratio and bar.remark for panel in panels for bar in panel.bars):
+        parts.append(f'<text class="end" x="{WIDTH - MARGIN}" y="36">* with errors or remarks: see the table</text>')
     top = float(TOP)
     for first in range(0, len(panels), COLUMNS):
         for column, panel in enumerate(panels[first : first + COLUMNS]):

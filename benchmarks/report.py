@@ -15,6 +15,8 @@ from benchmarks.environment import machine, versions
 from benchmarks.rounds import Series
 from benchmarks.workloads import WORKLOADS
 
+HEAD = ("server", "requests/s", "threadbridge / it", "median ms", "99 % ms", "processor µs", "memory MB", "remarks")
+
 # Of each workload, of each server.
 Results = Mapping[str, Mapping[str, Series]]
 # Of each server, of each start, of each process.
@@ -73,12 +75,12 @@ def markdown(results: Results, memory: Memory, facts: Mapping[str, Any]) -> str:
 
 
 def workload_table(by_server: Mapping[str, Series]) -> str:
-    rows = [["server", "requests/s", "threadbridge / it", "median ms", "99 % ms", "processor µs", "remarks"]]
+    rows = [list(HEAD)]
     ours = by_server[THREADBRIDGE.name]
     for server, series in by_server.items():
         title = BY_NAME[server].title
         if not (good := series.good):
-            rows.append([title, "-", "-", "-", "-", "-", "; ".join(series.remarks)])
+            rows.append([title, *["-"] * 6, "; ".join(series.remarks)])
             continue
         rate = spread([sample.measured.rate for sample in good])
         ratio = ratios(ours, series)
@@ -91,6 +93,7 @@ def workload_table(by_server: Mapping[str, Series]) -> str:
                 f"{statistics.median(sample.measured.p50 for sample in good):.2f}",
                 f"{statistics.median(sample.measured.p99 for sample in good):.2f}",
                 f"{statistics.median(sample.processor for sample in good):.0f}",
+                f"{statistics.median(sample.growth for sample in good) / MEGABYTE:+.1f}",
                 "; ".join(remarks),
             ]
         )
@@ -158,6 +161,7 @@ def as_json(results: Results, memory: Memory, about: Mapping[str, Any]) -> str:
                     "p99": [sample.measured.p99 if sample else None for sample in series.samples],
                     "longest": [sample.measured.longest if sample else None for sample in series.samples],
                     "processor": [round(sample.processor, 1) if sample else None for sample in series.samples],
+                    "growth": [sample.growth if sample else None for sample in series.samples],
                     "errors": series.errors,
                     "remarks": series.remarks,
                 }
