@@ -7,60 +7,15 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 import requests
 
+from tests.admin_site import FROM_PAGE, Site, answer
 from tests.inprocess import wait_until
-from tests.processes import free_port
 from tests.site_process import Process, entered
 
-FROM_PAGE = {"X-Threadbridge": "test"}
 TOKEN = "correct horse battery staple"
-
-
-class Site(Process):
-    """A frontend with an operators' port."""
-
-    def __init__(self, directory: Path, *arguments: str, port: int | None = None) -> None:
-        self.admin_port = free_port()
-        self.directory = directory
-        settings = ("--port={port}", f"--admin_port={self.admin_port}", "--logging=info", *arguments)
-        super().__init__(directory, *settings, port=port)
-
-    def admin(self, path: str, method: str = "GET", **parameters: Any) -> requests.Response:
-        """Ask the operators' port."""
-        address = f"http://127.0.0.1:{self.admin_port}{path}"
-        return requests.request(method, address, timeout=20, allow_redirects=False, **parameters)
-
-    def picture(self) -> dict[str, Any]:
-        """What it shows."""
-        found: dict[str, Any] = self.admin("/requests.json").json()
-        return found
-
-    def send(self, path: str, method: str = "GET") -> socket.socket:
-        """A connection on which this request has been sent."""
-        client = socket.create_connection(("127.0.0.1", self.port), timeout=20)
-        client.sendall(
-            f"{method} {path} HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode()
-        )
-        return client
-
-    def occupy(self, stack: ExitStack, name: str, path: str = "/slow") -> socket.socket:
-        """A request that runs until ``finish(name)``."""
-        client = stack.enter_context(self.send(f"{path}?{self.directory / name}"))
-        wait_until(lambda: entered(self.directory / name), f"{name} runs")
-        return client
-
-    def finish(self, *names: str) -> None:
-        """Let these requests go on."""
-        for name in names:
-            (self.directory / name).touch()
-
-
-def answer(client: socket.socket) -> bytes:
-    return b"".join(iter(lambda: client.recv(65536), b""))
 
 
 @pytest.fixture
