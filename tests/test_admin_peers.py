@@ -163,3 +163,27 @@ def test_a_process_without_a_port_is_found_too(tmp_path: Path) -> None:
             client.connect(str(path))
             client.sendall(b"GET / HTTP/1.0\r\nHost: localhost\r\n\r\n")
             assert client.recv(65536).startswith(b"HTTP/1.1 404 ")
+
+
+def test_supervised_processes_are_one_picture_and_one_set_of_metrics(tmp_path: Path) -> None:
+    with Site(tmp_path, "--processes=2") as site, ExitStack() as stack:
+        assert f", operators: http://127.0.0.1:{site.admin_port}/)" in site.output()
+        wait_until(lambda: len(site.picture()["processes"]) == 2, "both are found")
+        # Of four, as many as both have threads, whichever the kernel gives them to.
+        for number in range(4):
+            stack.enter_context(site.send(f"/slow?{tmp_path / str(number)}"))
+        wait_until(lambda: len(site.picture()["requests"]) == 4, "all are shown")
+        [*ids] = [row["id"] for row in site.picture()["requests"]]
+        assert len(set(ids)) == 4
+        for name in ids[:2]:
+            assert site.admin(f"/requests/{name}/cancel", "POST", headers=FROM_PAGE).json() == {"stopped": 1}
+        site.finish("0", "1", "2", "3")
+        wait_until(lambda: not site.picture()["requests"], "all have ended")
+
+        def total() -> float:
+            lines = site.admin("/metrics").text.splitlines()
+            return sum(float(line.split()[-1]) for line in lines if line.startswith("threadbridge_requests_total"))
+
+        # Whichever of the two is asked.
+        assert [total() for _ in range(6)] == [4.0] * 6
+        assert site.stop() == 0
