@@ -496,12 +496,18 @@ def test_a_function_that_makes_connections_is_as_good_as_a_driver(
 ) -> None:
     pool = PooledDB(lambda: MySQLdb.connect(**connect_settings(mariadb)), maxconnections=1)
     PoolGuard(pool)
-    request, worker = in_request(lambda: one(pool.connection(), "SELECT NEXT VALUE FOR executions, SLEEP(20)"))
+
+    def sleep() -> None:
+        with closing(pool.connection()) as connection:
+            one(connection, "SELECT NEXT VALUE FOR executions, SLEEP(20)")
+
+    request, worker = in_request(sleep)
     witness.wait_for("SLEEP(20)")
     request.cancel()
     worker.join()
     assert isinstance(worker.error, MySQLdb.OperationalError) and worker.error.args[0] == 1317
     assert witness.executions == 1
+    pool.close()
 
 
 def test_an_unknown_driver_works_and_is_mentioned_once(caplog: pytest.LogCaptureFixture) -> None:
