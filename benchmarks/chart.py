@@ -76,7 +76,11 @@ def throughput_bars(by_server: Mapping[str, Series]) -> list[Bar]:
 def memory_bars(memory: Memory) -> list[Bar]:
     ours = statistics.median(map(sum, memory[THREADBRIDGE.name]))
     bars = [
-        Bar(server, spread([sum(processes) / ours for processes in starts]) if starts else None)
+        Bar(
+            server,
+            spread([sum(processes) / ours for processes in starts]) if starts else None,
+            "" if starts else "does not start",
+        )
         for server, starts in memory.items()
     ]
     return sorted(bars, key=lambda bar: bar.ratio.median if bar.ratio else float("inf"))
