@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import chart, wrk
-from benchmarks.contenders import CONTENDERS, THREADBRIDGE, Contender
+from benchmarks.contenders import BY_NAME, CONTENDERS, THREADBRIDGE, TWO_PROCESSES, Contender
 from benchmarks.database import fill
 from benchmarks.environment import prepare
 from benchmarks.hazards.figures import table
@@ -99,15 +99,17 @@ def parsed() -> argparse.Namespace:
         prog="python -m benchmarks.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", help=f"what to measure, by commas: {', '.join(PARTS)}")
-    parser.add_argument("--peers", help=f"which other servers, by commas: {', '.join(PEERS)}")
+    parser.add_argument("--peers", help=f"which other servers, by commas: {', '.join(PEERS)}; or {TWO_PROCESSES.name}")
     parser.add_argument("--rounds", type=int, default=7, help="how often (default %(default)s)")
     parser.add_argument("--quick", action="store_true", help="each load for one second, hazards of threadbridge alone")
     parser.add_argument("--publish", action="store_true", help="replace the results that the documentation shows")
     parser.add_argument("--directory", type=Path, help="where to write the results")
     options = parser.parse_args()
-    options.only = chosen(parser, options.only, PARTS)
-    peers = chosen(parser, options.peers, PEERS)
-    options.contenders = [contender for contender in CONTENDERS if contender is THREADBRIDGE or contender.name in peers]
+    options.only = chosen(parser, options.only, PARTS, PARTS)
+    peers = chosen(parser, options.peers, [*PEERS, TWO_PROCESSES.name], PEERS)
+    options.contenders = [
+        contender for contender in BY_NAME.values() if contender is THREADBRIDGE or contender.name in peers
+    ]
     if options.rounds < 1:
         parser.error("--rounds: expected a number from 1")
     if options.directory is None:
@@ -115,9 +117,11 @@ def parsed() -> argparse.Namespace:
     return options
 
 
-def chosen(parser: argparse.ArgumentParser, names: str | None, known: Sequence[str]) -> list[str]:
-    """The names given, or all; in any case a mistake is told with those that there are."""
-    given = names.split(",") if names else list(known)
+def chosen(
+    parser: argparse.ArgumentParser, names: str | None, known: Sequence[str], default: Sequence[str]
+) -> Sequence[str]:
+    """The names given, or the default; a mistake is told with those that there are."""
+    given = names.split(",") if names else default
     for name in given:
         if name not in known:
             parser.error(f"there is no {name!r}; there are {', '.join(known)}")

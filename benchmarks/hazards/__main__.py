@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.clients import Refused
-from benchmarks.contenders import BY_NAME, CONTENDERS, THREADBRIDGE, Contender
+from benchmarks.contenders import CONTENDERS, THREADBRIDGE, Contender
 from benchmarks.environment import prepare
 from benchmarks.hazards import measures
 from benchmarks.hazards.figures import FIGURES, table
@@ -55,6 +55,7 @@ HAZARDS = {
 }
 # Of threadbridge alone.
 GUARD = "guard"
+SERVERS = [contender.name for contender in CONTENDERS]
 RESULTS = ROOT / "benchmarks" / "results" / "hazards.json"
 
 
@@ -90,15 +91,15 @@ def main() -> int:
 
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.hazards", description=__doc__)
-    parser.add_argument("--servers", help=f"which of them, by commas: {', '.join(BY_NAME)}")
+    parser.add_argument("--servers", help=f"which of them, by commas: {', '.join(SERVERS)}")
     parser.add_argument("--hazards", help=f"which of them, by commas: {', '.join([*HAZARDS, GUARD])}")
     parser.add_argument("--quick", action="store_true", help="threadbridge alone")
     parser.add_argument("--json", type=Path, default=RESULTS, help="the file to write (default %(default)s)")
     options = parser.parse_args()
-    servers = options.servers.split(",") if options.servers else [THREADBRIDGE.name] if options.quick else BY_NAME
+    servers = options.servers.split(",") if options.servers else [THREADBRIDGE.name] if options.quick else SERVERS
     hazards = options.hazards.split(",") if options.hazards else [*HAZARDS, GUARD]
-    for name in {*servers} - {*BY_NAME}:
-        parser.error(f"there is no server {name!r}; there are {', '.join(BY_NAME)}")
+    for name in {*servers} - {*SERVERS}:
+        parser.error(f"there is no server {name!r}; there are {', '.join(SERVERS)}")
     for name in {*hazards} - {*HAZARDS, GUARD}:
         parser.error(f"there is no hazard {name!r}; there are {', '.join([*HAZARDS, GUARD])}")
     options.servers = [contender for contender in CONTENDERS if contender.name in servers]
