@@ -607,3 +607,12 @@ def test_a_callback_under_way_is_waited_for(way: str) -> None:
     request.leave()
     assert ended.is_set()
     canceller.join()
+
+
+def test_no_request_waits_for_anothers_lock() -> None:
+    # Garbage that is collected under it may wait for the pool's lock, whose holder may be asking for its own request's.
+    first, second = RunningRequest("first", None), RunningRequest("second", None)
+    with first._lock:
+        worker = InThread(lambda: second.on_cancel(lambda: None))
+        worker.join()
+    assert worker.error is None
