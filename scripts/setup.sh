@@ -123,11 +123,11 @@ installed() {
     cat setup.cfg constraints.txt
 }
 
-extras=metrics,application
+extras=application
 case $* in
 application | "application mariadb") ;;
 test)
-    extras=metrics,application,test
+    extras=application,test
     ;;
 *)
     usage >&2

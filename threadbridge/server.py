@@ -134,12 +134,8 @@ class Service:
                 logger.info("%s: stopping, %d requests to answer", reason, len(self._bridge.exchanges))
                 stop.set()
 
-        signals: list[signal.Signals] = []
-
         def on_signal(number: signal.Signals) -> None:
-            # What the supervisor says does not count: it may say what a signal to all processes says too.
-            signals.append(number)
-            if len(signals) > 1:
+            if stop.is_set():
                 logger.warning("%s again: stopping at once", number.name)
                 hurry.set()
             on_stop(number.name)
