@@ -16,7 +16,7 @@ from myapplication.database import connection_settings
 
 PIECE = bytes(64 * 1024)
 # They make a page of 16 kB.
-ORDERS = [(number, f"Customer {number % 37}", f"Product {number % 11} & more", number * 1.25) for number in range(118)]
+ORDERS = [(number, f"Customer {number % 37}", f"Product {number % 11} & more", number * 1.25) for number in range(126)]
 
 app = Flask(__name__)
 pool = PooledDB(MySQLdb, maxconnections=THREADS, blocking=True, **connection_settings())

@@ -53,6 +53,8 @@ def picture(results: Results, memory: Memory) -> str:
         f'<text x="{MARGIN}" y="58">Longer is better; the thin line is the range of the rounds.'
         " One process, ten threads, the same application, one machine.</text>",
     ]
+    if any(bar.ratio and bar.remark for panel in panels for bar in panel.bars):
+        parts.append(f'<text class="end" x="{WIDTH - MARGIN}" y="36">* with errors or remarks: see the table</text>')
     top = float(TOP)
     for first in range(0, len(panels), COLUMNS):
         for column, panel in enumerate(panels[first : first + COLUMNS]):
@@ -74,7 +76,11 @@ def throughput_bars(by_server: Mapping[str, Series]) -> list[Bar]:
 def memory_bars(memory: Memory) -> list[Bar]:
     ours = statistics.median(map(sum, memory[THREADBRIDGE.name]))
     bars = [
-        Bar(server, spread([sum(processes) / ours for processes in starts]) if starts else None)
+        Bar(
+            server,
+            spread([sum(processes) / ours for processes in starts]) if starts else None,
+            "" if starts else "does not start",
+        )
         for server, starts in memory.items()
     ]
     return sorted(bars, key=lambda bar: bar.ratio.median if bar.ratio else float("inf"))

@@ -140,4 +140,8 @@ CONTENDERS = (
     ),
     Contender("twisted", "Twisted", ("Twisted",), of_ours("twisted"), logged=("--access_log",)),
 )
-BY_NAME = {contender.name: contender for contender in CONTENDERS}
+# Against one process, it shows what the second processor brings. It is measured only when it is asked for.
+TWO_PROCESSES = THREADBRIDGE._replace(
+    name="two-processes", title="threadbridge, 2 processes", command=(*THREADBRIDGE.command, "--processes=2")
+)
+BY_NAME = {contender.name: contender for contender in (*CONTENDERS, TWO_PROCESSES)}

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks import MEGABYTE, THREADS
 from benchmarks.contenders import BY_NAME, CONTENDERS, THREADBRIDGE
 from benchmarks.environment import machine, versions
-from benchmarks.rounds import Series
+from benchmarks.rounds import Sample, Series
 from benchmarks.workloads import WORKLOADS
+
+HEAD = ("server", "requests/s", "threadbridge / it", "median ms", "99 % ms", "processor µs", "memory MB", "remarks")
 
 # Of each workload, of each server.
 Results = Mapping[str, Mapping[str, Series]]
@@ -51,33 +53,34 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines)
 
 
-def markdown(results: Results, memory: Memory, facts: Mapping[str, Any]) -> str:
-    machine = facts["machine"]
+def markdown(results: Results, memory: Memory, about: Mapping[str, Any]) -> str:
+    """The whole report but for the hazards, which have a table of their own."""
+    machine = about["machine"]
     parts = [
         "# threadbridge compared with other servers",
-        f"{facts['measured']}, {machine['processor']}, {machine['processors']} processors, Python {machine['python']},"
-        f" MariaDB {machine['mariadb']}; load before the start {facts['load_before']:.2f}.",
-        f"One process, {THREADS} threads. Medians of the rounds ({facts['rounds']}), in parentheses the lowest and the"
+        f"{about['measured']}, {machine['processor']}, {machine['processors']} processors, Python {machine['python']},"
+        f" MariaDB {machine['mariadb']}; load before the start {about['load_before']:.2f}.",
+        f"One process, {THREADS} threads. Medians of the rounds ({about['rounds']}), in parentheses the lowest and the"
         " highest. A ratio above 1 says that threadbridge answered more requests. A figure with ! has errors, which the"
         " last column tells.",
     ]
     for name, by_server in results.items():
-        parts += [f"## {name}: {WORKLOADS[name].title}", workload_table(by_server)]
+        parts += [f"## {name}: {WORKLOADS[name].title}, {about['seconds'][name]} s", workload_table(by_server)]
         if best := best_of_peers(by_server):
             parts.append(best)
     if memory:
         parts += ["## memory: An idle process that has answered many requests", memory_table(memory)]
-    parts.append("Versions: " + ", ".join(f"{name} {version}" for name, version in facts["versions"].items()) + ".")
+    parts.append("Versions: " + ", ".join(f"{name} {version}" for name, version in about["versions"].items()) + ".")
     return "\n\n".join(parts) + "\n"
 
 
 def workload_table(by_server: Mapping[str, Series]) -> str:
-    rows = [["server", "requests/s", "threadbridge / it", "median ms", "99 % ms", "processor µs", "remarks"]]
+    rows = [list(HEAD)]
     ours = by_server[THREADBRIDGE.name]
     for server, series in by_server.items():
         title = BY_NAME[server].title
         if not (good := series.good):
-            rows.append([title, "-", "-", "-", "-", "-", "; ".join(series.remarks)])
+            rows.append([title, *["-"] * 6, "; ".join(series.remarks)])
             continue
         rate = spread([sample.measured.rate for sample in good])
         ratio = ratios(ours, series)
@@ -90,6 +93,7 @@ def workload_table(by_server: Mapping[str, Series]) -> str:
                 f"{statistics.median(sample.measured.p50 for sample in good):.2f}",
                 f"{statistics.median(sample.measured.p99 for sample in good):.2f}",
                 f"{statistics.median(sample.processor for sample in good):.0f}",
+                f"{statistics.median(sample.growth for sample in good) / MEGABYTE:+.1f}",
                 "; ".join(remarks),
             ]
         )
@@ -114,23 +118,20 @@ def best_of_peers(by_server: Mapping[str, Series]) -> str:
 
 
 def memory_table(memory: Memory) -> str:
-    rows = [["server", "the application's process, MB", "all processes, MB", "threadbridge / it"]]
-    ours = statistics.median(map(max, memory[THREADBRIDGE.name])) if memory.get(THREADBRIDGE.name) else 0
+    rows = [["server", "the application's process, MB", "threadbridge / it", "all processes, MB", "threadbridge / it"]]
+    ours = memory[THREADBRIDGE.name]
     for server, starts in memory.items():
         if not starts:
-            rows.append([BY_NAME[server].title, "does not start", "-", "-"])
+            rows.append([BY_NAME[server].title, "does not start", "-", "-", "-"])
             continue
-        # The one that the application has been loaded into is the largest.
-        largest = spread([max(processes) / MEGABYTE for processes in starts])
-        total = spread([sum(processes) / MEGABYTE for processes in starts])
-        rows.append(
-            [
-                BY_NAME[server].title,
-                f"{largest.median:.1f} ({largest.lowest:.1f}-{largest.highest:.1f})",
-                f"{total.median:.1f}",
-                "" if server == THREADBRIDGE.name else f"{ours / MEGABYTE / largest.median:.2f}",
-            ]
-        )
+        row = [BY_NAME[server].title]
+        # The process that the application has been loaded into is the largest.
+        for count in (max, sum):
+            size = spread([count(processes) / MEGABYTE for processes in starts])
+            row.append(f"{size.median:.1f} ({size.lowest:.1f}-{size.highest:.1f})")
+            is_compared = ours and starts is not ours
+            row.append(f"{statistics.median(map(count, ours)) / MEGABYTE / size.median:.2f}" if is_compared else "")
+        rows.append(row)
     return table(rows)
 
 
@@ -152,22 +153,27 @@ def as_json(results: Results, memory: Memory, about: Mapping[str, Any]) -> str:
     workloads = {
         name: {
             "title": WORKLOADS[name].title,
-            "servers": {
-                server: {
-                    "rate": [round(sample.measured.rate, 1) if sample else None for sample in series.samples],
-                    "p50": [sample.measured.p50 if sample else None for sample in series.samples],
-                    "p90": [sample.measured.p90 if sample else None for sample in series.samples],
-                    "p99": [sample.measured.p99 if sample else None for sample in series.samples],
-                    "longest": [sample.measured.longest if sample else None for sample in series.samples],
-                    "processor": [round(sample.processor, 1) if sample else None for sample in series.samples],
-                    "errors": series.errors,
-                    "remarks": series.remarks,
-                }
-                for server, series in by_server.items()
-            },
+            "servers": {server: series_facts(series) for server, series in by_server.items()},
         }
         for name, by_server in results.items()
     }
     commands = {contender.name: " ".join((*contender.command, *contender.quiet)) for contender in CONTENDERS}
     whole = {**about, "commands": commands, "workloads": workloads, "memory": memory}
     return json.dumps(whole, indent=1, ensure_ascii=False) + "\n"
+
+
+def series_facts(series: Series) -> dict[str, Any]:
+    def column(value: Callable[[Sample], float]) -> list[float | None]:
+        return [round(value(sample), 3) if sample else None for sample in series.samples]
+
+    return {
+        "rate": column(lambda sample: sample.measured.rate),
+        "p50": column(lambda sample: sample.measured.p50),
+        "p90": column(lambda sample: sample.measured.p90),
+        "p99": column(lambda sample: sample.measured.p99),
+        "longest": column(lambda sample: sample.measured.longest),
+        "processor": column(lambda sample: sample.processor),
+        "growth": column(lambda sample: sample.growth),
+        "errors": series.errors,
+        "remarks": series.remarks,
+    }

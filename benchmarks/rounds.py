@@ -17,7 +17,7 @@ from typing import NamedTuple
 from benchmarks import THREADS
 from benchmarks.clients import Refused, at_once, keeps_connection
 from benchmarks.contenders import Contender
-from benchmarks.subject import CannotStart, Subject, running
+from benchmarks.subject import CannotStart, Memory, Subject, running
 from benchmarks.workloads import HELLO, Workload
 from benchmarks.wrk import Load, Measured, NoAnswers, run
 
@@ -25,10 +25,15 @@ MEMORY_STARTS = 3
 
 
 class Sample(NamedTuple):
-    """What a server did in one round; ``processor`` are the microseconds of processor time for a request."""
+    """What a server did in one round.
+
+    :param processor: the microseconds of processor time for a request.
+    :param growth: by how many bytes its memory grew meanwhile, at the most.
+    """
 
     measured: Measured
     processor: float
+    growth: int
 
 
 @dataclass
@@ -126,9 +131,11 @@ def measure(subject: Subject | str, workload: Workload, series: Series) -> None:
         kept = keeps_connection(subject.port, load.method, load.path, load.body)
         if load.keep_alive and not kept:
             series.remark("closes connections")
+        memory = Memory(subject)
         before = subject.processor_seconds()
         measured = run(subject.port, load, workload.seconds)
         processor = subject.processor_seconds() - before
+        growth = memory.peak_growth
     except TimeoutError:
         series.fail("no answer in time")
     except Refused as error:
@@ -138,4 +145,4 @@ def measure(subject: Subject | str, workload: Workload, series: Series) -> None:
     except (OSError, http.client.HTTPException) as error:
         series.fail(type(error).__name__)
     else:
-        series.samples.append(Sample(measured, processor * 1_000_000 / measured.requests))
+        series.samples.append(Sample(measured, processor * 1_000_000 / measured.requests, growth))

@@ -11,9 +11,9 @@ end
 function done(summary, latency, requests)
   local errors = summary.errors
   io.write(string.format(
-    'JSON {"requests": %d, "microseconds": %d, "bytes": %d, "p50": %d, "p90": %d, "p99": %d, "max": %d, ' ..
+    'JSON {"requests": %d, "microseconds": %d, "p50": %d, "p90": %d, "p99": %d, "max": %d, ' ..
     '"errors": {"connect": %d, "read": %d, "write": %d, "timeout": %d, "status": %d}}\n',
-    summary.requests, summary.duration, summary.bytes,
+    summary.requests, summary.duration,
     latency:percentile(50), latency:percentile(90), latency:percentile(99), latency.max,
     errors.connect, errors.read, errors.write, errors.timeout, errors.status))
 end

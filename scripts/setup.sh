@@ -123,11 +123,11 @@ installed() {
     cat setup.cfg constraints.txt
 }
 
-extras=application
+extras=metrics,application
 case $* in
 application | "application mariadb") ;;
 test)
-    extras=application,test
+    extras=metrics,application,test
     ;;
 *)
     usage >&2

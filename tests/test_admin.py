@@ -7,60 +7,15 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 import requests
 
+from tests.admin_site import FROM_PAGE, Site, answer
 from tests.inprocess import wait_until
-from tests.processes import free_port
 from tests.site_process import Process, entered
 
-FROM_PAGE = {"X-Threadbridge": "test"}
 TOKEN = "correct horse battery staple"
-
-
-class Site(Process):
-    """A frontend with an operators' port."""
-
-    def __init__(self, directory: Path, *arguments: str, port: int | None = None) -> None:
-        self.admin_port = free_port()
-        self.directory = directory
-        settings = ("--port={port}", f"--admin_port={self.admin_port}", "--logging=info", *arguments)
-        super().__init__(directory, *settings, port=port)
-
-    def admin(self, path: str, method: str = "GET", **parameters: Any) -> requests.Response:
-        """Ask the operators' port."""
-        address = f"http://127.0.0.1:{self.admin_port}{path}"
-        return requests.request(method, address, timeout=20, allow_redirects=False, **parameters)
-
-    def picture(self) -> dict[str, Any]:
-        """What it shows."""
-        found: dict[str, Any] = self.admin("/requests.json").json()
-        return found
-
-    def send(self, path: str, method: str = "GET") -> socket.socket:
-        """A connection on which this request has been sent."""
-        client = socket.create_connection(("127.0.0.1", self.port), timeout=20)
-        client.sendall(
-            f"{method} {path} HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode()
-        )
-        return client
-
-    def occupy(self, stack: ExitStack, name: str, path: str = "/slow") -> socket.socket:
-        """A request that runs until ``finish(name)``."""
-        client = stack.enter_context(self.send(f"{path}?{self.directory / name}"))
-        wait_until(lambda: entered(self.directory / name), f"{name} runs")
-        return client
-
-    def finish(self, *names: str) -> None:
-        """Let these requests go on."""
-        for name in names:
-            (self.directory / name).touch()
-
-
-def answer(client: socket.socket) -> bytes:
-    return b"".join(iter(lambda: client.recv(65536), b""))
 
 
 @pytest.fixture
@@ -69,9 +24,16 @@ def site(tmp_path: Path) -> Iterator[Site]:
         yield site
 
 
-def test_it_says_where_it_is(site: Site) -> None:
-    expected = f"Serving on {site.url}/ (pid {site.process.pid}, operators: http://127.0.0.1:{site.admin_port}/)\n"
-    assert site.output().startswith(expected)
+@pytest.fixture(scope="module")
+def quiet_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """One for all tests that only ask."""
+    with Site(tmp_path_factory.mktemp("site")) as site:
+        yield site
+
+
+def test_it_says_where_it_is(quiet_site: Site) -> None:
+    expected = f"Serving on {quiet_site.url}/ (pid {quiet_site.process.pid}, operators: http://127.0.0.1:{quiet_site.admin_port}/)\n"
+    assert quiet_site.output().startswith(expected)
 
 
 def test_it_shows_what_runs_what_waits_and_what_has_ended(site: Site) -> None:
@@ -164,8 +126,8 @@ def test_a_waiting_request_is_stopped_and_never_runs(site: Site) -> None:
     assert not entered(site.directory / "three")
 
 
-def test_a_request_that_is_not_there_cannot_be_stopped(site: Site) -> None:
-    gone = site.admin("/requests/1-000001/cancel", "POST", headers=FROM_PAGE)
+def test_a_request_that_is_not_there_cannot_be_stopped(quiet_site: Site) -> None:
+    gone = quiet_site.admin("/requests/1-000001/cancel", "POST", headers=FROM_PAGE)
     assert (gone.status_code, "no such request" in gone.text) == (404, True)
 
 
@@ -175,17 +137,17 @@ def test_a_request_that_is_not_there_cannot_be_stopped(site: Site) -> None:
 @pytest.mark.parametrize(
     "host", ["evil.example.com", "evil.example.com:9000", "127.0.0.1.evil.example", "", "[", "10.0.0.1"]
 )
-def test_under_a_foreign_name_nothing_is_served(site: Site, host: str) -> None:
+def test_under_a_foreign_name_nothing_is_served(quiet_site: Site, host: str) -> None:
     for path in ("/", "/requests.json", "/healthz", "/events", "/nothing"):
-        refused = site.admin(path, headers={"Host": host})
+        refused = quiet_site.admin(path, headers={"Host": host})
         assert (refused.status_code, "by this name" in refused.text) == (421, True), path
-    stop = site.admin("/requests/1-1/cancel", "POST", headers={**FROM_PAGE, "Host": host})
+    stop = quiet_site.admin("/requests/1-1/cancel", "POST", headers={**FROM_PAGE, "Host": host})
     assert stop.status_code == 421
 
 
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:1", "127.0.0.1:1", "[::1]:9000", "127.9.9.9"])
-def test_under_its_own_names_it_is(site: Site, host: str) -> None:
-    assert site.admin("/healthz", headers={"Host": host}).status_code == 200
+def test_under_its_own_names_it_is(quiet_site: Site, host: str) -> None:
+    assert quiet_site.admin("/healthz", headers={"Host": host}).status_code == 200
 
 
 def test_other_sites_pages_stop_nothing(site: Site) -> None:
@@ -205,8 +167,8 @@ def test_other_sites_pages_stop_nothing(site: Site) -> None:
         site.finish("one")
 
 
-def test_the_page_loads_nothing_from_elsewhere_and_can_be_framed_by_nobody(site: Site) -> None:
-    page = site.admin("/")
+def test_the_page_loads_nothing_from_elsewhere_and_can_be_framed_by_nobody(quiet_site: Site) -> None:
+    page = quiet_site.admin("/")
     assert page.headers["Content-Type"].startswith("text/html")
     assert page.headers["Content-Security-Policy"].startswith("default-src 'self'; ")
     assert "frame-ancestors 'none'" in page.headers["Content-Security-Policy"]
@@ -214,15 +176,17 @@ def test_the_page_loads_nothing_from_elsewhere_and_can_be_framed_by_nobody(site:
     assert page.headers["Cache-Control"] == "no-store"
     assert "://" not in page.text.replace("http://www.w3.org/2000/svg", "")
     assert (
-        site.admin("/static/page.js").headers["Content-Type"].startswith(("text/javascript", "application/javascript"))
+        quiet_site.admin("/static/page.js")
+        .headers["Content-Type"]
+        .startswith(("text/javascript", "application/javascript"))
     )
-    assert site.admin("/static/../server.py").status_code == 404
-    assert site.admin("/static/%2e%2e/server.py").status_code in (403, 404)
+    assert quiet_site.admin("/static/../server.py").status_code == 404
+    assert quiet_site.admin("/static/%2e%2e/server.py").status_code in (403, 404)
 
 
-def test_the_application_is_not_at_this_port_nor_this_at_the_applications(site: Site) -> None:
-    assert site.admin("/slow").status_code == 404
-    assert requests.get(f"{site.url}/requests.json", timeout=20).text == f"http {site.process.pid}"
+def test_the_application_is_not_at_this_port_nor_this_at_the_applications(quiet_site: Site) -> None:
+    assert quiet_site.admin("/slow").status_code == 404
+    assert requests.get(f"{quiet_site.url}/requests.json", timeout=20).text == f"http {quiet_site.process.pid}"
 
 
 # The token.
@@ -293,3 +257,29 @@ def test_a_port_that_is_taken(tmp_path: Path) -> None:
         refused = Process(tmp_path, "--port={port}", f"--admin_port={port}").run_to_its_end()
     assert refused.returncode == 1
     assert refused.stderr == f"python -m threadbridge: cannot listen on 127.0.0.1:{port}: Address already in use\n"
+
+
+# What else there is to see.
+
+
+def test_the_stacks_tell_what_each_worker_does_and_for_which_request(site: Site) -> None:
+    with ExitStack() as stack:
+        site.occupy(stack, "one")
+        [row] = site.picture()["requests"]
+        text = site.admin("/threads").text
+        assert text.startswith(f"Process {site.process.pid}, {site.url}/. ")
+        # The worker first.
+        head, *calls = text.split("\n\n")[1].split("\n")
+        assert head.startswith("threadbridge-default_")
+        assert head.endswith(f": request {row['id']}, GET /slow?{site.directory / 'one'}")
+        assert any("site_app.py" in call and "wait_for" in call for call in calls)
+        assert "MainThread\n" in text
+        site.finish("one")
+
+
+def test_the_metrics_are_those_of_this_process(site: Site) -> None:
+    for _ in range(3):
+        requests.get(f"{site.url}/", timeout=20)
+    answered = site.admin("/metrics")
+    assert answered.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
+    assert 'threadbridge_requests_total{ending="done",lane="default",status="2xx"} 3.0' in answered.text

@@ -8,7 +8,12 @@ import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
-from tests.processes import ROOT
+from benchmarks.report import workload_table
+from benchmarks.rounds import Sample, Series, measure
+from benchmarks.subject import Subject
+from benchmarks.workloads import Workload
+from benchmarks.wrk import Load, Measured
+from tests.processes import ROOT, Frontend
 
 
 def run(module: str, *options: str) -> subprocess.CompletedProcess[str]:
@@ -43,6 +48,33 @@ def test_a_comparison_is_printed_and_written_down(tmp_path: Path) -> None:
     bars = picture.findall(".//{http://www.w3.org/2000/svg}rect")
     # The frame, and two servers in each of three panels.
     assert len(bars) == 1 + 3 * 2
+
+
+def test_what_a_server_cannot_do_is_said() -> None:
+    series = {name: Series() for name in ("threadbridge", "cheroot", "granian")}
+    # It closes each connection, and accepts no POST.
+    with Frontend(("-m", "http.server", "{port}", "--bind=127.0.0.1")) as frontend:
+        subject = Subject(frontend, {})
+        measure(subject, Workload("", Load("/LICENSE", 2)), series["threadbridge"])
+        measure(subject, Workload("", Load("/missing", 2, keep_alive=False)), series["cheroot"])
+        measure(subject, Workload("", Load("/", 2, "POST", 10)), series["granian"])
+    rows = [[cell.strip() for cell in line.split("|")] for line in workload_table(series).splitlines()]
+    assert rows[2][-2] == "closes connections"
+    assert rows[3][-2] == "failed: answers with status 404"
+    assert rows[4][-2] == "failed: answers with status 501"
+    good = series["threadbridge"].good[0]
+    assert (good.measured.requests > 0, good.measured.errors) == (True, {})
+
+
+def test_a_figure_with_errors_is_marked() -> None:
+    good = Measured(100.0, 100, 1.0, 2.0, 3.0, 4.0, {})
+    series = {
+        "threadbridge": Series([Sample(good, 10.0, 0), None]),
+        "cheroot": Series([Sample(good._replace(rate=50.0, errors={"timeout": 3}), 10.0, 0), None]),
+    }
+    rows = [[cell.strip() for cell in line.split("|")] for line in workload_table(series).splitlines()]
+    assert rows[3][1:4] == ["cheroot", "50! (50-50)", "2.00 (2.00-2.00)"]
+    assert rows[3][-2] == "3 timeout errors"
 
 
 def test_the_hazards_are_measured_and_written_down(tmp_path: Path) -> None:

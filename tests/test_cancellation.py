@@ -380,7 +380,7 @@ def test_what_is_stopped_depends_on_the_method_and_the_setting(
         client.close()
         wait_until(lambda: application.ended == 1, "the application is done")
         assert [error.args[0] for error in application.errors] == ([1317] if stops else [])
-        assert witness.kills - kills == stops
+        assert (witness.kills > kills) == stops
         assert witness.executions == 1
         assert_all_is_well(pool, witness)
 

@@ -496,12 +496,18 @@ def test_a_function_that_makes_connections_is_as_good_as_a_driver(
 ) -> None:
     pool = PooledDB(lambda: MySQLdb.connect(**connect_settings(mariadb)), maxconnections=1)
     PoolGuard(pool)
-    request, worker = in_request(lambda: one(pool.connection(), "SELECT NEXT VALUE FOR executions, SLEEP(20)"))
+
+    def sleep() -> None:
+        with closing(pool.connection()) as connection:
+            one(connection, "SELECT NEXT VALUE FOR executions, SLEEP(20)")
+
+    request, worker = in_request(sleep)
     witness.wait_for("SLEEP(20)")
     request.cancel()
     worker.join()
     assert isinstance(worker.error, MySQLdb.OperationalError) and worker.error.args[0] == 1317
     assert witness.executions == 1
+    pool.close()
 
 
 def test_an_unknown_driver_works_and_is_mentioned_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -601,3 +607,12 @@ def test_a_callback_under_way_is_waited_for(way: str) -> None:
     request.leave()
     assert ended.is_set()
     canceller.join()
+
+
+def test_no_request_waits_for_anothers_lock() -> None:
+    # Garbage that is collected under it may wait for the pool's lock, whose holder may be asking for its own request's.
+    first, second = RunningRequest("first", None), RunningRequest("second", None)
+    with first._lock:
+        worker = InThread(lambda: second.on_cancel(lambda: None))
+        worker.join()
+    assert worker.error is None

@@ -120,7 +120,7 @@ def test_all_get_one_signal_when_it_is_sent_to_all(tmp_path: Path) -> None:
         wait_until(lambda: refuses(server.port), "the port is closed")
         flag.touch()
         assert finish(client)
-        assert server.process.wait(30) == 0
+        assert server.process.wait(30) == 0, server.output()
 
 
 def test_when_the_supervisor_is_killed_the_others_answer_and_end(tmp_path: Path) -> None:

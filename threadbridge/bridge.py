@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 from wsgiref.types import WSGIApplication
 
 from tornado import httputil
@@ -20,10 +20,12 @@ from threadbridge.hop import Hop
 from threadbridge.http1 import HTTP1Connection
 from threadbridge.lane_choice import LaneChoice
 from threadbridge.lanes import Lane
+from threadbridge.loop_lag import LoopLag
 from threadbridge.routes import Route
 from threadbridge.slow_log import SlowLog
 from threadbridge.spool import Spool
 from threadbridge.telemetry import Telemetry
+from threadbridge.totals import Totals
 from threadbridge.watch import Watch
 from threadbridge.wsgi import call_application
 
@@ -35,6 +37,13 @@ logger = logging.getLogger("threadbridge")
 # Those that change nothing by definition (RFC 9110, section 9.2.1), but for TRACE.
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 SPOOL_SIZE = 8 * 1024**3
+
+
+class Server(Protocol):
+    """What a bridge needs of the servers that have it for their callback: how many clients are connected."""
+
+    @property
+    def connections(self) -> int: ...
 
 
 class Bridge(httputil.HTTPServerConnectionDelegate):
@@ -100,11 +109,16 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
             raise ValueError(f"deadline={deadline}, queue_timeout={queue_timeout}; give positive numbers of seconds")
         threads = _lane_width(pool, threads)
         self._choice = LaneChoice(lanes, threads=threads, queue=queue, learns=pool is not None)
-        self._guard = _guard(pool, self._asked, tag_queries)
+        self.guard = _guard(pool, self._asked, tag_queries)
         self.application = application
         self.lanes = self._choice.all
         self.exchanges: set[Exchange] = set()
         self.telemetry = Telemetry(slow_log)
+        self.totals = Totals([lane.name for lane in self.lanes])
+        self.telemetry.subscribe(self.totals.read)
+        self.lag = LoopLag()
+        # Those that have this bridge for their callback.
+        self.servers: list[Server] = []
         if access_log:
             self.telemetry.subscribe(write_access_log)
         if slow_log:
@@ -113,7 +127,6 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         self._deadline = deadline
         self._cancels = cancel
         self._client_key = client_key
-        self._lanes_to_wake: set[Lane] = set()
         self._watch = Watch(self.exchanges, queue_timeout)
         # Callbacks of applications may block for a moment, so that there is more than one.
         self._cancellers = ThreadPoolExecutor(4, thread_name_prefix="threadbridge-cancel")
@@ -124,6 +137,7 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         """Begin an exchange; called by the HTTP server for each request."""
         if self._hop is None:
             self._hop = Hop(asyncio.get_running_loop())
+            self.lag.start()
         connection = request_conn if isinstance(request_conn, HTTP1Connection) else ForeignConnection(request_conn)
         return Exchange(self, self._hop, connection)
 
@@ -156,19 +170,6 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         if not self._choice.may_probe():
             probe.change_lane(self._choice.main)
 
-    def queue(self, exchange: Exchange) -> None:
-        """Queue an exchange, which is complete, in its lane."""
-        exchange.lane.put(exchange)
-        if not self._lanes_to_wake:
-            # Not at once: a thread would take the interpreter from the loop, which may have more requests to read.
-            asyncio.get_running_loop().call_soon(self._wake_lanes)
-        self._lanes_to_wake.add(exchange.lane)
-
-    def _wake_lanes(self) -> None:
-        for lane in self._lanes_to_wake:
-            lane.wake()
-        self._lanes_to_wake.clear()
-
     def _asked(self, request: RunningRequest) -> None:
         """The request asks for a connection. Worker side."""
         if self._choice.asked(request) and self._hop is not None:
@@ -187,7 +188,7 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         self._choice.ran(exchange.running.route, exchange.is_probe)
 
     def _is_outage(self, error: BaseException) -> bool:
-        return self._guard is not None and self._guard.is_outage(error)
+        return self.guard is not None and self.guard.is_outage(error)
 
     def answered(self, exchange: Exchange) -> None:
         """The response begins: from now on the next request of the route may come, and should find its lane."""
@@ -240,8 +241,9 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
             lane.close()
         self.spool.threads.shutdown(wait=False)
         self._cancellers.shutdown(wait=False)
-        if self._guard is not None:
-            self._guard.close()
+        if self.guard is not None:
+            self.guard.close()
+        self.lag.stop()
         self.telemetry.flush()
 
     def join(self) -> None:

@@ -23,6 +23,8 @@ class Child:
     :param number: what the process is called, see `Inheritance`; so are the sockets and the directory.
     :param failures: how many processes before it, each in the place of the one before, have ended too soon.
     :param on_change: called when it accepts connections, and when it has ended.
+
+    Raises ``OSError`` when the system has no room for another process.
     """
 
     def __init__(
@@ -38,11 +40,11 @@ class Child:
         self.number = number
         self.failures = failures
         self.told_to_stop = False
-        self.is_ready = False
         # Of the process; None while it runs.
         self.status: int | None = None
-        # Seconds of `time.monotonic`: when it was started, and when it said something last.
-        self.started = self.heard = time.monotonic()
+        # Seconds of `time.monotonic`: since when it accepts connections, None for not yet, and when it was heard last.
+        self.ready_since: float | None = None
+        self.heard = 0.0
         # It accepts connections, or has ended without having come so far.
         self.settled = asyncio.Event()
         self.ended = asyncio.Event()
@@ -53,11 +55,15 @@ class Child:
             inheritance = Inheritance(number, os.getpid(), theirs, listeners, admin_listeners, run_directory)
             # What the service manager wants to hear of the service, it hears from the supervisor.
             env = {name: text for name, text in os.environ.items() if name not in ("NOTIFY_SOCKET", "WATCHDOG_PID")}
-            self._process = subprocess.Popen(
-                [sys.executable, *sys.orig_argv[1:]],
-                env={**env, VARIABLE: inheritance.as_text()},
-                pass_fds=inheritance.descriptors(),
-            )
+            try:
+                self._process = subprocess.Popen(
+                    [sys.executable, *sys.orig_argv[1:]],
+                    env={**env, VARIABLE: inheritance.as_text()},
+                    pass_fds=inheritance.descriptors(),
+                )
+            except OSError:
+                self._channel.close()
+                raise
         logger.info("%s starts", self)
         self._pidfd = os.pidfd_open(self._process.pid)
         loop = asyncio.get_running_loop()
@@ -66,6 +72,11 @@ class Child:
 
     def __str__(self) -> str:
         return f"process {self.number} (pid {self._process.pid})"
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it accepts connections, or did until it ended."""
+        return self.ready_since is not None
 
     def tell(self, message: bytes) -> None:
         """Send one of the messages of `threadbridge.inheritance`."""
@@ -99,7 +110,7 @@ class Child:
         self.heard = time.monotonic()
         if message.startswith(b"READY=1"):
             logger.info("%s accepts connections", self)
-            self.is_ready = True
+            self.ready_since = self.heard
             self.settled.set()
             self._on_change(self)
 
@@ -111,7 +122,8 @@ class Child:
         self._channel.close()
         self.status = self._process.wait()
         how = f"killed by {signal.Signals(-self.status).name}" if self.status < 0 else f"status {self.status}"
-        logger.log(logging.INFO if self.told_to_stop and self.status == 0 else logging.ERROR, "%s ended: %s", self, how)
+        as_told = self.told_to_stop and (self.status == 0 or not self.is_ready)
+        logger.log(logging.INFO if as_told else logging.ERROR, "%s ended: %s", self, how)
         self.settled.set()
         self.ended.set()
         self._on_change(self)

@@ -23,28 +23,26 @@ class RunningRequest:
     `route`, `statements` and `at_end` are the bridge's: what it learns about the requests of this kind, what this one
     asks of the database, and what is to be done by the worker when the application's call has ended.
 
-    The callbacks of all requests are guarded by one condition, held for a few instructions; ``cancelled`` is written
-    under it and may be read by anyone. Its lock is re-entrant: garbage may be collected under it, and take callbacks
-    back.
+    The callbacks are guarded by a lock; ``cancelled`` is written under it and may be read by anyone. It is re-entrant
+    and the request's own: garbage may be collected under it, and then connections be handed back, which takes the
+    pool's lock and callbacks.
     """
-
-    # Making one costs more than all else that is made for a request.
-    _lock = threading.RLock()
-    _changed = threading.Condition(_lock)
-
-    cancelled = False
-    # The key of the callback that is being called, and the thread that calls it.
-    _calling: object | None = None
-    _caller = 0
-    _has_ended = False
 
     def __init__(self, request_id: str, deadline: float | None, route: Route | None = None) -> None:
         self.id = request_id
         self.deadline = deadline
         self.route = route
+        self.cancelled = False
         self.at_end: dict[object, Callable[[], None]] = {}
         self.statements = Statements()
         self._callbacks: dict[object, Callable[[], object]] = {}
+        # The key of the callback that is being called, and the thread that calls it.
+        self._calling: object | None = None
+        self._caller = 0
+        self._has_ended = False
+        self._lock = threading.RLock()
+        # Made by whoever waits for a callback's end, which is rare; making one costs more than the rest.
+        self._called: threading.Condition | None = None
 
     def on_cancel(self, callback: Callable[[], object], *, wait: bool = True) -> Callable[[], None]:
         """Have ``callback()`` called once when the request is cancelled; at once if it is already. Worker side.
@@ -55,7 +53,7 @@ class RunningRequest:
         when the application's call has ended.
         """
         key = object()
-        with self._changed:
+        with self._lock:
             if self._has_ended:
                 return lambda: None
             if not self.cancelled:
@@ -65,30 +63,36 @@ class RunningRequest:
         return lambda: None
 
     def _take_back(self, key: object, wait: bool) -> None:
-        with self._changed:
+        with self._lock:
             self._callbacks.pop(key, None)
             # A callback may take back itself.
             while wait and self._calling is key and self._caller != threading.get_ident():
-                self._changed.wait()
+                self._wait_for_call()
+
+    def _wait_for_call(self) -> None:
+        if self._called is None:
+            self._called = threading.Condition(self._lock)
+        self._called.wait()
 
     def cancel(self) -> None:
         """Tell the application that nobody waits any more. A cancelling thread."""
         _thread.is_cancelling = True
         try:
-            with self._changed:
+            with self._lock:
                 if self.cancelled:
                     return
                 self.cancelled = True
             while (callback := self._begin_call()) is not None:
                 self._call(callback)
-                with self._changed:
+                with self._lock:
                     self._calling = None
-                    self._changed.notify_all()
+                    if self._called is not None:
+                        self._called.notify_all()
         finally:
             _thread.is_cancelling = False
 
     def _begin_call(self) -> Callable[[], object] | None:
-        with self._changed:
+        with self._lock:
             if not self._callbacks:
                 return None
             self._calling = next(iter(self._callbacks))
@@ -112,7 +116,7 @@ class RunningRequest:
             self._has_ended = True
             self._callbacks.clear()
             while self._calling is not None:
-                self._changed.wait()
+                self._wait_for_call()
         for finish in self.at_end.values():
             finish()
 

@@ -24,6 +24,16 @@ class StopFailed(Exception):
     """A query could not be stopped now; trying again may help."""
 
 
+class Session(Protocol):
+    """A connection whose driver can send a statement without waiting for the answer."""
+
+    def begin_rollback(self) -> bool:
+        """Send a rollback, unless somebody might see whether it is done already; whether it was sent."""
+
+    def end_rollback(self) -> None:
+        """Wait for its answer; raises the driver's error."""
+
+
 class Database(Protocol):
     """One kind of database. A module with a class like this, and a line in `database_of`, add another."""
 
@@ -36,8 +46,11 @@ class Database(Protocol):
     def number(self, identity: Any) -> int | None:
         """The connection's number in the database's list of processes, by what `identify` gave. Worker side."""
 
-    def tag(self, connection: Any, comment: Callable[[], str]) -> None:
-        """Have every statement that is sent on the connection begin with what ``comment`` gives then. Worker side."""
+    def prepare(self, connection: Any, comment: Callable[[], str] | None) -> Session | None:
+        """Have every statement that is sent on the connection begin with what ``comment`` gives then, if there is one.
+
+        What it gives is for `Session`'s sake; None if the driver can do no such thing. Worker side.
+        """
 
     def stop(self, connection: Any, identity: Any) -> None:
         """Stop the statement that runs on the connection, if one does. The guard's thread, within a few seconds.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import threading
-from collections import deque
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -18,6 +18,8 @@ from threadbridge.statements import KEPT_TEXT
 
 logger = logging.getLogger("threadbridge")
 
+# Seconds for which a connection that was in order, and whose socket the server has not closed, counts as alive.
+FRESH = 1.0
 # All that may stand in the comment that names a request: nothing ends it, nothing is a parameter's place.
 _NOT_IN_TAG = re.compile(r"[^A-Za-z0-9._:-]")
 
@@ -163,8 +165,12 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
         self.spoilt = False
         # Which time this is that it is handed out.
         self.lease = 0
-        # Two while DBUtils replaces a broken one.
-        self._made: deque[DriverConnection] = deque(maxlen=2)
+        # The driver's connection in use, and the last that was made: another one while DBUtils replaces a broken one.
+        self._driver: DriverConnection | None = None
+        self._made: DriverConnection | None = None
+        # Whether the answer to a rollback is still to be read; when, by the monotonic clock, it last came back.
+        self._is_rolling_back = False
+        self._came_back_at = 0.0
         super().__init__(*args, **kwargs)
 
     def _create(self) -> Any:
@@ -176,9 +182,7 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
         database = self.guard.database_of(made)
         if database is not None:
             try:
-                self._made.append(DriverConnection(made, database))
-                if self.guard.tags_queries:
-                    database.tag(made, _tag)
+                self._made = DriverConnection(made, database, _tag if self.guard.tags_queries else None)
             except BaseException:
                 made.close()
                 raise
@@ -198,16 +202,41 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
     def clean(self, force: bool) -> None:
         """End what was begun on it, or mark it spoilt. Any thread that may wait."""
         self.lease += 1
+        self._came_back_at = time.monotonic()
         if self.spoilt or not (force or self._transaction):
             return
         try:
             # Not by DBUtils, which would replace a broken connection that perhaps nobody needs.
-            self._con.rollback()
+            self._is_rolling_back = self._driver is not None and self._driver.begin_rollback()
+            if not self._is_rolling_back:
+                self._con.rollback()
         except Exception as error:  # noqa: BLE001 - whatever the driver raises, the connection is closed for it
             # It may be broken, or have rows that nobody has fetched.
             logger.debug("a connection is let go: %r", error)
             self.spoilt = True
         self._transaction = False
+
+    def _ping_check(self, ping: int = 1, reconnect: bool = True) -> Any:
+        """See `SteadyDBConnection`; with 1 it is handed out. One that came back just now is not asked again."""
+        if ping == 1:
+            if self._is_rolling_back:
+                self._end_rollback()
+            if self._pinger is None and time.monotonic() - self._came_back_at < FRESH and self._is_quiet():
+                return True
+        return super()._ping_check(ping, reconnect)
+
+    def _end_rollback(self) -> None:
+        self._is_rolling_back = False
+        try:
+            self._driver.end_rollback()  # type: ignore[union-attr]
+        except Exception as error:  # noqa: BLE001 - whatever the driver raises, the connection is replaced for it
+            logger.debug("a connection is replaced: %r", error)
+            made = self._create()
+            self._close()
+            self._store(made)
+
+    def _is_quiet(self) -> bool:
+        return self._driver is not None and self._driver.is_quiet()
 
     def borrow_of(self, request: RunningRequest | None) -> Borrow | None:
         """The request's hold on this connection, if it has one. Worker side."""
@@ -217,20 +246,28 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
                     return borrow
         return None
 
+    def _store(self, con: Any) -> None:
+        """See `SteadyDBConnection`: the driver's connection is in use from now on."""
+        super()._store(con)
+        self._driver = self._made
+
     @property
     def number(self) -> int | None:
         """Its number in the database's process list, if that is known. Any thread."""
-        return self._made[-1].number if self._made else None
+        return None if self._driver is None else self._driver.number
+
+    def _drivers(self) -> set[DriverConnection]:
+        return {driver for driver in (self._driver, self._made) if driver is not None}
 
     def stop(self) -> None:
         """Stop the statement that runs on it. The stopper's thread. Raises `StopFailed`."""
-        for made in list(self._made):
-            made.stop()
+        for driver in self._drivers():
+            driver.stop()
 
     def sever(self) -> None:
         """Have whoever waits for the database on it fail at once. The stopper's thread."""
-        for made in list(self._made):
-            made.sever()
+        for driver in self._drivers():
+            driver.sever()
 
 
 def _text(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:

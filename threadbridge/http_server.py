@@ -41,6 +41,8 @@ class HTTPServer(TornadoHTTPServer):
         """Called by the constructor; see the class."""
         # A worker's head of at most one read may wait behind the request that is being answered.
         super().initialize(request_callback, max_buffer_size=1024 * 1024, **parameters)
+        if isinstance(request_callback, Bridge):
+            request_callback.servers.append(self)
         self.limits = limits or Limits()
         self.draining = False
         self.read_buffer = memoryview(bytearray(READ_SIZE))

@@ -54,6 +54,46 @@ class Identity(NamedTuple):
     mark: str
 
 
+class Session:
+    """Sees all statements on a connection as they are sent, with their parameters in them. Worker side.
+
+    See `threadbridge.database.Session`.
+    """
+
+    def __init__(self, connection: Any, comment: Callable[[], str] | None) -> None:
+        # No cycle: a connection that is forgotten is closed at once.
+        self._connection = weakref.ref(connection)
+        self._query = type(connection).query
+        self._comment = comment
+        self._only_reads = True
+
+    def query(self, sql: str | bytes | bytearray, *args: Any, **kwargs: Any) -> Any:
+        """Takes the place of the driver's method."""
+        if self._only_reads:
+            self._only_reads = isinstance(sql, bytes) and _only_reads(sql)
+        if self._comment is not None:
+            comment = self._comment()
+            sql = comment + sql if isinstance(sql, str) else comment.encode() + sql
+        return self._query(self._connection(), sql, *args, **kwargs)
+
+    def begin_rollback(self) -> bool:
+        """See `threadbridge.database.Session`: it lets go of a snapshot; locks are let go before anybody goes on."""
+        only_reads, self._only_reads = self._only_reads, True
+        if only_reads:
+            self._connection().send_query(b"ROLLBACK")  # type: ignore[union-attr]
+        return only_reads
+
+    def end_rollback(self) -> None:
+        """See `threadbridge.database.Session`."""
+        self._connection().read_query_result()  # type: ignore[union-attr]
+
+
+def _only_reads(sql: bytes) -> bool:
+    """Whether it takes no lock and changes nothing; False in doubt."""
+    text = sql.lower()
+    return text.lstrip()[:6] == b"select" and not (b"for" in text or b"lock" in text or b";" in text or b"into" in text)
+
+
 class MySQL:
     """Stops queries with ``KILL QUERY`` on a connection of its own. See `threadbridge.database.Database`."""
 
@@ -82,19 +122,11 @@ class MySQL:
         """See `Database`."""
         return identity.thread_id
 
-    def tag(self, connection: Any, comment: Callable[[], str]) -> None:
-        """See `Database`.
-
-        Where the driver sends the statement: its parameters are in it by then, and what `executemany` has made of it.
-        """
-        # No cycle: a connection that is forgotten is closed at once.
-        kind, this = type(connection), weakref.ref(connection)
-
-        def query(sql: str | bytes, *args: Any, **kwargs: Any) -> Any:
-            tagged = comment() + sql if isinstance(sql, str) else comment().encode() + bytes(sql)
-            return kind.query(this(), tagged, *args, **kwargs)
-
-        connection.query = query
+    def prepare(self, connection: Any, comment: Callable[[], str] | None) -> Session | None:
+        """See `Database`."""
+        session = Session(connection, comment)
+        connection.query = session.query
+        return session if hasattr(connection, "send_query") else None
 
     def stop(self, connection: Any, identity: Identity) -> None:
         """See `Database`."""

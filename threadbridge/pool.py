@@ -107,7 +107,7 @@ class PoolGuard:
         self._pool = pool
         self._on_ask = on_ask
         self.tags_queries = tags_queries
-        self._stopper = Stopper()
+        self.stopper = Stopper()
         self._aside = Aside()
         # What each request holds.
         self._held: dict[RunningRequest, list[Borrow]] = {}
@@ -125,6 +125,17 @@ class PoolGuard:
             pool._wait_lock = self._wait
         for steady in idle:
             steady.close()
+
+    @property
+    def size(self) -> int:
+        """How many connections the pool hands out at once; 0 when it is unlimited. Any thread."""
+        return pool_size(self._pool)
+
+    @property
+    def in_use(self) -> int:
+        """How many it has handed out. Any thread."""
+        in_use: int = self._pool._connections
+        return in_use
 
     def cancelled(self) -> Exception:
         """The error for a statement that is not begun because nobody waits for it."""
@@ -160,7 +171,7 @@ class PoolGuard:
         """
         if self.closed or current_or_none() is not None:
             return False
-        if not (self._stopper.is_this_thread or is_cancelling() or _runs_a_loop()):
+        if not (self.stopper.is_this_thread or is_cancelling() or _runs_a_loop()):
             return False
         self._aside.do(task)
         return True
@@ -289,7 +300,7 @@ class PoolGuard:
         # An application may keep a connection for longer than a request; the next one is not to be stopped then.
         request.at_end[self] = lambda: self.end(self._held.get(request, ()))
         if self._database is not None:
-            borrow.take_back = request.on_cancel(lambda: self._stopper.stop(borrow), wait=False)
+            borrow.take_back = request.on_cancel(lambda: self.stopper.stop(borrow), wait=False)
 
     # Hand-back. Any thread: a connection that was forgotten comes back when it is collected.
 

@@ -35,20 +35,10 @@ class PostgreSQL:
         """See `Database`."""
         return identity
 
-    def tag(self, connection: Any, comment: Callable[[], str]) -> None:
-        """See `Database`; those that are objects of the driver's are left as they are."""
-        base = connection.cursor_factory
-        # psycopg2's connections begin without one.
-        kind: Any = base or importlib.import_module("psycopg2.extensions").cursor
-
-        class TaggingCursor(kind):  # type: ignore[misc]
-            def execute(self, query: Any, *args: Any, **kwargs: Any) -> Any:
-                return super().execute(_tagged(query, comment), *args, **kwargs)
-
-            def executemany(self, query: Any, *args: Any, **kwargs: Any) -> Any:
-                return super().executemany(_tagged(query, comment), *args, **kwargs)
-
-        connection.cursor_factory = TaggingCursor
+    def prepare(self, connection: Any, comment: Callable[[], str] | None) -> None:
+        """See `Database`; statements that are objects of the driver's are left as they are."""
+        if comment is not None:
+            _tag(connection, comment)
 
     def stop(self, connection: Any, identity: int) -> None:
         """See `Database`."""
@@ -79,6 +69,20 @@ class PostgreSQL:
     def cancelled(self) -> Exception:
         """See `Database`."""
         return self._canceled("canceling statement: nobody waits for this request any more")
+
+
+def _tag(connection: Any, comment: Callable[[], str]) -> None:
+    # psycopg2's connections begin without one.
+    kind: Any = connection.cursor_factory or importlib.import_module("psycopg2.extensions").cursor
+
+    class TaggingCursor(kind):  # type: ignore[misc]
+        def execute(self, query: Any, *args: Any, **kwargs: Any) -> Any:
+            return super().execute(_tagged(query, comment), *args, **kwargs)
+
+        def executemany(self, query: Any, *args: Any, **kwargs: Any) -> Any:
+            return super().executemany(_tagged(query, comment), *args, **kwargs)
+
+    connection.cursor_factory = TaggingCursor
 
 
 def _tagged(query: Any, comment: Callable[[], str]) -> Any:

@@ -134,8 +134,12 @@ class Service:
                 logger.info("%s: stopping, %d requests to answer", reason, len(self._bridge.exchanges))
                 stop.set()
 
+        signals: list[signal.Signals] = []
+
         def on_signal(number: signal.Signals) -> None:
-            if stop.is_set():
+            # What the supervisor says does not count: it may say what a signal to all processes says too.
+            signals.append(number)
+            if len(signals) > 1:
                 logger.warning("%s again: stopping at once", number.name)
                 hurry.set()
             on_stop(number.name)

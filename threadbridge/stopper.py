@@ -57,6 +57,8 @@ class Stopper:
         self._thread: threading.Thread | None = None
         # The thread's own: until when the database need not be asked; 0 as long as it answers.
         self._asked_again_at = 0.0
+        # How often the database was told to stop a query, and how often it could not be told. Written by the thread.
+        self.stops = self.failures = 0
 
     def stop(self, what: Stoppable) -> None:
         """Have it stopped soon. Any thread; returns at once."""
@@ -97,11 +99,14 @@ class Stopper:
         try:
             again = task.what.stop()
         except StopFailed as error:
+            self.failures += 1
             if not self._asked_again_at:
                 logger.error("cannot stop queries that nobody waits for; trying again: %s", error)
             self._asked_again_at = time.monotonic() + OUTAGE_PAUSE
             self._postpone(task)
             return
+        if again is not None:
+            self.stops += 1
         if again is not None and self._asked_again_at:
             logger.warning("queries that nobody waits for can be stopped again")
             self._asked_again_at = 0.0

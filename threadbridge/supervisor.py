@@ -32,7 +32,7 @@ from threadbridge.values import Place
 
 logger = logging.getLogger("threadbridge")
 
-# A process that ends sooner than this many seconds after its start has failed to start.
+# A process that ends before it accepts connections, or so many seconds after it did, has failed to start.
 SOON = 10.0
 # Seconds until the next try, after each such failure in a row. After the last try the supervisor gives up.
 DELAYS = (0.0, 0.5, 1.0, 2.0, 4.0)
@@ -79,12 +79,15 @@ class Supervisor:
             loop.add_signal_handler(number, self._on_stop, number)
         loop.add_signal_handler(signal.SIGHUP, self._reopen_log_files)
         loop.add_signal_handler(signal.SIGUSR2, self._reload.set)
-        tasks = [asyncio.create_task(each) for each in (self._start_all(), self._reload_when_told(), self._watch())]
         try:
-            await self._stop.wait()
+            async with asyncio.TaskGroup() as group:
+                tasks = [
+                    group.create_task(each) for each in (self._start_all(), self._reload_when_told(), self._watch())
+                ]
+                await self._stop.wait()
+                for task in tasks:
+                    task.cancel()
         finally:
-            for task in tasks:
-                task.cancel()
             await self._end_all()
 
     def _on_stop(self, number: signal.Signals) -> None:
@@ -107,15 +110,18 @@ class Supervisor:
     async def _start_all(self) -> None:
         # One first: what is wrong with all of them is said once.
         first = self._start(1)
+        if first is None:
+            self._give_up(1)
+            return
         await first.settled.wait()
-        if not self._works:
+        if not first.is_ready:
             return
         pool: Any = self._settings["pool"]
         if pool is not None and not isinstance(pool, Place):
             # The program has imported the application here too: connections that were made by that serve nobody.
             pool.close()
         for number in range(2, self._count + 1):
-            self._start(number)
+            self._replace(number, failures=0)
         await self._complete.wait()
         scheme = "https" if self._settings["certfile"] else "http"
         places = " and ".join(describe(listener, scheme) for listener in self._listeners[0])
@@ -123,15 +129,20 @@ class Supervisor:
         print(f"Serving on {places} (pid {os.getpid()}, {self._count} processes{operators})", flush=True)
         notify("READY=1", f"STATUS=Serving on {places} with {self._count} processes")
 
-    def _start(self, number: int, failures: int = 0) -> Child:
-        child = Child(
-            number,
-            self._listeners[number - 1],
-            self._admin_listeners,
-            self._run_directory,
-            failures=failures,
-            on_change=self._on_change,
-        )
+    def _start(self, number: int, failures: int = 0) -> Child | None:
+        """Start a process; None when there cannot be one more."""
+        try:
+            child = Child(
+                number,
+                self._listeners[number - 1],
+                self._admin_listeners,
+                self._run_directory,
+                failures=failures,
+                on_change=self._on_change,
+            )
+        except OSError as error:
+            logger.error("process %d cannot be started: %s", number, error.strerror)
+            return None
         self._children.add(child)
         return child
 
@@ -147,16 +158,21 @@ class Supervisor:
         if not self._works:
             self._give_up(child.status if child.status > 0 else 1)
             return
-        failures = child.failures + 1 if time.monotonic() - child.started < SOON else 0
+        failed = child.ready_since is None or time.monotonic() - child.ready_since < SOON
+        self._replace_later(child.number, child.failures + 1 if failed else 0)
+
+    def _replace_later(self, number: int, failures: int) -> None:
         if failures > len(DELAYS):
-            logger.error("%d processes in a row ended within %g s of their start: giving up", failures, SOON)
+            logger.error("%d processes in a row did not start, or ended within %g s: giving up", failures, SOON)
             self._give_up(1)
         else:
-            asyncio.get_running_loop().call_later(DELAYS[max(failures - 1, 0)], self._replace, child.number, failures)
+            asyncio.get_running_loop().call_later(DELAYS[max(failures - 1, 0)], self._replace, number, failures)
 
     def _replace(self, number: int, failures: int) -> None:
-        if not self._stop.is_set() and number not in (child.number for child in self._staying):
-            self._start(number, failures)
+        if self._stop.is_set() or number in (child.number for child in self._staying):
+            return
+        if self._start(number, failures) is None:
+            self._replace_later(number, failures + 1)
 
     @property
     def _staying(self) -> list[Child]:
@@ -181,6 +197,8 @@ class Supervisor:
     async def _replace_all(self) -> bool:
         for old in self._staying:
             new = self._start(old.number)
+            if new is None:
+                return False
             await new.settled.wait()
             if not new.is_ready:
                 return False
@@ -203,6 +221,8 @@ class Supervisor:
             await asyncio.sleep(interval)
 
     async def _end_all(self) -> None:
+        # Also after a mistake in here: nothing is started any more.
+        self._stop.set()
         # While there are listeners, nobody takes the file for one that was left behind.
         self._remove_socket_file()
         for listener in {listener for listeners in self._listeners for listener in listeners}:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import faulthandler
 import logging
-import re
-import tempfile
 import time
 
 from threadbridge.exchange import Exchange, State
+from threadbridge.threads import stacks
 
 logger = logging.getLogger("threadbridge")
 
@@ -59,7 +57,7 @@ class Watch:
                 del self._left_running[exchange]
             elif now >= expected_back(exchange, ended_at) + STUCK_AFTER:
                 del self._left_running[exchange]
-                stack = _stack_of(exchange)
+                stack = stacks().get(exchange.thread_id or 0, "  (there are more threads than can be shown)")
                 # Looked at once more: only now is the stack known to be this request's.
                 if not exchange.worker_is_done:
                     _replace(exchange, stack)
@@ -71,21 +69,6 @@ def expected_back(exchange: Exchange, ended_at: float) -> float:
         return ended_at
     # Nobody has told it to stop: it may take the time that it had.
     return max(ended_at, exchange.running.deadline or 0)
-
-
-def _stack_of(exchange: Exchange) -> str:
-    # Not by `sys._current_frames`: walking the frames of a thread that begins to move may crash the interpreter. This
-    # one lets no thread move, and writes to real files only.
-    with tempfile.TemporaryFile() as file:
-        faulthandler.dump_traceback(file, all_threads=True)
-        file.seek(0)
-        stacks = file.read().decode(errors="backslashreplace").split("\n\n")
-    for stack in stacks:
-        head, _, calls = stack.partition("\n")
-        number = re.search(r"0x[0-9a-f]+", head)
-        if number is not None and int(number[0], 16) == exchange.thread_id:
-            return calls
-    return "  (there are more threads than can be shown)"
 
 
 def _replace(exchange: Exchange, stack: str) -> None:

@@ -22,15 +22,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.clients import Refused
-from benchmarks.contenders import BY_NAME, CONTENDERS, THREADBRIDGE, Contender
+from benchmarks.contenders import CONTENDERS, THREADBRIDGE, Contender
 from benchmarks.environment import prepare
 from benchmarks.hazards import measures
-from benchmarks.hazards.figures import FIGURES
+from benchmarks.hazards.figures import FIGURES, table
 from benchmarks.hazards.guard import guard
 from benchmarks.hazards.measures import Figures
 from benchmarks.hazards.overload import overload
 from benchmarks.report import facts
-from benchmarks.report import table as markdown_table
 from benchmarks.subject import CannotStart, Subject, running
 from tests.processes import ROOT, private_mariadb
 
@@ -56,6 +55,7 @@ HAZARDS = {
 }
 # Of threadbridge alone.
 GUARD = "guard"
+SERVERS = [contender.name for contender in CONTENDERS]
 RESULTS = ROOT / "benchmarks" / "results" / "hazards.json"
 
 
@@ -72,7 +72,7 @@ def main() -> int:
             for contender, figures in bench.all_figures(name, options.servers):
                 results[contender.name] |= figures
                 print(f"  {contender.name:13}  {shown(name, contender, figures)}", flush=True)
-    print(table(results))
+    print(f"\n{table(results)}")
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(as_json(results, environment), encoding="utf-8")
     print(f"\nIn {time.monotonic() - began:.0f} s; the figures are in {options.json}")
@@ -91,15 +91,15 @@ def main() -> int:
 
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.hazards", description=__doc__)
-    parser.add_argument("--servers", help=f"which of them, by commas: {', '.join(BY_NAME)}")
+    parser.add_argument("--servers", help=f"which of them, by commas: {', '.join(SERVERS)}")
     parser.add_argument("--hazards", help=f"which of them, by commas: {', '.join([*HAZARDS, GUARD])}")
     parser.add_argument("--quick", action="store_true", help="threadbridge alone")
     parser.add_argument("--json", type=Path, default=RESULTS, help="the file to write (default %(default)s)")
     options = parser.parse_args()
-    servers = options.servers.split(",") if options.servers else [THREADBRIDGE.name] if options.quick else BY_NAME
+    servers = options.servers.split(",") if options.servers else [THREADBRIDGE.name] if options.quick else SERVERS
     hazards = options.hazards.split(",") if options.hazards else [*HAZARDS, GUARD]
-    for name in {*servers} - {*BY_NAME}:
-        parser.error(f"there is no server {name!r}; there are {', '.join(BY_NAME)}")
+    for name in {*servers} - {*SERVERS}:
+        parser.error(f"there is no server {name!r}; there are {', '.join(SERVERS)}")
     for name in {*hazards} - {*HAZARDS, GUARD}:
         parser.error(f"there is no hazard {name!r}; there are {', '.join([*HAZARDS, GUARD])}")
     options.servers = [contender for contender in CONTENDERS if contender.name in servers]
@@ -178,15 +178,6 @@ def shown(hazard: str, contender: Contender, figures: Figures) -> str:
             part += f" ({figure.must}: {'reached' if figure.reached(figures) else 'MISSED'})"
         parts.append(part)
     return ", ".join(parts)
-
-
-def table(results: Mapping[str, Figures]) -> str:
-    """All figures in the form of Markdown, a row for each, a column for each server."""
-    rows = [["", *results, "must"]]
-    for figure in (figure for figures in FIGURES.values() for figure in figures):
-        if any(figure.name in figures for figures in results.values()):
-            rows.append([figure.name, *(figure.text(figures) for figures in results.values()), figure.must])
-    return "\n" + markdown_table(rows)
 
 
 def as_json(results: Mapping[str, Figures], environment: Path) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+from benchmarks import report
+from benchmarks.contenders import BY_NAME
 from benchmarks.hazards.measures import IDLE_CLIENTS, Figures
 
 
@@ -98,3 +100,12 @@ FIGURES: dict[str, tuple[Figure, ...]] = {
     ),
     "guard": (at_least("guarded", percent, 0.95),),
 }
+
+
+def table(results: Mapping[str, Figures]) -> str:
+    """All figures in the form of Markdown, a row for each, a column for each server."""
+    rows = [["", *(BY_NAME[server].title for server in results), "must"]]
+    for figure in (figure for figures in FIGURES.values() for figure in figures):
+        if any(figure.name in figures for figures in results.values()):
+            rows.append([figure.name, *(figure.text(figures) for figures in results.values()), figure.must])
+    return report.table(rows)

@@ -13,6 +13,7 @@ from tornado.web import Application, HTTPError, RequestHandler, StaticFileHandle
 
 from threadbridge.admin.access import SESSION
 from threadbridge.admin.health import lane_answers
+from threadbridge.admin.peers import answers_of
 
 if TYPE_CHECKING:
     from threadbridge.admin.server import AdminServer
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("threadbridge.admin")
 
 PAGES = Path(__file__).with_name("static")
+METRICS = "text/plain; version=0.0.4; charset=utf-8"
 MOST_READERS = 50
 # Seconds that somebody who watches may take to read an event.
 READING_LIMIT = 30
@@ -29,7 +31,7 @@ HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
-    "Referrer-Policy": "no-referrer",
+    "Referrer-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
 
@@ -201,15 +203,33 @@ class ReadyHandler(HostHandler):
                 findings.append(f"lane {lane.name}: {'ok' if answer else 'no worker answers'}")
                 ready = ready and answer
             if self.get_query_argument("db", "") == "1":
-                problem = await self._database_problem()
-                findings.append(f"database: {problem or 'ok'}")
-                ready = ready and not problem
+                can_be_had, finding = await self._database_finding()
+                findings.append(f"database: {finding}")
+                ready = ready and can_be_had
         self.set_status(200 if ready else 503)
         self.text("".join(f"{finding}\n" for finding in findings))
 
-    async def _database_problem(self) -> str:
+    async def _database_finding(self) -> tuple[bool, str]:
         database = self.admin.database
-        return "there is no pool to ask" if database is None else await database.problem()
+        return (False, "there is no pool to ask") if database is None else await database.finding()
+
+
+class MetricsHandler(OperatorHandler):
+    """For Prometheus."""
+
+    async def get(self) -> None:
+        """The metrics of this process and of those that serve together with it."""
+        self.set_header("Content-Type", METRICS)
+        self.finish(await self.admin.metrics())
+
+
+class ThreadsHandler(OperatorHandler):
+    """What each thread does just now."""
+
+    async def get(self) -> None:
+        """The stacks of this process and of those on this host."""
+        others = await answers_of(self.admin.peers.on_this_host(), "/local/threads")
+        self.text("\n".join([self.admin.stacks(), *(answer.body.decode() for answer in others)]))
 
 
 # For peers: what one process knows, or, asked by TCP, what those on its host know.
@@ -229,6 +249,23 @@ class LocalCancelHandler(LocalHandler):
     async def post(self, request_id: str) -> None:
         """Zero when there is no such request."""
         self.json({"stopped": self.admin.stop_own(request_id)})
+
+
+class LocalMetricsHandler(LocalHandler):
+    """This process's metrics."""
+
+    async def get(self) -> None:
+        """In Prometheus' text format."""
+        self.set_header("Content-Type", METRICS)
+        self.finish(self.admin.own_metrics())
+
+
+class LocalThreadsHandler(LocalHandler):
+    """What each thread of this process does just now."""
+
+    async def get(self) -> None:
+        """The stacks."""
+        self.text(self.admin.stacks())
 
 
 class HostProcessesHandler(OperatorHandler):
@@ -261,6 +298,8 @@ def public_application(admin: AdminServer) -> Application:
             (r"/requests/([^/]+)/cancel", CancelHandler),
             (r"/healthz", HealthHandler),
             (r"/readyz", ReadyHandler),
+            (r"/metrics", MetricsHandler),
+            (r"/threads", ThreadsHandler),
             (r"/local/processes\.json", HostProcessesHandler),
             (r"/local/requests/([^/]+)/cancel", HostCancelHandler),
         ],
@@ -274,6 +313,8 @@ def local_application(admin: AdminServer) -> Application:
         [
             (r"/local/processes\.json", LocalProcessesHandler),
             (r"/local/requests/([^/]+)/cancel", LocalCancelHandler),
+            (r"/local/metrics", LocalMetricsHandler),
+            (r"/local/threads", LocalThreadsHandler),
         ],
     )
 

@@ -6,11 +6,14 @@ import asyncio
 import contextlib
 import threading
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from threadbridge.bridge import Bridge
 from threadbridge.exchange import State
 from threadbridge.lanes import Lane
+
+if TYPE_CHECKING:
+    from threadbridge.pool import PoolGuard
 
 # Seconds that a free worker, and the database, may take to answer.
 WORKER_LIMIT = 1.0
@@ -61,24 +64,33 @@ class DatabaseCheck:
     """Asks the pool for a connection, in a thread: at most one at a time, however often it is wanted.
 
     :param pool: a ``PooledDB``.
+    :param guard: its guard.
     """
 
-    def __init__(self, pool: Any) -> None:
+    def __init__(self, pool: Any, guard: PoolGuard) -> None:
         self._pool = pool
+        self._guard = guard
         self._asking: asyncio.Future[str] | None = None
 
-    async def problem(self) -> str:
-        """Why no connection can be had, or "" if one can, within `DATABASE_LIMIT`."""
+    async def finding(self) -> tuple[bool, str]:
+        """Whether a connection can be had within `DATABASE_LIMIT`, or all work for requests; and what to say of it."""
+        if self._is_exhausted:
+            return True, f"all {self._guard.size} connections are in use"
         if self._asking is None or self._asking.done():
-            self._asking = asyncio.get_running_loop().create_future()
+            loop = asyncio.get_running_loop()
+            self._asking = loop.create_future()
             # A daemon: one that hangs must not keep the process from ending.
-            threading.Thread(
-                target=self._ask, args=(self._asking, self._asking.get_loop()), name="threadbridge-check", daemon=True
-            ).start()
+            arguments = (self._asking, loop)
+            threading.Thread(target=self._ask, args=arguments, name="threadbridge-check", daemon=True).start()
         try:
-            return await asyncio.wait_for(asyncio.shield(self._asking), DATABASE_LIMIT)
+            problem = await asyncio.wait_for(asyncio.shield(self._asking), DATABASE_LIMIT)
         except TimeoutError:
-            return f"no connection within {DATABASE_LIMIT:g} s"
+            return self._is_exhausted, f"no connection within {DATABASE_LIMIT:g} s"
+        return not problem, problem or "ok"
+
+    @property
+    def _is_exhausted(self) -> bool:
+        return 0 < self._guard.size <= self._guard.in_use
 
     def _ask(self, asking: asyncio.Future[str], loop: asyncio.AbstractEventLoop) -> None:
         """A thread of its own."""

@@ -8,6 +8,7 @@ import logging
 import os
 import secrets
 import socket
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -26,6 +27,7 @@ from threadbridge.bridge import Bridge
 from threadbridge.inheritance import Inheritance
 from threadbridge.listeners import bind_admin, describe
 from threadbridge.settings import Settings
+from threadbridge.threads import stacks
 
 logger = logging.getLogger("threadbridge")
 
@@ -65,7 +67,9 @@ class AdminServer:
         access.add_names(self.peers.names)
         self.access = access
         self.history = History()
-        self.database = None if settings["pool"] is None else DatabaseCheck(settings["pool"])
+        self.database: DatabaseCheck | None = None
+        if bridge.guard is not None:
+            self.database = DatabaseCheck(settings["pool"], bridge.guard)
         self.events = Events(self.picture)
         self.where: list[str] = []
         self._servers: list[HTTPServer] = []
@@ -137,6 +141,31 @@ class AdminServer:
     async def picture(self) -> bytes:
         """The same, as a server-sent event."""
         return b"data: " + json.dumps(await self.everything(), separators=(",", ":")).encode() + b"\n\n"
+
+    def own_metrics(self) -> bytes:
+        """This process's metrics, in Prometheus' text format."""
+        # Only now: a server that nobody measures needs no client of Prometheus.
+        from threadbridge.metrics import exposition
+
+        return exposition(self.bridge)
+
+    async def metrics(self) -> bytes:
+        """Those of all processes that serve together, added up."""
+        from threadbridge.metrics_merge import merge
+
+        others = await answers_of(self.peers.on_this_host(own_group=True), "/local/metrics")
+        return merge([self.own_metrics(), *(answer.body for answer in others)]) if others else self.own_metrics()
+
+    def stacks(self) -> str:
+        """What each thread of this process does, its workers first, each with the request that it serves."""
+        serving = {exchange.thread_id: exchange for exchange in self.bridge.exchanges if not exchange.worker_is_done}
+        names = {thread.ident: thread.name for thread in threading.enumerate()}
+        parts = [f"Process {os.getpid()}, {' and '.join(self.where)}. Innermost calls first.\n"]
+        for number, calls in sorted(stacks().items(), key=lambda stack: (stack[0] not in serving, stack[0])):
+            exchange = serving.get(number)
+            line = exchange and f": request {exchange.id}, {exchange.start_line.method} {exchange.start_line.path}"
+            parts.append(f"{names.get(number, f'thread {number}')}{line or ''}\n{calls.rstrip()}\n")
+        return "\n".join(parts)
 
     def stop_own(self, request_id: str) -> int:
         """Stop the requests of this process that have this id; how many there were."""

@@ -1,0 +1,189 @@
+"""Several frontends on one host: the page of one shows all of them, and stops what runs in any of them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import stat
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.admin_site import FROM_PAGE, Site, answer
+from tests.inprocess import wait_until
+from tests.processes import free_port
+from threadbridge.admin.peers import PATIENCE
+
+
+def pids(picture: dict[str, Any]) -> set[int]:
+    return {process["pid"] for process in picture["processes"]}
+
+
+def two_sites(tmp_path: Path, stack: ExitStack, *arguments: str) -> tuple[Site, Site]:
+    """Two frontends; each has a directory of its own for its requests' flags."""
+    sites = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        sites.append(stack.enter_context(Site(tmp_path / name, *arguments)))
+    return sites[0], sites[1]
+
+
+def test_those_in_the_run_directory_are_one_picture(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with ExitStack() as stack:
+        one, other = two_sites(tmp_path, stack, f"--run_directory={run}")
+        assert stat.S_IMODE(run.stat().st_mode) == 0o700
+        files = sorted(run.iterdir())
+        assert [stat.S_IMODE(file.stat().st_mode) for file in files] == [0o600, 0o600]
+        assert sorted(file.name for file in files) == sorted(
+            f"{site.process.pid}-{site.process.pid}.sock" for site in (one, other)
+        )
+        both = {one.process.pid, other.process.pid}
+        assert pids(one.picture()) == pids(other.picture()) == both
+        client = other.occupy(stack, "slow", "/cancellable")
+        one.occupy(stack, "mine")
+        picture = one.picture()
+        assert picture["counts"]["running"] == 2
+        row = next(row for row in picture["requests"] if row["url"].endswith("slow"))
+        # The one that is not here, told by its neighbour.
+        assert one.admin(f"/requests/{row['id']}/cancel", "POST", headers=FROM_PAGE).json() == {"stopped": 1}
+        assert answer(client).startswith(b"HTTP/1.1 504 ")
+        wait_until((other.directory / "slow").exists, "it is cancelled")
+        one.finish("mine")
+        assert one.stop() == 0
+        assert [file.name for file in run.iterdir()] == [f"{other.process.pid}-{other.process.pid}.sock"]
+        assert pids(other.picture()) == {other.process.pid}
+
+
+def test_what_a_killed_one_has_left_behind_is_swept(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with ExitStack() as stack:
+        one, other = two_sites(tmp_path, stack, f"--run_directory={run}")
+        (run / "notes.txt").touch()
+        other.process.kill()
+        other.process.wait()
+        picture = one.picture()
+        assert (pids(picture), picture["silent"]) == ({one.process.pid}, [])
+        assert sorted(file.name for file in run.iterdir()) == [f"{one.process.pid}-{one.process.pid}.sock", "notes.txt"]
+
+
+def test_one_that_does_not_answer_is_shown_so_and_delays_nothing(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        one, other = two_sites(tmp_path, stack, f"--run_directory={tmp_path / 'run'}")
+        os.kill(other.process.pid, signal.SIGSTOP)
+        try:
+            [silent] = one.picture()["silent"]
+            assert silent == {"name": f"process {other.process.pid}", "reason": f"no answer within {PATIENCE:g} s"}
+            # From now on nobody waits for it: twenty pictures take less than the patience with it twenty times.
+            began = time.monotonic()
+            for _ in range(20):
+                assert pids(one.picture()) == {one.process.pid}
+            assert time.monotonic() - began < 20 * PATIENCE
+        finally:
+            os.kill(other.process.pid, signal.SIGCONT)
+        wait_until(lambda: pids(one.picture()) == {one.process.pid, other.process.pid}, "it is back")
+
+
+def test_those_that_are_named_and_know_each_other_in_a_circle(tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("a token that both of them have")
+    bearer = {"Authorization": f"Bearer {token.read_text()}"}
+    ports = [free_port(), free_port()]
+    named = f"127.0.0.1:{ports[0]},http://localhost:{ports[1]},127.0.0.1:{free_port()}"
+    with ExitStack() as stack:
+        sites = []
+        for port in ports:
+            (tmp_path / str(port)).mkdir()
+            site = Site(tmp_path / str(port), f"--admin_peers={named}", f"--admin_token_file={token}", admin_port=port)
+            sites.append(stack.enter_context(site))
+        one, other = sites
+        client = other.occupy(stack, "slow", "/cancellable")
+        picture = one.admin("/requests.json", headers=bearer).json()
+        # Each of them once, itself included, and one that is not there.
+        assert [process["pid"] for process in picture["processes"]].count(one.process.pid) == 1
+        assert pids(picture) == {one.process.pid, other.process.pid}
+        assert [silent["reason"] for silent in picture["silent"]] == ["Connection refused"]
+        [row] = picture["requests"]
+        stop = one.admin(f"/requests/{row['id']}/cancel", "POST", headers={**FROM_PAGE, **bearer})
+        assert stop.json() == {"stopped": 1}
+        assert answer(client).startswith(b"HTTP/1.1 504 ")
+
+
+def test_a_peer_with_another_token_is_silent(tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("a token that only one has")
+    (tmp_path / "a").mkdir()
+    with (
+        Site(tmp_path, f"--admin_token_file={token}") as locked,
+        Site(tmp_path / "a", f"--admin_peers=127.0.0.1:{locked.admin_port}") as open_one,
+    ):
+        picture = open_one.picture()
+        assert pids(picture) == {open_one.process.pid}
+        assert [silent["reason"] for silent in picture["silent"]] == ["it answers 401 Unauthorized"]
+
+
+@pytest.mark.parametrize("address", ["9001", "127.0.0.1", "ftp://a:1", "http://127.0.0.1:9000/page", "a:x"])
+def test_a_peers_address_that_cannot_be_used(tmp_path: Path, address: str) -> None:
+    refused = Site(tmp_path, f"--admin_peers={address}").run_to_its_end()
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert f"admin_peers: {address!r}: expected HOST:PORT or a URL with a port" in refused.stderr
+
+
+def test_a_run_directory_that_cannot_be_used(tmp_path: Path) -> None:
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    (tmp_path / "file").touch()
+    cases = {
+        "open": "others may write there",
+        "file": "File exists",
+        "file/below": "Not a directory",
+        "x" * 100: "bytes for the path of a socket",
+    }
+    for name, complaint in cases.items():
+        refused = Site(tmp_path, f"--run_directory={tmp_path / name}").run_to_its_end()
+        assert (refused.returncode, refused.stderr.count("\n")) == (2, 1), refused.stderr
+        assert complaint in refused.stderr
+
+
+def test_a_process_without_a_port_is_found_too(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with ExitStack() as stack:
+        (tmp_path / "a").mkdir()
+        one = stack.enter_context(Site(tmp_path, f"--run_directory={run}"))
+        hidden = stack.enter_context(Site(tmp_path / "a", f"--run_directory={run}", admin_port=None))
+        assert "operators" not in hidden.output().splitlines()[0]
+        assert pids(one.picture()) == {one.process.pid, hidden.process.pid}
+        # What the socket of a process serves is for its peers alone.
+        [path] = [file for file in run.iterdir() if file.name.endswith(f"-{hidden.process.pid}.sock")]
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(path))
+            client.sendall(b"GET / HTTP/1.0\r\nHost: localhost\r\n\r\n")
+            assert client.recv(65536).startswith(b"HTTP/1.1 404 ")
+
+
+def test_supervised_processes_are_one_picture_and_one_set_of_metrics(tmp_path: Path) -> None:
+    with Site(tmp_path, "--processes=2") as site, ExitStack() as stack:
+        assert f", operators: http://127.0.0.1:{site.admin_port}/)" in site.output()
+        wait_until(lambda: len(site.picture()["processes"]) == 2, "both are found")
+        # Of four, as many as both have threads, whichever the kernel gives them to.
+        for number in range(4):
+            stack.enter_context(site.send(f"/slow?{tmp_path / str(number)}"))
+        wait_until(lambda: len(site.picture()["requests"]) == 4, "all are shown")
+        [*ids] = [row["id"] for row in site.picture()["requests"]]
+        assert len(set(ids)) == 4
+        for name in ids[:2]:
+            assert site.admin(f"/requests/{name}/cancel", "POST", headers=FROM_PAGE).json() == {"stopped": 1}
+        site.finish("0", "1", "2", "3")
+        wait_until(lambda: not site.picture()["requests"], "all have ended")
+
+        def total() -> float:
+            lines = site.admin("/metrics").text.splitlines()
+            return sum(float(line.split()[-1]) for line in lines if line.startswith("threadbridge_requests_total"))
+
+        # Whichever of the two is asked.
+        assert [total() for _ in range(6)] == [4.0] * 6
+        assert site.stop() == 0

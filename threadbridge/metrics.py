@@ -1,0 +1,143 @@
+"""The numbers for Prometheus, in its text format. Loop side."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable, Iterator, Sequence
+from importlib.metadata import version
+from itertools import accumulate
+
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from threadbridge.bridge import Bridge
+from threadbridge.lanes import Lane
+from threadbridge.totals import Distribution
+
+
+def exposition(bridge: Bridge) -> bytes:
+    """All metrics of a bridge and of its process; they count each request that has ended until now."""
+    bridge.telemetry.flush()
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_BridgeCollector(bridge))
+    ProcessCollector(registry=registry)
+    return generate_latest(registry)
+
+
+class _BridgeCollector(Collector):
+    """Makes the families of metrics, at the time of asking."""
+
+    def __init__(self, bridge: Bridge) -> None:
+        self._bridge = bridge
+
+    def collect(self) -> Iterator[Metric]:
+        """See `prometheus_client.registry.Collector`."""
+        yield from self._requests()
+        yield from self._lanes(self._bridge.lanes)
+        yield from self._pool()
+        yield from self._process()
+
+    def _requests(self) -> Iterator[Metric]:
+        totals = self._bridge.totals
+        requests = CounterMetricFamily(
+            "threadbridge_requests",
+            "Requests that have ended, by lane, ending and class of status; those refused unread have no lane.",
+            labels=("lane", "ending", "status"),
+        )
+        for labels, count in totals.requests.items():
+            requests.add_metric(labels, count)
+        yield requests
+        of_lanes = totals.lanes
+        yield _histogram(
+            "threadbridge_request_wait_seconds",
+            "How long requests waited for a thread.",
+            {name: lane.wait for name, lane in of_lanes.items()},
+        )
+        yield _histogram(
+            "threadbridge_request_run_seconds",
+            "How long requests ran in a thread until their response began.",
+            {name: lane.run for name, lane in of_lanes.items()},
+        )
+        yield _histogram(
+            "threadbridge_request_database_seconds",
+            "How long the statements of requests took, of those requests that had any.",
+            {name: lane.database for name, lane in of_lanes.items()},
+        )
+        statements = CounterMetricFamily(
+            "threadbridge_statements", "SQL statements of requests that have ended.", labels=("lane",)
+        )
+        for name, lane in of_lanes.items():
+            statements.add_metric((name,), lane.statements)
+        yield statements
+        yield _gauge("threadbridge_open_requests", "Requests that have not ended.", len(self._bridge.exchanges))
+
+    def _lanes(self, lanes: Sequence[Lane]) -> Iterator[Metric]:
+        yield _by_lane("threadbridge_threads", "Threads of the lane.", lanes, [lane.threads for lane in lanes])
+        yield _by_lane("threadbridge_busy_threads", "Threads at work.", lanes, [lane.busy for lane in lanes])
+        yield _by_lane(
+            "threadbridge_queued_requests", "Requests that wait for a thread.", lanes, [lane.queued for lane in lanes]
+        )
+        yield _by_lane(
+            "threadbridge_queue_limit", "Requests that may wait for a thread.", lanes, [lane.queue for lane in lanes]
+        )
+
+    def _pool(self) -> Iterator[Metric]:
+        guard = self._bridge.guard
+        if guard is None:
+            return
+        yield _gauge("threadbridge_pool_connections", "Connections that the pool may hand out; 0: any.", guard.size)
+        yield _gauge("threadbridge_pool_connections_in_use", "Connections that the pool has handed out.", guard.in_use)
+        yield _counter(
+            "threadbridge_query_stops",
+            "Orders to stop a query that nobody waits for; one query may need several.",
+            guard.stopper.stops,
+        )
+        yield _counter(
+            "threadbridge_query_stop_failures",
+            "Such orders that could not be given to the database.",
+            guard.stopper.failures,
+        )
+
+    def _process(self) -> Iterator[Metric]:
+        bridge = self._bridge
+        yield _histogram(
+            "threadbridge_loop_lag_seconds", "How late the event loop was, four times a second.", {"": bridge.lag.seen}
+        )
+        yield _gauge("threadbridge_spool_bytes", "Bytes of large bodies that take up the disk.", bridge.spool.taken)
+        yield _gauge("threadbridge_spool_limit_bytes", "Bytes that they may take up.", bridge.spool.size)
+        yield _gauge(
+            "threadbridge_open_connections",
+            "Connections of clients, idle ones included.",
+            sum(server.connections for server in bridge.servers),
+        )
+        build = GaugeMetricFamily(
+            "threadbridge_build_info", "Always 1; the versions are labels.", labels=("version", "python", "tornado")
+        )
+        build.add_metric((version("threadbridge"), platform.python_version(), version("tornado")), 1)
+        yield build
+
+
+def _counter(name: str, meaning: str, value: float) -> Metric:
+    return CounterMetricFamily(name, meaning, value=value)
+
+
+def _gauge(name: str, meaning: str, value: float) -> Metric:
+    return GaugeMetricFamily(name, meaning, value=value)
+
+
+def _by_lane(name: str, meaning: str, lanes: Iterable[Lane], values: Iterable[int]) -> Metric:
+    family = GaugeMetricFamily(name, meaning, labels=("lane",))
+    for lane, value in zip(lanes, values, strict=True):
+        family.add_metric((lane.name,), value)
+    return family
+
+
+def _histogram(name: str, meaning: str, by_lane: dict[str, Distribution]) -> Metric:
+    family = HistogramMetricFamily(name, meaning, labels=() if "" in by_lane else ("lane",))
+    for lane, distribution in by_lane.items():
+        bounds = [*(str(bound) for bound in distribution.bounds), "+Inf"]
+        buckets = list(zip(bounds, accumulate(distribution.counts), strict=True))
+        family.add_metric((lane,) if lane else (), buckets, distribution.sum)
+    return family
