@@ -127,6 +127,7 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         self._deadline = deadline
         self._cancels = cancel
         self._client_key = client_key
+        self._lanes_to_wake: set[Lane] = set()
         self._watch = Watch(self.exchanges, queue_timeout)
         # Callbacks of applications may block for a moment, so that there is more than one.
         self._cancellers = ThreadPoolExecutor(4, thread_name_prefix="threadbridge-cancel")
@@ -169,6 +170,19 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         """The probe is complete, perhaps long after it was admitted: there must still be a thread to spare for it."""
         if not self._choice.may_probe():
             probe.change_lane(self._choice.main)
+
+    def queue(self, exchange: Exchange) -> None:
+        """Queue an exchange, which is complete, in its lane."""
+        exchange.lane.put(exchange)
+        if not self._lanes_to_wake:
+            # Not at once: a thread would take the interpreter from the loop, which may have more requests to read.
+            asyncio.get_running_loop().call_soon(self._wake_lanes)
+        self._lanes_to_wake.add(exchange.lane)
+
+    def _wake_lanes(self) -> None:
+        for lane in self._lanes_to_wake:
+            lane.wake()
+        self._lanes_to_wake.clear()
 
     def _asked(self, request: RunningRequest) -> None:
         """The request asks for a connection. Worker side."""

@@ -91,6 +91,8 @@ class Dispatcher(Protocol):
 
     def reconsider(self, probe: Exchange) -> None: ...
 
+    def queue(self, exchange: Exchange) -> None: ...
+
     def run(self, exchange: Exchange) -> None: ...
 
     def cancel(self, exchange: Exchange) -> None: ...
@@ -111,37 +113,38 @@ class Exchange(httputil.HTTPMessageDelegate):
     loop's writes before the worker's reads.
     """
 
+    state = State.RECEIVING
+    status = 0
+    # When its head had come, when it was queued, when a worker began, when the response began, when all ended; 0.0: it
+    # has not.
+    started = queued_at = run_at = answered_at = ended_at = 0.0
+    # Bytes of the response's body that were given to the connection.
+    sent = 0
+    # Set by the bridge when the head is known.
+    lane: Lane
+    peer: Peer
+    client = ""
+    is_probe = False
+    running: RunningRequest
+    # Seconds, from the end of the request to the beginning of the response.
+    time_allowed: float
+    # Set by the worker; that it is done also by the loop, when no worker will come.
+    thread_id: int | None = None
+    worker_is_done = False
+    start_line: httputil.RequestStartLine
+    headers: httputil.HTTPHeaders
+    _channel: Channel | None = None
+    _source: Source | None = None
+
     def __init__(self, bridge: Dispatcher, hop: Hop, connection: Connection) -> None:
         # The bridge gives it the one that a trusted proxy has made, if there is one.
         self.id = f"{os.getpid():x}-{next(_numbers):06x}"
-        self.state = State.RECEIVING
-        self.started = time.monotonic()
         self.spool = bridge.spool
         self.body = RequestBody(bridge.spool)
-        self.status = 0
-        # When it was queued, when a worker began, when the response began, when all ended; 0.0: it has not.
-        self.queued_at = self.run_at = self.answered_at = self.ended_at = 0.0
-        # Bytes of the response's body that were given to the connection.
-        self.sent = 0
-        # Set by the bridge when the head is known.
-        self.lane: Lane
-        self.peer: Peer
-        self.client = ""
-        self.is_probe = False
-        self.running: RunningRequest
-        # Seconds, from the end of the request to the beginning of the response.
-        self.time_allowed: float
-        # Set by the worker; that it is done also by the loop, when no worker will come.
-        self.thread_id: int | None = None
-        self.worker_is_done = False
-        self.start_line: httputil.RequestStartLine
-        self.headers: httputil.HTTPHeaders
+        self.connection = connection
         self._bridge = bridge
         self._hop = hop
-        self.connection = connection
         self._lock = threading.Lock()
-        self._channel: Channel | None = None
-        self._source: Source | None = None
 
     def move(self, state: State) -> State | None:
         """Go on to ``state`` if that is legal; the state that was left, or None when it was not. Either side."""
@@ -197,7 +200,7 @@ class Exchange(httputil.HTTPMessageDelegate):
             self.queued_at = time.monotonic()
             self.running.deadline = self.queued_at + self.time_allowed
             self.connection.set_close_callback(self.on_connection_close)
-            self.lane.submit(self)
+            self._bridge.queue(self)
 
     def change_lane(self, lane: Lane) -> None:
         """Go to another lane; if it runs already, only let another thread of its lane work beside it. Loop side."""
@@ -208,7 +211,7 @@ class Exchange(httputil.HTTPMessageDelegate):
         else:
             self.lane = lane
             if lane.has_room():
-                lane.submit(self)
+                self._bridge.queue(self)
             else:
                 self.shed()
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import re
 import socket
 from asyncio import Future
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
+from itertools import chain
 from typing import Any, Protocol
 
 from tornado.httputil import (
@@ -33,6 +35,8 @@ logger = logging.getLogger("threadbridge")
 # may overtake the answer (RFC 9112, section 9.6). nginx's lingering_timeout and lingering_time.
 LINGER_PAUSE = 5.0
 LINGER_TIME = 30.0
+
+_UNSAFE = re.compile(r"[\r\n\0]").search
 
 
 @dataclass(frozen=True)
@@ -255,6 +259,8 @@ class HTTP1Connection(HTTPConnection):
         status = start_line.code
         not_ours = ("Transfer-Encoding", "Content-Length", "Connection" if status != 101 else "")
         fields = [(name, value) for name, value in headers.get_all() if name not in not_ours]
+        if any(_UNSAFE(text) for text in (start_line.reason, *chain.from_iterable(fields))):
+            raise ValueError("a CR, LF or NUL in the status or in a header")
         length = headers.get("Content-Length")
         head = response_head(status, start_line.reason, fields, None if length is None else int(length))
         close = headers.get("Connection", "").lower() == "close"
@@ -324,8 +330,8 @@ class HTTP1Connection(HTTPConnection):
             return
         # Who closes the connection from here on does not leave before the response.
         self._close_callback = None
-        if not self._requests[0].complete:
-            # The rest of the body is not wanted.
+        if not self._requests[0].complete or (self._close_after and self.stream.paused):
+            # The rest of the body, or what came behind the last request, is not wanted.
             self._linger()
         elif self._close_after:
             self.stream.close()

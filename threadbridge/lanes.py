@@ -112,7 +112,7 @@ class Lane:
 
     def _room(self) -> int:
         """How many more could run, less how many wait."""
-        return self._width() - len(self._running) - len(self._waiting)
+        return self.threads + len(self._replaced) - len(self._running) - len(self._waiting)
 
     def _width(self) -> int:
         return self.threads + len(self._replaced)
@@ -128,9 +128,19 @@ class Lane:
         A thread goes on with the next waiting job by itself: while there is work, neither a trip to the loop nor to
         the executor's own queue lies between two requests.
         """
+        self.put(job)
+        self.wake()
+
+    def put(self, job: Job) -> None:
+        """The first half of `submit`; who has several jobs wakes the threads once, behind the last. Loop side."""
         with self._lock:
             self._waiting.put(job.client, job)
-            self._start_thread()
+
+    def wake(self) -> None:
+        """The second half of `submit`: have the threads see to what is queued. Loop side."""
+        with self._lock:
+            if self._waiting:
+                self._start_thread()
 
     def _start_thread(self) -> None:
         """Ask for another thread if there may be one; who comes asks for the next one while there is work.

@@ -22,7 +22,8 @@ class PushStream(IOStream):
     """
 
     _on_data: Callable[[bytes], None] | None = None
-    _paused = False
+    # Whether nothing is read: see `pause_reading`.
+    paused = False
     _buffer: memoryview
 
     def receive(self, on_data: Callable[[bytes], None] | None, buffer: memoryview) -> None:
@@ -33,17 +34,17 @@ class PushStream(IOStream):
         """
         self._on_data = on_data
         self._buffer = buffer
-        self._paused = False
+        self.paused = False
         self._add_io_state(IOLoop.READ)
 
     def pause_reading(self) -> None:
         """Leave what arrives in the kernel. That the client has left is noticed only after `resume_reading`."""
-        self._paused = True
+        self.paused = True
 
     def resume_reading(self) -> None:
         """Go on after `pause_reading`; does nothing without it."""
-        if self._paused:
-            self._paused = False
+        if self.paused:
+            self.paused = False
             self._add_io_state(IOLoop.READ)
 
     def send(self, data: bytes | memoryview) -> Future[None] | None:
@@ -66,10 +67,10 @@ class PushStream(IOStream):
     # What follows replaces parts of `IOStream`, whose methods they are.
 
     def reading(self) -> bool:
-        return super().reading() if self._on_data is None else not self._paused
+        return super().reading() if self._on_data is None else not self.paused
 
     def _handle_events(self, fd: Any, events: int) -> None:
-        if self._paused and events & IOLoop.READ and self._state is not None:
+        if self.paused and events & IOLoop.READ and self._state is not None:
             # Only now, when something has come, is it worth to tell the kernel of the pause.
             self._state &= ~IOLoop.READ
             self.io_loop.update_handler(fd, self._state)

@@ -21,14 +21,16 @@ class RequestBody:
     The loop owns it until a worker runs the exchange; disk threads act for the loop, one at a time.
     """
 
+    # Most requests have no body, so that these stay as they are.
+    size = 0
+    _buffered = 0
+    _file: IO[bytes] | None = None
+    _reserved = 0
+    _writing: asyncio.Future[None] | None = None
+
     def __init__(self, spool: Spool) -> None:
-        self.size = 0
         self._spool = spool
         self._chunks: list[bytes] = []
-        self._buffered = 0
-        self._file: IO[bytes] | None = None
-        self._reserved = 0
-        self._writing: asyncio.Future[None] | None = None
 
     def append(self, chunk: bytes) -> asyncio.Future[None] | None:
         """Keep a piece; a future, if one is returned, must be done before the next. Loop side.
@@ -69,8 +71,9 @@ class RequestBody:
         if self._file is not None:
             self._file.close()
             self._file = None
-        self._spool.release(self._reserved)
-        self._reserved = 0
+        if self._reserved:
+            self._spool.release(self._reserved)
+            self._reserved = 0
 
     def discard(self) -> None:
         """Close a body that no worker will read, as soon as nothing is being written to it. Loop side."""

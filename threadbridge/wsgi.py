@@ -75,18 +75,20 @@ def call_application(
 class Call:
     """One call of a WSGI application. Worker side, all of it."""
 
+    complete = False
+    _status = 0
+    _reason = ""
+    # What `start_response` got, with the Content-Length apart.
+    _fields: list[tuple[str, str]] | None = None
+    _length: int | None = None
+    _names: frozenset[str] | set[str] = frozenset()
+    _has_body = True
+    # How much of the announced Content-Length is still to come; None when none is announced.
+    _remaining: int | None = None
+    _head_sent = False
+
     def __init__(self, exchange: Exchange) -> None:
-        self.complete = False
         self._exchange = exchange
-        self._status = 0
-        self._reason = ""
-        # What `start_response` got, with the Content-Length apart.
-        self._fields: list[tuple[str, str]] | None = None
-        self._length: int | None = None
-        self._has_body = True
-        # How much of the announced Content-Length is still to come; None when none is announced.
-        self._remaining: int | None = None
-        self._head_sent = False
 
     def run(self, application: WSGIApplication) -> None:
         """Call, iterate, close; raises what the application raises, and `ApplicationError`."""
@@ -163,6 +165,7 @@ class Call:
         self._status, self._reason = _parse_status(status)
         self._has_body = not self._exchange.is_head and self._status not in (204, 304)
         self._fields = []
+        self._names = set()
         self._length = self._remaining = None
         for name, value in headers:
             if not (isinstance(name, str) and isinstance(value, str)):
@@ -171,8 +174,10 @@ class Call:
                 raise ApplicationError(
                     f"header {name}: {value!r} has a control character or one beyond latin-1 (RFC 9110, section 5.5)"
                 )
-            if _checked_name(name) == "content-length":
-                if not re.fullmatch("[0-9]+", value):
+            small = _checked_name(name)
+            self._names.add(small)
+            if small == "content-length":
+                if not (value.isascii() and value.isdigit()):
                     raise ApplicationError(f"Content-Length is {value!r}; expected digits")
                 self._length = self._remaining = int(value)
             else:
@@ -235,12 +240,11 @@ class Call:
         if self._fields is None:
             raise ApplicationError("the application sent a body but did not call start_response before")
         self._head_sent = True
-        names = {_checked_name(name) for name, _ in self._fields}
-        if "date" not in names:
+        if "date" not in self._names:
             self._fields.append(("Date", http_date()))
-        if "server" not in names:
+        if "server" not in self._names:
             self._fields.append(("Server", "threadbridge"))
-        if "x-request-id" not in names:
+        if "x-request-id" not in self._names:
             self._fields.append(("X-Request-ID", self._exchange.id))
         # RFC 9110, section 8.6: not allowed with 204, though applications give it.
         return response_head(self._status, self._reason, self._fields, None if self._status == 204 else self._length)
