@@ -44,8 +44,11 @@ class Inheritance(NamedTuple):
         return str(Path(path).with_stem(f"{Path(path).stem}-{self.number}"))
 
     def tell(self, *assignments: str) -> None:
-        """Tell the supervisor, as `threadbridge.notify.notify` tells systemd. That it is gone is learned elsewhere."""
-        with suppress(BrokenPipeError, ConnectionResetError):
+        """Tell the supervisor, as `threadbridge.notify.notify` tells systemd.
+
+        That it is gone is learned elsewhere, and one that has stood still for so long has enough to hear already.
+        """
+        with suppress(BrokenPipeError, ConnectionResetError, BlockingIOError):
             self.channel.send("\n".join(assignments).encode())
 
     def descriptors(self) -> list[int]:

@@ -38,7 +38,9 @@ def serve(application: WSGIApplication, **settings: Unpack[Settings]) -> int:
     The keywords are the settings of docs/settings.md, with their meanings, units and defaults; ``pool`` or ``threads``
     is needed. Prints one line with the address once connections are accepted. On the signal the port is closed, and
     what is running or queued is answered: status 0. What is left when ``grace`` is over, or at a second signal, is
-    cancelled and cut: the process ends with status 1. SIGHUP opens the log files anew.
+    cancelled and cut: the process ends with status 1. SIGHUP opens the log files anew. With ``processes`` the program
+    is run anew in each of them, from its beginning until it comes here, and this process supervises them: it replaces
+    those that die, and all, one after the other, at SIGUSR2.
 
     Raises ``ValueError`` for a setting that cannot be used, and ``OSError`` when the address cannot be listened on.
     Call it in the main thread, which becomes the loop's.

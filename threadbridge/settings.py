@@ -97,8 +97,8 @@ class Settings(TypedDict, total=False):
         Setting(
             1,
             number(1),
-            "How many processes serve, each with threads and a pool of its own. With more than one there is another "
-            "that supervises them.",
+            "How many processes serve, each with threads, a pool and queues of its own. With more than one there is "
+            "another that supervises them, see operating.md.",
         ),
     ]
     lanes: Annotated[
