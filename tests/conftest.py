@@ -1,4 +1,4 @@
-"""Fixtures of the whole suite: a private MariaDB server, with or without the sample data."""
+"""Fixtures of the whole suite: a private MariaDB server, what is seen in it, and pools of connections to it."""
 
 from __future__ import annotations
 
@@ -6,11 +6,16 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
+import MySQLdb
 import pytest
+from dbutils.pooled_db import PooledDB
 
+from tests.databases import Witness, connect_settings
 from tests.processes import ROOT, private_mariadb
+from threadbridge.pool import PoolGuard
 
 # A shell that runs the suite in the background has SIGINT ignored, and servers would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -33,3 +38,28 @@ def sample_data(mariadb: dict[str, str]) -> dict[str, str]:
         env={**os.environ, **mariadb},
     )
     return mariadb
+
+
+@pytest.fixture
+def witness(mariadb: dict[str, str]) -> Iterator[Witness]:
+    """A connection to the same server that sees what is done there."""
+    witness = Witness(mariadb)
+    yield witness
+    witness.connection.close()
+
+
+@pytest.fixture
+def make_pool(mariadb: dict[str, str]) -> Iterator[Callable[..., Any]]:
+    """Makes pools of connections to the server, which are closed after the test."""
+    pools = []
+
+    def make(creator: Any = MySQLdb, **parameters: Any) -> Any:
+        pools.append(PooledDB(creator, **{"maxconnections": 2, **connect_settings(mariadb), **parameters}))
+        return pools[-1]
+
+    yield make
+    for pool in pools:
+        guard = getattr(pool.connection, "__self__", None)
+        if isinstance(guard, PoolGuard):
+            guard.close()
+        pool.close()

@@ -19,13 +19,6 @@ from threadbridge.mysql import Session
 from threadbridge.pool import PoolGuard
 
 
-@pytest.fixture
-def witness(mariadb: dict[str, str]) -> Iterator[Witness]:
-    witness = Witness(mariadb)
-    yield witness
-    witness.connection.close()
-
-
 class Requests:
     """Requests, one after the other, to an application with a pool of one connection."""
 

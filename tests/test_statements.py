@@ -20,13 +20,6 @@ from threadbridge.statements import KEPT, KEPT_TEXT
 
 
 @pytest.fixture
-def witness(mariadb: dict[str, str]) -> Iterator[Witness]:
-    witness = Witness(mariadb)
-    yield witness
-    witness.connection.close()
-
-
-@pytest.fixture
 def request_of(mariadb: dict[str, str]) -> Iterator[Callable[..., RunningRequest]]:
     """Has a function use a cursor in a request; gives the request, at its end."""
     guards: list[PoolGuard] = []

@@ -1,0 +1,207 @@
+"""Connections of a guarded pool come back: every one, in order, and none to the wrong hands."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from contextlib import closing
+from typing import Any
+
+import MySQLdb
+import pytest
+from dbutils.pooled_db import PooledDB
+from MySQLdb.cursors import SSCursor
+
+from tests.databases import Witness, connect_settings, line_to
+from tests.inprocess import wait_until
+from tests.requests_in_threads import InThread, in_request, one, running
+from threadbridge.current import RunningRequest, current
+from threadbridge.pool import PoolGuard
+
+
+def test_no_more_connections_are_kept_than_the_pool_says(make_pool: Callable[..., Any], witness: Witness) -> None:
+    before = set(witness.connections)
+    pool = make_pool(maxconnections=5, maxcached=2)
+    PoolGuard(pool)
+    with running():
+        for connection in [pool.connection() for _ in range(5)]:
+            connection.close()
+    assert pool._connections == 0 and len(pool._idle_cache) == 2
+    wait_until(lambda: len(set(witness.connections) - before) == 2, "the others are closed")
+
+
+def test_a_connection_that_cannot_be_made_leaves_its_place_free(make_pool: Callable[..., Any]) -> None:
+    pool = make_pool(maxconnections=1, password="wrong")
+    PoolGuard(pool)
+    with running():
+        for _ in range(3):
+            with pytest.raises(MySQLdb.OperationalError, match="Access denied"):
+                pool.connection()
+    assert pool._connections == 0
+
+
+def test_what_was_begun_is_rolled_back_when_a_connection_comes_back(
+    make_pool: Callable[..., Any], witness: Witness
+) -> None:
+    pool = make_pool(maxconnections=1)
+    PoolGuard(pool)
+    with running(), closing(pool.connection()) as connection:
+        connection.cursor().execute("INSERT INTO notes VALUES ('not committed')")
+    with running(), closing(pool.connection()) as connection:
+        assert one(connection, "SELECT COUNT(*) FROM notes") == 0
+        connection.commit()
+    assert witness.notes == []
+
+
+@pytest.mark.parametrize("what", ["connection", "cursor"])
+def test_what_was_forgotten_does_not_block_the_loop(mariadb: dict[str, str], witness: Witness, what: str) -> None:
+    with line_to(mariadb["MYSQL_UNIX_SOCKET"]) as line:
+        pool = PooledDB(MySQLdb, maxconnections=1, **connect_settings(mariadb, line.path))
+        PoolGuard(pool)
+        held: list[Any] = []
+        kept: list[Any] = []
+
+        def forget() -> None:
+            # A cycle, as exceptions and frames make them: only the collector finds it.
+            cycle: list[Any] = [pool.connection()]
+            cycle.append(cycle)
+            if what == "connection":
+                # What stands behind it is not garbage, and so has to be rolled back.
+                kept.append(cycle[0]._con)
+                cycle[0].cursor().execute("INSERT INTO notes VALUES ('to be rolled back')")
+            else:
+                held.append(cycle[0])
+                cycle[0] = cycle[0].cursor(SSCursor)
+                cycle[0].execute("SELECT REPEAT('x', 100000) FROM seq_1_to_1000")
+
+        loop = asyncio.new_event_loop()
+        thread = threading.Thread(target=loop.run_forever)
+        gc.disable()
+        try:
+            in_request(forget)[1].join()
+            line.swallow()
+            thread.start()
+            turned = threading.Event()
+            loop.call_soon_threadsafe(gc.collect)
+            loop.call_soon_threadsafe(turned.set)
+            assert turned.wait(5)
+            line.mend()
+            wait_until(lambda: witness.running == [], "all rows are fetched")
+            for connection in held:
+                connection.close()
+            wait_until(lambda: pool._connections == 0, "the connection is back")
+            with running(), closing(pool.connection()) as connection:
+                assert one(connection) == 1
+        finally:
+            gc.enable()
+            line.mend()
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join()
+            loop.close()
+        pool.close()
+
+
+def test_a_connection_kept_beyond_its_request_is_not_stopped_for_it(
+    make_pool: Callable[..., Any], witness: Witness
+) -> None:
+    pool = make_pool()
+    PoolGuard(pool)
+    kept: list[Any] = []
+    leave, left = threading.Event(), threading.Event()
+    first = RunningRequest("first", None)
+
+    def serve_two() -> Any:
+        first.enter()
+        kept.append(pool.connection())
+        assert leave.wait(10)
+        first.leave()
+        left.set()
+        with running():
+            return one(kept[0], "SELECT SLEEP(0.5)")
+
+    worker = InThread(serve_two)
+    wait_until(lambda: bool(kept), "the first request has a connection")
+    [borrow] = kept[0].borrows
+    leave.set()
+    assert left.wait(10)
+    witness.wait_for("SLEEP(0.5)")
+    first.cancel()
+    # The stopper may have been told of it before the first request ended.
+    assert borrow.stop() is None
+    worker.join()
+    assert (worker.error, worker.result) == (None, 0)
+
+
+def test_a_connection_does_not_come_back_before_a_kill_under_way(mariadb: dict[str, str], witness: Witness) -> None:
+    with line_to(mariadb["MYSQL_UNIX_SOCKET"]) as line:
+        pool = PooledDB(MySQLdb, maxconnections=1, **connect_settings(mariadb, line.path))
+        PoolGuard(pool)
+        closing_now = threading.Event()
+
+        def hold() -> None:
+            connection = pool.connection()
+            held.append(connection)
+            wait_until(lambda: current().cancelled and held[0].borrows[0]._lock.locked(), "the kill is under way")
+            closing_now.set()
+            connection.close()
+
+        held: list[Any] = []
+        request, worker = in_request(hold)
+        wait_until(lambda: bool(held), "the request has a connection")
+        line.swallow()
+        request.cancel()
+        assert closing_now.wait(10)
+        wait_until(lambda: "end" in functions_of(worker.thread), "the hand-back waits")
+        assert pool._connections == 1
+        line.mend()
+        worker.join()
+        assert (worker.error, pool._connections, pool._idle_cache) == (None, 0, [])
+        pool.close()
+
+
+def functions_of(thread: threading.Thread) -> list[str]:
+    """The functions that a thread is in."""
+    frame = sys._current_frames()[thread.ident or 0]
+    return [entry.f_code.co_name for entry, _ in traceback.walk_stack(frame)]
+
+
+def test_a_cursor_closed_late_leaves_the_connections_next_user_alone(
+    make_pool: Callable[..., Any], witness: Witness
+) -> None:
+    pool = make_pool(maxconnections=1)
+    PoolGuard(pool)
+    with running():
+        connection = pool.connection()
+        cursor = connection.cursor()
+        cursor.execute("SELECT 42")
+        connection.close()
+        _, worker = in_request(lambda: one(pool.connection(), "SELECT SLEEP(0.3)"))
+        witness.wait_for("SLEEP(0.3)")
+        cursor.close()
+        # Had the driver's cursor been closed, which asks the connection for more results, there were no rows any more.
+        assert cursor.fetchone() == (42,)
+        worker.join()
+        assert (worker.error, worker.result) == (None, 0)
+    assert pool._connections == 0
+
+
+@pytest.mark.parametrize("what", ["rows that nobody fetched", "closed by the application"])
+def test_a_connection_that_is_not_in_order_is_not_kept(
+    make_pool: Callable[..., Any], witness: Witness, what: str
+) -> None:
+    pool = make_pool(maxconnections=1, ping=0)
+    PoolGuard(pool)
+    with running():
+        connection = pool.connection()
+        cursor = connection.cursor(SSCursor)
+        cursor.execute("SELECT seq FROM seq_1_to_100000")
+        if what == "closed by the application":
+            cursor.connection.close()
+        connection.close()
+        assert (pool._connections, pool._idle_cache) == (0, [])
+        with closing(pool.connection()) as connection:
+            assert one(connection) == 1
