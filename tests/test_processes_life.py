@@ -123,6 +123,16 @@ def test_all_get_one_signal_when_it_is_sent_to_all(tmp_path: Path) -> None:
         assert server.process.wait(30) == 0, server.output()
 
 
+def test_a_process_that_cannot_hear_is_killed_in_the_end(tmp_path: Path) -> None:
+    with Supervised(tmp_path, "--grace=0") as server:
+        pids = server.wait_for_both()
+        with closing(server.begin(f"/stuck-loop?{tmp_path / 'flag'}")):
+            wait_until(lambda: entered(tmp_path / "flag"), "a loop is held up")
+            assert server.stop(timeout=30) == 1
+        assert said(server, "has not ended as it was told: killing it")()
+        assert all(is_gone(pid) for pid in pids)
+
+
 def test_when_the_supervisor_is_killed_the_others_answer_and_end(tmp_path: Path) -> None:
     flag = tmp_path / "flag"
     with Supervised(tmp_path) as server:
