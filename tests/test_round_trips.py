@@ -198,3 +198,17 @@ def test_a_connection_is_still_known_after_statements_that_failed_like_broken_on
 
     assert requests.serve(use) >= 1
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+def test_a_cursor_outlives_its_connection_as_ever(make: Callable[..., Requests]) -> None:
+    requests = make()
+    request = RunningRequest("test", None)
+    request.enter()
+    for number in range(3):
+        # Nobody keeps the connection, so that it is back in the pool at once.
+        cursor = requests.pool.connection().cursor()
+        assert requests.pool._connections == 0
+        for _ in range(2):
+            cursor.execute("SELECT %s", (number,))
+            assert cursor.fetchone() == (number,)
+    request.leave()

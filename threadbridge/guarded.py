@@ -120,6 +120,8 @@ class GuardedCursor(SteadyDBCursor):  # type: ignore[misc]
         return self._run("callproc", args, kwargs)
 
     def _run(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        # The application may have let the connection go, as pool.connection().cursor() does at once.
+        self._con.settle()
         method = self._get_tough_method(name)
         borrow = self._con.borrow_of(current_or_none())
         if borrow is None:
@@ -219,13 +221,15 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
     def _ping_check(self, ping: int = 1, reconnect: bool = True) -> Any:
         """See `SteadyDBConnection`; with 1 it is handed out. One that came back just now is not asked again."""
         if ping == 1:
-            if self._is_rolling_back:
-                self._end_rollback()
+            self.settle()
             if self._pinger is None and time.monotonic() - self._came_back_at < FRESH and self._is_quiet():
                 return True
         return super()._ping_check(ping, reconnect)
 
-    def _end_rollback(self) -> None:
+    def settle(self) -> None:
+        """Wait for the end of a rollback under way. Worker side. Raises the driver's error when it cannot connect."""
+        if not self._is_rolling_back:
+            return
         self._is_rolling_back = False
         try:
             self._driver.end_rollback()  # type: ignore[union-attr]
