@@ -137,7 +137,9 @@ def test_a_reload_waits_for_what_runs_and_brings_the_new_version(tmp_path: Path)
         wait_until(lambda: entered(flag), "a thread at work")
         program = tmp_path / "site_app.py"
         program.write_text(program.read_text().replace('"200 OK"', '"200 New"'))
-        server.process.send_signal(signal.SIGUSR2)
+        # To all, as `systemctl kill` does: only the supervisor acts on it.
+        for pid in [*pids, server.process.pid]:
+            os.kill(pid, signal.SIGUSR2)
         wait_until(said(server, "supervisor: stopping"), "an old process is told to stop", 30)
         assert len(server.pids()) == 3
         flag.touch()
@@ -148,6 +150,7 @@ def test_a_reload_waits_for_what_runs_and_brings_the_new_version(tmp_path: Path)
         connection.request("GET", "/")
         assert connection.getresponse().reason == "New"
         connection.close()
+        assert server.output().count("only the supervisor (--processes) can reload") == 2
 
 
 def test_a_reload_of_what_cannot_be_started_changes_nothing(tmp_path: Path) -> None:

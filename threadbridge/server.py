@@ -150,6 +150,8 @@ class Service:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, on_signal, number)
         loop.add_signal_handler(signal.SIGHUP, reopen_log_files)
+        # Or else it would end the process: it may be sent to all of a service.
+        loop.add_signal_handler(signal.SIGUSR2, logger.warning, "SIGUSR2: only the supervisor (--processes) can reload")
         if self._inheritance is not None:
             orders = {STOP: lambda: on_stop("supervisor"), HURRY: hurry.set, REOPEN: reopen_log_files}
             loop.add_reader(self._inheritance.channel, self._obey, self._inheritance.channel, orders)
