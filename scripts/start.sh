@@ -14,7 +14,8 @@ usage: scripts/start.sh            set up what is missing, start the database an
        scripts/start.sh help       this text
 
 Variables:
-  FRONTENDS    the ports of the frontends on 127.0.0.1, "8000 8001" unless set
+  FRONTENDS    the ports of the frontends on 127.0.0.1, "8000 8001" unless set; operators see what they do at 18000
+               and 18001
   MYSQL_HOST, MYSQL_PORT, MYSQL_UNIX_SOCKET, MYSQL_USER, MYSQL_PASSWORD, MYSQL_PASSWORD_FILE, MYSQL_DATABASE
                where the database is. With none of them set, the application gets a MariaDB of its own in var/mariadb,
                with sample data
@@ -29,6 +30,15 @@ die() {
 
 url() {
     echo "http://127.0.0.1:$1/"
+}
+
+# The ports for the operators of the frontends on ports $@: 18000 for 8000. A port with more digits has none.
+operators_ports() {
+    for port; do
+        case $port in
+        ????) echo "1$port" ;;
+        esac
+    done
 }
 
 # The ports whose frontends were started and not stopped: running, or dead without having been asked to.
@@ -150,9 +160,15 @@ launch() {
     echo "Starting the frontend on port $1"
     launched_ports="$launched_ports $1"
     [ -e "$run/frontend.$1.pid" ] || new_ports="$new_ports $1"
-    setsid .venv/bin/python run.py --port="$1" --log_file_prefix="$logs/app.$1.log" --grace="$STOP_GRACE" \
-        </dev/null >>"$logs/app.$1.log" 2>&1 9<&- &
-    echo "$!" >"$run/frontend.$1.pid"
+    frontend=$1
+    set -- --port="$1" --log_file_prefix="$logs/app.$1.log" --grace="$STOP_GRACE"
+    operators=$(operators_ports "$frontend")
+    [ -z "$operators" ] || set -- "$@" --admin_port="$operators"
+    # The path of a Unix socket may have 107 bytes.
+    [ ${#peers} -gt 80 ] || set -- "$@" --run_directory="$peers"
+    setsid .venv/bin/python run.py "$@" \
+        </dev/null >>"$logs/app.$frontend.log" 2>&1 9<&- &
+    echo "$!" >"$run/frontend.$frontend.pid"
 }
 
 # Returns when the frontend that was launched on port $1 has answered the page and a query.
@@ -260,8 +276,8 @@ start() {
         return
     fi
     set_up
-    # shellcheck disable=SC2086  # one word per port, here and below
-    check_ports $absent
+    # shellcheck disable=SC2046,SC2086  # one word per port, here and below
+    check_ports $absent $(operators_ports $absent)
     undo_unless_done
     # shellcheck disable=SC2086
     start_database $running
@@ -273,6 +289,14 @@ start() {
     done
     echo $place >"$run/database"
     trap - EXIT
+    # shellcheck disable=SC2086
+    operators=$(operators_ports $FRONTENDS)
+    if [ -n "$operators" ]; then
+        echo "Operators see what runs, each here the same:"
+        for port in $operators; do
+            url "$port"
+        done
+    fi
     echo "The application answers:"
     for port in $FRONTENDS; do
         url "$port"
@@ -392,6 +416,8 @@ esac
 # shellcheck disable=SC3045  # dash and bash have it
 ulimit -S -n "$(ulimit -H -n)"
 run=$root/var/run
+# Where the frontends find each other, for the operators' page.
+peers=$root/var/peers
 logs=$root/logs
 mariadb=$root/var/mariadb
 query='/query/?report=orders&customer=1&format=json'

@@ -18,7 +18,7 @@ import pytest
 import requests
 
 from tests.inprocess import wait_until
-from tests.processes import ROOT, Frontend, free_port
+from tests.processes import ROOT, Frontend
 from threadbridge.settings import ALL
 
 UNIT = ROOT / "scripts" / "service" / "myapplication@.service"
@@ -35,7 +35,20 @@ def command(port: int, directory: Path) -> list[str]:
     """What the unit starts, but with this Python, and with its log files in the directory."""
     python, *arguments = shlex.split(directive("ExecStart").replace("%i", str(port)))
     assert python == "/srv/myapplication/.venv/bin/python"
-    return [part.replace("/var/log/myapplication", str(directory)) for part in arguments]
+    places = {"/var/log/myapplication": directory, "/run/myapplication": directory / "run"}
+    for place, substitute in places.items():
+        arguments = [part.replace(place, str(substitute)) for part in arguments]
+    return arguments
+
+
+def four_digit_port() -> int:
+    """As frontends have in the unit: that of the operators has a 1 in front, and is free too."""
+    for port in range(8100, 10000):
+        with socket.socket() as probe, socket.socket() as other:
+            if not probe.connect_ex(("127.0.0.1", port)) or not other.connect_ex(("127.0.0.1", 10000 + port)):
+                continue
+            return port
+    raise AssertionError("no port is free")
 
 
 @pytest.fixture
@@ -74,7 +87,7 @@ def test_nobody_is_cut_when_the_service_stops(tmp_path: Path) -> None:
 
 
 def test_the_service_is_ready_when_it_says_so_and_its_limits_suffice(mariadb: dict[str, str], tmp_path: Path) -> None:
-    arguments = command(free_port(), tmp_path)
+    arguments = command(four_digit_port(), tmp_path)
     limit = int(directive("LimitNOFILE"))
     checked = subprocess.run(
         [sys.executable, *arguments, "--check"],
@@ -97,7 +110,7 @@ def test_the_service_is_ready_when_it_says_so_and_its_limits_suffice(mariadb: di
             "NOTIFY_SOCKET": str(tmp_path / "notify"),
             "WATCHDOG_USEC": f"{directive('WatchdogSec')}000000",
         }
-        port = free_port()
+        port = four_digit_port()
         with Frontend(command(port, tmp_path), env=env, port=port) as server:
             assert manager.recv(4096).startswith(b"READY=1\n")
             assert requests.get(server.url, timeout=10).status_code == 200
@@ -142,7 +155,7 @@ class Rotation:
 
 def test_logs_are_rotated_and_no_line_is_lost(tmp_path: Path) -> None:
     rotation = Rotation(tmp_path)
-    port = free_port()
+    port = four_digit_port()
     log, access_log = tmp_path / f"app.{port}.log", tmp_path / f"app.{port}.access.log"
     with Frontend(command(port, tmp_path), port=port) as server:
         rotation.configure(server.process.pid)

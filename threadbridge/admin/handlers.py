@@ -219,8 +219,12 @@ class MetricsHandler(OperatorHandler):
 
     async def get(self) -> None:
         """The metrics of this process and of those that serve together with it."""
+        try:
+            metrics = await self.admin.metrics()
+        except ModuleNotFoundError as error:
+            raise HTTPError(501, f"the package {error.name} is not installed: pip install prometheus_client") from None
         self.set_header("Content-Type", METRICS)
-        self.finish(await self.admin.metrics())
+        self.finish(metrics)
 
 
 class ThreadsHandler(OperatorHandler):
