@@ -202,6 +202,19 @@ def test_the_keyboard_is_enough(browser: Chrome, site: SqlSite, witness: Witness
         assert "stopped by you" in texts(browser, "#announcement")[0]
 
 
+def test_a_long_queue_is_folded(browser: Chrome, site: SqlSite) -> None:
+    with ExitStack() as stack:
+        for number in range(15):
+            site.run(stack, f"SELECT {number}, SLEEP(60)")
+        open_page(browser, site)
+        wait_for(browser, lambda browser: texts(browser, "#more:not([hidden])") == ["Show 4 more that wait"])
+        wait_for(browser, lambda browser: (len(rows(browser)), len(rows(browser, "waiting"))) == (3, 8))
+        browser.find_element(By.ID, "more").click()
+        assert len(rows(browser, "waiting")) == 12
+        browser.find_element(By.ID, "more").click()
+        assert len(texts(browser, "#rows tr")) == 11
+
+
 def test_hostile_texts_are_shown_and_nothing_else(browser: Chrome, site: SqlSite) -> None:
     script = "<script>document.title='hacked'</script><img src=x onerror=\"document.title='hacked'\">"
     with ExitStack() as stack:

@@ -1,6 +1,6 @@
 // The table of the requests that run or wait, each with the button that stops it.
 
-import { byId, duration, element, placeOf, setText } from './elements.js';
+import { byId, duration, element, number, placeOf, setText } from './elements.js';
 import { ENDINGS, meaning } from './endings.js';
 
 // Seconds: what is younger is over before anybody has read it; from when on a request is slow, and very slow; how long
@@ -12,6 +12,8 @@ const FAREWELL = 2.5;
 const LONG_FAREWELL = 6;
 const ARMED = 5;
 const MOST_FAREWELLS = 15;
+// So many that wait are listed until somebody wants to see the others.
+const FIRST = 8;
 
 export class Rows {
   constructor(body, announce) {
@@ -20,6 +22,12 @@ export class Rows {
     this.rows = new Map();
     this.leaving = new Set();
     this.young = 0;
+    this.all = false;
+    this.more = byId('more');
+    this.more.addEventListener('click', () => {
+      this.all = !this.all;
+      this.show(this.picture, this.picture.now);
+    });
   }
 
   get size() {
@@ -32,20 +40,37 @@ export class Rows {
     const present = new Set();
     const listed = picture.requests.filter((request) => request.state !== 'running' || picture.now - request.since >= YOUNG);
     this.young = picture.requests.length - listed.length;
+    this.picture = picture;
+    this.fold(listed);
     const wanted = listed.map((request) => {
-      const key = `${request.process} ${request.id}`;
+      const key = keyOf(request);
       present.add(key);
       if (!this.rows.has(key)) this.rows.set(key, new Row(request, this.announce));
       const row = this.rows.get(key);
       row.update(request, picture.now, several ? places.get(request.process) : '');
       return row;
     });
-    const ended = new Map(picture.finished.map((bar) => [`${bar.process} ${bar.id}`, bar]));
+    const ended = new Map(picture.finished.map((bar) => [keyOf(bar), bar]));
+    const alive = new Set(picture.requests.map(keyOf));
     for (const [key, row] of this.rows) {
-      if (!present.has(key)) this.sayGoodbye(key, row, ended.get(key));
+      if (present.has(key)) continue;
+      this.rows.delete(key);
+      if (alive.has(key)) row.remove();
+      else this.sayGoodbye(row, ended.get(key));
     }
     this.place(wanted);
     this.tick(now);
+  }
+
+  // What waits is alike, and stands between the operator and the rest of the page.
+  fold(listed) {
+    const waiting = listed.filter((request) => request.state === 'waiting').length;
+    const others = waiting - FIRST;
+    this.more.hidden = others <= 0;
+    if (others <= 0) return;
+    setText(this.more, this.all ? `Show only the first ${FIRST} that wait` : `Show ${number(others)} more that wait`);
+    this.more.setAttribute('aria-expanded', this.all);
+    if (!this.all) listed.splice(listed.length - others);
   }
 
   // Moves only what stands in the wrong place: a button that is moved would lose the focus.
@@ -58,12 +83,10 @@ export class Rows {
     }
   }
 
-  sayGoodbye(key, row, bar) {
-    this.rows.delete(key);
+  sayGoodbye(row, bar) {
     const worthIt = row.stopping || row.age(row.seen) > SLOW;
     if (!worthIt || this.leaving.size >= MOST_FAREWELLS) {
-      row.giveFocusAway();
-      row.node.remove();
+      row.remove();
       return;
     }
     this.leaving.add(row);
@@ -80,6 +103,10 @@ export class Rows {
   tick(now) {
     for (const row of this.rows.values()) row.tick(now);
   }
+}
+
+function keyOf(request) {
+  return `${request.process} ${request.id}`;
 }
 
 class Row {
@@ -216,6 +243,11 @@ class Row {
     setText(this.waited, 'in all');
     setText(this.time, duration(bar === undefined ? this.age(this.seen) : bar.total));
     if (this.stopping) this.announce(`${this.request.method} ${this.request.url}: ${status}${how}, stopped by you`);
+  }
+
+  remove() {
+    this.giveFocusAway();
+    this.node.remove();
   }
 
   // Whoever works by keyboard goes on with the next row.
