@@ -19,6 +19,7 @@ from threadbridge.bridge import Bridge
 from threadbridge.http1 import Limits
 from threadbridge.http_server import HTTPServer
 from threadbridge.inheritance import HURRY, MESSAGE_SIZE, REOPEN, STOP, Inheritance, take_inheritance
+from threadbridge.interpreter import loop_factory, settle
 from threadbridge.lanes import Lane
 from threadbridge.listeners import bind, describe, leave_new_connections_to_others, tls_context
 from threadbridge.logs import reopen_log_files
@@ -82,6 +83,7 @@ class Service:
             slow_log=settings["slow_log"],
             slow_log_parameters=settings["slow_log_parameters"],
         )
+        self._loop_factory = loop_factory(settings["loop"])
         self._limits = Limits(
             max_header_size=settings["max_header_size"],
             max_body_size=settings["max_body_size"],
@@ -117,7 +119,10 @@ class Service:
 
     def run(self) -> int:
         """Serve until a signal comes; give the exit status, or end the process if requests or threads are left."""
-        if not asyncio.run(self._live()):
+        settle(self._settings["switch_interval"])
+        with asyncio.Runner(loop_factory=self._loop_factory) as runner:
+            has_ended = runner.run(self._live())
+        if not has_ended:
             # The interpreter would wait for the threads that are left, however long their queries take.
             end_process()
         return 0

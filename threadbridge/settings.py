@@ -111,6 +111,24 @@ class Settings(TypedDict, total=False):
             option="lane",
         ),
     ]
+    loop: Annotated[
+        Literal["auto", "asyncio", "uvloop"],
+        Setting(
+            "asyncio",
+            choice("auto", "asyncio", "uvloop"),
+            "The event loop: Python's own, or uvloop, which must be installed; auto stands for uvloop where it is "
+            "installed. docs/performance.md compares them.",
+        ),
+    ]
+    switch_interval: Annotated[
+        float,
+        Setting(
+            0.005,
+            seconds(),
+            "How long a thread may compute while another wants to (sys.setswitchinterval). Shorter, the loop answers "
+            "sooner beside applications that compute much, and these take longer.",
+        ),
+    ]
     queue: Annotated[
         int,
         Setting(1000, number(0), "How many requests may wait for a thread of a lane; the next one is answered 503."),

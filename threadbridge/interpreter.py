@@ -1,0 +1,35 @@
+"""How a process runs Python: which event loop, how its threads take turns, what the garbage collector looks at."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+
+
+def loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
+    """What makes the event loop called ``asyncio`` or ``uvloop``, or with ``auto`` uvloop's where it is installed.
+
+    Raises ``ValueError`` when uvloop is asked for and not installed.
+    """
+    if name == "asyncio" or (name == "auto" and find_spec("uvloop") is None):
+        return asyncio.new_event_loop
+    try:
+        import uvloop
+    except ImportError:
+        raise ValueError("loop=uvloop: uvloop is not installed; pip install uvloop, or give loop=asyncio") from None
+    return uvloop.new_event_loop
+
+
+def settle(switch_interval: float) -> None:
+    """Prepare for serving, when the application has been loaded.
+
+    :param switch_interval: seconds that a thread may compute while another wants to.
+    """
+    sys.setswitchinterval(switch_interval)
+    # What has been loaded stays, and may be much: looking at it again whenever garbage is collected takes longer than
+    # many a request.
+    gc.collect()
+    gc.freeze()
