@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import socket
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from wsgiref.types import StartResponse, WSGIEnvironment
 
 import pytest
 import requests
 
 from tests.admin_site import FROM_PAGE, Site, answer
-from tests.inprocess import wait_until
+from tests.inprocess import BridgeThread, wait_until
 from tests.site_process import Process, entered
+from threadbridge.exchange import State
 
 TOKEN = "correct horse battery staple"
 
@@ -124,6 +127,49 @@ def test_a_waiting_request_is_stopped_and_never_runs(site: Site) -> None:
         site.finish("one", "two")
         wait_until(lambda: not site.picture()["requests"], "all have ended")
     assert not entered(site.directory / "three")
+
+
+def test_a_request_that_still_arrives_is_stopped(site: Site) -> None:
+    with socket.create_connection(("127.0.0.1", site.port), timeout=20) as client:
+        client.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nab")
+        wait_until(lambda: site.picture()["counts"]["receiving"] == 1, "its head is there")
+        picture = site.picture()
+        [row] = picture["requests"]
+        assert (row["state"], row["waiting"], row["running"]) == ("receiving", 0, 0)
+        assert 0 <= picture["now"] - row["since"] < 30
+        assert site.admin(f"/requests/{row['id']}/cancel", "POST", headers=FROM_PAGE).status_code == 200
+        assert client.recv(65536).startswith(b"HTTP/1.1 503 ")
+
+
+def test_a_response_that_has_begun_is_cut() -> None:
+    closed = threading.Event()
+
+    def endless() -> Iterator[bytes]:
+        try:
+            while True:
+                yield b"more" * 100
+        finally:
+            closed.set()
+
+    def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterator[bytes]:
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return endless()
+
+    with (
+        BridgeThread(application, threads=1) as server,
+        server.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n") as client,
+    ):
+        assert client.recv(100).startswith(b"HTTP/1.1 200 OK")
+        [exchange] = server.bridge.exchanges
+        server.loop.call_soon_threadsafe(server.bridge.stop, exchange)
+        received = b""
+        with suppress(ConnectionResetError):
+            while part := client.recv(65536):
+                received += part
+        # No last chunk: the client sees that this is not all.
+        assert not received.endswith(b"0\r\n\r\n")
+        assert closed.wait(10)
+        assert exchange.state is State.ABANDONED
 
 
 def test_a_request_that_is_not_there_cannot_be_stopped(quiet_site: Site) -> None:

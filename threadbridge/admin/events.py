@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 
 logger = logging.getLogger("threadbridge")
 
@@ -25,7 +25,7 @@ class Events:
         self._closed = False
         self.readers = 0
 
-    async def read(self) -> AsyncIterator[bytes]:
+    async def read(self) -> AsyncGenerator[bytes, None]:
         """The latest event, then each new one; ends when the port is closed."""
         self.readers += 1
         try:

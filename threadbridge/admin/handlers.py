@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
+from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,7 +99,7 @@ class OperatorHandler(HostHandler):
 
 def cookie_name(handler: RequestHandler) -> str:
     """Cookies know no ports: each port's has a name of its own."""
-    return f"threadbridge-{handler.request.host.rpartition(':')[2]}"
+    return "threadbridge-" + re.sub("[^0-9a-z]", "", handler.request.host.rpartition(":")[2].lower())
 
 
 class PageHandler(OperatorHandler):
@@ -151,9 +153,10 @@ class EventsHandler(OperatorHandler):
             raise HTTPError(503, f"{MOST_READERS} pages are open already; close some")
         self.set_header("Content-Type", "text/event-stream")
         try:
-            async for event in events.read():
-                self.write(event)
-                await asyncio.wait_for(self.flush(), READING_LIMIT)
+            async with aclosing(events.read()) as latest:
+                async for event in latest:
+                    self.write(event)
+                    await asyncio.wait_for(self.flush(), READING_LIMIT)
         except (StreamClosedError, TimeoutError):
             # Nobody reads any more.
             return

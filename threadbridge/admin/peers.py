@@ -148,10 +148,13 @@ class Peers:
         """Those whose sockets are in the run directory now. What a process has left behind that is gone is removed."""
         if self._directory is None:
             return []
+        try:
+            present = os.listdir(self._directory)
+        except FileNotFoundError:
+            # Somebody has removed it: nobody is to be found there.
+            present = []
         names = {
-            entry.name: match
-            for entry in os.scandir(self._directory)
-            if entry.name != self._own and (match := _SOCKET_NAME.fullmatch(entry.name)) is not None
+            name: match for name in present if name != self._own and (match := _SOCKET_NAME.fullmatch(name)) is not None
         }
         for name in list(names):
             if not _is_alive(int(names[name][2])):

@@ -33,6 +33,8 @@ logger = logging.getLogger("threadbridge")
 
 # Nothing that operators send is large.
 LARGEST_REQUEST = 64 * 1024
+# Seconds that those who watch may take to see that it is over.
+CLOSE_TIME = 1.0
 
 
 class AdminServer:
@@ -114,7 +116,9 @@ class AdminServer:
         for server in self._servers:
             server.stop()
         # Those that watch are told so by the end of their streams.
-        await asyncio.wait_for(asyncio.gather(*(server.close_all_connections() for server in self._servers)), 1)
+        closing = [asyncio.create_task(server.close_all_connections()) for server in self._servers]
+        if closing:
+            await asyncio.wait(closing, timeout=CLOSE_TIME)
 
     def own(self) -> dict[str, Any]:
         """What this process does."""

@@ -56,7 +56,12 @@ def oldest(exchanges: set[Exchange]) -> Sequence[Exchange]:
 
 
 def _order(exchange: Exchange) -> tuple[bool, float]:
-    return not exchange.run_at, exchange.run_at or exchange.queued_at
+    return not exchange.run_at, _since(exchange)
+
+
+def _since(exchange: Exchange) -> float:
+    """When it began what it does now: to run, to wait or to arrive."""
+    return exchange.run_at or exchange.queued_at or exchange.started
 
 
 def _row(exchange: Exchange, now: float, wall: float) -> dict[str, Any]:
@@ -73,8 +78,8 @@ def _row(exchange: Exchange, now: float, wall: float) -> dict[str, Any]:
         "url": exchange.start_line.path[:LONGEST_TARGET],
         "lane": exchange.lane.name,
         "received": wall - (now - exchange.started),
-        "since": wall - (now - (exchange.run_at or exchange.queued_at)),
-        "waiting": round(max(0.0, began - exchange.queued_at), 4),
+        "since": wall - (now - _since(exchange)),
+        "waiting": round(max(0.0, began - exchange.queued_at), 4) if exchange.queued_at else 0,
         "running": round(now - exchange.run_at, 4) if exchange.run_at else 0,
         "time_left": round(exchange.running.deadline - now, 1) if exchange.running.deadline else None,
         "sent": exchange.sent,
