@@ -152,7 +152,7 @@ class Crowd:
 
     def _ask(self, chance: random.Random, kind: str, leaves: bool, seconds: float, token: str) -> None:
         method = "POST" if kind == "write" and chance.random() < 0.5 else "GET"
-        with socket.create_connection(("127.0.0.1", self._port), timeout=60) as client:
+        with socket.create_connection(("127.0.0.1", self._port), timeout=120) as client:
             head = f"{method} /{kind}?token={token}&seconds={seconds:.4f} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
             client.sendall(f"{head}Content-Length: 4\r\n\r\nbo".encode())
             if chance.random() < 0.1:
@@ -190,7 +190,7 @@ class Crowd:
     def __exit__(self, *error: object) -> None:
         self._stop.set()
         for thread in self._threads:
-            thread.join(60)
+            thread.join(120)
             assert not thread.is_alive()
 
 
@@ -210,7 +210,7 @@ def test_chaos() -> None:
         pool = PooledDB(MySQLdb, maxconnections=CONNECTIONS, **connect_settings(mariadb))
         application = Application(pool)
         restarts = 0
-        with BridgeThread(application, pool=pool, deadline=20) as server:
+        with BridgeThread(application, pool=pool, deadline=60, queue_timeout=60) as server:
             with Crowd(server.port, 24) as crowd:
                 end = time.monotonic() + SECONDS
                 while time.monotonic() < end and not (application.foreign or crowd.wrong):

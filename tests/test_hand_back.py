@@ -105,6 +105,38 @@ def test_what_was_forgotten_does_not_block_the_loop(mariadb: dict[str, str], wit
         pool.close()
 
 
+@pytest.mark.parametrize("serving", [True, False])
+def test_what_was_forgotten_blocks_nobody_who_holds_a_lock(
+    mariadb: dict[str, str], witness: Witness, serving: bool
+) -> None:
+    with line_to(mariadb["MYSQL_UNIX_SOCKET"]) as line:
+        pool = PooledDB(MySQLdb, maxconnections=1, **connect_settings(mariadb, line.path))
+        PoolGuard(pool)
+        kept: list[Any] = []
+
+        def forget() -> None:
+            cycle: list[Any] = [pool.connection()]
+            cycle.append(cycle)
+            # What stands behind it is not garbage, and so has to be rolled back.
+            kept.append(cycle[0]._con)
+            cycle[0].cursor().execute("INSERT INTO notes VALUES ('to be rolled back')")
+
+        def collect() -> None:
+            with pool._lock:
+                gc.collect()
+
+        gc.disable()
+        try:
+            in_request(forget)[1].join()
+            line.swallow()
+            (in_request(collect)[1] if serving else InThread(collect)).join()
+            line.mend()
+            wait_until(lambda: pool._connections == 0, "the connection is back")
+        finally:
+            gc.enable()
+        pool.close()
+
+
 def test_a_connection_kept_beyond_its_request_is_not_stopped_for_it(
     make_pool: Callable[..., Any], witness: Witness
 ) -> None:

@@ -20,6 +20,7 @@ from dbutils.steady_db import SteadyDBConnection, SteadyDBCursor
 from threadbridge.aside import Aside
 from threadbridge.current import RunningRequest, current_or_none, is_cancelling
 from threadbridge.database import ConnectionSettings, Database, database_of
+from threadbridge.garbage import is_collecting, watch_collector
 from threadbridge.guarded import Borrow, GuardedConnection
 from threadbridge.stopper import Stopper
 
@@ -83,7 +84,7 @@ class PoolGuard:
 
     The connections that the pool has ready are closed, to be made again under the guard when they are needed. All state
     is guarded by the pool's own condition, under which nobody waits for the network, but for DBUtils' own code, which
-    hands out shared connections. Its lock is re-entrant: garbage may be collected under it, and hand connections back.
+    hands out shared connections. Its lock is re-entrant: a connection may be let go under it, and so come back.
 
     Raises ``ValueError`` when the pool has another guard that is not closed.
     """
@@ -109,6 +110,7 @@ class PoolGuard:
         self.tags_queries = tags_queries
         self.stopper = Stopper()
         self._aside = Aside()
+        watch_collector()
         # What each request holds.
         self._held: dict[RunningRequest, list[Borrow]] = {}
         with pool._lock:
@@ -171,10 +173,17 @@ class PoolGuard:
         """
         if self.closed or current_or_none() is not None:
             return False
-        if not (self.stopper.is_this_thread or is_cancelling() or _runs_a_loop()):
+        if not (is_collecting() or self.stopper.is_this_thread or is_cancelling() or _runs_a_loop()):
             return False
         self._aside.do(task)
         return True
+
+    def _defer_hand_back(self, task: Callable[[], None]) -> bool:
+        """As `defer`, but garbage never comes back in the thread that collects it, which may hold any lock."""
+        if is_collecting() and not self.closed:
+            self._aside.do(task)
+            return True
+        return self.defer(task)
 
     def keep_from_others(self, connection: GuardedConnection, borrow: Borrow) -> bool:
         """Let nobody have the connection after this borrower; False if the borrow is over, or somebody else has it too.
@@ -305,7 +314,7 @@ class PoolGuard:
     # Hand-back. Any thread: a connection that was forgotten comes back when it is collected.
 
     def _unshare(self, shared: Any) -> None:
-        if self.defer(lambda: self._unshare(shared)):
+        if self._defer_hand_back(lambda: self._unshare(shared)):
             return
         if isinstance(shared.con, GuardedConnection):
             borrow = shared.con.borrow_of(current_or_none())
@@ -315,7 +324,7 @@ class PoolGuard:
 
     def _cache(self, steady: Any) -> None:
         # Not to be used again then: a cursor that was forgotten with it may still have rows to fetch.
-        if self.defer(lambda: self._discard(steady)):
+        if self._defer_hand_back(lambda: self._discard(steady)):
             return
         pool = self._pool
         # One that was handed out before there was this guard is let go.
