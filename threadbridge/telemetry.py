@@ -74,7 +74,7 @@ class Telemetry:
 
     def __init__(self, slow_after: float = 0.0) -> None:
         self._slow_after = slow_after or float("inf")
-        self._ended: list[Exchange | Record] = []
+        self._records: list[Record] = []
         self._readers: list[Reader] = []
 
     def subscribe(self, reader: Reader) -> Callable[[], None]:
@@ -84,7 +84,8 @@ class Telemetry:
 
     def finished(self, exchange: Exchange) -> None:
         """An exchange has ended."""
-        self._add(exchange)
+        # At once: its memory is the next request's, while it is still in the processor's caches.
+        self._add(self._record(exchange))
 
     def refused(self, client: str, request_line: str, status: int, sent: int) -> None:
         """The server has refused what came before it was an exchange."""
@@ -99,36 +100,38 @@ class Telemetry:
             )
         )  # fmt: skip
 
-    def _add(self, ended: Exchange | Record) -> None:
-        waiting = self._ended
+    def _add(self, record: Record) -> None:
+        waiting = self._records
         if not waiting:
             asyncio.get_running_loop().call_later(INTERVAL, self.flush)
         elif len(waiting) == BATCH:
             asyncio.get_running_loop().call_soon(self.flush)
-        waiting.append(ended)
+        waiting.append(record)
 
     def flush(self) -> None:
         """Give the readers all that has ended until now. What a reader raises is logged."""
-        if not self._ended:
+        if not self._records:
             return
-        ended, self._ended = self._ended, []
-        since_1970 = time.time() - time.monotonic()
-        records = [one if isinstance(one, Record) else self._record(one, since_1970) for one in ended]
+        records, self._records = self._records, []
         for reader in list(self._readers):
             try:
                 reader(records)
             except Exception:
                 logger.exception("a reader of the telemetry failed")
 
-    def _record(self, exchange: Exchange, since_1970: float) -> Record:
+    def _record(self, exchange: Exchange) -> Record:
         line = exchange.start_line
         headers = exchange.headers
         ended_at = exchange.ended_at
         queued_at = exchange.queued_at
-        # A worker may take it in the very moment in which it ends.
-        run_at = min(exchange.run_at, ended_at)
+        answered_at = exchange.answered_at or ended_at
+        run_at = exchange.run_at
+        if run_at > answered_at:
+            # A worker has taken it in the very moment in which it ended.
+            run_at = answered_at
         wait = (run_at or ended_at) - queued_at if queued_at else 0.0
-        run = max(0.0, (exchange.answered_at or ended_at) - run_at) if run_at else 0.0
+        run = answered_at - run_at if run_at else 0.0
+        total = ended_at - exchange.started
         count, database = 0, 0.0
         statements = exchange.running.statements
         if statements.latest:
@@ -150,11 +153,11 @@ class Telemetry:
             wait,
             run,
             database,
-            ended_at - exchange.started,
+            total,
             count,
-            exchange.started + since_1970,
+            time.time() - total,
             exchange.started,
-            headers.get("Referer", ""),
+            headers["Referer"] if "Referer" in headers else "",  # noqa: SIM401 - get() is slow for what is not there
             headers.get("User-Agent", ""),
             queued_at > 0.0,
             run_at > 0.0,

@@ -1,0 +1,88 @@
+"""What logs, metrics and the operators' page cost: processor time for a request of hello, with them and without.
+
+``python -m benchmarks.telemetry`` runs three servers beside each other: one that records nothing, one that writes its
+logs, and one whose page is open besides. In each round all get the same load in turn, so that a disturbance of the
+machine meets all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from statistics import median
+
+from benchmarks import wrk
+from benchmarks.subject import Subject
+from tests.processes import Frontend, free_port
+from threadbridge.command_line import main as serve
+from threadbridge.telemetry import Telemetry
+
+WITHOUT, LOGS, PAGE = "without", "logs", "logs and open page"
+SERVE_WITHOUT = "serve-without"
+APPLICATION = ("benchmarks.application:app", "--threads=10", "--port={port}")
+HELLO = wrk.Load("/", 32)
+
+
+def main() -> int:
+    options = parsed()
+    wrk.require()
+    with tempfile.TemporaryDirectory() as directory, ExitStack() as stack:
+        admin_port = free_port()
+        log = f"--log_file_prefix={directory}/app"
+        silent = ("--access_log=false", "--slow_log=0", "--logging=warning")
+        commands = {
+            WITHOUT: ("-m", "benchmarks.telemetry", SERVE_WITHOUT, *APPLICATION, *silent),
+            LOGS: ("-m", "threadbridge", *APPLICATION, f"{log}.1.log"),
+            PAGE: ("-m", "threadbridge", *APPLICATION, f"{log}.2.log", f"--admin_port={admin_port}"),
+        }
+        servers = {name: Subject(stack.enter_context(Frontend(command)), {}) for name, command in commands.items()}
+        page = ["curl", "--silent", "--no-buffer", f"http://127.0.0.1:{admin_port}/events"]
+        stack.callback(subprocess.Popen(page, stdout=subprocess.DEVNULL).kill)
+        costs: dict[str, list[float]] = {name: [] for name in servers}
+        for number in range(options.rounds + 1):
+            for name in random.Random(number).sample(list(servers), len(servers)):
+                cost = microseconds(servers[name], options.seconds)
+                # The first round only warms up.
+                if number:
+                    costs[name].append(cost)
+        written = Path(f"{directory}/app.1.access.log").stat().st_size
+        report(costs)
+        print(f"The access log has grown to {written / 1e6:.1f} MB.")
+    return 0
+
+
+def microseconds(server: Subject, seconds: int) -> float:
+    """Processor time for a request."""
+    before = server.processor_seconds()
+    requests = wrk.run(server.port, HELLO, seconds).requests
+    return 1e6 * (server.processor_seconds() - before) / requests
+
+
+def report(costs: Mapping[str, Sequence[float]]) -> None:
+    print(f"{'':20} {'us a request':>12} {'ratio':>6}  of each round")
+    for name, of_rounds in costs.items():
+        ratios = [one / bare for one, bare in zip(of_rounds, costs[WITHOUT], strict=True)]
+        each = " ".join(f"{ratio:.3f}" for ratio in ratios)
+        print(f"{name:20} {median(of_rounds):12.1f} {median(ratios):6.3f}  {each}")
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.telemetry", description="What telemetry costs.")
+    parser.add_argument("--rounds", type=int, default=7, help="default %(default)s")
+    parser.add_argument("--seconds", type=int, default=3, help="of load on each server in a round, default %(default)s")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == [SERVE_WITHOUT]:
+        del sys.argv[1]
+        # What the server would have without this package's telemetry: no record of any request.
+        Telemetry.finished = lambda self, exchange: None  # type: ignore[method-assign]
+        sys.exit(serve())
+    sys.exit(main())
