@@ -69,10 +69,12 @@ def _line(record: Record, stamp: str) -> str:
     referer, agent = record.referer or "-", record.user_agent or "-"
     if not _is_plain(request + referer + agent):
         request, referer, agent = escaped(request), escaped(referer), escaped(agent)
+    # To format a float is the dearest part of a line.
+    database = f"{1000 * record.database:.1f}" if record.statements else "0.0"
     return (
         f'{record.client or "unix:"} - - [{stamp}] "{request}" {record.status} {record.sent} "{referer}" "{agent}" '
         f"id={record.id or '-'} lane={record.lane or '-'} wait={1000 * record.wait:.1f} run={1000 * record.run:.1f} "
-        f"database={1000 * record.database:.1f} ending={record.ending}"
+        f"database={database} ending={record.ending}"
     )
 
 

@@ -31,7 +31,7 @@ logger = logging.getLogger("threadbridge")
 _numbers = itertools.count(1)
 
 
-class State(enum.Enum):
+class State(enum.StrEnum):
     """Where an exchange is; the last six are endings, each counted and logged under its name."""
 
     RECEIVING = "receiving"

@@ -85,7 +85,7 @@ class Telemetry:
     def finished(self, exchange: Exchange) -> None:
         """An exchange has ended."""
         # At once: its memory is the next request's, while it is still in the processor's caches.
-        self._add(self._record(exchange))
+        self._add(_record(exchange, self._slow_after))
 
     def refused(self, client: str, request_line: str, status: int, sent: int) -> None:
         """The server has refused what came before it was an exchange."""
@@ -95,7 +95,7 @@ class Telemetry:
         times = (time.time(), time.monotonic())
         self._add(
             Record(
-                "", client, method, target, version, status, State.REFUSED.value, "", sent, *nothing, *times,
+                "", client, method, target, version, status, str(State.REFUSED), "", sent, *nothing, *times,
                 "", "", False, False, None,
             )
         )  # fmt: skip
@@ -119,47 +119,48 @@ class Telemetry:
             except Exception:
                 logger.exception("a reader of the telemetry failed")
 
-    def _record(self, exchange: Exchange) -> Record:
-        line = exchange.start_line
-        headers = exchange.headers
-        ended_at = exchange.ended_at
-        queued_at = exchange.queued_at
-        answered_at = exchange.answered_at or ended_at
-        run_at = exchange.run_at
-        if run_at > answered_at:
-            # A worker has taken it in the very moment in which it ended.
-            run_at = answered_at
-        wait = (run_at or ended_at) - queued_at if queued_at else 0.0
-        run = answered_at - run_at if run_at else 0.0
-        total = ended_at - exchange.started
-        count, database = 0, 0.0
-        statements = exchange.running.statements
-        if statements.latest:
-            latest = statements.latest[-1]
-            # One that runs on counts until nobody waited for it any more.
-            running = 0.0 if latest.ended else max(0.0, ended_at - latest.started)
-            count, database = statements.count, statements.seconds + running
-        is_slow = wait + run >= self._slow_after or database >= self._slow_after
-        return Record(
-            exchange.id,
-            exchange.peer.address,
-            line.method,
-            line.path,
-            line.version,
-            exchange.status,
-            exchange.state.value,
-            exchange.lane.name,
-            exchange.sent,
-            wait,
-            run,
-            database,
-            total,
-            count,
-            time.time() - total,
-            exchange.started,
-            headers["Referer"] if "Referer" in headers else "",  # noqa: SIM401 - get() is slow for what is not there
-            headers.get("User-Agent", ""),
-            queued_at > 0.0,
-            run_at > 0.0,
-            tuple(statements.latest) if is_slow else None,
-        )
+
+def _record(exchange: Exchange, slow_after: float) -> Record:
+    line = exchange.start_line
+    headers = exchange.headers
+    ended_at = exchange.ended_at
+    queued_at = exchange.queued_at
+    answered_at = exchange.answered_at or ended_at
+    run_at = exchange.run_at
+    if run_at > answered_at:
+        # A worker has taken it in the very moment in which it ended.
+        run_at = answered_at
+    wait = (run_at or ended_at) - queued_at if queued_at else 0.0
+    run = answered_at - run_at if run_at else 0.0
+    total = ended_at - exchange.started
+    count, database = 0, 0.0
+    statements = exchange.running.statements
+    if statements.latest:
+        latest = statements.latest[-1]
+        # One that runs on counts until nobody waited for it any more.
+        running = 0.0 if latest.ended else max(0.0, ended_at - latest.started)
+        count, database = statements.count, statements.seconds + running
+    is_slow = wait + run >= slow_after or database >= slow_after
+    return Record(
+        exchange.id,
+        exchange.peer.address,
+        line.method,
+        line.path,
+        line.version,
+        exchange.status,
+        str(exchange.state),
+        exchange.lane.name,
+        exchange.sent,
+        wait,
+        run,
+        database,
+        total,
+        count,
+        time.time() - total,
+        exchange.started,
+        headers["Referer"] if "Referer" in headers else "",  # noqa: SIM401 - get() is slow for what is not there
+        headers.get("User-Agent", ""),
+        queued_at > 0.0,
+        run_at > 0.0,
+        tuple(statements.latest) if is_slow else None,
+    )

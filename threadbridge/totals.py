@@ -12,6 +12,8 @@ from threadbridge.telemetry import Record
 # Upper bounds in seconds: from a page out of memory to the longest that a request may take by default.
 BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 180.0)
 
+CLASSES = tuple(f"{first}xx" for first in range(10))
+
 # What usually happens is counted from 0 on: whoever watches a number sees its first step.
 USUAL = (
     *((State.DONE, status) for status in ("2xx", "3xx", "4xx", "5xx")),
@@ -56,13 +58,13 @@ class Totals:
         # By lane ("" for what was refused before it had one), ending and class of status.
         self.requests: Counter[tuple[str, str, str]] = Counter()
         for name in lanes:
-            self.requests.update({(name, ending.value, status): 0 for ending, status in USUAL})
-        self.requests["", State.REFUSED.value, "4xx"] = 0
+            self.requests.update({(name, str(ending), status): 0 for ending, status in USUAL})
+        self.requests["", str(State.REFUSED), "4xx"] = 0
 
     def read(self, records: Sequence[Record]) -> None:
         """A reader of the telemetry."""
         for record in records:
-            self.requests[record.lane, record.ending, f"{record.status // 100}xx"] += 1
+            self.requests[record.lane, record.ending, CLASSES[record.status // 100]] += 1
             if record.has_waited:
                 lane = self.lanes[record.lane]
                 lane.wait.add(record.wait)
