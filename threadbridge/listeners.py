@@ -15,7 +15,7 @@ from tornado.netutil import bind_sockets
 
 from threadbridge.settings import Settings
 
-BACKLOG = 128
+BACKLOG = 1024
 
 _SO_ATTACH_FILTER = 26
 # A classic BPF program: the TCP flags are byte 13; a segment with SYN and without ACK is dropped, all else passes.
@@ -35,7 +35,9 @@ def bind(settings: Settings) -> tuple[list[socket.socket], Callable[[], None]]:
     """
     path = settings["unix_socket"]
     if path is None:
-        return bind_sockets(settings["port"], settings["address"], reuse_port=settings["reuse_port"]), lambda: None
+        return bind_sockets(
+            settings["port"], settings["address"], backlog=BACKLOG, reuse_port=settings["reuse_port"]
+        ), lambda: None
     listener, remove = bind_unix_socket(path, settings["unix_socket_mode"])
     return [listener], remove
 
@@ -52,7 +54,7 @@ def bind_for_each(count: int, settings: Settings) -> tuple[list[list[socket.sock
     for listener in first:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     port = first[0].getsockname()[1]
-    others = [bind_sockets(port, settings["address"], reuse_port=True) for _ in range(count - 1)]
+    others = [bind_sockets(port, settings["address"], backlog=BACKLOG, reuse_port=True) for _ in range(count - 1)]
     return [first, *others], remove
 
 

@@ -11,10 +11,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Unpack
+from typing import TYPE_CHECKING, Unpack
 from wsgiref.types import WSGIApplication
 
-from threadbridge.admin import AdminServer
 from threadbridge.bridge import Bridge
 from threadbridge.http1 import Limits
 from threadbridge.http_server import HTTPServer
@@ -26,6 +25,9 @@ from threadbridge.logs import reopen_log_files
 from threadbridge.notify import notify, watchdog_interval
 from threadbridge.settings import Settings, from_keywords, grace_period
 from threadbridge.supervisor import Supervisor
+
+if TYPE_CHECKING:
+    from threadbridge.admin import AdminServer
 
 logger = logging.getLogger("threadbridge")
 
@@ -96,7 +98,12 @@ class Service:
         self._tls = tls_context(certfile, settings["keyfile"]) if certfile else None
         directory = inheritance.run_directory if inheritance is not None else settings["run_directory"]
         wants_admin = settings["admin_port"] is not None or directory is not None
-        self._admin = AdminServer(self._bridge, settings, inheritance) if wants_admin else None
+        self._admin: AdminServer | None = None
+        if wants_admin:
+            # Not above: it takes more than a megabyte.
+            from threadbridge.admin import AdminServer
+
+            self._admin = AdminServer(self._bridge, settings, inheritance)
         self._sockets: list[socket.socket] = []
         self._remove_socket_file: Callable[[], None] = lambda: None
         self._stop_by = 0.0
