@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import signal
 import socket
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
+from itertools import islice
 from pathlib import Path
 from wsgiref.types import StartResponse, WSGIEnvironment
 
@@ -94,6 +97,19 @@ def test_it_answers_at_once_with_a_thousand_waiting(tmp_path: Path) -> None:
         assert len(picture["requests"]) == 200
         assert [row["state"] for row in picture["requests"][:3]] == ["running", "running", "waiting"]
         site.finish("one", "two")
+
+
+def test_the_page_gets_a_picture_a_second_and_does_not_hold_up_the_end(site: Site) -> None:
+    with requests.get(f"http://127.0.0.1:{site.admin_port}/events", stream=True, timeout=20) as stream:
+        assert stream.headers["Content-Type"] == "text/event-stream"
+        lines = stream.iter_lines()
+        pictures = [json.loads(line.removeprefix(b"data: ")) for line in islice(lines, 3) if line]
+        assert pictures[0].keys() == site.picture().keys()
+        assert pictures[1]["now"] > pictures[0]["now"]
+        site.process.send_signal(signal.SIGTERM)
+        # The stream ends in order, and so does the process.
+        assert all(not line or line.startswith(b"data: ") for line in lines)
+        assert site.process.wait(20) == 0
 
 
 # Stopping a request.
