@@ -15,8 +15,8 @@ from tornado.netutil import bind_sockets
 
 from threadbridge.settings import Settings
 
-# How many clients may have connected before they are accepted: those that come at once, as after a restart. Linux allows
-# 4096 (net.core.somaxconn).
+# How many clients may have connected before they are accepted: those that come at once, as after a restart. Linux
+# allows 4096 (net.core.somaxconn).
 BACKLOG = 1024
 
 _SO_ATTACH_FILTER = 26
