@@ -180,9 +180,9 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         self._lanes_to_wake.add(exchange.lane)
 
     def _wake_lanes(self) -> None:
-        for lane in self._lanes_to_wake:
+        lanes, self._lanes_to_wake = self._lanes_to_wake, set()
+        for lane in lanes:
             lane.wake()
-        self._lanes_to_wake.clear()
 
     def _asked(self, request: RunningRequest) -> None:
         """The request asks for a connection. Worker side."""

@@ -51,6 +51,9 @@ class PushStream(IOStream):
         """Write, and give None when all of it has left, or else `write`'s future. Raises `StreamClosedError`."""
         self._check_closed()
         if not self.writing():
+            if not data:
+                # OpenSSL does not say what writing nothing does.
+                return None
             view = memoryview(data)
             try:
                 sent = self.write_to_fd(view)
