@@ -235,7 +235,7 @@ class BridgeModel:
         self.uses_pool[request.route] = True
         if not is_misjudged:
             return
-        for other in sorted(self.requests, key=lambda other: other.exchange.queued_at):
+        for other in sorted(self.requests, key=lambda other: (other.has_worker, other.exchange.queued_at)):
             if other.route != request.route or other.lane is not self.quick or other.has_ended:
                 continue
             if other.state == "receiving":
@@ -282,6 +282,7 @@ class BridgeModel:
         return {
             "requests": {request: (request.state, request.lane.name) for request in self.requests},
             "lanes": {lane.name: (len(lane.running), len(lane.waiting), lane.free) for lane in self.lanes},
+            "cancelled": [request for request in self.requests if request.has_worker and request.is_cancelled],
             "connections": connections,
             "working": waiting,
             "spooled": sum(request.spooled for request in self.requests),
