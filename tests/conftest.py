@@ -29,15 +29,16 @@ def mariadb() -> Iterator[dict[str, str]]:
 
 
 @pytest.fixture(scope="session")
-def sample_data(mariadb: dict[str, str]) -> dict[str, str]:
-    """The same server with the application's sample data in it."""
-    subprocess.run(
-        [sys.executable, "-m", "myapplication.sampledata"],
-        check=True,
-        cwd=ROOT,
-        env={**os.environ, **mariadb},
-    )
-    return mariadb
+def sample_data() -> Iterator[dict[str, str]]:
+    """Another such server, with the application's sample data in it."""
+    with private_mariadb() as variables:
+        subprocess.run(
+            [sys.executable, "-m", "myapplication.sampledata"],
+            check=True,
+            cwd=ROOT,
+            env={**os.environ, **variables},
+        )
+        yield variables
 
 
 @pytest.fixture
