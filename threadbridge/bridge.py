@@ -191,8 +191,8 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
 
     def _clear_quick_lane(self, route: Route) -> None:
         """The route turned out not to be quick: its requests must not keep those that are from running."""
-        # Those that wait come first, or a thread in the place of one that runs would take them here; and in the order in
-        # which they came, since so they are run.
+        # Those that wait come first, or a thread in the place of one that runs would take them here; and they go in the
+        # order in which they came, since so they are run.
         is_here = (State.RECEIVING, State.QUEUED)
         for exchange in sorted(self.exchanges, key=lambda each: (each.state not in is_here, each.queued_at)):
             if exchange.running.route is route and exchange.lane is not self._choice.main:
