@@ -19,7 +19,7 @@ import requests
 from tests.admin_site import FROM_PAGE, Site, answer
 from tests.inprocess import BridgeThread, wait_until
 from tests.site_process import Process, entered
-from threadbridge.exchange import State
+from threadbridge.states import State
 
 TOKEN = "correct horse battery staple"
 

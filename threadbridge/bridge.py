@@ -13,7 +13,7 @@ from tornado import httputil
 
 from threadbridge.access_log import write as write_access_log
 from threadbridge.current import RunningRequest
-from threadbridge.exchange import Exchange, State
+from threadbridge.exchange import Exchange
 from threadbridge.foreign_connection import ForeignConnection
 from threadbridge.forwarded import ForwardedHeaders, Peer
 from threadbridge.hop import Hop
@@ -24,6 +24,7 @@ from threadbridge.loop_lag import LoopLag
 from threadbridge.routes import Route
 from threadbridge.slow_log import SlowLog
 from threadbridge.spool import Spool
+from threadbridge.states import State
 from threadbridge.telemetry import Telemetry
 from threadbridge.totals import Totals
 from threadbridge.watch import Watch

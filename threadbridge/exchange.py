@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import enum
 import errno
 import itertools
 import logging
@@ -25,40 +24,11 @@ from threadbridge.request_body import RequestBody
 from threadbridge.response_body import PIECE, Buffer, Channel, ChannelClosed, FileSource, Source
 from threadbridge.response_head import ResponseHead, response_head
 from threadbridge.spool import Spool, SpoolFullError
+from threadbridge.states import ENDINGS, MOVES, State
 
 logger = logging.getLogger("threadbridge")
 
 _numbers = itertools.count(1)
-
-
-class State(enum.StrEnum):
-    """Where an exchange is; the last six are endings, each counted and logged under its name."""
-
-    RECEIVING = "receiving"
-    QUEUED = "queued"
-    RUNNING = "running"
-    RESPONDING = "responding"
-    DONE = "done"
-    SHED = "shed"
-    EXPIRED = "expired"
-    ABANDONED = "abandoned"
-    FAILED = "failed"
-    REFUSED = "refused"
-
-    # `Enum` hashes the name, in Python.
-    __hash__ = object.__hash__
-
-
-ENDINGS = frozenset({State.DONE, State.SHED, State.EXPIRED, State.ABANDONED, State.FAILED, State.REFUSED})
-
-# Every legal move. What is not here does not happen: `Exchange.move` refuses it, and whoever asked came too late.
-MOVES: dict[State, frozenset[State]] = {
-    State.RECEIVING: frozenset({State.QUEUED, State.SHED, State.FAILED, State.ABANDONED, State.REFUSED}),
-    State.QUEUED: frozenset({State.RUNNING, State.SHED, State.EXPIRED, State.ABANDONED}),
-    State.RUNNING: frozenset({State.RESPONDING, State.FAILED, State.EXPIRED, State.ABANDONED}),
-    State.RESPONDING: frozenset({State.DONE, State.FAILED, State.ABANDONED}),
-    **{ending: frozenset() for ending in ENDINGS},
-}
 
 
 class ClientDisconnected(ConnectionError):

@@ -8,8 +8,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeAlias
 
-from threadbridge.exchange import Exchange, State
+from threadbridge.exchange import Exchange
 from threadbridge.statements import Statement
+from threadbridge.states import State
 
 logger = logging.getLogger("threadbridge")
 

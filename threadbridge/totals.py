@@ -6,7 +6,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
 
-from threadbridge.exchange import State
+from threadbridge.states import State
 from threadbridge.telemetry import Record
 
 # Upper bounds in seconds: from a page out of memory to the longest that a request may take by default.

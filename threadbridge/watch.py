@@ -6,7 +6,8 @@ import asyncio
 import logging
 import time
 
-from threadbridge.exchange import Exchange, State
+from threadbridge.exchange import Exchange
+from threadbridge.states import State
 from threadbridge.threads import stacks
 
 logger = logging.getLogger("threadbridge")

@@ -9,8 +9,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from threadbridge.bridge import Bridge
-from threadbridge.exchange import State
 from threadbridge.lanes import Lane
+from threadbridge.states import State
 
 if TYPE_CHECKING:
     from threadbridge.pool import PoolGuard

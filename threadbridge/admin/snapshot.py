@@ -9,7 +9,8 @@ from typing import Any
 
 from threadbridge.admin.history import LONGEST_TARGET, History
 from threadbridge.bridge import Bridge
-from threadbridge.exchange import Exchange, State
+from threadbridge.exchange import Exchange
+from threadbridge.states import State
 
 # Of thousands that wait nobody reads more.
 MOST_ROWS = 200
