@@ -140,6 +140,9 @@ start_database() {
             rm "$mariadb/loading"
         fi
     fi
+    if ! reason=$(.venv/bin/python -c 'import myapplication' 2>&1); then
+        die "the application cannot be loaded: $(echo "$reason" | tail -n 1)"
+    fi
     if ! reason=$(.venv/bin/python -c 'from myapplication import db; db.query("SELECT 1")' 2>&1); then
         die "the database cannot be used: $(echo "$reason" | tail -n 1)"
     fi
@@ -398,7 +401,8 @@ follow_logs() {
     ports=$(started_ports)
     set --
     for port in ${ports:-$FRONTENDS}; do
-        for log in "$logs/app.$port.log" "$logs/app.$port.access.log"; do
+        # With THREADBRIDGE_PROCESSES each process has logs of its own: app.8000-1.log, app.8000-1.access.log.
+        for log in "$logs/app.$port.log" "$logs/app.$port.access.log" "$logs/app.$port"-*.log; do
             [ ! -e "$log" ] || set -- "$@" "$log"
         done
     done

@@ -19,6 +19,7 @@ from threadbridge.states import ENDINGS
 ALERTS = (ROOT / "docs" / "examples" / "alerts.yml").read_text()
 DASHBOARD = (ROOT / "docs" / "examples" / "grafana.json").read_text()
 PAGE = (ROOT / "docs" / "operating.md").read_text()
+RUNBOOK = (ROOT / "docs" / "runbook.md").read_text()
 
 NAME = re.compile(r"\b(?:threadbridge|process)_[a-z_]+\b")
 SELECTOR = re.compile(r"((?:threadbridge|process)_[a-z_]+)(?:\{([^}]*)\})?")
@@ -60,6 +61,16 @@ def test_alerts_and_dashboard_ask_for_what_there_is(samples: dict[str, set[str]]
                 assert set(grouped.split(", ")) - {"instance"} <= samples[name], expression
         for ending in re.findall(r'ending=~?"([a-z|]+)"', expression):
             assert set(ending.split("|")) <= {state.value for state in ENDINGS}, expression
+
+
+def test_the_runbook_says_what_to_do_at_each_alert_and_asks_for_metrics_that_exist(
+    samples: dict[str, set[str]],
+) -> None:
+    [alerts_by_sight] = re.findall(r"^\| what you see \| alert .*?\n\n", RUNBOOK, re.MULTILINE | re.DOTALL)
+    alerts = re.findall(r"- alert: (\w+)", ALERTS)
+    assert set(alerts) == set(re.findall(r"`([A-Z]\w+)`", alerts_by_sight)) != set()
+    asked = set(NAME.findall(RUNBOOK))
+    assert asked and asked <= samples.keys()
 
 
 def test_the_documentation_has_every_metric_and_no_other(samples: dict[str, set[str]]) -> None:

@@ -210,6 +210,19 @@ def test_dead_database_is_said_before_anything_starts(installation: Installation
     installation.assert_nothing_remains()
 
 
+def test_restart_with_an_application_that_cannot_be_loaded_stops_nothing(with_database: Installation) -> None:
+    with_database.run()
+    pids = with_database.pids()
+    with (with_database.directory / "myapplication" / "__init__.py").open("a") as application:
+        application.write("raise ValueError('a mistake in the new version')\n")
+    output = with_database.run("restart", status=1)
+    assert complaints(output) == [
+        "start.sh: the application cannot be loaded: ValueError: a mistake in the new version"
+    ]
+    assert with_database.pids() == pids
+    assert with_database.statuses(QUERY) == [200, 200]
+
+
 def test_database_without_the_tables_is_said_and_nothing_remains(with_database: Installation) -> None:
     with_database.env["MYSQL_DATABASE"] = "information_schema"
     output = with_database.run(status=1)
@@ -306,6 +319,17 @@ def test_logs_are_followed(with_database: Installation) -> None:
     with with_database.popen("logs") as following:
         assert following.stdout is not None
         HTTP.get(with_database.url(with_database.ports[1]) + "/?mark-of-this-test", timeout=30)
+        while "mark-of-this-test" not in (line := following.stdout.readline()):
+            assert line, "the logs ended"
+        following.terminate()
+
+
+def test_logs_of_several_processes_are_followed(with_database: Installation) -> None:
+    with_database.env["THREADBRIDGE_PROCESSES"] = "2"
+    with_database.run()
+    with with_database.popen("logs") as following:
+        assert following.stdout is not None
+        HTTP.get(with_database.url(with_database.ports[0]) + "/?mark-of-this-test", timeout=30)
         while "mark-of-this-test" not in (line := following.stdout.readline()):
             assert line, "the logs ended"
         following.terminate()
