@@ -79,3 +79,19 @@ def test_what_comes_behind_the_last_request_costs_no_answer(held: Held) -> None:
         wait_until(lambda: held.connection.stream.paused, "the rest waits in the kernel")
         held.go_on.set()
         assert read_to_end(client).endswith(b"\r\n\r\n/last")
+
+
+@pytest.mark.parametrize("first", [b"", b"GET /ne"], ids=["none of it is read", "the beginning is read"])
+def test_what_comes_just_before_the_end_does_not_reset_the_connection(held: Held, first: bytes) -> None:
+    more_has_come = threading.Event()
+    with BridgeThread(held.application, held.make_server, threads=1) as server, server.connect() as client:
+        client.settimeout(30)
+        client.sendall(b"GET /last HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n" + first)
+        assert held.running.wait(10)
+        # The answer reaches the loop before it looks at its sockets again.
+        server.loop.call_soon_threadsafe(more_has_come.wait, 10)
+        held.go_on.set()
+        wait_until(lambda: server.bridge.lanes[-1].busy == 0, "the answer is on its way to the loop")
+        client.sendall(b"xt HTTP/1.1\r\n")
+        more_has_come.set()
+        assert read_to_end(client).endswith(b"\r\n\r\n/last")

@@ -330,7 +330,7 @@ class HTTP1Connection(HTTPConnection):
             return
         # Who closes the connection from here on does not leave before the response.
         self._close_callback = None
-        if not self._requests[0].complete or (self._close_after and self.stream.paused):
+        if not self._requests[0].complete or (self._close_after and self._has_more()):
             # The rest of the body, or what came behind the last request, is not wanted.
             self._linger()
         elif self._close_after:
@@ -345,6 +345,10 @@ class HTTP1Connection(HTTPConnection):
                 asyncio.get_running_loop().call_soon(self._advance)
             else:
                 self.stream.resume_reading()
+
+    def _has_more(self) -> bool:
+        """Whether the client has sent more than the request that is answered."""
+        return self.stream.paused or len(self._requests) > 1 or self.stream.has_unread()
 
     def _linger(self, written: Future[None] | None = None) -> None:
         if self.stream.closed():

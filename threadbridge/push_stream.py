@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from asyncio import Future
 from collections.abc import Callable
 from typing import Any
@@ -46,6 +47,14 @@ class PushStream(IOStream):
         if self.paused:
             self.paused = False
             self._add_io_state(IOLoop.READ)
+
+    def has_unread(self) -> bool:
+        """Whether something has arrived that is still in the kernel."""
+        try:
+            return bool(self.socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+        except OSError:
+            # BlockingIOError: nothing has; any other: nothing more will be had.
+            return False
 
     def send(self, data: bytes | memoryview) -> Future[None] | None:
         """Write, and give None when all of it has left, or else `write`'s future. Raises `StreamClosedError`."""
@@ -100,3 +109,7 @@ class PushStream(IOStream):
 
 class PushSSLStream(SSLIOStream, PushStream):
     """The same with TLS. A read takes whole records, so that none is left where the kernel does not see it."""
+
+    def has_unread(self) -> bool:
+        """Not known: what the kernel has are parts of records."""
+        return False
