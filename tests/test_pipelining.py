@@ -13,6 +13,8 @@ from tests.inprocess import BridgeThread, wait_until
 from threadbridge import Bridge, HTTPServer
 from threadbridge.http1 import HTTP1Connection
 from threadbridge.push_stream import READ_SIZE
+from threadbridge.request_body import MEMORY_LIMIT
+from threadbridge.spool import DISK_THREADS
 
 
 class Held:
@@ -95,3 +97,20 @@ def test_what_comes_just_before_the_end_does_not_reset_the_connection(held: Held
         client.sendall(b"xt HTTP/1.1\r\n")
         more_has_come.set()
         assert read_to_end(client).endswith(b"\r\n\r\n/last")
+
+
+def test_who_leaves_is_noticed_also_when_the_end_of_the_body_came_while_the_disk_was_busy(held: Held) -> None:
+    disk_is_free = threading.Event()
+    body = bytes(MEMORY_LIMIT + 100)
+    with BridgeThread(held.application, held.make_server, threads=1) as server, server.connect() as client:
+        for _ in range(DISK_THREADS):
+            server.bridge.spool.threads.submit(disk_is_free.wait, 20)
+        client.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body) + body[:-10])
+        wait_until(lambda: held.connection._paused, "the body waits for the disk")
+        client.sendall(body[-10:])
+        wait_until(lambda: held.connection.stream.paused, "its end waits too")
+        disk_is_free.set()
+        assert held.running.wait(10)
+        client.close()
+        wait_until(lambda: not server.bridge.exchanges, "it is noticed that the client has left")
+        held.go_on.set()

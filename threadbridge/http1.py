@@ -145,6 +145,9 @@ class HTTP1Connection(HTTPConnection):
         elif request.complete:
             self._delivered = True
             self.deadline = math.inf
+            if len(self._requests) == 1:
+                # Nothing is expected, but that the client leaves must be noticed.
+                self.stream.resume_reading()
             assert self._delegate is not None
             self._deliver(self._delegate.finish)
         else:
