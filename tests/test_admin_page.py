@@ -100,13 +100,6 @@ def site(tmp_path: Path, mariadb: dict[str, str]) -> Iterator[SqlSite]:
         yield site
 
 
-@pytest.fixture
-def witness(mariadb: dict[str, str]) -> Iterator[Witness]:
-    witness = Witness(mariadb)
-    yield witness
-    witness.connection.close()
-
-
 def keep_picture(browser: Chrome, name: str) -> None:
     ARTEFACTS.mkdir(exist_ok=True)
     assert browser.save_screenshot(str(ARTEFACTS / f"admin-{name}.png"))

@@ -313,26 +313,25 @@ def test_grace_that_is_no_number_is_refused(installation: Installation) -> None:
     assert installation.run(status=1) == 'start.sh: STOP_GRACE is "1m"; it must be a whole number of seconds\n'
 
 
-def test_logs_are_followed(with_database: Installation) -> None:
-    assert "there are no logs" in with_database.run("logs", status=1)
-    with_database.run()
-    with with_database.popen("logs") as following:
+def assert_logs_are_followed(installation: Installation, port: int) -> None:
+    with installation.popen("logs") as following:
         assert following.stdout is not None
-        HTTP.get(with_database.url(with_database.ports[1]) + "/?mark-of-this-test", timeout=30)
+        HTTP.get(installation.url(port) + "/?mark-of-this-test", timeout=30)
         while "mark-of-this-test" not in (line := following.stdout.readline()):
             assert line, "the logs ended"
         following.terminate()
+
+
+def test_logs_are_followed(with_database: Installation) -> None:
+    assert "there are no logs" in with_database.run("logs", status=1)
+    with_database.run()
+    assert_logs_are_followed(with_database, with_database.ports[1])
 
 
 def test_logs_of_several_processes_are_followed(with_database: Installation) -> None:
     with_database.env["THREADBRIDGE_PROCESSES"] = "2"
     with_database.run()
-    with with_database.popen("logs") as following:
-        assert following.stdout is not None
-        HTTP.get(with_database.url(with_database.ports[0]) + "/?mark-of-this-test", timeout=30)
-        while "mark-of-this-test" not in (line := following.stdout.readline()):
-            assert line, "the logs ended"
-        following.terminate()
+    assert_logs_are_followed(with_database, with_database.ports[0])
 
 
 def test_help_and_wrong_commands(installation: Installation) -> None:
