@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Unpack
 from wsgiref.types import WSGIApplication
 
+from threadbridge.affinity import Affinity
 from threadbridge.bridge import Bridge
 from threadbridge.http1 import Limits
 from threadbridge.http_server import HTTPServer
@@ -172,6 +173,8 @@ class Service:
         server.add_sockets(self._sockets)
         if self._admin is not None:
             self._admin.start(self._places())
+        if self._settings["affinity"] == "auto":
+            keep_together()
         watchdog = asyncio.create_task(self._feed_watchdog())
         try:
             self._say_where()
@@ -258,6 +261,14 @@ class Service:
 
         threading.Thread(target=join, name="threadbridge-join", daemon=True).start()
         await joined.wait()
+
+
+def keep_together() -> None:
+    """Keep the threads on one processor where that is of use and the system can."""
+    try:
+        Affinity().start()
+    except (OSError, AttributeError) as error:
+        logger.info("threads are left to the kernel: %s", error)
 
 
 def end_process() -> None:

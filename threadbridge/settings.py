@@ -129,6 +129,15 @@ class Settings(TypedDict, total=False):
             "sooner beside applications that compute much, and these take longer.",
         ),
     ]
+    affinity: Annotated[
+        Literal["auto", "none"],
+        Setting(
+            "auto",
+            choice("auto", "none"),
+            "Where threads run: auto keeps them on one processor while they do not use more than that, which makes "
+            "them faster; none leaves them to the kernel.",
+        ),
+    ]
     queue: Annotated[
         int,
         Setting(1000, number(0), "How many requests may wait for a thread of a lane; the next one is answered 503."),

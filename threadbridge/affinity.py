@@ -1,0 +1,147 @@
+"""Keeps a process's threads on one processor while one is all they can use.
+
+Threads that take turns with the interpreter's lock wake one another all the time, and on several processors that costs
+more than the rest of a request: docs/performance.md has figures. Threads that compute outside that lock can use several
+processors; they are left to the kernel.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import time
+from contextlib import suppress
+from pathlib import Path
+
+logger = logging.getLogger("threadbridge")
+
+# Seconds between two looks, and until the next when the threads were let go for a trial.
+INTERVAL, TRIAL = 0.5, 0.1
+# In processors: a process that takes less is left alone; from the next on a processor is full; a process that may use
+# all and takes more than the last gains by that.
+LIGHT, FULL, PARALLEL = 0.1, 0.9, 1.5
+# How much more another processor must offer to be worth the move.
+MARGIN = 0.2
+# How often the processor is seen to be full until there is a trial; after each trial twice as often.
+PATIENCE, MOST_PATIENCE = 4, 32
+
+
+def choose(processor: int | None, busy: float, idle: dict[int, float], *, is_patient: bool, coin: float) -> int | None:
+    """The processor to be on for the next while, or None for all of them.
+
+    :param processor: where the threads have been kept; None: they could use all.
+    :param busy: how much processor time they took, in processors.
+    :param idle: of each processor that they may use, the share of time in which nobody used it.
+    :param is_patient: whether it is too early for a trial of all.
+    :param coin: 0 to 1, at random: not all processes that share a processor should leave it at once.
+    """
+    idlest = max(idle, key=lambda number: idle[number])
+    if processor is None:
+        return idlest if LIGHT < busy < PARALLEL else None
+    if busy > FULL and not is_patient:
+        return None
+    if idle[processor] < 1 - FULL and idle[idlest] > busy + MARGIN and coin < 0.5:
+        # It is full, though not with these threads.
+        return idlest
+    return processor
+
+
+class Affinity:
+    """Looks twice a second at what the process takes, and moves its threads. Loop side.
+
+    Threads and child processes whose affinity somebody else has set are left alone.
+
+    Raises ``OSError`` where the system does not say what is needed, and ``AttributeError`` where it has no affinity.
+    """
+
+    def __init__(self) -> None:
+        self._all = os.sched_getaffinity(0)
+        self._processor: int | None = None
+        self._patience = PATIENCE
+        self._full_looks = 0
+        self._at = time.monotonic()
+        self._used = time.process_time()
+        self._idle = _idle_seconds()
+
+    def start(self) -> None:
+        """Begin, unless there is one processor only."""
+        # A container may number them otherwise than the kernel.
+        if len(self._all) > 1 and self._all <= self._idle.keys():
+            self._set_timer()
+
+    def _set_timer(self, seconds: float = INTERVAL) -> None:
+        asyncio.get_running_loop().call_later(seconds, self._look)
+
+    def _look(self) -> None:
+        now, used, idle = time.monotonic(), time.process_time(), _idle_seconds()
+        seconds = now - self._at
+        busy = (used - self._used) / seconds
+        shares = {number: (idle[number] - self._idle[number]) / seconds for number in self._all}
+        self._at, self._used, self._idle = now, used, idle
+        self._full_looks += busy > FULL
+        is_patient = self._full_looks < self._patience
+        processor = choose(self._processor, busy, shares, is_patient=is_patient, coin=random.random())
+        is_trial = processor is None and self._processor is not None
+        if is_trial:
+            self._full_looks = 0
+            self._patience = min(2 * self._patience, MOST_PATIENCE)
+        elif busy >= PARALLEL:
+            self._patience = PATIENCE
+        try:
+            self._keep_on(processor)
+        except OSError as error:
+            logger.warning("the threads cannot be kept on one processor: %s", error.strerror)
+            return
+        self._set_timer(TRIAL if is_trial else INTERVAL)
+
+    def _keep_on(self, processor: int | None) -> None:
+        before, self._processor = self._processor, processor
+        if before is None and processor is None:
+            return
+        ours = (self._all, {before})
+        wanted = self._all if processor is None else {processor}
+        for thread in _threads("self"):
+            # One that was started by another has its affinity.
+            with suppress(ProcessLookupError):
+                if os.sched_getaffinity(thread) in ours:
+                    os.sched_setaffinity(thread, wanted)
+        # They are started with their parent's, and know nothing of it.
+        self._let_go_children("self", (wanted, {before}))
+
+    def _let_go_children(self, parent: int | str, ours: tuple[set[int], set[int | None]]) -> None:
+        for child in _children(parent):
+            self._let_go_children(child, ours)
+            for thread in _threads(child):
+                with suppress(ProcessLookupError, PermissionError):
+                    if os.sched_getaffinity(thread) in ours:
+                        os.sched_setaffinity(thread, self._all)
+
+
+def _threads(process: int | str) -> list[int]:
+    try:
+        return [int(name) for name in os.listdir(f"/proc/{process}/task")]
+    except FileNotFoundError:
+        # It has ended.
+        return []
+
+
+def _children(process: int | str) -> list[int]:
+    found: list[int] = []
+    for thread in _threads(process):
+        with suppress(OSError):
+            found += map(int, Path(f"/proc/{process}/task/{thread}/children").read_text().split())
+    return found
+
+
+def _idle_seconds() -> dict[int, float]:
+    """For how long each processor has been idle since the machine was started."""
+    ticks = os.sysconf("SC_CLK_TCK")
+    found = {}
+    for line in Path("/proc/stat").read_text().splitlines():
+        name, *times = line.split()
+        if name.startswith("cpu") and name != "cpu":
+            # Idle, and idle while a disk works.
+            found[int(name[3:])] = (int(times[3]) + int(times[4])) / ticks
+    return found
