@@ -14,6 +14,7 @@ from benchmarks.contenders import BY_NAME, CONTENDERS, THREADBRIDGE
 from benchmarks.environment import machine, versions
 from benchmarks.rounds import Sample, Series
 from benchmarks.workloads import WORKLOADS
+from threadbridge.compiled import directory
 
 HEAD = ("server", "requests/s", "threadbridge / it", "median ms", "99 % ms", "processor µs", "memory MB", "remarks")
 
@@ -71,6 +72,7 @@ def markdown(results: Results, memory: Memory, about: Mapping[str, Any]) -> str:
     if memory:
         parts += ["## memory: An idle process that has answered many requests", memory_table(memory)]
     parts.append("Versions: " + ", ".join(f"{name} {version}" for name, version in about["versions"].items()) + ".")
+    parts.append(f"threadbridge is {'' if about['compiled'] else 'not '}compiled.")
     return "\n\n".join(parts) + "\n"
 
 
@@ -144,6 +146,7 @@ def facts(environment: Path) -> dict[str, Any]:
         "measured": time.strftime("%Y-%m-%d", time.gmtime()),
         "machine": machine(),
         "threads": THREADS,
+        "compiled": directory().is_dir(),
         "versions": {name: installed[name] for name in sorted(packages) if name in installed},
     }
 

@@ -1,5 +1,6 @@
 #!/bin/sh
-# Sets up what is missing on a Debian machine and is quick when nothing is: Debian packages, .venv, this project in it.
+# Sets up what is missing on a Debian machine and is quick when nothing is: Debian packages, .venv, this project in it,
+# its hot path compiled.
 # Says what it does before it does it.
 set -eu
 
@@ -114,6 +115,29 @@ install_project() {
     for name in $(echo $extras | tr , ' '); do
         installed >".venv/installed-$name"
     done
+    # It was compiled with the types of other versions, perhaps.
+    rm -rf build/compiled
+}
+
+# Never fails: the application runs uncompiled too, only slower.
+compile_hot_path() {
+    compiled=$(.venv/bin/python -IS threadbridge/compiled.py)
+    log=$compiled.log
+    [ ! -d "$compiled" ] || return 0
+    if [ -e "$log" ]; then
+        echo "The hot path could not be compiled, see $log; remove that to try again" >&2
+        return 0
+    fi
+    echo "Compiling the hot path (about 30 s)"
+    rm -rf build/compiled
+    mkdir -p build/compiled
+    if THREADBRIDGE_COMPILE=1 .venv/bin/python setup.py build_ext --build-lib "$compiled.new" >"$log" 2>&1; then
+        # Whoever starts meanwhile finds all of it or nothing.
+        mv "$compiled.new" "$compiled"
+        rm "$log"
+    else
+        echo "The hot path cannot be compiled, see $log; the application runs uncompiled, which is slower" >&2
+    fi
 }
 
 # What the virtual environment was made from. It knows its own path, so a copy of the directory needs a new one.
@@ -123,11 +147,11 @@ installed() {
     cat setup.cfg constraints.txt
 }
 
-extras=metrics,application
+extras=fast,metrics,application
 case $* in
 application | "application mariadb") ;;
 test)
-    extras=metrics,application,test
+    extras=fast,metrics,application,test
     ;;
 *)
     usage >&2
@@ -155,3 +179,4 @@ test)
 esac
 [ -z "$missing" ] || install_packages
 [ $up_to_date = yes ] || install_project
+compile_hot_path

@@ -14,6 +14,7 @@ from pathlib import Path
 import requests
 
 from tests.processes import ROOT, free_port
+from threadbridge.compiled import PLACE
 
 # What start.sh asks of a frontend that it has started.
 QUERY = "/query/?report=orders&customer=1&format=json"
@@ -31,6 +32,8 @@ class Installation:
             shutil.copytree(ROOT / name, directory / name)
         for name in ("run.py", "setup.cfg", "constraints.txt"):
             shutil.copy(ROOT / name, directory)
+        if PLACE.is_dir():
+            shutil.copytree(PLACE, directory / PLACE.relative_to(ROOT))
         environment = directory / ".venv"
         environment.mkdir()
         for part in Path(sys.prefix).iterdir():

@@ -13,7 +13,7 @@ import pytest
 from tests.inprocess import BridgeThread, wait_until
 from threadbridge import Lane, current
 from threadbridge.access_log import AccessLines
-from threadbridge.telemetry import Record
+from threadbridge.record import Record
 
 COMBINED = re.compile(
     r"(?P<client>\S+) - - \[(?P<time>\d\d/[A-Z][a-z]{2}/\d{4}:\d\d:\d\d:\d\d [+-]\d{4})\] "

@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from threadbridge.admin.history import KEPT_A_SECOND, SLOTS, History, merged_slots
-from threadbridge.telemetry import Record
+from threadbridge.record import Record
 
 # Neither at the edge of a second nor of a slot.
 NOW = time.time() // 10 * 10 - 4.5

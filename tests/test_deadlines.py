@@ -317,20 +317,19 @@ def test_a_worker_is_expected_back_when_it_is_told_or_its_time_is_over_but_not_b
         client.close()
 
 
-def test_the_watch_goes_on_when_something_fails_in_it(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_watch_goes_on_when_something_fails_in_it(caplog: pytest.LogCaptureFixture) -> None:
+    def fail(record: logging.LogRecord) -> bool:
+        raise LookupError("a stuck thread cannot be reported")
+
+    logger = logging.getLogger("threadbridge")
     with Server(threads=2, deadline=SOON) as server:
-
-        def fail(*_: object) -> None:
-            raise LookupError("an ending cannot be recorded")
-
-        with monkeypatch.context() as failing_telemetry:
-            failing_telemetry.setattr(server.bridge.telemetry, "finished", fail)
-            failing = server.begin("/polite/1")
-            wait_until(lambda: "an ending cannot be recorded" in caplog.text, "it has failed")
-        failing.close()
-        assert response_to(server.begin("/polite/3")).status == 504
+        logger.addFilter(fail)
+        try:
+            assert response_to(server.begin("/stubborn")).status == 504
+            wait_until(lambda: "a stuck thread cannot be reported" in caplog.text, "the watch has failed")
+        finally:
+            logger.removeFilter(fail)
+        assert response_to(server.begin("/polite")).status == 504
 
 
 def test_closing_ends_what_still_runs_and_waits(caplog: pytest.LogCaptureFixture) -> None:

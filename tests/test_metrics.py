@@ -188,7 +188,7 @@ def test_large_bodies_and_the_process_are_seen() -> None:
         wait_until(lambda: metrics_of(server)("spool_bytes") == 0, "the disk is free again")
     assert samples.values["process_resident_memory_bytes", frozenset()] > 10_000_000
     [(versions, one)] = samples.all("threadbridge_build_info")
-    assert one == 1 and set(versions) == {"version", "python", "tornado"} and all(versions.values())
+    assert one == 1 and set(versions) == {"version", "python", "tornado", "compiled"} and all(versions.values())
 
 
 def test_a_value_on_a_bound_is_below_it() -> None:

@@ -12,7 +12,8 @@ import pytest
 
 from tests.inprocess import BridgeThread, wait_until
 from threadbridge import current
-from threadbridge.telemetry import BATCH, Record
+from threadbridge.record import Record
+from threadbridge.telemetry import BATCH
 
 
 def hello(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:

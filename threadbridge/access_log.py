@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 
 from tornado.log import access_log
 
-from threadbridge.telemetry import Record
+from threadbridge.record import Record
 
 # What `time.strftime` makes of %b where the locale is English.
 MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")

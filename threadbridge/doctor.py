@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import cast
 
+from threadbridge.compiled import SWITCH, has_others, is_compiled
 from threadbridge.finding import Finding, Level
 from threadbridge.lanes import Lane
 from threadbridge.nginx_config import NginxConfigError, read_timeouts
@@ -64,6 +65,7 @@ def examine(settings: CommandLineSettings, lanes: Sequence[Lane]) -> Iterator[Fi
     connections = _pool_connections(pool, lanes)
     processes = settings["frontends"] * settings["processes"]
     yield _versions(with_pool=pool is not None)
+    yield _hot_path()
     yield _queues(settings, lanes)
     yield _files(lanes, connections)
     yield from _directories(settings)
@@ -94,6 +96,21 @@ def _versions(with_pool: bool) -> Finding:
         except PackageNotFoundError:
             found.append(f"{package} (not installed, but here)")
     return Finding("versions", Level.OK, ", ".join(found))
+
+
+def _hot_path() -> Finding:
+    if is_compiled():
+        return Finding("hot path", Level.OK, "compiled")
+    if os.environ.get(SWITCH) == "0":
+        return Finding("hot path", Level.OK, f"not compiled, as {SWITCH}=0 says")
+    if has_others():
+        return Finding(
+            "hot path",
+            Level.WARNING,
+            "what was compiled does not belong to the sources as they are now, so that these run, slower",
+            "run scripts/setup.sh application, or scripts/start.sh restart, which does",
+        )
+    return Finding("hot path", Level.OK, "not compiled, and so slower; docs/performance.md says how to compile it")
 
 
 def _queues(settings: CommandLineSettings, lanes: Sequence[Lane]) -> Finding:

@@ -21,7 +21,7 @@ from threadbridge.forwarded import Peer
 from threadbridge.hop import Hop
 from threadbridge.lanes import Lane
 from threadbridge.request_body import RequestBody
-from threadbridge.response_body import PIECE, Buffer, Channel, ChannelClosed, FileSource, Source
+from threadbridge.response_body import PIECE, Buffer, Channel, FileSource, Source
 from threadbridge.response_head import ResponseHead, response_head
 from threadbridge.spool import Spool, SpoolFullError
 from threadbridge.states import ENDINGS, MOVES, State
@@ -29,10 +29,6 @@ from threadbridge.states import ENDINGS, MOVES, State
 logger = logging.getLogger("threadbridge")
 
 _numbers = itertools.count(1)
-
-
-class ClientDisconnected(ConnectionError):
-    """Raised in application code by PEP 3333's ``write()`` when nobody is left to read."""
 
 
 class Connection(Protocol):
@@ -83,11 +79,14 @@ class Exchange(httputil.HTTPMessageDelegate):
     loop's writes before the worker's reads.
     """
 
-    state = State.RECEIVING
     status = 0
     # When its head had come, when it was queued, when a worker began, when the response began, when all ended; 0.0: it
     # has not.
-    started = queued_at = run_at = answered_at = ended_at = 0.0
+    started = 0.0
+    queued_at = 0.0
+    run_at = 0.0
+    answered_at = 0.0
+    ended_at = 0.0
     # Bytes of the response's body that were given to the connection.
     sent = 0
     # Set by the bridge when the head is known.
@@ -109,6 +108,7 @@ class Exchange(httputil.HTTPMessageDelegate):
     def __init__(self, bridge: Dispatcher, hop: Hop, connection: Connection) -> None:
         # The bridge gives it the one that a trusted proxy has made, if there is one.
         self.id = f"{os.getpid():x}-{next(_numbers):06x}"
+        self.state = State.RECEIVING
         self.spool = bridge.spool
         self.body = RequestBody(bridge.spool)
         self.connection = connection
@@ -261,10 +261,7 @@ class Exchange(httputil.HTTPMessageDelegate):
         Raises `ClientDisconnected` when the client has left, also while waiting.
         """
         assert self._channel is not None, "start_stream comes first"
-        try:
-            self._channel.put(chunk)
-        except ChannelClosed:
-            raise ClientDisconnected("the client has left before the response was complete") from None
+        self._channel.put(chunk)
 
     def end_stream(self) -> None:
         """Say that the body is complete. Worker side."""

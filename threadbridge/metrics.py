@@ -13,6 +13,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from threadbridge.bridge import Bridge
+from threadbridge.compiled import is_compiled
 from threadbridge.lanes import Lane
 from threadbridge.totals import Distribution
 
@@ -113,9 +114,12 @@ class _BridgeCollector(Collector):
             sum(server.connections for server in bridge.servers),
         )
         build = GaugeMetricFamily(
-            "threadbridge_build_info", "Always 1; the versions are labels.", labels=("version", "python", "tornado")
+            "threadbridge_build_info",
+            "Always 1; the versions, and whether the hot path is compiled, are labels.",
+            labels=("version", "python", "tornado", "compiled"),
         )
-        build.add_metric((version("threadbridge"), platform.python_version(), version("tornado")), 1)
+        compiled = str(is_compiled()).lower()
+        build.add_metric((version("threadbridge"), platform.python_version(), version("tornado"), compiled), 1)
         yield build
 
 

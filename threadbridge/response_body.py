@@ -31,8 +31,8 @@ Buffer: TypeAlias = bytes | memoryview
 Taken: TypeAlias = Buffer | Callable[[], bytes] | None
 
 
-class ChannelClosed(Exception):
-    """Raised by `Channel.put` when nobody takes from the channel any more."""
+class ClientDisconnected(ConnectionError):
+    """Raised in application code by PEP 3333's ``write()`` when nobody is left to read."""
 
 
 class Source(Protocol):
@@ -81,7 +81,7 @@ class Channel:
     def put(self, data: Buffer) -> None:
         """Append bytes, after waiting until there is room. Worker side.
 
-        Raises `ChannelClosed` once the reader has closed the channel, also while waiting.
+        Raises `ClientDisconnected` once the reader has closed the channel, also while waiting.
         """
         if len(data) <= PIECE:
             self._put_piece(data)
@@ -132,7 +132,7 @@ class Channel:
                 return _Place.FILE
             else:
                 self._changed.wait()
-        raise ChannelClosed
+        raise ClientDisconnected("the client has left before the response was complete")
 
     def _open_file(self) -> None:
         if not self._spool.reserve(SPOOL_LIMIT):
@@ -208,7 +208,7 @@ class Channel:
         return data
 
     def close(self) -> None:
-        """Take no more: a waiting or later `put` raises `ChannelClosed`. Loop side, once."""
+        """Take no more: a waiting or later `put` raises `ClientDisconnected`. Loop side, once."""
         with self._changed:
             self._closed = True
             self._chunks.clear()

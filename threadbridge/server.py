@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import platform
 import signal
 import socket
 import sys
@@ -16,6 +17,7 @@ from wsgiref.types import WSGIApplication
 
 from threadbridge.affinity import Affinity
 from threadbridge.bridge import Bridge
+from threadbridge.compiled import is_compiled
 from threadbridge.http1 import Limits
 from threadbridge.http_server import HTTPServer
 from threadbridge.inheritance import HURRY, MESSAGE_SIZE, REOPEN, STOP, Inheritance, take_inheritance
@@ -178,6 +180,8 @@ class Service:
         watchdog = asyncio.create_task(self._feed_watchdog())
         try:
             self._say_where()
+            how = "compiled" if is_compiled() else "not compiled"
+            logger.info("Python %s, %s, on %s", platform.python_version(), how, type(loop).__module__.partition(".")[0])
             await stop.wait()
         finally:
             # While this process still listens, nobody takes the file for one that was left behind.

@@ -32,6 +32,7 @@ from threadbridge.values import (
 ENVIRONMENT_PREFIX = "THREADBRIDGE_"
 # Seconds for what follows the beginning of the last response: sending it, and the application's `close()`.
 GRACE_MARGIN = 10.0
+_LIMITS = Limits()
 
 
 class SettingError(ValueError):
@@ -114,7 +115,7 @@ class Settings(TypedDict, total=False):
     loop: Annotated[
         Literal["auto", "asyncio", "uvloop"],
         Setting(
-            "asyncio",
+            "auto",
             choice("auto", "asyncio", "uvloop"),
             "The event loop: Python's own, or uvloop, which must be installed; auto stands for uvloop where it is "
             "installed. docs/performance.md compares them.",
@@ -228,26 +229,26 @@ class Settings(TypedDict, total=False):
         Sequence[str], Setting((), SEVERAL, "Addresses and networks (10.0.0.0/8) of proxies to be believed too.")
     ]
     max_header_size: Annotated[
-        int, Setting(Limits.max_header_size, size(), "The largest head of a request; a larger one is answered 431.")
+        int, Setting(_LIMITS.max_header_size, size(), "The largest head of a request; a larger one is answered 431.")
     ]
     max_body_size: Annotated[
-        int, Setting(Limits.max_body_size, size(), "The largest body of a request; a larger one is answered 413.")
+        int, Setting(_LIMITS.max_body_size, size(), "The largest body of a request; a larger one is answered 413.")
     ]
     spool_size: Annotated[
         int,
         Setting(SPOOL_SIZE, size(), "How much of the disk large bodies of requests and responses may take together."),
     ]
     header_timeout: Annotated[
-        float, Setting(Limits.header_timeout, seconds(), "How long the head of a request may take to arrive.")
+        float, Setting(_LIMITS.header_timeout, seconds(), "How long the head of a request may take to arrive.")
     ]
     idle_timeout: Annotated[
-        float, Setting(Limits.idle_timeout, seconds(), "How long a connection may wait for its next request.")
+        float, Setting(_LIMITS.idle_timeout, seconds(), "How long a connection may wait for its next request.")
     ]
     body_timeout: Annotated[
-        float, Setting(Limits.body_timeout, seconds(), "How long a request's body may pause while it arrives.")
+        float, Setting(_LIMITS.body_timeout, seconds(), "How long a request's body may pause while it arrives.")
     ]
     send_timeout: Annotated[
-        float, Setting(Limits.send_timeout, seconds(), "How long a client may pause while it reads a response.")
+        float, Setting(_LIMITS.send_timeout, seconds(), "How long a client may pause while it reads a response.")
     ]
     access_log: Annotated[
         bool,

@@ -6,9 +6,9 @@ import logging
 from collections.abc import Sequence
 
 from threadbridge.access_log import escaped
+from threadbridge.record import Record
 from threadbridge.sql_mask import masked
 from threadbridge.statements import Statement
-from threadbridge.telemetry import Record
 
 logger = logging.getLogger("threadbridge.slow")
 

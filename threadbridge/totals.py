@@ -6,8 +6,8 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
 
+from threadbridge.record import Record
 from threadbridge.states import State
-from threadbridge.telemetry import Record
 
 # Upper bounds in seconds: from a page out of memory to the longest that a request may take by default.
 BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 180.0)

@@ -12,9 +12,9 @@ from wsgiref.types import WSGIApplication
 from wsgiref.util import FileWrapper
 
 from threadbridge.environ import environ_of
-from threadbridge.exchange import ClientDisconnected, Exchange
+from threadbridge.exchange import Exchange
 from threadbridge.http_date import http_date
-from threadbridge.response_body import MEMORY_LIMIT, FileSource
+from threadbridge.response_body import MEMORY_LIMIT, ClientDisconnected, FileSource
 from threadbridge.response_head import ResponseHead, response_head
 
 logger = logging.getLogger("threadbridge")

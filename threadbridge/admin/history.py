@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from threadbridge.telemetry import Record
+from threadbridge.record import Record
 
 MINUTE = 60
 # Of each second of the last minute the slowest requests are kept, so many that were answered and so many others:
