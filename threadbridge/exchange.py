@@ -10,7 +10,7 @@ import os
 import threading
 import time
 from asyncio import Future
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from http import HTTPStatus
 from typing import Any, Protocol
 
@@ -41,7 +41,7 @@ class Connection(Protocol):
 
     def send_head(self, head: ResponseHead, chunk: bytes) -> Future[None] | None: ...
 
-    def send(self, chunk: Buffer) -> Future[None] | None: ...
+    def send(self, pieces: Sequence[Buffer]) -> Future[None] | None: ...
 
     def finish(self) -> None: ...
 
@@ -316,8 +316,7 @@ class Exchange(httputil.HTTPMessageDelegate):
         if callable(taken):
             asyncio.get_running_loop().run_in_executor(self.spool.threads, taken).add_done_callback(self._fetched)
         elif taken:
-            self.sent += len(taken)
-            self._pump_after(self.connection.send(taken))
+            self._send(taken)
         else:
             self.connection.finish()
             self._on_complete()
@@ -327,11 +326,14 @@ class Exchange(httputil.HTTPMessageDelegate):
             return
         error = data.exception()
         if error is None:
-            self.sent += len(data.result())
-            self._pump_after(self.connection.send(data.result()))
+            self._send((data.result(),))
         else:
             logger.error("request %s: its body cannot be read on: %s", self.id, error)
             self._fail()
+
+    def _send(self, pieces: Sequence[Buffer]) -> None:
+        self.sent += sum(map(len, pieces))
+        self._pump_after(self.connection.send(pieces))
 
     def _on_complete(self, written: Future[None] | None = None) -> None:
         if written is not None and written.exception() is not None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from asyncio import Future
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 from tornado.httputil import HTTPConnection, HTTPHeaders, parse_response_start_line
 
+from threadbridge.response_body import Buffer
 from threadbridge.response_head import ResponseHead
 
 
@@ -31,9 +32,9 @@ class ForeignConnection:
         headers = HTTPHeaders.parse(fields)
         return cast("Future[None]", self._connection.write_headers(parse_response_start_line(first), headers, chunk))
 
-    def send(self, chunk: bytes | memoryview) -> Future[None]:
+    def send(self, pieces: Sequence[Buffer]) -> Future[None]:
         """See `HTTP1Connection`."""
-        return cast("Future[None]", self._connection.write(chunk))
+        return cast("Future[None]", self._connection.write(b"".join(pieces)))
 
     def finish(self) -> None:
         """See `HTTP1Connection`."""

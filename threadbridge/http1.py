@@ -9,7 +9,7 @@ import re
 import socket
 from asyncio import Future
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from itertools import chain
@@ -244,7 +244,7 @@ class HTTP1Connection(HTTPConnection):
         if self._chunked:
             lines += b"Transfer-Encoding: chunked\r\n"
         self._head_written = True
-        self._written = self._write(b"".join((lines, b"\r\n", self._framed(chunk))))
+        self._written = self._write(b"".join((lines, b"\r\n", *self._framed(chunk))))
         return self._written
 
     def write_headers(
@@ -269,14 +269,14 @@ class HTTP1Connection(HTTPConnection):
         close = headers.get("Connection", "").lower() == "close"
         return self.send_head(head._replace(close=close), chunk or b"") or _done()
 
-    def send(self, chunk: bytes | memoryview) -> Future[None] | None:
-        """Write a piece of the body; None when it has left, or what will tell."""
-        self._written = self._write(self._framed(chunk))
+    def send(self, pieces: Sequence[bytes | memoryview]) -> Future[None] | None:
+        """Write pieces of the body; None when they have left, or what will tell."""
+        self._written = self._write(*self._framed(*pieces))
         return self._written
 
     def write(self, chunk: bytes) -> Future[None]:
         """`send` as `HTTPConnection` has it; the future is done when the piece has left."""
-        return self.send(chunk) or _done()
+        return self.send((chunk,)) or _done()
 
     def finish(self) -> None:
         """The response is complete."""
@@ -300,19 +300,20 @@ class HTTP1Connection(HTTPConnection):
             # An answer before the request's end is given inside a delivery, which must return first.
             asyncio.get_running_loop().call_soon(self._after_response)
 
-    def _framed(self, chunk: bytes | memoryview) -> bytes | memoryview:
+    def _framed(self, *pieces: bytes | memoryview) -> Sequence[bytes | memoryview]:
+        size = sum(map(len, pieces))
         if self._remaining is not None:
-            self._remaining -= len(chunk)
+            self._remaining -= size
             if self._remaining < 0:
                 self.close()
                 raise ValueError("the body is longer than its Content-Length")
         if self._chunked:
-            return b"".join((b"%x\r\n" % len(chunk), chunk, b"\r\n")) if chunk else b""
-        return chunk
+            return (b"%x\r\n" % size, *pieces, b"\r\n") if size else ()
+        return pieces
 
-    def _write(self, data: bytes | memoryview) -> Future[None] | None:
+    def _write(self, *pieces: bytes | memoryview) -> Future[None] | None:
         try:
-            written = self.stream.send(data)
+            written = self.stream.send(*pieces)
         except StreamClosedError as error:
             failed: Future[None] = Future()
             failed.set_exception(error)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from asyncio import Future
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tornado.ioloop import IOLoop
@@ -56,25 +56,29 @@ class PushStream(IOStream):
             # BlockingIOError: nothing has; any other: nothing more will be had.
             return False
 
-    def send(self, data: bytes | memoryview) -> Future[None] | None:
+    def send(self, *pieces: bytes | memoryview) -> Future[None] | None:
         """Write, and give None when all of it has left, or else `write`'s future. Raises `StreamClosedError`."""
         self._check_closed()
+        left: Sequence[bytes | memoryview] = pieces
         if not self.writing():
-            if not data:
+            if not any(pieces):
                 # OpenSSL does not say what writing nothing does.
                 return None
-            view = memoryview(data)
             try:
-                sent = self.write_to_fd(view)
+                sent = self._send_at_once(pieces)
             except BlockingIOError:
                 sent = 0
             except OSError as error:
                 self.close(exc_info=error)
                 raise StreamClosedError(real_error=error) from error
-            if sent == len(view):
+            left = _without(sent, pieces)
+            if not left:
                 return None
-            data = view[sent:]
-        return self.write(data)
+        # The last one's future is done when all have left.
+        return [self.write(piece) for piece in left or (b"",)][-1]
+
+    def _send_at_once(self, pieces: Sequence[bytes | memoryview]) -> int:
+        return self.socket.sendmsg(pieces) if len(pieces) > 1 else self.socket.send(pieces[0])
 
     # What follows replaces parts of `IOStream`, whose methods they are.
 
@@ -110,6 +114,18 @@ class PushStream(IOStream):
 class PushSSLStream(SSLIOStream, PushStream):
     """The same with TLS. A read takes whole records, so that none is left where the kernel does not see it."""
 
+    def _send_at_once(self, pieces: Sequence[bytes | memoryview]) -> int:
+        return self.write_to_fd(memoryview(b"".join(pieces)))
+
     def has_unread(self) -> bool:
         """Not known: what the kernel has are parts of records."""
         return False
+
+
+def _without(size: int, pieces: Sequence[bytes | memoryview]) -> Sequence[bytes | memoryview]:
+    """What is left of the pieces without the first bytes."""
+    for position, piece in enumerate(pieces):
+        if size < len(piece):
+            return (memoryview(piece)[size:], *pieces[position + 1 :])
+        size -= len(piece)
+    return ()

@@ -9,7 +9,7 @@ import os
 import stat
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import BuiltinMethodType
 from typing import IO, Protocol, TypeAlias
 
@@ -22,13 +22,15 @@ MEMORY_LIMIT = 1024 * 1024
 SPOOL_LIMIT = 16 * 1024 * 1024
 # How much is written to the socket at once.
 PIECE = 256 * 1024
+# Smaller ones are copied together before that.
+WORTH_A_PLACE = 4096
 # How long a worker waits for the client to make room in memory before it writes to the disk: one that reads as fast as
 # a network carries is not worth a file.
 SPILL_DELAY = 0.02
 
 Buffer: TypeAlias = bytes | memoryview
-# What a source has: bytes, nothing more (empty), nothing yet (None), or bytes that a disk thread must fetch.
-Taken: TypeAlias = Buffer | Callable[[], bytes] | None
+# What a source has: pieces of the body, nothing more (empty), nothing yet (None), or bytes for a disk thread to fetch.
+Taken: TypeAlias = Sequence[Buffer] | Callable[[], bytes] | None
 
 
 class ClientDisconnected(ConnectionError):
@@ -39,7 +41,7 @@ class Source(Protocol):
     """Where the loop takes a response's body from."""
 
     def take(self) -> Taken:
-        """The next bytes, if they can be had without waiting. Loop side."""
+        """What comes next, if it can be had without waiting. Loop side."""
 
     def close(self) -> None:
         """Take no more. Loop side."""
@@ -175,26 +177,23 @@ class Channel:
         """See `Source`."""
         with self._changed:
             if self._chunks:
-                taken = self._take_from_memory()
-                self._in_memory -= len(taken)
                 self._changed.notify()
-                return taken
+                return self._take_from_memory()
             if self._file_end > self._file_start:
                 return self._read_file
             if self._complete:
-                return b""
+                return ()
             self._reader_waits = True
             return None
 
-    def _take_from_memory(self) -> Buffer:
-        first = self._chunks.popleft()
-        if not self._chunks or len(first) + len(self._chunks[0]) > PIECE:
-            return first
-        pieces, size = [first], len(first)
+    def _take_from_memory(self) -> Sequence[Buffer]:
+        pieces = [self._chunks.popleft()]
+        size = len(pieces[0])
         while self._chunks and size + len(self._chunks[0]) <= PIECE:
             size += len(self._chunks[0])
             pieces.append(self._chunks.popleft())
-        return b"".join(pieces)
+        self._in_memory -= size
+        return (b"".join(pieces),) if size < len(pieces) * WORTH_A_PLACE else pieces
 
     def _read_file(self) -> bytes:
         """Fetch bytes from the file. Disk thread."""
@@ -250,7 +249,7 @@ class FileSource:
 
     def take(self) -> Taken:
         """See `Source`."""
-        return self._read if self._remaining else b""
+        return self._read if self._remaining else ()
 
     def _read(self) -> bytes:
         with self._lock:
