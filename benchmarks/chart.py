@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from benchmarks.contenders import BY_NAME, THREADBRIDGE
 from benchmarks.drawing import MARGIN, WIDTH, framed
-from benchmarks.report import Memory, Results, Spread, ratios, spread
+from benchmarks.report import Memory, Results, Spread, ratios, spread, together
 from benchmarks.rounds import Series
 from benchmarks.workloads import WORKLOADS
 
@@ -74,11 +74,11 @@ def throughput_bars(by_server: Mapping[str, Series]) -> list[Bar]:
 
 
 def memory_bars(memory: Memory) -> list[Bar]:
-    ours = statistics.median(map(sum, memory[THREADBRIDGE.name]))
+    ours = statistics.median(together(footprints).proportional for footprints in memory[THREADBRIDGE.name])
     bars = [
         Bar(
             server,
-            spread([sum(processes) / ours for processes in starts]) if starts else None,
+            spread([together(footprints).proportional / ours for footprints in starts]) if starts else None,
             "" if starts else "does not start",
         )
         for server, starts in memory.items()

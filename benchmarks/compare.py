@@ -18,13 +18,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import chart, wrk
-from benchmarks.contenders import BY_NAME, CONTENDERS, THREADBRIDGE, TWO_PROCESSES, Contender
+from benchmarks.contenders import BY_NAME, CONTENDERS, ON_REQUEST, THREADBRIDGE, Contender
 from benchmarks.database import fill
 from benchmarks.environment import prepare
 from benchmarks.hazards.figures import table
 from benchmarks.report import as_json, facts, markdown
 from benchmarks.rounds import MEMORY_STARTS, Bench, Series
-from benchmarks.subject import CannotStart
+from benchmarks.subject import CannotStart, Footprint
 from benchmarks.workloads import WORKLOADS, Workload
 from benchmarks.wrk import NoAnswers
 from tests.processes import ROOT, private_mariadb
@@ -33,6 +33,7 @@ MEMORY = "memory"
 HAZARDS = "hazards"
 REPORT = "compare.md"
 PARTS = [*WORKLOADS, MEMORY, HAZARDS]
+REQUESTED = [contender.name for contender in ON_REQUEST]
 PEERS = [contender.name for contender in CONTENDERS if contender is not THREADBRIDGE]
 PICTURE = ROOT / "docs" / "compared.svg"
 # Seconds, to know beforehand how long it takes: for a server's start, for a measurement beside the load itself, for
@@ -58,7 +59,7 @@ def main() -> int:
     began = time.monotonic()
 
     results = {name: {contender.name: Series() for contender in contenders} for name in workloads}
-    memory: dict[str, list[list[int]]] = {}
+    memory: dict[str, list[list[Footprint]]] = {}
     with private_mariadb() as variables:
         fill(variables)
         bench = Bench(environment, variables, cannot, contenders)
@@ -99,14 +100,16 @@ def parsed() -> argparse.Namespace:
         prog="python -m benchmarks.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", help=f"what to measure, by commas: {', '.join(PARTS)}")
-    parser.add_argument("--peers", help=f"which other servers, by commas: {', '.join(PEERS)}; or {TWO_PROCESSES.name}")
+    parser.add_argument(
+        "--peers", help=f"which other servers, by commas: {', '.join(PEERS)}; or {', '.join(REQUESTED)}"
+    )
     parser.add_argument("--rounds", type=int, default=7, help="how often (default %(default)s)")
     parser.add_argument("--quick", action="store_true", help="each load for one second, hazards of threadbridge alone")
     parser.add_argument("--publish", action="store_true", help="replace the results that the documentation shows")
     parser.add_argument("--directory", type=Path, help="where to write the results")
     options = parser.parse_args()
     options.only = chosen(parser, options.only, PARTS, PARTS)
-    peers = chosen(parser, options.peers, [*PEERS, TWO_PROCESSES.name], PEERS)
+    peers = chosen(parser, options.peers, [*PEERS, *REQUESTED], PEERS)
     options.contenders = [
         contender for contender in BY_NAME.values() if contender is THREADBRIDGE or contender.name in peers
     ]
@@ -141,8 +144,8 @@ def estimate(options: argparse.Namespace, workloads: Sequence[Workload]) -> floa
     return total
 
 
-def measure_memory(bench: Bench, starts: int) -> dict[str, list[list[int]]]:
-    memory: dict[str, list[list[int]]] = {contender.name: [] for contender in bench.contenders}
+def measure_memory(bench: Bench, starts: int) -> dict[str, list[list[Footprint]]]:
+    memory: dict[str, list[list[Footprint]]] = {contender.name: [] for contender in bench.contenders}
     print(f"Memory, {starts} starts of each", flush=True)
     for _ in range(starts):
         for contender in bench.contenders:

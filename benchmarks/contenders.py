@@ -61,21 +61,23 @@ THREADBRIDGE = Contender(
     refusing=(f"--queue={QUEUE}",),
 )
 
+GTHREAD = Contender(
+    "gthread",
+    "gunicorn gthread",
+    ("gunicorn", "gunicorn_h1c"),
+    (
+        *(PYTHON, "-m", "gunicorn", "{application}", "--bind=127.0.0.1:{port}"),
+        *("--worker-class=gthread", "--workers=1", f"--threads={THREADS}"),
+    ),
+    logged=("--access-logfile=-",),
+    patient=(f"--worker-connections={MOST_CONNECTIONS}", f"--keep-alive={IDLE_SECONDS}"),
+)
+
 CONTENDERS = (
     THREADBRIDGE,
     Contender("wsgicontainer", "WSGIContainer", (), of_ours("wsgicontainer"), logged=("--access_log",)),
     Contender("executor", "WSGIContainer(executor)", (), of_ours("executor"), logged=("--access_log",)),
-    Contender(
-        "gthread",
-        "gunicorn gthread",
-        ("gunicorn", "gunicorn_h1c"),
-        (
-            *(PYTHON, "-m", "gunicorn", "{application}", "--bind=127.0.0.1:{port}"),
-            *("--worker-class=gthread", "--workers=1", f"--threads={THREADS}"),
-        ),
-        logged=("--access-logfile=-",),
-        patient=(f"--worker-connections={MOST_CONNECTIONS}", f"--keep-alive={IDLE_SECONDS}"),
-    ),
+    GTHREAD,
     Contender(
         "waitress",
         "waitress",
@@ -140,8 +142,14 @@ CONTENDERS = (
     ),
     Contender("twisted", "Twisted", ("Twisted",), of_ours("twisted"), logged=("--access_log",)),
 )
-# Against one process, it shows what the second processor brings. It is measured only when it is asked for.
-TWO_PROCESSES = THREADBRIDGE._replace(
-    name="two-processes", title="threadbridge, 2 processes", command=(*THREADBRIDGE.command, "--processes=2")
+# Against one process, the first shows what the second processor brings; the other is there to compare the memory.
+# They are measured only when they are asked for.
+ON_REQUEST = (
+    THREADBRIDGE._replace(
+        name="two-processes", title="threadbridge, 2 processes", command=(*THREADBRIDGE.command, "--processes=2")
+    ),
+    GTHREAD._replace(
+        name="two-workers", title="gunicorn gthread, 2 workers", command=(*GTHREAD.command, "--workers=2")
+    ),
 )
-BY_NAME = {contender.name: contender for contender in (*CONTENDERS, TWO_PROCESSES)}
+BY_NAME = {contender.name: contender for contender in (*CONTENDERS, *ON_REQUEST)}

@@ -13,6 +13,7 @@ from benchmarks import MEGABYTE, THREADS
 from benchmarks.contenders import BY_NAME, CONTENDERS, THREADBRIDGE
 from benchmarks.environment import machine, versions
 from benchmarks.rounds import Sample, Series
+from benchmarks.subject import Footprint
 from benchmarks.workloads import WORKLOADS
 from threadbridge.compiled import directory
 
@@ -21,7 +22,7 @@ HEAD = ("server", "requests/s", "threadbridge / it", "median ms", "99 % ms", "pr
 # Of each workload, of each server.
 Results = Mapping[str, Mapping[str, Series]]
 # Of each server, of each start, of each process.
-Memory = Mapping[str, Sequence[Sequence[int]]]
+Memory = Mapping[str, Sequence[Sequence[Footprint]]]
 
 
 class Spread(NamedTuple):
@@ -70,7 +71,11 @@ def markdown(results: Results, memory: Memory, about: Mapping[str, Any]) -> str:
         if best := best_of_peers(by_server):
             parts.append(best)
     if memory:
-        parts += ["## memory: An idle process that has answered many requests", memory_table(memory)]
+        parts += [
+            "## memory: An idle server that has answered many requests",
+            memory_table(memory, "the process with the application", with_application),
+            memory_table(memory, "all processes", together),
+        ]
     parts.append("Versions: " + ", ".join(f"{name} {version}" for name, version in about["versions"].items()) + ".")
     parts.append(f"threadbridge is {'' if about['compiled'] else 'not '}compiled.")
     return "\n\n".join(parts) + "\n"
@@ -119,21 +124,34 @@ def best_of_peers(by_server: Mapping[str, Series]) -> str:
     return f"The fastest of the others is {title}; threadbridge answered {lowest:.2f} times as many requests."
 
 
-def memory_table(memory: Memory) -> str:
-    rows = [["server", "the application's process, MB", "threadbridge / it", "all processes, MB", "threadbridge / it"]]
-    ours = memory[THREADBRIDGE.name]
+def with_application(footprints: Sequence[Footprint]) -> Footprint:
+    """What the process has that the application was loaded into: it has most for itself."""
+    return max(footprints, key=lambda footprint: footprint.unique)
+
+
+def together(footprints: Sequence[Footprint]) -> Footprint:
+    return Footprint(*map(sum, zip(*footprints, strict=True)))
+
+
+def memory_table(memory: Memory, title: str, of: Callable[[Sequence[Footprint]], Footprint]) -> str:
+    """:param of: makes one of those of a server's processes."""
+
+    def medians(starts: Sequence[Sequence[Footprint]]) -> list[float]:
+        return [statistics.median(measure) for measure in zip(*map(of, starts), strict=True)]
+
+    rows = [[f"server: {title}, MB"]]
+    for measure in ("RSS", "anonymous", "PSS", "USS"):
+        rows[0] += [measure, "threadbridge / it"]
+    ours = medians(memory[THREADBRIDGE.name])
     for server, starts in memory.items():
-        if not starts:
-            rows.append([BY_NAME[server].title, "does not start", "-", "-", "-"])
-            continue
         row = [BY_NAME[server].title]
-        # The process that the application has been loaded into is the largest.
-        for count in (max, sum):
-            size = spread([count(processes) / MEGABYTE for processes in starts])
-            row.append(f"{size.median:.1f} ({size.lowest:.1f}-{size.highest:.1f})")
-            is_compared = ours and starts is not ours
-            row.append(f"{statistics.median(map(count, ours)) / MEGABYTE / size.median:.2f}" if is_compared else "")
         rows.append(row)
+        if not starts:
+            row += ["does not start", *["-"] * 7]
+            continue
+        is_compared = ours and server != THREADBRIDGE.name
+        for number, size in enumerate(medians(starts)):
+            row += [f"{size / MEGABYTE:.1f}", f"{ours[number] / size:.2f}" if is_compared else ""]
     return table(rows)
 
 
@@ -161,7 +179,11 @@ def as_json(results: Results, memory: Memory, about: Mapping[str, Any]) -> str:
         for name, by_server in results.items()
     }
     commands = {contender.name: " ".join((*contender.command, *contender.quiet)) for contender in CONTENDERS}
-    whole = {**about, "commands": commands, "workloads": workloads, "memory": memory}
+    footprints = {
+        server: [[footprint._asdict() for footprint in processes] for processes in starts]
+        for server, starts in memory.items()
+    }
+    whole = {**about, "commands": commands, "workloads": workloads, "memory": footprints}
     return json.dumps(whole, indent=1, ensure_ascii=False) + "\n"
 
 

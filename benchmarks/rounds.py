@@ -17,7 +17,7 @@ from typing import NamedTuple
 from benchmarks import THREADS
 from benchmarks.clients import Refused, at_once, keeps_connection
 from benchmarks.contenders import Contender
-from benchmarks.subject import CannotStart, Memory, Subject, running
+from benchmarks.subject import CannotStart, Footprint, Memory, Subject, running
 from benchmarks.workloads import HELLO, Workload
 from benchmarks.wrk import Load, Measured, NoAnswers, run
 
@@ -111,13 +111,13 @@ class Bench(NamedTuple):
                         print(f"  {server} {shown}", end="", flush=True)
                     print(flush=True)
 
-    def memory(self, contender: Contender) -> list[int]:
-        """The memory of each of the server's processes in bytes, when it has answered many and now nobody asks."""
+    def memory(self, contender: Contender) -> list[Footprint]:
+        """The memory of each of the server's processes, when it has answered many and now nobody asks."""
         # Alone: what is shared with other servers would be counted less.
         with ExitStack() as stack:
             subject = self.start(contender, stack, logged=False)
             run(subject.port, Load(HELLO, 64), 1)
-            return subject.proportional_memory()
+            return subject.footprints()
 
 
 def measure(subject: Subject | str, workload: Workload, series: Series) -> None:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from benchmarks.clients import Refused, ask
 from benchmarks.contenders import APPLICATION, Contender
@@ -25,6 +26,23 @@ _numbers = itertools.count()
 
 class CannotStart(Exception):
     """The server did not come up; the message is what it said."""
+
+
+class Footprint(NamedTuple):
+    """The memory of a process in bytes.
+
+    :param resident: its pages that are in memory (RSS), as ``ps`` and ``top`` show it. A process that was forked does
+        not count the pages of libraries that only its parent has used, at the start.
+    :param anonymous: those of them that belong to no file: what it has loaded and made, and what it shares of that with
+        the process from which it was forked.
+    :param proportional: its pages, each divided by the number of processes that have it (PSS).
+    :param unique: those that no other process has (USS).
+    """
+
+    resident: int
+    anonymous: int
+    proportional: int
+    unique: int
 
 
 class Subject:
@@ -62,9 +80,16 @@ class Subject:
             ticks += int(fields[11]) + int(fields[12])
         return ticks / os.sysconf("SC_CLK_TCK")
 
-    def proportional_memory(self) -> list[int]:
-        """Of each of its processes the memory in bytes, of shared pages only its share."""
-        return [1024 * kilobytes("smaps_rollup", number, "Pss") for number in self.processes()]
+    def footprints(self) -> list[Footprint]:
+        """Of each of its processes."""
+        return [footprint(number) for number in self.processes()]
+
+
+def footprint(process: int) -> Footprint:
+    def size(*fields: str) -> int:
+        return 1024 * sum(kilobytes("smaps_rollup", process, field) for field in fields)
+
+    return Footprint(size("Rss"), size("Anonymous"), size("Pss"), size("Private_Clean", "Private_Dirty"))
 
 
 def kilobytes(file: str, process: int, field: str) -> int:

@@ -28,10 +28,11 @@ def test_a_comparison_is_printed_and_written_down(tmp_path: Path) -> None:
     text = (tmp_path / "compare.md").read_text(encoding="utf-8")
     assert text in finished.stdout
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
-    # A head, a line, and two servers in each of three tables.
-    assert [row[0] for row in rows[::4]] == ["server"] * 3
-    assert [row[0] for row in rows[2::4]] == ["threadbridge"] * 3
-    assert [row[0] for row in rows[3::4]] == ["WSGIContainer(executor)"] * 3
+    # A head, a line, and two servers in each of four tables, two of which are of memory.
+    heads = ["server", "server", "server: the process with the application, MB", "server: all processes, MB"]
+    assert [row[0] for row in rows[::4]] == heads
+    assert [row[0] for row in rows[2::4]] == ["threadbridge"] * 4
+    assert [row[0] for row in rows[3::4]] == ["WSGIContainer(executor)"] * 4
     assert "The fastest of the others is WSGIContainer(executor)" in text
     facts = json.loads((tmp_path / "compare.json").read_text(encoding="utf-8"))
     assert facts["rounds"] == 1
@@ -43,7 +44,10 @@ def test_a_comparison_is_printed_and_written_down(tmp_path: Path) -> None:
             assert all(rate > 0 for rate in figures["rate"])
             assert all(p50 <= p99 for p50, p99 in zip(figures["p50"], figures["p99"], strict=True))
             assert figures["errors"] == {}
-    assert all(processes[0] > 1_000_000 for starts in facts["memory"].values() for processes in starts)
+    for starts in facts["memory"].values():
+        [[footprint]] = starts
+        assert footprint["resident"] >= footprint["proportional"] >= footprint["unique"] > 1_000_000
+        assert footprint["resident"] > footprint["anonymous"] > 1_000_000
     picture = ElementTree.parse(tmp_path / "compare.svg").getroot()
     bars = picture.findall(".//{http://www.w3.org/2000/svg}rect")
     # The frame, and two servers in each of three panels.

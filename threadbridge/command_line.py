@@ -13,7 +13,7 @@ import threading
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn, Unpack, cast
+from typing import TYPE_CHECKING, NoReturn, Unpack, cast
 from wsgiref.types import WSGIApplication
 
 from threadbridge.inheritance import take_inheritance
@@ -21,8 +21,10 @@ from threadbridge.lanes import Lane
 from threadbridge.logs import set_up_logging
 from threadbridge.server import Service, end_process
 from threadbridge.settings import ALL, SERVE, CommandLineSettings, Resolved, SettingError, option_name, resolve
-from threadbridge.supervisor import Supervisor
 from threadbridge.values import FLAG, Place
+
+if TYPE_CHECKING:
+    from threadbridge.supervisor import Supervisor
 
 logger = logging.getLogger("threadbridge")
 
@@ -65,6 +67,9 @@ def _run(program: str, application: WSGIApplication | None, defaults: CommandLin
     except ValueError as error:
         return _refused(program, error)
     if supervises:
+        # Not above: the processes that serve do not need it.
+        from threadbridge.supervisor import Supervisor
+
         # The application is not its business, but that of the processes.
         return _listen_and_run(program, settings, Supervisor(settings))
     try:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import socket
 import ssl
 import stat
 import struct
 import sys
+from array import array
 from collections.abc import Callable
 
 from tornado.netutil import bind_sockets
@@ -130,8 +130,9 @@ def leave_new_connections_to_others(listener: socket.socket) -> None:
     connection that is made between the last ``accept`` and the ``close`` would be reset. Linux only.
     """
     if sys.platform == "linux":
-        program = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *step) for step in _DROP_SYN))
-        description = struct.pack("@HP", len(_DROP_SYN), ctypes.addressof(program))
+        program = array("B", b"".join(struct.pack("=HBBI", *step) for step in _DROP_SYN))
+        address, _ = program.buffer_info()
+        description = struct.pack("@HP", len(_DROP_SYN), address)
         listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, description)
 
 

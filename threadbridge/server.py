@@ -27,10 +27,10 @@ from threadbridge.listeners import bind, describe, leave_new_connections_to_othe
 from threadbridge.logs import reopen_log_files
 from threadbridge.notify import notify, watchdog_interval
 from threadbridge.settings import Settings, from_keywords, grace_period
-from threadbridge.supervisor import Supervisor
 
 if TYPE_CHECKING:
     from threadbridge.admin import AdminServer
+    from threadbridge.supervisor import Supervisor
 
 logger = logging.getLogger("threadbridge")
 
@@ -55,6 +55,9 @@ def serve(application: WSGIApplication, **settings: Unpack[Settings]) -> int:
     inheritance = take_inheritance()
     service: Service | Supervisor
     if values["processes"] > 1 and inheritance is None:
+        # Not above: the processes that serve do not need it.
+        from threadbridge.supervisor import Supervisor
+
         service = Supervisor(values)
     else:
         service = Service(application, values, inheritance)

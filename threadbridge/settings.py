@@ -3,7 +3,6 @@
 `Settings` and `CommandLineSettings` are the table: each entry has a type, a default, a kind of value and a meaning.
 """
 
-import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypedDict, cast, get_type_hints
@@ -480,6 +479,9 @@ def _label(origin: str, name: str, text: str) -> str:
 
 def _read_file(path: str) -> Iterator[tuple[str, Sequence[str]]]:
     """The settings of a config file, each as texts."""
+    # Not above: few processes have such a file, and each would keep the parser.
+    import tomllib
+
     try:
         with open(path, "rb") as file:
             entries = tomllib.load(file)
