@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 from wsgiref.types import WSGIApplication
 
 from tornado import httputil
@@ -141,7 +141,7 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
             self._hop = Hop(asyncio.get_running_loop())
             self.lag.start()
         connection = request_conn if isinstance(request_conn, HTTP1Connection) else ForeignConnection(request_conn)
-        return Exchange(self, self._hop, connection)
+        return cast(httputil.HTTPMessageDelegate, Exchange(self, self._hop, connection))
 
     def admit(self, exchange: Exchange) -> None:
         """Give an exchange whose head is known its client's address and its lane, and count it."""

@@ -70,8 +70,10 @@ class Dispatcher(Protocol):
     def ended(self, exchange: Exchange) -> None: ...
 
 
-class Exchange(httputil.HTTPMessageDelegate):
-    """One request and its response.
+class Exchange:
+    """One request and its response: a `tornado.httputil.HTTPMessageDelegate`, by its methods.
+
+    It is no subclass of that: compiled, attributes of a class of its own are found without a look at any dictionary.
 
     The loop owns everything but three pieces: the state, which both sides move under a lock; the body, which is the
     worker's once the exchange is running; and the channel of a streamed response, which has a lock of its own. A worker

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from itertools import chain
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from tornado.httputil import (
     HTTPConnection,
@@ -60,7 +60,6 @@ class Server(Protocol):
 
     limits: Limits
     draining: bool
-    read_buffer: memoryview
 
     def start_request(self, server_conn: object, request_conn: HTTPConnection) -> HTTPMessageDelegate: ...
 
@@ -69,11 +68,12 @@ class Server(Protocol):
     def refused(self, context: Any, request_line: str, status: int, sent: int) -> None: ...
 
 
-class HTTP1Connection(HTTPConnection):
+class HTTP1Connection:
     """One client's connection: requests in, responses out, in order. Loop side, all of it.
 
-    Offers what `tornado.http1connection.HTTP1Connection` offers to a request's delegate. `deadline`, monotonic
-    seconds, is the time by which something must move; the server looks at it now and then and calls `expire`.
+    A `tornado.httputil.HTTPConnection` by its methods, but for its base class, as `Exchange` is a delegate. It offers
+    what `tornado.http1connection.HTTP1Connection` offers to a request's delegate. `deadline`, monotonic seconds, is the
+    time by which something must move; the server looks at it now and then and calls `expire`.
     """
 
     def __init__(self, stream: PushStream, context: object, server: Server) -> None:
@@ -96,7 +96,7 @@ class HTTP1Connection(HTTPConnection):
         self._reset_response()
         self.deadline = self._time() + self._limits.header_timeout
         stream.set_close_callback(self._on_stream_closed)
-        stream.receive(self._on_data, server.read_buffer)
+        stream.receive(self._on_data)
 
     def _reset_response(self) -> None:
         self._delegate = None
@@ -159,7 +159,7 @@ class HTTP1Connection(HTTPConnection):
         assert request.start_line is not None
         self.deadline = math.inf
         self._close_after = not request.keep_alive
-        self._delegate = self._server.start_request(self, self)
+        self._delegate = self._server.start_request(self, cast(HTTPConnection, self))
         self._deliver(self._delegate.headers_received, request.start_line, request.headers)
         if request.expects_continue and not request.complete and not request.chunks and self._may_deliver():
             self._write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -394,7 +394,7 @@ class HTTP1Connection(HTTPConnection):
         """Hand the stream over, for another protocol such as WebSocket; the connection does nothing more."""
         stream = self.stream
         stream.set_close_callback(None)
-        stream.receive(None, self._server.read_buffer)
+        stream.receive(None)
         self.deadline = math.inf
         self._detached = True
         _give_back(stream, self._parser.held_back or b"")

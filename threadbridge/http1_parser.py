@@ -206,15 +206,17 @@ class RequestParser:
         headers = request.headers
         # What `headers.get` gives, at once.
         combined: dict[str, str] = {}
+        hosts = 0
         for name, value in self._fields:
             field, text = _field_name(name), value.decode("latin-1").rstrip("\t ")
+            hosts += field == "Host"
             # `HTTPHeaders.add` would check again what llhttp has checked.
             if field in combined:
                 headers.add(field, text)
                 combined[field] += "," + text
             else:
                 headers[field] = combined[field] = text
-        self._check_host(headers, version)
+        self._check_host(hosts, combined.get("Host", ""), version)
         self._check_framing(combined, version)
         expect = combined.get("Expect", "")
         if expect and version == "1.1":
@@ -240,11 +242,10 @@ class RequestParser:
         if not self._head.startswith(line, 2 if self._head.startswith(b"\r\n") else 0):
             raise BadRequest(HTTPStatus.BAD_REQUEST, "the request line is malformed (RFC 9112, section 3)")
 
-    def _check_host(self, headers: HTTPHeaders, version: str) -> None:
-        hosts = headers.get_list("Host")
-        if len(hosts) > 1 or (not hosts and version == "1.1"):
-            raise BadRequest(HTTPStatus.BAD_REQUEST, f"{len(hosts)} Host headers; expected one (RFC 9112, section 3.2)")
-        if hosts and not _HOST(hosts[0]):
+    def _check_host(self, count: int, host: str, version: str) -> None:
+        if count > 1 or (not count and version == "1.1"):
+            raise BadRequest(HTTPStatus.BAD_REQUEST, f"{count} Host headers; expected one (RFC 9112, section 3.2)")
+        if not _HOST(host):
             raise BadRequest(HTTPStatus.BAD_REQUEST, "the Host header is no host (RFC 9112, section 3.2)")
 
     def _check_framing(self, headers: Mapping[str, str], version: str) -> None:

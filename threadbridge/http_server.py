@@ -14,7 +14,7 @@ from tornado.netutil import ssl_wrap_socket
 
 from threadbridge.bridge import Bridge
 from threadbridge.http1 import HTTP1Connection, Limits
-from threadbridge.push_stream import READ_SIZE, PushSSLStream, PushStream
+from threadbridge.push_stream import PushSSLStream, PushStream
 
 logger = logging.getLogger("threadbridge")
 
@@ -43,9 +43,11 @@ class HTTPServer(TornadoHTTPServer):
         super().initialize(request_callback, max_buffer_size=1024 * 1024, **parameters)
         if isinstance(request_callback, Bridge):
             request_callback.servers.append(self)
+            if not self.xheaders:
+                # Nothing is to be done in between.
+                self.start_request = request_callback.start_request  # type: ignore[method-assign]
         self.limits = limits or Limits()
         self.draining = False
-        self.read_buffer = memoryview(bytearray(READ_SIZE))
         self._open: set[HTTP1Connection] = set()
         self._listeners: list[socket.socket] = []
         self._all_closed = asyncio.Event()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from asyncio import Future
 from collections.abc import Callable, Sequence
+from ssl import SSLWantReadError
 from typing import Any
 
 from tornado.ioloop import IOLoop
@@ -19,22 +20,16 @@ class PushStream(IOStream):
 
     `IOStream` itself makes a `Future` for each read and each write, and tries to read before it waits; on a connection
     whose requests and responses fit into one packet each, that costs more than the packets. Without `receive`, and
-    again after ``receive(None, ...)``, it is an ordinary `IOStream`.
+    again after ``receive(None)``, it is an ordinary `IOStream`.
     """
 
     _on_data: Callable[[bytes], None] | None = None
     # Whether nothing is read: see `pause_reading`.
     paused = False
-    _buffer: memoryview
 
-    def receive(self, on_data: Callable[[bytes], None] | None, buffer: memoryview) -> None:
-        """Have ``on_data`` called with what arrives, or, with None, keep it for ``read_bytes`` and its like.
-
-        ``buffer`` is used while reading only, so that all streams of a loop can share one; a read takes no more than
-        its size.
-        """
+    def receive(self, on_data: Callable[[bytes], None] | None) -> None:
+        """Have ``on_data`` called with what arrives, or, with None, keep it for ``read_bytes`` and its like."""
         self._on_data = on_data
-        self._buffer = buffer
         self.paused = False
         self._add_io_state(IOLoop.READ)
 
@@ -58,9 +53,9 @@ class PushStream(IOStream):
 
     def send(self, *pieces: bytes | memoryview) -> Future[None] | None:
         """Write, and give None when all of it has left, or else `write`'s future. Raises `StreamClosedError`."""
-        self._check_closed()
         left: Sequence[bytes | memoryview] = pieces
-        if not self.writing():
+        if not self._write_buffer:
+            self._check_closed()
             if not any(pieces):
                 # OpenSSL does not say what writing nothing does.
                 return None
@@ -71,6 +66,8 @@ class PushStream(IOStream):
             except OSError as error:
                 self.close(exc_info=error)
                 raise StreamClosedError(real_error=error) from error
+            if len(pieces) == 1 and sent == len(pieces[0]):
+                return None
             left = _without(sent, pieces)
             if not left:
                 return None
@@ -86,6 +83,18 @@ class PushStream(IOStream):
         return super().reading() if self._on_data is None else not self.paused
 
     def _handle_events(self, fd: Any, events: int) -> None:
+        if events != IOLoop.READ or self.paused or self._on_data is None or self._closed:
+            self._handle_rarer_events(fd, events)
+            return
+        # `IOStream` would go on to see what it now waits for: still the same.
+        try:
+            self._handle_read()
+        except Exception as error:
+            gen_log.error("Uncaught exception, closing connection.", exc_info=True)
+            self.close(exc_info=error)
+            raise
+
+    def _handle_rarer_events(self, fd: Any, events: int) -> None:
         if self.paused and events & IOLoop.READ and self._state is not None:
             # Only now, when something has come, is it worth to tell the kernel of the pause.
             self._state &= ~IOLoop.READ
@@ -99,20 +108,25 @@ class PushStream(IOStream):
             super()._handle_read()
             return
         try:
-            size = self.read_from_fd(self._buffer)
+            data = self.socket.recv(READ_SIZE)
+        except (BlockingIOError, SSLWantReadError):
+            return
         except OSError as error:
             if not self._is_connreset(error):
                 gen_log.warning("error on read: %s", error)
             self.close(exc_info=error)
             return
-        if size:
-            self._on_data(self._buffer[:size].tobytes())
-        elif size == 0:
+        if data:
+            self._on_data(data)
+        else:
             self.close()
 
 
 class PushSSLStream(SSLIOStream, PushStream):
     """The same with TLS. A read takes whole records, so that none is left where the kernel does not see it."""
+
+    # Its handshake waits now for this, now for that.
+    _handle_events = PushStream._handle_rarer_events
 
     def _send_at_once(self, pieces: Sequence[bytes | memoryview]) -> int:
         return self.write_to_fd(memoryview(b"".join(pieces)))

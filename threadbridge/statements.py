@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 # A request may run thousands; of those the latest are worth a look.
 KEPT = 50
@@ -32,16 +32,16 @@ class Statement:
     error: str = ""
 
 
-@dataclass(slots=True)
 class Statements:
     """All statements of a request: how many, how long they took together, and the latest of them.
 
     The worker writes; anybody reads, and may copy ``latest`` at any time, one `deque` operation being atomic.
     """
 
-    count: int = 0
-    seconds: float = 0.0
-    latest: deque[Statement] = field(default_factory=lambda: deque(maxlen=KEPT))
+    def __init__(self) -> None:
+        self.count = 0
+        self.seconds = 0.0
+        self.latest: deque[Statement] = deque(maxlen=KEPT)
 
     def begin(self, sql: str, connection_id: int | None) -> Statement:
         """A statement is given to the database. Worker side."""
