@@ -9,10 +9,10 @@ from setuptools import setup
 extensions = []
 needed = []
 if os.environ.get("THREADBRIDGE_COMPILE") == "1":
-    # The compiler reads the types of what the modules import.
-    needed = ["mypy[mypyc]", "tornado", "httptools"]
-    # The first calls of pip only ask what is needed.
-    if not {"egg_info", "dist_info"} & set(sys.argv):
+    if {"egg_info", "dist_info"} & set(sys.argv):
+        # pip asks what building needs: the compiler, and what has the types that the modules use.
+        needed = ["mypy[mypyc]", "tornado", "httptools"]
+    else:
         from mypyc.build import mypycify
 
         modules = runpy.run_path("threadbridge/compiled.py")["MODULES"]

@@ -23,6 +23,7 @@ MODULES = (
     "fair_queue",
     "forwarded",
     "hop",
+    "http_date",
     "http1",
     "http1_parser",
     "lane_choice",
@@ -33,6 +34,8 @@ MODULES = (
     "routes",
     "statements",
     "totals",
+    "watch",
+    "wsgi",
 )
 
 # The package, with the sources.

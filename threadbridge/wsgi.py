@@ -5,9 +5,8 @@ from __future__ import annotations
 import functools
 import logging
 import re
-from collections.abc import Callable, Iterable, Sequence
-from types import TracebackType
-from typing import TypeAlias
+from collections.abc import Callable
+from typing import Any
 from wsgiref.types import WSGIApplication
 from wsgiref.util import FileWrapper
 
@@ -18,8 +17,6 @@ from threadbridge.response_body import MEMORY_LIMIT, ClientDisconnected, FileSou
 from threadbridge.response_head import ResponseHead, response_head
 
 logger = logging.getLogger("threadbridge")
-
-ExcInfo: TypeAlias = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 
 # RFC 9110: a token (section 5.6.2), a field value (section 5.5), a reason phrase (RFC 9112, section 4).
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch
@@ -73,26 +70,28 @@ def call_application(
 
 
 class Call:
-    """One call of a WSGI application. Worker side, all of it."""
+    """One call of a WSGI application. Worker side, all of it.
 
-    complete = False
-    _status = 0
-    _reason = ""
-    # What `start_response` got, with the Content-Length apart.
-    _fields: list[tuple[str, str]] | None = None
-    _length: int | None = None
-    _names: frozenset[str] | set[str] = frozenset()
-    _has_body = True
-    # How much of the announced Content-Length is still to come; None when none is announced.
-    _remaining: int | None = None
-    _head_sent = False
+    What comes from the application is of any type: that it is PEP 3333's is checked here, and said in its terms.
+    """
 
     def __init__(self, exchange: Exchange) -> None:
+        self.complete = False
         self._exchange = exchange
+        self._status = 0
+        self._reason = ""
+        # What `start_response` got, with the Content-Length apart.
+        self._fields: list[tuple[str, str]] | None = None
+        self._length: int | None = None
+        self._names: set[str] = set()
+        self._has_body = True
+        # How much of the announced Content-Length is still to come; None when none is announced.
+        self._remaining: int | None = None
+        self._head_sent = False
 
     def run(self, application: WSGIApplication) -> None:
         """Call, iterate, close; raises what the application raises, and `ApplicationError`."""
-        result = application(environ_of(self._exchange), self._start_response)
+        result: Any = application(environ_of(self._exchange), self._start_response)
         try:
             if isinstance(result, (list, tuple)):
                 self._send_list(result)
@@ -103,7 +102,7 @@ class Call:
             if close is not None:
                 close()
 
-    def _send_list(self, chunks: Sequence[bytes]) -> None:
+    def _send_list(self, chunks: Any) -> None:
         """Send a body that is there as a whole: its length can be announced, and it crosses in one hop."""
         body = b"".join(map(_checked, chunks))
         if self._fields is not None and self._remaining is None and not self._head_sent:
@@ -112,7 +111,7 @@ class Call:
             self._send(body)
         self._finish()
 
-    def _send_iterable(self, result: Iterable[bytes]) -> None:
+    def _send_iterable(self, result: Any) -> None:
         try:
             chunks = iter(result)
         except TypeError:
@@ -149,9 +148,7 @@ class Call:
         self._exchange.respond_with_file(head, file)
         return True
 
-    def _start_response(
-        self, status: str, headers: list[tuple[str, str]], exc_info: ExcInfo | None = None, /
-    ) -> Callable[[bytes], object]:
+    def _start_response(self, status: Any, headers: Any, exc_info: Any = None, /) -> Callable[[bytes], object]:
         if exc_info is not None:
             try:
                 if self._head_sent and exc_info[1] is not None:
@@ -185,7 +182,7 @@ class Call:
                 self._fields.append((name, value.strip(" \t")))
         return self._write
 
-    def _write(self, data: bytes) -> None:
+    def _write(self, data: Any) -> None:
         if self.complete:
             if data and self._has_body:
                 self._log_excess()
@@ -280,7 +277,7 @@ def _checked_name(name: str) -> str:
     return name.lower()
 
 
-def _checked(chunk: bytes) -> bytes:
+def _checked(chunk: Any) -> bytes:
     if not isinstance(chunk, bytes):
         raise ApplicationError(f"the body has a {type(chunk).__name__}, {chunk!r:.60}; expected bytes")
     return chunk
