@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from dataclasses import dataclass
 
 # A request may run thousands; of those the latest are worth a look.
 KEPT = 50
@@ -12,7 +11,6 @@ KEPT = 50
 KEPT_TEXT = 10_000
 
 
-@dataclass(slots=True)
 class Statement:
     """One statement. The worker writes it, anybody reads it.
 
@@ -24,12 +22,15 @@ class Statement:
     :param error: the exception's name when it failed, or "".
     """
 
-    sql: str
-    connection_id: int | None
-    started: float
-    ended: float = 0.0
-    rows: int = -1
-    error: str = ""
+    __slots__ = ("connection_id", "ended", "error", "rows", "sql", "started")
+
+    def __init__(self, sql: str, connection_id: int | None, started: float) -> None:
+        self.sql = sql
+        self.connection_id = connection_id
+        self.started = started
+        self.ended = 0.0
+        self.rows = -1
+        self.error = ""
 
 
 class Statements:
@@ -37,6 +38,8 @@ class Statements:
 
     The worker writes; anybody reads, and may copy ``latest`` at any time, one `deque` operation being atomic.
     """
+
+    __slots__ = ("count", "latest", "seconds")
 
     def __init__(self) -> None:
         self.count = 0
