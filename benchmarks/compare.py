@@ -36,9 +36,9 @@ PARTS = [*WORKLOADS, MEMORY, HAZARDS]
 REQUESTED = [contender.name for contender in ON_REQUEST]
 PEERS = [contender.name for contender in CONTENDERS if contender is not THREADBRIDGE]
 PICTURE = ROOT / "docs" / "compared.svg"
-# Seconds, to know beforehand how long it takes: for a server's start, for a measurement beside the load itself, for
-# the hazards of threadbridge and for those of another server.
-START = 0.6
+# Seconds, to know beforehand how long it takes: for a server's start with its warming up, for a measurement beside the
+# load itself, for the hazards of threadbridge and for those of another server.
+START = 1.8
 MEASUREMENT = 0.2
 OWN_HAZARDS = 80
 HAZARDS_EACH = 35
@@ -138,7 +138,7 @@ def estimate(options: argparse.Namespace, workloads: Sequence[Workload]) -> floa
     seconds = sum(workload.seconds + MEASUREMENT for workload in workloads) + START * groups
     total: float = options.rounds * servers * seconds
     if MEMORY in options.only:
-        total += min(options.rounds, MEMORY_STARTS) * servers * (START + 1)
+        total += min(options.rounds, MEMORY_STARTS) * servers * START
     if HAZARDS in options.only:
         total += OWN_HAZARDS + (0 if options.quick else HAZARDS_EACH * (servers - 1))
     return total

@@ -22,6 +22,8 @@ from benchmarks.workloads import HELLO, Workload
 from benchmarks.wrk import Load, Measured, NoAnswers, run
 
 MEMORY_STARTS = 3
+# Seconds: what is done under load only, such as compiling a regular expression or choosing a processor, is done then.
+WARM_UP = 1
 
 
 class Sample(NamedTuple):
@@ -73,12 +75,15 @@ class Bench(NamedTuple):
     contenders: Sequence[Contender]
 
     def start(self, contender: Contender, stack: ExitStack, *, logged: bool) -> Subject:
-        """A server whose threads and database connections are there."""
+        """A server whose threads and database connections are there, and that has been under load for a moment."""
         if contender.name in self.cannot:
             raise CannotStart("it cannot be installed")
         subject = stack.enter_context(running(contender, self.environment, self.variables, logged=logged))
         try:
             at_once(subject.port, "/query?seconds=0.05", THREADS)
+            run(subject.port, Load(HELLO, 64), WARM_UP)
+        except NoAnswers as error:
+            raise CannotStart("it answers nobody under load") from error
         except (OSError, http.client.HTTPException, Refused) as error:
             raise CannotStart(f"its first queries failed: {error!r}") from error
         return subject
@@ -116,7 +121,6 @@ class Bench(NamedTuple):
         # Alone: what is shared with other servers would be counted less.
         with ExitStack() as stack:
             subject = self.start(contender, stack, logged=False)
-            run(subject.port, Load(HELLO, 64), 1)
             return subject.footprints()
 
 
