@@ -18,6 +18,7 @@ from tests.processes import ROOT
 from threadbridge import Lane, serve
 from threadbridge.settings import ALL, CommandLineSettings, Settings, from_keywords, grace_period, resolve
 from threadbridge.settings_page import as_markdown
+from threadbridge.values import FLAG
 
 APPLICATION = """
 from dbutils.pooled_db import PooledDB
@@ -138,7 +139,7 @@ def test_help_tells_each_option_with_its_default(directory: Path) -> None:
     assert ended.returncode == 0
     text = " ".join(ended.stdout.split())
     for name, setting in ALL.items():
-        assert f"--{setting.option or name} " in text
+        assert f" --{setting.option or name}{'[=' if setting.kind is FLAG else '='}{setting.kind.metavar}" in text
         assert " ".join(setting.meaning.split()) in text
     assert "Default: 127.0.0.1" in text
 
@@ -146,10 +147,12 @@ def test_help_tells_each_option_with_its_default(directory: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "the following arguments are required: MODULE:APP"),
+        ([], "MODULE:APP is missing: name the WSGI application"),
         (["site_app:app", "surplus"], "unexpected argument 'surplus'"),
         (["site_app:app", "--nonsense=1"], "unexpected argument '--nonsense=1'"),
-        (["site_app:app", "--port"], "argument --port: expected one argument"),
+        (["site_app:app", "--port"], "--port: expected a value, --port=N"),
+        (["site_app:app", "--client-key", "--port=1"], "--client_key: expected a value, --client_key=MODULE:ATTRIBUTE"),
+        (["site_app:app", "-"], "unexpected argument '-'"),
         (["site_app:app", "--port=abc"], "--port=abc: expected a number from 0 to 65535"),
         (["site_app:app", "--port=65536"], "--port=65536: expected a number from 0 to 65535"),
         (["site_app:app", "--threads=0"], "--threads=0: expected a number of at least 1"),

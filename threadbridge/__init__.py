@@ -1,5 +1,7 @@
 """Serves blocking WSGI applications from Tornado without blocking its loop."""
 
+from typing import TYPE_CHECKING
+
 from threadbridge.compiled import prefer_compiled
 
 # Before the modules that may have been compiled.
@@ -7,8 +9,19 @@ prefer_compiled(__path__)
 
 from threadbridge.bridge import Bridge  # noqa: E402
 from threadbridge.current import RunningRequest, current  # noqa: E402
-from threadbridge.http_server import HTTPServer  # noqa: E402
 from threadbridge.lanes import Lane  # noqa: E402
 from threadbridge.server import serve  # noqa: E402
 
+if TYPE_CHECKING:
+    from threadbridge.http_server import HTTPServer
+
 __all__ = ["Bridge", "HTTPServer", "Lane", "RunningRequest", "current", "serve"]
+
+
+def __getattr__(name: str) -> object:
+    # Tornado's, from which it derives, takes half a megabyte, and `serve` has no use for it.
+    if name == "HTTPServer":
+        from threadbridge.http_server import HTTPServer
+
+        return HTTPServer
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

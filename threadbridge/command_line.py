@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import logging
 import os
-import re
 import signal
 import sys
 import threading
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, Unpack, cast
+from typing import TYPE_CHECKING, Unpack, cast
 from wsgiref.types import WSGIApplication
 
+from threadbridge.arguments import asks_for_help, read_arguments
 from threadbridge.inheritance import take_inheritance
 from threadbridge.lanes import Lane
 from threadbridge.logs import set_up_logging
 from threadbridge.server import Service, end_process
-from threadbridge.settings import ALL, SERVE, CommandLineSettings, Resolved, SettingError, option_name, resolve
-from threadbridge.values import FLAG, Place
+from threadbridge.settings import ALL, CommandLineSettings, Resolved, SettingError, resolve
+from threadbridge.values import Place
 
 if TYPE_CHECKING:
     from threadbridge.supervisor import Supervisor
@@ -45,13 +44,19 @@ def run(application: WSGIApplication, **defaults: Unpack[CommandLineSettings]) -
 
 
 def _run(program: str, application: WSGIApplication | None, defaults: CommandLineSettings) -> int:
-    parser = _parser(program, defaults, names_application=application is None)
+    names_application = application is None
+    if asks_for_help(sys.argv[1:]):
+        # Only now, as all that a server does not need.
+        from threadbridge.help_page import help_page
+
+        print(help_page(program, defaults, names_application=names_application))
+        return 0
     try:
-        arguments, surplus = parser.parse_known_args(_normalized(sys.argv[1:]))
-        if surplus:
-            raise SettingError(f"unexpected argument {surplus[0]!r}")
-        options = {name: texts for name, texts in vars(arguments).items() if texts}
-        place: str | None = options.pop("application", None)
+        options, places = read_arguments(sys.argv[1:])
+        if len(places) > names_application:
+            raise SettingError(f"unexpected argument {places[names_application]!r}")
+        if names_application and not places:
+            raise SettingError("MODULE:APP is missing: name the WSGI application, such as myapplication:app")
         resolved = resolve(options, os.environ, defaults)
         settings = resolved.values
         inheritance = take_inheritance()
@@ -73,9 +78,8 @@ def _run(program: str, application: WSGIApplication | None, defaults: CommandLin
         # The application is not its business, but that of the processes.
         return _listen_and_run(program, settings, Supervisor(settings))
     try:
-        if place is not None:
-            application = _load_application(place)
-        assert application is not None
+        if application is None:
+            application = _load_application(places[0])
         with_objects = _with_objects(resolved)
         service = Service(application, with_objects, inheritance)
     except ValueError as error:
@@ -106,52 +110,6 @@ def _listen_and_run(program: str, settings: CommandLineSettings, life: Service |
         print(f"{program}: cannot listen on {where}: {error.strerror or error}", file=sys.stderr)
         return 1
     return life.run()
-
-
-class _Parser(argparse.ArgumentParser):
-    """Raises `SettingError` where its parent would print how the program is used."""
-
-    def error(self, message: str) -> NoReturn:
-        raise SettingError(message)
-
-
-def _parser(program: str, defaults: CommandLineSettings, *, names_application: bool) -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog=program,
-        usage=f"{program} {'MODULE:APP ' if names_application else ''}[--OPTION=VALUE]...",
-        description="Serves a WSGI application with a thread for each request that runs.",
-        epilog="Options may be written with hyphens or with underscores. They can also come from the environment "
-        "(THREADBRIDGE_PORT=8000) and from the file that --config names; the command line is stronger than the "
-        "environment, and that is stronger than the file.",
-        allow_abbrev=False,
-    )
-    if names_application:
-        parser.add_argument("application", metavar="MODULE:APP", help="the WSGI application, such as myapplication:app")
-    groups = (parser.add_argument_group("serving"), parser.add_argument_group("this process and its log"))
-    for name, setting in ALL.items():
-        default = "" if setting.kind is FLAG else setting.show(defaults.get(name, setting.default))
-        groups[name not in SERVE].add_argument(
-            f"--{option_name(name)}",
-            dest=name,
-            action="append",
-            nargs="?" if setting.kind is FLAG else None,
-            metavar=setting.kind.metavar,
-            help=(setting.meaning + (f" Default: {default}" if default else "")).replace("%", "%%"),
-        )
-    return parser
-
-
-def _normalized(argv: Sequence[str]) -> list[str]:
-    """The arguments with two dashes and underscores in the options' names, and a value for each flag."""
-    flags = {name for name, setting in ALL.items() if setting.kind is FLAG}
-    arguments = []
-    for argument in argv:
-        match = re.fullmatch(r"--?([A-Za-z][\w-]+)(=.*)?", argument, re.DOTALL)
-        if match is not None:
-            name = match[1].replace("-", "_")
-            argument = f"--{name}{match[2] or ('=true' if name in flags else '')}"
-        arguments.append(argument)
-    return arguments
 
 
 def _set_up_logging(resolved: Resolved) -> None:

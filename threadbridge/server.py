@@ -18,8 +18,8 @@ from wsgiref.types import WSGIApplication
 from threadbridge.affinity import Affinity
 from threadbridge.bridge import Bridge
 from threadbridge.compiled import is_compiled
+from threadbridge.connection_server import ConnectionServer
 from threadbridge.http1 import Limits
-from threadbridge.http_server import HTTPServer
 from threadbridge.inheritance import HURRY, MESSAGE_SIZE, REOPEN, STOP, Inheritance, take_inheritance
 from threadbridge.interpreter import loop_factory, settle
 from threadbridge.lanes import Lane
@@ -174,7 +174,8 @@ class Service:
             orders = {STOP: lambda: on_stop("supervisor"), HURRY: hurry.set, REOPEN: reopen_log_files}
             loop.add_reader(self._inheritance.channel, self._obey, self._inheritance.channel, orders)
 
-        server = HTTPServer(self._bridge, limits=self._limits, ssl_options=self._tls)
+        server = ConnectionServer(self._bridge.start_request, self._bridge.refused, self._limits, self._tls)
+        self._bridge.servers.append(server)
         server.add_sockets(self._sockets)
         if self._admin is not None:
             self._admin.start(self._places())
@@ -254,7 +255,7 @@ class Service:
     def _places(self) -> list[str]:
         return [describe(listener, "https" if self._tls else "http") for listener in self._sockets]
 
-    async def _drain(self, server: HTTPServer) -> None:
+    async def _drain(self, server: ConnectionServer) -> None:
         await server.drain()
         self._bridge.close()
         # Applications may go on after their response is out, in `close()`. The waiting thread is a daemon, so that a

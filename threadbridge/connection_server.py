@@ -1,0 +1,164 @@
+"""Listening sockets and the connections that are accepted there: their time limits, and their end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable, Iterable
+from ssl import SSLContext
+from typing import Any, TypeAlias
+
+from tornado.httputil import HTTPConnection, HTTPMessageDelegate
+from tornado.iostream import IOStream
+from tornado.netutil import add_accept_handler, ssl_wrap_socket
+
+from threadbridge.http1 import HTTP1Connection, Limits
+from threadbridge.push_stream import PushSSLStream, PushStream
+
+logger = logging.getLogger("threadbridge")
+
+# Time limits are kept to about this many seconds: one look at all connections costs less than a timer for each.
+SWEEP_INTERVAL = 1.0
+# How long idle connections stay open when the server drains: a request that a proxy has just sent is still answered.
+DRAIN_LINGER = 1.0
+# A worker's head of at most one read may wait behind the request that is being answered.
+MAX_BUFFER_SIZE = 1024 * 1024
+
+StartRequest: TypeAlias = Callable[[object, HTTPConnection], HTTPMessageDelegate]
+Refused: TypeAlias = Callable[[Any, str, int, int], None]
+
+
+class RequestContext:
+    """Where a connection's requests come from: what handlers find as ``request.connection.context``.
+
+    :param address: the client's, as `socket.socket.accept` gives it.
+    """
+
+    __slots__ = ("address", "protocol", "remote_ip")
+
+    def __init__(self, address: Any, protocol: str) -> None:
+        self.address = address
+        self.protocol = protocol
+        self.remote_ip: str = address[0] if isinstance(address, tuple) else "0.0.0.0"
+
+    def __str__(self) -> str:
+        return self.remote_ip if isinstance(self.address, tuple) else str(self.address)
+
+
+class ConnectionServer:
+    """Accepts connections and has their requests answered, until it drains. Loop side.
+
+    :param start_request: called for each request, as `tornado.httputil.HTTPServerConnectionDelegate` says.
+    :param refused: told of each request that was refused before it began, see `Bridge.refused`.
+    :param limits: sizes and times that clients must keep to.
+    :param ssl_options: for HTTPS.
+    """
+
+    def __init__(
+        self,
+        start_request: StartRequest,
+        refused: Refused,
+        limits: Limits,
+        ssl_options: SSLContext | None = None,
+    ) -> None:
+        self.start_request = start_request
+        self.refused = refused
+        self.limits = limits
+        self.ssl_options: Any = ssl_options
+        self.draining = False
+        self._open: set[HTTP1Connection] = set()
+        # For each socket, how to accept there no more.
+        self._listeners: dict[socket.socket, Callable[[], None]] = {}
+        self._all_closed = asyncio.Event()
+        self._sweeping: asyncio.TimerHandle | None = None
+
+    def context_of(self, stream: IOStream, address: Any) -> object:
+        """Where the requests of a new connection come from."""
+        return RequestContext(address, "http" if self.ssl_options is None else "https")
+
+    def add_sockets(self, sockets: Iterable[socket.socket]) -> None:
+        """Listen on these sockets."""
+        for listener in sockets:
+            self._listeners[listener] = add_accept_handler(listener, self._handle_connection)
+
+    def _handle_connection(self, connection: socket.socket, address: Any) -> None:
+        stream: PushStream
+        try:
+            if self.ssl_options is None:
+                stream = PushStream(connection, max_buffer_size=MAX_BUFFER_SIZE)
+            else:
+                wrapped = ssl_wrap_socket(connection, self.ssl_options, server_side=True, do_handshake_on_connect=False)
+                stream = PushSSLStream(wrapped, max_buffer_size=MAX_BUFFER_SIZE)
+        except OSError as error:
+            logger.info("a client from %s left before it was served: %s", address, error)
+            connection.close()
+            return
+        self.handle_stream(stream, address)
+
+    def handle_stream(self, stream: IOStream, address: Any) -> None:
+        """Serve a connection that has been accepted."""
+        assert isinstance(stream, PushStream)
+        # A stream's next piece must not wait until the client has acknowledged the last one: that takes it 40 ms.
+        stream.set_nodelay(True)
+        self._all_closed.clear()
+        self._open.add(HTTP1Connection(stream, self.context_of(stream, address), self))
+        if self._sweeping is None:
+            self._sweep()
+
+    def on_close(self, server_conn: object) -> None:
+        """Forget a connection; called by it when it is closed or detached."""
+        assert isinstance(server_conn, HTTP1Connection)
+        self._open.discard(server_conn)
+        if not self._open:
+            self._all_closed.set()
+
+    @property
+    def connections(self) -> int:
+        """How many clients' connections are open."""
+        return len(self._open)
+
+    def _sweep(self) -> None:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        for connection in [connection for connection in self._open if connection.deadline <= now]:
+            connection.expire()
+        self._sweeping = loop.call_later(SWEEP_INTERVAL, self._sweep) if self._open else None
+
+    def stop(self) -> None:
+        """Listen no more. Clients whose connection the kernel has already made are served."""
+        for listener, remove_handler in self._listeners.items():
+            self._accept_waiting(listener)
+            remove_handler()
+            listener.close()
+        self._listeners.clear()
+
+    def _accept_waiting(self, listener: socket.socket) -> None:
+        while True:
+            try:
+                client, address = listener.accept()
+            except OSError:
+                # BlockingIOError: none is waiting; any other: none can be had.
+                return
+            self._handle_connection(client, address)
+
+    async def drain(self) -> None:
+        """Answer what has arrived or is about to, then close; returns when every connection is closed.
+
+        Responses carry ``Connection: close`` from now on. Connections that are idle stay open for `DRAIN_LINGER`
+        seconds.
+        """
+        self.draining = True
+        if self._open:
+            await asyncio.sleep(DRAIN_LINGER)
+        for connection in [connection for connection in self._open if connection.idle]:
+            connection.close()
+        if self._open:
+            await self._all_closed.wait()
+
+    async def close_all_connections(self) -> None:
+        """Close every connection at once, whatever it is doing; requests end as if their clients had left."""
+        for connection in list(self._open):
+            connection.stream.close()
+        if self._open:
+            await self._all_closed.wait()
