@@ -7,11 +7,13 @@ import http.client
 import socket
 import threading
 from collections.abc import Awaitable, Iterator
+from typing import Any
 from wsgiref.types import StartResponse, WSGIEnvironment
 
 import pytest
 import requests
 from tornado.httpserver import HTTPServer as TornadoHTTPServer
+from tornado.httputil import HTTPHeaders, HTTPServerRequest, ResponseStartLine
 from tornado.routing import PathMatches, Rule, RuleRouter
 from tornado.web import Application, RequestHandler, stream_request_body
 from tornado.websocket import websocket_connect
@@ -90,6 +92,31 @@ class Early(RequestHandler):
     def prepare(self) -> Awaitable[None] | None:
         self.send_error(403)
         return None
+
+
+def tell_client(request: HTTPServerRequest) -> None:
+    """A callback that is no more than a function."""
+    text = f"{request.remote_ip} {request.protocol}".encode()
+    assert request.connection is not None
+    headers = HTTPHeaders({"Content-Length": str(len(text))})
+    request.connection.write_headers(ResponseStartLine("HTTP/1.1", 200, "OK"), headers, text)
+    request.connection.finish()
+
+
+@pytest.mark.parametrize(
+    ("parameters", "forwarded", "direct"),
+    [
+        ({"xheaders": True}, b"203.0.113.9 https", b"127.0.0.1 http"),
+        ({"protocol": "https"}, b"127.0.0.1 https", b"127.0.0.1 https"),
+    ],
+)
+def test_tornado_s_parameters_mean_what_they_mean_there(
+    parameters: dict[str, Any], forwarded: bytes, direct: bytes
+) -> None:
+    with BridgeThread(echo, lambda bridge: HTTPServer(tell_client, **parameters), threads=1) as server:
+        headers = {"X-Real-Ip": "203.0.113.9", "X-Scheme": "https"}
+        assert server.request(headers=headers)[1] == forwarded
+        assert server.request()[1] == direct
 
 
 def beside_handlers(bridge: Bridge) -> HTTPServer:

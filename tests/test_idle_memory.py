@@ -21,11 +21,23 @@ FOR_CHECK = {"threadbridge.doctor", "threadbridge.nginx_config", "threadbridge.f
 FOR_POOLS = {"threadbridge.pool", "threadbridge.mysql", "threadbridge.postgresql", "dbutils"}
 FOR_SEVERAL_PROCESSES = {"threadbridge.supervisor", "threadbridge.child"}
 FOR_CONFIG_FILES = {"tomllib"}
-FOR_OPERATORS = {"threadbridge.admin", "tornado.web", "tornado.template", "tornado.locale", "tornado.httpclient"}
+FOR_HELP = {"threadbridge.help_page", "argparse"}
+FOR_HANDLERS_OF_TORNADO = {"threadbridge.http_server"}
+FOR_OPERATORS = {
+    "threadbridge.admin",
+    "tornado.httpserver",
+    "tornado.http1connection",
+    "multiprocessing",
+    "tornado.web",
+    "tornado.template",
+    "tornado.locale",
+    "tornado.httpclient",
+}
 FOR_METRICS = {"threadbridge.metrics", "threadbridge.metrics_merge", "prometheus_client"}
 # Heavy, and easily taken in with another.
 FOR_NOTHING = {"ctypes", "unittest", "pydoc", "sqlite3", "xml", "tornado.options", "tornado.testing"}
-FOR_OTHERS = FOR_CHECK | FOR_POOLS | FOR_SEVERAL_PROCESSES | FOR_CONFIG_FILES | FOR_METRICS | FOR_NOTHING
+FOR_OTHERS = FOR_CHECK | FOR_POOLS | FOR_SEVERAL_PROCESSES | FOR_CONFIG_FILES | FOR_METRICS | FOR_HELP
+FOR_OTHERS |= FOR_HANDLERS_OF_TORNADO | FOR_NOTHING
 
 
 @pytest.mark.parametrize(

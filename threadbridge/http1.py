@@ -8,7 +8,6 @@ import math
 import re
 import socket
 from asyncio import Future
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -84,7 +83,8 @@ class HTTP1Connection:
         self._server = server
         self._limits = server.limits
         self._time = asyncio.get_running_loop().time
-        self._requests: deque[Request] = deque()
+        # Few, so that a deque would only be larger.
+        self._requests: list[Request] = []
         self._parser = RequestParser(self._requests, self._limits.max_header_size, self._limits.max_body_size)
         # The request at the head of the queue, once its delegate has been told of it.
         self._delegate: HTTPMessageDelegate | None = None
@@ -340,7 +340,7 @@ class HTTP1Connection:
         elif self._close_after:
             self.stream.close()
         else:
-            self._requests.popleft()
+            del self._requests[0]
             self._reset_response()
             self.deadline = self._time() + self._limits.idle_timeout
             self._parser.resume()

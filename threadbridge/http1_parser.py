@@ -45,7 +45,8 @@ class Request:
         self.headers = HTTPHeaders()
         self.keep_alive = False
         self.expects_continue = False
-        self.chunks: deque[bytes] = deque()
+        # What has come of its body and has not been delivered; most requests have none.
+        self.chunks: deque[bytes] | None = None
         self.complete = False
         # The request, or what was to become one, is refused; nothing follows it.
         self.error: BadRequest | None = None
@@ -59,7 +60,7 @@ class RequestParser:
     :param max_body_size: bytes of a request's body.
     """
 
-    def __init__(self, requests: deque[Request], max_header_size: int, max_body_size: int) -> None:
+    def __init__(self, requests: list[Request], max_header_size: int, max_body_size: int) -> None:
         # Bytes behind a request with ``Upgrade``: another protocol's, unless `resume` says that HTTP goes on.
         self.held_back: bytes | None = None
         self._stopped = False
@@ -269,6 +270,8 @@ class RequestParser:
         self._overhead -= len(data)
         if self._body_size > self._max_body_size:
             raise BadRequest(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a body has at most {self._max_body_size} bytes")
+        if request.chunks is None:
+            request.chunks = deque()
         request.chunks.append(data)
 
     def on_message_complete(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 
 # A request may run thousands; of those the latest are worth a look.
 KEPT = 50
@@ -36,7 +35,7 @@ class Statement:
 class Statements:
     """All statements of a request: how many, how long they took together, and the latest of them.
 
-    The worker writes; anybody reads, and may copy ``latest`` at any time, one `deque` operation being atomic.
+    The worker writes; anybody reads, and may copy ``latest`` at any time, one `list` operation being atomic.
     """
 
     __slots__ = ("count", "latest", "seconds")
@@ -44,12 +43,15 @@ class Statements:
     def __init__(self) -> None:
         self.count = 0
         self.seconds = 0.0
-        self.latest: deque[Statement] = deque(maxlen=KEPT)
+        # A deque would be ten times as large, for a request that has few statements or none.
+        self.latest: list[Statement] = []
 
     def begin(self, sql: str, connection_id: int | None) -> Statement:
         """A statement is given to the database. Worker side."""
         statement = Statement(sql[:KEPT_TEXT], connection_id, time.monotonic())
         self.count += 1
+        if len(self.latest) == KEPT:
+            del self.latest[0]
         self.latest.append(statement)
         return statement
 
