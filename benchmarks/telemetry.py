@@ -8,12 +8,13 @@ machine meets all of them.
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
 
@@ -41,7 +42,8 @@ def main() -> int:
             LOGS: ("-m", "threadbridge", *APPLICATION, f"{log}.1.log"),
             PAGE: ("-m", "threadbridge", *APPLICATION, f"{log}.2.log", f"--admin_port={admin_port}"),
         }
-        servers = {name: Subject(stack.enter_context(Frontend(command)), {}) for name, command in commands.items()}
+        with on_one_processor():
+            servers = {name: Subject(stack.enter_context(Frontend(command)), {}) for name, command in commands.items()}
         page = ["curl", "--silent", "--no-buffer", f"http://127.0.0.1:{admin_port}/events"]
         stack.callback(subprocess.Popen(page, stdout=subprocess.DEVNULL).kill)
         costs: dict[str, list[float]] = {name: [] for name in servers}
@@ -55,6 +57,17 @@ def main() -> int:
         report(costs)
         print(f"The access log has grown to {written / 1e6:.1f} MB.")
     return 0
+
+
+@contextmanager
+def on_one_processor() -> Iterator[None]:
+    """Bind what is started here to the same processor: under load each would keep to one, but not to the same."""
+    processors = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(processors)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, processors)
 
 
 def microseconds(server: Subject, seconds: int) -> float:

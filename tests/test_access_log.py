@@ -11,9 +11,9 @@ from wsgiref.types import StartResponse, WSGIEnvironment
 import pytest
 
 from tests.inprocess import BridgeThread, wait_until
+from tests.records import record
 from threadbridge import Lane, current
 from threadbridge.access_log import AccessLines
-from threadbridge.record import Record
 
 COMBINED = re.compile(
     r"(?P<client>\S+) - - \[(?P<time>\d\d/[A-Z][a-z]{2}/\d{4}:\d\d:\d\d:\d\d [+-]\d{4})\] "
@@ -31,9 +31,9 @@ def _logged(caplog: pytest.LogCaptureFixture) -> None:
 def lines(caplog: pytest.LogCaptureFixture) -> list[dict[str, str]]:
     """The fields of each line."""
     found = []
-    for record in caplog.records:
-        if record.name == "tornado.access":
-            for line in record.getMessage().splitlines():
+    for logged in caplog.records:
+        if logged.name == "tornado.access":
+            for line in logged.getMessage().splitlines():
                 match = COMBINED.fullmatch(line)
                 assert match is not None, line
                 found.append(match.groupdict())
@@ -117,13 +117,6 @@ def test_what_the_server_refuses_has_its_line(
     assert line["request"] == request_line
 
 
-def record(**fields: object) -> Record:
-    """One whose other fields do not matter."""
-    known: dict[str, object] = dict.fromkeys(Record._fields, "x")
-    known |= dict.fromkeys(("status", "sent", "wait", "run", "database", "total", "statements"), 0)
-    return Record(**{**known, "status": 200, "started_at": 1_700_000_000.9, **fields})  # type: ignore[arg-type]
-
-
 @pytest.mark.parametrize(
     ("sent", "logged"),
     [
@@ -143,7 +136,7 @@ def test_nobody_can_forge_a_line(sent: str, logged: str) -> None:
 
 
 def test_each_line_has_the_time_of_its_end() -> None:
-    text = str(AccessLines([record(), record(total=0.05), record(total=0.2), record(total=60)]))
+    text = str(AccessLines([record(), record(total=0.05), record(total=0.2), record(total=60.0)]))
     assert re.findall(r":(\d\d:\d\d) [+-]", text) == ["13:20", "13:20", "13:21", "14:20"]
 
 

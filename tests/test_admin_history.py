@@ -7,6 +7,7 @@ import random
 import time
 from typing import Any
 
+from tests.records import record as any_record
 from threadbridge.admin.history import KEPT_A_SECOND, SLOTS, History, merged_slots
 from threadbridge.record import Record
 
@@ -15,9 +16,8 @@ NOW = time.time() // 10 * 10 - 4.5
 
 
 def record(**differences: Any) -> Record:
-    """A request that was answered at once, a moment ago, but for what is said."""
-    plain: dict[str, Any] = dict.fromkeys(Record._fields, 0) | {"started_at": NOW, "ending": "done", "target": "/"}
-    return Record(**(plain | {"has_run": True} | differences))
+    """One that ended a moment ago, but for what is said."""
+    return any_record(**({"started_at": NOW} | differences))
 
 
 def test_of_each_second_the_slowest_are_kept_and_all_are_counted() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 import time
@@ -13,7 +14,7 @@ import pytest
 from tests.inprocess import BridgeThread, wait_until
 from threadbridge import current
 from threadbridge.record import Record
-from threadbridge.telemetry import BATCH
+from threadbridge.telemetry import BATCH, INTERVAL, Telemetry
 
 
 def hello(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
@@ -54,6 +55,24 @@ def test_each_record_comes_once_in_order_and_soon_without_more_requests() -> Non
     assert reader.targets == targets
     # Many at once, but not so many that the loop is held up by them.
     assert max(map(len, reader.batches)) <= 2 * BATCH and len(reader.batches) < len(targets) / 10
+
+
+def test_many_requests_for_a_long_time_stay_few_batches() -> None:
+    telemetry, reader = Telemetry(), Reader()
+    telemetry.subscribe(reader)
+
+    async def refuse() -> float:
+        began = time.monotonic()
+        while time.monotonic() - began < 10 * INTERVAL:
+            for _ in range(BATCH // 10):
+                telemetry.refused("192.0.2.1", "GET / HTTP/1.1", 400, 0)
+            # Several turns of the loop to a batch, as under load.
+            await asyncio.sleep(0.001)
+        return time.monotonic() - began
+
+    seconds = asyncio.run(refuse())
+    telemetry.flush()
+    assert len(reader.batches) <= len(reader.records) / BATCH + seconds / INTERVAL + 2
 
 
 def test_a_reader_may_leave() -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from typing import NamedTuple
 
 from threadbridge.exchange import Exchange
 from threadbridge.statements import Statement
 
 
-class Record(NamedTuple):
-    """A request that has ended. Times in seconds.
+class Record:
+    """A request that has ended, for everybody to read and nobody to change. Times in seconds.
 
     :param id: its name in all logs; "" for one that was refused before it was a request.
     :param client: the client's address, "" on a Unix socket.
@@ -31,27 +30,51 @@ class Record(NamedTuple):
     :param slow_statements: of a slow request its latest statements, which may still run; None of any other.
     """
 
-    id: str
-    client: str
-    method: str
-    target: str
-    version: str
-    status: int
-    ending: str
-    lane: str
-    sent: int
-    wait: float
-    run: float
-    database: float
-    total: float
-    statements: int
-    started_at: float
-    started: float
-    referer: str
-    user_agent: str
-    has_waited: bool
-    has_run: bool
-    slow_statements: tuple[Statement, ...] | None
+    def __init__(
+        self,
+        id: str,
+        client: str,
+        method: str,
+        target: str,
+        version: str,
+        status: int,
+        ending: str,
+        lane: str,
+        sent: int,
+        wait: float,
+        run: float,
+        database: float,
+        total: float,
+        statements: int,
+        started_at: float,
+        started: float,
+        referer: str,
+        user_agent: str,
+        has_waited: bool,
+        has_run: bool,
+        slow_statements: tuple[Statement, ...] | None,
+    ) -> None:
+        self.id = id
+        self.client = client
+        self.method = method
+        self.target = target
+        self.version = version
+        self.status = status
+        self.ending = ending
+        self.lane = lane
+        self.sent = sent
+        self.wait = wait
+        self.run = run
+        self.database = database
+        self.total = total
+        self.statements = statements
+        self.started_at = started_at
+        self.started = started
+        self.referer = referer
+        self.user_agent = user_agent
+        self.has_waited = has_waited
+        self.has_run = has_run
+        self.slow_statements = slow_statements
 
 
 def record_of(exchange: Exchange, slow_after: float) -> Record:

@@ -31,6 +31,7 @@ class Telemetry:
         self._slow_after = slow_after or float("inf")
         self._records: list[Record] = []
         self._readers: list[Reader] = []
+        self._timer: asyncio.TimerHandle | None = None
 
     def subscribe(self, reader: Reader) -> Callable[[], None]:
         """Have ``reader(records)`` called with all that end from now on, in order; a function that takes that back."""
@@ -56,12 +57,15 @@ class Telemetry:
         )  # fmt: skip
 
     def _add(self, record: Record) -> None:
-        waiting = self._records
-        if not waiting:
-            asyncio.get_running_loop().call_later(INTERVAL, self.flush)
-        elif len(waiting) == BATCH:
+        self._records.append(record)
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(INTERVAL, self._on_time)
+        elif len(self._records) == BATCH:
             asyncio.get_running_loop().call_soon(self.flush)
-        waiting.append(record)
+
+    def _on_time(self) -> None:
+        self._timer = None
+        self.flush()
 
     def flush(self) -> None:
         """Give the readers all that has ended until now. What a reader raises is logged."""

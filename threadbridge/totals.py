@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import Counter
 from collections.abc import Sequence
 
 from threadbridge.record import Record
@@ -56,15 +55,17 @@ class Totals:
     def __init__(self, lanes: Sequence[str]) -> None:
         self.lanes = {name: LaneTotals() for name in lanes}
         # By lane ("" for what was refused before it had one), ending and class of status.
-        self.requests: Counter[tuple[str, str, str]] = Counter()
+        self.requests: dict[tuple[str, str, str], int] = {}
         for name in lanes:
             self.requests.update({(name, str(ending), status): 0 for ending, status in USUAL})
         self.requests["", str(State.REFUSED), "4xx"] = 0
 
     def read(self, records: Sequence[Record]) -> None:
         """A reader of the telemetry."""
+        requests = self.requests
         for record in records:
-            self.requests[record.lane, record.ending, CLASSES[record.status // 100]] += 1
+            key = (record.lane, record.ending, CLASSES[record.status // 100])
+            requests[key] = requests.get(key, 0) + 1
             if record.has_waited:
                 lane = self.lanes[record.lane]
                 lane.wait.add(record.wait)

@@ -67,12 +67,13 @@ class History:
 
     def read(self, records: Sequence[Record]) -> None:
         """Take in what has ended; a reader for `Telemetry.subscribe`."""
+        second, slot = -1, Slot()
         for record in records:
             total = record.total
             ended = int(record.started_at + total)
-            slot = self._slots.get(ended // SLOT)
-            if slot is None:
-                slot = self._new_slot(ended // SLOT)
+            if ended != second:
+                # Mostly all of them have ended in the same one.
+                second, slot = ended, self._slots.get(ended // SLOT) or self._new_slot(ended // SLOT)
             ending = record.ending
             slot.endings[ending] = slot.endings.get(ending, 0) + 1
             if record.has_run and ending not in UNANSWERED:
