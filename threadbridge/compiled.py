@@ -22,6 +22,7 @@ MODULES = (
     "exchange",
     "fair_queue",
     "forwarded",
+    "history",
     "hop",
     "http_date",
     "http1",

@@ -19,11 +19,11 @@ from threadbridge.admin.access import Access
 from threadbridge.admin.events import Events
 from threadbridge.admin.handlers import local_application, public_application
 from threadbridge.admin.health import DatabaseCheck
-from threadbridge.admin.history import History
 from threadbridge.admin.peers import Peers, answers_of, processes_of
 from threadbridge.admin.snapshot import snapshot
 from threadbridge.admin.view import view
 from threadbridge.bridge import Bridge
+from threadbridge.history import History
 from threadbridge.inheritance import Inheritance
 from threadbridge.listeners import bind_admin, describe
 from threadbridge.settings import Settings

@@ -7,9 +7,9 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from threadbridge.admin.history import LONGEST_TARGET, History
 from threadbridge.bridge import Bridge
 from threadbridge.exchange import Exchange
+from threadbridge.history import LONGEST_TARGET, History
 from threadbridge.states import State
 
 # Of thousands that wait nobody reads more.

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from threadbridge.admin.history import KEPT_A_SECOND, SLOT, merged_slots
 from threadbridge.admin.snapshot import MOST_ROWS
+from threadbridge.history import KEPT_A_SECOND, SLOT, merged_slots
 
 
 def view(own: dict[str, Any], others: Sequence[dict[str, Any]], silent: Sequence[dict[str, str]]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from tests.records import record as any_record
-from threadbridge.admin.history import KEPT_A_SECOND, SLOTS, History, merged_slots
+from threadbridge.history import KEPT_A_SECOND, SLOTS, History, merged_slots
 from threadbridge.record import Record
 
 # Neither at the edge of a second nor of a slot.
