@@ -79,8 +79,8 @@ def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def runs_compiled(root: Path) -> bool:
     """Whether a program in this directory gets the compiled modules: all of them, or none."""
     code = (
-        "import sys, threadbridge.compiled as compiled; print(compiled.is_compiled())\n"
-        "for name in compiled.MODULES: print(sys.modules['threadbridge.' + name].__file__)"
+        "import importlib, threadbridge.compiled as compiled; print(compiled.is_compiled())\n"
+        "for name in compiled.MODULES: print(importlib.import_module('threadbridge.' + name).__file__)"
     )
     env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     run = subprocess.run([sys.executable, "-c", code], cwd=root, env=env, capture_output=True, text=True)
