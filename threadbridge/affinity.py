@@ -75,6 +75,16 @@ class Affinity:
         asyncio.get_running_loop().call_later(seconds, self._look)
 
     def _look(self) -> None:
+        is_trial = False
+        try:
+            is_trial = self._decide()
+        except OSError as error:
+            # There may be no file descriptor left for a moment, or somebody has taken processors away.
+            logger.debug("threads stay where they are: %s", error)
+        self._set_timer(TRIAL if is_trial else INTERVAL)
+
+    def _decide(self) -> bool:
+        """Move the threads where they should be; whether that is for a trial."""
         now, used, idle = time.monotonic(), time.process_time(), _idle_seconds()
         seconds = now - self._at
         busy = (used - self._used) / seconds
@@ -89,12 +99,8 @@ class Affinity:
             self._patience = min(2 * self._patience, MOST_PATIENCE)
         elif busy >= PARALLEL:
             self._patience = PATIENCE
-        try:
-            self._keep_on(processor)
-        except OSError as error:
-            logger.warning("the threads cannot be kept on one processor: %s", error.strerror)
-            return
-        self._set_timer(TRIAL if is_trial else INTERVAL)
+        self._keep_on(processor)
+        return is_trial
 
     def _keep_on(self, processor: int | None) -> None:
         before, self._processor = self._processor, processor
