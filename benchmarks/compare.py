@@ -26,7 +26,6 @@ from benchmarks.report import as_json, facts, markdown
 from benchmarks.rounds import MEMORY_STARTS, Bench, Series
 from benchmarks.subject import CannotStart, Footprint
 from benchmarks.workloads import WORKLOADS, Workload
-from benchmarks.wrk import NoAnswers
 from tests.processes import ROOT, private_mariadb
 
 MEMORY = "memory"
@@ -151,7 +150,7 @@ def measure_memory(bench: Bench, starts: int) -> dict[str, list[list[Footprint]]
         for contender in bench.contenders:
             try:
                 memory[contender.name].append(bench.memory(contender))
-            except (CannotStart, NoAnswers) as error:
+            except CannotStart as error:
                 print(f"  {contender.name} does not start: {error!s:.500}", flush=True)
     return memory
 
