@@ -28,6 +28,9 @@ class Guard(Protocol):
     """What a connection needs of the pool guard that has made it."""
 
     tags_queries: bool
+    last_success: float
+
+    def note_failure(self, error: BaseException) -> None: ...
 
     def database_of(self, connection: object) -> Database | None: ...
 
@@ -132,8 +135,10 @@ class GuardedCursor(SteadyDBCursor):  # type: ignore[misc]
             result = borrow.execute(method, args, kwargs)
         except BaseException as error:
             statements.end(statement, error=type(error).__name__)
+            self._con.guard.note_failure(error)
             raise
         statements.end(statement, rows=_rows(self._cursor))
+        self._con.guard.last_success = statement.ended
         return result
 
     def __getattr__(self, name: str) -> Any:

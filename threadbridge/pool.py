@@ -111,6 +111,10 @@ class PoolGuard:
         self.stopper = Stopper()
         self._aside = Aside()
         watch_collector()
+        # When a statement last succeeded, and when one or a connection last failed because the database was out of
+        # reach, by `time.monotonic`; 0.0 for never. Written by workers, read by anyone.
+        self.last_success = 0.0
+        self.last_outage = 0.0
         # What each request holds.
         self._held: dict[RunningRequest, list[Borrow]] = {}
         with pool._lock:
@@ -150,6 +154,11 @@ class PoolGuard:
         return isinstance(error, pooled_db.TooManyConnectionsError) or (
             self._database is not None and self._database.is_outage(error)
         )
+
+    def note_failure(self, error: BaseException) -> None:
+        """Remember when the database was last out of reach. Worker side."""
+        if self.is_outage(error):
+            self.last_outage = time.monotonic()
 
     def close(self) -> None:
         """The bridge is at its end: another may have the pool. Any thread."""
@@ -233,7 +242,8 @@ class PoolGuard:
                 self._lend(steady, request)
                 steady._ping_check()
             return PooledDedicatedDBConnection(pool, steady)
-        except BaseException:
+        except BaseException as error:
+            self.note_failure(error)
             if steady is None:
                 self._count_off()
             else:

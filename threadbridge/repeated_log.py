@@ -1,0 +1,42 @@
+"""Log lines for a fault that may happen thousands of times a second: few lines, each saying how many it stands for."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+
+# Seconds between two lines about the same fault.
+INTERVAL = 10.0
+
+
+class RepeatedLog:
+    """Logs one fault at most once in an interval; the next line says how many were left out. Any thread.
+
+    :param logger: where the lines go.
+    :param interval: seconds between two lines. Default 10.
+
+    Make one for each fault, not for each request. What is left out after the last line is not reported before the fault
+    happens again.
+    """
+
+    def __init__(self, logger: logging.Logger, interval: float = INTERVAL) -> None:
+        self._logger = logger
+        self._interval = interval
+        self._next_at = 0.0
+        self._left_out = 0
+        self._lock = threading.Lock()
+
+    def log(self, level: int, message: str, *args: object, exc_info: BaseException | None = None) -> None:
+        """Log the line, or count it as left out if the last one is too recent."""
+        now = time.monotonic()
+        with self._lock:
+            if now < self._next_at:
+                self._left_out += 1
+                return
+            self._next_at = now + self._interval
+            left_out, self._left_out = self._left_out, 0
+        if left_out:
+            message += " (and %d more like this since the last such line)"
+            args = (*args, left_out)
+        self._logger.log(level, message, *args, exc_info=exc_info)
