@@ -24,7 +24,6 @@ from tests.inprocess import BridgeThread, wait_until
 from tests.processes import Frontend, private_mariadb
 from threadbridge import current
 from threadbridge.current import RunningRequest
-from threadbridge.mysql import MySQL
 from threadbridge.pool import PoolGuard
 
 CONNECTIONS = 4
@@ -268,7 +267,7 @@ def test_a_database_that_does_not_answer_holds_only_its_own_requests_and_not_for
 
 
 def test_a_server_that_accepts_and_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setitem(MySQL.defaults, "connect_timeout", 1)
+    monkeypatch.setattr("threadbridge.mysql.CONNECT_TIMEOUT", 1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         pool = PooledDB(MySQLdb, maxconnections=2, host="127.0.0.1", port=silent.getsockname()[1], user="x")
         application = Application(pool)

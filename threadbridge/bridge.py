@@ -38,6 +38,9 @@ logger = logging.getLogger("threadbridge")
 # Those that change nothing by definition (RFC 9110, section 9.2.1), but for TRACE.
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 SPOOL_SIZE = 8 * 1024**3
+# Seconds beyond the longest deadline that a statement may take unless `statement_limit` says otherwise: first the bridge
+# tries to stop it.
+STATEMENT_MARGIN = 30.0
 
 
 class Server(Protocol):
@@ -65,6 +68,9 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
     :param deadline: seconds until a request must be answered, waiting included, or it is answered 504. Default 180. It
         begins with the end of the request and ends with the beginning of the response: a stream may take as long as it
         likes.
+    :param statement_limit: seconds that a statement on a connection of the pool may take; the database and the driver
+        enforce it, also when this process cannot. 0 for no limit. Default: `STATEMENT_MARGIN` more than the longest
+        deadline of all lanes.
     :param cancel: which requests are cancelled, and their queries stopped, when their clients leave or at the deadline:
         ``safe`` (GET, HEAD and OPTIONS, the default), ``all`` or ``none``.
     :param tag_queries: have the statements of a request begin with a comment that names it, so that the database's list
@@ -94,6 +100,7 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         queue: int = 1000,
         queue_timeout: float = 30.0,
         deadline: float = 180.0,
+        statement_limit: float | None = None,
         cancel: Literal["safe", "all", "none"] = "safe",
         tag_queries: bool = False,
         client_key: Callable[[httputil.HTTPHeaders, str], str] | None = None,
@@ -110,7 +117,9 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
             raise ValueError(f"deadline={deadline}, queue_timeout={queue_timeout}; give positive numbers of seconds")
         threads = _lane_width(pool, threads)
         self._choice = LaneChoice(lanes, threads=threads, queue=queue, learns=pool is not None)
-        self.guard = _guard(pool, self._asked, tag_queries)
+        if statement_limit is None:
+            statement_limit = max(deadline, *(lane.deadline or 0.0 for lane in lanes), 0.0) + STATEMENT_MARGIN
+        self.guard = _guard(pool, self._asked, tag_queries, statement_limit)
         self.application = application
         self.lanes = self._choice.all
         self.exchanges: set[Exchange] = set()
@@ -295,9 +304,11 @@ def _lane_width(pool: object | None, threads: int | None) -> int:
     return size or threads or 0
 
 
-def _guard(pool: object | None, on_ask: Callable[[RunningRequest], None], tags_queries: bool) -> PoolGuard | None:
+def _guard(
+    pool: object | None, on_ask: Callable[[RunningRequest], None], tags_queries: bool, statement_limit: float
+) -> PoolGuard | None:
     if pool is None:
         return None
     from threadbridge.pool import PoolGuard
 
-    return PoolGuard(pool, on_ask, tags_queries=tags_queries)
+    return PoolGuard(pool, on_ask, tags_queries=tags_queries, statement_limit=statement_limit)

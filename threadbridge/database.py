@@ -12,12 +12,15 @@ class ConnectionSettings:
     """How the pool makes its connections: ``connect(*args, **kwargs)``.
 
     A driver's own function takes timeouts, too; one of the application's need not.
+
+    :param statement_limit: seconds that a statement on a connection of the pool may take; 0 for no limit.
     """
 
     connect: Callable[..., Any]
     args: Sequence[Any]
     kwargs: Mapping[str, Any]
     takes_timeouts: bool = True
+    statement_limit: float = 0.0
 
 
 class StopFailed(Exception):

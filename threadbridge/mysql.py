@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import math
 import secrets
 import weakref
 from collections.abc import Callable, Mapping
@@ -13,6 +14,10 @@ from threadbridge.database import ConnectionSettings, StopFailed
 
 # Seconds to connect, and to wait for the answer to a KILL.
 CONTROL_TIMEOUT = 3
+# Seconds to connect, for connections whose settings say nothing about it.
+CONNECT_TIMEOUT = 10
+# Seconds that the driver waits for the network beyond the limit for a statement.
+NETWORK_MARGIN = 10
 
 # ER_QUERY_INTERRUPTED; MariaDB's ER_STATEMENT_TIMEOUT; MySQL's ER_QUERY_TIMEOUT.
 STATEMENT_ERRORS = frozenset({1317, 1969, 3024})
@@ -97,14 +102,17 @@ def _only_reads(sql: bytes) -> bool:
 class MySQL:
     """Stops queries with ``KILL QUERY`` on a connection of its own. See `threadbridge.database.Database`."""
 
-    # A connection to a server that accepts and says nothing would be waited for without end.
-    defaults: Mapping[str, Any] = {"connect_timeout": 10}
-
     def __init__(self, driver: str, settings: ConnectionSettings) -> None:
         module = importlib.import_module(driver)
         self._error: type[Exception] = module.Error
         self._operational: type[Exception] = module.OperationalError
         self._settings = settings
+        # A server or a network that says nothing would be waited for without end.
+        self.defaults: Mapping[str, Any] = {"connect_timeout": CONNECT_TIMEOUT}
+        if settings.statement_limit:
+            # The database ends the statement first, if it can.
+            patience = math.ceil(settings.statement_limit + NETWORK_MARGIN)
+            self.defaults = {**self.defaults, "read_timeout": patience, "write_timeout": patience}
         # The control connection is the guard's thread's, kept for the next time.
         self._control: Any = None
         self._control_server = Server("", 0)

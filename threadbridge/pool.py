@@ -59,10 +59,10 @@ def pool_size(pool: object) -> int:
     return size
 
 
-def connection_settings(pool: Any) -> ConnectionSettings:
-    """How a pool that `pool_size` has accepted makes its connections."""
+def connection_settings(pool: Any, statement_limit: float = 0.0) -> ConnectionSettings:
+    """How a pool that `pool_size` has accepted makes its connections; ``statement_limit`` as for `PoolGuard`."""
     connect = getattr(pool._creator, "connect", pool._creator)
-    settings = ConnectionSettings(connect, pool._args, pool._kwargs)
+    settings = ConnectionSettings(connect, pool._args, pool._kwargs, statement_limit=statement_limit)
     is_drivers_own = database_of([_driver(pool)], settings) is not None
     return replace(settings, takes_timeouts=is_drivers_own)
 
@@ -81,6 +81,7 @@ class PoolGuard:
     :param pool: see `pool_size`, which has to be called before.
     :param on_ask: called on the worker side with a request that asks for a connection.
     :param tags_queries: have a request's statements begin with a comment that names it.
+    :param statement_limit: seconds that a statement may take, by the database's clock and the driver's; 0 for no limit.
 
     The connections that the pool has ready are closed, to be made again under the guard when they are needed. All state
     is guarded by the pool's own condition, under which nobody waits for the network, but for DBUtils' own code, which
@@ -95,12 +96,13 @@ class PoolGuard:
         on_ask: Callable[[RunningRequest], None] = lambda request: None,
         *,
         tags_queries: bool = False,
+        statement_limit: float = 0.0,
     ) -> None:
         self.closed: bool = False
         other = getattr(pool.connection, "__self__", None)
         if isinstance(other, PoolGuard) and not other.closed:
             raise ValueError("this pool belongs to another Bridge already; give both applications to one, or two pools")
-        self._settings = connection_settings(pool)
+        self._settings = connection_settings(pool, statement_limit)
         # The application may also give a function of its own; which driver that uses is seen later.
         self._database: Database | None = database_of([_driver(pool)], self._settings)
         self._defaults = self._database.defaults if self._database is not None else {}

@@ -81,6 +81,7 @@ class Service:
             queue=settings["queue"],
             queue_timeout=settings["queue_timeout"],
             deadline=settings["deadline"],
+            statement_limit=settings["statement_limit"],
             cancel=settings["cancel"],
             tag_queries=settings["tag_queries"],
             client_key=settings["client_key"],

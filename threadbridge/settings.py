@@ -153,6 +153,16 @@ class Settings(TypedDict, total=False):
             "How long a request may take until its response begins, waiting included; after that it is answered 504.",
         ),
     ]
+    statement_limit: Annotated[
+        float | None,
+        Setting(
+            None,
+            seconds(0),
+            "How long a statement on one of the pool's connections may take: the database ends it then, and the driver "
+            "stops waiting soon after, even if this process is killed or the network fails. By default 30 s more than "
+            "the longest deadline; 0 for no limit. Timeouts that the application sets itself take precedence.",
+        ),
+    ]
     cancel: Annotated[
         Literal["safe", "all", "none"],
         Setting(
