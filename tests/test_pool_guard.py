@@ -48,7 +48,7 @@ def test_the_parts_of_dbutils_that_the_guard_leans_on_are_there(make_pool: Calla
 
 @pytest.mark.parametrize(
     ("owner", "name"),
-    [(SteadyDBConnection, "_fatal_check"), (SteadyDBConnection, "_create"), (pooled_db, "TooManyConnectionsError")],
+    [(SteadyDBConnection, "_ping_check"), (SteadyDBConnection, "_create"), (pooled_db, "TooManyConnectionsError")],
 )
 def test_a_dbutils_that_differs_is_refused_with_advice(
     make_pool: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, owner: Any, name: str

@@ -1,10 +1,11 @@
-"""DBUtils runs failed statements again; those that were stopped are not run again."""
+"""No statement is run twice, and none outside its transaction; DBUtils alone does both."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Any
 from wsgiref.types import WSGIEnvironment
@@ -13,9 +14,11 @@ import MySQLdb
 import pytest
 from dbutils.pooled_db import PooledDB
 
-from tests.cancelling import COUNTED_SLEEP, Application, assert_all_is_well, get, query
+from tests.cancelling import COUNTED_SLEEP, Application, assert_all_is_well, query
 from tests.databases import Witness, connect_settings
 from tests.inprocess import BridgeThread, wait_until
+from tests.requests_in_threads import InThread, in_request, one, running
+from threadbridge.pool import PoolGuard
 
 
 @pytest.fixture
@@ -25,85 +28,217 @@ def pool(mariadb: dict[str, str]) -> Iterator[Any]:
     pool.close()
 
 
-def test_a_statement_that_dbutils_runs_again_is_not_run_a_third_time(mariadb: dict[str, str], witness: Witness) -> None:
-    witness.rows(
-        "CREATE OR REPLACE PROCEDURE fails_late() BEGIN "
-        "DO NEXT VALUE FOR executions; DO SLEEP(0.3); SIGNAL SQLSTATE 'HY000' SET MYSQL_ERRNO = 1205; END"
-    )
-    pool = PooledDB(MySQLdb, maxconnections=1, **connect_settings(mariadb))
-    first_failed = threading.Event()
-
-    def is_fatal(error: Exception) -> bool:
-        first_failed.set()
-        return True
-
-    pool._isfatal = is_fatal
-    application = Application(lambda environ: query(pool, "CALL fails_late()"))
-    with BridgeThread(application, pool=pool) as server:
-        client = server.send(get())
-        assert first_failed.wait(10)
-        witness.wait_for("SLEEP(0.3)")
-        client.close()
-        wait_until(lambda: application.ended == 1, "the application is free")
-        assert witness.executions == 2
-        assert_all_is_well(pool, witness)
-    pool.close()
+@pytest.fixture
+def accounts(witness: Witness) -> Iterator[Callable[[], list[int]]]:
+    """Two accounts of 1,000 each; gives what is in them."""
+    witness.rows("CREATE OR REPLACE TABLE accounts (id INT PRIMARY KEY, amount INT NOT NULL) ENGINE=InnoDB")
+    witness.rows("INSERT INTO accounts VALUES (1, 1000), (2, 1000)")
+    yield lambda: [amount for (amount,) in witness.rows("SELECT amount FROM accounts ORDER BY id")]
+    witness.rows("DROP TABLE accounts")
 
 
+def move(cursor: Any, source: int, target: int) -> Iterator[None]:
+    """Moves 1 in two statements; stops between them."""
+    cursor.execute("UPDATE accounts SET amount = amount - 1 WHERE id = %s", (source,))
+    yield
+    cursor.execute("UPDATE accounts SET amount = amount + 1 WHERE id = %s", (target,))
+
+
+# Errors of a statement, by the way in which the database is brought to raise them.
 STATEMENT_ERRORS = {
+    "lock wait timeout": (1205, "CALL fails(1205)"),
+    "deadlock": (1213, "CALL fails(1213)"),
     "MariaDB's time limit": (1969, "SET STATEMENT max_statement_time=0.2 FOR " + COUNTED_SLEEP),
-    "MySQL's time limit": (3024, "CALL exceeds_the_time()"),
-    "interrupted by somebody": (1317, COUNTED_SLEEP),
+    "MySQL's time limit": (3024, "CALL fails(3024)"),
+    "interrupted": (1317, COUNTED_SLEEP),
 }
 
 
-@pytest.mark.parametrize("in_request", [True, False])
+@pytest.mark.parametrize("in_a_request", [True, False])
 @pytest.mark.parametrize("name", STATEMENT_ERRORS)
-def test_a_statement_that_was_stopped_is_not_run_again(
-    pool: Any, witness: Witness, name: str, in_request: bool
-) -> None:
+def test_a_statement_that_failed_is_not_run_again(pool: Any, witness: Witness, name: str, in_a_request: bool) -> None:
     number, sql = STATEMENT_ERRORS[name]
     witness.rows(
-        "CREATE OR REPLACE PROCEDURE exceeds_the_time() BEGIN "
-        "DO NEXT VALUE FOR executions; SIGNAL SQLSTATE 'HY000' SET MYSQL_ERRNO = 3024; END"
+        "CREATE OR REPLACE PROCEDURE fails(number INT) BEGIN "
+        "DO NEXT VALUE FOR executions; SIGNAL SQLSTATE 'HY000' SET MYSQL_ERRNO = number; END"
     )
-
-    def run(environ: WSGIEnvironment) -> None:
-        if in_request:
-            query(pool, sql)
-            return
-        thread = threading.Thread(target=lambda: query_and_keep_the_error(environ))
-        thread.start()
-        thread.join()
-
-    def query_and_keep_the_error(environ: WSGIEnvironment) -> None:
-        with contextlib.suppress(MySQLdb.Error):
-            Application(lambda environ: query(pool, sql))(environ, lambda *arguments: lambda data: None)
-
-    application = Application(run)
-    with BridgeThread(application, pool=pool) as server:
-        client = server.send(get())
-        if number == 1317:
-            victim = witness.wait_for("SLEEP(20)")
-            witness.rows(f"KILL QUERY {victim}")
-        wait_until(lambda: application.ended == 1, "the application is done")
-        client.close()
-        assert [error.args[0] for error in application.errors] == ([number] if in_request else [])
-        assert witness.executions == 1
-        assert_all_is_well(pool, witness)
+    PoolGuard(pool)
+    worker = in_request(lambda: query(pool, sql))[1] if in_a_request else InThread(lambda: query(pool, sql))
+    if number == 1317:
+        witness.rows(f"KILL QUERY {witness.wait_for('SLEEP(20)')}")
+    worker.join()
+    assert worker.error is not None and worker.error.args[0] == number
+    assert witness.executions == 1
 
 
-def test_a_broken_connection_is_replaced_as_ever(mariadb: dict[str, str], witness: Witness) -> None:
-    pool = PooledDB(MySQLdb, maxconnections=1, **connect_settings(mariadb))
+@pytest.mark.parametrize("begins", [False, True])
+def test_a_deadlock_costs_one_request_its_transaction_and_the_other_nothing(
+    pool: Any, accounts: Callable[[], list[int]], begins: bool
+) -> None:
+    both_have_one = threading.Barrier(2)
 
-    def two_statements(environ: WSGIEnvironment) -> object:
+    def transfer(environ: WSGIEnvironment) -> str:
+        source = int(environ["QUERY_STRING"])
+        with closing(pool.dedicated_connection()) as connection, closing(connection.cursor()) as cursor:
+            if begins:
+                connection.begin()
+            for _ in move(cursor, source, 3 - source):
+                both_have_one.wait(10)
+            connection.commit()
+        return "moved"
+
+    with BridgeThread(Application(transfer), pool=pool) as server:
+        for _ in range(10):
+            workers = [
+                InThread(lambda source=source: server.request(path=f"/?{source}")[0].status) for source in (1, 2)
+            ]
+            for worker in workers:
+                worker.join()
+            assert sorted(worker.result for worker in workers) == [200, 500]
+    assert sum(accounts()) == 2000
+
+
+@pytest.mark.parametrize("how", ["KILL", "maxusage", "ping=2", "ping=4", "ping=7"])
+def test_a_lost_connection_takes_its_whole_transaction_with_it(
+    make_pool: Callable[..., Any], witness: Witness, accounts: Callable[[], list[int]], how: str
+) -> None:
+    # DBUtils would go on with the second half on a new connection, and commit that.
+    ping = int(how[5:]) if how.startswith("ping") else 1
+    pool = make_pool(maxconnections=1, ping=ping, maxusage=2 if how == "maxusage" else None)
+    PoolGuard(pool)
+    for _ in range(5):
+        with running(), closing(pool.connection()) as connection:
+            cursor = connection.cursor()
+            number = one(connection, "SELECT CONNECTION_ID()")
+            with contextlib.suppress(MySQLdb.OperationalError):
+                for _ in move(cursor, 1, 2):
+                    if how != "maxusage":
+                        witness.rows(f"KILL {number}")
+                    cursor = connection.cursor()
+                connection.commit()
+    moved = 5 if how == "maxusage" else 0
+    assert accounts() == [1000 - moved, 1000 + moved]
+
+
+def test_statements_fail_until_the_end_of_a_transaction_that_was_lost(
+    make_pool: Callable[..., Any], witness: Witness, accounts: Callable[[], list[int]]
+) -> None:
+    pool = make_pool(maxconnections=1)
+    PoolGuard(pool)
+    with running(), closing(pool.connection()) as connection:
+        cursor = connection.cursor()
+        for _ in move(cursor, 1, 2):
+            witness.rows(f"KILL {one(connection, 'SELECT CONNECTION_ID()')}")
+            # An application that overlooks the error must not commit the second half.
+            for _ in range(2):
+                with pytest.raises(MySQLdb.OperationalError):
+                    cursor.execute("SELECT 1")
+            with contextlib.suppress(MySQLdb.OperationalError):
+                connection.rollback()
+            break
+        assert one(connection) == 1
+        connection.commit()
+    assert accounts() == [1000, 1000]
+
+
+def test_connections_are_replaced_after_as_many_statements_as_the_pool_says(make_pool: Callable[..., Any]) -> None:
+    pool = make_pool(maxconnections=1, maxusage=3)
+    PoolGuard(pool)
+    numbers = []
+    for _ in range(6):
+        with running(), closing(pool.connection()) as connection:
+            numbers.append(one(connection, "SELECT CONNECTION_ID()"))
+    assert len(set(numbers[:3])) == len(set(numbers[3:])) == 1 and len(set(numbers)) == 2
+
+
+# What is run again, on a new connection, when the old one was lost before it.
+REPEATED = {
+    "a plain query": ((), "SELECT COUNT(*) FROM accounts WHERE id IN (1, 2)", True),
+    "after a commit": (("SELECT 1", "commit"), "SELECT COUNT(*) FROM accounts", True),
+    "after a rollback": (("UPDATE accounts SET amount = 0", "rollback"), "SELECT COUNT(*) FROM accounts", True),
+    "not the first": (("SELECT 1",), "SELECT COUNT(*) FROM accounts", False),
+    "in a transaction": (("begin",), "SELECT COUNT(*) FROM accounts", False),
+    "a write": ((), "UPDATE accounts SET amount = 5", False),
+    "a query that takes locks": ((), "SELECT amount FROM accounts FOR UPDATE", False),
+    "a function that may write": ((), "SELECT NEXTVAL(executions)", False),
+    "another session's number": ((), "SELECT LAST_INSERT_ID()", False),
+    "a session that was changed": (("SET @a = 1", "commit"), "SELECT COUNT(*) FROM accounts", False),
+}
+
+
+@pytest.mark.parametrize("name", REPEATED)
+def test_only_what_leaves_no_trace_is_run_again(
+    make_pool: Callable[..., Any],
+    witness: Witness,
+    accounts: Callable[[], list[int]],
+    caplog: pytest.LogCaptureFixture,
+    name: str,
+) -> None:
+    before, sql, is_repeated = REPEATED[name]
+    pool = make_pool(maxconnections=1)
+    guard = PoolGuard(pool)
+    with running(), closing(pool.connection()) as connection:
+        cursor = connection.cursor()
+        for statement in before:
+            if " " in statement:
+                cursor.execute(statement)
+            else:
+                getattr(connection, statement)()
+        witness.rows(f"KILL {connection.number}")
+        if is_repeated:
+            cursor.execute(sql)
+            assert cursor.fetchall() == ((2,),)
+        else:
+            with pytest.raises(MySQLdb.OperationalError) as raised:
+                cursor.execute(sql)
+            assert raised.value.args[0] in (2006, 2013)
+    assert guard.reruns == is_repeated
+    assert accounts() == [1000, 1000] and witness.executions == 0
+
+
+def test_each_repetition_is_logged(
+    make_pool: Callable[..., Any], witness: Witness, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("threadbridge.pool._rerun_log._next_at", 0.0)
+    pool = make_pool(maxconnections=1)
+    PoolGuard(pool)
+    with caplog.at_level(logging.WARNING, "threadbridge"), running(), closing(pool.connection()) as connection:
+        witness.rows(f"KILL {connection.number}")
+        assert one(connection) == 1
+    assert len(caplog.messages) == 1 and "is run again" in caplog.messages[0]
+
+
+def test_nothing_is_run_again_where_that_is_not_wanted(make_pool: Callable[..., Any], witness: Witness) -> None:
+    pool = make_pool(maxconnections=1)
+    guard = PoolGuard(pool, rerun="never")
+    with running(), closing(pool.connection()) as connection:
+        witness.rows(f"KILL {connection.number}")
+        with pytest.raises(MySQLdb.OperationalError):
+            one(connection)
+    assert guard.reruns == 0
+
+
+def test_an_application_may_veto_a_repetition(make_pool: Callable[..., Any], witness: Witness) -> None:
+    pool = make_pool(maxconnections=1, isfatal=lambda error: False)
+    PoolGuard(pool)
+    with running(), closing(pool.connection()) as connection:
+        witness.rows(f"KILL {connection.number}")
+        with pytest.raises(MySQLdb.OperationalError):
+            one(connection)
+
+
+def test_a_connection_that_was_lost_in_the_pool_is_replaced_when_it_is_handed_out(pool: Any, witness: Witness) -> None:
+    def write(environ: WSGIEnvironment) -> str:
         with closing(pool.connection()) as connection, closing(connection.cursor()) as cursor:
-            cursor.execute("SELECT CONNECTION_ID()")
-            witness.rows(f"KILL {cursor.fetchone()[0]}")
-            cursor.execute("SELECT 42")
-            return cursor.fetchone()[0]
+            cursor.execute("INSERT INTO notes VALUES ('written')")
+            connection.commit()
+        return "written"
 
-    with BridgeThread(Application(two_statements), pool=pool) as server:
-        assert server.request()[1] == b"42"
+    with BridgeThread(Application(write), pool=pool) as server:
+        for _ in range(3):
+            assert server.request("POST")[1] == b"written"
+            for number in witness.connections:
+                witness.rows(f"KILL {number}")
+            wait_until(lambda: witness.connections == [], "the connections are gone")
         assert_all_is_well(pool, witness)
-    pool.close()
+    assert witness.notes == ["written"] * 3

@@ -15,7 +15,7 @@ from tests.databases import Witness, connect_settings
 from tests.inprocess import wait_until
 from threadbridge import guarded
 from threadbridge.current import RunningRequest
-from threadbridge.mysql import Session
+from threadbridge.mysql_session import MySQLSession
 from threadbridge.pool import PoolGuard
 
 
@@ -121,13 +121,13 @@ def test_a_connection_that_was_killed_between_two_requests_is_replaced_unnoticed
 def test_a_rollback_that_did_not_succeed_leads_to_another_connection(
     make: Callable[..., Requests], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(session: Session) -> None:
+    def fail(session: MySQLSession) -> None:
         raise MySQLdb.OperationalError(2013, "Lost connection to server during query")
 
     requests = make(ping=0)
     [number] = requests.serve(NUMBER)
     with monkeypatch.context() as patch:
-        patch.setattr(Session, "end_rollback", fail)
+        patch.setattr(MySQLSession, "end_rollback", fail)
         [other] = requests.serve(NUMBER)
     assert other != number
     assert requests.serve(NUMBER) == (other,)

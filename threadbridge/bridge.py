@@ -38,8 +38,7 @@ logger = logging.getLogger("threadbridge")
 # Those that change nothing by definition (RFC 9110, section 9.2.1), but for TRACE.
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 SPOOL_SIZE = 8 * 1024**3
-# Seconds beyond the longest deadline that a statement may take unless `statement_limit` says otherwise: first the bridge
-# tries to stop it.
+# Seconds beyond the longest deadline that a statement may take by default: first the bridge tries to stop it.
 STATEMENT_MARGIN = 30.0
 
 
@@ -71,6 +70,10 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
     :param statement_limit: seconds that a statement on a connection of the pool may take; the database and the driver
         enforce it, also when this process cannot. 0 for no limit. Default: `STATEMENT_MARGIN` more than the longest
         deadline of all lanes.
+    :param rerun: ``safe`` (the default) repeats a plain query whose connection was lost, on a new one, where it was the
+        first since the request got the connection, or since a commit or rollback; ``never`` repeats nothing.
+    :param reset_sessions: close a connection of the pool after a request that may have changed its session, so that
+        the next request gets a clean one. Default True.
     :param cancel: which requests are cancelled, and their queries stopped, when their clients leave or at the deadline:
         ``safe`` (GET, HEAD and OPTIONS, the default), ``all`` or ``none``.
     :param tag_queries: have the statements of a request begin with a comment that names it, so that the database's list
@@ -101,6 +104,8 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         queue_timeout: float = 30.0,
         deadline: float = 180.0,
         statement_limit: float | None = None,
+        rerun: Literal["safe", "never"] = "safe",
+        reset_sessions: bool = True,
         cancel: Literal["safe", "all", "none"] = "safe",
         tag_queries: bool = False,
         client_key: Callable[[httputil.HTTPHeaders, str], str] | None = None,
@@ -111,6 +116,8 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         slow_log: float = 1.0,
         slow_log_parameters: bool = False,
     ) -> None:
+        if rerun not in ("safe", "never"):
+            raise ValueError(f"rerun={rerun!r}; give 'safe' or 'never'")
         if cancel not in ("safe", "all", "none"):
             raise ValueError(f"cancel={cancel!r}; give 'safe', 'all' or 'none'")
         if not (deadline > 0 and queue_timeout > 0):
@@ -119,7 +126,19 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         self._choice = LaneChoice(lanes, threads=threads, queue=queue, learns=pool is not None)
         if statement_limit is None:
             statement_limit = max(deadline, *(lane.deadline or 0.0 for lane in lanes), 0.0) + STATEMENT_MARGIN
-        self.guard = _guard(pool, self._asked, tag_queries, statement_limit)
+        self.guard: PoolGuard | None = None
+        if pool is not None:
+            # Not above: DBUtils is needed only where there is a pool of its making.
+            from threadbridge.pool import PoolGuard
+
+            self.guard = PoolGuard(
+                pool,
+                self._asked,
+                tags_queries=tag_queries,
+                rerun=rerun,
+                resets_sessions=reset_sessions,
+                statement_limit=statement_limit,
+            )
         self.application = application
         self.lanes = self._choice.all
         self.exchanges: set[Exchange] = set()
@@ -302,13 +321,3 @@ def _lane_width(pool: object | None, threads: int | None) -> int:
             "the pool is unlimited (maxconnections=0); say with threads= how many requests may run at once"
         )
     return size or threads or 0
-
-
-def _guard(
-    pool: object | None, on_ask: Callable[[RunningRequest], None], tags_queries: bool, statement_limit: float
-) -> PoolGuard | None:
-    if pool is None:
-        return None
-    from threadbridge.pool import PoolGuard
-
-    return PoolGuard(pool, on_ask, tags_queries=tags_queries, statement_limit=statement_limit)

@@ -28,7 +28,27 @@ class StopFailed(Exception):
 
 
 class Session(Protocol):
-    """A connection whose driver can send a statement without waiting for the answer."""
+    """What has been done on one connection since it was made. Worker side.
+
+    :param only_reads: whether nothing but plain queries was sent since the last commit or rollback.
+    :param autocommits: whether the last statement that was no plain query was committed by itself.
+    """
+
+    only_reads: bool
+    autocommits: bool
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether its settings, variables, temporary tables or locks may be others than when it was made.
+
+        Raises what the driver raises when the connection is closed.
+        """
+
+    def sending(self, sql: str) -> None:
+        """A cursor is about to send a statement."""
+
+    def ended_transaction(self) -> None:
+        """A commit or a rollback has succeeded."""
 
     def begin_rollback(self) -> bool:
         """Send a rollback, unless somebody might see whether it is done already; whether it was sent."""
@@ -49,10 +69,10 @@ class Database(Protocol):
     def number(self, identity: Any) -> int | None:
         """The connection's number in the database's list of processes, by what `identify` gave. Worker side."""
 
-    def prepare(self, connection: Any, comment: Callable[[], str] | None) -> Session | None:
-        """Have every statement that is sent on the connection begin with what ``comment`` gives then, if there is one.
+    def prepare(self, connection: Any, comment: Callable[[], str] | None) -> Session:
+        """Watch what is sent on the connection, and begin it with what ``comment`` gives then, if there is one.
 
-        What it gives is for `Session`'s sake; None if the driver can do no such thing. Worker side.
+        Worker side.
         """
 
     def stop(self, connection: Any, identity: Any) -> None:

@@ -6,10 +6,19 @@ import contextlib
 import os
 import select
 import socket
+import sys
 from collections.abc import Callable
 from typing import Any
 
 from threadbridge.database import Database
+
+# Seconds of silence until the kernel asks whether the peer is still there, between two such questions, and how many it
+# may leave unanswered: a lost network is noticed after 60 s, though no query is limited to that.
+KEEPIDLE = 30
+KEEPINTVL = 10
+KEEPCNT = 3
+# What Linux has unless it is told otherwise; a shorter time was chosen by somebody.
+LONGEST_SYSTEM_KEEPIDLE = 7200
 
 
 class DriverConnection:
@@ -31,7 +40,9 @@ class DriverConnection:
         self._poll = select.poll()
         if self._descriptor is not None:
             self._poll.register(self._descriptor, select.POLLIN)
-        self._session = database.prepare(connection, comment)
+        if self._descriptor is not None:
+            _notice_lost_peer(self._descriptor)
+        self.session = database.prepare(connection, comment)
 
     def is_quiet(self) -> bool:
         """Whether it is open and the server has said nothing unasked, as it does when it closes it. Worker side.
@@ -42,15 +53,6 @@ class DriverConnection:
             # A closed one has no number, and what was its number may be another file's.
             return self._connection.fileno() == self._descriptor and not self._poll.poll(0)
         return False
-
-    def begin_rollback(self) -> bool:
-        """Send a rollback whose end nobody has to wait for; whether that was possible. Any thread that may wait."""
-        return self._session is not None and self._session.begin_rollback()
-
-    def end_rollback(self) -> None:
-        """Read the answer to `begin_rollback`. Worker side. Raises what the driver raises when it did not succeed."""
-        assert self._session is not None
-        self._session.end_rollback()
 
     def stop(self) -> None:
         """Stop the statement that runs on it, if one does. The stopper's thread. Raises `StopFailed`."""
@@ -72,6 +74,22 @@ class DriverConnection:
                     same.shutdown(socket.SHUT_RDWR)
         finally:
             os.close(descriptor)
+
+
+def _notice_lost_peer(descriptor: int) -> None:
+    """Have the kernel end a TCP connection whose peer does not answer, however long its statement may take."""
+    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as same:
+        if same.family not in (socket.AF_INET, socket.AF_INET6) or sys.platform != "linux":
+            return
+        if same.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) < LONGEST_SYSTEM_KEEPIDLE:
+            # The application, or its database driver, has chosen times of its own.
+            return
+        same.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        same.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPIDLE)
+        same.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPINTVL)
+        same.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPCNT)
+        # The same for what was sent and is not acknowledged.
+        same.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * (KEEPIDLE + KEEPCNT * KEEPINTVL))
 
 
 def _file(descriptor: int) -> tuple[int, int]:

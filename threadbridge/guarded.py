@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import threading
@@ -14,7 +15,8 @@ from dbutils.steady_db import SteadyDBConnection, SteadyDBCursor
 from threadbridge.current import RunningRequest, current_or_none
 from threadbridge.database import Database
 from threadbridge.driver_connection import DriverConnection
-from threadbridge.statements import KEPT_TEXT
+from threadbridge.sql_effects import CHANGES, IMPLICIT_COMMITS, first_word
+from threadbridge.statements import KEPT_TEXT, Statements
 
 logger = logging.getLogger("threadbridge")
 
@@ -28,9 +30,14 @@ class Guard(Protocol):
     """What a connection needs of the pool guard that has made it."""
 
     tags_queries: bool
+    resets_sessions: bool
     last_success: float
 
     def note_failure(self, error: BaseException) -> None: ...
+
+    def may_repeat(self, error: Exception, sql: str) -> bool: ...
+
+    def is_outage(self, error: BaseException) -> bool: ...
 
     def database_of(self, connection: object) -> Database | None: ...
 
@@ -94,6 +101,13 @@ class Borrow:
             if not self._over:
                 self.connection.sever()
 
+    def abandon(self) -> bool:
+        """The request's thread does not come back; whether the connection goes with it. Under the pool's lock."""
+        if self.connection.is_abandoned or len(self.connection.borrows) > 1:
+            return False
+        self.connection.is_abandoned = self.connection.spoilt = True
+        return True
+
     def end(self) -> None:
         """The connection is the request's no more, after a stop that is under way. Any thread that may wait."""
         with self._lock:
@@ -105,6 +119,7 @@ class GuardedCursor(SteadyDBCursor):  # type: ignore[misc]
     """A cursor that begins no statement for a cancelled request."""
 
     _closed: bool
+    _cursor: Any
 
     def __init__(self, connection: GuardedConnection, *args: Any, **kwargs: Any) -> None:
         self._lease = connection.lease
@@ -123,23 +138,62 @@ class GuardedCursor(SteadyDBCursor):  # type: ignore[misc]
         return self._run("callproc", args, kwargs)
 
     def _run(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        connection: GuardedConnection = self._con
         # The application may have let the connection go, as pool.connection().cursor() does at once.
-        self._con.settle()
-        method = self._get_tough_method(name)
-        borrow = self._con.borrow_of(current_or_none())
+        connection.settle()
+        sql = _text(name, args, kwargs, self._cursor)
+        borrow = connection.borrow_of(current_or_none())
         if borrow is None:
-            return method(*args, **kwargs)
+            return self._execute(name, sql, args, kwargs)
         statements = borrow.request.statements
-        statement = statements.begin(_text(name, args, kwargs), self._con.number)
+        statement = statements.begin(sql, connection.number)
         try:
-            result = borrow.execute(method, args, kwargs)
+            result = borrow.execute(self._execute, (name, sql, args, kwargs), {})
         except BaseException as error:
             statements.end(statement, error=type(error).__name__)
-            self._con.guard.note_failure(error)
+            connection.guard.note_failure(error)
+            connection.note_failure(statements, sql, error)
             raise
         statements.end(statement, rows=_rows(self._cursor))
-        self._con.guard.last_success = statement.ended
+        connection.guard.last_success = statement.ended
+        if not connection.only_reads:
+            connection.note_change(statements, sql)
         return result
+
+    def _execute(self, name: str, sql: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Run a statement, and once more on a new connection only where nothing can be lost or doubled by that.
+
+        DBUtils does so whenever it fails, behind a transaction that is gone.
+        """
+        connection: GuardedConnection = self._con
+        is_first = connection.begin_statement(sql)
+        try:
+            result = self._call(name, args, kwargs)
+        except connection.failures as error:
+            if self._no_failover or not (
+                is_first and connection.may_replace and connection.guard.may_repeat(error, sql)
+            ):
+                raise
+            connection.replace()
+            self._renew()
+            result = self._call(name, args, kwargs)
+        connection.count_use()
+        return result
+
+    def _call(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        sets_sizes = name.startswith("execute") and (self._inputsizes or self._outputsizes)
+        if sets_sizes:
+            self._setsizes()
+        result = getattr(self._cursor, name)(*args, **kwargs)
+        if sets_sizes:
+            self._clearsizes()
+        return result
+
+    def _renew(self) -> None:
+        """Take a cursor of the connection that has replaced the lost one."""
+        lost, self._cursor = self._cursor, self._con.new_cursor(*self._args, **self._kwargs)
+        with contextlib.suppress(Exception):
+            lost.close()
 
     def __getattr__(self, name: str) -> Any:
         attribute = super().__getattr__(name)
@@ -175,6 +229,10 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
         # The driver's connection in use, and the last that was made: another one while DBUtils replaces a broken one.
         self._driver: DriverConnection | None = None
         self._made: DriverConnection | None = None
+        # Whether nothing was sent since it was handed out, or since the last commit or rollback.
+        self._is_untouched = True
+        # Whether the pool counts it no more, see `PoolGuard.abandon`.
+        self.is_abandoned = False
         # Whether the answer to a rollback is still to be read; when, by the monotonic clock, it last came back.
         self._is_rolling_back = False
         self._came_back_at = 0.0
@@ -199,29 +257,152 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
         """See `SteadyDBConnection`."""
         return GuardedCursor(self, *args, **kwargs)
 
+    # Transactions.
+
+    def begin(self, *args: Any, **kwargs: Any) -> None:
+        """See `SteadyDBConnection`."""
+        self._is_untouched = False
+        super().begin(*args, **kwargs)
+
     def commit(self) -> None:
         """See `SteadyDBConnection`; what a cancelled request has done is not committed."""
         borrow = self.borrow_of(current_or_none())
         if borrow is not None:
             borrow.refuse_if_cancelled()
+            borrow.request.statements.committing()
         super().commit()
+        if borrow is not None:
+            borrow.request.statements.committed()
+        self._end_transaction()
+
+    def rollback(self) -> None:
+        """See `SteadyDBConnection`."""
+        borrow = self.borrow_of(current_or_none())
+        if borrow is not None:
+            # If the database does not hear of it, it rolls back when it finds the connection broken.
+            borrow.request.statements.rolled_back()
+        super().rollback()
+        self._end_transaction()
+
+    def _end_transaction(self) -> None:
+        self._is_untouched = True
+        if self._driver is not None:
+            self._driver.session.ended_transaction()
+
+    def begin_statement(self, sql: str) -> bool:
+        """A statement is about to be sent; whether it is the first, see `may_replace`. Worker side."""
+        is_first, self._is_untouched = self._is_untouched, False
+        if is_first and self._ping & 4 and self.may_replace:
+            self._ping_check(4)
+        if self._driver is not None:
+            self._driver.session.sending(sql)
+        return is_first
+
+    @property
+    def may_replace(self) -> bool:
+        """Whether another connection would do as well, if nothing was sent on this one yet. Worker side."""
+        return not (self._transaction or self._has_changed_session() or len(self.borrows) > 1)
+
+    def _has_changed_session(self) -> bool:
+        try:
+            return self._driver is not None and self._driver.session.is_changed
+        except self._failures:
+            # It is closed, and does not tell any more.
+            return True
+
+    @property
+    def only_reads(self) -> bool:
+        """Whether nothing but plain queries was sent since the last commit or rollback. Worker side."""
+        return self._driver is None or self._driver.session.only_reads
+
+    def note_change(self, statements: Statements, sql: str) -> None:
+        """A statement that may have changed data has succeeded. Worker side."""
+        word = first_word(sql.encode(errors="replace"))
+        if word == b"commit" or word in IMPLICIT_COMMITS:
+            self._transaction = False
+            statements.committed()
+        elif word == b"rollback":
+            self._transaction = b"to" in sql.lower().encode(errors="replace").split() and self._transaction
+            statements.rolled_back()
+        elif word in (b"begin", b"start"):
+            self._transaction = True
+        elif word in CHANGES and self._driver is not None:
+            statements.changed(autocommits=self._driver.session.autocommits and not self._transaction)
+
+    def note_failure(self, statements: Statements, sql: str, error: BaseException) -> None:
+        """A statement has failed, and with the connection, perhaps, its transaction. Worker side."""
+        if not self.guard.is_outage(error):
+            return
+        word = first_word(sql.encode(errors="replace"))
+        if word == b"commit":
+            statements.committing()
+        elif (
+            word in CHANGES and self._driver is not None and self._driver.session.autocommits and not self._transaction
+        ):
+            statements.is_in_doubt = True
+        else:
+            statements.rolled_back()
+
+    def replace(self) -> None:
+        """Go on with a new connection. Worker side. Raises what the driver raises when there is none to be had."""
+        made = self._create()
+        self._close()
+        self._store(made)
+
+    def count_use(self) -> None:
+        """A statement was run, as ``maxusage`` counts them. Worker side."""
+        self._usage += 1
+
+    @property
+    def failures(self) -> Any:
+        """The exceptions that may mean that the connection is broken. Any thread."""
+        return self._failures
+
+    def _cursor(self, *args: Any, **kwargs: Any) -> Any:
+        """See `SteadyDBConnection`, which would replace the connection in the middle of a transaction."""
+        if self._ping & 2 and self._is_untouched and self.may_replace:
+            self._ping_check(2)
+        try:
+            return self._con.cursor(*args, **kwargs)
+        except self._failures:
+            if not (self._is_untouched and self.may_replace):
+                raise
+            self.replace()
+            return self._con.cursor(*args, **kwargs)
+
+    def new_cursor(self, *args: Any, **kwargs: Any) -> Any:
+        """A cursor of the driver's own. Worker side."""
+        return self._con.cursor(*args, **kwargs)
+
+    # Hand-back and hand-out.
 
     def clean(self, force: bool) -> None:
         """End what was begun on it, or mark it spoilt. Any thread that may wait."""
         self.lease += 1
         self._came_back_at = time.monotonic()
-        if self.spoilt or not (force or self._transaction):
+        if self.spoilt:
             return
         try:
-            # Not by DBUtils, which would replace a broken connection that perhaps nobody needs.
-            self._is_rolling_back = self._driver is not None and self._driver.begin_rollback()
-            if not self._is_rolling_back:
-                self._con.rollback()
+            if (self._maxusage and self._usage >= self._maxusage) or (
+                self.guard.resets_sessions and self._has_changed_session()
+            ):
+                # The next request gets a new one: nothing that this one has left can reach it.
+                self.spoilt = True
+            elif not (force or self._transaction):
+                return
+            else:
+                # Not by DBUtils, which would replace a broken connection that perhaps nobody needs.
+                self._is_rolling_back = self._driver is not None and self._driver.session.begin_rollback()
+                if not self._is_rolling_back:
+                    self._con.rollback()
         except Exception as error:  # noqa: BLE001 - whatever the driver raises, the connection is closed for it
             # It may be broken, or have rows that nobody has fetched.
             logger.debug("a connection is let go: %r", error)
             self.spoilt = True
+        for borrow in self.borrows:
+            borrow.request.statements.rolled_back()
         self._transaction = False
+        self._end_transaction()
 
     def _ping_check(self, ping: int = 1, reconnect: bool = True) -> Any:
         """See `SteadyDBConnection`; with 1 it is handed out. One that came back just now is not asked again."""
@@ -237,12 +418,10 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
             return
         self._is_rolling_back = False
         try:
-            self._driver.end_rollback()  # type: ignore[union-attr]
+            self._driver.session.end_rollback()  # type: ignore[union-attr]
         except Exception as error:  # noqa: BLE001 - whatever the driver raises, the connection is replaced for it
             logger.debug("a connection is replaced: %r", error)
-            made = self._create()
-            self._close()
-            self._store(made)
+            self.replace()
 
     def _is_quiet(self) -> bool:
         return self._driver is not None and self._driver.is_quiet()
@@ -279,12 +458,14 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
             driver.sever()
 
 
-def _text(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+def _text(name: str, args: Sequence[Any], kwargs: Mapping[str, Any], cursor: object) -> str:
     """What a cursor's method is to execute."""
     sql = args[0] if args else next(iter(kwargs.values()), "")
     if isinstance(sql, (bytes, bytearray)):
         sql = sql[:KEPT_TEXT].decode(errors="replace")
-    # A driver may have objects of its own for statements.
+    elif hasattr(sql, "as_string"):
+        # psycopg's objects for composed statements.
+        sql = sql.as_string(cursor)
     return f"CALL {sql}" if name == "callproc" else str(sql)
 
 

@@ -6,11 +6,11 @@ import contextlib
 import importlib
 import math
 import secrets
-import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from threadbridge.database import ConnectionSettings, StopFailed
+from threadbridge.database import ConnectionSettings, Session, StopFailed
+from threadbridge.mysql_session import MySQLSession
 
 # Seconds to connect, and to wait for the answer to a KILL.
 CONTROL_TIMEOUT = 3
@@ -59,46 +59,6 @@ class Identity(NamedTuple):
     mark: str
 
 
-class Session:
-    """Sees all statements on a connection as they are sent, with their parameters in them. Worker side.
-
-    See `threadbridge.database.Session`.
-    """
-
-    def __init__(self, connection: Any, comment: Callable[[], str] | None) -> None:
-        # No cycle: a connection that is forgotten is closed at once.
-        self._connection = weakref.ref(connection)
-        self._query = type(connection).query
-        self._comment = comment
-        self._only_reads = True
-
-    def query(self, sql: str | bytes | bytearray, *args: Any, **kwargs: Any) -> Any:
-        """Takes the place of the driver's method."""
-        if self._only_reads:
-            self._only_reads = isinstance(sql, bytes) and _only_reads(sql)
-        if self._comment is not None:
-            comment = self._comment()
-            sql = comment + sql if isinstance(sql, str) else comment.encode() + sql
-        return self._query(self._connection(), sql, *args, **kwargs)
-
-    def begin_rollback(self) -> bool:
-        """See `threadbridge.database.Session`: it lets go of a snapshot; locks are let go before anybody goes on."""
-        only_reads, self._only_reads = self._only_reads, True
-        if only_reads:
-            self._connection().send_query(b"ROLLBACK")  # type: ignore[union-attr]
-        return only_reads
-
-    def end_rollback(self) -> None:
-        """See `threadbridge.database.Session`."""
-        self._connection().read_query_result()  # type: ignore[union-attr]
-
-
-def _only_reads(sql: bytes) -> bool:
-    """Whether it takes no lock and changes nothing; False in doubt."""
-    text = sql.lower()
-    return text.lstrip()[:6] == b"select" and not (b"for" in text or b"lock" in text or b";" in text or b"into" in text)
-
-
 class MySQL:
     """Stops queries with ``KILL QUERY`` on a connection of its own. See `threadbridge.database.Database`."""
 
@@ -130,11 +90,9 @@ class MySQL:
         """See `Database`."""
         return identity.thread_id
 
-    def prepare(self, connection: Any, comment: Callable[[], str] | None) -> Session | None:
+    def prepare(self, connection: Any, comment: Callable[[], str] | None) -> Session:
         """See `Database`."""
-        session = Session(connection, comment)
-        connection.query = session.query
-        return session if hasattr(connection, "send_query") else None
+        return MySQLSession(connection, comment)
 
     def stop(self, connection: Any, identity: Identity) -> None:
         """See `Database`."""

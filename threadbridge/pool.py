@@ -9,9 +9,10 @@ import asyncio
 import inspect
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from dbutils import pooled_db
 from dbutils.pooled_db import PooledDB, PooledDedicatedDBConnection
@@ -22,9 +23,13 @@ from threadbridge.current import RunningRequest, current_or_none, is_cancelling
 from threadbridge.database import ConnectionSettings, Database, database_of
 from threadbridge.garbage import is_collecting, watch_collector
 from threadbridge.guarded import Borrow, GuardedConnection
+from threadbridge.repeated_log import RepeatedLog
+from threadbridge.sql_effects import can_be_repeated
+from threadbridge.statements import KEPT_TEXT
 from threadbridge.stopper import Stopper
 
 logger = logging.getLogger("threadbridge")
+_rerun_log = RepeatedLog(logger)
 
 # DBUtils offers no other way to count, hand out and take back connections without network traffic under its lock.
 _OF_POOL = (
@@ -32,9 +37,9 @@ _OF_POOL = (
     *("_maxcached", "_maxconnections", "_maxshared", "_maxusage", "_ping", "_reset", "_setsession", "_wait_lock"),
     *("cache", "connection", "steady_connection", "unshare"),
 )
-_OF_CONNECTION = ("_close", "_create", "_fatal_check", "_ping_check", "_store")
+_OF_CONNECTION = ("_close", "_create", "_cursor", "_ping_check", "_store")
 _PARAMETERS_OF_CONNECTION = "self creator maxusage setsession failures ping closeable isfatal args kwargs"
-_OF_CURSOR = ("__getattr__", "_get_tough_method")
+_OF_CURSOR = ("__getattr__", "_clearsizes", "_setsizes")
 
 
 def pool_size(pool: object) -> int:
@@ -81,6 +86,10 @@ class PoolGuard:
     :param pool: see `pool_size`, which has to be called before.
     :param on_ask: called on the worker side with a request that asks for a connection.
     :param tags_queries: have a request's statements begin with a comment that names it.
+    :param rerun: ``safe`` repeats a query whose connection was lost, on a new one, where it was the first since the
+        request got the connection, or since a commit or rollback, and leaves no trace; ``never`` repeats nothing.
+    :param resets_sessions: have a connection whose session a request may have changed (variables, temporary tables,
+        locks, settings) closed when it comes back, so that no other request finds that.
     :param statement_limit: seconds that a statement may take, by the database's clock and the driver's; 0 for no limit.
 
     The connections that the pool has ready are closed, to be made again under the guard when they are needed. All state
@@ -96,6 +105,8 @@ class PoolGuard:
         on_ask: Callable[[RunningRequest], None] = lambda request: None,
         *,
         tags_queries: bool = False,
+        rerun: Literal["safe", "never"] = "safe",
+        resets_sessions: bool = True,
         statement_limit: float = 0.0,
     ) -> None:
         self.closed: bool = False
@@ -110,6 +121,10 @@ class PoolGuard:
         self._pool = pool
         self._on_ask = on_ask
         self.tags_queries = tags_queries
+        self.resets_sessions = resets_sessions
+        self._rerun = rerun
+        # How many queries were repeated. Guarded by the pool's condition.
+        self.reruns = 0
         self.stopper = Stopper()
         self._aside = Aside()
         watch_collector()
@@ -119,6 +134,8 @@ class PoolGuard:
         self.last_outage = 0.0
         # What each request holds.
         self._held: dict[RunningRequest, list[Borrow]] = {}
+        # Who waits for a connection, in the order of coming.
+        self._line: deque[object] = deque()
         with pool._lock:
             idle, pool._idle_cache[:] = list(pool._idle_cache), []
             if pool._maxshared:
@@ -177,6 +194,35 @@ class PoolGuard:
                 logger.warning("queries on connections of %s cannot be stopped: unknown to threadbridge", modules[0])
         return self._database
 
+    def may_repeat(self, error: Exception, sql: str) -> bool:
+        """Whether a query that failed, the first on its connection, is to be run on another one. Worker side."""
+        text = sql.encode(errors="replace")
+        is_lost = self._database is None or self._database.is_outage(error)
+        if self._rerun == "never" or not (is_lost and len(sql) < KEPT_TEXT and can_be_repeated(text)):
+            return False
+        if not self._is_fatal(error):
+            return False
+        with self._pool._lock:
+            self.reruns += 1
+        _rerun_log.log(logging.WARNING, "a query is run again, on a new connection: the old one was lost: %r", error)
+        return True
+
+    def abandon(self, request: RunningRequest) -> int:
+        """Give up the connections of a request whose thread does not come back; how many there were. Any thread.
+
+        They are cut, so that the thread can do nothing more on them, and count no more: the thread that takes its
+        place finds a connection.
+        """
+        pool = self._pool
+        with pool._lock:
+            # Under the lock: none of them comes back to the pool, and goes to somebody else, meanwhile.
+            abandoned = [borrow.connection for borrow in self._held.get(request, ()) if borrow.abandon()]
+            for connection in abandoned:
+                connection.sever()
+            pool._connections -= len(abandoned)
+            pool._lock.notify_all()
+        return len(abandoned)
+
     def defer(self, task: Callable[[], None]) -> bool:
         """Have the task done elsewhere if this thread must not wait for the database; whether that was so.
 
@@ -230,8 +276,7 @@ class PoolGuard:
     def _dedicated(self, request: RunningRequest | None) -> Any:
         pool = self._pool
         with pool._lock:
-            while pool._maxconnections and pool._connections >= pool._maxconnections:
-                self._wait()
+            self._wait_in_line(request)
             pool._connections += 1
             # The one that came back last: it is the least likely to have been closed by the server.
             steady = pool._idle_cache.pop() if pool._idle_cache else None
@@ -270,7 +315,7 @@ class PoolGuard:
         )
 
     def _is_fatal(self, error: Exception) -> bool:
-        """Whether DBUtils is to replace the connection and run the statement again."""
+        """Whether a connection whose statement has failed so may be replaced."""
         request = current_or_none()
         if request is not None and request.cancelled:
             return False
@@ -278,6 +323,26 @@ class PoolGuard:
             return False
         asked = self._pool._isfatal
         return asked is None or asked(error)
+
+    def _wait_in_line(self, request: RunningRequest | None) -> None:
+        """Wait, under the pool's condition, for a connection, behind those that have waited for longer."""
+        pool = self._pool
+
+        def has_free() -> bool:
+            return not pool._maxconnections or pool._connections < pool._maxconnections
+
+        # A request that holds a connection already may be the one that all others wait for.
+        if has_free() and (not self._line or (request is not None and request in self._held)):
+            return
+        place = object()
+        self._line.append(place)
+        try:
+            while not (has_free() and self._line[0] is place):
+                self._wait()
+        finally:
+            self._line.remove(place)
+            # The next in line may have a connection too.
+            pool._lock.notify_all()
 
     def _wait(self) -> None:
         """Wait, under the pool's condition, until a connection may have come back.
@@ -304,7 +369,7 @@ class PoolGuard:
             take_back()
         if request.cancelled:
             # The notice may have been meant for another that waits.
-            pool._lock.notify()
+            pool._lock.notify_all()
             raise self.cancelled()
 
     def _wake_all(self) -> None:
@@ -353,7 +418,8 @@ class PoolGuard:
             if not keep:
                 steady.close()
         finally:
-            self._count_off()
+            if not (isinstance(steady, GuardedConnection) and steady.is_abandoned):
+                self._count_off()
 
     def _discard(self, steady: Any) -> None:
         steady.spoilt = True
@@ -375,7 +441,8 @@ class PoolGuard:
         pool = self._pool
         with pool._lock:
             pool._connections -= 1
-            pool._lock.notify()
+            # Only the first in line may go on.
+            pool._lock.notify_all()
 
 
 def _runs_a_loop() -> bool:

@@ -82,6 +82,8 @@ class Service:
             queue_timeout=settings["queue_timeout"],
             deadline=settings["deadline"],
             statement_limit=settings["statement_limit"],
+            rerun=settings["rerun"],
+            reset_sessions=settings["reset_sessions"],
             cancel=settings["cancel"],
             tag_queries=settings["tag_queries"],
             client_key=settings["client_key"],

@@ -163,6 +163,25 @@ class Settings(TypedDict, total=False):
             "the longest deadline; 0 for no limit. Timeouts that the application sets itself take precedence.",
         ),
     ]
+    rerun: Annotated[
+        Literal["safe", "never"],
+        Setting(
+            "safe",
+            choice("safe", "never"),
+            "Which statements are run again, on a new connection of the pool, when theirs was lost: safe stands for "
+            "plain queries that were the first since the request got the connection, or since a commit or rollback. "
+            "Nothing else ever is, whatever DBUtils would do.",
+        ),
+    ]
+    reset_sessions: Annotated[
+        bool,
+        Setting(
+            True,
+            FLAG,
+            "Close a connection of the pool after a request that may have changed its session (SET, CALL, temporary "
+            "tables, locks, autocommit), so that the next request gets a clean one.",
+        ),
+    ]
     cancel: Annotated[
         Literal["safe", "all", "none"],
         Setting(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 
+from threadbridge.sql_effects import only_reads
+
 # A request may run thousands; of those the latest are worth a look.
 KEPT = 50
 # Characters of a statement's text: one may bring megabytes of data with it.
@@ -36,13 +38,21 @@ class Statements:
     """All statements of a request: how many, how long they took together, and the latest of them.
 
     The worker writes; anybody reads, and may copy ``latest`` at any time, one `list` operation being atomic.
+
+    :param has_open_changes: whether it has changed data that is neither committed nor rolled back yet.
+    :param has_committed: whether it has committed changes.
+    :param is_in_doubt: whether a commit was sent to the database and its answer has not come, or never will.
     """
 
-    __slots__ = ("count", "latest", "seconds")
+    __slots__ = ("count", "has_committed", "has_open_changes", "has_rolled_back", "is_in_doubt", "latest", "seconds")
 
     def __init__(self) -> None:
         self.count = 0
         self.seconds = 0.0
+        self.has_open_changes = False
+        self.has_committed = False
+        self.has_rolled_back = False
+        self.is_in_doubt = False
         # A deque would be ten times as large, for a request that has few statements or none.
         self.latest: list[Statement] = []
 
@@ -60,3 +70,44 @@ class Statements:
         statement.rows, statement.error = rows, error
         statement.ended = time.monotonic()
         self.seconds += statement.ended - statement.started
+
+    @property
+    def outcome(self) -> str:
+        """What has become of the request's changes to the data, as far as is known now. Either side.
+
+        ``none``: there were none. ``open``: not committed yet, perhaps still being made. ``committed``, ``partly
+        committed`` (more followed that are open or were rolled back), ``rolled back``. ``unknown``: the database was
+        told to commit, or to change data with autocommit, and its answer is missing.
+        """
+        latest = self.latest[-1] if self.latest else None
+        is_changing = latest is not None and not latest.ended and not only_reads(latest.sql.encode(errors="replace"))
+        if self.is_in_doubt:
+            return "unknown"
+        if self.has_committed:
+            return "partly committed" if self.has_open_changes or self.has_rolled_back or is_changing else "committed"
+        if self.has_open_changes or is_changing:
+            return "open"
+        return "rolled back" if self.has_rolled_back else "none"
+
+    def changed(self, *, autocommits: bool) -> None:
+        """A statement that changes data has succeeded. Worker side."""
+        if autocommits:
+            self.has_committed = True
+        else:
+            self.has_open_changes = True
+
+    def committing(self) -> None:
+        """A commit is about to be sent. Worker side."""
+        self.is_in_doubt = self.is_in_doubt or self.has_open_changes
+
+    def committed(self) -> None:
+        """A commit has succeeded. Worker side."""
+        if self.has_open_changes:
+            self.has_open_changes = self.is_in_doubt = False
+            self.has_committed = True
+
+    def rolled_back(self) -> None:
+        """The open transaction, if there is one, has ended without effect. Worker side."""
+        if self.has_open_changes:
+            self.has_open_changes = False
+            self.has_rolled_back = True
