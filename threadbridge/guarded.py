@@ -410,6 +410,9 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
             self.settle()
             if self._pinger is None and time.monotonic() - self._came_back_at < FRESH and self._is_quiet():
                 return True
+            if not self._ping & 1 and self._driver is not None and not self._is_quiet():
+                # The pool must not ask the database, but this one is closed, and to see that needs no answer.
+                self.replace()
         return super()._ping_check(ping, reconnect)
 
     def settle(self) -> None:
