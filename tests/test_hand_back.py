@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import socket
 import sys
 import threading
 import traceback
@@ -20,6 +21,7 @@ from tests.databases import Witness, connect_settings, line_to
 from tests.inprocess import wait_until
 from tests.requests_in_threads import InThread, in_request, one, running
 from threadbridge.current import RunningRequest, current
+from threadbridge.driver_connection import KEEPIDLE, notice_lost_peer
 from threadbridge.pool import PoolGuard
 
 
@@ -237,3 +239,45 @@ def test_a_connection_that_is_not_in_order_is_not_kept(
         assert (pool._connections, pool._idle_cache) == (0, [])
         with closing(pool.connection()) as connection:
             assert one(connection) == 1
+
+
+def test_connections_of_a_thread_that_does_not_come_back_are_given_up(
+    make_pool: Callable[..., Any], witness: Witness
+) -> None:
+    pool = make_pool(maxconnections=1)
+    guard = PoolGuard(pool)
+    in_the_middle, go_on = threading.Event(), threading.Event()
+
+    def be_stuck() -> None:
+        with closing(pool.connection()) as connection, closing(connection.cursor()) as cursor:
+            cursor.execute("INSERT INTO notes VALUES ('by a thread that is stuck')")
+            in_the_middle.set()
+            assert go_on.wait(10)
+            cursor.execute("INSERT INTO notes VALUES ('later')")
+
+    stuck, worker = in_request(be_stuck)
+    assert in_the_middle.wait(10)
+    assert (guard.abandon(stuck), guard.abandon(stuck)) == (1, 0)
+    # Another has a connection, and is not kept from anything by what the first has locked.
+    with running(), closing(pool.connection()) as connection, closing(connection.cursor()) as cursor:
+        wait_until(lambda: one(connection, "SELECT COUNT(*) FROM information_schema.innodb_trx") == 0, "rolled back")
+        cursor.execute("DELETE FROM notes")
+        connection.commit()
+        assert pool._connections == 1
+    go_on.set()
+    worker.join()
+    assert isinstance(worker.error, MySQLdb.OperationalError)
+    assert (pool._connections, witness.notes) == (0, [])
+    assert len(pool._idle_cache) == 1
+
+
+def test_a_peer_that_is_gone_is_noticed_by_the_kernel() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
+        notice_lost_peer(client.fileno())
+        assert client.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        assert client.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == KEEPIDLE
+        assert client.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 60_000
+        # Times that somebody has chosen stay.
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 7)
+        notice_lost_peer(client.fileno())
+        assert client.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 7

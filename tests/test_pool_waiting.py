@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from typing import Any
 
 import MySQLdb
@@ -107,3 +109,57 @@ def test_the_applications_own_threads_are_left_alone(make_pool: Callable[..., An
     held.close()
     worker.join()
     assert one(worker.result) == 1
+
+
+def test_requests_get_connections_in_the_order_in_which_they_came(make_pool: Callable[..., Any]) -> None:
+    pool = make_pool(maxconnections=2)
+    PoolGuard(pool)
+    held = [pool.connection(), pool.connection()]
+    order: list[int] = []
+    go_on = threading.Event()
+
+    def use(number: int) -> None:
+        with closing(pool.connection()):
+            order.append(number)
+            assert go_on.wait(10)
+
+    workers = []
+    for number in range(4):
+        workers.append(in_request(partial(use, number))[1])
+        wait_until(waits(pool, number + 1), "it waits")
+    held.pop().close()
+    wait_until(lambda: order == [0], "the first has a connection")
+    # One that comes when a connection is free, but others wait for it, is the last.
+    with pool._lock:
+        held.pop().close()
+        late, _ = in_request(partial(use, 4))
+    wait_until(lambda: order == [0, 1], "the second has a connection")
+    assert late.cancelled is False
+    go_on.set()
+    for worker in workers:
+        worker.join()
+    wait_until(lambda: order == [0, 1, 2, 3, 4], "all had one")
+
+
+def test_a_request_that_holds_a_connection_does_not_stand_in_line_for_another(make_pool: Callable[..., Any]) -> None:
+    pool = make_pool(maxconnections=2, blocking=True)
+    PoolGuard(pool)
+    has_one, may_ask = threading.Event(), threading.Event()
+
+    def use_two() -> Any:
+        with closing(pool.connection()):
+            has_one.set()
+            assert may_ask.wait(10)
+            with closing(pool.connection()) as connection:
+                return one(connection)
+
+    _, worker = in_request(use_two)
+    assert has_one.wait(10)
+    held = pool.connection()
+    in_line = in_request(lambda: pool.connection().close())[1]
+    wait_until(waits(pool), "another waits")
+    may_ask.set()
+    held.close()
+    worker.join()
+    in_line.join()
+    assert (worker.error, worker.result, in_line.error) == (None, 1, None)

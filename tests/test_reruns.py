@@ -88,11 +88,12 @@ def test_a_deadlock_costs_one_request_its_transaction_and_the_other_nothing(
             connection.commit()
         return "moved"
 
+    def status(path: str) -> int:
+        return server.request(path=path)[0].status
+
     with BridgeThread(Application(transfer), pool=pool) as server:
         for _ in range(10):
-            workers = [
-                InThread(lambda source=source: server.request(path=f"/?{source}")[0].status) for source in (1, 2)
-            ]
+            workers = [InThread(partial(status, f"/?{source}")) for source in (1, 2)]
             for worker in workers:
                 worker.join()
             assert sorted(worker.result for worker in workers) == [200, 500]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Any
@@ -11,12 +12,16 @@ import pytest
 from dbutils.pooled_db import PooledDB
 from MySQLdb.cursors import DictCursor, SSCursor
 
+from tests.cancelling import query
 from tests.databases import Witness, connect_settings
-from tests.inprocess import BridgeThread
+from tests.inprocess import BridgeThread, wait_until
+from tests.requests_in_threads import in_request, running
 from threadbridge import current
 from threadbridge.current import RunningRequest
 from threadbridge.pool import PoolGuard
 from threadbridge.statements import KEPT, KEPT_TEXT
+
+CHANGE = "INSERT INTO notes VALUES ('changed')"
 
 
 @pytest.fixture
@@ -180,3 +185,56 @@ def test_a_tag_leaves_statements_what_they_are(
 
     request_of(use, tags_queries=True)
     assert witness.notes == ["a", "b", "c"]
+
+
+# What a request does, statement by statement and by methods of the connection, and what becomes of it.
+OUTCOMES: dict[str, tuple[tuple[str, ...], str]] = {
+    "nothing": ((), "none"),
+    "queries": (("SELECT 1", "SELECT note FROM notes FOR UPDATE", "commit"), "none"),
+    "a change": ((CHANGE,), "open"),
+    "a change, committed": ((CHANGE, "commit"), "committed"),
+    "a change, committed by a statement": ((CHANGE, "COMMIT"), "committed"),
+    "a change, rolled back": ((CHANGE, "rollback"), "rolled back"),
+    "two transactions": ((CHANGE, "commit", CHANGE, "rollback"), "partly committed"),
+    "a change after a commit": ((CHANGE, "commit", "SELECT 1", CHANGE), "partly committed"),
+    "a table that was made": ((CHANGE, "CREATE TABLE IF NOT EXISTS made (a INT)"), "committed"),
+    "autocommit": (("SET autocommit = 1", CHANGE), "committed"),
+    "a transaction with autocommit": (("SET autocommit = 1", "begin", CHANGE), "open"),
+    "one begun by a statement": (("SET autocommit = 1", "START TRANSACTION", CHANGE, "ROLLBACK"), "rolled back"),
+    "lost": ((CHANGE, "KILL", "SELECT 1"), "rolled back"),
+    "lost while it was committed": ((CHANGE, "KILL", "commit"), "unknown"),
+    "lost with autocommit": (("SET autocommit = 1", "KILL", CHANGE), "unknown"),
+}
+
+
+@pytest.mark.parametrize("name", OUTCOMES)
+def test_what_has_become_of_a_requests_changes_is_known(
+    make_pool: Callable[..., Any], witness: Witness, name: str
+) -> None:
+    steps, outcome = OUTCOMES[name]
+    pool = make_pool(maxconnections=1)
+    PoolGuard(pool)
+    with running() as request, closing(pool.connection()) as connection:
+        for step in steps:
+            if step == "KILL":
+                witness.rows(f"KILL {connection.number}")
+                continue
+            with contextlib.suppress(MySQLdb.OperationalError):
+                if " " in step or step.isupper():
+                    connection.cursor().execute(step)
+                else:
+                    getattr(connection, step)()
+        assert request.statements.outcome == outcome
+    # What was open has been rolled back with the connection.
+    assert request.statements.outcome == {"open": "rolled back"}.get(outcome, outcome)
+
+
+def test_a_change_that_still_runs_is_open(make_pool: Callable[..., Any], witness: Witness) -> None:
+    pool = make_pool(maxconnections=1)
+    PoolGuard(pool)
+    request, worker = in_request(lambda: query(pool, "INSERT INTO notes SELECT GET_LOCK('held by the witness', 20)"))
+    witness.rows("SELECT GET_LOCK('held by the witness', 0)")
+    wait_until(lambda: request.statements.outcome == "open", "it runs")
+    witness.rows("DO RELEASE_ALL_LOCKS()")
+    worker.join()
+    assert request.statements.outcome == "rolled back"

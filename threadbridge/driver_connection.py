@@ -41,7 +41,7 @@ class DriverConnection:
         if self._descriptor is not None:
             self._poll.register(self._descriptor, select.POLLIN)
         if self._descriptor is not None:
-            _notice_lost_peer(self._descriptor)
+            notice_lost_peer(self._descriptor)
         self.session = database.prepare(connection, comment)
 
     def is_quiet(self) -> bool:
@@ -76,7 +76,7 @@ class DriverConnection:
             os.close(descriptor)
 
 
-def _notice_lost_peer(descriptor: int) -> None:
+def notice_lost_peer(descriptor: int) -> None:
     """Have the kernel end a TCP connection whose peer does not answer, however long its statement may take."""
     with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as same:
         if same.family not in (socket.AF_INET, socket.AF_INET6) or sys.platform != "linux":
