@@ -156,6 +156,24 @@ def test_as_many_are_replaced_as_the_lane_has_threads(lane: Lane) -> None:
     assert_width(lane)
 
 
+def test_what_could_not_be_replaced_is_as_soon_as_one_comes_back(lane: Lane) -> None:
+    stuck = submit(lane, 3)
+    wait_until(lambda: started(stuck) == 3, "the threads are taken")
+    assert lane.works() and all(map(lane.replace, stuck)) and lane.works()
+    stuck += submit(lane, 3)
+    wait_until(lambda: started(stuck) == 6, "three spare threads are at work")
+    assert not any(map(lane.replace, stuck[3:])) and not lane.works()
+    waiting = submit(lane, 3)
+    # The first three come back; those that take their places take over from the three that are still stuck.
+    for work in stuck[:3]:
+        work.go_on.set()
+    wait_until(lambda: started(waiting) == 3, "what waits runs")
+    assert lane.works() and lane.busy == 6
+    let_go(lane, stuck + waiting)
+    assert lane.works()
+    assert_width(lane)
+
+
 def test_replacing_what_has_just_come_back_changes_nothing(lane: Lane) -> None:
     [work] = submit(lane, 1)
     let_go(lane, [work])

@@ -1,4 +1,7 @@
-"""A queue that serves its clients in turn: one with many requests delays another's by one service time at most."""
+"""A queue that serves its clients in turn, so that one with many requests delays another's by one service time at most.
+
+When it is full, the newest item of the client that has the most makes room.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,9 @@ class FairQueue(Generic[Item]):
     """
 
     def __init__(self) -> None:
+        # The clients by how many items they have: _by_count[n] has those with n. They move by one place at a time, so
+        # that the largest count is always the last place that is not empty.
+        self._by_count: list[dict[str, None]] = [{}]
         # The clients that have items, in the order of their turns; each with its items in theirs. Unlike a dict, an
         # `OrderedDict` finds its first key at once, also after many have been removed in front.
         self._clients: OrderedDict[str, OrderedDict[Item, None]] = OrderedDict()
@@ -32,6 +38,12 @@ class FairQueue(Generic[Item]):
             items = self._clients[client] = OrderedDict()
         items[item] = None
         self._length += 1
+        count = len(items)
+        if count > 1:
+            del self._by_count[count - 1][client]
+        if count == len(self._by_count):
+            self._by_count.append({})
+        self._by_count[count][client] = None
 
     def take(self) -> Item:
         """The next item; raises ``IndexError`` when there is none."""
@@ -55,7 +67,28 @@ class FairQueue(Generic[Item]):
         self._has_left(client, items)
         return True
 
+    def is_largest(self, client: str) -> bool:
+        """Whether this client, with one item more, would have at least as many as any other."""
+        items = self._clients.get(client)
+        return (len(items) if items is not None else 0) + 1 >= len(self._by_count) - 1
+
+    def take_newest_of_largest(self) -> Item:
+        """Take the last item of a client that has the most; raises ``IndexError`` when there is none."""
+        if not self._clients:
+            raise IndexError("the queue is empty")
+        client = next(iter(self._by_count[-1]))
+        items = self._clients[client]
+        item, _ = items.popitem(last=True)
+        self._has_left(client, items)
+        return item
+
     def _has_left(self, client: str, items: OrderedDict[Item, None]) -> None:
         self._length -= 1
-        if not items:
+        count = len(items)
+        del self._by_count[count + 1][client]
+        if count:
+            self._by_count[count][client] = None
+        else:
             del self._clients[client]
+        if not self._by_count[-1] and len(self._by_count) > 1:
+            self._by_count.pop()

@@ -8,10 +8,10 @@ import math
 import re
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 from threadbridge.fair_queue import FairQueue
+from threadbridge.worker_threads import WorkerThreads
 
 logger = logging.getLogger("threadbridge")
 
@@ -67,15 +67,15 @@ class Lane:
         self.queue = queue
         self.deadline = deadline
         self._matches = re.compile(fnmatch.translate(pattern)).match
-        self._executor = ThreadPoolExecutor(threads, thread_name_prefix=f"threadbridge-{name}")
-        self._spares = ThreadPoolExecutor(threads, thread_name_prefix=f"threadbridge-{name}-spare")
+        self._threads = WorkerThreads(f"threadbridge-{name}", self._work)
         self._lock = threading.Lock()
         self._waiting: FairQueue[Job] = FairQueue()
         self._running: set[Job] = set()
         # Those running jobs that do not count: for each another may run, in a spare thread if need be.
         self._replaced: set[Job] = set()
+        # Those for which another should run as soon as one of the replaced has come back, the first one first.
+        self._to_replace: dict[Job, None] = {}
         self._at_work = 0
-        self._spares_at_work = 0
         # Whether one of those at work has been asked for and has not come yet.
         self._one_is_coming = False
         self._is_closed = False
@@ -92,7 +92,7 @@ class Lane:
     def busy(self) -> int:
         """How many threads are at work, replaced ones included. Either side."""
         with self._lock:
-            return self._at_work + self._spares_at_work
+            return self._at_work
 
     @property
     def queued(self) -> int:
@@ -104,6 +104,21 @@ class Lane:
         """How many more requests could run now. Either side."""
         with self._lock:
             return max(0, self._room())
+
+    def works(self) -> bool:
+        """Whether a thread of the lane can take requests, now or when those that run are answered. Loop side.
+
+        False when all its threads, and those that may take their places, are stuck; and when no thread can be started
+        and none is there that is not stuck. A thread is stuck if `replace` was called for its job. An idle lane whose
+        last thread could not be started tries it again.
+        """
+        with self._lock:
+            if len(self._to_replace) >= self.threads:
+                return False
+            if not self._threads.failed_at or self._threads.count > len(self._replaced) + len(self._to_replace):
+                return True
+            self._start_thread()
+            return not self._threads.failed_at
 
     def has_room(self) -> bool:
         """Whether another request would run or may wait. Loop side."""
@@ -147,15 +162,12 @@ class Lane:
 
         All at once they would only contend for the interpreter.
         """
-        if self._one_is_coming or self._is_closed or self._at_work + self._spares_at_work >= self._width():
+        if self._one_is_coming or self._is_closed or self._at_work >= self._width():
             return
-        self._one_is_coming = True
-        if self._at_work < self.threads:
+        # If there is none, those at work go on with what waits, and the bridge's watch calls `wake` again.
+        if self._threads.call():
+            self._one_is_coming = True
             self._at_work += 1
-            self._executor.submit(self._work, False)
-        else:
-            self._spares_at_work += 1
-            self._spares.submit(self._work, True)
 
     def withdraw(self, job: Job) -> bool:
         """Take a job out of the queue; whether it was there. Loop side."""
@@ -165,21 +177,27 @@ class Lane:
     def replace(self, job: Job) -> bool:
         """Let another thread work in place of the one that runs this job, until it comes back. Loop side.
 
-        Whether one was left for it: as many may be replaced as the lane has threads.
+        Whether one is left for it: as many may be replaced at once as the lane has threads. If none is, the job is
+        replaced as soon as one of the others comes back.
         """
         with self._lock:
             if job in self._running and job not in self._replaced:
-                if len(self._replaced) == self.threads:
-                    return False
-                self._replaced.add(job)
-                if self._waiting:
-                    self._start_thread()
-            return True
+                self._to_replace[job] = None
+                self._replace_next()
+            return job not in self._to_replace
 
-    def _work(self, spare: bool) -> None:
+    def _replace_next(self) -> None:
+        while self._to_replace and len(self._replaced) < self.threads:
+            job = next(iter(self._to_replace))
+            del self._to_replace[job]
+            self._replaced.add(job)
+            if self._waiting:
+                self._start_thread()
+
+    def _work(self) -> None:
         with self._lock:
             self._one_is_coming = False
-            job = self._next(spare)
+            job = self._next()
             if self._waiting:
                 self._start_thread()
         while job is not None:
@@ -192,31 +210,29 @@ class Lane:
             with self._lock:
                 self._running.discard(job)
                 self._replaced.discard(job)
+                self._to_replace.pop(job, None)
+                self._replace_next()
                 self._service_time += (took - self._service_time) * (LATEST_COUNTS if self._service_time else 1)
-                job = self._next(spare)
+                job = self._next()
 
-    def _next(self, spare: bool) -> Job | None:
+    def _next(self) -> Job | None:
         """The next job, claimed, for a thread at work; None releases the thread. Worker side, under the lock."""
         # There are more at work than may be when one has come back that was replaced.
-        while self._waiting and self._at_work + self._spares_at_work <= self._width():
+        while self._waiting and self._at_work <= self._width():
             job = self._waiting.take()
             if job.claim():
                 self._running.add(job)
                 return job
-        if spare:
-            self._spares_at_work -= 1
-        else:
-            self._at_work -= 1
+        self._at_work -= 1
+        self._threads.release()
         return None
 
     def close(self) -> None:
         """Let the threads end as soon as they are idle; those at work see to what still waits. Loop side."""
         with self._lock:
             self._is_closed = True
-        self._executor.shutdown(wait=False)
-        self._spares.shutdown(wait=False)
+            self._threads.close()
 
     def join(self) -> None:
         """Wait until all threads have ended, after `close`. Any thread but the loop's."""
-        self._executor.shutdown(wait=True)
-        self._spares.shutdown(wait=True)
+        self._threads.join()
