@@ -12,7 +12,13 @@ import httptools
 from tornado.httputil import HTTPHeaders, RequestStartLine
 
 # RFC 3986, section 3.2.2 and 3.2.3: reg-name or IP-literal, and a port. Empty is allowed (RFC 9110, section 7.2).
-_HOST = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?").fullmatch
+_HOST = re.compile(r"(?:(?:[A-Za-z0-9._~!$&'()*+,;=-]++|%[0-9A-Fa-f]{2})*+|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?").fullmatch
+# A method of any name is passed on, but llhttp knows only some: of others it gets POST to read, which frames the same.
+_METHODS_OF_LLHTTP = frozenset({b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"OPTIONS", b"PATCH"})
+_TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]*+")
+MAX_METHOD = 32
+# Fields that have one value, but that proxies let pass twice (RFC 9110, sections 5.3 and 8.3).
+_SINGLE = frozenset({"Content-Type"})
 _EMPTY_LINE = b"\r\n\r\n"
 _ABSOLUTE_FORM = re.compile(r"https?://([^/?]+)(.*)", re.IGNORECASE).fullmatch
 
@@ -70,6 +76,8 @@ class RequestParser:
         self._max_body_size = max_body_size
         self._request: Request | None = None
         self._parser = self._new_parser()
+        # Of the head that is being received; "" until it has come.
+        self._method = ""
         self._url = b""
         self._fields: list[tuple[bytes, bytes]] = []
         # All bytes of the head that is being received.
@@ -84,8 +92,9 @@ class RequestParser:
 
     def _new_parser(self) -> httptools.HttpRequestParser:
         parser = httptools.HttpRequestParser(self)
-        # `_keeps_alive` decides what becomes of the connection. llhttp also heeds Proxy-Connection.
-        parser.set_dangerous_leniencies(lenient_keep_alive=True)
+        # `_keeps_alive` decides what becomes of the connection. llhttp also heeds Proxy-Connection. `_version` checks
+        # versions.
+        parser.set_dangerous_leniencies(lenient_keep_alive=True, lenient_version=True)
         return parser
 
     def feed(self, data: bytes) -> None:
@@ -120,6 +129,8 @@ class RequestParser:
         else:
             self._overhead += len(piece)
         try:
+            if self._in_head and not self._method:
+                piece = self._take_method(piece)
             self._parser.feed_data(piece)
             self._check_size()
         except httptools.HttpParserUpgrade:
@@ -169,10 +180,29 @@ class RequestParser:
                 return
         self.held_back = b""
 
+    def _take_method(self, piece: bytes) -> bytes:
+        """What llhttp is to read now of a head whose latest piece this is: nothing until its method is known."""
+        head = bytes(self._head[: MAX_METHOD + 3])
+        # One empty line in front is allowed: RFC 9112, section 2.2.
+        if b"\r\n".startswith(head):
+            return b""
+        if self._request is None:
+            self.on_message_begin()
+        start = 2 if head.startswith(b"\r\n") else 0
+        end = head.find(b" ", start)
+        is_known = head[start : max(end, start)] in _METHODS_OF_LLHTTP
+        if not is_known:
+            end = _end_of_method(head, start)
+            if end < 0:
+                return b""
+        self._method = head[start:end].decode("ascii")
+        received = piece if len(piece) == len(self._head) else bytes(self._head)
+        return received if is_known else b"POST" + received[end:]
+
     # Called by httptools.
 
     def on_message_begin(self) -> None:
-        if self._reframing:
+        if self._request is not None:
             return
         self._request = Request()
         self._requests.append(self._request)
@@ -196,13 +226,10 @@ class RequestParser:
             return
         request = self._request
         assert request is not None
-        parser = self._parser
-        version = parser.get_http_version()
-        if version not in ("1.1", "1.0"):
-            raise BadRequest(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, f"HTTP/{version}; expected HTTP/1.1 or HTTP/1.0")
-        method_name = parser.get_method()
-        self._check_line(method_name, version)
-        method = method_name.decode("ascii")
+        method = self._method
+        sent_version = self._parser.get_http_version()
+        self._check_line(method, sent_version)
+        version = _version(sent_version)
         self._check_size()
         headers = request.headers
         # What `headers.get` gives, at once.
@@ -213,6 +240,8 @@ class RequestParser:
             hosts += field == "Host"
             # `HTTPHeaders.add` would check again what llhttp has checked.
             if field in combined:
+                if field in _SINGLE:
+                    raise BadRequest(HTTPStatus.BAD_REQUEST, f"several {field} headers; expected one")
                 headers.add(field, text)
                 combined[field] += "," + text
             else:
@@ -222,7 +251,7 @@ class RequestParser:
         expect = combined.get("Expect", "")
         if expect and version == "1.1":
             if expect.lower() != "100-continue":
-                raise BadRequest(HTTPStatus.EXPECTATION_FAILED, f"Expect: {expect}; only 100-continue is known")
+                raise BadRequest(HTTPStatus.EXPECTATION_FAILED, "the only expectation known is 100-continue")
             request.expects_continue = True
         target = _origin_form(method, self._url.decode("ascii"), headers)
         request.keep_alive = _keeps_alive(combined, version)
@@ -232,13 +261,15 @@ class RequestParser:
 
     def _check_size(self) -> None:
         if len(self._head) > self._max_header_size:
+            if self._head.find(b"\r\n", 2, self._max_header_size) < 0:
+                raise BadRequest(HTTPStatus.REQUEST_URI_TOO_LONG, "the request line is too long (RFC 9112, section 3)")
             raise BadRequest(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "the head is too large")
         if self._overhead > self._max_header_size + FRAMING_PER_BYTE * self._body_size:
             raise BadRequest(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "the framing of the body is too large")
 
-    def _check_line(self, method: bytes, version: str) -> None:
+    def _check_line(self, method: str, version: str) -> None:
         """Refuse a request line that llhttp reads with leniency: other protocols, more than one space, LF in front."""
-        line = b"%b %b HTTP/%b\r\n" % (method, self._url, version.encode())
+        line = b"%b %b HTTP/%b\r\n" % (method.encode(), self._url, version.encode())
         # One empty line in front is allowed: RFC 9112, section 2.2.
         if not self._head.startswith(line, 2 if self._head.startswith(b"\r\n") else 0):
             raise BadRequest(HTTPStatus.BAD_REQUEST, "the request line is malformed (RFC 9112, section 3)")
@@ -279,6 +310,7 @@ class RequestParser:
         self._request.complete = True
         self._request = None
         self._in_head = True
+        self._method = ""
         self._head.clear()
         self._tail = b""
         self._overhead = 0
@@ -288,6 +320,33 @@ class RequestParser:
 def _field_name(name: bytes) -> str:
     """A header's name, in the case that `HTTPHeaders` gives it. Clients send the same few again and again."""
     return "-".join(word.capitalize() for word in name.decode("ascii").split("-"))
+
+
+def _end_of_method(head: bytes, start: int) -> int:
+    """Where the method of a request line ends; -1 while more of it may come."""
+    match = _TOKEN.match(head, start)
+    assert match is not None
+    end = match.end()
+    method = head[start:end]
+    if len(method) > MAX_METHOD:
+        raise BadRequest(HTTPStatus.NOT_IMPLEMENTED, f"the method has more than {MAX_METHOD} characters")
+    if end == len(head):
+        return -1
+    if not method or head[end : end + 1] != b" ":
+        raise BadRequest(HTTPStatus.BAD_REQUEST, "the request line does not begin with a method (RFC 9112, section 3)")
+    if method == b"CONNECT":
+        raise BadRequest(HTTPStatus.NOT_IMPLEMENTED, "CONNECT is for proxies")
+    if method != method.upper():
+        # Werkzeug and Django would take "get" for GET, unlike this server and proxies.
+        raise BadRequest(HTTPStatus.NOT_IMPLEMENTED, "methods in lower case are not known (RFC 9110, section 9.1)")
+    return end
+
+
+def _version(sent: str) -> str:
+    """The version by which a request is read: a higher minor one counts as 1.1 (RFC 9110, section 2.5)."""
+    if not sent.startswith("1."):
+        raise BadRequest(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, f"HTTP/{sent}; expected HTTP/1.1 or HTTP/1.0")
+    return "1.0" if sent == "1.0" else "1.1"
 
 
 def _keeps_alive(headers: Mapping[str, str], version: str) -> bool:
@@ -303,8 +362,6 @@ def _origin_form(method: str, target: str, headers: HTTPHeaders) -> str:
     """The target as path and query (RFC 9112, section 3.2); the authority of an absolute one becomes the Host."""
     if "#" in target:
         raise BadRequest(HTTPStatus.BAD_REQUEST, "the target has a fragment")
-    if method == "CONNECT":
-        raise BadRequest(HTTPStatus.NOT_IMPLEMENTED, "CONNECT is for proxies")
     if target.startswith("/") or (target == "*" and method == "OPTIONS"):
         return target
     absolute = _ABSOLUTE_FORM(target)
