@@ -164,6 +164,7 @@ REPEATED = {
     "a query that takes locks": ((), "SELECT amount FROM accounts FOR UPDATE", False),
     "a function that may write": ((), "SELECT NEXTVAL(executions)", False),
     "another session's number": ((), "SELECT LAST_INSERT_ID()", False),
+    "after something sent by itself": (("raw UPDATE accounts SET amount = 0",), "SELECT COUNT(*) FROM accounts", False),
     "a session that was changed": (("SET @a = 1", "commit"), "SELECT COUNT(*) FROM accounts", False),
 }
 
@@ -182,7 +183,9 @@ def test_only_what_leaves_no_trace_is_run_again(
     with running(), closing(pool.connection()) as connection:
         cursor = connection.cursor()
         for statement in before:
-            if " " in statement:
+            if statement.startswith("raw"):
+                connection.dbapi_connection.cursor().execute(statement[4:])
+            elif " " in statement:
                 cursor.execute(statement)
             else:
                 getattr(connection, statement)()

@@ -301,7 +301,8 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
     @property
     def may_replace(self) -> bool:
         """Whether another connection would do as well, if nothing was sent on this one yet. Worker side."""
-        return not (self._transaction or self._has_changed_session() or len(self.borrows) > 1)
+        # The application may have sent something by itself, on the driver's connection.
+        return self.only_reads and not (self._transaction or self._has_changed_session() or len(self.borrows) > 1)
 
     def _has_changed_session(self) -> bool:
         try:
@@ -321,8 +322,8 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
         if word == b"commit" or word in IMPLICIT_COMMITS:
             self._transaction = False
             statements.committed()
-        elif word == b"rollback":
-            self._transaction = b"to" in sql.lower().encode(errors="replace").split() and self._transaction
+        elif word == b"rollback" and "to" not in sql.lower().split():
+            self._transaction = False
             statements.rolled_back()
         elif word in (b"begin", b"start"):
             self._transaction = True
