@@ -6,14 +6,38 @@ import socket
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import requests
 
 from tests.inprocess import wait_until
-from tests.processes import free_port
+from tests.processes import Frontend, free_port
 from tests.site_process import Process, entered
 
 FROM_PAGE = {"X-Threadbridge": "test"}
+
+# /sql?SELECT... runs that; everything else is answered at once.
+SQL_APPLICATION = """
+import os
+from urllib.parse import unquote
+import MySQLdb
+from dbutils.pooled_db import PooledDB
+
+pool = PooledDB(
+    MySQLdb, maxconnections=3, unix_socket=os.environ["MYSQL_UNIX_SOCKET"], user=os.environ["MYSQL_USER"],
+    password=open(os.environ["MYSQL_PASSWORD_FILE"]).read(), database=os.environ["MYSQL_DATABASE"],
+)
+
+def app(environ, start_response):
+    if environ["PATH_INFO"].startswith("/sql"):
+        connection = pool.connection()
+        cursor = connection.cursor()
+        cursor.execute(unquote(environ["QUERY_STRING"]))
+        cursor.fetchall()
+        connection.close()
+    start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "2")])
+    return [b"ok"]
+"""
 
 
 class Site(Process):
@@ -53,6 +77,32 @@ class Site(Process):
         """Let these requests go on."""
         for name in names:
             (self.directory / name).touch()
+
+
+class SqlSite(Site):
+    """A frontend that runs what it is asked to, with an operators' port."""
+
+    def __init__(self, directory: Path, mariadb: dict[str, str], *arguments: str) -> None:
+        self.directory = directory
+        self.admin_port = free_port()
+        (directory / "page_app.py").write_text(SQL_APPLICATION)
+        ports = ("--port={port}", f"--admin_port={self.admin_port}")
+        command = ("-m", "threadbridge", "page_app:app", "--pool=page_app:pool", *ports, *arguments)
+        Frontend.__init__(self, command, env=mariadb, cwd=directory)
+
+    @property
+    def page(self) -> str:
+        return f"http://127.0.0.1:{self.admin_port}/"
+
+    def start(self) -> None:
+        super().start()
+        # From now on it is known that these need the pool.
+        with self.send("/sql?SELECT%201") as client:
+            assert b"200 OK" in answer(client)
+
+    def run(self, stack: ExitStack, sql: str, path: str = "/sql") -> None:
+        """Have this run until it is stopped or ends."""
+        stack.enter_context(self.send(f"{path}?{quote(sql)}"))
 
 
 def answer(client: socket.socket) -> bytes:

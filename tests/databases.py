@@ -131,6 +131,8 @@ def _is_alive(pid: int) -> bool:
 class Line:
     """A Unix socket that leads to another one, like a network: it can swallow all that is sent, in both directions.
 
+    It can also swallow what is sent on the connections that there are, and let new ones pass.
+
     While it swallows, new connections are accepted by nobody but the kernel.
     """
 
@@ -141,6 +143,8 @@ class Line:
         self._passes = threading.Event()
         self._passes.set()
         self._ends: list[socket.socket] = []
+        # For each connection that was made: whether it passes.
+        self._each_passes: list[threading.Event] = []
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(self.path)
         self._listener.listen(200)
@@ -158,15 +162,20 @@ class Line:
                 except OSError:
                     near.close()
                     continue
+                passes = threading.Event()
+                passes.set()
+                self._each_passes.append(passes)
                 for source, sink in ((near, far), (far, near)):
-                    threading.Thread(target=self._carry, args=(source, sink), daemon=True).start()
+                    threading.Thread(target=self._carry, args=(source, sink, passes), daemon=True).start()
 
-    def _carry(self, source: socket.socket, sink: socket.socket) -> None:
+    def _carry(self, source: socket.socket, sink: socket.socket, passes: threading.Event) -> None:
         with suppress(OSError):
             while data := source.recv(65536):
                 self._passes.wait()
+                passes.wait()
                 sink.sendall(data)
         self._passes.wait()
+        passes.wait()
         for end in (source, sink):
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
@@ -175,12 +184,19 @@ class Line:
         """Let nothing pass any more."""
         self._passes.clear()
 
+    def swallow_old(self) -> None:
+        """Let nothing pass any more on the connections that there are."""
+        for passes in self._each_passes:
+            passes.clear()
+
     def mend(self) -> None:
         """Let everything pass again, also what was sent meanwhile, as a network does."""
         self._passes.set()
+        for passes in self._each_passes:
+            passes.set()
 
     def close(self) -> None:
-        self._passes.set()
+        self.mend()
         for end in (self._listener, *self._ends):
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)

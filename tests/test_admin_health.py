@@ -2,32 +2,53 @@
 
 from __future__ import annotations
 
+import asyncio
+import http.client
 import os
 import signal
-import subprocess
+import threading
+import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import MySQLdb
 import pytest
 import requests
+from dbutils.pooled_db import PooledDB
 
-from tests.admin_site import Site, answer
+from tests.admin_site import Site, SqlSite, answer
+from tests.databases import connect_settings, kill_server, line_to, start_server
 from tests.inprocess import wait_until
-from tests.processes import Frontend, free_port, private_mariadb
+from tests.processes import free_port, private_mariadb
+from tests.supervised import Supervised
+from threadbridge.admin import health
+from threadbridge.admin.health import DATABASE_LIMIT, LATELY, MOST_CHECKS, DatabaseHealth
+from threadbridge.pool import PoolGuard
+
+HEALTHY = (200, "lane quick: ok\nlane pool: ok\ndatabase: ok\n")
+
+
+def ready(site: Site, query: str = "") -> tuple[int, str]:
+    answered = site.admin(f"/readyz{query}")
+    return answered.status_code, answered.text
+
+
+def database_line(site: Site, query: str = "") -> tuple[int, str]:
+    status, text = ready(site, query)
+    return status, text.splitlines()[-1]
 
 
 def test_workers_that_wait_for_work_or_are_at_it_are_ready(tmp_path: Path) -> None:
     with Site(tmp_path, "--lane=other:/other/*:1") as site, ExitStack() as stack:
-        ready = (200, "lane other: ok\nlane default: ok\n")
-        answered = site.admin("/readyz")
-        assert (answered.status_code, answered.text) == ready
+        expected = (200, "lane other: ok\nlane default: ok\n")
+        assert ready(site) == expected
         for name in ("one", "two"):
             site.occupy(stack, name)
         stack.enter_context(site.send("/"))
         wait_until(lambda: site.picture()["counts"]["waiting"] == 1, "all threads are busy, and a request waits")
-        answered = site.admin("/readyz")
-        assert (answered.status_code, answered.text) == ready
+        assert ready(site) == expected
         site.finish("one", "two")
 
 
@@ -38,19 +59,18 @@ def test_workers_that_do_not_come_back_are_not(tmp_path: Path) -> None:
         for name in ("one", "two"):
             clients.append(stack.enter_context(site.send(f"/slow?{tmp_path / name}", "POST")))
         assert [answer(client)[:12] for client in clients] == [b"HTTP/1.1 504"] * 2
-        stuck = site.admin("/readyz")
-        assert (stuck.status_code, stuck.text) == (503, "lane default: no worker answers\n")
+        wait_until(lambda: ready(site) == (503, "lane default: no thread can run\n"), "they do not come back")
         assert site.admin("/healthz").text == "ok\n"
         site.finish("one", "two")
-        wait_until(lambda: site.admin("/readyz").status_code == 200, "the threads are back")
+        wait_until(lambda: ready(site)[0] == 200, "the threads are back")
 
 
 def test_one_that_is_told_to_stop_is_not_ready_but_still_shows_what_runs(tmp_path: Path) -> None:
     with Site(tmp_path) as site, ExitStack() as stack:
         site.occupy(stack, "one")
         site.process.send_signal(signal.SIGTERM)
-        wait_until(lambda: site.admin("/readyz").status_code == 503, "it drains")
-        assert site.admin("/readyz").text == "draining: this process is about to end\n"
+        wait_until(lambda: ready(site)[0] == 503, "it drains")
+        assert ready(site)[1] == "draining: this process is about to end\n"
         picture = site.picture()
         assert (picture["processes"][0]["draining"], picture["counts"]["running"]) == (True, 1)
         site.finish("one")
@@ -59,57 +79,167 @@ def test_one_that_is_told_to_stop_is_not_ready_but_still_shows_what_runs(tmp_pat
 
 def test_without_a_pool_there_is_no_database_to_ask(tmp_path: Path) -> None:
     with Site(tmp_path) as site:
-        answered = site.admin("/readyz?db=1")
-        assert (answered.status_code, answered.text) == (503, "lane default: ok\ndatabase: there is no pool to ask\n")
+        assert ready(site, "?db=1") == (503, "lane default: ok\ndatabase: there is no pool to ask\n")
 
 
-@pytest.fixture
+def test_several_processes_are_ready_when_each_of_them_is(tmp_path: Path) -> None:
+    port = free_port()
+    with Supervised(tmp_path, f"--admin_port={port}") as server, requests.Session() as session:
+
+        def ask(query: str = "") -> tuple[int, list[str]]:
+            answered = session.get(
+                f"http://127.0.0.1:{port}/readyz{query}", timeout=20, headers={"Connection": "close"}
+            )
+            return answered.status_code, sorted(answered.text.splitlines())
+
+        one, other = sorted(server.pids())
+        both = (200, [f"process {pid}: lane default: ok" for pid in (one, other)])
+        wait_until(lambda: ask() == both, "both are ready")
+        os.kill(other, signal.SIGSTOP)
+        try:
+            silent = [f"process {one}: lane default: ok", f"process {other}: no answer within {DATABASE_LIMIT + 1:g} s"]
+            assert ask() == (503, silent)
+            # The one that answers speaks for itself.
+            assert ask("?process=own") == (200, ["lane default: ok"])
+        finally:
+            os.kill(other, signal.SIGCONT)
+        wait_until(lambda: ask() == both, "the other goes on")
+
+
+# The database.
+
+
+@pytest.fixture(scope="module")
 def own_mariadb() -> Iterator[dict[str, str]]:
+    """A server that the tests of this module may stop, if they let it go on."""
     with private_mariadb() as variables:
         yield variables
 
 
-def test_the_database_is_asked_without_holding_up_the_loop(own_mariadb: dict[str, str]) -> None:
-    port = free_port()
-    env = {**own_mariadb, "MYAPPLICATION_POOL_SIZE": "2", "MYAPPLICATION_DIAGNOSTICS": "1"}
-    with Frontend(("run.py", "--port={port}", f"--admin_port={port}"), env=env) as frontend, ExitStack() as stack:
-        session = stack.enter_context(requests.Session())
+def test_under_load_it_is_ready_at_each_of_hundreds_of_looks(tmp_path: Path, own_mariadb: dict[str, str]) -> None:
+    ended = threading.Event()
+    statuses: Counter[int] = Counter()
 
-        def ask(path: str) -> tuple[int, str]:
-            answered = session.get(f"http://127.0.0.1:{port}{path}", timeout=20)
-            return answered.status_code, answered.text.splitlines()[-1]
+    def load(path: str) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", site.port, timeout=30)
+        while not ended.is_set():
+            connection.request("GET", path)
+            answered = connection.getresponse()
+            answered.read()
+            statuses[answered.status] += 1
+        connection.close()
 
-        assert ask("/readyz?db=1") == (200, "database: ok")
+    with SqlSite(tmp_path, own_mariadb) as site:
+        paths = ["/quick"] * 24 + ["/sql?SELECT%201"] * 8
+        threads = [threading.Thread(target=load, args=(path,)) for path in paths]
+        for thread in threads:
+            thread.start()
+        looks: Counter[tuple[int, str]] = Counter()
+        with requests.Session() as session:
+            while looks.total() < 300:
+                answered = session.get(f"http://127.0.0.1:{site.admin_port}/readyz", timeout=20)
+                looks[answered.status_code, answered.text] += 1
+        ended.set()
+        for thread in threads:
+            thread.join()
+        assert looks == {HEALTHY: 300}
+        assert statuses.keys() == {200} and statuses.total() > 200
+
+
+def test_a_database_that_is_down_is_noticed_by_what_fails_and_asked_until_it_is_back(
+    tmp_path: Path, own_mariadb: dict[str, str]
+) -> None:
+    with SqlSite(tmp_path, own_mariadb) as site:
+        assert ready(site) == HEALTHY
+        kill_server(own_mariadb)
+        try:
+            wait_until(lambda: database_line(site, "?db=1")[0] == 503, "with db=1 it is asked at once")
+            # No request has failed yet.
+            assert ready(site) == HEALTHY
+            with site.send("/sql?SELECT%201") as client:
+                assert answer(client).startswith(b"HTTP/1.1 500 ")
+            status, text = database_line(site)
+            assert (status, "database: OperationalError: (2002, " in text) == (503, True), text
+        finally:
+            start_server(own_mariadb)
+        # Without any request, which a load balancer would not send.
+        wait_until(lambda: ready(site) == HEALTHY, "it is back")
+
+
+def test_a_long_report_is_told_from_a_database_that_hangs(tmp_path: Path, own_mariadb: dict[str, str]) -> None:
+    pid = int((Path(own_mariadb["MYSQL_UNIX_SOCKET"]).parent / "mariadb.pid").read_text())
+    with SqlSite(tmp_path, own_mariadb) as site, ExitStack() as stack:
         # All connections at work.
-        for _ in range(2):
-            stack.enter_context(_begun(f"{frontend.url}/query/?report=wait&seconds=50"))
-        wait_until(lambda: session.get(f"http://127.0.0.1:{port}/requests.json").text.count("SLEEP") == 2, "both run")
-        assert ask("/readyz?db=1") == (200, "database: all 2 connections are in use")
-
-        pid = _server_pid(own_mariadb)
-        for row in session.get(f"http://127.0.0.1:{port}/requests.json").json()["requests"]:
-            stop = f"http://127.0.0.1:{port}/requests/{row['id']}/cancel"
-            assert session.post(stop, headers={"X-Threadbridge": "test"}).status_code == 200
-        wait_until(lambda: ask("/readyz?db=1") == (200, "database: ok"), "the connections are back")
+        for number in range(3):
+            site.run(stack, f"SELECT {number}, SLEEP(60)")
+        wait_until(lambda: site.admin("/requests.json").text.count("SLEEP(60)") == 3, "all run")
+        last_success = time.monotonic()
+        while time.monotonic() < last_success + LATELY + 0.5:
+            assert ready(site) == HEALTHY
+        assert database_line(site, "?db=1") == (200, "database: ok")
         os.kill(pid, signal.SIGSTOP)
         try:
+            waiting = threading.Thread(target=ready, args=(site,))
+            waiting.start()
             # While one check waits for the server, the loop answers others.
-            waiting = _begun(f"http://127.0.0.1:{port}/readyz?db=1")
-            stack.enter_context(waiting)
-            assert ask("/healthz") == (200, "ok")
-            waiting.wait(20)
-            assert waiting.stdout is not None
-            assert waiting.stdout.read().endswith(b"database: no connection within 3 s\n")
+            assert site.admin("/healthz").elapsed.total_seconds() < DATABASE_LIMIT / 2
+            waiting.join()
+            expected = (503, f"database: no answer to a new connection within {DATABASE_LIMIT:g} s")
+            wait_until(lambda: database_line(site) == expected, "it hangs")
         finally:
             os.kill(pid, signal.SIGCONT)
-        wait_until(lambda: ask("/readyz?db=1") == (200, "database: ok"), "the server goes on")
+        wait_until(lambda: ready(site) == HEALTHY, "the server goes on")
 
 
-def _begun(url: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(["curl", "-s", "--max-time", "60", url], stdout=subprocess.PIPE)
+def test_a_pool_of_connections_that_a_network_has_swallowed_is_not_ready(
+    tmp_path: Path, own_mariadb: dict[str, str]
+) -> None:
+    with line_to(own_mariadb["MYSQL_UNIX_SOCKET"]) as line:
+        mariadb = {**own_mariadb, "MYSQL_UNIX_SOCKET": line.path}
+        with SqlSite(tmp_path, mariadb, "--deadline=2") as site, ExitStack() as stack:
+            for number in range(3):
+                site.run(stack, f"SELECT {number}, SLEEP(60)")
+            wait_until(lambda: site.admin("/requests.json").text.count("SLEEP(60)") == 3, "all run")
+            line.swallow_old()
+            expected = "database: all 3 connections are held by requests that nobody waits for any more"
+            wait_until(lambda: database_line(site) == (503, expected), "they are given up, and do not come back")
+            # New connections would be answered.
+            connection = MySQLdb.connect(**connect_settings(own_mariadb, line.path))
+            connection.close()
 
 
-def _server_pid(mariadb: dict[str, str]) -> int:
-    directory = Path(mariadb["MYSQL_UNIX_SOCKET"]).parent
-    [path] = directory.rglob("*.pid")
-    return int(path.read_text())
+def test_checks_that_hang_are_few_and_hold_up_nothing(
+    own_mariadb: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(health, "DATABASE_LIMIT", 0.1)
+    monkeypatch.setattr(health, "GIVE_UP_AFTER", 0.2)
+    monkeypatch.setattr(health, "FRESH", 0.0)
+    attempts = []
+
+    async def judge() -> None:
+        with line_to(own_mariadb["MYSQL_UNIX_SOCKET"]) as line:
+
+            def connect() -> object:
+                # Of the application's own, and so without timeouts.
+                attempts.append(threading.current_thread())
+                return MySQLdb.connect(**connect_settings(own_mariadb, line.path))
+
+            guard = PoolGuard(PooledDB(connect, maxconnections=1))
+            database = DatabaseHealth(guard)
+            assert await database.problem(always=False) == ""
+            assert await database.problem(always=True) == ""
+            assert len(attempts) == 1
+            line.swallow()
+            problems: Counter[str] = Counter()
+            while (problem := await database.problem(always=True)) != f"{MOST_CHECKS} attempts to connect hang":
+                problems[problem] += 1
+                assert problems.total() < 50
+            assert problems.keys() == {"no answer to a new connection within 0.1 s"}
+            assert len(attempts) == 1 + MOST_CHECKS
+            line.mend()
+            for thread in attempts:
+                await asyncio.to_thread(thread.join)
+            assert await database.problem(always=True) == ""
+            guard.close()
+
+    asyncio.run(judge())

@@ -15,66 +15,17 @@ from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
-from tests.admin_site import Site, answer
+from tests.admin_site import SqlSite, answer
 from tests.databases import Witness
 from tests.inprocess import wait_until
-from tests.processes import Frontend, free_port
 from tests.test_page import ARTEFACTS, DESKTOP, PHONE, running_browser, show_as, texts, wait_for
 
-# /sql?SELECT... runs that; everything else is answered at once.
-APPLICATION = """
-import os
-from urllib.parse import unquote
-import MySQLdb
-from dbutils.pooled_db import PooledDB
-
-pool = PooledDB(
-    MySQLdb, maxconnections=3, unix_socket=os.environ["MYSQL_UNIX_SOCKET"], user=os.environ["MYSQL_USER"],
-    password=open(os.environ["MYSQL_PASSWORD_FILE"]).read(), database=os.environ["MYSQL_DATABASE"],
-)
-
-def app(environ, start_response):
-    if environ["PATH_INFO"].startswith("/sql"):
-        connection = pool.connection()
-        cursor = connection.cursor()
-        cursor.execute(unquote(environ["QUERY_STRING"]))
-        cursor.fetchall()
-        connection.close()
-    start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "2")])
-    return [b"ok"]
-"""
 # The browser reports each error status, the end of the server that it reads from, and how it likes forms.
 EXPECTED = ("the server responded with a status of", "/events - Failed to load resource", "'recommendation'")
 SLOW = (
     "SELECT c.name, SUM(l.amount) AS revenue, SLEEP(60) FROM (SELECT 'North' AS name, 1 AS id) c "
     "JOIN (SELECT 1 AS id, 2 AS amount) l USING (id) GROUP BY c.id ORDER BY revenue DESC"
 )
-
-
-class SqlSite(Site):
-    """A frontend that runs what it is asked to, with an operators' port."""
-
-    def __init__(self, directory: Path, mariadb: dict[str, str], *arguments: str) -> None:
-        self.directory = directory
-        self.admin_port = free_port()
-        (directory / "page_app.py").write_text(APPLICATION)
-        ports = ("--port={port}", f"--admin_port={self.admin_port}")
-        command = ("-m", "threadbridge", "page_app:app", "--pool=page_app:pool", *ports, *arguments)
-        Frontend.__init__(self, command, env=mariadb, cwd=directory)
-
-    @property
-    def page(self) -> str:
-        return f"http://127.0.0.1:{self.admin_port}/"
-
-    def start(self) -> None:
-        super().start()
-        # From now on it is known that these need the pool.
-        with self.send("/sql?SELECT%201") as client:
-            assert b"200 OK" in answer(client)
-
-    def run(self, stack: ExitStack, sql: str, path: str = "/sql") -> None:
-        """Have this run until it is stopped or ends."""
-        stack.enter_context(self.send(f"{path}?{quote(sql)}"))
 
 
 @pytest.fixture(scope="module")

@@ -40,6 +40,8 @@ SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 SPOOL_SIZE = 8 * 1024**3
 # Seconds beyond the longest deadline that a statement may take by default: first the bridge tries to stop it.
 STATEMENT_MARGIN = 30.0
+# Seconds after which a thread that has not come back, though its request has ended, is no longer expected to.
+LATE_AFTER = 2.0
 
 
 class Server(Protocol):
@@ -262,6 +264,13 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
             exchange.connection.close()
             exchange.on_connection_close()
         self._cancellers.submit(exchange.running.cancel)
+
+    def can_run(self, lane: Lane) -> bool:
+        """Whether the lane has a thread that runs requests, or will when it has answered the one that it runs.
+
+        It has none when all of its threads are late by `LATE_AFTER` and not replaced yet, or cannot be replaced.
+        """
+        return lane.works() and self._watch.overdue_threads(lane, LATE_AFTER) < lane.threads
 
     def ended(self, exchange: Exchange) -> None:
         """Count the exchange off, and have it recorded."""

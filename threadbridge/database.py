@@ -62,6 +62,8 @@ class Database(Protocol):
 
     # For connections whose settings say nothing about it.
     defaults: Mapping[str, Any]
+    # For connections that must not hang, whatever their settings say.
+    timeouts: Mapping[str, Any]
 
     def identify(self, connection: Any) -> Any:
         """What `stop` needs to find the connection in its server; read when it is made. Worker side."""

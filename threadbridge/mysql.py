@@ -73,6 +73,9 @@ class MySQL:
             # The database ends the statement first, if it can.
             patience = math.ceil(settings.statement_limit + NETWORK_MARGIN)
             self.defaults = {**self.defaults, "read_timeout": patience, "write_timeout": patience}
+        self.timeouts: Mapping[str, Any] = dict.fromkeys(
+            ("connect_timeout", "read_timeout", "write_timeout"), CONTROL_TIMEOUT
+        )
         # The control connection is the guard's thread's, kept for the next time.
         self._control: Any = None
         self._control_server = Server("", 0)
@@ -116,8 +119,8 @@ class MySQL:
 
     def _connect(self) -> None:
         settings = self._settings
-        names = ("connect_timeout", "read_timeout", "write_timeout") if settings.takes_timeouts else ()
-        self._control = settings.connect(*settings.args, **{**settings.kwargs, **dict.fromkeys(names, CONTROL_TIMEOUT)})
+        timeouts = self.timeouts if settings.takes_timeouts else {}
+        self._control = settings.connect(*settings.args, **{**settings.kwargs, **timeouts})
         self._control_server = _server_of(self._control)
 
     def _kill(self, identity: Identity) -> None:

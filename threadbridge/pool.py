@@ -179,6 +179,23 @@ class PoolGuard:
         if self.is_outage(error):
             self.last_outage = time.monotonic()
 
+    def connect_apart(self) -> Any:
+        """A connection made as the pool makes its own, but not the pool's; its network timeouts are a few seconds.
+
+        Only a driver's own function takes timeouts: one of the application's may take as long as it likes. Any thread
+        that may wait. Raises what the driver raises.
+        """
+        settings, database = self._settings, self._database
+        timeouts = database.timeouts if database is not None and settings.takes_timeouts else {}
+        return settings.connect(*settings.args, **{**settings.kwargs, **timeouts})
+
+    def overdue(self) -> int:
+        """How many connections are held by requests that are cancelled or past their deadline. Any thread; no lock."""
+        now = time.monotonic()
+        # A copy of the keys is made in one step.
+        late = [each for each in list(self._held) if each.cancelled or now > (each.deadline or now)]
+        return sum(len(self._held.get(request, ())) for request in late)
+
     def close(self) -> None:
         """The bridge is at its end: another may have the pool. Any thread."""
         self.closed = True

@@ -60,6 +60,7 @@ class PostgreSQL:
     """Stops queries by the driver's own ``cancel``, which asks the server by a connection of its own."""
 
     defaults: Mapping[str, Any] = {}
+    timeouts: Mapping[str, Any] = {"connect_timeout": CONTROL_TIMEOUT}
 
     def __init__(self, driver: str) -> None:
         module = importlib.import_module(driver)

@@ -7,6 +7,7 @@ import logging
 import time
 
 from threadbridge.exchange import Exchange
+from threadbridge.lanes import Lane
 from threadbridge.states import State
 from threadbridge.threads import stacks
 
@@ -41,6 +42,14 @@ class Watch:
         """The exchange has ended; its worker, if it has one, is expected back."""
         if not exchange.worker_is_done:
             self._left_running[exchange] = time.monotonic()
+
+    def overdue_threads(self, lane: Lane, seconds: float) -> int:
+        """How many threads of the lane are this many seconds late, and not replaced yet."""
+        now = time.monotonic()
+        return sum(
+            exchange.lane is lane and not exchange.worker_is_done and now >= expected_back(exchange, ended_at) + seconds
+            for exchange, ended_at in self._left_running.items()
+        )
 
     def _look(self) -> None:
         self._timer = None

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import re
 from contextlib import aclosing
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +16,6 @@ from tornado.iostream import StreamClosedError
 from tornado.web import Application, HTTPError, RequestHandler, StaticFileHandler
 
 from threadbridge.admin.access import SESSION
-from threadbridge.admin.health import lane_answers
 from threadbridge.admin.peers import answers_of
 
 if TYPE_CHECKING:
@@ -194,27 +195,20 @@ class ReadyHandler(HostHandler):
     """Whether requests should be sent here."""
 
     async def get(self) -> None:
-        """200 or 503, and why."""
-        bridge = self.admin.bridge
-        findings = []
-        ready = not self.admin.draining
-        if self.admin.draining:
-            findings.append("draining: this process is about to end")
+        """200 or 503, and why; for all processes of the group unless ``process=own``."""
+        asks_database = self.get_query_argument("db", "") == "1"
+        if self.get_query_argument("process", "") == "own":
+            processes = [(os.getpid(), await self.admin.readiness(asks_database))]
         else:
-            answers = await asyncio.gather(*(lane_answers(bridge, lane) for lane in bridge.lanes))
-            for lane, answer in zip(bridge.lanes, answers, strict=True):
-                findings.append(f"lane {lane.name}: {'ok' if answer else 'no worker answers'}")
-                ready = ready and answer
-            if self.get_query_argument("db", "") == "1":
-                can_be_had, finding = await self._database_finding()
-                findings.append(f"database: {finding}")
-                ready = ready and can_be_had
-        self.set_status(200 if ready else 503)
-        self.text("".join(f"{finding}\n" for finding in findings))
-
-    async def _database_finding(self) -> tuple[bool, str]:
-        database = self.admin.database
-        return (False, "there is no pool to ask") if database is None else await database.finding()
+            processes = await self.admin.readiness_of_all(asks_database)
+        # The port is one for all of them: clients come to each of those that do not end.
+        taking = [found for _, found in processes if not found.draining]
+        self.set_status(200 if taking and all(found.ready for found in taking) else 503)
+        lines = []
+        for pid, found in processes:
+            name = f"process {pid}: " if len(processes) > 1 else ""
+            lines += [f"{name}{finding}\n" for finding in found.findings]
+        self.text("".join(lines))
 
 
 class MetricsHandler(OperatorHandler):
@@ -265,6 +259,14 @@ class LocalMetricsHandler(LocalHandler):
         """In Prometheus' text format."""
         self.set_header("Content-Type", METRICS)
         self.finish(self.admin.own_metrics())
+
+
+class LocalReadyHandler(LocalHandler):
+    """Whether requests should be sent to this process."""
+
+    async def get(self) -> None:
+        """The parts of its `Readiness`."""
+        self.json(asdict(await self.admin.readiness(self.get_query_argument("db", "") == "1")))
 
 
 class LocalThreadsHandler(LocalHandler):
@@ -322,6 +324,7 @@ def local_application(admin: AdminServer) -> Application:
             (r"/local/requests/([^/]+)/cancel", LocalCancelHandler),
             (r"/local/metrics", LocalMetricsHandler),
             (r"/local/threads", LocalThreadsHandler),
+            (r"/local/ready\.json", LocalReadyHandler),
         ],
     )
 

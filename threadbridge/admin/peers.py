@@ -10,6 +10,7 @@ import re
 import socket
 import stat
 from collections.abc import Callable, Iterable, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,6 +19,7 @@ from tornado.httpclient import HTTPClientError, HTTPRequest, HTTPResponse
 from tornado.netutil import Resolver
 from tornado.simple_httpclient import HTTPTimeoutError, SimpleAsyncHTTPClient
 
+from threadbridge.admin.health import DATABASE_LIMIT, Readiness
 from threadbridge.listeners import bind_unix_socket
 
 logger = logging.getLogger("threadbridge")
@@ -25,6 +27,8 @@ logger = logging.getLogger("threadbridge")
 # Seconds that a peer may take; and so long a page waits for one that has answered before.
 TIME_LIMIT = 2.0
 PATIENCE = 0.3
+# Seconds that a process may take to say whether it is ready, asking the database included.
+READINESS_LIMIT = DATABASE_LIMIT + 1.0
 # Of a Unix socket's path, with the zero at its end (unix(7)).
 LONGEST_PATH = 107
 _SOCKET_NAME = re.compile(r"([0-9]+)-([0-9]+)\.sock")
@@ -34,16 +38,22 @@ class Silent(Exception):
     """A peer that did not answer, or not as it should; the message says how."""
 
 
+class Gone(Silent):
+    """A peer at whose address nothing listens any more: it has ended, or is about to."""
+
+
 class Peer:
     """Another process, and what it has said last.
 
     :param name: for people.
     :param address: the beginning of its URLs.
     :param path: its Unix socket; None for one that is asked by TCP.
+    :param pid: of a process on this host; 0 for one that is asked by TCP.
     """
 
-    def __init__(self, name: str, address: str, path: str | None, token: str) -> None:
+    def __init__(self, name: str, address: str, path: str | None, token: str, pid: int = 0) -> None:
         self.name = name
+        self.pid = pid
         self.path = path
         self._address = address
         self._headers = {"X-Threadbridge": "peer", **({"Authorization": f"Bearer {token}"} if token else {})}
@@ -54,23 +64,25 @@ class Peer:
         # Why it did not answer the last time; nobody waits for one that did not.
         self._problem = ""
 
-    async def ask(self, path: str, method: str = "GET") -> HTTPResponse:
-        """Its answer; raises `Silent` when it has none within `TIME_LIMIT`, or a status that stands for an error."""
+    async def ask(self, path: str, method: str = "GET", limit: float = TIME_LIMIT) -> HTTPResponse:
+        """Its answer; raises `Silent` when it has none within ``limit`` seconds, or the status of an error."""
         request = HTTPRequest(
             self._address + path,
             method,
             headers=self._headers,
             body=b"" if method == "POST" else None,
-            connect_timeout=TIME_LIMIT,
-            request_timeout=TIME_LIMIT,
+            connect_timeout=limit,
+            request_timeout=limit,
             follow_redirects=False,
         )
         try:
             return await self._client.fetch(request)
         except HTTPTimeoutError:
-            raise Silent(f"no answer within {TIME_LIMIT:g} s") from None
+            raise Silent(f"no answer within {limit:g} s") from None
         except HTTPClientError as error:
             raise Silent(f"it answers {error.code} {error.message}") from None
+        except (ConnectionRefusedError, FileNotFoundError) as error:
+            raise Gone(error.strerror) from None
         except OSError as error:
             raise Silent(error.strerror or str(error)) from None
 
@@ -165,7 +177,7 @@ class Peers:
         for name, match in names.items():
             if name not in self._found:
                 path = str(self._directory / name)
-                self._found[name] = Peer(f"process {match[2]}", "http://localhost", path, "")
+                self._found[name] = Peer(f"process {match[2]}", "http://localhost", path, "", int(match[2]))
         wanted = [name for name, match in names.items() if not own_group or int(match[1]) == self._group]
         return [self._found[name] for name in sorted(wanted)]
 
@@ -193,6 +205,20 @@ async def processes_of(peers: Iterable[Peer]) -> tuple[list[dict[str, Any]], lis
         else:
             processes += answer
     return processes, silent
+
+
+async def readiness_of(peer: Peer, asks_database: bool) -> Readiness | None:
+    """What a process of this host says of itself; None if it is gone."""
+    try:
+        answer = await peer.ask(f"/local/ready.json?db={int(asks_database)}", limit=READINESS_LIMIT)
+        ready, draining, findings = itemgetter("ready", "draining", "findings")(json.loads(answer.body))
+        return Readiness(ready is True, draining is True, tuple(str(finding) for finding in findings))
+    except Gone:
+        return None
+    except Silent as silent:
+        return Readiness(False, False, (str(silent),))
+    except (ValueError, LookupError, TypeError):
+        return Readiness(False, False, ("its answer is not that of a frontend",))
 
 
 async def answers_of(peers: Iterable[Peer], path: str, method: str = "GET") -> list[HTTPResponse]:

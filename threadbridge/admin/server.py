@@ -18,8 +18,8 @@ from tornado.httpserver import HTTPServer
 from threadbridge.admin.access import Access
 from threadbridge.admin.events import Events
 from threadbridge.admin.handlers import local_application, public_application
-from threadbridge.admin.health import DatabaseCheck
-from threadbridge.admin.peers import Peers, answers_of, processes_of
+from threadbridge.admin.health import DatabaseHealth, Readiness, readiness
+from threadbridge.admin.peers import Peers, answers_of, processes_of, readiness_of
 from threadbridge.admin.snapshot import snapshot
 from threadbridge.admin.view import view
 from threadbridge.bridge import Bridge
@@ -69,9 +69,7 @@ class AdminServer:
         access.add_names(self.peers.names)
         self.access = access
         self.history = History()
-        self.database: DatabaseCheck | None = None
-        if bridge.guard is not None:
-            self.database = DatabaseCheck(settings["pool"], bridge.guard)
+        self._database = DatabaseHealth(bridge.guard) if bridge.guard is not None else None
         self.events = Events(self.picture)
         self.where: list[str] = []
         self._servers: list[HTTPServer] = []
@@ -159,6 +157,19 @@ class AdminServer:
 
         others = await answers_of(self.peers.on_this_host(own_group=True), "/local/metrics")
         return merge([self.own_metrics(), *(answer.body for answer in others)]) if others else self.own_metrics()
+
+    async def readiness(self, asks_database: bool) -> Readiness:
+        """Whether requests should be sent to this process."""
+        return await readiness(self.bridge, self._database, self.draining, asks_database)
+
+    async def readiness_of_all(self, asks_database: bool) -> list[tuple[int, Readiness]]:
+        """The same of all processes that serve together, with their pids; one that does not answer is not ready."""
+        peers = self.peers.on_this_host(own_group=True)
+        own, *others = await asyncio.gather(
+            self.readiness(asks_database), *(readiness_of(peer, asks_database) for peer in peers)
+        )
+        found = [(os.getpid(), own), *((peer.pid, other) for peer, other in zip(peers, others, strict=True))]
+        return [(pid, readiness) for pid, readiness in found if readiness is not None]
 
     def stacks(self) -> str:
         """What each thread of this process does, its workers first, each with the request that it serves."""
