@@ -1,0 +1,143 @@
+"""An application that keeps accounts: each transfer is one transaction, with a row of its own in the ledger.
+
+Served as ``python -m threadbridge tests.faults.application:app --pool=tests.faults.application:pool``. The environment
+variable ``FAULTS_POOL`` has the parameters of the pool, as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import closing
+from typing import Any
+from urllib.parse import parse_qsl
+from wsgiref.types import StartResponse, WSGIEnvironment
+
+import MySQLdb
+from dbutils.pooled_db import PooledDB
+
+ACCOUNTS = 20
+PLAIN = [("Content-Type", "text/plain")]
+
+pool = PooledDB(MySQLdb, **json.loads(os.environ.get("FAULTS_POOL", "{}")))
+
+
+class NotAsItShould(Exception):
+    """The application has seen what must never be."""
+
+
+def transfer(parameters: dict[str, str], begins: bool = False) -> str:
+    """One row and two accounts, or nothing."""
+    with closing(pool.connection()) as connection, closing(connection.cursor()) as cursor:
+        if begins:
+            connection.begin()
+        try:
+            number, source, target = (int(parameters[name]) for name in ("id", "source", "target"))
+            cursor.execute("INSERT INTO ledger VALUES (%s, %s, %s)", (number, source, target))
+            cursor.execute("UPDATE accounts SET amount = amount - 1 WHERE id = %s", (source,))
+            cursor.execute("UPDATE accounts SET amount = amount + 1 WHERE id = %s", (target,))
+            connection.commit()
+        except Exception:
+            if begins:
+                connection.rollback()
+            raise
+    return "moved"
+
+
+def transfer_begun(parameters: dict[str, str]) -> str:
+    """The same, as DBUtils recommends it."""
+    return transfer(parameters, begins=True)
+
+
+def insert(parameters: dict[str, str]) -> str:
+    """One statement that is committed by itself."""
+    with closing(pool.connection()) as connection, closing(connection.cursor()) as cursor:
+        cursor.execute("SET autocommit = 1")
+        cursor.execute("INSERT INTO ledger VALUES (%s, 0, 0)", (int(parameters["id"]),))
+    return "inserted"
+
+
+def read(parameters: dict[str, str]) -> str:
+    """A query that may be stopped, and repeated."""
+    with closing(pool.connection()) as connection, closing(connection.cursor()) as cursor:
+        cursor.execute("SELECT SUM(amount) FROM accounts")
+        total = cursor.fetchone()[0]
+    if total != 1000 * ACCOUNTS:
+        raise NotAsItShould(f"a query saw {total} in all accounts")
+    return str(total)
+
+
+def slow(parameters: dict[str, str]) -> str:
+    """A query that takes about so many twentieths of a second."""
+    with closing(pool.connection()) as connection, closing(connection.cursor()) as cursor:
+        cursor.execute("SELECT SUM(SLEEP(0.05)) FROM seq_1_to_1000 WHERE seq <= %s", (int(parameters["steps"]),))
+        cursor.fetchone()
+    return "slept"
+
+
+def session(parameters: dict[str, str]) -> str:
+    """Leaves a variable and a lock on its connection, and must find none."""
+    with closing(pool.connection()) as connection, closing(connection.cursor()) as cursor:
+        cursor.execute("SELECT @left, @@autocommit")
+        found = cursor.fetchone()
+        if found != (None, 0):
+            raise NotAsItShould(f"a request found {found} on its connection")
+        cursor.execute("SET @left = 1, autocommit = 1")
+        cursor.execute("SELECT GET_LOCK(%s, 0)", (parameters["id"],))
+    return "left"
+
+
+def fork(parameters: dict[str, str]) -> str:
+    """A child that ends in one of the ways in which children do."""
+    how = int(parameters["id"]) % 4
+    if how == 3:
+        subprocess.run([sys.executable, "-c", "pass"], check=True)
+        return "run"
+    child = os.fork()
+    if child == 0:
+        if how == 0:
+            os._exit(0)
+        if how == 1:
+            sys.exit(0)
+        return "in the child"
+    os.waitpid(child, 0)
+    return "forked"
+
+
+def crash(parameters: dict[str, str]) -> str:
+    """The end of the process."""
+    os.abort()
+
+
+def compute(parameters: dict[str, str]) -> str:
+    """Keeps the processor for a moment."""
+    until = time.monotonic() + 0.05
+    while time.monotonic() < until:
+        pass
+    return threading.current_thread().name
+
+
+PAGES: dict[str, Callable[[dict[str, str]], str]] = {
+    f"/{page.__name__}": page for page in (transfer, transfer_begun, insert, read, slow, session, fork, crash, compute)
+}
+
+
+def app(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
+    """200 and a word, 503 for an error of the database, 500 for what must never be."""
+    body: Any = environ["wsgi.input"].read()
+    parameters = dict(parse_qsl(environ["QUERY_STRING"]))
+    try:
+        answer, status = PAGES[environ["PATH_INFO"]](parameters), "200 OK"
+    except NotAsItShould as error:
+        answer, status = f"NOT AS IT SHOULD: {error}", "500 Internal Server Error"
+    except MySQLdb.Error as error:
+        answer, status = f"{type(error).__name__}{error.args}", "503 Service Unavailable"
+    if len(body) != int(environ.get("CONTENT_LENGTH") or 0):
+        answer, status = f"NOT AS IT SHOULD: a body of {len(body)} bytes", "500 Internal Server Error"
+    start_response(status, PLAIN)
+    return [f"{parameters['id']} {answer}".encode()]

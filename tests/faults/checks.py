@@ -1,0 +1,176 @@
+"""The promises, checked when the faults are over."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.faults.application import ACCOUNTS
+from tests.faults.crowd import WRITES, Crowd
+from tests.faults.site import CONNECTIONS, DEADLINE, Site
+
+# So many seconds before a process is killed, or after, its lines of the access log may be lost.
+LOST_LINES = 1.5
+
+
+def within(seconds: float, condition: Callable[[], bool]) -> bool:
+    """Whether the condition holds before the time is over."""
+    give_up = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > give_up:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def money(site: Site, crowd: Crowd) -> list[str]:
+    """Each transfer is there once or not at all, as a whole, and those that were answered are there."""
+    wrong = []
+    rows = site.sql("SELECT id, source, target FROM ledger")
+    counts = Counter(number for number, _, _ in rows)
+    doubled = [number for number, count in counts.items() if count > 1]
+    if doubled:
+        wrong.append(f"{len(doubled)} rows are there more than once, such as {doubled[:5]}")
+    expected = dict.fromkeys(range(1, ACCOUNTS + 1), 1000)
+    for _, source, target in rows:
+        if source:
+            expected[source] -= 1
+            expected[target] += 1
+    found = dict(site.sql("SELECT id, amount FROM accounts"))
+    if found != expected:
+        off = {number: amount - expected[number] for number, amount in found.items() if amount != expected[number]}
+        wrong.append(f"accounts do not agree with the ledger: {off}; sum {sum(found.values())}")
+    answered = [number for number, sent in crowd.sent.items() if sent.kind in WRITES and sent.status == 200]
+    lost = [number for number in answered if number not in counts]
+    if lost:
+        wrong.append(f"{len(lost)} of {len(answered)} writes that were answered 200 are lost, such as {lost[:5]}")
+    return wrong
+
+
+def access_log(site: Site, crowd: Crowd) -> list[str]:
+    """Each answered request has one line, and none has two."""
+    wrong = []
+    lines = site.access_log()
+    twice = {number: found for number, found in lines.items() if len(found) > 1}
+    if twice:
+        wrong.append(f"{len(twice)} requests have more than one line in the access log: {next(iter(twice.values()))}")
+    # A process that is killed takes those lines with it that it has not written yet.
+    kills = [*site.kills, *(sent.ended for sent in crowd.sent.values() if sent.kind == "crash")]
+    missing = [
+        number
+        for number, sent in crowd.sent.items()
+        if sent.status
+        and str(number) not in lines
+        and not any(abs(sent.ended - killed) < LOST_LINES for killed in kills)
+    ]
+    if missing:
+        wrong.append(
+            f"{len(missing)} answered requests have no line in the access log, such as "
+            f"{[(number, crowd.sent[number].kind, crowd.sent[number].status) for number in missing[:5]]}"
+        )
+    differ = [
+        (number, sent.status, lines[str(number)][0])
+        for number, sent in crowd.sent.items()
+        if sent.status and str(number) in lines and f'" {sent.status} ' not in lines[str(number)][0]
+    ]
+    if differ:
+        wrong.append(f"{len(differ)} requests have another status in the access log, such as {differ[0]}")
+    return wrong
+
+
+def nothing_left(site: Site) -> list[str]:
+    """Nothing runs in the database, and no lock is held there."""
+    wrong = []
+
+    def running() -> list[object]:
+        return [
+            info
+            for (info,) in site.sql(
+                "SELECT info FROM information_schema.processlist "
+                "WHERE id <> CONNECTION_ID() AND user = 'myapplication' AND command <> 'Sleep'"
+            )
+        ]
+
+    if not within(DEADLINE + 15, lambda: not running()):
+        wrong.append(f"still running in the database: {running()}")
+    if not within(5, lambda: site.sql("SELECT COUNT(*) FROM information_schema.innodb_trx") == ((0,),)):
+        wrong.append("transactions are open: " + repr(site.sql("SELECT * FROM information_schema.innodb_trx")))
+    return wrong
+
+
+def full_strength(site: Site) -> list[str]:
+    """Ready, idle, and all connections of the pools work at the same time."""
+    wrong = []
+    if not within(40, lambda: site.ready()[0] == 200):
+        wrong.append(f"not ready: {site.ready()}")
+    if not within(DEADLINE + 15, lambda: not site.requests()):
+        wrong.append(f"requests are left: {site.requests()}")
+    count = CONNECTIONS * site.processes
+    statuses: list[int] = []
+
+    def ask(number: int) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", site.port, timeout=40)
+        connection.request("GET", f"/slow?id={number}&steps=10")
+        statuses.append(connection.getresponse().status)
+        connection.close()
+
+    for attempt in range(3):
+        statuses.clear()
+        threads = [
+            threading.Thread(target=ask, args=(9_000_000_000 + attempt * count + number,)) for number in range(count)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    if statuses != [200] * count:
+        wrong.append(f"{count} queries at once were answered {Counter(statuses)}")
+    return wrong
+
+
+def leaks(site: Site) -> list[str]:
+    """No process holds many more threads or files than it needs."""
+    wrong = []
+    for pid in site.children():
+        threads = len(os.listdir(f"/proc/{pid}/task"))
+        files = len(os.listdir(f"/proc/{pid}/fd"))
+        if threads > 6 * CONNECTIONS + 30 or files > 6 * CONNECTIONS + 60:
+            wrong.append(f"process {pid} has {threads} threads and {files} open files")
+    return wrong
+
+
+def clean_end(site: Site) -> list[str]:
+    """Told to stop, it ends with status 0, and the port is free."""
+    wrong = []
+    children = site.children()
+    site.frontend.send_signal(signal.SIGTERM)
+    try:
+        status = site.frontend.wait(40)
+    except subprocess.TimeoutExpired:
+        return ["it has not ended 40 s after SIGTERM"]
+    if status != 0:
+        wrong.append(f"it ended with status {status}: {site.output()[-500:]}")
+    left = [pid for pid in children if Path(f"/proc/{pid}").exists()]
+    if left:
+        wrong.append(f"processes are left: {left}")
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(("127.0.0.1", site.port))
+        except OSError as error:
+            wrong.append(f"the port is not free: {error}")
+    return wrong
+
+
+def logs(site: Site) -> list[str]:
+    """The logs have no error that nobody has foreseen."""
+    found = site.tracebacks()
+    return [f"{len(found)} tracebacks in the logs, such as: {found[0]}"] if found else []

@@ -1,0 +1,130 @@
+"""Clients that each ask for one thing after the other, leave when they like, and remember what they were answered."""
+
+from __future__ import annotations
+
+import random
+import socket
+import threading
+import time
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Self
+
+from tests.faults.application import ACCOUNTS
+
+WRITES = ("transfer", "transfer_begun", "insert")
+# How often each kind of request is made.
+KINDS = {"transfer": 30, "transfer_begun": 15, "insert": 15, "read": 15, "slow": 6, "session": 5, "compute": 2}
+
+
+@dataclass
+class Sent:
+    """A request, and what its client knows of it.
+
+    :param ended: by `time.time`.
+    :param status: 0 if there was no whole answer.
+    """
+
+    kind: str
+    source: int
+    target: int
+    status: int = 0
+    ended: float = 0.0
+
+
+class Crowd:
+    """``with Crowd(port, clients=24, seed=1) as crowd:``; inside the block the clients are at work."""
+
+    def __init__(self, port: int, clients: int, seed: int, crashes: int = 0, forks: int = 2) -> None:
+        self.sent: dict[int, Sent] = {}
+        self.answers: Counter[str] = Counter()
+        self.wrong: list[str] = []
+        self._port = port
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        # Clear while nobody is to ask for anything.
+        self.go_on = threading.Event()
+        self.go_on.set()
+        self._weights = {**KINDS, "fork": forks, "crash": crashes}
+        self._threads = [
+            threading.Thread(target=self._live, args=(number, random.Random(f"{seed}-{number}")), daemon=True)
+            for number in range(clients)
+        ]
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        self.go_on.set()
+        for thread in self._threads:
+            thread.join(60)
+            if thread.is_alive():
+                self.wrong.append("a client has waited for its answer for more than a minute")
+
+    @property
+    def transfers(self) -> int:
+        """How many have been answered 200."""
+        return self.answers["transfer 200"] + self.answers["transfer_begun 200"]
+
+    def _live(self, client: int, chance: random.Random) -> None:
+        count = 0
+        while not self._stop.is_set():
+            self.go_on.wait()
+            count += 1
+            number = client * 10_000_000 + count
+            [kind] = chance.choices(list(self._weights), list(self._weights.values()))
+            source, target = chance.sample(range(1, ACCOUNTS + 1), 2)
+            sent = Sent(kind, source, target)
+            with self._lock:
+                self.sent[number] = sent
+            try:
+                sent.status = self._ask(number, sent, chance)
+            except OSError:
+                # Refused or cut: it may have been done or not.
+                time.sleep(0.02)
+            sent.ended = time.time()
+            with self._lock:
+                self.answers[f"{kind} {sent.status}"] += 1
+
+    def _ask(self, number: int, sent: Sent, chance: random.Random) -> int:
+        method = "POST" if sent.kind in (*WRITES, "session", "fork", "crash") else "GET"
+        query = f"id={number}&source={sent.source}&target={sent.target}&steps={chance.randrange(1, 30)}"
+        body = bytes(chance.randrange(3000)) if method == "POST" else b""
+        head = (
+            f"{method} /{sent.kind}?{query} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+            f"Content-Length: {len(body)}\r\n\r\n"
+        )
+        leaves = chance.random()
+        with socket.create_connection(("127.0.0.1", self._port), timeout=45) as client:
+            client.sendall(head.encode() + body)
+            if leaves < 0.06:
+                client.settimeout(0.001 + 0.2 * chance.random())
+                with suppress(TimeoutError):
+                    client.recv(1)
+                if leaves < 0.03:
+                    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+                return 0
+            if leaves < 0.09 and method == "POST":
+                # Its request is complete, and it still waits for the answer.
+                client.shutdown(socket.SHUT_WR)
+            answer = b""
+            while part := client.recv(65536):
+                answer += part
+        return self._status(number, sent, answer)
+
+    def _status(self, number: int, sent: Sent, answer: bytes) -> int:
+        head, _, body = answer.partition(b"\r\n\r\n")
+        if not head.startswith(b"HTTP/1.1 "):
+            return 0
+        status = int(head[9:12])
+        if b"NOT AS IT SHOULD" in body:
+            self.wrong.append(f"{sent.kind} {number}: {body.decode()}")
+        elif status == 200 and not body.startswith(f"{number} ".encode()):
+            self.wrong.append(f"{sent.kind} {number} was answered with {body[:100]!r}")
+        elif status not in (200, 503, 504) and not (status == 500 and sent.kind == "fork"):
+            self.wrong.append(f"{sent.kind} {number} was answered {answer[:200]!r}")
+        return status
