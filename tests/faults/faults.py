@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import MySQLdb
 
@@ -76,7 +77,7 @@ def database_stands_still(site: Site, chance: random.Random) -> None:
 
 
 @contextmanager
-def _as_root(site: Site) -> Iterator[MySQLdb.cursors.Cursor]:
+def _as_root(site: Site) -> Iterator[Any]:
     connection = site.root()
     try:
         yield connection.cursor()
@@ -91,7 +92,7 @@ def administrator_kills(site: Site, chance: random.Random) -> None:
             numbers = [number for (number,) in cursor.fetchall()]
             if numbers:
                 with suppress(MySQLdb.OperationalError):
-                    cursor.execute(f"KILL {chance.choice(('', 'QUERY'))} {chance.choice(numbers)}")
+                    cursor.execute(chance.choice(("KILL %s", "KILL QUERY %s")), (chance.choice(numbers),))
             _pause(chance, 0.01, 0.1)
 
 
@@ -101,8 +102,8 @@ def no_connection_left(site: Site, chance: random.Random) -> None:
         cursor.execute("SELECT id FROM information_schema.processlist WHERE user = 'myapplication'")
         for (number,) in cursor.fetchall():
             with suppress(MySQLdb.OperationalError):
-                cursor.execute(f"KILL {number}")
-        taken = []
+                cursor.execute("KILL %s", (number,))
+        taken: list[Any] = []
         with suppress(MySQLdb.OperationalError):
             while len(taken) < 12:
                 taken.append(site.connect())

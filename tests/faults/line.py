@@ -41,6 +41,8 @@ class FaultyLine:
         # What becomes of replies: they pass, are lost with their connection, or are cut in the middle.
         self._replies = "pass"
         self._loop = asyncio.new_event_loop()
+        # Futures of connections that were cut have errors that nobody looks at.
+        self._loop.set_exception_handler(lambda loop, context: None)
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
         self._server = self._run(asyncio.start_unix_server(self._accept, self.path, backlog=500))

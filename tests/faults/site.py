@@ -15,6 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from contextlib import ExitStack, suppress
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -49,9 +50,10 @@ class Site:
         self.line = FaultyLine(self.mariadb["MYSQL_UNIX_SOCKET"])
         self._stack.callback(self.line.close)
         self.sql(
-            "CREATE TABLE ledger (id BIGINT NOT NULL, source INT NOT NULL, target INT NOT NULL, KEY (id)) ENGINE=InnoDB",
+            "CREATE TABLE ledger (id BIGINT NOT NULL, source INT NOT NULL, target INT NOT NULL, KEY (id)) "
+            "ENGINE=InnoDB",
             "CREATE TABLE accounts (id INT PRIMARY KEY, amount INT NOT NULL) ENGINE=InnoDB",
-            f"INSERT INTO accounts SELECT seq, 1000 FROM seq_1_to_{ACCOUNTS}",
+            f"INSERT INTO accounts SELECT seq, 1000 FROM seq_1_to_{ACCOUNTS}",  # noqa: S608 - a number of our own
         )
         self.start()
         return self
@@ -188,7 +190,5 @@ class Site:
         for path in [*sorted(self.directory.glob("app*.log*")), self.directory / "output.log"]:
             if ".access" not in path.name:
                 parts = path.read_text(errors="replace").split("Traceback (most recent call last)")
-                found += [
-                    part[-300:].strip() + " … " + after[:1500] for part, after in zip(parts, parts[1:], strict=False)
-                ]
+                found += [f"{before[-300:].strip()} … {after[:1500]}" for before, after in pairwise(parts)]
         return found
