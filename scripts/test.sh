@@ -1,7 +1,12 @@
 #!/bin/sh
-# Sets up what the tests need, then runs them. Arguments go to pytest: scripts/test.sh tests/test_page.py -k search
+# Sets up what the tests need, then runs them, several files at a time; at last those that need the processors for
+# themselves. With arguments it runs pytest once, with these: scripts/test.sh tests/test_page.py -k search
 set -eu
 root=$(cd "$(dirname "$0")/.." && pwd -P)
 "$root/scripts/setup.sh" test
 cd "$root"
-exec .venv/bin/python -m pytest "$@"
+[ $# -eq 0 ] || exec .venv/bin/python -m pytest "$@"
+status=0
+.venv/bin/python -m pytest --numprocesses=3 --dist=loadfile -m 'not alone' || status=$?
+.venv/bin/python -m pytest -m alone || status=$?
+exit $status

@@ -16,7 +16,7 @@ from threadbridge.affinity import TRIAL, choose
 
 ALL = os.sched_getaffinity(0)
 
-pytestmark = pytest.mark.skipif(len(ALL) < 2, reason="there is one processor only")
+pytestmark = [pytest.mark.alone, pytest.mark.skipif(len(ALL) < 2, reason="there is one processor only")]
 
 APPLICATION = """
 import hashlib, subprocess, sys, time
