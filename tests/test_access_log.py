@@ -72,6 +72,12 @@ def test_a_line_says_who_asked_for_what_and_how_it_ended(caplog: pytest.LogCaptu
     assert {name: second[name] for name in wanted} == wanted
 
 
+def test_a_client_that_is_no_address_is_escaped() -> None:
+    # Other servers than this package's may name any.
+    [line] = str(AccessLines([record(client='fe80::1%1 - - "GET admin" 200 <\x9b>')])).splitlines()
+    assert line.startswith("fe80::1%1\\x20-\\x20-\\x20\\x22GET\\x20admin\\x22\\x20200\\x20<\\x9B> - - [")
+
+
 def test_every_ending_has_its_line(caplog: pytest.LogCaptureFixture) -> None:
     application = Application()
     lanes = [Lane("late", "/waits", threads=1, queue=0, deadline=0.2)]

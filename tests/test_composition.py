@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import http.client
+import logging
 import socket
 import threading
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 from wsgiref.types import StartResponse, WSGIEnvironment
 
 import pytest
 import requests
 from tornado.httpserver import HTTPServer as TornadoHTTPServer
-from tornado.httputil import HTTPHeaders, HTTPServerRequest, ResponseStartLine
+from tornado.httputil import HTTPHeaders, HTTPInputError, HTTPServerRequest, ResponseStartLine
 from tornado.routing import PathMatches, Rule, RuleRouter
 from tornado.web import Application, RequestHandler, stream_request_body
 from tornado.websocket import websocket_connect
@@ -21,6 +22,7 @@ from tornado.websocket import websocket_connect
 from tests.inprocess import BridgeThread, wait_until
 from tests.processes import Frontend
 from threadbridge import Bridge, HTTPServer
+from threadbridge.http1 import Limits
 
 PLAIN = [("Content-Type", "text/plain")]
 
@@ -117,6 +119,125 @@ def test_tornado_s_parameters_mean_what_they_mean_there(
         headers = {"X-Real-Ip": "203.0.113.9", "X-Scheme": "https"}
         assert server.request(headers=headers)[1] == forwarded
         assert server.request()[1] == direct
+
+
+class Upload(RequestHandler):
+    def post(self) -> None:
+        self.write(str(len(self.request.body)))
+
+
+@stream_request_body
+class Limited(RequestHandler):
+    """Sets limits of its own for its body."""
+
+    count = 0
+
+    def prepare(self) -> None:
+        connection: Any = self.request.connection
+        connection.set_max_body_size(int(self.request.query))
+        connection.set_body_timeout(0.1)
+
+    def data_received(self, chunk: bytes) -> None:
+        self.count += len(chunk)
+
+    def post(self) -> None:
+        self.write(str(self.count))
+
+
+@stream_request_body
+class Faulty(RequestHandler):
+    async def data_received(self, chunk: bytes) -> None:
+        raise HTTPInputError(f"not to its liking: {chunk!r}")
+
+
+def from_tornado(bridge: Bridge) -> HTTPServer:
+    handlers: list[Any] = [("/upload", Upload), ("/limited", Limited), ("/faulty", Faulty), ("/native", Native)]
+    return HTTPServer(Application(handlers), limits=Limits(max_body_size=1000))
+
+
+def routed(bridge: Bridge) -> HTTPServer:
+    return HTTPServer(RuleRouter([Rule(PathMatches("/.*"), Application([("/native", Native)]))]))
+
+
+@pytest.mark.parametrize("make_server", [from_tornado, routed])
+@pytest.mark.parametrize(
+    ("target", "host"),
+    [
+        ("/native", "a,b"),
+        ("/native?" + "&".join(["a=1"] * 1001), "a"),
+        ("/native?" + "a&" * 1001, "a"),
+    ],
+)
+@pytest.mark.parametrize("behind", [b"", b"GET /native HTTP/1.1\r\nHost: a\r\n\r\n"])
+def test_a_request_that_tornado_cannot_read_is_answered_400(
+    make_server: Callable[[Bridge], HTTPServer],
+    target: str,
+    host: str,
+    behind: bytes,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with BridgeThread(echo, make_server, threads=1) as server:
+        for head in (f"GET {target} HTTP/1.1\r\n", f"POST {target} HTTP/1.1\r\nContent-Length: 1\r\n"):
+            received = server.exchange(f"{head}Host: {host}\r\n\r\n".encode() + (behind if "GET" in head else b"x"))
+            assert received.startswith(b"HTTP/1.1 400 "), received
+            assert received.count(b"HTTP/1.1 ") == 1
+        assert server.request(path="/native")[1] == b"from tornado"
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
+def test_a_delegate_that_refuses_a_body_later_is_heard(caplog: pytest.LogCaptureFixture) -> None:
+    with BridgeThread(echo, from_tornado, threads=1) as server:
+        response, body = server.request("POST", "/faulty", b"\x85abc")
+    assert (response.status, response.headers["Connection"]) == (400, "close")
+    assert body == b"400 Bad Request: not to its liking: b'\\\\x85abc'\n"
+    assert [record for record in caplog.records if record.exc_info] == []
+
+
+@pytest.mark.parametrize(
+    ("limit", "size", "status"),
+    [(10, 10, 200), (10, 11, 413), (0, 0, 200), (0, 1, 413), (1000, 1000, 200), (1001, 1, 500)],
+)
+@pytest.mark.parametrize("in_chunks", [False, True])
+def test_a_handler_sets_the_largest_body_of_its_request(limit: int, size: int, status: int, in_chunks: bool) -> None:
+    sent = b"a" * size
+    framing = "Transfer-Encoding: chunked" if in_chunks else f"Content-Length: {size}"
+    body = b"%x\r\n%b\r\n" % (size, sent) * bool(size) + b"0\r\n\r\n" if in_chunks else sent
+    head = f"POST /limited?{limit} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n{framing}\r\n\r\n".encode()
+    with BridgeThread(echo, from_tornado, threads=1) as server:
+        received = server.exchange(head + body)
+        # It was a limit for that request.
+        assert server.request("POST", "/upload", b"a" * 1000)[1] == b"1000"
+    assert received.startswith(b"HTTP/1.1 %d " % status), received
+    if status == 200:
+        assert received.endswith(b"\r\n\r\n%d" % size)
+    if status == 413:
+        assert received.endswith(b"the body of this request has at most %d bytes\n" % limit)
+
+
+def test_a_handler_sets_the_time_for_its_body() -> None:
+    with BridgeThread(echo, from_tornado, threads=1) as server:
+        received = server.exchange(b"POST /limited?10 HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nabc")
+    assert received.startswith(b"HTTP/1.1 408 ")
+
+
+@pytest.mark.parametrize("length", ["+10", "1_0", " 10 ", "-1", "0x0a", "", "10, 10", "\u0661"])
+def test_a_length_that_is_not_all_digits_is_the_caller_s_mistake(length: str) -> None:
+    raised: list[str] = []
+
+    def answer(request: HTTPServerRequest) -> None:
+        connection: Any = request.connection
+        headers = HTTPHeaders()
+        headers.add("Content-Length", length, _chars_are_bytes=False)
+        try:
+            connection.write_headers(ResponseStartLine("HTTP/1.1", 200, "OK"), headers, b"a" * 10)
+        except ValueError as error:
+            raised.append(str(error))
+            connection.write_headers(ResponseStartLine("HTTP/1.1", 204, "OK"), HTTPHeaders())
+        connection.finish()
+
+    with BridgeThread(echo, lambda bridge: HTTPServer(answer), threads=1) as server:
+        assert server.request()[0].status == 204
+    assert raised == [f"Content-Length is {length!r}; expected digits"]
 
 
 def beside_handlers(bridge: Bridge) -> HTTPServer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 from typing import Any
 from wsgiref.types import StartResponse, WSGIEnvironment
@@ -86,11 +87,42 @@ def test_headers_that_pretend_to_be_others_are_left_out() -> None:
 
 @pytest.mark.parametrize(
     ("host", "name", "port"),
-    [("example.org:81", "example.org", "81"), ("[::1]:81", "[::1]", "81"), ("[::1]", "[::1]", "80")],
+    [
+        ("example.org:81", "example.org", "81"),
+        ("example.org:", "example.org", "80"),
+        ("[::1]:81", "[::1]", "81"),
+        ("[::1]:", "[::1]", "80"),
+        ("[::1]", "[::1]", "80"),
+    ],
 )
 def test_the_server_s_name_is_the_host_s(host: str, name: str, port: str) -> None:
     shown = environ_of(f"GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
     assert (shown["SERVER_NAME"], shown["SERVER_PORT"]) == (name, port)
+
+
+def test_without_a_host_the_port_is_the_one_that_was_connected_to() -> None:
+    with BridgeThread(validator(show_environ), threads=1) as server:
+        received = server.exchange(b"GET / HTTP/1.0\r\n\r\n")
+        port = str(server.port)
+    shown = json.loads(received.partition(b"\r\n\r\n")[2])
+    assert (shown["SERVER_NAME"], shown["SERVER_PORT"]) == ("localhost", port)
+
+
+def test_the_client_s_port_the_software_and_https() -> None:
+    with BridgeThread(validator(show_environ), threads=1, xheaders=True) as server, server.connect() as client:
+        own_port = str(client.getsockname()[1])
+
+        def ask(*headers: str) -> dict[str, Any]:
+            client.sendall("\r\n".join(["GET / HTTP/1.1", "Host: a", *headers, "", ""]).encode())
+            response = http.client.HTTPResponse(client)
+            response.begin()
+            shown: dict[str, Any] = json.loads(response.read())
+            return shown
+
+        direct, forwarded = ask(), ask("X-Real-IP: 1.2.3.4", "X-Scheme: https")
+    assert (direct["REMOTE_PORT"], direct["SERVER_SOFTWARE"]) == (own_port, "threadbridge")
+    assert "HTTPS" not in direct and forwarded["HTTPS"] == "on"
+    assert "REMOTE_PORT" not in forwarded, "the proxy does not tell it"
 
 
 @pytest.mark.parametrize(

@@ -247,3 +247,29 @@ def test_the_first_lane_that_matches_is_taken_and_logged(caplog: pytest.LogCaptu
     assert re.findall(r" lane=(\S+) .* ending=(\S+)$", lines, re.MULTILINE) == [
         (name, "done") for name in expected.values()
     ]
+
+
+@pytest.mark.parametrize(
+    ("target", "lane"),
+    [
+        ("/sleep", "slow"),
+        ("/sleep?%2F", "slow"),
+        ("/%73leep", "slow"),
+        ("/%73%6C%65%65%70?x=1", "slow"),
+        ("/caf%C3%A9/1", "cafe"),
+        # These are other paths for the application too: it is asked for what is in PATH_INFO.
+        ("//sleep", "default"),
+        ("/x/../sleep", "default"),
+        ("/%2573leep", "default"),
+        ("/SLEEP", "default"),
+        ("/?/sleep", "default"),
+    ],
+)
+def test_a_lane_is_chosen_by_the_path_that_the_application_sees(target: str, lane: str) -> None:
+    def app(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return [threading.current_thread().name.encode()]
+
+    lanes = [Lane("slow", "/sleep", threads=1), Lane("cafe", "/caf\u00e9/*", threads=1)]
+    with BridgeThread(app, threads=1, lanes=lanes) as server:
+        assert server.request(path=target)[1].startswith(f"threadbridge-{lane}_".encode())

@@ -391,3 +391,67 @@ def test_headers_arrive_as_they_are_given() -> None:
     for name, value in headers:
         assert value.strip() in response.headers.get_all(name, [])
     assert response.headers.get_all("Set-Cookie") == ["a=1; Path=/", "b=2"]
+
+
+def test_exc_info_by_keyword() -> None:
+    def app(environ: WSGIEnvironment, start_response: Any) -> list[bytes]:
+        start_response("200 OK", PLAIN)
+        try:
+            raise LookupError("on purpose")
+        except LookupError:
+            start_response("503 Sorry", PLAIN, exc_info=sys.exc_info())
+        return [b"sorry"]
+
+    with BridgeThread(app, threads=1) as server:
+        response, body = server.request()
+    assert (response.status, body) == (503, b"sorry")
+
+
+def test_an_empty_write_sends_the_head() -> None:
+    go_on = threading.Event()
+
+    def app(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
+        write = start_response("200 OK", PLAIN)
+        write(b"")
+        assert go_on.wait(20)
+        return [b"hello"]
+
+    with BridgeThread(app, threads=1) as server, server.send(GET) as client:
+        response = http.client.HTTPResponse(client)
+        # It returns when the head is there, and the application waits until then.
+        response.begin()
+        go_on.set()
+        assert response.read() == b"hello"
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("length", [[], [("Content-Length", "5")]])
+@pytest.mark.parametrize("chunks", [[b"hello"], iter([b"hel", b"lo"])], ids=["list", "stream"])
+def test_205_has_no_body(
+    method: str, length: list[tuple[str, str]], chunks: Iterable[bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        start_response("205 Reset Content", [*PLAIN, *length])
+        return chunks
+
+    with BridgeThread(app, threads=1) as server:
+        received = server.exchange(GET.replace(b"GET", method.encode()))
+    head, _, body = received.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 205 ")
+    # RFC 9110, section 15.3.6: its end must be told all the same.
+    assert b"\r\nContent-Length: 0\r\n" in head and b"chunked" not in head
+    assert body == b""
+    assert [record for record in caplog.records if record.name == "threadbridge"] == []
+
+
+def test_two_lengths_of_the_application(caplog: pytest.LogCaptureFixture) -> None:
+    def app(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
+        lengths = [("Content-Length", length) for length in environ["QUERY_STRING"].split(",")]
+        start_response("200 OK", [*PLAIN, *lengths])
+        return [b"hello"]
+
+    with BridgeThread(app, threads=1) as server:
+        response, body = server.request(path="/?5,5")
+        assert (response.headers.get_all("Content-Length"), body) == (["5"], b"hello")
+        assert server.request(path="/?5,4")[0].status == 500
+    assert "Content-Length is 5 and 4; give it once" in caplog.text

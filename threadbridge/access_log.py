@@ -71,10 +71,13 @@ def _lines(records: Sequence[Record]) -> str:
 def _line(record: Record, stamp: str) -> str:
     request = f"{record.method} {record.target} {record.version}".strip() or "-"
     referer, agent = record.referer or "-", record.user_agent or "-"
-    if not _is_plain(request + referer + agent):
+    # An address as it is; other servers may give another text.
+    client = record.client or "unix:"
+    if not _is_plain(client + request + referer + agent):
         request, referer, agent = escaped(request), escaped(referer), escaped(agent)
+        client = escaped(client).replace(" ", "\\x20")
     return (
-        f'{record.client or "unix:"} - - [{stamp}] "{request}" {record.status} {record.sent} "{referer}" "{agent}" '
+        f'{client} - - [{stamp}] "{request}" {record.status} {record.sent} "{referer}" "{agent}" '
         f"id={record.id or '-'} lane={record.lane or '-'} wait={_milliseconds(record.wait)} "
         f"run={_milliseconds(record.run)} database={_milliseconds(record.database)} ending={record.ending}"
     )

@@ -13,9 +13,10 @@ from tornado import httputil
 
 from threadbridge.access_log import write as write_access_log
 from threadbridge.current import RunningRequest
+from threadbridge.environ import path_info_of
 from threadbridge.exchange import Exchange
 from threadbridge.foreign_connection import ForeignConnection
-from threadbridge.forwarded import ForwardedHeaders, Peer
+from threadbridge.forwarded import ForwardedHeaders, Peer, Source
 from threadbridge.hop import Hop
 from threadbridge.http1 import HTTP1Connection
 from threadbridge.lane_choice import LaneChoice
@@ -82,17 +83,18 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         of processes does too. Default False.
     :param client_key: of the request's headers and the client's address makes the name of the client, whose requests
         take turns with those of others; the default is the address. Called on the loop side.
-    :param xheaders: believe a trusted proxy's ``X-Real-IP``, ``X-Forwarded-For``, ``X-Scheme``,
-        ``X-Forwarded-Proto`` and ``X-Request-ID``. Default False.
-    :param trusted_proxies: addresses and networks, beside loopback and Unix sockets, that are such proxies.
+    :param xheaders: believe what a trusted proxy says of the client, and its ``X-Request-ID``. Default False.
+    :param client_address: the headers in which it says that, see `ForwardedHeaders`: ``x-real-ip``,
+        ``x-forwarded-for``, ``forwarded`` or ``auto``, the default.
+    :param trusted_proxies: addresses and networks, besides loopback and Unix sockets, that are such proxies.
     :param spool_size: bytes that large bodies in both directions may take of the disk together. Default 8 GiB.
     :param access_log: log each request, at the level INFO of the logger ``tornado.access``. Default True.
     :param slow_log: seconds, waiting included, or seconds in the database, from which on a request is logged with its
         statements, at the level WARNING of the logger ``threadbridge.slow``; 0 for never. Default 1.
     :param slow_log_parameters: show there the strings and numbers in the text of statements. Default False.
 
-    Raises ``ValueError`` when ``pool``, ``threads``, ``lanes`` or ``trusted_proxies`` cannot be used as given. Loop
-    side, as are all methods but `run`.
+    Raises ``ValueError`` when ``pool``, ``threads``, ``lanes``, ``client_address`` or ``trusted_proxies`` cannot be
+    used as given. Loop side, as are all methods but `run`.
     """
 
     def __init__(
@@ -112,6 +114,7 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         tag_queries: bool = False,
         client_key: Callable[[httputil.HTTPHeaders, str], str] | None = None,
         xheaders: bool = False,
+        client_address: Source = "auto",
         trusted_proxies: Iterable[str] = (),
         spool_size: int = SPOOL_SIZE,
         access_log: bool = True,
@@ -163,7 +166,7 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         # Callbacks of applications may block for a moment, so that there is more than one.
         self._cancellers = ThreadPoolExecutor(4, thread_name_prefix="threadbridge-cancel")
         self._hop: Hop | None = None
-        self._forwarded = ForwardedHeaders(trusted_proxies) if xheaders else None
+        self._forwarded = ForwardedHeaders(trusted_proxies, client_address) if xheaders else None
 
     def start_request(self, server_conn: object, request_conn: httputil.HTTPConnection) -> httputil.HTTPMessageDelegate:
         """Begin an exchange; called by the HTTP server for each request."""
@@ -183,7 +186,7 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         address = exchange.peer.address
         exchange.client = address if self._client_key is None else self._key_of(exchange, self._client_key)
         line = exchange.start_line
-        exchange.lane, route, exchange.is_probe = self._choice.choose(line.method, line.path.partition("?")[0])
+        exchange.lane, route, exchange.is_probe = self._choice.choose(line.method, path_info_of(line.path))
         exchange.time_allowed = exchange.lane.deadline or self._deadline
         exchange.running = RunningRequest(exchange.id, None, route)
         self.exchanges.add(exchange)
@@ -307,8 +310,13 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
 
 
 def _peer(context: Any) -> Peer:
-    is_unix = not isinstance(context.address, tuple)
-    return Peer("" if is_unix else context.remote_ip, context.protocol)
+    if not isinstance(context.address, tuple):
+        return Peer("", context.protocol)
+    address = context.remote_ip
+    # Tornado's `xheaders` may have put another in its place.
+    port = str(context.address[1]) if address == context.address[0] else ""
+    # Without the scope that link-local addresses have.
+    return Peer(address.partition("%")[0] if "%" in address else address, context.protocol, port)
 
 
 def _lane_width(pool: object | None, threads: int | None) -> int:

@@ -33,17 +33,29 @@ class RequestContext:
     """Where a connection's requests come from: what handlers find as ``request.connection.context``.
 
     :param address: the client's, as `socket.socket.accept` gives it.
+    :param server_port: the port that the client has connected to; "" on a Unix socket.
     """
 
-    __slots__ = ("address", "protocol", "remote_ip")
+    __slots__ = ("address", "protocol", "remote_ip", "server_port")
 
-    def __init__(self, address: Any, protocol: str) -> None:
+    def __init__(self, address: Any, protocol: str, server_port: str) -> None:
         self.address = address
         self.protocol = protocol
+        self.server_port = server_port
         self.remote_ip: str = address[0] if isinstance(address, tuple) else "0.0.0.0"
 
     def __str__(self) -> str:
         return self.remote_ip if isinstance(self.address, tuple) else str(self.address)
+
+
+def own_port(stream: IOStream) -> str:
+    """The port that a connection's client has connected to; "" on a Unix socket."""
+    try:
+        name = stream.socket.getsockname()
+    except OSError:
+        # The client has left already.
+        return ""
+    return str(name[1]) if isinstance(name, tuple) else ""
 
 
 class ConnectionServer:
@@ -75,7 +87,7 @@ class ConnectionServer:
 
     def context_of(self, stream: IOStream, address: Any) -> object:
         """Where the requests of a new connection come from."""
-        return RequestContext(address, "http" if self.ssl_options is None else "https")
+        return RequestContext(address, "http" if self.ssl_options is None else "https", own_port(stream))
 
     def add_sockets(self, sockets: Iterable[socket.socket]) -> None:
         """Listen on these sockets."""

@@ -13,8 +13,12 @@ from threadbridge.exchange import Exchange
 
 _DEFAULT_PORTS = {"http": "80", "https": "443"}
 
+# Longer names are not kept: clients choose them.
+_CACHED_LENGTH = 64
+
 _BASE: dict[str, Any] = {
     "SCRIPT_NAME": "",
+    "SERVER_SOFTWARE": "threadbridge",
     "wsgi.version": (1, 0),
     "wsgi.multithread": True,
     "wsgi.multiprocess": True,
@@ -32,21 +36,20 @@ def environ_of(exchange: Exchange) -> WSGIEnvironment:
     ``wsgi.input`` has the body decoded and ``CONTENT_LENGTH`` tells its length.
     """
     method, target, version = exchange.start_line
-    path, _, query = target.partition("?")
-    if path == "*":
-        # OPTIONS of the whole server.
-        path = ""
+    _, _, query = target.partition("?")
     scheme = exchange.peer.scheme
     headers = exchange.headers
+    # IPv6 addresses have colons too, in brackets. The port may be empty (RFC 3986, section 3.2.3).
     authority = headers.get("Host", "")
-    host, _, port = authority.rpartition(":")
-    if not port.isdigit():
-        host, port = authority, _DEFAULT_PORTS[scheme]
+    host, colon, port = authority.rpartition(":")
+    if not colon or (port and not port.isdigit()):
+        host, port = authority, ""
+    if not port:
+        port = (not authority and _own_port(exchange)) or _DEFAULT_PORTS[scheme]
     environ = {
         **_BASE,
         "REQUEST_METHOD": method,
-        # The bytes of the path as latin-1: PEP 3333, section "Unicode Issues".
-        "PATH_INFO": unquote_to_bytes(path).decode("latin-1") if "%" in path else path,
+        "PATH_INFO": path_info_of(target),
         "QUERY_STRING": query,
         "REQUEST_URI": target,
         "RAW_URI": target,
@@ -60,6 +63,10 @@ def environ_of(exchange: Exchange) -> WSGIEnvironment:
         "threadbridge.request": exchange.running,
         "waitress.client_disconnected": lambda: exchange.client_has_left,
     }
+    if exchange.peer.port:
+        environ["REMOTE_PORT"] = exchange.peer.port
+    if scheme == "https":
+        environ["HTTPS"] = "on"
     for name, value in headers.get_all():
         key = _variable(name)
         if key is None:
@@ -71,9 +78,32 @@ def environ_of(exchange: Exchange) -> WSGIEnvironment:
     return environ
 
 
-@functools.lru_cache(maxsize=1000)
+def path_info_of(target: str) -> str:
+    """The path of a target in origin form, decoded; its bytes as latin-1 (PEP 3333, "Unicode Issues"). Either side."""
+    path = target.partition("?")[0]
+    if "%" in path:
+        return unquote_to_bytes(path).decode("latin-1")
+    # OPTIONS of the whole server has no path.
+    return "" if path == "*" else path
+
+
+def _own_port(exchange: Exchange) -> str:
+    """The port that the client has connected to; "" on a Unix socket, and behind a server that does not tell."""
+    return str(getattr(exchange.connection.context, "server_port", ""))
+
+
 def _variable(name: str) -> str | None:
-    """The variable for a header field; None for one that is left out. Clients send the same few again and again."""
+    """The variable for a header field; None for one that is left out."""
+    return _cached_variable(name) if len(name) <= _CACHED_LENGTH else _make_variable(name)
+
+
+@functools.lru_cache(maxsize=1000)
+def _cached_variable(name: str) -> str | None:
+    # Clients send the same few again and again.
+    return _make_variable(name)
+
+
+def _make_variable(name: str) -> str | None:
     if "_" in name or name in ("Proxy", "Transfer-Encoding"):
         return None
     key = name.upper().replace("-", "_")

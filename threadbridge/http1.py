@@ -17,6 +17,7 @@ from typing import Any, Protocol, cast
 from tornado.httputil import (
     HTTPConnection,
     HTTPHeaders,
+    HTTPInputError,
     HTTPMessageDelegate,
     RequestStartLine,
     ResponseStartLine,
@@ -101,6 +102,10 @@ class HTTP1Connection:
     def _reset_response(self) -> None:
         self._delegate = None
         self._delivered = False
+        # What the delegate has set for this request's body.
+        self._body_limit: int | None = None
+        self._body_size = 0
+        self._body_deadline = math.inf
         self._close_callback = None
         self._status = 0
         self._head_written = False
@@ -127,7 +132,7 @@ class HTTP1Connection:
 
     def _advance(self) -> None:
         """Deliver what has been received of the request whose turn it is; read on if that is not all of it."""
-        if self._delivered or self._paused or self.stream.closed():
+        if self._delivered or self._paused or self._finished or self.stream.closed():
             return
         if not self._requests:
             self.stream.resume_reading()
@@ -135,10 +140,10 @@ class HTTP1Connection:
         request = self._requests[0]
         if self._delegate is None and request.start_line is not None:
             self._begin(request)
-        while request.chunks and self._may_deliver():
-            assert self._delegate is not None
-            self._deliver(self._delegate.data_received, request.chunks.popleft())
-        if self._delegate is not None and not self._may_deliver():
+        while request.chunks and self._delegate is not None and self._may_deliver():
+            self._deliver_data(self._delegate, request.chunks.popleft())
+        if request.start_line is not None and (self._delegate is None or not self._may_deliver()):
+            # Also when the delegate failed, and has been answered or cut.
             return
         if request.error is not None:
             self._refuse(request.error)
@@ -152,7 +157,7 @@ class HTTP1Connection:
             self._deliver(self._delegate.finish)
         else:
             if self._delegate is not None:
-                self.deadline = self._time() + self._limits.body_timeout
+                self.deadline = min(self._time() + self._limits.body_timeout, self._body_deadline)
             self.stream.resume_reading()
 
     def _begin(self, request: Request) -> None:
@@ -161,23 +166,53 @@ class HTTP1Connection:
         self._close_after = not request.keep_alive
         self._delegate = self._server.start_request(self, cast(HTTPConnection, self))
         self._deliver(self._delegate.headers_received, request.start_line, request.headers)
-        if request.expects_continue and not request.complete and not request.chunks and self._may_deliver():
+        if self._body_limit is not None and int(request.headers.get("Content-Length", 0)) > self._body_limit:
+            self._refuse_body()
+        elif request.expects_continue and not request.complete and not request.chunks and self._may_deliver():
             self._write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _may_deliver(self) -> bool:
         """Whether the delegate wants more now: it may have answered early, taken the stream, or asked to wait."""
         return not (self._finished or self._paused or self._detached or self.stream.closed())
 
+    def _deliver_data(self, delegate: HTTPMessageDelegate, data: bytes) -> None:
+        self._body_size += len(data)
+        if self._body_limit is not None and self._body_size > self._body_limit:
+            self._refuse_body()
+        else:
+            self._deliver(delegate.data_received, data)
+
+    def _refuse_body(self) -> None:
+        if self._may_deliver():
+            reason = f"the body of this request has at most {self._body_limit} bytes"
+            self._refuse(BadRequest(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, reason))
+
+    def set_max_body_size(self, max_body_size: int) -> None:
+        """Lower the limit for the body of the request that is being received; a larger body is answered 413.
+
+        Raises ``ValueError`` above the server's limit, `Limits.max_body_size`.
+        """
+        if max_body_size > self._limits.max_body_size:
+            raise ValueError(
+                f"the server takes bodies of {self._limits.max_body_size} bytes at most; to allow more, give it "
+                f"limits=Limits(max_body_size={max_body_size})"
+            )
+        self._body_limit = max_body_size
+
+    def set_body_timeout(self, body_timeout: float) -> None:
+        """Give the body of the request that is being received this many seconds from now on, besides the limits."""
+        self._body_deadline = self._time() + body_timeout
+
     def _deliver(self, method: Callable[..., Any], *arguments: object) -> None:
         """Call the delegate, and read no more until it has dealt with that if it says so by an awaitable.
 
-        An exception there is logged and costs the client its connection.
+        An exception there is logged and costs the client its connection, except Tornado's for a request that it cannot
+        read: 400.
         """
         try:
             waiting = method(*arguments)
-        except Exception:
-            logger.exception("a request from %s failed in the server", self.context)
-            self.close()
+        except Exception as error:  # noqa: BLE001 - it is logged there
+            self._delegate_failed(error)
             return
         if waiting is not None:
             self._paused = True
@@ -188,9 +223,19 @@ class HTTP1Connection:
         self._paused = False
         error = dealt_with.exception()
         if error is not None:
+            self._delegate_failed(error)
+        self._advance()
+
+    def _delegate_failed(self, error: BaseException) -> None:
+        if isinstance(error, HTTPInputError) and not self._head_written and not self.stream.closed():
+            # Not told that the connection ends: it has no request to end.
+            self._delegate = None
+            self._close_callback = None
+            # The message may quote the request.
+            self._refuse(BadRequest(HTTPStatus.BAD_REQUEST, ascii(str(error))[1:-1]))
+        else:
             logger.error("a request from %s failed in the server", self.context, exc_info=error)
             self.close()
-        self._advance()
 
     def _refuse(self, error: BadRequest) -> None:
         """Answer a request that cannot be accepted, and use the connection no further."""
@@ -201,7 +246,9 @@ class HTTP1Connection:
             self._deliver(self._delegate.on_connection_close)
             self._delegate = None
         else:
-            self._server.refused(self.context, self._parser.request_line, error.status.value, len(body))
+            start_line = self._requests[0].start_line if self._requests else None
+            request_line = self._parser.request_line if start_line is None else " ".join(start_line)
+            self._server.refused(self.context, request_line, error.status.value, len(body))
         fields = (("Content-Type", "text/plain; charset=utf-8"), ("Date", http_date()), ("Connection", "close"))
         head = response_head(error.status.value, error.status.phrase, fields, len(body))
         self._head_written = self._finished = True
@@ -256,7 +303,7 @@ class HTTP1Connection:
         """`send_head` as `HTTPConnection` has it; the future is done when head and chunk have left.
 
         ``Transfer-Encoding`` and, but for status 101, ``Connection`` are the connection's to set. Raises ``ValueError``
-        for a CR, LF or NUL in the status or a header.
+        for a CR, LF or NUL in the status or a header, and for a ``Content-Length`` that is not all digits.
         """
         assert isinstance(start_line, ResponseStartLine)
         status = start_line.code
@@ -265,6 +312,8 @@ class HTTP1Connection:
         if any(_UNSAFE(text) for text in (start_line.reason, *chain.from_iterable(fields))):
             raise ValueError("a CR, LF or NUL in the status or in a header")
         length = headers.get("Content-Length")
+        if length is not None and not (length.isascii() and length.isdigit()):
+            raise ValueError(f"Content-Length is {length!r}; expected digits")
         head = response_head(status, start_line.reason, fields, None if length is None else int(length))
         close = headers.get("Connection", "").lower() == "close"
         return self.send_head(head._replace(close=close), chunk or b"") or _done()

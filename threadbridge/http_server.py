@@ -11,7 +11,7 @@ from tornado.httputil import HTTPServerConnectionDelegate
 from tornado.iostream import IOStream
 
 from threadbridge.bridge import Bridge
-from threadbridge.connection_server import ConnectionServer, Refused, StartRequest
+from threadbridge.connection_server import ConnectionServer, Refused, StartRequest, own_port
 from threadbridge.http1 import Limits
 
 
@@ -47,7 +47,10 @@ class HTTPServer(ConnectionServer, TornadoHTTPServer):
 
     def context_of(self, stream: IOStream, address: Any) -> object:
         """Tornado's, which knows ``protocol`` and ``xheaders``."""
-        return _HTTPRequestContext(stream, address, self.protocol, self.trusted_downstream)
+        context = _HTTPRequestContext(stream, address, self.protocol, self.trusted_downstream)
+        # As in a `RequestContext`.
+        context.server_port = own_port(stream)  # type: ignore[attr-defined]
+        return context
 
 
 def _forget(context: object, request_line: str, status: int, sent: int) -> None:

@@ -38,7 +38,8 @@ class Lane:
     """A bounded queue in front of its own threads, for the requests whose path matches a pattern.
 
     :param name: stands in logs and in the threads' names; letters, digits, ``-`` and ``_``.
-    :param pattern: which paths belong to the lane: a path, in which ``*`` stands for any characters, ``?`` for one.
+    :param pattern: which paths belong to the lane: a path, in which ``*`` stands for any characters, ``?`` for one. It
+        is compared with the path as the application gets it in ``PATH_INFO``: decoded, and not normalised otherwise.
     :param threads: how many requests run at once.
     :param queue: how many more may wait; the next one is answered 503 at once. Default 1000.
     :param deadline: seconds until a request must be answered, or it is answered 504; None: as for other lanes.
@@ -66,7 +67,8 @@ class Lane:
         self.threads = threads
         self.queue = queue
         self.deadline = deadline
-        self._matches = re.compile(fnmatch.translate(pattern)).match
+        # Paths are bytes as latin-1, as PATH_INFO has them.
+        self._matches = re.compile(fnmatch.translate(pattern.encode().decode("latin-1"))).match
         self._threads = WorkerThreads(f"threadbridge-{name}", self._work)
         self._lock = threading.Lock()
         self._waiting: FairQueue[Job] = FairQueue()

@@ -88,6 +88,7 @@ class Service:
             tag_queries=settings["tag_queries"],
             client_key=settings["client_key"],
             xheaders=settings["xheaders"],
+            client_address=settings["client_address"],
             trusted_proxies=settings["trusted_proxies"],
             spool_size=settings["spool_size"],
             access_log=settings["access_log"],

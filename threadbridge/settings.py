@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypedDict, cast, get_type_hints
 from tornado.httputil import HTTPHeaders
 
 from threadbridge.bridge import SPOOL_SIZE
+from threadbridge.forwarded import Source
 from threadbridge.http1 import Limits
 from threadbridge.lanes import Lane
 from threadbridge.values import (
@@ -249,8 +250,18 @@ class Settings(TypedDict, total=False):
         Setting(
             False,
             FLAG,
-            "Believe X-Real-IP, X-Forwarded-For, X-Scheme, X-Forwarded-Proto and X-Request-ID when they come from "
+            "Believe what a proxy says of the client's address and scheme, and its X-Request-ID, when it comes from "
             "loopback, from a Unix socket or from a trusted proxy.",
+        ),
+    ]
+    client_address: Annotated[
+        Source,
+        Setting(
+            "auto",
+            choice("auto", "x-real-ip", "x-forwarded-for", "forwarded"),
+            "With xheaders: the headers that the proxy sets: X-Real-IP and X-Scheme, X-Forwarded-For and "
+            "X-Forwarded-Proto, or Forwarded (RFC 7239); the others are removed. auto stands for either of the first "
+            "two; where both are there and contradict each other, neither counts.",
         ),
     ]
     trusted_proxies: Annotated[

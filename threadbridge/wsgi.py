@@ -148,7 +148,7 @@ class Call:
         self._exchange.respond_with_file(head, file)
         return True
 
-    def _start_response(self, status: Any, headers: Any, exc_info: Any = None, /) -> Callable[[bytes], object]:
+    def _start_response(self, status: Any, headers: Any, exc_info: Any = None) -> Callable[[bytes], object]:
         if exc_info is not None:
             try:
                 if self._head_sent and exc_info[1] is not None:
@@ -160,7 +160,7 @@ class Call:
         if not isinstance(status, str):
             raise ApplicationError(f"the status is {status!r}; expected a str, such as '200 OK'")
         self._status, self._reason = _parse_status(status)
-        self._has_body = not self._exchange.is_head and self._status not in (204, 304)
+        self._has_body = not self._exchange.is_head and self._status not in (204, 205, 304)
         self._fields = []
         self._names = set()
         self._length = self._remaining = None
@@ -176,6 +176,8 @@ class Call:
             if small == "content-length":
                 if not (value.isascii() and value.isdigit()):
                     raise ApplicationError(f"Content-Length is {value!r}; expected digits")
+                if self._length is not None and self._length != int(value):
+                    raise ApplicationError(f"Content-Length is {self._length} and {value}; give it once")
                 self._length = self._remaining = int(value)
             else:
                 # Django's cookies begin with a space, which is no part of the value (RFC 9110, section 5.5).
@@ -186,7 +188,8 @@ class Call:
         if self.complete:
             if data and self._has_body:
                 self._log_excess()
-        elif _checked(data):
+        elif _checked(data) or not self._head_sent:
+            # Even an empty first piece sends the head (PEP 3333, "The start_response() Callable").
             self._send(data)
 
     def _send(self, data: bytes) -> None:
@@ -243,11 +246,15 @@ class Call:
             self._fields.append(("Server", "threadbridge"))
         if "x-request-id" not in self._names:
             self._fields.append(("X-Request-ID", self._exchange.id))
-        # RFC 9110, section 8.6: not allowed with 204, though applications give it.
-        return response_head(self._status, self._reason, self._fields, None if self._status == 204 else self._length)
+        # Whatever the application gives: 204 has no length (RFC 9110, section 8.6), 205 an empty body (15.3.6).
+        if self._status == 204:
+            self._length = None
+        elif self._status == 205:
+            self._length = 0
+        return response_head(self._status, self._reason, self._fields, self._length)
 
     def _announce(self, length: int) -> None:
-        if self._status not in (204, 304):
+        if self._status not in (204, 205, 304):
             self._length = self._remaining = length
 
     def _log_excess(self) -> None:
