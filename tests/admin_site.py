@@ -107,3 +107,9 @@ class SqlSite(Site):
 
 def answer(client: socket.socket) -> bytes:
     return b"".join(iter(lambda: client.recv(65536), b""))
+
+
+def write_token(path: Path, token: str) -> None:
+    """A token file as it must be."""
+    path.write_text(token)
+    path.chmod(0o600)

@@ -9,7 +9,7 @@ from threadbridge.record import Record
 
 def record(**fields: Any) -> Record:
     """One that was answered at once, but for what is said."""
-    texts = dict.fromkeys(("id", "client", "method", "target", "version", "lane", "referer", "user_agent"), "x")
+    texts = dict.fromkeys(("id", "key", "client", "method", "target", "version", "lane", "referer", "user_agent"), "x")
     times = dict.fromkeys(("wait", "run", "database", "total", "started"), 0.0)
     plain: dict[str, Any] = {
         **texts,

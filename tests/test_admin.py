@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
-from itertools import islice
+from functools import partial
+from itertools import count, cycle, islice
 from pathlib import Path
 from wsgiref.types import StartResponse, WSGIEnvironment
 
 import pytest
 import requests
 
-from tests.admin_site import FROM_PAGE, Site, answer
+from tests.admin_site import FROM_PAGE, Site, answer, write_token
 from tests.inprocess import BridgeThread, wait_until
 from tests.site_process import Process, entered
+from threadbridge.admin.access import Access
+from threadbridge.admin.throttle import FREE_MISTAKES, MISTAKES_AT_ONCE, Throttle
 from threadbridge.states import State
 
 TOKEN = "correct horse battery staple"
@@ -121,12 +126,15 @@ def test_a_running_request_is_stopped_whatever_its_method(site: Site, method: st
         client = stack.enter_context(site.send(f"/cancellable?{site.directory / 'flag'}", method))
         wait_until(lambda: entered(site.directory / "flag"), "it runs")
         [row] = site.picture()["requests"]
-        stopped = site.admin(f"/requests/{row['id']}/cancel", "POST", headers=FROM_PAGE)
+        stopped = site.admin(f"/requests/{row['key']}/cancel", "POST", headers=FROM_PAGE)
         assert (stopped.status_code, stopped.json()) == (200, {"stopped": 1})
         assert answer(client).startswith(b"HTTP/1.1 504 ")
         # Its callback was called.
         wait_until((site.directory / "flag").exists, "it is cancelled")
-    wait_until(lambda: f"request {row['id']}: stopped by an operator" in site.output(), "it is logged")
+    wait_until(
+        lambda: f"request {row['id']}: stopped by an operator (127.0.0.1): {method} /canc" in site.output(),
+        "it is logged",
+    )
     wait_until(lambda: bool(site.picture()["finished"]), "it has ended")
     assert [(bar["id"], bar["ending"]) for bar in site.picture()["finished"]] == [(row["id"], "expired")]
 
@@ -138,7 +146,7 @@ def test_a_waiting_request_is_stopped_and_never_runs(site: Site) -> None:
         client = stack.enter_context(site.send(f"/slow?{site.directory / 'three'}"))
         wait_until(lambda: site.picture()["counts"]["waiting"] == 1, "it waits")
         row = site.picture()["requests"][-1]
-        assert site.admin(f"/requests/{row['id']}/cancel", "POST", headers=FROM_PAGE).status_code == 200
+        assert site.admin(f"/requests/{row['key']}/cancel", "POST", headers=FROM_PAGE).status_code == 200
         assert answer(client).startswith(b"HTTP/1.1 503 ")
         site.finish("one", "two")
         wait_until(lambda: not site.picture()["requests"], "all have ended")
@@ -153,7 +161,7 @@ def test_a_request_that_still_arrives_is_stopped(site: Site) -> None:
         [row] = picture["requests"]
         assert (row["state"], row["waiting"], row["running"]) == ("receiving", 0, 0)
         assert 0 <= picture["now"] - row["since"] < 30
-        assert site.admin(f"/requests/{row['id']}/cancel", "POST", headers=FROM_PAGE).status_code == 200
+        assert site.admin(f"/requests/{row['key']}/cancel", "POST", headers=FROM_PAGE).status_code == 200
         assert client.recv(65536).startswith(b"HTTP/1.1 503 ")
 
 
@@ -188,6 +196,31 @@ def test_a_response_that_has_begun_is_cut() -> None:
         assert exchange.state is State.ABANDONED
 
 
+def test_requests_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    with Site(tmp_path, "--xheaders", "--threads=3") as site, ExitStack() as stack:
+        for name in ("one", "two", "three"):
+            client = stack.enter_context(socket.create_connection(("127.0.0.1", site.port), timeout=20))
+            head = f"GET /cancellable?{tmp_path / name} HTTP/1.1\r\nHost: a\r\nX-Request-ID: ..\r\n\r\n"
+            client.sendall(head.encode())
+            wait_until(partial(entered, tmp_path / name), f"{name} runs")
+        rows = site.picture()["requests"]
+        assert [row["id"] for row in rows] == [".."] * 3
+        assert len({row["key"] for row in rows}) == 3
+        stopped = site.admin(f"/requests/{rows[1]['key']}/cancel", "POST", headers=FROM_PAGE)
+        assert stopped.json() == {"stopped": 1}
+        wait_until(lambda: len(site.picture()["requests"]) == 2, "one of them has ended")
+        assert [row["key"] for row in site.picture()["requests"]] == [rows[0]["key"], rows[2]["key"]]
+        # An id stands for all that have it. Clients of HTTP take away a path of dots.
+        with socket.create_connection(("127.0.0.1", site.admin_port), timeout=20) as client:
+            client.sendall(
+                b"POST /requests/../cancel HTTP/1.1\r\nHost: localhost\r\nX-Threadbridge: test\r\n"
+                b"Content-Length: 0\r\nConnection: close\r\n\r\n"
+            )
+            assert answer(client).endswith(b'{"stopped":2}')
+        wait_until(lambda: len(site.picture()["finished"]) == 3, "all have ended")
+        assert {bar["key"] for bar in site.picture()["finished"]} == {row["key"] for row in rows}
+
+
 def test_a_request_that_is_not_there_cannot_be_stopped(quiet_site: Site) -> None:
     gone = quiet_site.admin("/requests/1-000001/cancel", "POST", headers=FROM_PAGE)
     assert (gone.status_code, "no such request" in gone.text) == (404, True)
@@ -202,7 +235,7 @@ def test_a_request_that_is_not_there_cannot_be_stopped(quiet_site: Site) -> None
 def test_under_a_foreign_name_nothing_is_served(quiet_site: Site, host: str) -> None:
     for path in ("/", "/requests.json", "/healthz", "/events", "/nothing"):
         refused = quiet_site.admin(path, headers={"Host": host})
-        assert (refused.status_code, "by this name" in refused.text) == (421, True), path
+        assert (refused.status_code, "unknown Host" in refused.text) == (421, True), path
     stop = quiet_site.admin("/requests/1-1/cancel", "POST", headers={**FROM_PAGE, "Host": host})
     assert stop.status_code == 421
 
@@ -216,7 +249,7 @@ def test_other_sites_pages_stop_nothing(site: Site) -> None:
     with ExitStack() as stack:
         site.occupy(stack, "one")
         [row] = site.picture()["requests"]
-        path = f"/requests/{row['id']}/cancel"
+        path = f"/requests/{row['key']}/cancel"
         # What a form of another site can send, and what its script could if it were allowed to.
         assert site.admin(path, "POST").status_code == 403
         foreign = {**FROM_PAGE, "Origin": "http://evil.example.com"}
@@ -243,7 +276,8 @@ def test_the_page_loads_nothing_from_elsewhere_and_can_be_framed_by_nobody(quiet
         .startswith(("text/javascript", "application/javascript"))
     )
     assert quiet_site.admin("/static/../server.py").status_code == 404
-    assert quiet_site.admin("/static/%2e%2e/server.py").status_code in (403, 404)
+    for path in ("%2e%2e/server.py", "%00", "page.js%00", ""):
+        assert quiet_site.admin(f"/static/{path}").status_code == 404, path
 
 
 def test_the_application_is_not_at_this_port_nor_this_at_the_applications(quiet_site: Site) -> None:
@@ -257,14 +291,15 @@ def test_the_application_is_not_at_this_port_nor_this_at_the_applications(quiet_
 @pytest.fixture
 def token_file(tmp_path: Path) -> Path:
     path = tmp_path / "token"
-    path.write_text(TOKEN + "\n")
+    write_token(path, TOKEN + "\n")
     return path
 
 
 def test_with_a_token_only_who_has_it_is_answered(tmp_path: Path, token_file: Path) -> None:
     with Site(tmp_path, f"--admin_token_file={token_file}") as site:
         for path in ("/requests.json", "/events", "/local/processes.json"):
-            assert site.admin(path).status_code == 401, path
+            refused = site.admin(path)
+            assert (refused.status_code, refused.headers["WWW-Authenticate"]) == (401, "Bearer"), path
             assert site.admin(path, headers={"Authorization": "Bearer wrong"}).status_code == 401, path
         assert site.admin("/requests/1-1/cancel", "POST", headers=FROM_PAGE).status_code == 401
         assert site.admin("/requests.json", headers={"Authorization": f"Bearer {TOKEN}"}).status_code == 200
@@ -300,17 +335,110 @@ def test_beyond_loopback_a_token_is_needed(tmp_path: Path, token_file: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("content", "complaint"),
-    [(None, "No such file or directory"), ("short", "the token has 5 characters"), ("ü" * 16, "expected ASCII")],
+    ("content", "mode", "complaint"),
+    [
+        (None, 0, "No such file or directory"),
+        ("short", 0o600, "the token has 5 characters"),
+        ("abab" * 8, 0o600, "the token has only 2 different characters"),
+        ("ü" * 16, 0o600, "expected ASCII"),
+        (TOKEN, 0o604, "other users may read or change it; chmod 600 "),
+        (TOKEN, 0o620, "other users may read or change it; chmod 600 "),
+    ],
 )
-def test_a_token_file_that_cannot_be_used(tmp_path: Path, content: str | None, complaint: str) -> None:
+def test_a_token_file_that_cannot_be_used(tmp_path: Path, content: str | None, mode: int, complaint: str) -> None:
     path = tmp_path / "token"
     if content is not None:
         path.write_text(content)
-    refused = Site(tmp_path, f"--admin_token_file={path}").run_to_its_end()
+        path.chmod(mode)
+    with pytest.raises(ValueError, match=re.escape(f"admin_token_file {path}: {complaint}")) as refused:
+        Access("127.0.0.1", str(path))
+    assert content is None or content not in str(refused.value)
+
+
+def test_a_token_file_that_cannot_be_used_is_told_in_one_line(tmp_path: Path) -> None:
+    refused = Site(tmp_path, f"--admin_token_file={tmp_path / 'token'}").run_to_its_end()
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
-    assert f"admin_token_file {path}: {complaint}" in refused.stderr
-    assert "short" not in refused.stderr
+    assert f"admin_token_file {tmp_path / 'token'}: No such file or directory" in refused.stderr
+
+
+def test_wrong_tokens_are_slowed_down_and_logged(tmp_path: Path, token_file: Path) -> None:
+    with Site(tmp_path, f"--admin_token_file={token_file}") as site, requests.Session() as session:
+        address = f"http://127.0.0.1:{site.admin_port}"
+        [(name, value)] = site.admin("/login", "POST", data={"token": TOKEN}).cookies.items()
+        statuses: Counter[int] = Counter()
+        for _ in range(100):
+            guess = session.post(f"{address}/login", data={"token": "wrong"}, allow_redirects=False, timeout=20)
+            statuses[guess.status_code] += 1
+            headers = {"Authorization": "Bearer wrong"}
+            statuses[session.get(f"{address}/requests.json", headers=headers, timeout=20).status_code] += 1
+        looked_at = statuses[303] + statuses[401]
+        assert FREE_MISTAKES < looked_at < FREE_MISTAKES + 6 and looked_at + statuses[429] == 200, statuses
+        # Not even the right one is looked at now.
+        slowed = site.admin("/login", "POST", data={"token": TOKEN})
+        assert (slowed.status_code, 0 < int(slowed.headers["Retry-After"]) <= 60) == (429, True)
+        # Who is logged in notices nothing.
+        assert site.admin("/requests.json", cookies={name: value}).status_code == 200
+        log = site.output()
+        assert "operators' port: a login from 127.0.0.1" in log
+        assert log.count("operators' port: a wrong token from 127.0.0.1, at the login") == 1
+        assert log.count("a wrong token") == 1
+
+
+def test_guesses_are_few_from_one_client_and_from_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+
+    def guesses(addresses: Iterator[str], seconds: int) -> int:
+        """How many are looked at, if each client tries as often as it may."""
+        nonlocal now
+        throttle, until, looked_at = Throttle(), now + seconds, 0
+        while now < until:
+            address = next(addresses)
+            if delay := throttle.delay(address):
+                now += delay
+            else:
+                throttle.wrong(address, "in a test")
+                looked_at += 1
+        return looked_at
+
+    one = guesses(cycle(["192.0.2.1"]), 3600)
+    assert FREE_MISTAKES + 3600 / 60 < one < FREE_MISTAKES + 3600 / 60 + 7
+    network = guesses((f"2001:db8::{number:x}" for number in count()), 3600)
+    assert network == one
+    everybody = guesses((f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}" for number in count()), 3600)
+    assert everybody <= 3600 + MISTAKES_AT_ONCE
+
+
+def test_behind_a_proxy_with_https_the_login_works_under_the_names_that_are_given(
+    tmp_path: Path, token_file: Path
+) -> None:
+    with Site(tmp_path, f"--admin_token_file={token_file}", "--admin_names=ops.example.com") as site:
+        browser = {"Host": "ops.example.com", "Origin": "https://ops.example.com"}
+        proxied = {**browser, "X-Forwarded-Proto": "https", "X-Forwarded-For": "192.0.2.7"}
+        answered = site.admin("/login", "POST", data={"token": TOKEN}, headers=proxied)
+        assert (answered.status_code, "Secure" in answered.headers["Set-Cookie"]) == (303, True)
+        assert "operators' port: a login from 192.0.2.7, by the proxy 127.0.0.1" in site.output()
+        [(name, value)] = answered.cookies.items()
+        # As the proxy passes it on.
+        cookie = {"Cookie": f"{name}={value}"}
+        assert site.admin("/requests.json", headers={**proxied, **cookie}).status_code == 200
+        stop = site.admin("/requests/1-1/cancel", "POST", headers={**FROM_PAGE, **proxied, **cookie})
+        assert stop.status_code == 404
+        for foreign in (
+            {**proxied, "Origin": "http://ops.example.com"},
+            {**proxied, "Origin": "https://evil.example.com"},
+            {**proxied, "Host": "evil.example.com", "Origin": "https://evil.example.com"},
+            browser,
+        ):
+            assert site.admin("/login", "POST", data={"token": TOKEN}, headers=foreign).status_code in (403, 421)
+        direct = site.admin("/login", "POST", data={"token": TOKEN})
+        assert (direct.status_code, "Secure" in direct.headers["Set-Cookie"]) == (303, False)
+
+
+@pytest.mark.parametrize("name", ["ops.example.com:8443", "https://ops.example.com", "a b"])
+def test_a_public_name_that_cannot_be_used(name: str) -> None:
+    with pytest.raises(ValueError, match=r"admin_names: .*: expected a host name without a port"):
+        Access("127.0.0.1", None, [name])
 
 
 def test_a_port_that_is_taken(tmp_path: Path) -> None:

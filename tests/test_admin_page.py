@@ -15,7 +15,7 @@ from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
-from tests.admin_site import SqlSite, answer
+from tests.admin_site import SqlSite, answer, write_token
 from tests.databases import Witness
 from tests.inprocess import wait_until
 from tests.test_page import ARTEFACTS, DESKTOP, PHONE, running_browser, show_as, texts, wait_for
@@ -231,7 +231,7 @@ def test_a_server_that_is_gone_is_told(browser: Chrome, site: SqlSite) -> None:
 
 
 def test_the_token_is_asked_for_once(browser: Chrome, tmp_path: Path, mariadb: dict[str, str]) -> None:
-    (tmp_path / "token").write_text("correct horse battery staple")
+    write_token(tmp_path / "token", "correct horse battery staple")
     with SqlSite(tmp_path, mariadb, f"--admin_token_file={tmp_path / 'token'}") as site:
         browser.get(site.page)
         browser.find_element(By.NAME, "token").send_keys("wrong", Keys.ENTER)

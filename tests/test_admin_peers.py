@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.admin_site import FROM_PAGE, Site, answer
+from tests.admin_site import FROM_PAGE, Site, answer, write_token
 from tests.inprocess import wait_until
 from tests.processes import free_port
 from threadbridge.admin.peers import PATIENCE
@@ -50,7 +50,7 @@ def test_those_in_the_run_directory_are_one_picture(tmp_path: Path) -> None:
         assert picture["counts"]["running"] == 2
         row = next(row for row in picture["requests"] if row["url"].endswith("slow"))
         # The one that is not here, told by its neighbour.
-        assert one.admin(f"/requests/{row['id']}/cancel", "POST", headers=FROM_PAGE).json() == {"stopped": 1}
+        assert one.admin(f"/requests/{row['key']}/cancel", "POST", headers=FROM_PAGE).json() == {"stopped": 1}
         assert answer(client).startswith(b"HTTP/1.1 504 ")
         wait_until((other.directory / "slow").exists, "it is cancelled")
         one.finish("mine")
@@ -90,7 +90,7 @@ def test_one_that_does_not_answer_is_shown_so_and_delays_nothing(tmp_path: Path)
 
 def test_those_that_are_named_and_know_each_other_in_a_circle(tmp_path: Path) -> None:
     token = tmp_path / "token"
-    token.write_text("a token that both of them have")
+    write_token(token, "a token that both of them have")
     bearer = {"Authorization": f"Bearer {token.read_text()}"}
     ports = [free_port(), free_port()]
     named = f"127.0.0.1:{ports[0]},http://localhost:{ports[1]},127.0.0.1:{free_port()}"
@@ -108,14 +108,14 @@ def test_those_that_are_named_and_know_each_other_in_a_circle(tmp_path: Path) ->
         assert pids(picture) == {one.process.pid, other.process.pid}
         assert [silent["reason"] for silent in picture["silent"]] == ["Connection refused"]
         [row] = picture["requests"]
-        stop = one.admin(f"/requests/{row['id']}/cancel", "POST", headers={**FROM_PAGE, **bearer})
+        stop = one.admin(f"/requests/{row['key']}/cancel", "POST", headers={**FROM_PAGE, **bearer})
         assert stop.json() == {"stopped": 1}
         assert answer(client).startswith(b"HTTP/1.1 504 ")
 
 
 def test_a_peer_with_another_token_is_silent(tmp_path: Path) -> None:
     token = tmp_path / "token"
-    token.write_text("a token that only one has")
+    write_token(token, "a token that only one has")
     (tmp_path / "a").mkdir()
     with (
         Site(tmp_path, f"--admin_token_file={token}") as locked,

@@ -108,8 +108,10 @@ class Exchange:
     _source: Source | None = None
 
     def __init__(self, bridge: Dispatcher, hop: Hop, connection: Connection) -> None:
-        # The bridge gives it the one that a trusted proxy has made, if there is one.
-        self.id = "%x-%06x" % (os.getpid(), next(_numbers))  # noqa: UP031 - compiled, f"{number:x}" takes much longer
+        # No other request of this process has this key.
+        self.key = "%x-%06x" % (os.getpid(), next(_numbers))  # noqa: UP031 - compiled, f"{number:x}" takes much longer
+        # The name in logs: the bridge takes that of a trusted proxy, if there is one, which others may have too.
+        self.id = self.key
         self.state = State.RECEIVING
         self.spool = bridge.spool
         self.body = RequestBody(bridge.spool)

@@ -114,6 +114,7 @@ class History:
         since = int(time.time()) - MINUTE
         return [
             {
+                "key": record.key,
                 "id": record.id,
                 "client": record.client,
                 "method": record.method,

@@ -12,6 +12,7 @@ class Record:
     """A request that has ended, for everybody to read and nobody to change. Times in seconds.
 
     :param id: its name in all logs; "" for one that was refused before it was a request.
+    :param key: tells it from all other requests of its process; "" as for ``id``.
     :param client: the client's address, "" on a Unix socket.
     :param target: path and query, as the client sent them.
     :param version: the protocol's, such as ``HTTP/1.1``; of what was refused, as ``method`` and ``target``, unchecked.
@@ -33,6 +34,7 @@ class Record:
     def __init__(
         self,
         id: str,
+        key: str,
         client: str,
         method: str,
         target: str,
@@ -55,6 +57,7 @@ class Record:
         slow_statements: tuple[Statement, ...] | None,
     ) -> None:
         self.id = id
+        self.key = key
         self.client = client
         self.method = method
         self.target = target
@@ -104,6 +107,7 @@ def record_of(exchange: Exchange, slow_after: float) -> Record:
     is_slow = wait + run >= slow_after or database >= slow_after
     return Record(
         exchange.id,
+        exchange.key,
         exchange.peer.address,
         line.method,
         line.path,

@@ -330,7 +330,12 @@ class Settings(TypedDict, total=False):
     ]
     admin_token_file: Annotated[
         str | None,
-        Setting(None, PATH, "The file with the token, 16 characters or more, that operators must give at admin_port."),
+        Setting(
+            None,
+            PATH,
+            "The file with the token, 16 characters or more, that operators must give at admin_port; other users "
+            "must not be able to read it.",
+        ),
     ]
     admin_peers: Annotated[
         Sequence[str],
@@ -339,6 +344,15 @@ class Settings(TypedDict, total=False):
             SEVERAL,
             "The operators' ports of other frontends, as HOST:PORT or URL, which the operators' page shows too; those "
             "with an admin_token_file need the same token.",
+        ),
+    ]
+    admin_names: Annotated[
+        Sequence[str],
+        Setting(
+            (),
+            SEVERAL,
+            "Host names by which a proxy leads to the operators' port, such as ops.example.com; requests under other "
+            "names than these, the port's address and loopback's are refused.",
         ),
     ]
     run_directory: Annotated[

@@ -51,7 +51,7 @@ class Telemetry:
         times = (time.time(), time.monotonic())
         self._add(
             Record(
-                "", client, method, target, version, status, str(State.REFUSED), "", sent, *nothing, *times,
+                "", "", client, method, target, version, status, str(State.REFUSED), "", sent, *nothing, *times,
                 "", "", False, False, None,
             )
         )  # fmt: skip

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tornado.iostream import StreamClosedError
 from tornado.web import Application, HTTPError, RequestHandler, StaticFileHandler
 
-from threadbridge.admin.access import SESSION
+from threadbridge.admin.access import SESSION, bearer_token, loggable
 from threadbridge.admin.peers import answers_of
 
 if TYPE_CHECKING:
@@ -45,6 +45,8 @@ class LocalHandler(RequestHandler):
     def initialize(self, admin: AdminServer) -> None:
         """The port that this belongs to."""
         self.admin = admin
+        # Tornado clears the others before it answers with an error.
+        self.headers_of_error: dict[str, str] = {}
 
     def set_default_headers(self) -> None:
         """On every answer."""
@@ -54,6 +56,8 @@ class LocalHandler(RequestHandler):
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         """One line that says what is wrong."""
+        for name, value in self.headers_of_error.items():
+            self.set_header(name, value)
         error = kwargs["exc_info"][1] if "exc_info" in kwargs else None
         message = error.log_message if isinstance(error, HTTPError) else None
         self.text(f"{status_code} {self._reason}{f': {message}' if message else ''}\n")
@@ -78,10 +82,17 @@ class HostHandler(LocalHandler):
         stream = getattr(self.request.connection, "stream", None)
         arrived_at = stream.socket.getsockname()[0] if stream is not None and stream.socket is not None else ""
         if not self.admin.access.knows_host(host, arrived_at):
-            raise HTTPError(421, "by this name nobody is served here; ask by admin_address, or by localhost")
+            raise HTTPError(421, "unknown Host header; use admin_address, localhost or one of admin_names")
         origin = self.request.headers.get("Origin")
-        if origin is not None and origin != f"{self.request.protocol}://{host}":
+        if origin is not None and origin != f"{self.admin.access.scheme_of(self.request)}://{host}":
             raise HTTPError(403, "pages of other sites may not ask here")
+
+    def slow_down(self) -> None:
+        """Refuse a token, unseen, from a client that has given too many wrong ones."""
+        delay = self.admin.throttle.delay(self.request.remote_ip or "")
+        if delay:
+            self.headers_of_error = {"Retry-After": str(delay)}
+            raise HTTPError(429, f"too many wrong tokens; try again in {delay} s")
 
 
 class OperatorHandler(HostHandler):
@@ -91,8 +102,14 @@ class OperatorHandler(HostHandler):
         """Refuse who has not given the token, and writing requests that a form of another site could send."""
         super().prepare()
         access = self.admin.access
-        if not access.accepts(self.request.headers.get("Authorization", ""), self.get_cookie(cookie_name(self)) or ""):
-            self.set_header("WWW-Authenticate", "Bearer")
+        authorization = self.request.headers.get("Authorization", "")
+        guesses = bool(access.token) and bearer_token(authorization) is not None
+        if guesses:
+            self.slow_down()
+        if not access.accepts(authorization, self.get_cookie(cookie_name(self)) or ""):
+            if guesses:
+                self.admin.throttle.wrong(self.request.remote_ip or "", "in the header Authorization")
+            self.headers_of_error = {"WWW-Authenticate": "Bearer"}
             raise HTTPError(401, "give the token: log in at /, or send the header Authorization: Bearer TOKEN")
         if self.request.method == "POST" and "X-Threadbridge" not in self.request.headers:
             raise HTTPError(403, "send the header X-Threadbridge, with any value, which no other site's page can")
@@ -125,11 +142,16 @@ class LoginHandler(HostHandler):
 
     async def post(self) -> None:
         """Give a cookie for the token."""
-        if not self.admin.access.accepts_token(self.get_body_argument("token", "")):
+        self.slow_down()
+        access = self.admin.access
+        if not access.accepts_token(self.get_body_argument("token", "")):
+            self.admin.throttle.wrong(self.request.remote_ip or "", "at the login")
             self.redirect("/?wrong", status=303)
             return
-        session = self.admin.access.new_session()
-        self.set_cookie(cookie_name(self), session, max_age=SESSION, httponly=True, samesite="Strict")
+        logger.info("operators' port: a login from %s", access.client_of(self.request))
+        secure = access.scheme_of(self.request) == "https"
+        session = access.new_session()
+        self.set_cookie(cookie_name(self), session, max_age=SESSION, httponly=True, samesite="Strict", secure=secure)
         self.redirect("/", status=303)
 
 
@@ -174,10 +196,10 @@ class RequestsHandler(OperatorHandler):
 class CancelHandler(OperatorHandler):
     """Stops a request, wherever it runs."""
 
-    async def post(self, request_id: str) -> None:
-        """End it: its client gets 503 or 504, its queries are stopped."""
-        path = f"/local{self.request.path}"
-        stopped = self.admin.stop_own(request_id) + await self.admin.stop_elsewhere(path, named=True)
+    async def post(self, name: str) -> None:
+        """End it, by its key, or all of an id: clients get 503 or 504, queries are stopped."""
+        operator = self.admin.access.client_of(self.request)
+        stopped = self.admin.stop_own(name, operator) + await self.admin.stop_elsewhere(name, operator, named=True)
         if not stopped:
             raise HTTPError(404, "no such request waits or runs; it may have ended just now")
         self.json({"stopped": stopped})
@@ -236,6 +258,11 @@ class ThreadsHandler(OperatorHandler):
 # For peers: what one process knows, or, asked by TCP, what those on its host know.
 
 
+def operator_of(handler: RequestHandler) -> str:
+    """Who has asked the peer that asks here, for the log."""
+    return loggable(handler.get_query_argument("operator", "") or "by another frontend")
+
+
 class LocalProcessesHandler(LocalHandler):
     """What this process does."""
 
@@ -247,9 +274,9 @@ class LocalProcessesHandler(LocalHandler):
 class LocalCancelHandler(LocalHandler):
     """Stops a request of this process."""
 
-    async def post(self, request_id: str) -> None:
+    async def post(self, name: str) -> None:
         """Zero when there is no such request."""
-        self.json({"stopped": self.admin.stop_own(request_id)})
+        self.json({"stopped": self.admin.stop_own(name, operator_of(self))})
 
 
 class LocalMetricsHandler(LocalHandler):
@@ -288,10 +315,10 @@ class HostProcessesHandler(OperatorHandler):
 class HostCancelHandler(OperatorHandler):
     """Stops a request of a process on this host."""
 
-    async def post(self, request_id: str) -> None:
+    async def post(self, name: str) -> None:
         """Zero when there is no such request."""
-        path = self.request.path
-        stopped = self.admin.stop_own(request_id) + await self.admin.stop_elsewhere(path, named=False)
+        operator = operator_of(self)
+        stopped = self.admin.stop_own(name, operator) + await self.admin.stop_elsewhere(name, operator, named=False)
         self.json({"stopped": stopped})
 
 
@@ -333,7 +360,7 @@ def _application(admin: AdminServer, routes: list[tuple[str, type[LocalHandler]]
     return Application(
         [
             *((pattern, handler, {"admin": admin}) for pattern, handler in routes),
-            (r"/static/(.*)", FileHandler, {"path": str(PAGES)}),
+            (r"/static/([a-z]+\.[a-z]+)", FileHandler, {"path": str(PAGES)}),
         ],
         default_handler_class=MissingHandler,
         default_handler_args={"admin": admin},

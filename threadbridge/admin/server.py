@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
+from urllib.parse import quote
 
 from tornado.httpserver import HTTPServer
 
@@ -21,6 +22,7 @@ from threadbridge.admin.handlers import local_application, public_application
 from threadbridge.admin.health import DatabaseHealth, Readiness, readiness
 from threadbridge.admin.peers import Peers, answers_of, processes_of, readiness_of
 from threadbridge.admin.snapshot import snapshot
+from threadbridge.admin.throttle import Throttle
 from threadbridge.admin.view import view
 from threadbridge.bridge import Bridge
 from threadbridge.history import History
@@ -59,7 +61,12 @@ class AdminServer:
         self._settings = settings
         self._sockets = list(inheritance.admin_listeners) if inheritance is not None else []
         self._is_supervised = inheritance is not None
-        access = Access(settings["admin_address"], settings["admin_token_file"])
+        access = Access(
+            settings["admin_address"],
+            settings["admin_token_file"],
+            settings["admin_names"],
+            settings["trusted_proxies"],
+        )
         self.peers = Peers(
             settings["admin_peers"],
             inheritance.run_directory if inheritance is not None else settings["run_directory"],
@@ -68,6 +75,7 @@ class AdminServer:
         )
         access.add_names(self.peers.names)
         self.access = access
+        self.throttle = Throttle()
         self.history = History()
         self._database = DatabaseHealth(bridge.guard) if bridge.guard is not None else None
         self.events = Events(self.picture)
@@ -182,20 +190,24 @@ class AdminServer:
             parts.append(f"{names.get(number, f'thread {number}')}{line or ''}\n{calls.rstrip()}\n")
         return "\n".join(parts)
 
-    def stop_own(self, request_id: str) -> int:
-        """Stop the requests of this process that have this id; how many there were."""
-        found = [exchange for exchange in self.bridge.exchanges if exchange.id == request_id]
+    def stop_own(self, name: str, operator: str) -> int:
+        """Stop the request of this process with this key, or those with this id; how many there were.
+
+        :param operator: who wants that, for the log.
+        """
+        process, _, key = name.partition("-")
+        is_own = process == self._key
+        found = [each for each in self.bridge.exchanges if (is_own and each.key == key) or each.id == name]
         for exchange in found:
+            line = exchange.start_line
             logger.warning(
-                "request %s: stopped by an operator: %s %s",
-                exchange.id,
-                exchange.start_line.method,
-                exchange.start_line.path,
+                "request %s: stopped by an operator (%s): %s %s", exchange.id, operator, line.method, line.path
             )
             self.bridge.stop(exchange)
         return len(found)
 
-    async def stop_elsewhere(self, path: str, *, named: bool) -> int:
+    async def stop_elsewhere(self, name: str, operator: str, *, named: bool) -> int:
         """Have the peers stop a request; how many they had. ``named``: also those that are named by address."""
         peers = self.peers.all() if named else self.peers.on_this_host()
+        path = f"/local/requests/{quote(name, safe='')}/cancel?operator={quote(operator, safe='')}"
         return sum(json.loads(answer.body)["stopped"] for answer in await answers_of(peers, path, "POST"))

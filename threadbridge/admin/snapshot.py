@@ -72,6 +72,7 @@ def _row(exchange: Exchange, now: float, wall: float) -> dict[str, Any]:
     latest = statements.latest[-1] if statements.latest else None
     runs = latest is not None and not latest.ended
     return {
+        "key": exchange.key,
         "id": exchange.id,
         "state": SHOWN.get(exchange.state, exchange.state.value),
         "client": exchange.client[:100],

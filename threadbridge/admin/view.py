@@ -18,7 +18,7 @@ def view(own: dict[str, Any], others: Sequence[dict[str, Any]], silent: Sequence
     counts: Counter[str] = Counter()
     for process in processes:
         counts.update(process["counts"])
-    rows = [{"process": process["key"], **row} for process in processes for row in process["requests"]]
+    rows = [_unique(row, process["key"]) for process in processes for row in process["requests"]]
     return {
         "now": own["now"],
         "process": own["key"],
@@ -30,13 +30,16 @@ def view(own: dict[str, Any], others: Sequence[dict[str, Any]], silent: Sequence
         "counts": counts,
         # What runs before what waits, and the longest first.
         "requests": heapq.nsmallest(MOST_ROWS, rows, key=lambda row: (not row["running"], row["since"])),
-        "finished": _slowest(
-            [{"process": process["key"], **bar} for process in processes for bar in process["finished"]]
-        ),
+        "finished": _slowest([_unique(bar, process["key"]) for process in processes for bar in process["finished"]]),
         "kept_a_second": KEPT_A_SECOND,
         "slot": SLOT,
         "history": list(merged_slots(process["slots"] for process in processes)),
     }
+
+
+def _unique(row: dict[str, Any], process: str) -> dict[str, Any]:
+    """The row with its process, and with a key that no other process's row has; what was never a request has none."""
+    return {**row, "process": process, "key": row["key"] and f"{process}-{row['key']}"}
 
 
 def _slowest(bars: list[dict[str, Any]]) -> list[dict[str, Any]]:

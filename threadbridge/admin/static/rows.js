@@ -106,7 +106,7 @@ export class Rows {
 }
 
 function keyOf(request) {
-  return `${request.process} ${request.id}`;
+  return request.key;
 }
 
 class Row {
@@ -137,7 +137,7 @@ class Row {
       element('td', { class: 'lane' }, this.lane, this.place),
       element('td', { class: 'act' }, this.button),
     );
-    this.node.dataset.id = request.id;
+    this.node.dataset.key = request.key;
     this.button.setAttribute('aria-label', `Stop ${request.method} ${request.url}`);
   }
 
@@ -208,7 +208,7 @@ class Row {
     this.node.classList.add('stopping');
     let problem = '';
     try {
-      const address = `requests/${encodeURIComponent(this.request.id)}/cancel`;
+      const address = `requests/${this.request.key}/cancel`;
       const answer = await fetch(address, { method: 'POST', headers: { 'X-Threadbridge': 'page' } });
       if (!answer.ok && answer.status !== 404) problem = (await answer.text()).trim();
     } catch {

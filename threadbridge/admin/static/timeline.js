@@ -79,7 +79,7 @@ function isUnderWay(row) {
 function ofFinished(bar) {
   const end = bar.received + bar.total;
   return {
-    key: `${bar.process} ${bar.id || bar.received}`,
+    key: bar.key || `${bar.process} ${bar.received}`,
     start: bar.received,
     ran: Math.min(end, bar.received + bar.waiting),
     end,
@@ -92,7 +92,7 @@ function ofFinished(bar) {
 function ofRow(row, now) {
   const runs = row.state !== 'waiting';
   return {
-    key: `${row.process} ${row.id}`,
+    key: row.key,
     start: row.received,
     ran: runs ? Math.min(now, row.since) : now,
     end: now,
