@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
 import stat
+import threading
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 
 from tests.admin_site import FROM_PAGE, Site, answer, write_token
 from tests.inprocess import wait_until
 from tests.processes import free_port
+from threadbridge.admin.peer_answer import MalformedAnswer, parse_processes
+from threadbridge.admin.peer_proof import WINDOW, PeerProof, ProofError
 from threadbridge.admin.peers import PATIENCE
 
 
@@ -124,6 +130,188 @@ def test_a_peer_with_another_token_is_silent(tmp_path: Path) -> None:
         picture = open_one.picture()
         assert pids(picture) == {open_one.process.pid}
         assert [silent["reason"] for silent in picture["silent"]] == ["it answers 401 Unauthorized"]
+
+
+class Stranger:
+    """Listens where a peer is expected, keeps what it is asked, and answers with ``answer``."""
+
+    def __init__(self, answer: bytes = b"") -> None:
+        self.answer = answer
+        self.asked: list[bytes] = []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                with client:
+                    self.asked.append(client.recv(65536))
+                    client.sendall(self.answer)
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+
+TOKEN = "a token that both of them have"
+
+
+def http_answer(body: bytes) -> bytes:
+    return b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+
+
+def test_a_stranger_at_a_peers_port_gets_no_token_and_is_not_believed(tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    write_token(token, TOKEN)
+    bearer = {"Authorization": f"Bearer {TOKEN}"}
+    with closing(Stranger(http_answer(b'{"processes":[],"stopped":7}'))) as stranger:
+        arguments = (f"--admin_token_file={token}", f"--admin_peers=127.0.0.1:{stranger.port}")
+        with Site(tmp_path, *arguments) as site:
+
+            def picture() -> dict[str, Any]:
+                found: dict[str, Any] = site.admin("/requests.json", headers=bearer).json()
+                return found
+
+            reason = "its answer does not prove that it knows the token"
+            wait_until(lambda: [silent["reason"] for silent in picture()["silent"]] == [reason], "it is not believed")
+            stop = site.admin("/requests/1-1/cancel", "POST", headers={**FROM_PAGE, **bearer})
+            assert stop.status_code == 404
+            assert any(asked.startswith(b"POST /local/requests/1-1/cancel?") for asked in stranger.asked)
+            assert not any(TOKEN.encode() in asked for asked in stranger.asked)
+            # What it has heard is of no use at the frontend itself, nor is what it makes of that.
+            [asked] = [asked for asked in stranger.asked if asked.startswith(b"GET")][-1:]
+            [proof] = [line[15:] for line in asked.decode().split("\r\n") if line.startswith("Authorization: ")]
+            for host in (f"127.0.0.1:{stranger.port}", f"127.0.0.1:{site.admin_port}"):
+                headers = {"Authorization": proof, "Host": host}
+                assert site.admin("/local/processes.json", headers=headers).status_code == 401
+
+
+def test_a_request_among_peers_is_good_for_one_time_place_and_purpose(tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    write_token(token, TOKEN)
+    with Site(tmp_path, f"--admin_token_file={token}") as site:
+        place, path = f"127.0.0.1:{site.admin_port}", "/local/processes.json"
+        proof = PeerProof(TOKEN)
+
+        def ask(authorization: str, path: str = path) -> requests.Response:
+            return site.admin(path, headers={"Authorization": authorization})
+
+        number, authorization = proof.of_request("GET", place, path)
+        answered = ask(authorization)
+        assert answered.status_code == 200
+        assert proof.is_of_answer(answered.headers["X-Threadbridge-Proof"], number, answered.content)
+        assert not proof.is_of_answer(answered.headers["X-Threadbridge-Proof"], number, answered.content + b" ")
+        assert not PeerProof("another token").is_of_answer(
+            answered.headers["X-Threadbridge-Proof"], number, answered.content
+        )
+        again = ask(authorization)
+        assert (again.status_code, "the request is a copy" in again.text) == (401, True)
+        for other in (
+            PeerProof("another token").of_request("GET", place, path),
+            proof.of_request("GET", place, "/local/requests/1-1/cancel"),
+            proof.of_request("POST", place, path),
+            proof.of_request("GET", "127.0.0.1:1", path),
+            ("", "Threadbridge-Peer x"),
+        ):
+            assert ask(other[1]).status_code == 401
+        # It opens nothing but what peers need.
+        _, authorization = proof.of_request("GET", place, "/requests.json")
+        assert ask(authorization, "/requests.json").status_code == 401
+
+
+def test_what_peers_have_asked_is_forgotten_when_it_is_too_old_to_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1_800_000_000.0
+    monkeypatch.setattr(time, "time", lambda: now)
+    proof = PeerProof(TOKEN)
+    request = ("GET", "a:1", "/")
+    for late in (0, WINDOW, WINDOW + 1):
+        _, authorization = proof.of_request(*request)
+        now += late
+        if late > WINDOW:
+            with pytest.raises(ProofError, match="the clocks of the two hosts differ"):
+                proof.check_request(authorization, *request)
+        else:
+            proof.check_request(authorization, *request)
+            with pytest.raises(ProofError, match="the request is a copy"):
+                proof.check_request(authorization, *request)
+    now += 2 * WINDOW
+    proof.check_request(proof.of_request(*request)[1], *request)
+    assert len(proof._used) == 1
+
+
+MALFORMED = [
+    b"",
+    b"\0\xff" * 100,
+    b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n{}",
+    b"HTTP/1.1 999999999999999999999 " + b"x" * 1000 + b"\r\n\r\n",
+    b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n",
+    *map(
+        http_answer,
+        (
+            b"",
+            b"\xff",
+            b"[]",
+            b"{}",
+            b'{"processes":1,"stopped":"many"}',
+            b'{"processes":[[]],"stopped":-1}',
+            b'{"processes":[{}],"stopped":1.5}',
+            b'{"processes":[null],"stopped":1e999}',
+            b"[" * 100_000,
+            b'{"processes":' + b"[" * 100_000,
+        ),
+    ),
+]
+
+
+def test_a_peer_whose_answers_make_no_sense_is_silent(tmp_path: Path) -> None:
+    with closing(Stranger()) as stranger, Site(tmp_path, f"--admin_peers=127.0.0.1:{stranger.port}") as site:
+        for number, answer in enumerate(MALFORMED):
+            stranger.answer = answer
+            # So that both of the answers below are those to what was asked since.
+            asked = len(stranger.asked)
+            picture = site.admin("/requests.json")
+            assert picture.status_code == 200, answer[:100]
+            wait_until(lambda: len(stranger.asked) > asked, f"it is asked: {number}")  # noqa: B023
+            wait_until(lambda: len(site.picture()["silent"]) == 1, f"it is silent: {number}")
+            stop = site.admin("/requests/1-1/cancel", "POST", headers=FROM_PAGE)
+            assert stop.status_code == 404, answer[:100]
+            assert site.admin("/threads").status_code == 200
+        assert "Traceback" not in site.output()
+
+
+def test_each_part_of_a_peers_answer_is_checked(tmp_path: Path) -> None:
+    with Site(tmp_path) as site, ExitStack() as stack:
+        requests.get(site.url, timeout=20)
+        site.occupy(stack, "one")
+        wait_until(lambda: bool(site.picture()["finished"]), "one has ended")
+        document = site.admin("/local/processes.json").json()
+        site.finish("one")
+    whole = json.dumps(document).encode()
+    assert parse_processes(whole) == document["processes"]
+    places = list(_places(document["processes"]))
+    assert len(places) > 40
+    for holder, name in places:
+        kept = holder[name]
+        wrong = [{"a": [1]}, [[1]], -1e30, float("nan"), "x" * 30_000, 10**400]
+        for value in wrong:
+            holder[name] = value
+            with pytest.raises(MalformedAnswer):
+                parse_processes(json.dumps(document).encode())
+        holder[name] = kept
+    bins = document["processes"][0]["slots"].popitem()[1]["bins"]
+    assert all(len(number) <= 3 for number in bins)
+
+
+def _places(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Each single value in a document, by what holds it."""
+    for name in value if isinstance(value, dict) else range(len(value)):
+        if isinstance(value[name], (dict, list)):
+            yield from _places(value[name])
+        else:
+            yield value, name
 
 
 @pytest.mark.parametrize("address", ["9001", "127.0.0.1", "ftp://a:1", "http://127.0.0.1:9000/page", "a:x"])

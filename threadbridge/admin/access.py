@@ -62,6 +62,15 @@ class Access:
             return False
         return name in self._names or is_loopback(name) or name == local_address
 
+    def is_own_place(self, host: str, arrived_at: tuple[str, int]) -> bool:
+        """Whether ``Host`` names this very port, directly or by a proxy, and not another one of the same machine."""
+        try:
+            place = urlsplit(f"//{host}")
+            port = place.port or 80
+        except ValueError:
+            return False
+        return place.hostname in self._public_names or port == arrived_at[1]
+
     def scheme_of(self, request: HTTPServerRequest) -> str:
         """``https`` if the browser used that, as far as a trusted proxy says so."""
         said = request.headers.get("X-Forwarded-Proto", "").rpartition(",")[2].strip().lower()

@@ -16,6 +16,7 @@ from tornado.iostream import StreamClosedError
 from tornado.web import Application, HTTPError, RequestHandler, StaticFileHandler
 
 from threadbridge.admin.access import SESSION, bearer_token, loggable
+from threadbridge.admin.peer_proof import ANSWER_HEADER, SCHEME, ProofError
 from threadbridge.admin.peers import answers_of
 
 if TYPE_CHECKING:
@@ -76,12 +77,23 @@ class LocalHandler(RequestHandler):
 class HostHandler(LocalHandler):
     """For browsers and programs by TCP, whoever they are."""
 
+    @property
+    def arrived_at(self) -> tuple[str, int]:
+        """The address and the port at which the connection has arrived."""
+        stream = getattr(self.request.connection, "stream", None)
+        if stream is None or stream.socket is None:
+            return "", 0
+        address, port = stream.socket.getsockname()[:2]
+        return address, port
+
     def prepare(self) -> None:
         """Refuse what a page of another site has the operator's browser ask."""
+        self.check_host()
+
+    def check_host(self) -> None:
+        """Refuse requests under foreign names, and those that pages of other sites make."""
         host = self.request.headers.get("Host", "")
-        stream = getattr(self.request.connection, "stream", None)
-        arrived_at = stream.socket.getsockname()[0] if stream is not None and stream.socket is not None else ""
-        if not self.admin.access.knows_host(host, arrived_at):
+        if not self.admin.access.knows_host(host, self.arrived_at[0]):
             raise HTTPError(421, "unknown Host header; use admin_address, localhost or one of admin_names")
         origin = self.request.headers.get("Origin")
         if origin is not None and origin != f"{self.admin.access.scheme_of(self.request)}://{host}":
@@ -252,7 +264,7 @@ class ThreadsHandler(OperatorHandler):
     async def get(self) -> None:
         """The stacks of this process and of those on this host."""
         others = await answers_of(self.admin.peers.on_this_host(), "/local/threads")
-        self.text("\n".join([self.admin.stacks(), *(answer.body.decode() for answer in others)]))
+        self.text("\n".join([self.admin.stacks(), *(answer.body.decode(errors="replace") for answer in others)]))
 
 
 # For peers: what one process knows, or, asked by TCP, what those on its host know.
@@ -304,7 +316,37 @@ class LocalThreadsHandler(LocalHandler):
         self.text(self.admin.stacks())
 
 
-class HostProcessesHandler(OperatorHandler):
+class PeerHandler(OperatorHandler):
+    """For frontends of other hosts, which prove that they know the token, and for operators."""
+
+    # Of the request, once it has proved that.
+    _number = ""
+
+    def prepare(self) -> None:
+        """Refuse what does not prove it, but for requests with the token itself."""
+        authorization, host = self.request.headers.get("Authorization", ""), self.request.headers.get("Host", "")
+        proof = self.admin.proof
+        if proof is None or not authorization.startswith(SCHEME):
+            super().prepare()
+            return
+        self.check_host()
+        try:
+            if not self.admin.access.is_own_place(host, self.arrived_at):
+                raise ProofError("the request was meant for another port")
+            self._number = proof.check_request(authorization, self.request.method or "", host, self.request.uri or "")
+        except ProofError as error:
+            raise HTTPError(401, str(error)) from None
+
+    def json(self, document: Any) -> None:
+        """The proof goes back with the answer."""
+        body = json.dumps(document, separators=(",", ":")).encode()
+        if self.admin.proof is not None and self._number:
+            self.set_header(ANSWER_HEADER, self.admin.proof.of_answer(self._number, body))
+        self.set_header("Content-Type", "application/json")
+        self.finish(body)
+
+
+class HostProcessesHandler(PeerHandler):
     """What the processes on this host do."""
 
     async def get(self) -> None:
@@ -312,7 +354,7 @@ class HostProcessesHandler(OperatorHandler):
         self.json({"processes": await self.admin.on_this_host()})
 
 
-class HostCancelHandler(OperatorHandler):
+class HostCancelHandler(PeerHandler):
     """Stops a request of a process on this host."""
 
     async def post(self, name: str) -> None:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 import re
 import socket
 import stat
 from collections.abc import Callable, Iterable, Sequence
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,7 +17,10 @@ from tornado.httpclient import HTTPClientError, HTTPRequest, HTTPResponse
 from tornado.netutil import Resolver
 from tornado.simple_httpclient import HTTPTimeoutError, SimpleAsyncHTTPClient
 
+from threadbridge.admin.access import loggable
 from threadbridge.admin.health import DATABASE_LIMIT, Readiness
+from threadbridge.admin.peer_answer import MalformedAnswer, parse, parse_processes
+from threadbridge.admin.peer_proof import ANSWER_HEADER, PeerProof
 from threadbridge.listeners import bind_unix_socket
 
 logger = logging.getLogger("threadbridge")
@@ -27,6 +28,8 @@ logger = logging.getLogger("threadbridge")
 # Seconds that a peer may take; and so long a page waits for one that has answered before.
 TIME_LIMIT = 2.0
 PATIENCE = 0.3
+# Bytes; that of five hundred processes is smaller.
+LARGEST_ANSWER = 32 * 1024 * 1024
 # Seconds that a process may take to say whether it is ready, asking the database included.
 READINESS_LIMIT = DATABASE_LIMIT + 1.0
 # Of a Unix socket's path, with the zero at its end (unix(7)).
@@ -51,14 +54,17 @@ class Peer:
     :param pid: of a process on this host; 0 for one that is asked by TCP.
     """
 
-    def __init__(self, name: str, address: str, path: str | None, token: str, pid: int = 0) -> None:
+    def __init__(self, name: str, address: str, path: str | None, proof: PeerProof | None = None, pid: int = 0) -> None:
         self.name = name
         self.pid = pid
         self.path = path
         self._address = address
-        self._headers = {"X-Threadbridge": "peer", **({"Authorization": f"Bearer {token}"} if token else {})}
+        self._proof = proof
         self._client = SimpleAsyncHTTPClient(
-            force_instance=True, max_clients=20, resolver=None if path is None else _PathResolver(path)
+            force_instance=True,
+            max_clients=20,
+            max_body_size=LARGEST_ANSWER,
+            resolver=None if path is None else _PathResolver(path),
         )
         self._asking: asyncio.Task[list[dict[str, Any]]] | None = None
         # Why it did not answer the last time; nobody waits for one that did not.
@@ -66,25 +72,36 @@ class Peer:
 
     async def ask(self, path: str, method: str = "GET", limit: float = TIME_LIMIT) -> HTTPResponse:
         """Its answer; raises `Silent` when it has none within ``limit`` seconds, or the status of an error."""
+        headers = {"X-Threadbridge": "peer"}
+        number = ""
+        if self._proof is not None:
+            number, headers["Authorization"] = self._proof.of_request(method, urlsplit(self._address).netloc, path)
         request = HTTPRequest(
             self._address + path,
             method,
-            headers=self._headers,
+            headers=headers,
             body=b"" if method == "POST" else None,
             connect_timeout=limit,
             request_timeout=limit,
             follow_redirects=False,
         )
         try:
-            return await self._client.fetch(request)
+            answer = await self._client.fetch(request)
         except HTTPTimeoutError:
             raise Silent(f"no answer within {limit:g} s") from None
         except HTTPClientError as error:
-            raise Silent(f"it answers {error.code} {error.message}") from None
+            raise Silent(f"it answers {error.code} {loggable(error.message or '')}") from None
         except (ConnectionRefusedError, FileNotFoundError) as error:
             raise Gone(error.strerror) from None
         except OSError as error:
             raise Silent(error.strerror or str(error)) from None
+        except Exception as error:  # noqa: BLE001 - whatever bytes it sends, and whatever Tornado makes of them
+            raise Silent(f"its answer is not HTTP: {loggable(str(error))}") from None
+        if self._proof is not None and not self._proof.is_of_answer(
+            answer.headers.get(ANSWER_HEADER, ""), number, answer.body
+        ):
+            raise Silent("its answer does not prove that it knows the token")
+        return answer
 
     async def processes(self) -> list[dict[str, Any]]:
         """What it says of itself and of those it knows; raises `Silent`, without delay if it was silent before."""
@@ -98,15 +115,13 @@ class Peer:
         return self._asking.result()
 
     async def _ask_processes(self) -> list[dict[str, Any]]:
-        answer: list[dict[str, Any]] = []
+        processes: list[dict[str, Any]] = []
         try:
-            answer = json.loads((await self.ask("/local/processes.json")).body)["processes"]
+            processes = parse_processes((await self.ask("/local/processes.json")).body)
             self._problem = ""
-        except (ValueError, LookupError, TypeError):
-            self._problem = "its answer is not that of a frontend"
-        except Silent as silent:
-            self._problem = str(silent)
-        return answer
+        except (MalformedAnswer, Silent) as problem:
+            self._problem = str(problem)
+        return processes
 
     def close(self) -> None:
         """Ask no more."""
@@ -135,13 +150,13 @@ class Peers:
     :param addresses: of their operators' ports, ``HOST:PORT`` or URLs.
     :param directory: where processes of this host find each other, each by a socket ``GROUP-PID.sock``; or None.
     :param group: the processes of one number serve together.
-    :param token: what the others may ask for.
+    :param proof: by which those that are named and this one prove that they know the token; None without one.
 
     Raises ``ValueError`` for an address or a directory that cannot be used.
     """
 
-    def __init__(self, addresses: Sequence[str], directory: str | None, group: int, token: str) -> None:
-        self._named = [Peer(address, _url(address), None, token) for address in addresses]
+    def __init__(self, addresses: Sequence[str], directory: str | None, group: int, proof: PeerProof | None) -> None:
+        self._named = [Peer(address, _url(address), None, proof) for address in addresses]
         self._directory = None if directory is None else _private_directory(directory)
         self._group = group
         self._found: dict[str, Peer] = {}
@@ -177,7 +192,7 @@ class Peers:
         for name, match in names.items():
             if name not in self._found:
                 path = str(self._directory / name)
-                self._found[name] = Peer(f"process {match[2]}", "http://localhost", path, "", int(match[2]))
+                self._found[name] = Peer(f"process {match[2]}", "http://localhost", path, pid=int(match[2]))
         wanted = [name for name, match in names.items() if not own_group or int(match[1]) == self._group]
         return [self._found[name] for name in sorted(wanted)]
 
@@ -211,13 +226,14 @@ async def readiness_of(peer: Peer, asks_database: bool) -> Readiness | None:
     """What a process of this host says of itself; None if it is gone."""
     try:
         answer = await peer.ask(f"/local/ready.json?db={int(asks_database)}", limit=READINESS_LIMIT)
-        ready, draining, findings = itemgetter("ready", "draining", "findings")(json.loads(answer.body))
-        return Readiness(ready is True, draining is True, tuple(str(finding) for finding in findings))
+        found = parse(answer.body)
+        findings = tuple(loggable(str(finding)) for finding in found["findings"])
+        return Readiness(found["ready"] is True, found["draining"] is True, findings)
     except Gone:
         return None
-    except Silent as silent:
-        return Readiness(False, False, (str(silent),))
-    except (ValueError, LookupError, TypeError):
+    except (MalformedAnswer, Silent) as problem:
+        return Readiness(False, False, (str(problem),))
+    except (LookupError, TypeError):
         return Readiness(False, False, ("its answer is not that of a frontend",))
 
 

@@ -11,6 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 from urllib.parse import quote
 
@@ -20,6 +21,8 @@ from threadbridge.admin.access import Access
 from threadbridge.admin.events import Events
 from threadbridge.admin.handlers import local_application, public_application
 from threadbridge.admin.health import DatabaseHealth, Readiness, readiness
+from threadbridge.admin.peer_answer import MalformedAnswer, parse_stopped
+from threadbridge.admin.peer_proof import PeerProof
 from threadbridge.admin.peers import Peers, answers_of, processes_of, readiness_of
 from threadbridge.admin.snapshot import snapshot
 from threadbridge.admin.throttle import Throttle
@@ -67,11 +70,12 @@ class AdminServer:
             settings["admin_names"],
             settings["trusted_proxies"],
         )
+        self.proof = PeerProof(access.token) if access.token else None
         self.peers = Peers(
             settings["admin_peers"],
             inheritance.run_directory if inheritance is not None else settings["run_directory"],
             inheritance.group if inheritance is not None else os.getpid(),
-            access.token,
+            self.proof,
         )
         access.add_names(self.peers.names)
         self.access = access
@@ -210,4 +214,9 @@ class AdminServer:
         """Have the peers stop a request; how many they had. ``named``: also those that are named by address."""
         peers = self.peers.all() if named else self.peers.on_this_host()
         path = f"/local/requests/{quote(name, safe='')}/cancel?operator={quote(operator, safe='')}"
-        return sum(json.loads(answer.body)["stopped"] for answer in await answers_of(peers, path, "POST"))
+        stopped = 0
+        for answer in await answers_of(peers, path, "POST"):
+            # One whose answer makes no sense has stopped nothing, as far as is known.
+            with suppress(MalformedAnswer):
+                stopped += parse_stopped(answer.body)
+        return stopped
