@@ -22,42 +22,69 @@ import MySQLdb
 from dbutils.pooled_db import PooledDB
 
 ACCOUNTS = 20
+# ER_LOCK_WAIT_TIMEOUT, ER_LOCK_DEADLOCK.
+DID_NOT_HAPPEN = (1205, 1213)
 PLAIN = [("Content-Type", "text/plain")]
 
 pool = PooledDB(MySQLdb, **json.loads(os.environ.get("FAULTS_POOL", "{}")))
+
+
+def autocommits() -> bool:
+    """Whether the pool's connections commit each statement that is not behind a ``begin``."""
+    return bool(pool._kwargs.get("autocommit"))
 
 
 class NotAsItShould(Exception):
     """The application has seen what must never be."""
 
 
-def transfer(parameters: dict[str, str], begins: bool = False) -> str:
+def _move(connection: Any, parameters: dict[str, str], begins: bool) -> str:
     """One row and two accounts, or nothing."""
-    with closing(pool.connection()) as connection, closing(connection.cursor()) as cursor:
-        if begins:
-            connection.begin()
-        try:
-            number, source, target = (int(parameters[name]) for name in ("id", "source", "target"))
-            cursor.execute("INSERT INTO ledger VALUES (%s, %s, %s)", (number, source, target))
-            cursor.execute("UPDATE accounts SET amount = amount - 1 WHERE id = %s", (source,))
-            cursor.execute("UPDATE accounts SET amount = amount + 1 WHERE id = %s", (target,))
-            connection.commit()
-        except Exception:
-            if begins:
-                connection.rollback()
-            raise
+    if begins or autocommits():
+        connection.begin()
+    with closing(connection.cursor()) as cursor:
+        number, source, target = (int(parameters[name]) for name in ("id", "source", "target"))
+        cursor.execute("INSERT INTO ledger VALUES (%s, %s, %s)", (number, source, target))
+        cursor.execute("UPDATE accounts SET amount = amount - 1 WHERE id = %s", (source,))
+        cursor.execute("UPDATE accounts SET amount = amount + 1 WHERE id = %s", (target,))
+    connection.commit()
     return "moved"
+
+
+def transfer(parameters: dict[str, str]) -> str:
+    """A transaction without ``begin``, as DBUtils' users write it; handing the connection back ends one that failed."""
+    with closing(pool.connection()) as connection:
+        return _move(connection, parameters, begins=False)
 
 
 def transfer_begun(parameters: dict[str, str]) -> str:
     """The same, as DBUtils recommends it."""
-    return transfer(parameters, begins=True)
+    with closing(pool.connection()) as connection:
+        try:
+            return _move(connection, parameters, begins=True)
+        except Exception:
+            connection.rollback()
+            raise
+
+
+def transfer_again(parameters: dict[str, str]) -> str:
+    """The same; after a deadlock, or when a lock is not to be had, the whole transaction is tried again."""
+    with closing(pool.connection()) as connection:
+        for tries_left in (2, 1, 0):
+            try:
+                return _move(connection, parameters, begins=False)
+            except MySQLdb.OperationalError as error:
+                connection.rollback()
+                if error.args[0] not in DID_NOT_HAPPEN or not tries_left:
+                    raise
+    raise AssertionError("the last try ends or raises")
 
 
 def insert(parameters: dict[str, str]) -> str:
     """One statement that is committed by itself."""
     with closing(pool.connection()) as connection, closing(connection.cursor()) as cursor:
-        cursor.execute("SET autocommit = 1")
+        if not autocommits():
+            cursor.execute("SET autocommit = 1")
         cursor.execute("INSERT INTO ledger VALUES (%s, 0, 0)", (int(parameters["id"]),))
     return "inserted"
 
@@ -85,9 +112,9 @@ def session(parameters: dict[str, str]) -> str:
     with closing(pool.connection()) as connection, closing(connection.cursor()) as cursor:
         cursor.execute("SELECT @left, @@autocommit")
         found = cursor.fetchone()
-        if found != (None, 0):
+        if found != (None, autocommits()):
             raise NotAsItShould(f"a request found {found} on its connection")
-        cursor.execute("SET @left = 1, autocommit = 1")
+        cursor.execute("SET @left = 1, autocommit = 1 - @@autocommit")
         cursor.execute("SELECT GET_LOCK(%s, 0)", (parameters["id"],))
     return "left"
 
@@ -123,7 +150,11 @@ def compute(parameters: dict[str, str]) -> str:
 
 
 PAGES: dict[str, Callable[[dict[str, str]], str]] = {
-    f"/{page.__name__}": page for page in (transfer, transfer_begun, insert, read, slow, session, fork, crash, compute)
+    f"/{page.__name__}": page
+    for page in (
+        *(transfer, transfer_begun, transfer_again, insert, read, slow, session),
+        *(fork, crash, compute),
+    )
 }
 
 

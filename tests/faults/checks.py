@@ -10,10 +10,9 @@ import subprocess
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Set
 from pathlib import Path
 
-from tests.faults.application import ACCOUNTS
 from tests.faults.crowd import WRITES, Crowd
 from tests.faults.site import CONNECTIONS, DEADLINE, Site
 
@@ -32,23 +31,35 @@ def within(seconds: float, condition: Callable[[], bool]) -> bool:
 
 
 def money(site: Site, crowd: Crowd) -> list[str]:
-    """Each transfer is there once or not at all, as a whole, and those that were answered are there."""
+    """See `books`."""
+    answered = {number for number, sent in crowd.sent.items() if sent.kind in WRITES and sent.status == 200}
+    return books(
+        site.sql("SELECT id, source, target FROM ledger"),
+        dict(site.sql("SELECT id, amount FROM accounts")),
+        answered,
+    )
+
+
+def books(rows: Iterable[tuple[int, int, int]], accounts: dict[int, int], answered: Set[int]) -> list[str]:
+    """Each transfer is there once or not at all, as a whole, and those that were answered 200 are there.
+
+    :param rows: the ledger: the number of each transfer, and between which accounts it was.
+    :param accounts: what is in them; it was 1,000 in each.
+    """
     wrong = []
-    rows = site.sql("SELECT id, source, target FROM ledger")
-    counts = Counter(number for number, _, _ in rows)
-    doubled = [number for number, count in counts.items() if count > 1]
-    if doubled:
-        wrong.append(f"{len(doubled)} rows are there more than once, such as {doubled[:5]}")
-    expected = dict.fromkeys(range(1, ACCOUNTS + 1), 1000)
-    for _, source, target in rows:
+    counts: Counter[int] = Counter()
+    expected = dict.fromkeys(accounts, 1000)
+    for number, source, target in rows:
+        counts[number] += 1
         if source:
             expected[source] -= 1
             expected[target] += 1
-    found = dict(site.sql("SELECT id, amount FROM accounts"))
-    if found != expected:
-        off = {number: amount - expected[number] for number, amount in found.items() if amount != expected[number]}
-        wrong.append(f"accounts do not agree with the ledger: {off}; sum {sum(found.values())}")
-    answered = [number for number, sent in crowd.sent.items() if sent.kind in WRITES and sent.status == 200]
+    doubled = [number for number, count in counts.items() if count > 1]
+    if doubled:
+        wrong.append(f"{len(doubled)} rows are there more than once, such as {doubled[:5]}")
+    if accounts != expected:
+        off = {number: amount - expected[number] for number, amount in accounts.items() if amount != expected[number]}
+        wrong.append(f"accounts do not agree with the ledger: {off}; sum {sum(accounts.values())}")
     lost = [number for number in answered if number not in counts]
     if lost:
         wrong.append(f"{len(lost)} of {len(answered)} writes that were answered 200 are lost, such as {lost[:5]}")

@@ -13,9 +13,18 @@ from typing import Self
 
 from tests.faults.application import ACCOUNTS
 
-WRITES = ("transfer", "transfer_begun", "insert")
+WRITES = ("transfer", "transfer_begun", "transfer_again", "insert")
 # How often each kind of request is made.
-KINDS = {"transfer": 30, "transfer_begun": 15, "insert": 15, "read": 15, "slow": 6, "session": 5, "compute": 2}
+KINDS = {
+    "transfer": 25,
+    "transfer_begun": 15,
+    "transfer_again": 10,
+    "insert": 15,
+    "read": 15,
+    "slow": 6,
+    "session": 5,
+    "compute": 2,
+}
 
 
 @dataclass
@@ -68,7 +77,7 @@ class Crowd:
     @property
     def transfers(self) -> int:
         """How many have been answered 200."""
-        return self.answers["transfer 200"] + self.answers["transfer_begun 200"]
+        return sum(self.answers[f"{kind} 200"] for kind in WRITES if kind != "insert")
 
     def _live(self, client: int, chance: random.Random) -> None:
         count = 0

@@ -4,32 +4,59 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import socket
+import struct
 import tempfile
 import threading
 from collections.abc import Coroutine
 from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 
+@dataclass
+class LostReply:
+    """A reply that is to be lost, with its connection: the one to the next statement with this text.
+
+    :param keep: how many bytes of it arrive.
+    """
+
+    part: bytes
+    keep: int
+    happened: threading.Event = field(default_factory=threading.Event)
+
+
 class _Connection:
     """One connection over the line. The line's thread."""
 
     def __init__(self, near: asyncio.StreamWriter, far: asyncio.StreamWriter) -> None:
-        self.writers = (near, far)
+        self.near = near
+        self.far = far
         self.passes = asyncio.Event()
         self.passes.set()
+        self.lost: LostReply | None = None
 
     def close(self) -> None:
-        for writer in self.writers:
+        for writer in (self.near, self.far):
             writer.transport.abort()
+
+    def reset(self) -> None:
+        """As `close`; over TCP the application's end gets an RST in place of a FIN."""
+        with suppress(OSError):
+            end: socket.socket = self.near.get_extra_info("socket")
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.close()
 
 
 class FaultyLine:
-    """A Unix socket at ``path`` that leads to another one, ``target``. Its methods may be called in any thread."""
+    """Leads to the Unix socket ``target``, from one at ``path`` and from ``port`` on loopback.
+
+    Its methods may be called in any thread.
+    """
 
     def __init__(self, target: str) -> None:
         self._directory = Path(tempfile.mkdtemp(prefix="line-"))
@@ -40,12 +67,15 @@ class FaultyLine:
         self._swallows_new = False
         # What becomes of replies: they pass, are lost with their connection, or are cut in the middle.
         self._replies = "pass"
+        self._lost: LostReply | None = None
         self._loop = asyncio.new_event_loop()
         # Futures of connections that were cut have errors that nobody looks at.
         self._loop.set_exception_handler(lambda loop, context: None)
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
-        self._server = self._run(asyncio.start_unix_server(self._accept, self.path, backlog=500))
+        tcp = self._run(asyncio.start_server(self._accept, "127.0.0.1", 0, backlog=500))
+        self.port: int = tcp.sockets[0].getsockname()[1]
+        self._servers = [tcp, self._run(asyncio.start_unix_server(self._accept, self.path, backlog=500))]
 
     def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         done: Future[T] = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
@@ -62,29 +92,39 @@ class FaultyLine:
             connection.passes.clear()
         self._connections.add(connection)
         try:
-            await asyncio.gather(
-                self._carry(connection, reader, far_writer, is_reply=False),
-                self._carry(connection, far_reader, writer, is_reply=True),
-            )
+            await asyncio.gather(self._carry_there(connection, reader), self._carry_back(connection, far_reader))
         finally:
             self._connections.discard(connection)
             connection.close()
 
-    async def _carry(
-        self, connection: _Connection, source: asyncio.StreamReader, sink: asyncio.StreamWriter, *, is_reply: bool
-    ) -> None:
+    async def _carry_there(self, connection: _Connection, source: asyncio.StreamReader) -> None:
         with suppress(OSError):
             while data := await source.read(65536):
-                if self._delay:
-                    await asyncio.sleep(self._delay)
+                await asyncio.sleep(self._delay)
                 await connection.passes.wait()
-                if is_reply and self._replies != "pass":
-                    if self._replies == "cut":
-                        sink.write(data[: len(data) // 2])
-                        await sink.drain()
+                if self._lost is not None and self._lost.part in data:
+                    connection.lost, self._lost = self._lost, None
+                connection.far.write(data)
+                await connection.far.drain()
+        await connection.passes.wait()
+        connection.close()
+
+    async def _carry_back(self, connection: _Connection, source: asyncio.StreamReader) -> None:
+        with suppress(OSError):
+            while data := await source.read(65536):
+                await asyncio.sleep(self._delay)
+                await connection.passes.wait()
+                kept = len(data)
+                if connection.lost is not None:
+                    kept = connection.lost.keep
+                    connection.lost.happened.set()
+                elif self._replies != "pass":
+                    kept = len(data) // 2 if self._replies == "cut" else 0
+                if kept:
+                    connection.near.write(data[:kept])
+                    await connection.near.drain()
+                if kept < len(data):
                     break
-                sink.write(data)
-                await sink.drain()
         await connection.passes.wait()
         connection.close()
 
@@ -109,6 +149,30 @@ class FaultyLine:
 
         self._run(cut())
 
+    def reset(self) -> None:
+        """End all connections at once, with an RST where they come over TCP."""
+
+        async def reset() -> None:
+            for connection in self._connections:
+                connection.reset()
+
+        self._run(reset())
+
+    def half_close(self) -> None:
+        """Let the application read the end of all connections; what it sends still arrives."""
+
+        async def half_close() -> None:
+            for connection in self._connections:
+                with suppress(OSError):
+                    connection.near.write_eof()
+
+        self._run(half_close())
+
+    def lose_reply(self, part: bytes, keep: int = 0) -> LostReply:
+        """Have the next statement with this text executed, and its connection lost with all but the reply's start."""
+        self._lost = lost = LostReply(part, keep)
+        return lost
+
     def spoil_replies(self, how: str) -> None:
         """Have each reply ``lose`` its connection before it arrives, or ``cut`` in its middle."""
         self._replies = how
@@ -121,7 +185,7 @@ class FaultyLine:
         """Have everything pass, also what was swallowed."""
 
         async def mend() -> None:
-            self._delay, self._swallows_new, self._replies = 0.0, False, "pass"
+            self._delay, self._swallows_new, self._replies, self._lost = 0.0, False, "pass", None
             for connection in self._connections:
                 connection.passes.set()
 
@@ -133,7 +197,8 @@ class FaultyLine:
         self.cut()
 
         async def close() -> None:
-            self._server.close()
+            for server in self._servers:
+                server.close()
             await asyncio.sleep(0)
 
         self._run(close())

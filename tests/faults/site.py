@@ -29,6 +29,8 @@ from tests.inprocess import wait_until
 from tests.processes import ROOT, free_port, private_mariadb
 
 CONNECTIONS = 5
+# 50 s unless set: statements that wait for each other's locks would stand still for most of a campaign.
+LOCK_WAIT = "SET innodb_lock_wait_timeout = 3"
 DEADLINE = 8
 
 
@@ -73,7 +75,11 @@ class Site:
     def root(self) -> Any:
         """A connection that may do everything."""
         return MySQLdb.connect(
-            user="root", unix_socket=self.mariadb["MYSQL_UNIX_SOCKET"], database="myapplication", autocommit=True
+            user="root",
+            unix_socket=self.mariadb["MYSQL_UNIX_SOCKET"],
+            database="myapplication",
+            autocommit=True,
+            init_command=LOCK_WAIT,
         )
 
     def sql(self, *statements: str) -> tuple[tuple[Any, ...], ...]:
@@ -104,7 +110,8 @@ class Site:
 
     def start(self) -> None:
         """Start it; returns when it accepts connections."""
-        pool = {"maxconnections": CONNECTIONS, **connect_settings(self.mariadb, self.line.path), **self._pool}
+        settings = {**connect_settings(self.mariadb, self.line.path), "init_command": LOCK_WAIT}
+        pool = {"maxconnections": CONNECTIONS, **settings, **self._pool}
         self._output = (self.directory / "output.log").open("ab")
         command = [
             *(sys.executable, "-m", "threadbridge", "tests.faults.application:app"),
