@@ -160,10 +160,12 @@ def test_a_database_that_is_down_is_noticed_by_what_fails_and_asked_until_it_is_
                 assert answer(client).startswith(b"HTTP/1.1 500 ")
             status, text = database_line(site)
             assert (status, "database: OperationalError: (2002, " in text) == (503, True), text
+            assert "threadbridge_ready 0.0" in site.admin("/metrics").text
         finally:
             start_server(own_mariadb)
         # Without any request, which a load balancer would not send.
         wait_until(lambda: ready(site) == HEALTHY, "it is back")
+        assert "threadbridge_ready 1.0" in site.admin("/metrics").text
 
 
 def test_a_long_report_is_told_from_a_database_that_hangs(tmp_path: Path, own_mariadb: dict[str, str]) -> None:

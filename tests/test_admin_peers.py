@@ -129,7 +129,9 @@ def test_a_peer_with_another_token_is_silent(tmp_path: Path) -> None:
     ):
         picture = open_one.picture()
         assert pids(picture) == {open_one.process.pid}
-        assert [silent["reason"] for silent in picture["silent"]] == ["it answers 401 Unauthorized"]
+        assert [silent["reason"] for silent in picture["silent"]] == [
+            "it answers 401 Unauthorized: give the token: log in at /, or send the header Authorization: Bearer TOKEN"
+        ]
 
 
 class Stranger:

@@ -35,7 +35,7 @@ def samples() -> dict[str, set[str]]:
     """The names of all samples of a bridge with a pool, each with the names of its labels."""
     bridge = Bridge(application, pool=PooledDB(sqlite3, maxconnections=1, database=":memory:"))
     found: dict[str, set[str]] = {}
-    for family in text_string_to_metric_families(exposition(bridge).decode()):
+    for family in text_string_to_metric_families(exposition(bridge, is_ready=True).decode()):
         for sample in family.samples:
             found.setdefault(sample.name, set()).update(sample.labels)
     bridge.close()

@@ -51,7 +51,7 @@ class Samples:
 def metrics_of(server: BridgeThread) -> Samples:
     """As an operators' port does it: on the loop."""
     seen: list[bytes] = []
-    server.loop.call_soon_threadsafe(lambda: seen.append(exposition(server.bridge)))
+    server.loop.call_soon_threadsafe(lambda: seen.append(exposition(server.bridge, is_ready=True)))
     wait_until(lambda: bool(seen), "the loop gives the metrics")
     return Samples(seen[0])
 

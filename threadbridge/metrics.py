@@ -18,11 +18,14 @@ from threadbridge.lanes import Lane
 from threadbridge.totals import Distribution
 
 
-def exposition(bridge: Bridge) -> bytes:
-    """All metrics of a bridge and of its process; they count each request that has ended until now."""
+def exposition(bridge: Bridge, is_ready: bool) -> bytes:
+    """All metrics of a bridge and of its process; they count each request that has ended until now.
+
+    :param is_ready: whether this process has no fault that keeps it from serving.
+    """
     bridge.telemetry.flush()
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_BridgeCollector(bridge))
+    registry.register(_BridgeCollector(bridge, is_ready))
     ProcessCollector(registry=registry)
     return generate_latest(registry)
 
@@ -30,8 +33,9 @@ def exposition(bridge: Bridge) -> bytes:
 class _BridgeCollector(Collector):
     """Makes the families of metrics, at the time of asking."""
 
-    def __init__(self, bridge: Bridge) -> None:
+    def __init__(self, bridge: Bridge, is_ready: bool) -> None:
         self._bridge = bridge
+        self._is_ready = is_ready
 
     def collect(self) -> Iterator[Metric]:
         """See `prometheus_client.registry.Collector`."""
@@ -100,9 +104,19 @@ class _BridgeCollector(Collector):
             "Such orders that could not be given to the database.",
             guard.stopper.failures,
         )
+        yield _counter(
+            "threadbridge_query_reruns",
+            "Queries that were run again on a new connection because the old one was lost.",
+            guard.reruns,
+        )
 
     def _process(self) -> Iterator[Metric]:
         bridge = self._bridge
+        yield _gauge(
+            "threadbridge_ready",
+            "Processes that are ready, as /readyz says, or about to end; 0 for one that has a fault.",
+            self._is_ready,
+        )
         yield _histogram(
             "threadbridge_loop_lag_seconds", "How late the event loop was, four times a second.", {"": bridge.lag.seen}
         )

@@ -122,7 +122,7 @@ def bearer_token(authorization: str) -> str | None:
 
 def loggable(text: str) -> str:
     """The text with nothing in it that means anything to a terminal, and not too much of it."""
-    return re.sub(r"[^0-9A-Za-z.:,\[\]() _-]", "?", text)[:100]
+    return re.sub(r"[^0-9A-Za-z.:,;/\[\]() _-]", "?", text)[:100]
 
 
 def _name(name: str) -> str:

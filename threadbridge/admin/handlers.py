@@ -297,7 +297,7 @@ class LocalMetricsHandler(LocalHandler):
     async def get(self) -> None:
         """In Prometheus' text format."""
         self.set_header("Content-Type", METRICS)
-        self.finish(self.admin.own_metrics())
+        self.finish(await self.admin.own_metrics())
 
 
 class LocalReadyHandler(LocalHandler):

@@ -90,7 +90,10 @@ class Peer:
         except HTTPTimeoutError:
             raise Silent(f"no answer within {limit:g} s") from None
         except HTTPClientError as error:
-            raise Silent(f"it answers {error.code} {loggable(error.message or '')}") from None
+            reason = f"{error.code} {error.message}"
+            first_line = (error.response.body if error.response else b"").decode(errors="replace").partition("\n")[0]
+            # A frontend says why.
+            raise Silent(f"it answers {loggable(first_line if first_line.startswith(reason) else reason)}") from None
         except (ConnectionRefusedError, FileNotFoundError) as error:
             raise Gone(error.strerror) from None
         except OSError as error:
@@ -237,9 +240,11 @@ async def readiness_of(peer: Peer, asks_database: bool) -> Readiness | None:
         return Readiness(False, False, ("its answer is not that of a frontend",))
 
 
-async def answers_of(peers: Iterable[Peer], path: str, method: str = "GET") -> list[HTTPResponse]:
-    """The answers of those that give one."""
-    answers = await asyncio.gather(*(peer.ask(path, method) for peer in peers), return_exceptions=True)
+async def answers_of(
+    peers: Iterable[Peer], path: str, method: str = "GET", limit: float = TIME_LIMIT
+) -> list[HTTPResponse]:
+    """The answers of those that give one within ``limit`` seconds."""
+    answers = await asyncio.gather(*(peer.ask(path, method, limit) for peer in peers), return_exceptions=True)
     for answer in answers:
         if isinstance(answer, BaseException) and not isinstance(answer, Silent):
             raise answer

@@ -23,7 +23,7 @@ from threadbridge.admin.handlers import local_application, public_application
 from threadbridge.admin.health import DatabaseHealth, Readiness, readiness
 from threadbridge.admin.peer_answer import MalformedAnswer, parse_stopped
 from threadbridge.admin.peer_proof import PeerProof
-from threadbridge.admin.peers import Peers, answers_of, processes_of, readiness_of
+from threadbridge.admin.peers import READINESS_LIMIT, Peers, answers_of, processes_of, readiness_of
 from threadbridge.admin.snapshot import snapshot
 from threadbridge.admin.throttle import Throttle
 from threadbridge.admin.view import view
@@ -156,19 +156,24 @@ class AdminServer:
         """The same, as a server-sent event."""
         return b"data: " + json.dumps(await self.everything(), separators=(",", ":")).encode() + b"\n\n"
 
-    def own_metrics(self) -> bytes:
+    async def own_metrics(self) -> bytes:
         """This process's metrics, in Prometheus' text format."""
         # Only now: a server that nobody measures needs no client of Prometheus.
         from threadbridge.metrics import exposition
 
-        return exposition(self.bridge)
+        found = await self.readiness(asks_database=False)
+        # To be about to end is no fault.
+        return exposition(self.bridge, found.ready or found.draining)
 
     async def metrics(self) -> bytes:
         """Those of all processes that serve together, added up."""
         from threadbridge.metrics_merge import merge
 
-        others = await answers_of(self.peers.on_this_host(own_group=True), "/local/metrics")
-        return merge([self.own_metrics(), *(answer.body for answer in others)]) if others else self.own_metrics()
+        peers = self.peers.on_this_host(own_group=True)
+        own, others = await asyncio.gather(
+            self.own_metrics(), answers_of(peers, "/local/metrics", limit=READINESS_LIMIT)
+        )
+        return merge([own, *(answer.body for answer in others)]) if others else own
 
     async def readiness(self, asks_database: bool) -> Readiness:
         """Whether requests should be sent to this process."""
