@@ -15,9 +15,11 @@ from typing import NamedTuple
 
 import pytest
 import requests
+from tornado.httputil import HTTPHeaders
 
 from tests.nginx_server import Nginx
 from tests.processes import ROOT
+from threadbridge.forwarded import ForwardedHeaders, Peer, Source
 
 # A proxy of the machine has no part in this.
 HTTP = requests.Session()
@@ -127,7 +129,7 @@ def test_frontend_learns_the_clients_address_scheme_and_host(
         client.sendall(
             b"GET /query/?report=orders HTTP/1.1\r\nHost: shop.example:81\r\nConnection: close\r\n"
             b"X-Real-IP: 8.8.8.8\r\nX-Forwarded-For: 8.8.8.8\r\nX-Scheme: https\r\nX-Forwarded-Proto: https\r\n"
-            b"X-Request-ID: 8\r\n\r\n"
+            b"X-Request-ID: 8\r\nForwarded: for=8.8.8.8\r\n\r\n"
         )
         assert client.makefile("rb").read().endswith(b"hello")
     [request] = frontends[0].seen + frontends[1].seen
@@ -137,7 +139,23 @@ def test_frontend_learns_the_clients_address_scheme_and_host(
     assert request.headers["X-Forwarded-For"] == "8.8.8.8, 127.0.0.9"
     assert request.headers["X-Scheme"] == "http"
     assert request.headers["X-Forwarded-Proto"] == "http"
+    assert "Forwarded" not in request.headers
     assert re.fullmatch("[0-9a-f]{32}", request.headers["X-Request-ID"]), "one of nginx's own making"
+
+
+@pytest.mark.parametrize("source", ["auto", "x-real-ip", "x-forwarded-for"])
+def test_what_nginx_says_of_the_client_is_believed(
+    nginx: Nginx, frontends: tuple[RecordingFrontend, RecordingFrontend], source: Source
+) -> None:
+    with socket.create_connection(("127.0.0.1", nginx.port), 10, source_address=("127.0.0.9", 0)) as client:
+        client.sendall(
+            b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nX-Real-IP: 8.8.8.8\r\nX-Scheme: https\r\n\r\n"
+        )
+        assert client.makefile("rb").read().endswith(b"hello")
+    [request] = frontends[0].seen + frontends[1].seen
+    headers = HTTPHeaders(dict(request.headers.items()))
+    forwarded = ForwardedHeaders((), source)
+    assert forwarded.client_of(Peer("127.0.0.1", "https"), headers) == Peer("127.0.0.9", "http")
 
 
 def test_connections_to_the_frontends_are_kept(
@@ -157,6 +175,30 @@ def test_wish_for_a_websocket_reaches_the_frontend(
     [request] = frontends[0].seen + frontends[1].seen
     assert request.headers["Upgrade"] == "websocket"
     assert request.headers["Connection"] == "upgrade"
+
+
+@pytest.mark.parametrize(
+    ("upgrade", "passed"), [("WebSocket", "websocket"), ("h2c", None), ("websocket2", None), ("websocket, h2c", None)]
+)
+def test_clients_upgrade_to_websocket_and_to_nothing_else(
+    nginx: Nginx, frontends: tuple[RecordingFrontend, RecordingFrontend], upgrade: str, passed: str | None
+) -> None:
+    HTTP.get(nginx.url, headers={"Connection": "Upgrade, HTTP2-Settings", "Upgrade": upgrade}, timeout=10)
+    [request] = frontends[0].seen + frontends[1].seen
+    assert request.headers["Upgrade"] == passed
+    assert request.headers["Connection"] == ("upgrade" if passed else None)
+
+
+def test_a_target_that_names_another_host_is_refused(
+    nginx: Nginx, frontends: tuple[RecordingFrontend, RecordingFrontend]
+) -> None:
+    for target in (b"http://other.example/", b"HTTPS://other.example/static/style.css"):
+        with socket.create_connection(("127.0.0.1", nginx.port), 10) as client:
+            client.sendall(b"GET " + target + b" HTTP/1.1\r\nHost: shop.example\r\nConnection: close\r\n\r\n")
+            assert b" 400 " in client.makefile("rb").readline()
+    # It is no such target where it stands in a query.
+    assert HTTP.get(f"{nginx.url}/?next=http://other.example/", timeout=10).status_code == 200
+    assert [request.path for request in frontends[0].seen + frontends[1].seen] == ["/?next=http://other.example/"]
 
 
 def test_answers_are_compressed(nginx: Nginx) -> None:

@@ -83,7 +83,7 @@ class ForwardedHeaders:
                     f"trusted proxy {proxy!r}: expected an IP address or a network such as 10.0.0.0/8"
                 ) from None
         self._source: Source = source
-        self._kept = _KEPT[source]
+        self._removed = [name for name in _NAMES if name not in _KEPT[source]]
         self._contradictions = RepeatedLog(logger)
 
         self._networks = networks
@@ -121,8 +121,8 @@ class ForwardedHeaders:
             for name in [name for name in headers if name in _NAMES or name.startswith("X-Forwarded-")]:
                 del headers[name]
             return peer
-        for name in _NAMES:
-            if name in headers and name not in self._kept:
+        for name in self._removed:
+            if name in headers:
                 del headers[name]
         if self._source == "forwarded":
             address, scheme = self._of_forwarded(headers)
@@ -234,10 +234,14 @@ def _read_address(node: str) -> str:
 _address = _cached(_read_address)
 
 
-def _last_address(values: str) -> str:
-    return _address(values.rpartition(",")[2].strip(" \t"))
+def _read_last_address(values: str) -> str:
+    return _read_address(values.rpartition(",")[2].strip(" \t"))
 
 
-def _last_scheme(values: str) -> str:
+def _read_last_scheme(values: str) -> str:
     scheme = values.rpartition(",")[2].strip(" \t").lower()
     return scheme if scheme in ("http", "https") else ""
+
+
+_last_address = _cached(_read_last_address)
+_last_scheme = _cached(_read_last_scheme)

@@ -108,7 +108,7 @@ class Settings(TypedDict, total=False):
             (),
             LANES,
             "Paths with threads of their own, each NAME:PATTERN:THREADS; in the pattern, * stands for any characters "
-            "and ? for one. The first lane that matches is taken.",
+            "and ? for one; it is compared with the decoded path. The first lane that matches is taken.",
             option="lane",
         ),
     ]
