@@ -18,6 +18,7 @@ def record(**fields: Any) -> Record:
         "ending": "done",
         "sent": 0,
         "statements": 0,
+        "changes": "none",
         "started_at": 1_700_000_000.9,
         "has_waited": True,
         "has_run": True,

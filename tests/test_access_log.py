@@ -19,7 +19,7 @@ COMBINED = re.compile(
     r"(?P<client>\S+) - - \[(?P<time>\d\d/[A-Z][a-z]{2}/\d{4}:\d\d:\d\d:\d\d [+-]\d{4})\] "
     r'"(?P<request>[^"]*)" (?P<status>\d{3}) (?P<sent>\d+) "(?P<referer>[^"]*)" "(?P<agent>[^"]*)" '
     r"id=(?P<id>\S+) lane=(?P<lane>\S+) wait=(?P<wait>\d+\.\d) run=(?P<run>\d+\.\d) database=(?P<database>\d+\.\d) "
-    r"ending=(?P<ending>[a-z]+)"
+    r"ending=(?P<ending>[a-z]+)(?: changes=(?P<changes>[a-z-]+))?"
 )
 
 
@@ -139,6 +139,16 @@ def test_nobody_can_forge_a_line(sent: str, logged: str) -> None:
     for field, name in (("target", "request"), ("referer", "referer"), ("user_agent", "agent")):
         match = COMBINED.fullmatch(str(AccessLines([record(**{field: sent})])))
         assert match is not None and logged in match[name]
+
+
+def test_what_became_of_changes_is_the_last_field_of_requests_that_made_some() -> None:
+    logged = AccessLines([record(), record(changes="rolled back")])
+    untouched, changed = str(logged).splitlines()
+    match = COMBINED.fullmatch(untouched)
+    assert match is not None and match["changes"] is None
+    match = COMBINED.fullmatch(changed)
+    assert match is not None and (match["ending"], match["changes"]) == ("done", "rolled-back")
+    assert [json.loads(line)["changes"] for line in logged.json.splitlines()] == ["none", "rolled back"]
 
 
 def test_each_line_has_the_time_of_its_end() -> None:

@@ -76,10 +76,12 @@ def _line(record: Record, stamp: str) -> str:
     if not _is_plain(client + request + referer + agent):
         request, referer, agent = escaped(request), escaped(referer), escaped(agent)
         client = escaped(client).replace(" ", "\\x20")
+    # At the very end, and only where there is something to tell: programs that read the lines go on doing so.
+    changes = "" if record.changes == "none" else f" changes={record.changes.replace(' ', '-')}"
     return (
         f'{client} - - [{stamp}] "{request}" {record.status} {record.sent} "{referer}" "{agent}" '
         f"id={record.id or '-'} lane={record.lane or '-'} wait={_milliseconds(record.wait)} "
-        f"run={_milliseconds(record.run)} database={_milliseconds(record.database)} ending={record.ending}"
+        f"run={_milliseconds(record.run)} database={_milliseconds(record.database)} ending={record.ending}{changes}"
     )
 
 
@@ -109,6 +111,7 @@ def _fields(record: Record) -> dict[str, object]:
         "database_ms": round(1000 * record.database, 1),
         "total_ms": round(1000 * record.total, 1),
         "statements": record.statements,
+        "changes": record.changes,
         "ending": record.ending,
     }
 

@@ -21,6 +21,7 @@ from threadbridge.hop import Hop
 from threadbridge.http1 import HTTP1Connection
 from threadbridge.lane_choice import LaneChoice
 from threadbridge.lanes import Lane
+from threadbridge.late_changes import LateChanges
 from threadbridge.loop_lag import LoopLag
 from threadbridge.routes import Route
 from threadbridge.slow_log import SlowLog
@@ -162,7 +163,8 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         self._cancels = cancel
         self._client_key = client_key
         self._lanes_to_wake: set[Lane] = set()
-        self._watch = Watch(self.exchanges, queue_timeout)
+        self._late_changes = LateChanges()
+        self._watch = Watch(self.exchanges, queue_timeout, self._late_changes)
         # Callbacks of applications may block for a moment, so that there is more than one.
         self._cancellers = ThreadPoolExecutor(4, thread_name_prefix="threadbridge-cancel")
         self._hop: Hop | None = None
@@ -279,7 +281,15 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         """Count the exchange off, and have it recorded."""
         self.exchanges.discard(exchange)
         self._watch.ended(exchange)
-        self.telemetry.finished(exchange)
+        # Before the record is made: one that was made after the thread's return has the final outcome.
+        has_come_back = exchange.worker_is_done
+        record = self.telemetry.finished(exchange)
+        if not has_come_back:
+            self._late_changes.add(exchange, record)
+
+    def process_ends(self) -> None:
+        """Tell what is known of the changes of requests whose threads have not come back, before the process ends."""
+        self._late_changes.process_ends(self.exchanges)
 
     def refused(self, context: Any, request_line: str, status: int, sent: int) -> None:
         """The server has refused what a client sent, and no exchange came of it; called by `HTTPServer`.

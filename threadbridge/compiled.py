@@ -29,6 +29,7 @@ MODULES = (
     "http1_parser",
     "lane_choice",
     "lanes",
+    "late_changes",
     "record",
     "request_body",
     "response_head",

@@ -382,6 +382,8 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
         self.lease += 1
         self._came_back_at = time.monotonic()
         if self.spoilt:
+            # It is about to be closed: the database rolls back what is open.
+            self._note_rollback()
             return
         try:
             if (self._maxusage and self._usage >= self._maxusage) or (
@@ -400,10 +402,13 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
             # It may be broken, or have rows that nobody has fetched.
             logger.debug("a connection is let go: %r", error)
             self.spoilt = True
-        for borrow in self.borrows:
-            borrow.request.statements.rolled_back()
+        self._note_rollback()
         self._transaction = False
         self._end_transaction()
+
+    def _note_rollback(self) -> None:
+        for borrow in self.borrows:
+            borrow.request.statements.rolled_back()
 
     def _ping_check(self, ping: int = 1, reconnect: bool = True) -> Any:
         """See `SteadyDBConnection`; with 1 it is handed out. One that came back just now is not asked again."""

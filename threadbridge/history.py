@@ -128,6 +128,7 @@ class History:
                 "running": round(record.run, 4),
                 "database": round(record.database, 4),
                 "statements": record.statements,
+                "changes": record.changes,
             }
             for (second, _), slowest in self._slowest.items()
             if second > since

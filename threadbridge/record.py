@@ -24,6 +24,8 @@ class Record:
     :param database: how long its statements took together.
     :param total: from the end of the request's head until all ended.
     :param statements: how many there were.
+    :param changes: what had become of its changes to the data when it ended, see `Statements.outcome`. The only
+        attribute that may change later: a thread that comes back brings the final outcome.
     :param started_at: when the request's head was there: seconds since 1970.
     :param started: the same by `time.monotonic`.
     :param has_waited: whether it was queued for a thread.
@@ -48,6 +50,7 @@ class Record:
         database: float,
         total: float,
         statements: int,
+        changes: str,
         started_at: float,
         started: float,
         referer: str,
@@ -71,6 +74,7 @@ class Record:
         self.database = database
         self.total = total
         self.statements = statements
+        self.changes = changes
         self.started_at = started_at
         self.started = started
         self.referer = referer
@@ -97,13 +101,14 @@ def record_of(exchange: Exchange, slow_after: float) -> Record:
     wait = (run_at or ended_at) - queued_at if queued_at else 0.0
     run = answered_at - run_at if run_at else 0.0
     total = ended_at - exchange.started
-    count, database = 0, 0.0
+    count, database, changes = 0, 0.0, "none"
     statements = exchange.running.statements
     if statements.latest:
         latest = statements.latest[-1]
         # One that runs on counts until nobody waited for it any more.
         running = 0.0 if latest.ended else max(0.0, ended_at - latest.started)
         count, database = statements.count, statements.seconds + running
+        changes = statements.outcome
     is_slow = wait + run >= slow_after or database >= slow_after
     return Record(
         exchange.id,
@@ -121,6 +126,7 @@ def record_of(exchange: Exchange, slow_after: float) -> Record:
         database,
         total,
         count,
+        changes,
         time.time() - total,
         exchange.started,
         # `get` is slow for what is not there.

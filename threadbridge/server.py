@@ -224,8 +224,10 @@ class Service:
                 logger.error("stopped while threads of the lane %s were at work: %d", lane.name, lane.busy)
         if cut or any(lane.busy for lane in self._bridge.lanes):
             self._bridge.telemetry.flush()
+            self._bridge.process_ends()
             return False
         self._bridge.close()
+        self._bridge.process_ends()
         logger.info("stopped, every request is answered")
         return True
 

@@ -38,16 +38,18 @@ class Telemetry:
         self._readers.append(reader)
         return lambda: self._readers.remove(reader)
 
-    def finished(self, exchange: Exchange) -> None:
-        """An exchange has ended."""
+    def finished(self, exchange: Exchange) -> Record:
+        """An exchange has ended; its record."""
         # At once: its memory is the next request's, while it is still in the processor's caches.
-        self._add(record_of(exchange, self._slow_after))
+        record = record_of(exchange, self._slow_after)
+        self._add(record)
+        return record
 
     def refused(self, client: str, request_line: str, status: int, sent: int) -> None:
         """The server has refused what came before it was an exchange."""
         method, _, rest = request_line.partition(" ")
         target, _, version = rest.rpartition(" ")
-        nothing = (0.0, 0.0, 0.0, 0.0, 0)
+        nothing = (0.0, 0.0, 0.0, 0.0, 0, "none")
         times = (time.time(), time.monotonic())
         self._add(
             Record(

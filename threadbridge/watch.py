@@ -8,6 +8,7 @@ import time
 
 from threadbridge.exchange import Exchange
 from threadbridge.lanes import Lane
+from threadbridge.late_changes import LateChanges
 from threadbridge.states import State
 from threadbridge.threads import stacks
 
@@ -24,11 +25,13 @@ class Watch:
 
     :param exchanges: the bridge's requests that have not ended.
     :param queue_timeout: seconds that a request may wait for a thread, until it is answered 503.
+    :param late_changes: is asked to look, too.
     """
 
-    def __init__(self, exchanges: set[Exchange], queue_timeout: float) -> None:
+    def __init__(self, exchanges: set[Exchange], queue_timeout: float, late_changes: LateChanges) -> None:
         self._exchanges = exchanges
         self._queue_timeout = queue_timeout
+        self._late_changes = late_changes
         # Requests that have ended while a worker runs them, with the times at which they have.
         self._left_running: dict[Exchange, float] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -53,9 +56,11 @@ class Watch:
 
     def _look(self) -> None:
         self._timer = None
-        if self._exchanges or self._left_running:
+        if self._exchanges or self._left_running or len(self._late_changes):
             # Before anything else, so that whatever happens the watch goes on.
             self.start()
+        if len(self._late_changes):
+            self._late_changes.look()
         now = time.monotonic()
         for exchange in list(self._exchanges):
             if exchange.state is State.QUEUED and now - exchange.queued_at > self._queue_timeout:
@@ -83,11 +88,13 @@ def expected_back(exchange: Exchange, ended_at: float) -> float:
 
 def _replace(exchange: Exchange, stack: str) -> None:
     replaced = exchange.lane.replace(exchange)
+    changes = exchange.running.statements.outcome
     logger.error(
-        "request %s: nobody waits for it, but its thread is stuck: %s %s; %s. Its calls, innermost first:\n%s",
+        "request %s: nobody waits for it, but its thread is stuck: %s %s%s; %s. Its calls, innermost first:\n%s",
         exchange.id,
         exchange.start_line.method,
         exchange.start_line.path,
+        "" if changes == "none" else f", changes={changes}",
         "another takes its place"
         if replaced
         else f"none takes its place, for as many as the lane {exchange.lane.name} has are replaced already",

@@ -86,6 +86,7 @@ def _row(exchange: Exchange, now: float, wall: float) -> dict[str, Any]:
         "time_left": round(exchange.running.deadline - now, 1) if exchange.running.deadline else None,
         "sent": exchange.sent,
         "statements": statements.count,
+        "changes": statements.outcome,
         "database": round(statements.seconds + (now - latest.started if latest and runs else 0), 4),
         "sql": latest.sql[:LONGEST_SQL] if latest and runs else None,
         "sql_running": round(now - latest.started, 4) if latest and runs else None,

@@ -162,7 +162,7 @@ class Row {
   }
 
   tick(now) {
-    const { state, waiting, running, statements, database, sql, sql_running: sqlRunning, connection } = this.request;
+    const { state, waiting, running, statements, changes, database, sql, sql_running: sqlRunning, connection } = this.request;
     const age = this.age(now);
     const passed = running ? age - running : 0;
     setText(this.time, duration(Math.max(0, age)));
@@ -177,6 +177,7 @@ class Row {
     if (statements > (sql === null ? 0 : 1)) {
       facts.push(`${statements} statements, ${duration(database + (sql === null ? 0 : passed))}`);
     }
+    if (changes !== undefined && changes !== 'none') facts.push(`changes: ${changes}`);
     setText(this.facts, facts.join(' · '));
   }
 

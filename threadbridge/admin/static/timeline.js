@@ -72,6 +72,10 @@ export class Timeline {
   }
 }
 
+function changesOf({ changes }) {
+  return changes === undefined || changes === 'none' ? '' : `, changes: ${changes}`;
+}
+
 function isUnderWay(row) {
   return row.state !== 'receiving';
 }
@@ -85,7 +89,7 @@ function ofFinished(bar) {
     end,
     database: bar.database,
     kind: ENDINGS.includes(bar.ending) ? bar.ending : 'done',
-    text: `${bar.method} ${bar.url}\n${bar.status} ${bar.ending} after ${duration(bar.total)}: waited ${duration(bar.waiting)}, ran ${duration(bar.running)}, of that ${duration(bar.database)} in the database\n${bar.client} · ${bar.lane} · ${bar.id}`,
+    text: `${bar.method} ${bar.url}\n${bar.status} ${bar.ending} after ${duration(bar.total)}: waited ${duration(bar.waiting)}, ran ${duration(bar.running)}, of that ${duration(bar.database)} in the database${changesOf(bar)}\n${bar.client} · ${bar.lane} · ${bar.id}`,
   };
 }
 
@@ -98,7 +102,7 @@ function ofRow(row, now) {
     end: now,
     database: row.database,
     kind: 'running',
-    text: `${row.method} ${row.url}\n${row.state} for ${duration(now - row.since)}\n${row.client} · ${row.lane} · ${row.id}`,
+    text: `${row.method} ${row.url}\n${row.state} for ${duration(now - row.since)}${changesOf(row)}\n${row.client} · ${row.lane} · ${row.id}`,
   };
 }
 
