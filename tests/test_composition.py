@@ -240,6 +240,41 @@ def test_a_length_that_is_not_all_digits_is_the_caller_s_mistake(length: str) ->
     assert raised == [f"Content-Length is {length!r}; expected digits"]
 
 
+@pytest.mark.parametrize(
+    ("parameters", "limits"),
+    [
+        ({}, Limits()),
+        ({"max_body_size": 5, "max_header_size": 900}, Limits(max_body_size=5, max_header_size=900)),
+        ({"idle_connection_timeout": 2.5}, Limits(idle_timeout=2.5)),
+        # Tornado's defaults change nothing.
+        ({"max_body_size": None, "no_keep_alive": False, "chunk_size": None}, Limits()),
+    ],
+)
+def test_tornado_s_limits_are_kept(parameters: dict[str, Any], limits: Limits) -> None:
+    assert HTTPServer(tell_client, **parameters).limits == limits
+
+
+def test_a_limit_of_tornado_s_is_enforced() -> None:
+    with BridgeThread(echo, lambda bridge: HTTPServer(bridge, max_body_size=5), threads=1) as server:
+        assert [server.request("POST", "/", bytes(size))[0].status for size in (5, 6)] == [200, 413]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"no_keep_alive": True}, "send the header Connection: close"),
+        ({"decompress_request": True}, "decompress those"),
+        ({"body_timeout": 3}, r"limits=Limits\(body_timeout=...\)"),
+        ({"chunk_size": 1024}, "leave it out"),
+        ({"max_buffer_size": 1024}, "leave it out"),
+        ({"max_body_size": 5, "limits": Limits()}, r"give limits=Limits\(max_body_size=5, ...\)"),
+    ],
+)
+def test_parameters_that_would_be_ignored_are_refused(parameters: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        HTTPServer(tell_client, **parameters)
+
+
 def beside_handlers(bridge: Bridge) -> HTTPServer:
     native = Application([("/native", Native), ("/count", Counting), ("/early", Early)])
     rules = [Rule(PathMatches("/(native|count|early)"), native), Rule(PathMatches("/.*"), bridge)]

@@ -14,6 +14,21 @@ from threadbridge.bridge import Bridge
 from threadbridge.connection_server import ConnectionServer, Refused, StartRequest, own_port
 from threadbridge.http1 import Limits
 
+# The fields of `Limits` that Tornado's parameters stand for.
+_LIMITS = {
+    "max_header_size": "max_header_size",
+    "max_body_size": "max_body_size",
+    "idle_connection_timeout": "idle_timeout",
+}
+# What to do in place of Tornado's other parameters.
+_INSTEAD = {
+    "body_timeout": "it is the time for a whole body there; limits=Limits(body_timeout=...) is the longest pause in it",
+    "no_keep_alive": "send the header Connection: close with each response, or limit connections in the proxy",
+    "decompress_request": "bodies are passed on as they come; decompress those with Content-Encoding in the handler",
+    "chunk_size": "leave it out; bodies are delivered as they arrive",
+    "max_buffer_size": "leave it out; limits bound what is kept of a request",
+}
+
 
 class HTTPServer(ConnectionServer, TornadoHTTPServer):
     """An HTTP/1.1 server: Tornado's, but stricter in what it accepts, and with a way to stop that loses no request.
@@ -23,7 +38,8 @@ class HTTPServer(ConnectionServer, TornadoHTTPServer):
     :param limits: sizes and times that clients must keep to.
 
     Of Tornado's other parameters ``ssl_options``, ``xheaders``, ``protocol`` and ``trusted_downstream`` have their
-    meaning. Loop side.
+    meaning, and ``max_header_size``, ``max_body_size`` and ``idle_connection_timeout`` stand for fields of ``limits``.
+    Raises ``ValueError`` for the others, and for one of these together with ``limits``. Loop side.
     """
 
     def __init__(self, *arguments: Any, **parameters: Any) -> None:
@@ -34,6 +50,7 @@ class HTTPServer(ConnectionServer, TornadoHTTPServer):
         self, request_callback: Any, limits: Limits | None = None, **parameters: Any
     ) -> None:
         """Called by the constructor; see the class."""
+        limits = _limits(limits, parameters)
         TornadoHTTPServer.initialize(self, request_callback, **parameters)
         start_request: StartRequest = partial(TornadoHTTPServer.start_request, self)
         if isinstance(request_callback, HTTPServerConnectionDelegate) and not self.xheaders:
@@ -43,7 +60,7 @@ class HTTPServer(ConnectionServer, TornadoHTTPServer):
         if isinstance(request_callback, Bridge):
             request_callback.servers.append(self)
             refused = request_callback.refused
-        ConnectionServer.__init__(self, start_request, refused, limits or Limits(), self.ssl_options)
+        ConnectionServer.__init__(self, start_request, refused, limits, self.ssl_options)
 
     def context_of(self, stream: IOStream, address: Any) -> object:
         """Tornado's, which knows ``protocol`` and ``xheaders``."""
@@ -51,6 +68,19 @@ class HTTPServer(ConnectionServer, TornadoHTTPServer):
         # As in a `RequestContext`.
         context.server_port = own_port(stream)  # type: ignore[attr-defined]
         return context
+
+
+def _limits(limits: Limits | None, parameters: dict[str, Any]) -> Limits:
+    """The limits that Tornado's parameters, which are taken out, stand for; raises ``ValueError``."""
+    given = {name: parameters.pop(name) for name in (*_LIMITS, *_INSTEAD) if name in parameters}
+    # None and False stand for Tornado's own default there.
+    given = {name: value for name, value in given.items() if value not in (None, False)}
+    for name, value in given.items():
+        if name in _INSTEAD:
+            raise ValueError(f"HTTPServer does not know {name}={value!r}: {_INSTEAD[name]}")
+        if limits is not None:
+            raise ValueError(f"{name}={value!r} besides limits: give limits=Limits({_LIMITS[name]}={value!r}, ...)")
+    return limits or Limits(**{_LIMITS[name]: value for name, value in given.items()})
 
 
 def _forget(context: object, request_line: str, status: int, sent: int) -> None:
