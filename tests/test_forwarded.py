@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import tracemalloc
 
 import pytest
 from tornado.httputil import HTTPHeaders
@@ -195,6 +196,27 @@ def test_a_client_is_an_address_and_nothing_else(source: Source, node: str, addr
 )
 def test_forwarded(values: list[str], address: str, scheme: str) -> None:
     assert client("forwarded", *[f"Forwarded: {value}" for value in values]) == (address, scheme)
+
+
+@pytest.mark.parametrize("line", ["X-Real-IP", "X-Forwarded-For", "X-Scheme", "X-Forwarded-Proto", "Forwarded"])
+def test_long_values_are_not_kept(line: str) -> None:
+    forwarded = ForwardedHeaders((), "forwarded" if line == "Forwarded" else "auto")
+    prefix = "for=" if line == "Forwarded" else ""
+
+    def read(count: int) -> None:
+        for number in range(count):
+            headers = HTTPHeaders({line: f"{prefix}{number}{line}{'x' * 4000}"})
+            assert forwarded.client_of(Peer("127.0.0.1", "http"), headers).address == "127.0.0.1"
+
+    tracemalloc.start()
+    try:
+        read(10)
+        before, _ = tracemalloc.get_traced_memory()
+        read(200)
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert after - before < 100_000, "200 values are 800 kB"
 
 
 def test_an_unknown_source_is_refused() -> None:

@@ -13,9 +13,6 @@ from threadbridge.exchange import Exchange
 
 _DEFAULT_PORTS = {"http": "80", "https": "443"}
 
-# Longer names are not kept: clients choose them.
-_CACHED_LENGTH = 64
-
 _BASE: dict[str, Any] = {
     "SCRIPT_NAME": "",
     "SERVER_SOFTWARE": "threadbridge",
@@ -92,18 +89,9 @@ def _own_port(exchange: Exchange) -> str:
     return str(getattr(exchange.connection.context, "server_port", ""))
 
 
-def _variable(name: str) -> str | None:
-    """The variable for a header field; None for one that is left out."""
-    return _cached_variable(name) if len(name) <= _CACHED_LENGTH else _make_variable(name)
-
-
 @functools.lru_cache(maxsize=1000)
-def _cached_variable(name: str) -> str | None:
-    # Clients send the same few again and again.
-    return _make_variable(name)
-
-
-def _make_variable(name: str) -> str | None:
+def _variable(name: str) -> str | None:
+    """The variable for a header field; None for one that is left out. Clients send the same few again and again."""
     if "_" in name or name in ("Proxy", "Transfer-Encoding"):
         return None
     key = name.upper().replace("-", "_")
