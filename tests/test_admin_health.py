@@ -166,6 +166,9 @@ def test_a_database_that_is_down_is_noticed_by_what_fails_and_asked_until_it_is_
         # Without any request, which a load balancer would not send.
         wait_until(lambda: ready(site) == HEALTHY, "it is back")
         assert "threadbridge_ready 1.0" in site.admin("/metrics").text
+        log = site.output()
+        assert log.count("not ready, as /readyz says from now on: lane quick: ok; lane pool: ok; database: Operat") == 1
+        assert log.count("ready again") == 1
 
 
 def test_a_long_report_is_told_from_a_database_that_hangs(tmp_path: Path, own_mariadb: dict[str, str]) -> None:

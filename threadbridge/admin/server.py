@@ -31,6 +31,7 @@ from threadbridge.bridge import Bridge
 from threadbridge.history import History
 from threadbridge.inheritance import Inheritance
 from threadbridge.listeners import bind_admin, describe
+from threadbridge.repeated_log import RepeatedLog
 from threadbridge.settings import Settings
 from threadbridge.threads import stacks
 
@@ -82,6 +83,9 @@ class AdminServer:
         self.throttle = Throttle()
         self.history = History()
         self._database = DatabaseHealth(bridge.guard) if bridge.guard is not None else None
+        # What the latest look found; changes are logged.
+        self._was_ready = True
+        self._ready_log, self._not_ready_log = RepeatedLog(logger), RepeatedLog(logger)
         self.events = Events(self.picture)
         self.where: list[str] = []
         self._servers: list[HTTPServer] = []
@@ -177,7 +181,15 @@ class AdminServer:
 
     async def readiness(self, asks_database: bool) -> Readiness:
         """Whether requests should be sent to this process."""
-        return await readiness(self.bridge, self._database, self.draining, asks_database)
+        found = await readiness(self.bridge, self._database, self.draining, asks_database)
+        if not found.draining and found.ready != self._was_ready:
+            self._was_ready = found.ready
+            if found.ready:
+                self._ready_log.log(logging.WARNING, "ready again")
+            else:
+                findings = "; ".join(found.findings)
+                self._not_ready_log.log(logging.ERROR, "not ready, as /readyz says from now on: %s", findings)
+        return found
 
     async def readiness_of_all(self, asks_database: bool) -> list[tuple[int, Readiness]]:
         """The same of all processes that serve together, with their pids; one that does not answer is not ready."""
