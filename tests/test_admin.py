@@ -381,7 +381,8 @@ def test_wrong_tokens_are_slowed_down_and_logged(tmp_path: Path, token_file: Pat
         log = site.output()
         assert "operators' port: a login from 127.0.0.1" in log
         assert log.count("operators' port: a wrong token from 127.0.0.1, at the login") == 1
-        assert log.count("a wrong token") == 1
+        # With the lines about where it serves and on which Python.
+        assert len(log.splitlines()) < 10, log
 
 
 def test_guesses_are_few_from_one_client_and_from_all(monkeypatch: pytest.MonkeyPatch) -> None:

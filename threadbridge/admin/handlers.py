@@ -63,6 +63,11 @@ class LocalHandler(RequestHandler):
         message = error.log_message if isinstance(error, HTTPError) else None
         self.text(f"{status_code} {self._reason}{f': {message}' if message else ''}\n")
 
+    def log_exception(self, typ: Any, value: BaseException | None, tb: Any) -> None:
+        """Log what is this process's fault; a refusal is none, and anybody can cause thousands."""
+        if not isinstance(value, HTTPError):
+            super().log_exception(typ, value, tb)
+
     def text(self, text: str) -> None:
         """Answer with plain text."""
         self.set_header("Content-Type", "text/plain; charset=utf-8")
