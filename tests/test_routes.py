@@ -99,6 +99,8 @@ def test_each_route_goes_where_it_was_seen_to_belong(pages: Pages) -> None:
         # The first of each kind runs in the quick lane, whatever it turns out to be.
         assert [lane_of(server, "/page/1"), lane_of(server, "/page/22"), lane_of(server, "/page/3")] == ["quick"] * 3
         assert [lane_of(server, "/query/1"), lane_of(server, "/query/22")] == ["quick", "pool"]
+        # The same path for the application, which gets it decoded.
+        assert [lane_of(server, "/%71uery/1"), lane_of(server, "/query/%31")] == ["pool", "pool"]
 
 
 def test_a_quick_route_that_asks_for_a_connection_is_moved_for_good(pages: Pages) -> None:
