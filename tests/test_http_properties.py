@@ -39,7 +39,9 @@ def of_an_outcome(outcome: Outcome) -> object:
     """What may not depend on the segments; the reason that a refusal gives may."""
     answers = [(response.status, set(response.headers)) for response in outcome.responses]
     calls = [
-        ({name: value for name, value in environ.items() if name.isupper()}, body) for environ, body in outcome.seen
+        # Each connection has a port of its own.
+        ({name: value for name, value in environ.items() if name.isupper() and name != "REMOTE_PORT"}, body)
+        for environ, body in outcome.seen
     ]
     return answers, outcome.stayed_open, calls
 
