@@ -88,6 +88,8 @@ class Request:
         self.is_late = False
         self.is_reported = False
         self.is_replaced = False
+        # Its thread is stuck, and the pool no longer counts the connection that it holds.
+        self.has_lost_connection = False
         self.has_worker = False
         self.has_sent_body = False
         self.pieces = 0
@@ -184,7 +186,7 @@ class BridgeModel:
     def worker_is_back(self, request: Request) -> None:
         request.has_worker = False
         request.is_replaced = False
-        request.wants_connection = False
+        request.wants_connection = request.has_lost_connection = False
         request.obeyed = request.ordered
         request.spooled = 0
         request.lane.running.remove(request)
@@ -212,17 +214,23 @@ class BridgeModel:
             if request.is_probe:
                 self.probed.discard(request.route)
         elif state in ("abandoned", "expired") and request.method == "GET":
-            request.is_cancelled = True
-            if request.wants_connection and not request.holds_connection:
-                # It is not kept waiting for a connection.
-                self.worker_is_back(request)
+            self.cancel(request)
         self.replace_if_stuck(request)
+
+    def cancel(self, request: Request) -> None:
+        request.is_cancelled = True
+        if request.wants_connection and not request.holds_connection:
+            # It is not kept waiting for a connection.
+            self.worker_is_back(request)
 
     def replace_if_stuck(self, request: Request) -> None:
         is_expected_back = request.is_cancelled or request.is_late or request.state == "expired"
         if request.has_worker and request.has_ended and is_expected_back and not request.is_reported:
             request.is_reported = True
-            self.replace(request)
+            self.cancel(request)
+            if request.has_worker:
+                self.replace(request)
+                request.has_lost_connection = request.holds_connection
         self.run_what_can()
 
     def replace(self, request: Request) -> None:
@@ -278,7 +286,8 @@ class BridgeModel:
     def expected(self) -> dict[str, object]:
         """What must be seen of the bridge."""
         wanting = [request for request in self.requests if request.wants_connection]
-        connections = min(self.main.threads, len(wanting))
+        lost = sum(request.has_lost_connection for request in wanting)
+        connections = lost + min(self.main.threads, len(wanting) - lost)
         waiting = [request for request in wanting if not request.holds_connection]
         return {
             "requests": {request: (request.state, request.lane.name) for request in self.requests},
@@ -299,7 +308,7 @@ class BridgeModel:
         elif order == "borrow":
             self.asks_for_connection(request)
         elif order == "give back":
-            request.wants_connection = False
+            request.wants_connection = request.has_lost_connection = False
         elif order == "fail":
             self.worker_is_back(request)
             if not request.has_ended:

@@ -18,7 +18,7 @@ from MySQLdb.cursors import SSCursor
 from tests.cancelling import COUNTED_SLEEP, Application, assert_all_is_well, get, query
 from tests.databases import Witness, connect_settings
 from tests.inprocess import BridgeThread, wait_until
-from threadbridge import current
+from threadbridge import current, watch
 
 
 @pytest.fixture
@@ -295,3 +295,56 @@ def test_the_application_learns_that_its_client_has_left(pool: Any) -> None:
     assert seen["same"] and seen["before"] == (False, False) and seen["after"] == (True, True)
     assert started + 90 < seen["deadline"] < time.monotonic() + 100
     assert seen["thread"].startswith("threadbridge-cancel")
+
+
+# What its method protects is stopped some time after its deadline; what does not react loses its connection.
+
+
+@pytest.fixture
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "INTERVAL", 0.01)
+    monkeypatch.setattr(watch, "STUCK_AFTER", 0.2)
+
+
+@pytest.mark.usefixtures("_soon")
+def test_a_post_far_beyond_its_deadline_is_stopped_and_leaves_no_lock(pool: Any, witness: Witness) -> None:
+    def update(environ: WSGIEnvironment) -> None:
+        with closing(pool.connection()) as connection, closing(connection.cursor()) as cursor:
+            cursor.execute("INSERT INTO notes VALUES ('half')")
+            cursor.execute(COUNTED_SLEEP)
+            connection.commit()
+
+    application = Application(update)
+    with BridgeThread(application, pool=pool, deadline=0.3) as server:
+        assert server.request("POST")[0].status == 504
+        wait_until(lambda: application.ended == 1, "its thread is free")
+        assert [error.args[0] for error in application.errors] == [1317]
+        assert_all_is_well(pool, witness)
+        assert query(pool, "SELECT COUNT(*) FROM notes WHERE note = 'half'") == (0,)
+
+
+@pytest.mark.usefixtures("_soon")
+def test_a_stuck_thread_is_replaced_together_with_its_connection(pool: Any, witness: Witness) -> None:
+    go_on = threading.Event()
+
+    def hold(environ: WSGIEnvironment) -> object:
+        with closing(pool.connection()) as connection, closing(connection.cursor()) as cursor:
+            cursor.execute("SELECT 1")
+            if environ["PATH_INFO"] == "/stuck":
+                assert go_on.wait(20)
+            return "served"
+
+    application = Application(hold)
+    with BridgeThread(application, pool=pool, deadline=2.0) as server:
+        server.request()
+        clients = [server.send(get("/stuck", "POST")) for _ in range(3)]
+        wait_until(lambda: pool._connections == 3, "all connections are in use")
+        for client in clients:
+            client.close()
+        try:
+            wait_until(lambda: pool._connections == 0, "their connections are given up")
+            assert server.request()[0].status == 200
+        finally:
+            go_on.set()
+        wait_until(lambda: application.ended == 5, "the threads have come back")
+        assert_all_is_well(pool, witness)

@@ -213,7 +213,7 @@ def test_a_stuck_thread_is_reported_once_with_its_stack_and_replaced(caplog: pyt
         assert response_to(server.begin("/stubborn")).status == 504
         wait_until(lambda: len(stuck(caplog)) == 1, "it is reported")
         [report] = stuck(caplog)
-        assert "GET /stubborn; another takes its place" in report
+        assert "GET /stubborn; a spare thread takes its place" in report
         calls = re.findall(r"in (\w+)$", report, re.MULTILINE)
         assert (
             calls.index("wait")
@@ -227,7 +227,7 @@ def test_a_stuck_thread_is_reported_once_with_its_stack_and_replaced(caplog: pyt
         # As many as the lane has are replaced, and no more; each is reported once.
         assert response_to(server.begin("/stubborn/2")).status == 504
         wait_until(lambda: len(stuck(caplog)) == 2, "the other is reported")
-        assert "none takes its place" in stuck(caplog)[1]
+        assert "no thread takes its place" in stuck(caplog)[1]
         assert response_to(server.queue("/not/served")).status == 504
         assert "/not/served" not in server.application.entered
         server.application.go_on.set()
@@ -298,14 +298,17 @@ def test_what_is_not_cancelled_may_go_on_until_its_deadline(caplog: pytest.LogCa
         assert server.application.cancelled == ["ignored"] * 2
 
 
-def test_what_is_not_cancelled_is_reported_after_its_deadline(caplog: pytest.LogCaptureFixture) -> None:
-    with Server(threads=2, deadline=SOON, cancel="none") as server:
+def test_what_its_method_protects_is_cancelled_some_time_after_its_deadline_and_then_reported(caplog: pytest.LogCaptureFixture) -> None:
+    with Server(threads=3, deadline=SOON, cancel="none") as server:
         server.begin("/stubborn/left").close()
         assert response_to(server.begin("/stubborn")).status == 504
-        wait_until(lambda: len(stuck(caplog)) == 2, "both are reported")
+        assert response_to(server.begin("/polite")).status == 504
+        wait_until(lambda: server.application.cancelled == ["told"], "one heeds it")
+        wait_until(lambda: len(stuck(caplog)) == 2, "the others are reported")
         server.application.go_on.set()
         wait_until(lambda: server.bridge.lanes[-1].busy == 0, "the threads are free")
-        assert server.application.cancelled == []
+        assert server.application.cancelled == ["told", "ignored", "ignored"]
+    assert caplog.text.count("and it still runs: GET") == 3
 
 
 def test_a_worker_is_expected_back_when_it_is_told_or_its_time_is_over_but_not_before_the_end() -> None:

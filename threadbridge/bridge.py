@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 from wsgiref.types import WSGIApplication
 
@@ -30,6 +29,7 @@ from threadbridge.states import State
 from threadbridge.telemetry import Telemetry
 from threadbridge.totals import Totals
 from threadbridge.watch import Watch
+from threadbridge.worker_threads import TaskThreads
 from threadbridge.wsgi import call_application
 
 if TYPE_CHECKING:
@@ -164,9 +164,9 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         self._client_key = client_key
         self._lanes_to_wake: set[Lane] = set()
         self._late_changes = LateChanges()
-        self._watch = Watch(self.exchanges, queue_timeout, self._late_changes)
+        self._watch = Watch(self, queue_timeout, self._late_changes)
         # Callbacks of applications may block for a moment, so that there is more than one.
-        self._cancellers = ThreadPoolExecutor(4, thread_name_prefix="threadbridge-cancel")
+        self._cancellers = TaskThreads(4, "threadbridge-cancel")
         self._hop: Hop | None = None
         self._forwarded = ForwardedHeaders(trusted_proxies, client_address) if xheaders else None
 
@@ -253,7 +253,24 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
     def cancel(self, exchange: Exchange) -> None:
         """Nobody waits for a running exchange any more: stop it, if its method allows that."""
         if self._cancels == "all" or (self._cancels == "safe" and exchange.start_line.method in SAFE_METHODS):
-            self._cancellers.submit(exchange.running.cancel)
+            self._cancellers.keep(exchange.running.cancel)
+
+    def cancel_late(self, exchange: Exchange) -> None:
+        """Nobody has waited for a running exchange for so long that it is stopped whatever its method is."""
+        self._cancellers.keep(exchange.running.cancel)
+
+    def give_up_connections(self, exchange: Exchange) -> None:
+        """The exchange's thread is stuck: cut its connections of the pool, which then count no more."""
+        if self.guard is not None:
+            # Not here: it takes the pool's lock.
+            guard, running = self.guard, exchange.running
+            self._cancellers.keep(lambda: _give_up_connections(guard, running))
+
+    def retry_threads(self) -> bool:
+        """Try again to start threads that could not be; whether a cancellation still waits for one."""
+        for lane in self.lanes:
+            lane.wake()
+        return self._cancellers.retry()
 
     def stop(self, exchange: Exchange) -> None:
         """End a request because an operator asks for it, and cancel it whatever its method is.
@@ -268,7 +285,7 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         if exchange.state is State.RESPONDING:
             exchange.connection.close()
             exchange.on_connection_close()
-        self._cancellers.submit(exchange.running.cancel)
+        self._cancellers.keep(exchange.running.cancel)
 
     def can_run(self, lane: Lane) -> bool:
         """Whether the lane has a thread that runs requests, or will when it has answered the one that it runs.
@@ -317,6 +334,16 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         """Wait until all threads have ended, after `close`. Any thread but the loop's."""
         for lane in self.lanes:
             lane.join()
+
+
+def _give_up_connections(guard: PoolGuard, running: RunningRequest) -> None:
+    count = guard.abandon(running)
+    if count:
+        logger.error(
+            "request %s: %d connections of the pool that its stuck thread held are cut; others may take their places",
+            running.id,
+            count,
+        )
 
 
 def _peer(context: Any) -> Peer:

@@ -28,6 +28,9 @@ from threadbridge.states import ENDINGS, MOVES, State
 
 logger = logging.getLogger("threadbridge")
 
+# Seconds until a thread for the disk is asked for again when none could be started.
+NO_THREAD_PAUSE = 0.25
+
 _numbers = itertools.count(1)
 
 
@@ -152,7 +155,12 @@ class Exchange:
 
     def data_received(self, chunk: bytes) -> Awaitable[None] | None:
         """Keep a piece of the body; nothing more is read before the awaitable, if any, is done. Loop side."""
-        written = self.body.append(chunk)
+        try:
+            written = self.body.append(chunk)
+        except RuntimeError:
+            # No thread for the disk can be started, which is logged.
+            self.shed()
+            return None
         return None if written is None else self._spooled(written)
 
     async def _spooled(self, written: Future[None]) -> None:
@@ -318,7 +326,12 @@ class Exchange:
         if taken is None:
             return
         if callable(taken):
-            asyncio.get_running_loop().run_in_executor(self.spool.threads, taken).add_done_callback(self._fetched)
+            loop = asyncio.get_running_loop()
+            try:
+                loop.run_in_executor(self.spool.threads, taken).add_done_callback(self._fetched)
+            except RuntimeError:
+                # No thread for the disk can be started, which is logged.
+                loop.call_later(NO_THREAD_PAUSE, self._pump)
         elif taken:
             self._send(taken)
         else:

@@ -35,7 +35,8 @@ class RequestBody:
     def append(self, chunk: bytes) -> asyncio.Future[None] | None:
         """Keep a piece; a future, if one is returned, must be done before the next. Loop side.
 
-        The future fails with ``OSError`` when there is no room on the disk.
+        The future fails with ``OSError`` when there is no room on the disk. Raises ``RuntimeError`` when no thread can be
+        started for the disk.
         """
         self.size += len(chunk)
         self._chunks.append(chunk)
@@ -80,4 +81,4 @@ class RequestBody:
         if self._writing is None:
             self.close()
         else:
-            self._writing.add_done_callback(lambda written: self._spool.threads.submit(self.close))
+            self._writing.add_done_callback(lambda written: self._spool.clear_up(self.close))

@@ -217,7 +217,7 @@ class Channel:
     def _discard_file(self) -> None:
         file, self._file = self._file, None
         if file is not None:
-            self._spool.threads.submit(file.close)
+            self._spool.clear_up(file.close)
             self._spool.release(SPOOL_LIMIT)
 
 
@@ -264,7 +264,7 @@ class FileSource:
 
     def close(self) -> None:
         """See `Source`."""
-        self._spool.threads.submit(self._close)
+        self._spool.clear_up(self._close)
 
     def _close(self) -> None:
         with self._lock:

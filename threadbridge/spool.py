@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import tempfile
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+
+from threadbridge.worker_threads import TaskThreads
 
 # A disk serves few at a time; more threads would only wait for each other.
 DISK_THREADS = 4
@@ -29,7 +31,7 @@ class Spool:
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self.threads = ThreadPoolExecutor(DISK_THREADS, thread_name_prefix="threadbridge-disk")
+        self.threads = TaskThreads(DISK_THREADS, "threadbridge-disk")
         self._taken = 0
         self._lock = threading.Lock()
 
@@ -37,6 +39,13 @@ class Spool:
     def taken(self) -> int:
         """Bytes that are reserved now. Either side."""
         return self._taken
+
+    def clear_up(self, task: Callable[[], object]) -> None:
+        """Have a disk thread close a file; if none can be started, close it in this thread. Either side."""
+        try:
+            self.threads.submit(task)
+        except RuntimeError:
+            task()
 
     def reserve(self, size: int) -> bool:
         """Take that many bytes of the bound, if there are as many left. Either side."""

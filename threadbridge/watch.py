@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Set
+from typing import Protocol
 
 from threadbridge.exchange import Exchange
 from threadbridge.lanes import Lane
@@ -16,24 +18,41 @@ logger = logging.getLogger("threadbridge")
 
 # All limits are kept to about this many seconds: one look at all requests costs less than a timer for each.
 INTERVAL = 0.25
-# How long a worker may take to come back after nobody waits for it any more.
+# How long a worker may take to come back after nobody waits for it any more. Then it is cancelled if it was not
+# before, because of its method; and if that does not help for as long again, its thread is stuck.
 STUCK_AFTER = 10.0
+
+
+class Watched(Protocol):
+    """What a watch needs of its bridge."""
+
+    @property
+    def exchanges(self) -> Set[Exchange]: ...
+
+    def cancel_late(self, exchange: Exchange) -> None: ...
+
+    def give_up_connections(self, exchange: Exchange) -> None: ...
+
+    def retry_threads(self) -> bool: ...
 
 
 class Watch:
     """Looks at the requests of a bridge four times a second, as long as there are any. Loop side.
 
-    :param exchanges: the bridge's requests that have not ended.
+    :param bridge: whose requests, as long as they have not ended, are looked at.
     :param queue_timeout: seconds that a request may wait for a thread, until it is answered 503.
     :param late_changes: is asked to look, too.
     """
 
-    def __init__(self, exchanges: set[Exchange], queue_timeout: float, late_changes: LateChanges) -> None:
-        self._exchanges = exchanges
+    def __init__(self, bridge: Watched, queue_timeout: float, late_changes: LateChanges) -> None:
+        self._bridge = bridge
+        self._exchanges = bridge.exchanges
         self._queue_timeout = queue_timeout
         self._late_changes = late_changes
         # Requests that have ended while a worker runs them, with the times at which they have.
         self._left_running: dict[Exchange, float] = {}
+        # Of these, those that were cancelled only because they did not come back, with the times at which they were.
+        self._cancelled_late: dict[Exchange, float] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
@@ -59,6 +78,8 @@ class Watch:
         if self._exchanges or self._left_running or len(self._late_changes):
             # Before anything else, so that whatever happens the watch goes on.
             self.start()
+        if self._bridge.retry_threads():
+            self.start()
         if len(self._late_changes):
             self._late_changes.look()
         now = time.monotonic()
@@ -69,13 +90,36 @@ class Watch:
                 exchange.expire()
         for exchange, ended_at in list(self._left_running.items()):
             if exchange.worker_is_done:
-                del self._left_running[exchange]
-            elif now >= expected_back(exchange, ended_at) + STUCK_AFTER:
-                del self._left_running[exchange]
-                stack = stacks().get(exchange.thread_id or 0, "  (there are more threads than can be shown)")
-                # Looked at once more: only now is the stack known to be this request's.
-                if not exchange.worker_is_done:
-                    _replace(exchange, stack)
+                self._forget(exchange)
+            elif now < max(expected_back(exchange, ended_at), self._cancelled_late.get(exchange, 0.0)) + STUCK_AFTER:
+                continue
+            elif not exchange.running.cancelled and exchange not in self._cancelled_late:
+                self._cancel(exchange, now)
+            else:
+                self._give_up(exchange)
+
+    def _forget(self, exchange: Exchange) -> None:
+        del self._left_running[exchange]
+        self._cancelled_late.pop(exchange, None)
+
+    def _cancel(self, exchange: Exchange, now: float) -> None:
+        self._cancelled_late[exchange] = now
+        logger.warning(
+            "request %s: nobody has waited for it for %g s, and it still runs: %s %s; it is cancelled",
+            exchange.id,
+            STUCK_AFTER,
+            exchange.start_line.method,
+            exchange.start_line.path,
+        )
+        self._bridge.cancel_late(exchange)
+
+    def _give_up(self, exchange: Exchange) -> None:
+        self._forget(exchange)
+        stack = stacks().get(exchange.thread_id or 0, "  (there are more threads than can be shown)")
+        # Looked at once more: only now is the stack known to be this request's.
+        if not exchange.worker_is_done:
+            _replace(exchange, stack)
+            self._bridge.give_up_connections(exchange)
 
 
 def expected_back(exchange: Exchange, ended_at: float) -> float:
@@ -95,8 +139,9 @@ def _replace(exchange: Exchange, stack: str) -> None:
         exchange.start_line.method,
         exchange.start_line.path,
         "" if changes == "none" else f", changes={changes}",
-        "another takes its place"
+        "a spare thread takes its place"
         if replaced
-        else f"none takes its place, for as many as the lane {exchange.lane.name} has are replaced already",
+        else f"no thread takes its place before another of the lane {exchange.lane.name} comes back, for as many as it "
+        "has are replaced already",
         stack,
     )

@@ -108,7 +108,8 @@ class TaskThreads(Executor):
     :param threads: how many run at once.
     :param name: stands in the threads' names.
 
-    Unlike `concurrent.futures.ThreadPoolExecutor` it never keeps a task for which there is no thread.
+    Unlike with `concurrent.futures.ThreadPoolExecutor` it is known what becomes of a task for which no thread can be
+    started: `submit` refuses it, `keep` keeps it until `retry`.
     """
 
     def __init__(self, threads: int, name: str) -> None:
@@ -122,13 +123,28 @@ class TaskThreads(Executor):
         """See `concurrent.futures.Executor`. Any thread. Raises ``RuntimeError`` when there is no thread for it."""
         future: Future[Any] = Future()
         with self._lock:
-            if self._at_work < self._limit:
-                if self._threads.call():
-                    self._at_work += 1
-                elif not self._at_work:
-                    raise RuntimeError("can't start new thread")
+            self._call_thread()
+            if not self._at_work:
+                raise RuntimeError("can't start new thread")
             self._tasks.append((future, lambda: function(*args, **kwargs)))
         return future
+
+    def keep(self, function: Callable[[], object]) -> None:
+        """Have the function called as soon as there is a thread for it. Any thread."""
+        with self._lock:
+            self._tasks.append((Future(), function))
+            self._call_thread()
+
+    def retry(self) -> bool:
+        """Try again to start a thread if functions wait; whether there is still none for them. Any thread."""
+        with self._lock:
+            if self._tasks:
+                self._call_thread()
+            return bool(self._tasks) and not self._at_work
+
+    def _call_thread(self) -> None:
+        if self._at_work < self._limit and self._threads.call():
+            self._at_work += 1
 
     def _work(self) -> None:
         while (task := self._next()) is not None:
