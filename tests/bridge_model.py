@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 from asyncio import Future
+from collections import Counter
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -129,6 +130,8 @@ class ModelLane:
         self.queue = queue
         self.waiting: list[Request] = []
         self.running: list[Request] = []
+        # Those for which another is to run once fewer are replaced.
+        self.to_replace: list[Request] = []
         # The clients that wait, in the order of their turns.
         self.turns: list[str] = []
         self.served = ""
@@ -148,6 +151,17 @@ class ModelLane:
     def has_room(self) -> bool:
         return len(self.running) + len(self.waiting) < self.width + self.queue
 
+    def newest_of_largest(self, client: str) -> Request | None:
+        """What makes room for a request of this client."""
+        counts = Counter(request.exchange.client for request in self.waiting)
+        largest = max(counts.values(), default=0)
+        if counts[client] + 1 >= largest:
+            return None
+        [(most, count)] = counts.most_common(1)
+        # Small as the queue is, no two clients can have more than a third one.
+        assert list(counts.values()).count(count) == 1
+        return [request for request in self.waiting if request.exchange.client == most][-1]
+
     def put(self, request: Request) -> None:
         self.waiting.append(request)
         if request.exchange.client not in self.turns:
@@ -157,6 +171,11 @@ class ModelLane:
         self.waiting.remove(request)
         if all(other.exchange.client != request.exchange.client for other in self.waiting):
             self.turns.remove(request.exchange.client)
+
+    def replace_what_can(self) -> None:
+        self.to_replace = [request for request in self.to_replace if request in self.running]
+        while self.to_replace and self.replaced < self.threads:
+            self.to_replace.pop(0).is_replaced = True
 
     def run_what_can(self) -> None:
         while self.waiting and len(self.running) < self.width:
@@ -190,6 +209,7 @@ class BridgeModel:
         request.obeyed = request.ordered
         request.spooled = 0
         request.lane.running.remove(request)
+        request.lane.replace_what_can()
         self.learns_from(request)
         self.run_what_can()
 
@@ -234,8 +254,9 @@ class BridgeModel:
         self.run_what_can()
 
     def replace(self, request: Request) -> None:
-        if request.lane.replaced < request.lane.threads:
-            request.is_replaced = True
+        if request not in request.lane.to_replace:
+            request.lane.to_replace.append(request)
+        request.lane.replace_what_can()
 
     def learns_that_it_asks(self, request: Request) -> None:
         if request.lane is self.own or self.uses_pool.get(request.route):
@@ -258,6 +279,9 @@ class BridgeModel:
         self.run_what_can()
 
     def queue(self, request: Request) -> None:
+        displaced = None if request.lane.has_room() else request.lane.newest_of_largest(request.exchange.client)
+        if displaced is not None:
+            self.end(displaced, "shed")
         if request.lane.has_room():
             request.state = "queued"
             request.lane.put(request)

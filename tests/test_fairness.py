@@ -14,7 +14,7 @@ from wsgiref.types import StartResponse, WSGIEnvironment
 import pytest
 
 from tests.inprocess import BridgeThread, wait_until
-from threadbridge.fair_queue import FairQueue
+from threadbridge.fair_queue import FairQueue, client_of
 
 
 class Turnstile:
@@ -210,3 +210,110 @@ def test_the_cost_does_not_grow_with_the_queue(clients: int) -> None:
 
     # If anything were searched or moved, it would be hundreds of times as much.
     assert seconds(200_000) < 20 * seconds(200)
+
+
+def test_the_largest_client_is_known_whatever_happens() -> None:
+    generator = random.Random(4)
+    queue: FairQueue[tuple[str, int]] = FairQueue()
+    waiting: dict[str, list[tuple[str, int]]] = {client: [] for client in "abcde"}
+    for number in range(20_000):
+        client = generator.choice("aabbbcde")
+        action = generator.random()
+        item = (client, number)
+        most = max(map(len, waiting.values()))
+        assert queue.is_largest(client) == (len(waiting[client]) + 1 >= most)
+        if action < 0.5:
+            waiting[client].append(item)
+            queue.put(client, item)
+        elif not most:
+            with pytest.raises(IndexError):
+                queue.take_newest_of_largest()
+        elif action < 0.65:
+            client, _ = item = queue.take_newest_of_largest()
+            assert len(waiting[client]) == most and waiting[client].pop() == item
+        elif action < 0.85:
+            client, _ = item = queue.take()
+            waiting[client].remove(item)
+        elif waiting[client]:
+            item = generator.choice(waiting[client])
+            waiting[client].remove(item)
+            assert queue.remove(client, item)
+        assert len(queue) == sum(map(len, waiting.values()))
+
+
+@pytest.mark.parametrize(
+    ("address", "client"),
+    [
+        ("192.0.2.1", "192.0.2.1"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2::1", "2001:db8:1:2::/64"),
+        ("::ffff:192.0.2.1", "192.0.2.1"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("", ""),
+        ("not:an:address", "not:an:address"),
+    ],
+)
+def test_a_network_of_one_host_is_one_client(address: str, client: str) -> None:
+    assert client_of(address) == client
+
+
+def test_ipv6_addresses_of_one_network_take_turns_as_one(turnstile: Turnstile) -> None:
+    with BridgeThread(turnstile, threads=1, xheaders=True) as server:
+        queue = Queue(server, turnstile)
+        for number in range(3):
+            queue.add(f"/a{number}", headers=f"X-Real-IP: 2001:db8::{number}\r\n")
+        queue.add("/b0", headers="X-Real-IP: 2001:db8:0:1::1\r\n")
+        assert queue.order() == ["/a0", "/b0", "/a1", "/a2"]
+
+
+GET = "GET {} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+POST = "POST {} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nConnection: close\r\n\r\n"
+
+
+def send(server: BridgeThread, address: str, request: str) -> socket.socket:
+    client = socket.create_connection(("127.0.0.1", server.port), 20, source_address=(address, 0))
+    client.sendall(request.encode())
+    return client
+
+
+def status_of(client: socket.socket) -> int:
+    with client:
+        response = http.client.HTTPResponse(client)
+        response.begin()
+        return response.status
+
+
+def test_one_client_with_many_requests_makes_no_other_s_be_refused(turnstile: Turnstile) -> None:
+    with BridgeThread(turnstile, threads=2, queue=60) as server:
+        greedy = [send(server, "127.0.0.9", GET.format("/greedy")) for _ in range(300)]
+        wait_until(lambda: server.bridge.lanes[-1].queued == 60, "the queue is full")
+        wait_until(lambda: len(server.bridge.exchanges) == 62, "what is too much is refused")
+        polite = [
+            send(server, f"127.0.0.{number + 10}", request.format("/polite"))
+            for number in range(12)
+            for request in (GET, GET, POST)
+        ]
+        # Half of them, whose bodies come only now, have been told nothing yet.
+        wait_until(lambda: len(server.bridge.exchanges) == 62 + 12, "all have arrived")
+        for client in polite[2::3]:
+            client.sendall(b".")
+        wait_until(lambda: len(server.bridge.exchanges) == 62, "the greedy one's have made room")
+        turnstile.let_pass(62)
+        assert [status_of(client) for client in polite] == [200] * 36
+        statuses = [status_of(client) for client in greedy]
+        assert statuses.count(200) == 62 - 36 and statuses.count(503) == 300 - 26
+        # The newest were refused, so that its requests are still served in their order.
+        assert statuses == sorted(statuses)
+
+
+def test_a_body_that_comes_from_the_largest_client_is_refused_before_and_after(turnstile: Turnstile) -> None:
+    with BridgeThread(turnstile, threads=1, queue=2) as server:
+        arriving = send(server, "127.0.0.1", POST.format("/late"))
+        wait_until(lambda: len(server.bridge.exchanges) == 1, "its head is admitted")
+        running = [send(server, "127.0.0.1", GET.format("/early")) for _ in range(3)]
+        wait_until(lambda: server.bridge.lanes[-1].queued == 2, "the queue is full")
+        assert status_of(send(server, "127.0.0.1", POST.format("/unread"))) == 503
+        arriving.sendall(b".")
+        assert status_of(arriving) == 503
+        turnstile.let_pass(3)
+        assert [status_of(client) for client in running] == [200] * 3

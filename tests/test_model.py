@@ -166,7 +166,8 @@ class Machine(RuleBasedStateMachine):
                 delegate.finish()
 
         self.on_loop(begin)
-        if not request.lane.has_room():
+        lane = request.lane
+        if not (lane.has_room() or lane.newest_of_largest(request.exchange.client)):
             self.model.end(request, "shed")
         elif is_complete:
             self.model.complete(request)

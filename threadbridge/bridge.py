@@ -14,6 +14,7 @@ from threadbridge.access_log import write as write_access_log
 from threadbridge.current import RunningRequest
 from threadbridge.environ import path_info_of
 from threadbridge.exchange import Exchange
+from threadbridge.fair_queue import client_of
 from threadbridge.foreign_connection import ForeignConnection
 from threadbridge.forwarded import ForwardedHeaders, Peer, Source
 from threadbridge.hop import Hop
@@ -83,7 +84,7 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
     :param tag_queries: have the statements of a request begin with a comment that names it, so that the database's list
         of processes does too. Default False.
     :param client_key: of the request's headers and the client's address makes the name of the client, whose requests
-        take turns with those of others; the default is the address. Called on the loop side.
+        take turns with those of others; the default is the address, with IPv6 its /64 network. Called on the loop side.
     :param xheaders: believe what a trusted proxy says of the client, and its ``X-Request-ID``. Default False.
     :param client_address: the headers in which it says that, see `ForwardedHeaders`: ``x-real-ip``,
         ``x-forwarded-for``, ``forwarded`` or ``auto``, the default.
@@ -186,7 +187,7 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
             exchange.peer = self._forwarded.client_of(peer, exchange.headers)
             exchange.id = self._forwarded.request_id_of(peer, exchange.headers) or exchange.id
         address = exchange.peer.address
-        exchange.client = address if self._client_key is None else self._key_of(exchange, self._client_key)
+        exchange.client = client_of(address) if self._client_key is None else self._key_of(exchange, self._client_key)
         line = exchange.start_line
         exchange.lane, route, exchange.is_probe = self._choice.choose(line.method, path_info_of(line.path))
         exchange.time_allowed = exchange.lane.deadline or self._deadline

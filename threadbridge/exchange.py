@@ -150,7 +150,7 @@ class Exchange:
         self.headers = headers
         self.started = time.monotonic()
         self._bridge.admit(self)
-        if not self.lane.has_room():
+        if not self.lane.has_room_for(self.client):
             self.shed()
 
     def data_received(self, chunk: bytes) -> Awaitable[None] | None:
@@ -176,13 +176,24 @@ class Exchange:
         """The request is complete: queue it, if the lane has not become full meanwhile. Loop side."""
         if self.is_probe:
             self._bridge.reconsider(self)
-        if not self.lane.has_room():
+        if not self._makes_room():
             self.shed()
         elif self.move(State.QUEUED):
             self.queued_at = time.monotonic()
             self.running.deadline = self.queued_at + self.time_allowed
             self.connection.set_close_callback(self.on_connection_close)
             self._bridge.queue(self)
+
+    def _makes_room(self) -> bool:
+        """Whether the lane has room for it, if need be in place of another request, which is refused. Loop side."""
+        if self.lane.has_room():
+            return True
+        displaced = self.lane.displace(self.client)
+        if displaced is None:
+            return False
+        assert isinstance(displaced, Exchange)
+        displaced.shed()
+        return True
 
     def change_lane(self, lane: Lane) -> None:
         """Go to another lane; if it runs already, only let another thread of its lane work beside it. Loop side."""
@@ -192,7 +203,7 @@ class Exchange:
             self.lane.replace(self)
         else:
             self.lane = lane
-            if lane.has_room():
+            if self._makes_room():
                 self._bridge.queue(self)
             else:
                 self.shed()

@@ -5,10 +5,27 @@ When it is full, the newest item of the client that has the most makes room.
 
 from __future__ import annotations
 
+import socket
 from collections import OrderedDict
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
+
+# In front of an IPv4 address as IPv6 has it (RFC 4291, section 2.5.5.2).
+_MAPPED = bytes(10) + b"\xff\xff"
+
+
+def client_of(address: str) -> str:
+    """The client that an IP address stands for: with IPv6 a /64 network, of which one host has all addresses."""
+    if ":" not in address:
+        return address
+    try:
+        packed = socket.inet_pton(socket.AF_INET6, address.partition("%")[0])
+    except OSError:
+        return address
+    if packed.startswith(_MAPPED):
+        return socket.inet_ntop(socket.AF_INET, packed[len(_MAPPED) :])
+    return socket.inet_ntop(socket.AF_INET6, packed[:8] + bytes(8)) + "/64"
 
 
 class FairQueue(Generic[Item]):

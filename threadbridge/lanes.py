@@ -41,7 +41,8 @@ class Lane:
     :param pattern: which paths belong to the lane: a path, in which ``*`` stands for any characters, ``?`` for one. It
         is compared with the path as the application gets it in ``PATH_INFO``: decoded, and not normalised otherwise.
     :param threads: how many requests run at once.
-    :param queue: how many more may wait; the next one is answered 503 at once. Default 1000.
+    :param queue: how many more may wait. When they do, the newest request of the client that has the most waiting is
+        answered 503, which may be the one that has just come. Default 1000.
     :param deadline: seconds until a request must be answered, or it is answered 504; None: as for other lanes.
 
     Raises ``ValueError`` for an unusable value. What waits, what runs and how many threads are at work belongs to both
@@ -126,6 +127,20 @@ class Lane:
         """Whether another request would run or may wait. Loop side."""
         with self._lock:
             return self._room() > -self.queue
+
+    def has_room_for(self, client: str) -> bool:
+        """Whether there is room for another request of this client, or `displace` would make some. Loop side."""
+        with self._lock:
+            return self._room() > -self.queue or not self._waiting.is_largest(client)
+
+    def displace(self, client: str) -> Job | None:
+        """Make room for a request of this client in a full lane. Loop side.
+
+        The newest request of the client with the most is taken out of the queue and returned; the caller answers it.
+        None if there is no client with more than this one would have.
+        """
+        with self._lock:
+            return None if self._waiting.is_largest(client) else self._waiting.take_newest_of_largest()
 
     def _room(self) -> int:
         """How many more could run, less how many wait."""
