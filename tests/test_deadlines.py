@@ -298,7 +298,9 @@ def test_what_is_not_cancelled_may_go_on_until_its_deadline(caplog: pytest.LogCa
         assert server.application.cancelled == ["ignored"] * 2
 
 
-def test_what_its_method_protects_is_cancelled_some_time_after_its_deadline_and_then_reported(caplog: pytest.LogCaptureFixture) -> None:
+def test_what_its_method_protects_is_cancelled_some_time_after_its_deadline_and_then_reported(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     with Server(threads=3, deadline=SOON, cancel="none") as server:
         server.begin("/stubborn/left").close()
         assert response_to(server.begin("/stubborn")).status == 504

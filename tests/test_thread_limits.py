@@ -21,7 +21,10 @@ AS_SOMEBODY = ("setpriv", "--reuid=54321", "--inh-caps=+dac_override", "--ambien
 
 pytestmark = [
     pytest.mark.skipif(shutil.which("prlimit") is None, reason="prlimit (util-linux) is not installed"),
-    pytest.mark.skipif(os.getuid() == 0 and shutil.which("setpriv") is None, reason="root has no limit of threads, and there is no setpriv"),
+    pytest.mark.skipif(
+        os.getuid() == 0 and shutil.which("setpriv") is None,
+        reason="root has no limit of threads, and there is no setpriv",
+    ),
 ]
 
 
@@ -51,7 +54,9 @@ class Limited(Process):
 
     def send(self, path: str, method: str = "GET", body: bytes = b"") -> socket.socket:
         client = socket.create_connection(("127.0.0.1", self.port), 20)
-        head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
+        head = (
+            f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
         client.sendall(head.encode() + body)
         return client
 
@@ -111,7 +116,9 @@ def test_a_cancellation_waits_for_its_thread(tmp_path: Path) -> None:
             client = server.send(f"/cancellable?{flag}")
             wait_until(lambda: entered(flag), "it runs")
             client.close()
-            wait_until(lambda: "no thread threadbridge-cancel can be started" in server.output(), "the server has tried")
+            wait_until(
+                lambda: "no thread threadbridge-cancel can be started" in server.output(), "the server has tried"
+            )
             assert not flag.exists()
         wait_until(flag.exists, "it is cancelled")
         assert server.stop() == 0

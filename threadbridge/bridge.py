@@ -10,6 +10,7 @@ from wsgiref.types import WSGIApplication
 
 from tornado import httputil
 
+from threadbridge import forks
 from threadbridge.access_log import write as write_access_log
 from threadbridge.current import RunningRequest
 from threadbridge.environ import path_info_of
@@ -175,6 +176,7 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         """Begin an exchange; called by the HTTP server for each request."""
         if self._hop is None:
             self._hop = Hop(asyncio.get_running_loop())
+            forks.serves(self._hop)
             self.lag.start()
         connection = request_conn if isinstance(request_conn, HTTP1Connection) else ForeignConnection(request_conn)
         return cast(httputil.HTTPMessageDelegate, Exchange(self, self._hop, connection))
@@ -322,6 +324,8 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         # What waits comes first, so that none of it runs in place of what is cancelled.
         for exchange in sorted(self.exchanges, key=lambda exchange: exchange.state is not State.QUEUED):
             exchange.on_connection_close()
+        if self._hop is not None:
+            forks.serves_no_more(self._hop)
         for lane in self.lanes:
             lane.close()
         self.spool.threads.shutdown(wait=False)

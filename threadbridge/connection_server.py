@@ -13,6 +13,7 @@ from tornado.httputil import HTTPConnection, HTTPMessageDelegate
 from tornado.iostream import IOStream
 from tornado.netutil import add_accept_handler, ssl_wrap_socket
 
+from threadbridge import forks
 from threadbridge.http1 import HTTP1Connection, Limits
 from threadbridge.push_stream import PushSSLStream, PushStream
 
@@ -92,6 +93,7 @@ class ConnectionServer:
     def add_sockets(self, sockets: Iterable[socket.socket]) -> None:
         """Listen on these sockets."""
         for listener in sockets:
+            forks.listens(listener)
             self._listeners[listener] = add_accept_handler(listener, self._handle_connection)
 
     def _handle_connection(self, connection: socket.socket, address: Any) -> None:

@@ -121,6 +121,12 @@ class RunningRequest:
             finish()
 
 
+def leave_request() -> None:
+    """This thread serves no request any more: it is a forked process's."""
+    _thread.request = None
+    _thread.is_cancelling = False
+
+
 def current_or_none() -> RunningRequest | None:
     """The request that this thread serves, if it serves one. Any thread."""
     request: RunningRequest | None = getattr(_thread, "request", None)

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from threadbridge import forks
 from threadbridge.database import Database
 
 # Seconds of silence until the kernel asks whether the peer is still there, between two such questions, and how many it
@@ -42,7 +43,16 @@ class DriverConnection:
             self._poll.register(self._descriptor, select.POLLIN)
         if self._descriptor is not None:
             notice_lost_peer(self._descriptor)
+        forks.connects(self)
         self.session = database.prepare(connection, comment)
+
+    @property
+    def descriptor(self) -> int | None:
+        """Its socket's file descriptor, as long as it is open. Any thread."""
+        with contextlib.suppress(OSError):
+            if self._descriptor is not None and _file(self._descriptor) == self._file:
+                return self._descriptor
+        return None
 
     def is_quiet(self) -> bool:
         """Whether it is open and the server has said nothing unasked, as it does when it closes it. Worker side.

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from tornado import httputil
 
 from threadbridge.current import RunningRequest
+from threadbridge.forks import leave
 from threadbridge.forwarded import Peer
 from threadbridge.hop import Hop
 from threadbridge.lanes import Lane
@@ -242,6 +243,11 @@ class Exchange:
         """Whether nobody is left to read a response. Either side."""
         return self.state is State.ABANDONED
 
+    @property
+    def is_copy(self) -> bool:
+        """Whether the application has forked this process, and it is not the one that serves. Worker side."""
+        return self._hop.is_copy
+
     # A worker runs the application.
 
     def claim(self) -> bool:
@@ -256,6 +262,8 @@ class Exchange:
         try:
             self._bridge.run(self)
         finally:
+            if self._hop.is_copy:
+                leave()
             self.running.leave()
             self.worker_is_done = True
             self.body.close()
@@ -284,6 +292,8 @@ class Exchange:
         Raises `ClientDisconnected` when the client has left, also while waiting.
         """
         assert self._channel is not None, "start_stream comes first"
+        if self._hop.is_copy:
+            leave()
         self._channel.put(chunk)
 
     def end_stream(self) -> None:

@@ -7,6 +7,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from threadbridge.forks import leave
+
 
 class Hop:
     """Runs callbacks on the loop for the workers; workers that post together share one wake-up.
@@ -17,7 +19,9 @@ class Hop:
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
+        self.loop = loop
+        # Whether this process is a fork of the one that has the loop.
+        self.is_copy = False
         self._posted: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
         self._waking = False
 
@@ -26,10 +30,16 @@ class Hop:
 
         Raises ``RuntimeError`` when the loop is closed: the process is at its end and nobody is left to answer.
         """
+        if self.is_copy:
+            leave()
         self._posted.append((callback, args))
         if not self._waking:
             self._waking = True
-            self._loop.call_soon_threadsafe(self._deliver)
+            self.loop.call_soon_threadsafe(self._deliver)
+
+    def become_copy(self) -> None:
+        """This is a forked process: a worker that comes back to the server's code ends it."""
+        self.is_copy = True
 
     def _deliver(self) -> None:
         self._waking = False
@@ -43,4 +53,4 @@ class Hop:
             # Also after a callback that raised, which asyncio logs: the others are still delivered.
             if posted and not self._waking:
                 self._waking = True
-                self._loop.call_soon(self._deliver)
+                self.loop.call_soon(self._deliver)

@@ -94,7 +94,12 @@ def bind_unix_socket(path: str, mode: int) -> tuple[socket.socket, Callable[[], 
         listener.close()
         raise
 
+    owner = os.getpid()
+
     def remove() -> None:
+        # A forked process has a copy of this, but not of the socket.
+        if os.getpid() != owner:
+            return
         try:
             if os.path.samestat(os.lstat(path), made):
                 os.unlink(path)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -18,6 +19,7 @@ from dbutils import pooled_db
 from dbutils.pooled_db import PooledDB, PooledDedicatedDBConnection
 from dbutils.steady_db import SteadyDBConnection, SteadyDBCursor
 
+from threadbridge import forks
 from threadbridge.aside import Aside
 from threadbridge.current import RunningRequest, current_or_none, is_cancelling
 from threadbridge.database import ConnectionSettings, Database, database_of
@@ -150,6 +152,19 @@ class PoolGuard:
             pool._wait_lock = self._wait
         for steady in idle:
             steady.close()
+        forks.copies(self)
+
+    def become_copy(self) -> None:
+        """This is a forked process: the connections are the parent's, and what other threads were doing is undone."""
+        pool = self._pool
+        pool._lock = threading.Condition()
+        pool._idle_cache = []
+        if pool._maxshared:
+            pool._shared_cache = []
+        pool._connections = 0
+        self._held = {}
+        self.stopper = Stopper()
+        self._aside = Aside()
 
     @property
     def size(self) -> int:

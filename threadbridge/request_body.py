@@ -35,8 +35,8 @@ class RequestBody:
     def append(self, chunk: bytes) -> asyncio.Future[None] | None:
         """Keep a piece; a future, if one is returned, must be done before the next. Loop side.
 
-        The future fails with ``OSError`` when there is no room on the disk. Raises ``RuntimeError`` when no thread can be
-        started for the disk.
+        The future fails with ``OSError`` when there is no room on the disk. Raises ``RuntimeError`` when no thread can
+        be started for the disk.
         """
         self.size += len(chunk)
         self._chunks.append(chunk)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Unpack
 from wsgiref.types import WSGIApplication
 
+from threadbridge import forks
 from threadbridge.affinity import Affinity
 from threadbridge.bridge import Bridge
 from threadbridge.compiled import is_compiled
@@ -169,6 +170,8 @@ class Service:
             on_stop(number.name)
 
         loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2):
+            forks.takes_signal(number)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, on_signal, number)
         loop.add_signal_handler(signal.SIGHUP, reopen_log_files)

@@ -12,6 +12,7 @@ from wsgiref.util import FileWrapper
 
 from threadbridge.environ import environ_of
 from threadbridge.exchange import Exchange
+from threadbridge.forks import leave
 from threadbridge.http_date import http_date
 from threadbridge.response_body import MEMORY_LIMIT, ClientDisconnected, FileSource
 from threadbridge.response_head import ResponseHead, response_head
@@ -59,6 +60,8 @@ def call_application(
     except ClientDisconnected:
         logger.info("request %s: stopped, the client has left", exchange.id)
     except BaseException as error:
+        if exchange.is_copy:
+            leave(error)
         if exchange.running.cancelled:
             logger.info("request %s: stopped, nobody waits for it: %r", exchange.id, error)
         elif is_outage(error):

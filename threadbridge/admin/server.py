@@ -17,6 +17,7 @@ from urllib.parse import quote
 
 from tornado.httpserver import HTTPServer
 
+from threadbridge import forks
 from threadbridge.admin.access import Access
 from threadbridge.admin.events import Events
 from threadbridge.admin.handlers import local_application, public_application
@@ -117,6 +118,8 @@ class AdminServer:
         server = HTTPServer(
             application, max_body_size=LARGEST_REQUEST, max_header_size=LARGEST_REQUEST, idle_connection_timeout=60
         )
+        for listener in sockets:
+            forks.listens(listener)
         server.add_sockets(sockets)
         self._servers.append(server)
 
