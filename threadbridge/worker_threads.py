@@ -20,9 +20,14 @@ logger = logging.getLogger("threadbridge")
 
 _not_started = RepeatedLog(logger)
 
+# As Python's executors do it: what applications start in these threads must not become daemons, as it would if they
+# were. Then the interpreter waits for them before it calls what `atexit` has.
+_register: Callable[[Callable[[], None]], object] = getattr(threading, "_register_atexit", atexit.register)
+_DAEMON = _register is atexit.register
+
 
 class WorkerThreads:
-    """Daemon threads that each run ``work()`` once for each call. Not locked: the owner's lock is held for `call`,
+    """Threads that each run ``work()`` once for each call. Not locked: the owner's lock is held for `call`,
     `release` and `close`.
 
     :param name: stands in front of the threads' numbers in their names.
@@ -54,7 +59,7 @@ class WorkerThreads:
             self._calls.put(True)
             return True
         # Not those of ThreadPoolExecutor: after a failed start it keeps the task, and nothing takes it.
-        thread = threading.Thread(target=self._run, name=f"{self._name}_{self._started}", daemon=True)
+        thread = threading.Thread(target=self._run, name=f"{self._name}_{self._started}", daemon=_DAEMON)
         try:
             thread.start()
         except (RuntimeError, MemoryError) as error:
@@ -187,4 +192,4 @@ def _end_all() -> None:
             threads.join()
 
 
-atexit.register(_end_all)
+_register(_end_all)
