@@ -13,12 +13,13 @@ from tests.faults.campaign import Campaign, Outcome
 def describe(outcome: Outcome) -> str:
     """What came of a campaign, for people."""
     lines = [f"{kind}: {count}" for kind, count in outcome.answers.items()]
+    lines += [f"skipped: {name}: {reason}" for name, reason in outcome.skipped.items()]
     if outcome.violations:
         lines += ["", "What happened:", *outcome.history, ""]
         lines += [f"VIOLATION: {violation}" for violation in outcome.violations]
         lines.append(f"{len(outcome.violations)} violations; --seed {outcome.seed} repeats the choices")
     else:
-        lines.append(f"All promises were kept; {len(outcome.history) // 2} faults, seed {outcome.seed}")
+        lines.append(f"All promises were kept; {outcome.faults} faults, seed {outcome.seed}")
     return "\n".join(lines)
 
 
@@ -28,13 +29,19 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="repeat the choices of a run")
     parser.add_argument("--processes", type=int, choices=(1, 2), default=2, help="of the frontend (default 2)")
     parser.add_argument("--transfers", type=int, default=0, help="go on until so many transfers were answered 200")
+    parser.add_argument("--only", type=lambda text: text.split(","), default=(), help="faults to choose from, A,B,...")
     parser.add_argument("--rounds", type=int, default=1, help="how many campaigns share the time (default 1)")
     arguments = parser.parse_args()
     seed = arguments.seed if arguments.seed is not None else random.SystemRandom().randrange(10**6)
     status = 0
     for number in range(arguments.rounds):
         print(f"campaign {number + 1} of {arguments.rounds}, seed {seed + number}", flush=True)
-        campaign = Campaign(seed + number, processes=arguments.processes, report=lambda line: print(line, flush=True))
+        campaign = Campaign(
+            seed + number,
+            processes=arguments.processes,
+            only=arguments.only,
+            report=lambda line: print(line, flush=True),
+        )
         started = time.monotonic()
         outcome = campaign.run(arguments.seconds / arguments.rounds, arguments.transfers // arguments.rounds)
         print(describe(outcome), f"({time.monotonic() - started:.0f} s)", flush=True)

@@ -136,6 +136,16 @@ def fork(parameters: dict[str, str]) -> str:
     return "forked"
 
 
+def upload(parameters: dict[str, str]) -> str:
+    """A large body, which `app` has read."""
+    return "uploaded"
+
+
+def large(parameters: dict[str, str]) -> str:
+    """A response that slow clients take some time to read."""
+    return "x" * 2_000_000
+
+
 def crash(parameters: dict[str, str]) -> str:
     """The end of the process."""
     os.abort()
@@ -153,7 +163,7 @@ PAGES: dict[str, Callable[[dict[str, str]], str]] = {
     f"/{page.__name__}": page
     for page in (
         *(transfer, transfer_begun, transfer_again, insert, read, slow, session),
-        *(fork, crash, compute),
+        *(upload, large, fork, crash, compute),
     )
 }
 

@@ -7,19 +7,20 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-from tests.faults import checks
+from tests.faults import checks, database, frontend, limits, network
 from tests.faults.crowd import Crowd
-from tests.faults.faults import ALWAYS, EXCLUSIVE, SUPERVISED, Fault
-from tests.faults.site import Site
+from tests.faults.fault import Fault
+from tests.faults.site import POOLS, Site, Unavailable
 
-# How many faults there may be at the same time.
-AT_ONCE = 2
-# What pools the application may have, besides the usual one.
-POOLS: Sequence[dict[str, Any]] = (
-    *({}, {}, {"maxusage": 5}, {"ping": 7}),
-    *({"ping": 0}, {"maxcached": 2}, {"blocking": True}),
+# How many faults there may be at the same time, each of another group: those of one group use the same means.
+AT_ONCE = 3
+CLIENTS = 24
+GROUPS: Sequence[Sequence[Fault]] = (
+    network.FAULTS,
+    database.SERVER,
+    database.STATEMENTS,
+    (*frontend.ALWAYS, *limits.FAULTS),
 )
 
 
@@ -29,39 +30,48 @@ class Outcome:
 
     :param violations: broken promises, each in a line or more.
     :param history: which faults there were, and when.
+    :param skipped: the faults that could not be made here, and why.
     """
 
     seed: int
     violations: list[str] = field(default_factory=list)
     history: list[str] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
     answers: dict[str, int] = field(default_factory=dict)
+    faults: int = 0
 
 
 class Campaign:
     """One run: ``Campaign(seed, processes=2).run(seconds=60)``. The same seed makes the same choices.
 
+    :param only: the names of the faults to choose from; all if there are none.
     :param report: called with a line of progress every few seconds.
     """
 
-    def __init__(self, seed: int, *, processes: int = 2, report: Callable[[str], None] = print) -> None:
+    def __init__(
+        self, seed: int, *, processes: int = 2, only: Sequence[str] = (), report: Callable[[str], None] = print
+    ) -> None:
         self._chance = random.Random(seed)
         self._processes = processes
         self._report = report
         self.outcome = Outcome(seed)
-        self._active: set[Fault] = set()
+        groups = [*GROUPS[:-1], (*GROUPS[-1], *(frontend.SUPERVISED if processes > 1 else ()))]
+        self._groups = [[fault for fault in group if not only or fault.__name__ in only] for group in groups]
+        # By the number of the group.
+        self._active: dict[int, Fault] = {}
         self._lock = threading.Lock()
         self._started = time.monotonic()
 
     def run(self, seconds: float, transfers: int = 0) -> Outcome:
         """Go on for so long, and until there were so many transfers."""
-        pool = self._chance.choice(POOLS)
-        self._note(f"pool {pool}")
-        with Site(self._processes, pool) as site:
-            crashes = 1 if self._processes > 1 else 0
-            with Crowd(site.port, 24, self.outcome.seed, crashes=crashes) as crowd:
+        pool, over_tcp = self._chance.choice(POOLS), self._chance.random() < 0.5
+        self._note(f"pool {pool} over {'TCP' if over_tcp else 'a Unix socket'}")
+        with Site(self._processes, pool, over_tcp=over_tcp) as site:
+            memory = checks.memory(site)
+            with Crowd(site.port, CLIENTS, self.outcome.seed) as crowd:
                 self._compose(site, crowd, seconds, transfers)
                 # Those that are asked are answered before anything is looked at.
-            self._check(site, crowd)
+            self._check(site, crowd, memory)
             self.outcome.answers = dict(sorted(crowd.answers.items()))
         return self.outcome
 
@@ -72,61 +82,60 @@ class Campaign:
         end = time.monotonic() + seconds
         reported = 0.0
         threads: list[threading.Thread] = []
-        while (time.monotonic() < end or crowd.transfers < transfers) and not crowd.wrong:
-            time.sleep(self._chance.uniform(0.2, 2.5))
-            if site.frontend.poll() is not None:
-                self.outcome.violations.append(f"the frontend has ended: {site.output()[-1000:]}")
-                break
-            fault = self._choose()
-            if fault is not None:
-                threads.append(self._begin(fault, site))
+        while (time.monotonic() < end or crowd.transfers < transfers) and not (crowd.wrong or site.wrong):
+            time.sleep(self._chance.uniform(0.2, 2))
+            if site.frontend.poll() is not None and not site.is_restarting:
+                site.wrong.append(f"the frontend has ended: {site.output()[-1000:]}")
+            number = self._chance.randrange(len(self._groups))
+            chance = random.Random(self._chance.random())
+            if self._groups[number] and len(self._active) < AT_ONCE and number not in self._active:
+                threads.append(self._begin(number, self._chance.choice(self._groups[number]), site, chance))
             if time.monotonic() - reported > 5:
                 reported = time.monotonic()
                 done = sum(crowd.answers.values())
-                active = ", ".join(sorted(each.__name__ for each in self._active)) or "no fault"
+                active = ", ".join(sorted(each.__name__ for each in list(self._active.values()))) or "no fault"
                 self._report(
                     f"{reported - self._started:6.0f} s: {done} requests, {crowd.transfers} transfers done; {active}"
                 )
         for thread in threads:
-            thread.join(60)
-        self.outcome.violations += crowd.wrong
+            thread.join(90)
 
-    def _choose(self) -> Fault | None:
-        faults = [*ALWAYS, *(SUPERVISED if self._processes > 1 else ())]
-        fault = self._chance.choice(faults)
+    def _begin(self, group: int, fault: Fault, site: Site, chance: random.Random) -> threading.Thread:
+        name = fault.__name__
         with self._lock:
-            if len(self._active) >= AT_ONCE or fault in self._active:
-                return None
-            if any(fault in group and group & self._active for group in EXCLUSIVE):
-                return None
-            self._active.add(fault)
-        return fault
-
-    def _begin(self, fault: Fault, site: Site) -> threading.Thread:
-        chance = random.Random(self._chance.random())
+            self._active[group] = fault
 
         def run() -> None:
-            self._note(f"{fault.__name__} begins")
+            self._note(f"{name} begins")
             try:
                 fault(site, chance)
+            except Unavailable as error:
+                if name not in self.outcome.skipped:
+                    self.outcome.skipped[name] = str(error)
+                    self._report(f"skipped: {name}: {error}")
             except Exception as error:  # noqa: BLE001 - whatever it is, it is no fault of the server's
-                self._note(f"{fault.__name__} could not be made: {error!r}")
-            self._note(f"{fault.__name__} ends")
+                self._note(f"{name} could not be made: {error!r}")
+            else:
+                self.outcome.faults += 1
+            self._note(f"{name} ends")
             with self._lock:
-                self._active.discard(fault)
+                del self._active[group]
 
-        thread = threading.Thread(target=run, name=fault.__name__, daemon=True)
+        thread = threading.Thread(target=run, name=name, daemon=True)
         thread.start()
         return thread
 
-    def _check(self, site: Site, crowd: Crowd) -> None:
+    def _check(self, site: Site, crowd: Crowd, memory: int) -> None:
         wrong = self.outcome.violations
-        wrong += [line for line in crowd.wrong if line not in wrong]
+        seen = {line.split()[1] for line in self.outcome.history}
         if site.frontend.poll() is None:
             wrong += checks.full_strength(site)
             wrong += checks.nothing_left(site)
-            wrong += checks.leaks(site)
+            wrong += checks.leaks(site, memory)
             wrong += checks.clean_end(site)
+        wrong += crowd.wrong
+        wrong += site.wrong
         wrong += checks.money(site, crowd)
+        wrong += checks.statuses(crowd, seen)
         wrong += checks.access_log(site, crowd)
-        wrong += checks.logs(site)
+        wrong += checks.logs(site, seen)

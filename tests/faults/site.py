@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import http.client
+import itertools
 import json
 import os
 import re
@@ -14,7 +16,8 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
@@ -32,25 +35,56 @@ CONNECTIONS = 5
 # 50 s unless set: statements that wait for each other's locks would stand still for most of a campaign.
 LOCK_WAIT = "SET innodb_lock_wait_timeout = 3"
 DEADLINE = 8
+# What is 0 while nobody asks for anything.
+IDLE_AT_0 = (
+    "threadbridge_open_requests",
+    "threadbridge_busy_threads",
+    "threadbridge_queued_requests",
+    "threadbridge_pool_connections_in_use",
+    "threadbridge_spool_bytes",
+)
+# The sizes of the disk for large bodies, and of those bodies.
+DISK_SIZE = 24 * 1024 * 1024
+BODY_SIZE = 1_500_000
+# What pools the application may have, besides the usual one.
+POOLS: Sequence[dict[str, Any]] = (
+    *({}, {}, {"maxusage": 5}, {"ping": 7}, {"ping": 0}, {"maxcached": 2}, {"blocking": True}),
+    *({"autocommit": True}, {"autocommit": True, "maxusage": 3}),
+)
+
+
+class Unavailable(Exception):
+    """A fault that cannot be made here; the message says why."""
 
 
 class Site:
     """``with Site() as site:`` serves `tests.faults.application` inside the block, at ``site.port``."""
 
-    def __init__(self, processes: int = 2, pool: dict[str, Any] | None = None) -> None:
+    def __init__(self, processes: int = 2, pool: dict[str, Any] | None = None, *, over_tcp: bool = False) -> None:
         self.processes = processes
         self._pool = pool or {}
+        self._over_tcp = over_tcp
         self._stack = ExitStack()
         self.port = free_port()
         self.admin_port = free_port()
         # When a process was killed, by `time.time`: lines of its access log may be missing.
         self.kills: list[float] = []
+        # What the faults have seen that must not be.
+        self.wrong: list[str] = []
+        self.is_restarting = False
+        # Why there is no disk that can be filled; "" if there is one.
+        self.no_disk = ""
+        # Of requests that the faults make.
+        self._numbers = itertools.count(8_000_000_000)
 
     def __enter__(self) -> Site:
         self.mariadb = self._stack.enter_context(private_mariadb())
         self.directory = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="faults-")))
         self.line = FaultyLine(self.mariadb["MYSQL_UNIX_SOCKET"])
         self._stack.callback(self.line.close)
+        self.disk = self.directory / "disk"
+        self.disk.mkdir()
+        self._mount()
         self.sql(
             "CREATE TABLE ledger (id BIGINT NOT NULL, source INT NOT NULL, target INT NOT NULL, KEY (id)) "
             "ENGINE=InnoDB",
@@ -73,7 +107,9 @@ class Site:
     # The database.
 
     def root(self) -> Any:
-        """A connection that may do everything."""
+        """A connection that may do everything. Raises `Unavailable`."""
+        if os.geteuid() != 0:
+            raise Unavailable("only root may be the administrator of the database (scripts/mariadb.sh)")
         return MySQLdb.connect(
             user="root",
             unix_socket=self.mariadb["MYSQL_UNIX_SOCKET"],
@@ -108,26 +144,87 @@ class Site:
 
     # The frontend.
 
+    def _mount(self) -> None:
+        command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_SIZE}", "tmpfs", str(self.disk)]
+        try:
+            subprocess.run(command, check=True, capture_output=True, text=True)
+        except FileNotFoundError:
+            self.no_disk = "there is no program mount"
+        except subprocess.CalledProcessError as error:
+            self.no_disk = error.stderr.strip()
+        else:
+            self._stack.callback(subprocess.run, ["umount", str(self.disk)], check=True)
+
     def start(self) -> None:
-        """Start it; returns when it accepts connections."""
+        """Start it; returns when it accepts connections. Raises ``AssertionError`` when it does not."""
         settings = {**connect_settings(self.mariadb, self.line.path), "init_command": LOCK_WAIT}
-        pool = {"maxconnections": CONNECTIONS, **settings, **self._pool}
-        self._output = (self.directory / "output.log").open("ab")
+        if self._over_tcp:
+            del settings["unix_socket"]
+            settings |= {"host": "127.0.0.1", "port": self.line.port}
         command = [
             *(sys.executable, "-m", "threadbridge", "tests.faults.application:app"),
             *("--pool=tests.faults.application:pool", f"--port={self.port}", f"--admin_port={self.admin_port}"),
             *(f"--processes={self.processes}", f"--deadline={DEADLINE}", "--queue_timeout=5", "--grace=20"),
             *(f"--log_file_prefix={self.directory / 'app.log'}", "--slow_log=0"),
         ]
-        self.frontend = subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env={**os.environ, "FAULTS_POOL": json.dumps(pool)},
-            stdout=self._output,
-            stderr=subprocess.STDOUT,
-        )
-        wait_until(lambda: self.answers() or self.frontend.poll() is not None, "the frontend answers", 30)
-        assert self.frontend.poll() is None, self.output()
+        pool = json.dumps({"maxconnections": CONNECTIONS, **settings, **self._pool})
+        with (self.directory / "output.log").open("ab") as output:
+            start = output.tell()
+            self.frontend = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env={**os.environ, "FAULTS_POOL": pool, "TMPDIR": str(self.disk)},
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+
+        def is_settled() -> bool:
+            return "Serving on" in self.output()[start:] or self.frontend.poll() is not None
+
+        wait_until(is_settled, "the frontend serves", 60)
+        assert self.frontend.poll() is None, f"the frontend does not start: {self.output()[start:]}"
+
+    def end(self) -> None:
+        """Have it answer what it has been asked, and end."""
+        self.frontend.send_signal(signal.SIGTERM)
+        try:
+            status = self.frontend.wait(40)
+        except subprocess.TimeoutExpired:
+            self.wrong.append("it has not ended 40 s after SIGTERM")
+            self.frontend.kill()
+            status = self.frontend.wait()
+        if status != 0:
+            self.wrong.append(f"after SIGTERM it ended with status {status}: {self.output()[-500:]}")
+
+    @contextmanager
+    def restarting(self, pool: dict[str, Any] | None = None) -> Iterator[None]:
+        """It ends in this block, and is started again after it: at once, as a service manager does."""
+        self.is_restarting = True
+        try:
+            yield
+            if pool is not None:
+                self._pool = pool
+            try:
+                self.start()
+            except AssertionError as error:
+                self.wrong.append(str(error))
+        finally:
+            self.is_restarting = False
+
+    def next_number(self) -> int:
+        """The number of another request."""
+        return next(self._numbers)
+
+    def ask(self, path: str) -> int:
+        """Ask for this; the status, 0 if there is no answer."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        try:
+            connection.request("POST", path)
+            return connection.getresponse().status
+        except (OSError, http.client.HTTPException):
+            return 0
+        finally:
+            connection.close()
 
     def answers(self) -> bool:
         """Whether somebody accepts connections."""
@@ -154,13 +251,20 @@ class Site:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 
-    def limit_descriptors(self, free: int | None) -> None:
-        """Let each process open no more than so many files; None for as many as before."""
-        for pid in self.children():
-            with suppress(ProcessLookupError, FileNotFoundError):
-                opened = len(os.listdir(f"/proc/{pid}/fd"))
-                _, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-                resource.prlimit(pid, resource.RLIMIT_NOFILE, (hard if free is None else opened + free, hard))
+    @contextmanager
+    def limited(self, what: int, limit: Callable[[int], int]) -> Iterator[None]:
+        """In this block each process may have so much of a resource, by its pid."""
+        before: dict[int, tuple[int, int]] = {}
+        try:
+            for pid in self.children():
+                with suppress(ProcessLookupError, FileNotFoundError):
+                    before[pid] = resource.prlimit(pid, what)
+                    resource.prlimit(pid, what, (limit(pid), before[pid][1]))
+            yield
+        finally:
+            for pid, both in before.items():
+                with suppress(ProcessLookupError):
+                    resource.prlimit(pid, what, both)
 
     def ready(self) -> tuple[int, str]:
         """What `/readyz` says."""
@@ -172,12 +276,14 @@ class Site:
         except OSError as error:
             return 0, repr(error)
 
-    def requests(self) -> list[dict[str, Any]]:
-        """The requests that the operators' port shows."""
-        address = f"http://127.0.0.1:{self.admin_port}/requests.json"
-        with urllib.request.urlopen(address, timeout=15) as answer:
-            found: list[dict[str, Any]] = json.loads(answer.read())["requests"]
-            return found
+    def unfinished(self) -> list[str]:
+        """The metrics, of all processes, that are not 0 though nobody asks for anything."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.admin_port}/metrics", timeout=15) as answer:
+                lines = answer.read().decode().splitlines()
+        except OSError as error:
+            return [repr(error)]
+        return [line for line in lines if line.startswith(IDLE_AT_0) and float(line.split()[-1]) != 0]
 
     # The logs.
 
