@@ -147,7 +147,9 @@ def full_strength(site: Site) -> list[str]:
     if not within(40, lambda: all(site.ready()[0] == 200 for _ in range(5))):
         wrong.append(f"not ready: {site.ready()}")
     if not within(DEADLINE + 15, lambda: not site.unfinished()):
-        wrong.append(f"something is left: {site.unfinished()}")
+        wrong.append(
+            f"something is left: {site.unfinished()}: {site.page('/requests.json')[:3000]}\n{site.page('/threads')}"
+        )
     count = CONNECTIONS * site.processes
     statuses: list[int] = []
 

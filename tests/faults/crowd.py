@@ -15,6 +15,8 @@ from tests.faults.application import ACCOUNTS
 from tests.faults.site import BODY_SIZE
 
 WRITES = ("transfer", "transfer_begun", "transfer_again", "insert")
+# Seconds in which each request has an answer, or is cut; the deadline is over long before.
+PATIENCE = 45
 # How often each kind of request is made.
 KINDS = {
     "transfer": 25,
@@ -97,6 +99,8 @@ class Crowd:
                 self.sent[number] = sent
             try:
                 sent.status = self._ask(number, sent, chance)
+            except TimeoutError:
+                self.wrong.append(f"{kind} {number} had no answer {PATIENCE} s after {time.ctime(sent.began)}")
             except OSError:
                 # Refused or cut: it may have been done or not.
                 time.sleep(0.02)
@@ -113,7 +117,7 @@ class Crowd:
             f"Content-Length: {len(body)}\r\n\r\n"
         ).encode()
         leaves, is_slow = chance.random(), chance.random() < 0.05
-        with socket.create_connection(("127.0.0.1", self._port), timeout=45) as client:
+        with socket.create_connection(("127.0.0.1", self._port), timeout=PATIENCE) as client:
             if is_slow:
                 half = chance.randrange(len(head) + len(body))
                 client.sendall((head + body)[:half])

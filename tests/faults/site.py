@@ -278,12 +278,19 @@ class Site:
 
     def unfinished(self) -> list[str]:
         """The metrics, of all processes, that are not 0 though nobody asks for anything."""
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.admin_port}/metrics", timeout=15) as answer:
-                lines = answer.read().decode().splitlines()
-        except OSError as error:
-            return [repr(error)]
+        lines = self.page("/metrics").splitlines()
+        if not lines:
+            return ["the operators' port does not answer"]
         return [line for line in lines if line.startswith(IDLE_AT_0) and float(line.split()[-1]) != 0]
+
+    def page(self, path: str) -> str:
+        """A page of the operators' port; "" if there is no answer."""
+        with (
+            suppress(OSError),
+            urllib.request.urlopen(f"http://127.0.0.1:{self.admin_port}{path}", timeout=15) as answer,
+        ):
+            return str(answer.read().decode())
+        return ""
 
     # The logs.
 
