@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import signal
 import sys
 import time
 
@@ -32,6 +33,8 @@ def main() -> int:
     parser.add_argument("--only", type=lambda text: text.split(","), default=(), help="faults to choose from, A,B,...")
     parser.add_argument("--rounds", type=int, default=1, help="how many campaigns share the time (default 1)")
     arguments = parser.parse_args()
+    # What was started is ended then, too.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))
     seed = arguments.seed if arguments.seed is not None else random.SystemRandom().randrange(10**6)
     status = 0
     for number in range(arguments.rounds):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -132,7 +133,13 @@ def fork(parameters: dict[str, str]) -> str:
         if how == 1:
             sys.exit(0)
         return "in the child"
-    os.waitpid(child, 0)
+    give_up = time.monotonic() + 5
+    while os.waitpid(child, os.WNOHANG) == (0, 0):
+        if time.monotonic() > give_up:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            raise NotAsItShould("a forked child that has returned does not end")
+        time.sleep(0.01)
     return "forked"
 
 

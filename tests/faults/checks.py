@@ -9,7 +9,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Set
-from pathlib import Path
 
 from tests.faults.crowd import WRITES, Crowd
 from tests.faults.limits import resident
@@ -194,11 +193,9 @@ def leaks(site: Site, at_first: int) -> list[str]:
 def clean_end(site: Site) -> list[str]:
     """Told to stop, it ends with status 0, and the port is free."""
     wrong = []
-    children = site.children()
     site.end()
-    left = [pid for pid in children if Path(f"/proc/{pid}").exists()]
-    if left:
-        wrong.append(f"processes are left: {left}")
+    if not within(2, lambda: not site.left()):
+        wrong.append(f"processes are left: {site.left()}")
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -60,7 +60,8 @@ def crashing_requests(site: Site, chance: random.Random) -> None:
 def forking_requests(site: Site, chance: random.Random) -> None:
     """Children that end in all the ways in which children do, or do not end."""
     for _ in range(chance.randrange(3, 20)):
-        site.ask(f"/fork?id={site.next_number()}")
+        if site.ask(f"/fork?id={site.next_number()}") == 500:
+            site.wrong.append("a request that forks was answered 500")
 
 
 # Those that need several processes.

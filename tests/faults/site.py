@@ -74,6 +74,8 @@ class Site:
         self.is_restarting = False
         # Why there is no disk that can be filled; "" if there is one.
         self.no_disk = ""
+        # The process groups of all frontends.
+        self._groups: list[int] = []
         # Of requests that the faults make.
         self._numbers = itertools.count(8_000_000_000)
 
@@ -97,11 +99,6 @@ class Site:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self.frontend.poll() is None:
-            for pid in (self.frontend.pid, *self.children()):
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            self.frontend.wait()
         self._stack.close()
 
     # The database.
@@ -176,7 +173,11 @@ class Site:
                 env={**os.environ, "FAULTS_POOL": pool, "TMPDIR": str(self.disk)},
                 stdout=output,
                 stderr=subprocess.STDOUT,
+                # A group of its own, in which forks stay too.
+                process_group=0,
             )
+        self._groups.append(self.frontend.pid)
+        self._stack.callback(_kill_group, self.frontend.pid)
 
         def is_settled() -> bool:
             return "Serving on" in self.output()[start:] or self.frontend.poll() is not None
@@ -245,6 +246,17 @@ class Site:
             return [int(pid) for pid in path.read_text().split()]
         return []
 
+    def left(self) -> list[str]:
+        """The processes of the frontend, and of those before it, that have not ended."""
+        found = []
+        for path in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                _, _, rest = (path / "stat").read_text().rpartition(")")
+                state, parent, group, *_ = rest.split()
+                if int(group) in self._groups and state not in "ZX":
+                    found.append(f"{path.name} (of {group}, child of {parent})")
+        return found
+
     def kill_child(self, pid: int) -> None:
         """End a process that serves."""
         self.kills.append(time.time())
@@ -312,3 +324,9 @@ class Site:
                 parts = path.read_text(errors="replace").split("Traceback (most recent call last)")
                 found += [f"{before[-300:].strip()} … {after[:1500]}" for before, after in pairwise(parts)]
         return found
+
+
+def _kill_group(leader: int) -> None:
+    """End whatever is left of a frontend."""
+    with suppress(ProcessLookupError):
+        os.killpg(leader, signal.SIGKILL)
