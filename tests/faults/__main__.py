@@ -8,7 +8,8 @@ import signal
 import sys
 import time
 
-from tests.faults.campaign import Campaign, Outcome
+from tests.faults.campaign import GROUPS, Campaign, Outcome
+from tests.faults.frontend import SUPERVISED
 
 
 def describe(outcome: Outcome) -> str:
@@ -24,13 +25,23 @@ def describe(outcome: Outcome) -> str:
     return "\n".join(lines)
 
 
+def _names(text: str) -> list[str]:
+    """The names of faults; raises ``ArgumentTypeError`` for one that there is not."""
+    names = text.split(",")
+    unknown = set(names) - {fault.__name__ for group in (*GROUPS, SUPERVISED) for fault in group}
+    if unknown:
+        raise argparse.ArgumentTypeError(f"there is no fault {', '.join(unknown)}")
+    return names
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument("--seconds", type=float, default=60, help="how long, in all (default 60)")
     parser.add_argument("--seed", type=int, help="repeat the choices of a run")
     parser.add_argument("--processes", type=int, choices=(1, 2), default=2, help="of the frontend (default 2)")
     parser.add_argument("--transfers", type=int, default=0, help="go on until so many transfers were answered 200")
-    parser.add_argument("--only", type=lambda text: text.split(","), default=(), help="faults to choose from, A,B,...")
+    parser.add_argument("--only", type=_names, default=(), help="the faults to choose from: A,B,...")
+    parser.add_argument("--without", type=_names, default=(), help="faults to leave out: A,B,...")
     parser.add_argument("--rounds", type=int, default=1, help="how many campaigns share the time (default 1)")
     arguments = parser.parse_args()
     # What was started is ended then, too.
@@ -43,6 +54,7 @@ def main() -> int:
             seed + number,
             processes=arguments.processes,
             only=arguments.only,
+            without=arguments.without,
             report=lambda line: print(line, flush=True),
         )
         started = time.monotonic()

@@ -45,18 +45,28 @@ class Campaign:
     """One run: ``Campaign(seed, processes=2).run(seconds=60)``. The same seed makes the same choices.
 
     :param only: the names of the faults to choose from; all if there are none.
+    :param without: the names of faults to leave out.
     :param report: called with a line of progress every few seconds.
     """
 
     def __init__(
-        self, seed: int, *, processes: int = 2, only: Sequence[str] = (), report: Callable[[str], None] = print
+        self,
+        seed: int,
+        *,
+        processes: int = 2,
+        only: Sequence[str] = (),
+        without: Sequence[str] = (),
+        report: Callable[[str], None] = print,
     ) -> None:
         self._chance = random.Random(seed)
         self._processes = processes
         self._report = report
         self.outcome = Outcome(seed)
         groups = [*GROUPS[:-1], (*GROUPS[-1], *(frontend.SUPERVISED if processes > 1 else ()))]
-        self._groups = [[fault for fault in group if not only or fault.__name__ in only] for group in groups]
+        self._groups = [
+            [fault for fault in group if (not only or fault.__name__ in only) and fault.__name__ not in without]
+            for group in groups
+        ]
         # By the number of the group.
         self._active: dict[int, Fault] = {}
         self._lock = threading.Lock()
