@@ -18,6 +18,7 @@ import traceback
 import weakref
 from asyncio import AbstractEventLoop
 from collections.abc import Iterable, Iterator
+from concurrent.futures import thread as futures_thread
 from typing import Any, NoReturn, Protocol
 
 from threadbridge.current import leave_request
@@ -106,6 +107,8 @@ def _become_copy() -> None:
         # Servers may be forked before they serve, as with `tornado.process.fork_processes`.
         return
     leave_request()
+    # At the copy's end the interpreter would wait for the executors' threads, one of which is its only thread.
+    getattr(futures_thread, "_threads_queues", {}).clear()
     for copied in (*_serving, *_others):
         copied.become_copy()
     descriptors = {listener.fileno() for listener in list(_listeners)}

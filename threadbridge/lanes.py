@@ -70,8 +70,8 @@ class Lane:
         self.deadline = deadline
         # Paths are bytes as latin-1, as PATH_INFO has them.
         self._matches = re.compile(fnmatch.translate(pattern.encode().decode("latin-1"))).match
-        self._threads = WorkerThreads(f"threadbridge-{name}", self._work)
         self._lock = threading.Lock()
+        self._threads = WorkerThreads(f"threadbridge-{name}", threads, self._work, self._lock)
         self._waiting: FairQueue[Job] = FairQueue()
         self._running: set[Job] = set()
         # Those running jobs that do not count: for each another may run, in a spare thread if need be.

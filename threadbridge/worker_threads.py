@@ -1,17 +1,13 @@
-"""Threads started when there is work, and kept for more; one that cannot be started is asked for again later."""
+"""The executors that lend threads to lanes and tasks; where no thread can be started, it is asked for again later."""
 
 from __future__ import annotations
 
-import atexit
 import logging
-import os
-import queue
 import threading
 import time
-import weakref
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any
 
 from threadbridge.repeated_log import RepeatedLog
@@ -20,91 +16,93 @@ logger = logging.getLogger("threadbridge")
 
 _not_started = RepeatedLog(logger)
 
-# As Python's executors do it: what applications start in these threads must not become daemons, as it would if they
-# were. Then the interpreter waits for them before it calls what `atexit` has.
-_register: Callable[[Callable[[], None]], object] = getattr(threading, "_register_atexit", atexit.register)
-_DAEMON = _register is atexit.register
+
+class _Call:
+    """A call of a thread. ``is_void``, guarded by the owner's lock: no thread could be started for it."""
+
+    is_void = False
 
 
 class WorkerThreads:
-    """Threads that each run ``work()`` once for each call. Not locked: the owner's lock is held for `call`,
-    `release` and `close`.
+    """A `ThreadPoolExecutor`, and another with spare threads, whose threads each run ``work()`` once for each call.
 
     :param name: stands in front of the threads' numbers in their names.
-    :param work: what a called thread does. Its last step, under the owner's lock, is `release`.
+    :param threads: how many there are at most, and as many spare ones, which are called when all others are at work.
+    :param work: what a called thread does. Its last step, under the lock, is `release`.
+    :param lock: the owner's; it is held for `call` and `release`, and guards all that is here.
     """
 
-    def __init__(self, name: str, work: Callable[[], None]) -> None:
+    def __init__(self, name: str, threads: int, work: Callable[[], None], lock: threading.Lock) -> None:
         self._name = name
+        self._limit = threads
         self._work = work
-        # One item for each idle thread that is called: whether to work, or else to end.
-        self._calls: queue.SimpleQueue[bool] = queue.SimpleQueue()
-        self._idle = 0
-        self._started = 0
-        self._is_closed = False
-        self._threads: set[threading.Thread] = set()
+        self._lock = lock
+        self._threads: set[int] = set()
+        self._spare_threads: set[int] = set()
+        self._executor = ThreadPoolExecutor(
+            threads, thread_name_prefix=name, initializer=self._has_started, initargs=(self._threads,)
+        )
+        self._spares = ThreadPoolExecutor(
+            threads, thread_name_prefix=f"{name}-spare", initializer=self._has_started, initargs=(self._spare_threads,)
+        )
+        # How many of the executor's threads have been called and have not been released.
+        self._at_work = 0
         # When a thread last could not be started, by `time.monotonic`, if none has been since; or else 0.0.
         self.failed_at = 0.0
-        _all.add(self)
 
     @property
     def count(self) -> int:
         """How many there are, idle ones included."""
-        return len(self._threads)
+        return len(self._threads) + len(self._spare_threads)
+
+    def _has_started(self, threads: set[int]) -> None:
+        with self._lock:
+            threads.add(threading.get_ident())
+            if self.failed_at:
+                logger.warning("threads %s can be started again", self._name)
+                self.failed_at = 0.0
 
     def call(self) -> bool:
         """Have an idle thread, or a new one, work; whether there is one. Logs it when none can be started."""
-        if self._idle:
-            self._idle -= 1
-            self._calls.put(True)
-            return True
-        # Not those of ThreadPoolExecutor: after a failed start it keeps the task, and nothing takes it.
-        thread = threading.Thread(target=self._run, name=f"{self._name}_{self._started}", daemon=_DAEMON)
+        is_spare = self._at_work >= self._limit
+        call = _Call()
         try:
-            thread.start()
+            (self._spares if is_spare else self._executor).submit(self._run, call)
         except (RuntimeError, MemoryError) as error:
+            # The executor keeps the call nevertheless, for the next thread that has nothing else to do.
+            call.is_void = True
             self.failed_at = time.monotonic()
             _not_started.log(
                 logging.ERROR,
                 "no thread %s can be started besides %d others: %s. Trying again several times a second while there is "
                 "work. Look at the limits of processes and threads (LimitNPROC=, TasksMax=, ulimit -u) and at memory",
                 self._name,
-                len(self._threads),
+                self.count,
                 error,
             )
             return False
-        if self.failed_at:
-            logger.warning("threads %s can be started again", self._name)
-            self.failed_at = 0.0
-        self._started += 1
-        self._threads.add(thread)
+        self._at_work += not is_spare
         return True
+
+    def _run(self, call: _Call) -> None:
+        with self._lock:
+            if call.is_void:
+                return
+        self._work()
 
     def release(self) -> None:
         """The calling thread's work is done: it waits for the next call."""
-        if self._is_closed:
-            self._calls.put(False)
-        else:
-            self._idle += 1
+        self._at_work -= threading.get_ident() not in self._spare_threads
 
     def close(self) -> None:
         """Let the threads end as soon as they are idle."""
-        self._is_closed = True
-        self._idle = 0
-        # Also for those at work: at the interpreter's end no lock is held, and one may just have been released.
-        for _ in range(len(self._threads)):
-            self._calls.put(False)
+        self._executor.shutdown(wait=False)
+        self._spares.shutdown(wait=False)
 
     def join(self) -> None:
-        """Wait until all have ended, after `close`."""
-        for thread in list(self._threads):
-            thread.join()
-
-    def _run(self) -> None:
-        self._work()
-        while self._calls.get():
-            self._work()
-        self._threads.discard(threading.current_thread())
+        """Wait until all have ended, after `close`. Not under the lock."""
+        self._executor.shutdown(wait=True)
+        self._spares.shutdown(wait=True)
 
 
 class TaskThreads(Executor):
@@ -113,7 +111,7 @@ class TaskThreads(Executor):
     :param threads: how many run at once.
     :param name: stands in the threads' names.
 
-    Unlike with `concurrent.futures.ThreadPoolExecutor` it is known what becomes of a task for which no thread can be
+    Unlike with a `ThreadPoolExecutor` alone it is known what becomes of a task for which no thread can be
     started: `submit` refuses it, `keep` keeps it until `retry`.
     """
 
@@ -121,8 +119,9 @@ class TaskThreads(Executor):
         self._limit = threads
         self._tasks: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._at_work = 0
+        self._is_closed = False
         self._lock = threading.Lock()
-        self._threads = WorkerThreads(name, self._work)
+        self._threads = WorkerThreads(name, threads, self._work, self._lock)
 
     def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """See `concurrent.futures.Executor`. Any thread. Raises ``RuntimeError`` when there is no thread for it."""
@@ -148,7 +147,7 @@ class TaskThreads(Executor):
             return bool(self._tasks) and not self._at_work
 
     def _call_thread(self) -> None:
-        if self._at_work < self._limit and self._threads.call():
+        if not self._is_closed and self._at_work < self._limit and self._threads.call():
             self._at_work += 1
 
     def _work(self) -> None:
@@ -174,22 +173,7 @@ class TaskThreads(Executor):
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """See `concurrent.futures.Executor`; what has been submitted is still done."""
         with self._lock:
-            self._threads.close()
+            self._is_closed = True
+        self._threads.close()
         if wait:
             self._threads.join()
-
-
-_all: weakref.WeakSet[WorkerThreads] = weakref.WeakSet()
-_pid = os.getpid()
-
-
-def _end_all() -> None:
-    """Let what runs end before the interpreter does, as it does with Python's executors."""
-    # A forked child has only copies of them.
-    if os.getpid() == _pid:
-        for threads in list(_all):
-            threads.close()
-            threads.join()
-
-
-_register(_end_all)
