@@ -248,6 +248,7 @@ def test_a_stuck_thread_that_has_changed_data_is_reported_so_and_its_end_is_told
     monkeypatch.setattr("threadbridge.watch.STUCK_AFTER", 0.2)
     with serving(payments, deadline=0.2) as server:
         assert server.exchange(POST).startswith(b"HTTP/1.1 504 ")
-        wait_until(lambda: "its thread is stuck: POST /pay, changes=open; another" in caplog.text, "it is reported")
+        wait_until(lambda: "its thread is stuck: POST /pay, changes=open;" in caplog.text, "it is reported")
         payments.go_on.set()
         wait_until(lambda: len(told(caplog)) == 1, "the end is told")
+    assert told(caplog)[0].endswith("changes=rolled back")

@@ -35,6 +35,7 @@ from threadbridge.worker_threads import TaskThreads
 from threadbridge.wsgi import call_application
 
 if TYPE_CHECKING:
+    from threadbridge.idempotency import Idempotency
     from threadbridge.pool import PoolGuard
 
 logger = logging.getLogger("threadbridge")
@@ -44,6 +45,9 @@ SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 SPOOL_SIZE = 8 * 1024**3
 # Seconds beyond the longest deadline that a statement may take by default: first the bridge tries to stop it.
 STATEMENT_MARGIN = 30.0
+# For how many seconds the outcomes of requests with an `Idempotency-Key` are kept, and the bytes that they may take.
+IDEMPOTENCY_AGE = 24 * 3600.0
+IDEMPOTENCY_SIZE = 256 * 1024**2
 # Seconds after which a thread that has not come back, though its request has ended, is no longer expected to.
 LATE_AFTER = 2.0
 
@@ -95,6 +99,11 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
     :param slow_log: seconds, waiting included, or seconds in the database, from which on a request is logged with its
         statements, at the level WARNING of the logger ``threadbridge.slow``; 0 for never. Default 1.
     :param slow_log_parameters: show there the strings and numbers in the text of statements. Default False.
+    :param idempotent_paths: patterns, as those of lanes, of the paths on which a POST or PATCH that repeats the
+        ``Idempotency-Key`` of an earlier one is not run again, but answered with its outcome. Default: none.
+    :param idempotency_store: the SQLite file that keeps these outcomes, for all processes of the host.
+    :param idempotency_age: seconds for which an outcome is kept. Default: 24 hours.
+    :param idempotency_size: bytes that all outcomes may take. Default 256 MiB.
 
     Raises ``ValueError`` when ``pool``, ``threads``, ``lanes``, ``client_address`` or ``trusted_proxies`` cannot be
     used as given. Loop side, as are all methods but `run`.
@@ -123,6 +132,10 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         access_log: bool = True,
         slow_log: float = 1.0,
         slow_log_parameters: bool = False,
+        idempotent_paths: Sequence[str] = (),
+        idempotency_store: str | None = None,
+        idempotency_age: float = IDEMPOTENCY_AGE,
+        idempotency_size: int = IDEMPOTENCY_SIZE,
     ) -> None:
         if rerun not in ("safe", "never"):
             raise ValueError(f"rerun={rerun!r}; give 'safe' or 'never'")
@@ -148,6 +161,16 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
                 statement_limit=statement_limit,
             )
         self.application = application
+        self._idempotency: Idempotency | None = None
+        if bool(idempotent_paths) != bool(idempotency_store):
+            raise ValueError("idempotent_paths and idempotency_store: give both, or neither")
+        if idempotent_paths and idempotency_store:
+            # Not above: few applications need it.
+            from threadbridge.idempotency import Idempotency
+            from threadbridge.idempotency_store import IdempotencyStore
+
+            store = IdempotencyStore(idempotency_store, age=idempotency_age, size=idempotency_size)
+            self.application = self._idempotency = Idempotency(application, store, idempotent_paths)
         self.lanes = self._choice.all
         self.exchanges: set[Exchange] = set()
         self.telemetry = Telemetry(slow_log)
@@ -339,6 +362,8 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         """Wait until all threads have ended, after `close`. Any thread but the loop's."""
         for lane in self.lanes:
             lane.join()
+        if self._idempotency is not None:
+            self._idempotency.close()
 
 
 def _give_up_connections(guard: PoolGuard, running: RunningRequest) -> None:

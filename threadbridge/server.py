@@ -95,6 +95,10 @@ class Service:
             access_log=settings["access_log"],
             slow_log=settings["slow_log"],
             slow_log_parameters=settings["slow_log_parameters"],
+            idempotent_paths=settings["idempotent_paths"],
+            idempotency_store=settings["idempotency_store"],
+            idempotency_age=settings["idempotency_age"],
+            idempotency_size=settings["idempotency_size"],
         )
         self._loop_factory = loop_factory(settings["loop"])
         self._limits = Limits(

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypedDict, cast, get_type_hints
 
 from tornado.httputil import HTTPHeaders
 
-from threadbridge.bridge import SPOOL_SIZE
+from threadbridge.bridge import IDEMPOTENCY_AGE, IDEMPOTENCY_SIZE, SPOOL_SIZE
 from threadbridge.forwarded import Source
 from threadbridge.http1 import Limits
 from threadbridge.lanes import Lane
@@ -311,6 +311,37 @@ class Settings(TypedDict, total=False):
             "in place of each. Values that the application gives to the driver apart from the text are in no log.",
         ),
     ]
+    idempotent_paths: Annotated[
+        Sequence[str],
+        Setting(
+            (),
+            SEVERAL,
+            "Paths on which a POST or PATCH that repeats the Idempotency-Key of an earlier one is not run again, but "
+            "answered with the outcome of the first, see operating.md; * and ? as in lanes. Needs idempotency_store.",
+            option="idempotent_path",
+        ),
+    ]
+    idempotency_store: Annotated[
+        str | None,
+        Setting(
+            None,
+            PATH,
+            "The SQLite file, on a local disk, that keeps these outcomes; all processes of this host that serve the "
+            "application must have the same. It is made when it is missing.",
+        ),
+    ]
+    idempotency_age: Annotated[
+        float, Setting(IDEMPOTENCY_AGE, seconds(), "How long an outcome is kept, after which its key is a new one.")
+    ]
+    idempotency_size: Annotated[
+        int,
+        Setting(
+            IDEMPOTENCY_SIZE,
+            size(64 * 1024),
+            "How many bytes all outcomes may take; each takes 1k besides its answer. Beyond that the oldest answers "
+            "go; when there is no room for another key, requests that bring one are answered 503.",
+        ),
+    ]
     admin_port: Annotated[
         int | None,
         Setting(
@@ -556,6 +587,8 @@ def _read_file(path: str) -> Iterator[tuple[str, Sequence[str]]]:
 def _check_combinations(values: Mapping[str, object], origins: Mapping[str, str]) -> None:
     if values["keyfile"] and not values["certfile"]:
         raise SettingError("keyfile without certfile: give the certificate too, or leave the key out")
+    if bool(values["idempotent_paths"]) != bool(values["idempotency_store"]):
+        raise SettingError("idempotent_paths and idempotency_store: give both, or neither")
     for name in ("address", "port", "reuse_port"):
         if values["unix_socket"] and origins.get(name, "default") == origins["unix_socket"] != "default":
             raise SettingError(f"unix_socket and {name}: give one of them, a Unix socket has no {name}")

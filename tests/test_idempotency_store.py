@@ -1,0 +1,301 @@
+"""The store of outcomes: its bounds, what becomes of requests while it fails, and the processes that share it."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.idempotent import Application, detail, is_replayed, post, serve
+from tests.inprocess import BridgeThread, wait_until
+from tests.processes import Frontend
+from threadbridge import Bridge, idempotency_store
+from threadbridge.idempotency_store import Answer, IdempotencyStore, StoreError, owner_of
+
+
+@pytest.fixture
+def application() -> Application:
+    return Application()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "outcomes.sqlite"
+
+
+@pytest.fixture
+def serving(application: Application, path: Path) -> Callable[..., BridgeThread]:
+    """Makes servers of the application that have one store."""
+    return lambda **parameters: serve(application, path, **parameters)
+
+
+@contextmanager
+def opened(path: Path, *, age: float = 60, size: int = 1024**2) -> Iterator[IdempotencyStore]:
+    store = IdempotencyStore(str(path), age=age, size=size)
+    yield store
+    store.close()
+
+
+def rows(path: Path, sql: str, *values: object) -> list[tuple[Any, ...]]:
+    with closing(sqlite3.connect(path)) as connection, connection:
+        return connection.execute(sql, values).fetchall()
+
+
+def test_what_is_kept_is_bounded_and_no_key_is_lost(path: Path) -> None:
+    """The oldest answers go first; when keys alone fill it, new ones are refused, and old ones are still known."""
+    answer = Answer("200 OK", [("A", "b")], b"x" * 10_000)
+    with opened(path, size=100 * 1024) as store:
+        for number in range(50):
+            assert store.begin(b"%d" % number, b"f", "id") is None
+            store.end(b"%d" % number, answer)
+            [(total, counted)] = rows(path, "SELECT (SELECT bytes FROM total), (SELECT SUM(size) FROM outcomes)")
+            assert total == counted <= 100 * 1024
+        newest, oldest = store.begin(b"49", b"f", "id"), store.begin(b"0", b"f", "id")
+        assert newest is not None and newest.answer == answer
+        assert oldest is not None and oldest.answer is None and "dropped" in oldest.note
+        number = 50
+        with pytest.raises(StoreError, match="full of keys"):
+            for number in range(50, 1000):
+                assert store.begin(b"%d" % number, b"f", "id") is None
+                store.end(b"%d" % number, answer)
+        assert 90 <= number <= 100
+        assert store.begin(b"1", b"f", "id") is not None
+        # It is over when they expire.
+        rows(path, "UPDATE outcomes SET expires = 0")
+        assert store.begin(b"next", b"f", "id") is None
+
+
+def test_what_runs_does_not_expire(path: Path) -> None:
+    with opened(path) as store:
+        assert store.begin(b"k", b"f", "id") is None
+        rows(path, "UPDATE outcomes SET expires = 0")
+        assert store.begin(b"other", b"f", "id") is None
+        known = store.begin(b"k", b"f", "id")
+        assert known is not None and known.state == "running"
+
+
+def test_the_owner_is_a_process_and_not_its_number(path: Path) -> None:
+    with subprocess.Popen(["sleep", "60"]) as other:
+        with opened(path) as store:
+            store.begin(b"k", b"f", "id")
+            owner = owner_of(other.pid)
+            rows(path, "UPDATE outcomes SET owner = ?", owner)
+            known = store.begin(b"k", b"f", "id")
+            assert known is not None and known.state == "running"
+            rows(path, "UPDATE outcomes SET owner = ?", f"{owner}0")
+            known = store.begin(b"k", b"f", "id")
+            assert known is not None and known.state == "lost"
+        other.kill()
+
+
+def store_lines(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [each.getMessage() for each in caplog.records if "idempotency store" in each.getMessage()]
+
+
+def test_a_locked_store_runs_nothing_until_it_is_free(
+    application: Application,
+    serving: Callable[..., BridgeThread],
+    path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(idempotency_store, "BUSY_TIMEOUT", 0.1)
+    with serving() as server:
+        assert post(server, key="first")[0].status == 201
+        other = sqlite3.connect(path, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        for _ in range(3):
+            response, body = post(server)
+            assert response.status == 503 and "The request was not run" in detail(body)
+            assert response.headers["Retry-After"] == "5"
+        assert server.request()[0].status == 201, "other requests are served"
+        other.close()
+        assert post(server)[0].status == 201
+    assert application.runs == 3
+    first, last = store_lines(caplog)
+    assert "cannot be used: database is locked" in first and "can be used again" in last
+
+
+def test_an_outcome_that_cannot_be_stored_is_never_run_again(
+    application: Application,
+    serving: Callable[..., BridgeThread],
+    path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(idempotency_store, "BUSY_TIMEOUT", 0.1)
+    with serving() as server:
+        post(server, key="first")
+        answers: list[int] = []
+        thread = threading.Thread(target=lambda: answers.append(post(server, path="/pay/waits")[0].status))
+        thread.start()
+        assert application.entered.acquire(timeout=10)
+        other = sqlite3.connect(path, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        application.go_on.set()
+        thread.join()
+        assert answers == [201], "the client that is there gets its answer"
+        other.close()
+        response, body = post(server, path="/pay/waits")
+        assert response.status == 409 and "could not be stored" in detail(body)
+        assert "Retry-After" not in response.headers
+    assert application.runs == 2
+
+
+def test_a_broken_store_is_over_when_it_is_moved_away(
+    application: Application, serving: Callable[..., BridgeThread], path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path.write_bytes(b"no database" * 1000)
+    with serving() as server:
+        assert post(server)[0].status == 503 and application.runs == 0
+        path.rename(path.with_suffix(".broken"))
+        assert post(server)[0].status == 201 and is_replayed(post(server)[0])
+        # The same while it is open, with what is beside it.
+        path.unlink()
+        assert post(server)[0].status == 201
+    assert application.runs == 2
+    assert "file is not a database" in store_lines(caplog)[0]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount a small disk")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "none", disk], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"no small disk: {mounted.stderr}")
+    yield disk
+    subprocess.run(["umount", "-l", disk], check=True)
+
+
+def test_a_full_disk_runs_nothing_until_there_is_room(
+    application: Application,
+    small_disk: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with serve(application, small_disk / "outcomes.sqlite") as server:
+        assert post(server, key="first")[0].status == 201
+        statuses: list[int] = []
+        with open(small_disk / "filler", "wb", buffering=0) as filler:
+            # The file has some room left, and gives some back when it is closed.
+            while statuses[-3:] != [503] * 3:
+                with contextlib.suppress(OSError):
+                    while True:
+                        filler.write(bytes(4096))
+                statuses.append(post(server, key=f"k{len(statuses)}")[0].status)
+                assert len(statuses) < 500
+        assert application.runs == 1 + statuses.count(201)
+        (small_disk / "filler").unlink()
+        refused = f"k{len(statuses) - 1}"
+        assert post(server, key=refused)[0].status == 201
+        assert is_replayed(post(server, key=refused)[0])
+        assert is_replayed(post(server, key="first")[0])
+    assert "full" in store_lines(caplog)[0] and "can be used again" in store_lines(caplog)[-1]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "complaint"),
+    [
+        ({"idempotent_paths": ["/pay"]}, "give both"),
+        ({"idempotency_store": "/tmp/a"}, "give both"),
+        ({"idempotent_paths": ["pay"], "idempotency_store": "a"}, "matches no path"),
+        ({"idempotent_paths": ["/pay"], "idempotency_store": "/nowhere/a"}, "expected a file in a directory"),
+    ],
+)
+def test_settings_that_cannot_be_used_are_refused(parameters: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        Bridge(Application(), threads=1, **parameters)
+
+
+# Real processes.
+
+PAYING = """
+import os, time
+
+def app(environ, start_response):
+    flag = environ["QUERY_STRING"]
+    with open("runs", "a") as runs:
+        runs.write("run\\n")
+    if flag:
+        open(flag + ".entered", "w").close()
+        while not os.path.exists(flag):
+            time.sleep(0.01)
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [str(os.getpid()).encode()]
+"""
+
+
+@pytest.fixture
+def paying(tmp_path: Path) -> Callable[[], Frontend]:
+    (tmp_path / "paying.py").write_text(PAYING)
+    options = ("--threads=4", "--idempotent_path=/pay*", "--idempotency_store=outcomes.sqlite")
+    return lambda: Frontend(("-m", "threadbridge", "paying:app", "--port={port}", *options), cwd=tmp_path)
+
+
+def ask(server: Frontend, key: str, flag: str = "") -> tuple[int, bytes, http.client.HTTPMessage]:
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
+    with closing(connection):
+        # Through a proxy, all would come under one name.
+        connection.request("POST", f"/pay?{flag}", body=b"1", headers={"Idempotency-Key": key, "Host": "site"})
+        response = connection.getresponse()
+        return response.status, response.read(), response.headers
+
+
+def test_after_a_crash_in_the_middle_nothing_is_run_again(paying: Callable[[], Frontend], tmp_path: Path) -> None:
+    with paying() as server:
+        assert ask(server, "before")[0] == 200
+        with socket.create_connection(("127.0.0.1", server.port), timeout=20) as client:
+            client.sendall(
+                b"POST /pay?never HTTP/1.1\r\nHost: site\r\nContent-Length: 1\r\nIdempotency-Key: crashed\r\n\r\n1"
+            )
+            wait_until(lambda: (tmp_path / "never.entered").exists(), "it runs")
+            server.stop(signal.SIGKILL)
+    with paying() as server:
+        status, body, headers = ask(server, "crashed", "never")
+        assert status == 409 and "Retry-After" not in headers
+        assert "its process ended before it had answered" in detail(body)
+        assert ask(server, "before")[2]["Idempotency-Replayed"] == "true"
+        assert (tmp_path / "runs").read_text() == "run\n" * 2
+        assert ask(server, "after")[0] == 200
+
+
+def test_processes_share_what_they_know(paying: Callable[[], Frontend], tmp_path: Path) -> None:
+    with paying() as one, paying() as other:
+        results: list[tuple[int, bytes, http.client.HTTPMessage]] = []
+        barrier = threading.Barrier(16)
+
+        def client(server: Frontend, number: int) -> None:
+            barrier.wait(10)
+            results.append(ask(server, f"shared-{number}"))
+
+        clients = [threading.Thread(target=client, args=([one, other][n % 2], n // 4)) for n in range(16)]
+        for each in clients:
+            each.start()
+        for each in clients:
+            each.join()
+        assert {status for status, _, _ in results} <= {200, 409}
+        assert (tmp_path / "runs").read_text() == "run\n" * 4
+        for number in range(4):
+            answers = [ask(server, f"shared-{number}") for server in (one, other)]
+            assert [status for status, _, _ in answers] == [200, 200] and answers[0][1] == answers[1][1]
+        # What runs in one is known in the other, with the process that runs it.
+        thread = threading.Thread(target=ask, args=(one, "slow", "flag"))
+        thread.start()
+        wait_until(lambda: (tmp_path / "flag.entered").exists(), "it runs")
+        status, _, headers = ask(other, "slow", "flag")
+        assert (status, headers["Retry-After"]) == (409, "1")
+        (tmp_path / "flag").touch()
+        thread.join()
+        assert ask(other, "slow", "flag")[:2] == (200, str(one.process.pid).encode())

@@ -1,0 +1,337 @@
+"""The store of outcomes for requests with an ``Idempotency-Key``: one SQLite file for all processes of a host."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from threadbridge.repeated_log import RepeatedLog
+
+logger = logging.getLogger("threadbridge")
+
+# Seconds that a thread waits for others that use the store; a transaction takes milliseconds.
+BUSY_TIMEOUT = 5.0
+# Bytes that an entry counts besides its answer: about what it takes with its indexes.
+ENTRY_SIZE = 1024
+# How many expired entries are removed at a time, so that no request pays for thousands.
+SWEEP = 50
+VERSION = 1
+
+_SCHEMA = """
+CREATE TABLE outcomes (
+    key BLOB PRIMARY KEY,
+    fingerprint BLOB NOT NULL,
+    owner TEXT NOT NULL,
+    expires REAL NOT NULL,
+    status TEXT,
+    headers TEXT,
+    body BLOB,
+    request_id TEXT NOT NULL,
+    note TEXT NOT NULL,
+    size INTEGER NOT NULL
+);
+CREATE INDEX outcomes_by_expiry ON outcomes (expires);
+CREATE INDEX outcomes_with_answers ON outcomes (expires) WHERE status IS NOT NULL;
+CREATE TABLE total (bytes INTEGER NOT NULL);
+INSERT INTO total VALUES (0);
+CREATE TRIGGER added AFTER INSERT ON outcomes BEGIN UPDATE total SET bytes = bytes + NEW.size; END;
+CREATE TRIGGER changed AFTER UPDATE OF size ON outcomes BEGIN
+    UPDATE total SET bytes = bytes + NEW.size - OLD.size;
+END;
+CREATE TRIGGER removed AFTER DELETE ON outcomes BEGIN UPDATE total SET bytes = bytes - OLD.size; END;
+"""
+
+_NOT_STORED = "its answer could not be stored"
+
+Headers: TypeAlias = Sequence[tuple[str, str]]
+
+
+class StoreError(Exception):
+    """The store cannot be used at present; the message says why."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the application answered: WSGI's status line and headers, and the whole body."""
+
+    status: str
+    headers: Headers
+    body: bytes
+
+
+@dataclass(frozen=True)
+class Known:
+    """What the store has under a key.
+
+    :param state: ``running`` in a process that lives; ``lost`` with one that has died; ``ended``.
+    :param answer: of one that has ended, unless it was not kept.
+    :param note: why it was not.
+    :param request_id: the name of the request in the logs.
+    """
+
+    fingerprint: bytes
+    state: Literal["running", "lost", "ended"]
+    answer: Answer | None
+    note: str
+    request_id: str
+
+
+class IdempotencyStore:
+    """Remembers which keyed requests have begun and what was answered, across processes and restarts. Worker side.
+
+    :param path: the SQLite file; it is made when it is missing, readable by its user only. Its directory must be on a
+        local disk.
+    :param age: seconds for which an outcome is kept.
+    :param size: bytes that all outcomes may take. Beyond it the oldest answers go, but not their keys; when the keys
+        alone are too many, new ones are refused.
+
+    Each transaction is on the disk (fsync) before the method returns. One connection for the process, which a lock
+    guards; nothing is opened before the first use, or in a process that was forked. Raises ``ValueError`` when the file
+    cannot be there.
+    """
+
+    def __init__(self, path: str, *, age: float, size: int) -> None:
+        directory = os.path.dirname(path) or "."
+        if os.path.isdir(path) or not os.access(directory, os.W_OK | os.X_OK):
+            raise ValueError(f"idempotency_store={path}: expected a file in a directory in which this user may write")
+        self._path = os.path.abspath(path)
+        self._age = age
+        self._size = size
+        self._lock = threading.Lock()
+        self._connection: sqlite3.Connection | None = None
+        # Of the open file: its device and number, and the process that has opened it.
+        self._opened: tuple[int, int, int] | None = None
+        # Endings that could not be written. Without them a key would count as running for as long as this process.
+        self._unwritten: dict[bytes, str] = {}
+        self._failures = RepeatedLog(logger)
+        self._recoveries = RepeatedLog(logger)
+        self._has_failed = False
+
+    def begin(self, key: bytes, fingerprint: bytes, request_id: str) -> Known | None:
+        """Note that a request begins, or give what is known of an earlier one with this key.
+
+        None: there was none, and this one is noted, durably. Raises `StoreError`; then nothing is noted.
+        """
+        now = time.time()
+        with self._transaction() as connection:
+            late = list(self._unwritten.items())
+            for unwritten, note in late:
+                self._end(connection, unwritten, None, note)
+            found = connection.execute(
+                "SELECT fingerprint, owner, expires, status, headers, body, note, request_id FROM outcomes "
+                "WHERE key = ?",
+                (key,),
+            ).fetchone()
+            is_running = found is not None and _lives(found[1])
+            if found is not None and (found[2] > now or is_running):
+                known_as, owner, _, status, headers, body, note, first_id = found
+                answer = None if status is None else Answer(status, [tuple(each) for each in json.loads(headers)], body)
+                state: Literal["running", "lost", "ended"] = "running" if is_running else "lost" if owner else "ended"
+                known = Known(known_as, state, answer, note, first_id)
+            else:
+                known = None
+                connection.execute("DELETE FROM outcomes WHERE key = ?", (key,))
+                self._make_room(connection, now)
+                owner = owner_of(os.getpid()) or f"{os.getpid()} -"
+                connection.execute(
+                    "INSERT INTO outcomes VALUES (?, ?, ?, ?, NULL, NULL, NULL, ?, '', ?)",
+                    (key, fingerprint, owner, now + self._age, request_id, ENTRY_SIZE),
+                )
+        for unwritten, _ in late:
+            self._unwritten.pop(unwritten, None)
+        if self._has_failed:
+            self._has_failed = False
+            self._recoveries.log(logging.WARNING, "the idempotency store %s can be used again", self._path)
+        return known
+
+    def end(self, key: bytes, answer: Answer | None, note: str = "") -> None:
+        """Note how the request with this key has ended. Never raises: what cannot be written is logged.
+
+        :param answer: None if there is none to be repeated; ``note`` says why.
+        """
+        try:
+            with self._transaction() as connection:
+                self._end(connection, key, answer, note)
+        except StoreError:
+            # It is written with the next request that begins; the answer itself is not kept in memory for so long.
+            self._unwritten[key] = _NOT_STORED
+
+    def forget(self, key: bytes) -> None:
+        """Let the request with this key be run again. Never raises."""
+        try:
+            with self._transaction() as connection:
+                connection.execute("DELETE FROM outcomes WHERE key = ?", (key,))
+        except StoreError:
+            self._unwritten[key] = _NOT_STORED
+
+    def _end(self, connection: sqlite3.Connection, key: bytes, answer: Answer | None, note: str) -> None:
+        status, headers, body = None, None, None
+        size = ENTRY_SIZE
+        if answer is not None:
+            status, headers, body = answer.status, json.dumps(list(answer.headers)), answer.body
+            size += len(headers) + len(body)
+        connection.execute(
+            "UPDATE outcomes SET owner = '', expires = ?, status = ?, headers = ?, body = ?, note = ?, size = ? "
+            "WHERE key = ?",
+            (time.time() + self._age, status, headers, body, note, size, key),
+        )
+        self._drop_answers(connection)
+
+    def _make_room(self, connection: sqlite3.Connection, now: float) -> None:
+        """Remove what has expired; raises `StoreError` when there is no room for another entry."""
+        is_swept = not self._sweep(connection, now)
+        self._drop_answers(connection, ENTRY_SIZE)
+        while self._total(connection) + ENTRY_SIZE > self._size:
+            if is_swept:
+                raise StoreError(f"its {self._size} bytes are full of keys that have not expired")
+            is_swept = not self._sweep(connection, now)
+
+    def _sweep(self, connection: sqlite3.Connection, now: float) -> bool:
+        """Remove some of what has expired; whether there was anything."""
+        expired = connection.execute(
+            "SELECT key, owner FROM outcomes WHERE expires <= ? ORDER BY expires LIMIT ?", (now, SWEEP)
+        ).fetchall()
+        for key, owner in expired:
+            if _lives(owner):
+                # It runs still: to forget it would be to let it run twice.
+                connection.execute("UPDATE outcomes SET expires = ? WHERE key = ?", (now + self._age, key))
+            else:
+                connection.execute("DELETE FROM outcomes WHERE key = ?", (key,))
+        return bool(expired)
+
+    def _drop_answers(self, connection: sqlite3.Connection, room: int = 0) -> None:
+        """Forget the oldest answers until there is room, but not that their requests have run."""
+        while self._total(connection) + room > self._size:
+            dropped = connection.execute(
+                "UPDATE outcomes SET status = NULL, headers = NULL, body = NULL, size = ?, "
+                "note = 'its answer was dropped to make room for later ones' WHERE key IN "
+                "(SELECT key FROM outcomes WHERE status IS NOT NULL ORDER BY expires LIMIT ?)",
+                (ENTRY_SIZE, 10),
+            )
+            if dropped.rowcount == 0:
+                return
+
+    @staticmethod
+    def _total(connection: sqlite3.Connection) -> int:
+        (total,) = connection.execute("SELECT bytes FROM total").fetchone()
+        return int(total)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """A transaction that nobody else writes beside, committed at the end of the block. Raises `StoreError`."""
+        if not self._lock.acquire(timeout=BUSY_TIMEOUT):
+            raise self._failed(StoreError(f"other threads of this process have used it for {BUSY_TIMEOUT:g} s"))
+        try:
+            connection = self._open()
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
+        except (sqlite3.Error, OSError, ValueError, StoreError) as error:
+            if not isinstance(error, StoreError):
+                # Whatever is wrong, the next one begins with a new connection.
+                self._close()
+            raise self._failed(error) from error
+        finally:
+            self._lock.release()
+
+    def _failed(self, error: Exception) -> StoreError:
+        self._has_failed = True
+        self._failures.log(logging.ERROR, "the idempotency store %s cannot be used: %s", self._path, error)
+        return StoreError(str(error))
+
+    def _open(self) -> sqlite3.Connection:
+        identity = self._identity()
+        if self._connection is not None and self._opened == identity:
+            return self._connection
+        # Somebody has moved the old file away; or this is another process.
+        self._close()
+        if identity is None:
+            self._make()
+        connection = self._connection = self._connect(self._path)
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if version != VERSION:
+            raise ValueError(f"it has the format {version}, this version of threadbridge needs {VERSION}; move it away")
+        self._opened = self._identity()
+        return connection
+
+    def _identity(self) -> tuple[int, int, int] | None:
+        try:
+            status = os.stat(self._path)
+        except FileNotFoundError:
+            return None
+        return status.st_dev, status.st_ino, os.getpid()
+
+    def _make(self) -> None:
+        """Make the file, complete before any process finds it under its name."""
+        new = f"{self._path}.new"
+        directory = os.open(os.path.dirname(self._path), os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            # Until it is closed: several processes may have missed the file at once.
+            fcntl.flock(directory, fcntl.LOCK_EX)
+            if os.path.exists(self._path):
+                return
+            # What a file that was removed has left would be taken for part of this one.
+            for left in (new, f"{self._path}-wal", f"{self._path}-shm"):
+                with suppress(FileNotFoundError):
+                    os.unlink(left)
+            os.close(os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+            with closing(self._connect(new)) as connection:
+                connection.execute("PRAGMA journal_mode = WAL")
+                connection.executescript(_SCHEMA)
+                connection.execute(f"PRAGMA user_version = {VERSION}")
+            os.rename(new, self._path)
+        finally:
+            os.close(directory)
+
+    def _connect(self, path: str) -> sqlite3.Connection:
+        connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False)
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute(f"PRAGMA journal_size_limit = {16 * 1024 * 1024}")
+        return connection
+
+    def _close(self) -> None:
+        connection, self._connection = self._connection, None
+        # A process that was forked must leave its parent's connection alone: closing would take the parent's locks.
+        if connection is not None and (self._opened is None or self._opened[2] == os.getpid()):
+            connection.close()
+        elif connection is not None:
+            _of_parents.append(connection)
+        self._opened = None
+
+    def close(self) -> None:
+        """Close the file, after all requests have ended."""
+        with self._lock:
+            self._close()
+
+
+# Never closed, see `_close`.
+_of_parents: list[sqlite3.Connection] = []
+
+
+def owner_of(pid: int) -> str:
+    """A process by its number and the time of its start, which another one with its number does not share; "" if there
+    is none.
+    """
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return f"{pid} {file.read().rpartition(b')')[2].split()[19].decode()}"
+    except OSError:
+        return ""
+
+
+def _lives(owner: str) -> bool:
+    return owner != "" and owner_of(int(owner.split()[0])) == owner
