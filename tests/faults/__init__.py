@@ -1,1 +1,7 @@
-"""Faults of every kind, composed at random over random load, and the promises that must hold all the same."""
+"""Faults, load and checks that are composed at random: ``python -m tests.faults --seconds 600 --seed N``.
+
+`site` is what is broken: a MariaDB server, a `line` to it, and a frontend that serves `application`. `crowd` asks for
+its pages. Each fault is a function of `network`, `database`, `frontend` or `limits`: it does something to the site,
+waits, and undoes it; a new one is written there and added to the tuple at the end of its file. Of each tuple one fault
+is made at a time. `campaign` composes them, and `checks` has the promises that it looks at afterwards.
+"""

@@ -26,15 +26,14 @@ from typing import Any
 import MySQLdb
 
 from tests.databases import connect_settings, kill_server, start_server
-from tests.faults.application import ACCOUNTS
+from tests.faults.application import ACCOUNTS, LOCK_WAIT
 from tests.faults.line import FaultyLine
 from tests.inprocess import wait_until
 from tests.processes import ROOT, free_port, private_mariadb
 
 CONNECTIONS = 5
-# 50 s unless set: statements that wait for each other's locks would stand still for most of a campaign.
-LOCK_WAIT = "SET innodb_lock_wait_timeout = 3"
 DEADLINE = 8
+SET_LOCK_WAIT = f"SET innodb_lock_wait_timeout = {LOCK_WAIT}"
 # What is 0 while nobody asks for anything.
 IDLE_AT_0 = (
     "threadbridge_open_requests",
@@ -112,7 +111,7 @@ class Site:
             unix_socket=self.mariadb["MYSQL_UNIX_SOCKET"],
             database="myapplication",
             autocommit=True,
-            init_command=LOCK_WAIT,
+            init_command=SET_LOCK_WAIT,
         )
 
     def sql(self, *statements: str) -> tuple[tuple[Any, ...], ...]:
@@ -154,7 +153,7 @@ class Site:
 
     def start(self) -> None:
         """Start it; returns when it accepts connections. Raises ``AssertionError`` when it does not."""
-        settings = {**connect_settings(self.mariadb, self.line.path), "init_command": LOCK_WAIT}
+        settings = {**connect_settings(self.mariadb, self.line.path), "init_command": SET_LOCK_WAIT}
         if self._over_tcp:
             del settings["unix_socket"]
             settings |= {"host": "127.0.0.1", "port": self.line.port}
