@@ -7,6 +7,7 @@ import http.client
 import io
 import random
 import socket
+import struct
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -18,6 +19,7 @@ from wsgiref.validate import validator
 import pytest
 
 from tests.inprocess import BridgeThread, wait_until
+from tests.site_process import Process
 from threadbridge.response_body import SPOOL_LIMIT
 
 PLAIN = [("Content-Type", "text/plain")]
@@ -325,3 +327,16 @@ def test_something_like_a_file_is_read_by_its_methods() -> None:
 
     with BridgeThread(app, threads=1) as server:
         assert server.request()[1] == bytes(3 * MEGABYTE)
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_a_client_that_resets_its_upload_is_noticed(tmp_path: Path, loop: str) -> None:
+    head = b"POST /reset HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1500000\r\n\r\n"
+    with Process(tmp_path, "--port={port}", f"--loop={loop}") as server:
+        for _ in range(10):
+            with socket.create_connection(("127.0.0.1", server.port), timeout=10) as client:
+                # More than is read at once, so that the reset arrives while some of it waits.
+                client.sendall(head + bytes(1_400_000))
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        # Long before the body's time is over.
+        wait_until(lambda: server.output().count('"POST /reset HTTP/1.1" 499') == 10, "all of them are noticed")

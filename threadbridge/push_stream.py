@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from asyncio import Future
 from collections.abc import Callable, Sequence
@@ -118,6 +119,9 @@ class PushStream(IOStream):
             return
         if data:
             self._on_data(data)
+            if not self._closed and (number := self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)):
+                # Reset behind what it has sent. uvloop tells of that once, and has told of it: this was the call.
+                self.close(exc_info=OSError(number, os.strerror(number)))
         else:
             self.close()
 
