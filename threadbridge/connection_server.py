@@ -6,6 +6,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import Callable, Iterable
+from functools import partial
 from ssl import SSLContext
 from typing import Any, TypeAlias
 
@@ -14,10 +15,14 @@ from tornado.iostream import IOStream
 from tornado.netutil import add_accept_handler, ssl_wrap_socket
 
 from threadbridge import forks
-from threadbridge.http1 import HTTP1Connection, Limits
+from threadbridge.background import Background
+from threadbridge.http1 import WORTH_REFUSING, HTTP1Connection, Limits
+from threadbridge.memory import Memory
 from threadbridge.push_stream import PushSSLStream, PushStream
+from threadbridge.repeated_log import RepeatedLog
 
 logger = logging.getLogger("threadbridge")
+out_of_memory = RepeatedLog(logger)
 
 # Time limits are kept to about this many seconds: one look at all connections costs less than a timer for each.
 SWEEP_INTERVAL = 1.0
@@ -66,6 +71,7 @@ class ConnectionServer:
     :param refused: told of each request that was refused before it began, see `Bridge.refused`.
     :param limits: sizes and times that clients must keep to.
     :param ssl_options: for HTTPS.
+    :param memory: the account of what clients have sent and is not passed on; the default is one of this server.
     """
 
     def __init__(
@@ -74,12 +80,15 @@ class ConnectionServer:
         refused: Refused,
         limits: Limits,
         ssl_options: SSLContext | None = None,
+        memory: Memory | None = None,
     ) -> None:
         self.start_request = start_request
         self.refused = refused
         self.limits = limits
         self.ssl_options: Any = ssl_options
         self.draining = False
+        self.background = Background()
+        self.memory = memory or Memory()
         self._open: set[HTTP1Connection] = set()
         # For each socket, how to accept there no more.
         self._listeners: dict[socket.socket, Callable[[], None]] = {}
@@ -136,8 +145,23 @@ class ConnectionServer:
         loop = asyncio.get_running_loop()
         now = loop.time()
         for connection in [connection for connection in self._open if connection.deadline <= now]:
-            connection.expire()
+            self.background.add(partial(_expire, connection, now))
         self._sweeping = loop.call_later(SWEEP_INTERVAL, self._sweep) if self._open else None
+
+    def make_room(self) -> None:
+        """Refuse the request of which most is kept in memory, while the account of memory is full."""
+        while self.memory.is_full:
+            receiving = [connection for connection in self._open if connection.is_receiving]
+            largest = max(receiving, key=lambda connection: connection.held, default=None)
+            if largest is None or largest.held < WORTH_REFUSING:
+                return
+            out_of_memory.log(
+                logging.WARNING,
+                "refused the largest request that was arriving, from %s: more than memory_size=%d bytes are held",
+                largest.context,
+                self.memory.size,
+            )
+            largest.refuse_for_memory()
 
     def stop(self) -> None:
         """Listen no more. Clients whose connection the kernel has already made are served."""
@@ -176,3 +200,9 @@ class ConnectionServer:
             connection.stream.close()
         if self._open:
             await self._all_closed.wait()
+
+
+def _expire(connection: HTTP1Connection, now: float) -> None:
+    # Something may have moved meanwhile.
+    if connection.deadline <= now:
+        connection.expire()

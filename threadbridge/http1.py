@@ -24,8 +24,10 @@ from tornado.httputil import (
 )
 from tornado.iostream import IOStream, SSLIOStream, StreamClosedError
 
+from threadbridge.background import Background
 from threadbridge.http1_parser import BadRequest, Request, RequestParser
 from threadbridge.http_date import http_date
+from threadbridge.memory import Memory
 from threadbridge.push_stream import PushStream
 from threadbridge.response_head import ResponseHead, response_head
 
@@ -35,6 +37,9 @@ logger = logging.getLogger("threadbridge")
 # may overtake the answer (RFC 9112, section 9.6). nginx's lingering_timeout and lingering_time.
 LINGER_PAUSE = 5.0
 LINGER_TIME = 30.0
+
+# Connections that hold less are not refused for the sake of memory.
+WORTH_REFUSING = 4096
 
 _UNSAFE = re.compile(r"[\r\n\0]").search
 
@@ -53,6 +58,10 @@ class Limits:
     idle_timeout: float = 75.0
     body_timeout: float = 60.0
     send_timeout: float = 60.0
+    # Bytes a second, on average and after as long a start as a pause may take; Apache's MinRate.
+    min_rate: int = 500
+    # Bodies that take longer are cut, whatever their rate.
+    transfer_timeout: float = 14400.0
 
 
 class Server(Protocol):
@@ -60,12 +69,16 @@ class Server(Protocol):
 
     limits: Limits
     draining: bool
+    background: Background
+    memory: Memory
 
     def start_request(self, server_conn: object, request_conn: HTTPConnection) -> HTTPMessageDelegate: ...
 
     def on_close(self, server_conn: object) -> None: ...
 
     def refused(self, context: Any, request_line: str, status: int, sent: int) -> None: ...
+
+    def make_room(self) -> None: ...
 
 
 class HTTP1Connection:
@@ -84,17 +97,18 @@ class HTTP1Connection:
         self._server = server
         self._limits = server.limits
         self._time = asyncio.get_running_loop().time
-        # Few, so that a deque would only be larger.
-        self._requests: list[Request] = []
-        self._parser = RequestParser(self._requests, self._limits.max_header_size, self._limits.max_body_size)
-        # The request at the head of the queue, once its delegate has been told of it.
+        self._parser = RequestParser(self._limits.max_header_size, self._limits.max_body_size)
+        # The request's, once it has been told of it.
         self._delegate: HTTPMessageDelegate | None = None
         self._delivered = False
         self._paused = False
+        self._paused_at = 0.0
         self._lingering_until: float | None = None
         self._detached = False
         self._close_callback: Callable[[], None] | None = None
         self._reset_response()
+        # Bytes of memory that what the client has sent takes, as far as the server's account knows.
+        self.held = 0
         self.deadline = self._time() + self._limits.header_timeout
         stream.set_close_callback(self._on_stream_closed)
         stream.receive(self._on_data)
@@ -114,6 +128,8 @@ class HTTP1Connection:
         self._close_after = False
         self._remaining: int | None = None
         self._written: Future[None] | None = None
+        # When the body was first waited for; 0.0: it has not.
+        self._body_since = 0.0
 
     # Requests in.
 
@@ -121,12 +137,13 @@ class HTTP1Connection:
         if self._lingering_until is not None:
             self.deadline = min(self._time() + LINGER_PAUSE, self._lingering_until)
             return
-        if self._delegate is None and not self._requests:
+        if self.idle:
             self.deadline = self._time() + self._limits.header_timeout
         self._parser.feed(data)
         if self._delivered or self._paused or self._finished:
             # One read may wait here behind the request that is being answered; the rest waits in the kernel.
             self.stream.pause_reading()
+            self._account()
         else:
             self._advance()
 
@@ -134,14 +151,19 @@ class HTTP1Connection:
         """Deliver what has been received of the request whose turn it is; read on if that is not all of it."""
         if self._delivered or self._paused or self._finished or self.stream.closed():
             return
-        if not self._requests:
+        parser = self._parser
+        has_more = parser.parse()
+        request = parser.request
+        if request is None:
+            self._account()
             self.stream.resume_reading()
             return
-        request = self._requests[0]
         if self._delegate is None and request.start_line is not None:
             self._begin(request)
-        while request.chunks and self._delegate is not None and self._may_deliver():
-            self._deliver_data(self._delegate, request.chunks.popleft())
+        if request.body and self._delegate is not None and self._may_deliver():
+            body, request.body = request.body, b""
+            self._deliver_data(self._delegate, body)
+        self._account()
         if request.start_line is not None and (self._delegate is None or not self._may_deliver()):
             # Also when the delegate failed, and has been answered or cut.
             return
@@ -150,15 +172,47 @@ class HTTP1Connection:
         elif request.complete:
             self._delivered = True
             self.deadline = math.inf
-            if len(self._requests) == 1:
+            if not parser.unparsed:
                 # Nothing is expected, but that the client leaves must be noticed.
                 self.stream.resume_reading()
             assert self._delegate is not None
             self._deliver(self._delegate.finish)
+        elif has_more:
+            # Whoever sends many small chunks has them decoded between the requests of the others.
+            self.stream.pause_reading()
+            self._server.background.add(self._advance)
         else:
             if self._delegate is not None:
-                self.deadline = min(self._time() + self._limits.body_timeout, self._body_deadline)
+                self._set_body_deadline()
             self.stream.resume_reading()
+
+    def _account(self) -> None:
+        """Keep the account of memory; on the way of most requests there is nothing to change."""
+        held = self._parser.held
+        if held != self.held:
+            self._server.memory.add(held - self.held)
+            self.held = held
+            if held >= WORTH_REFUSING and self._server.memory.is_full:
+                self._server.make_room()
+
+    def _set_body_deadline(self) -> None:
+        """A body may pause for ``body_timeout``, and must come at ``min_rate`` after as long a start."""
+        now = self._time()
+        if not self._body_since:
+            self._body_since = now
+        limits = self._limits
+        by_rate = self._body_since + limits.body_timeout + self._body_size / limits.min_rate
+        in_all = min(self._body_since + limits.transfer_timeout, self._body_deadline)
+        self.deadline = min(now + limits.body_timeout, by_rate, in_all)
+
+    def refuse_for_memory(self) -> None:
+        """Answer 503 to what has come of a request, and use the connection no further."""
+        self._refuse(BadRequest(HTTPStatus.SERVICE_UNAVAILABLE, "too much is being received at once"))
+
+    @property
+    def is_receiving(self) -> bool:
+        """Whether a request is arriving, so that it can still be refused."""
+        return not (self._delivered or self._head_written or self._finished or self._lingering_until is not None)
 
     def _begin(self, request: Request) -> None:
         assert request.start_line is not None
@@ -168,7 +222,7 @@ class HTTP1Connection:
         self._deliver(self._delegate.headers_received, request.start_line, request.headers)
         if self._body_limit is not None and int(request.headers.get("Content-Length", 0)) > self._body_limit:
             self._refuse_body()
-        elif request.expects_continue and not request.complete and not request.chunks and self._may_deliver():
+        elif request.expects_continue and not request.complete and not request.body and self._may_deliver():
             self._write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _may_deliver(self) -> bool:
@@ -216,11 +270,15 @@ class HTTP1Connection:
             return
         if waiting is not None:
             self._paused = True
+            self._paused_at = self._time()
             self.deadline = math.inf
             asyncio.ensure_future(waiting).add_done_callback(self._on_dealt_with)
 
     def _on_dealt_with(self, dealt_with: Future[None]) -> None:
         self._paused = False
+        if self._body_since:
+            # The client could not send meanwhile.
+            self._body_since += self._time() - self._paused_at
         error = dealt_with.exception()
         if error is not None:
             self._delegate_failed(error)
@@ -246,12 +304,15 @@ class HTTP1Connection:
             self._deliver(self._delegate.on_connection_close)
             self._delegate = None
         else:
-            start_line = self._requests[0].start_line if self._requests else None
+            request = self._parser.request
+            start_line = None if request is None else request.start_line
             request_line = self._parser.request_line if start_line is None else " ".join(start_line)
             self._server.refused(self.context, request_line, error.status.value, len(body))
         fields = (("Content-Type", "text/plain; charset=utf-8"), ("Date", http_date()), ("Connection", "close"))
         head = response_head(error.status.value, error.status.phrase, fields, len(body))
         self._head_written = self._finished = True
+        self._parser.drop()
+        self._account()
         self._written = self._write(head.lines + b"\r\n" + body)
         if self._written is None:
             self._linger()
@@ -266,8 +327,8 @@ class HTTP1Connection:
 
     def send_head(self, head: ResponseHead, chunk: bytes) -> Future[None] | None:
         """Write a response's head and a first piece of its body; None when they have left, or what will tell."""
-        request = self._requests[0]
-        assert request.start_line is not None
+        request = self._parser.request
+        assert request is not None and request.start_line is not None
         is_http_1_1 = request.start_line.version == "HTTP/1.1"
         status, lines, length, close = head
         self._status = status
@@ -383,17 +444,19 @@ class HTTP1Connection:
             return
         # Who closes the connection from here on does not leave before the response.
         self._close_callback = None
-        if not self._requests[0].complete or (self._close_after and self._has_more()):
+        request = self._parser.request
+        assert request is not None
+        if not request.complete or (self._close_after and self._has_more()):
             # The rest of the body, or what came behind the last request, is not wanted.
             self._linger()
         elif self._close_after:
             self.stream.close()
         else:
-            del self._requests[0]
+            self._parser.next()
             self._reset_response()
             self.deadline = self._time() + self._limits.idle_timeout
-            self._parser.resume()
-            if self._requests:
+            if self._parser.unparsed:
+                self.deadline = self._time() + self._limits.header_timeout
                 # Not at once: answers given on the spot would pile up one call inside the other.
                 asyncio.get_running_loop().call_soon(self._advance)
             else:
@@ -401,7 +464,7 @@ class HTTP1Connection:
 
     def _has_more(self) -> bool:
         """Whether the client has sent more than the request that is answered."""
-        return self.stream.paused or len(self._requests) > 1 or self.stream.has_unread()
+        return self.stream.paused or self._parser.unparsed > 0 or self.stream.has_unread()
 
     def _linger(self, written: Future[None] | None = None) -> None:
         if self.stream.closed():
@@ -423,12 +486,11 @@ class HTTP1Connection:
     @property
     def idle(self) -> bool:
         """Whether no request has begun to arrive since the last response."""
-        return not self._requests and self._lingering_until is None
+        return self._parser.request is None and not self._parser.unparsed and self._lingering_until is None
 
     def expire(self) -> None:
         """Nothing has moved until `deadline`: 408 for a request that has begun to arrive, silence for all else."""
-        request = self._requests[0] if self._requests else None
-        if request is None or self._head_written or self._lingering_until is not None:
+        if self._parser.request is None or self._head_written or self._lingering_until is not None:
             self.stream.close()
         else:
             self._refuse(BadRequest(HTTPStatus.REQUEST_TIMEOUT, "the request did not arrive in time"))
@@ -446,12 +508,14 @@ class HTTP1Connection:
         stream.receive(None)
         self.deadline = math.inf
         self._detached = True
-        _give_back(stream, self._parser.held_back or b"")
+        _give_back(stream, self._parser.take_unparsed())
+        self._release()
         self._server.on_close(self)
         return stream
 
     def _on_stream_closed(self) -> None:
         self.deadline = math.inf
+        self._release()
         self._server.on_close(self)
         callback, self._close_callback = self._close_callback, None
         delegate, self._delegate = self._delegate, None
@@ -459,6 +523,11 @@ class HTTP1Connection:
             callback()
         elif delegate is not None and not self._delivered:
             delegate.on_connection_close()
+
+    def _release(self) -> None:
+        if self.held:
+            self._server.memory.add(-self.held)
+            self.held = 0
 
 
 def _done() -> Future[None]:

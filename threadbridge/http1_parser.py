@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import functools
 import re
-from collections import deque
 from collections.abc import Mapping
 from http import HTTPStatus
+from typing import Final
 
 import httptools
 from tornado.httputil import HTTPHeaders, RequestStartLine
@@ -15,20 +15,43 @@ from tornado.httputil import HTTPHeaders, RequestStartLine
 _HOST = re.compile(r"(?:(?:[A-Za-z0-9._~!$&'()*+,;=-]++|%[0-9A-Fa-f]{2})*+|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?").fullmatch
 # A method of any name is passed on, but llhttp knows only some: of others it gets POST to read, which frames the same.
 _METHODS_OF_LLHTTP = frozenset({b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"OPTIONS", b"PATCH"})
-_TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]*+")
+_METHOD = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]*+")
 MAX_METHOD = 32
 # Fields that have one value, but that proxies let pass twice (RFC 9110, sections 5.3 and 8.3).
 _SINGLE = frozenset({"Content-Type"})
-_EMPTY_LINE = b"\r\n\r\n"
+_EMPTY_LINES = b"\r\n\r\n"
+# RFC 9112, section 7.1, and the beginnings of such lines. What is matched is never matched in another way again.
+_TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]++"
+_QUOTED = rb'"(?:[\t\x20\x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t\x20-\x7e\x80-\xff])*+"'
+_EXTENSION = rb"[ \t]*+;[ \t]*+" + _TOKEN + rb"(?:[ \t]*+=[ \t]*+(?:" + _TOKEN + rb"|" + _QUOTED + rb"))?"
+_CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16}+)(?:" + _EXTENSION + rb")*\r\n").match
+_PART_OF_CHUNK_SIZE = re.compile(rb"(?:[0-9A-Fa-f]{1,16}+(?:[ \t]*+;[^\r\n\0]*+|[ \t]*+)\r?)?\Z").match
+_TRAILER = re.compile(rb"(?:(" + _TOKEN + rb"):[\t\x20-\x7e\x80-\xff]*+)?\r\n").match
+_PART_OF_TRAILER = re.compile(rb"(?:" + _TOKEN + rb"(?::[\t\x20-\x7e\x80-\xff]*+)?)?\r?\Z").match
+_FRAMING = (b"content-length", b"transfer-encoding")
 _ABSOLUTE_FORM = re.compile(r"https?://([^/?]+)(.*)", re.IGNORECASE).fullmatch
 
 # As many as Apache's LimitRequestFields and gunicorn's limit_request_fields.
 MAX_HEADERS = 100
 # How much of a request line that is refused is worth a place in the log.
 LOGGED = 1000
-# llhttp puts no limit on chunk extensions and trailers. Chunks of one byte need five bytes of framing each; beyond
-# sixteen somebody sends framing for its own sake (Go's net/http draws the line there too).
+# Chunks of one byte need five bytes of framing each; beyond sixteen somebody sends framing for its own sake (Go's
+# net/http draws the line there too).
 FRAMING_PER_BYTE = 16
+# The longest line of a chunk's size with its extensions, or of a trailer; heads may be larger, for cookies.
+MAX_LINE = 4096
+# Names are kept in caches, here, in Tornado and for the environ, which must not grow with what clients send.
+MAX_NAME = 256
+# How many chunks are decoded until others have their turn: about 50 microseconds.
+CHUNKS_AT_ONCE = 64
+
+# What the parser is at.
+HEAD: Final = 0
+LENGTH: Final = 1
+CHUNK_SIZE: Final = 2
+CHUNK_DATA: Final = 3
+TRAILERS: Final = 4
+DONE: Final = 5
 
 
 class BadRequest(Exception):
@@ -43,7 +66,7 @@ class BadRequest(Exception):
 class Request:
     """What has been received of one request."""
 
-    __slots__ = ("chunks", "complete", "error", "expects_continue", "headers", "keep_alive", "start_line")
+    __slots__ = ("body", "complete", "error", "expects_continue", "headers", "keep_alive", "start_line")
 
     def __init__(self) -> None:
         # Set together when the head is complete.
@@ -51,41 +74,43 @@ class Request:
         self.headers = HTTPHeaders()
         self.keep_alive = False
         self.expects_continue = False
-        # What has come of its body and has not been delivered; most requests have none.
-        self.chunks: deque[bytes] | None = None
+        # What has come of its body and has not been delivered, decoded.
+        self.body = b""
         self.complete = False
         # The request, or what was to become one, is refused; nothing follows it.
         self.error: BadRequest | None = None
 
 
 class RequestParser:
-    """Turns the bytes of a connection into `Request` objects, in order.
+    """Turns the bytes of a connection into `Request` objects, one after the other.
 
-    :param requests: where each request is put when its first byte has come; the parser goes on to fill the last one.
+    llhttp parses the heads. Bodies are framed here: their data is never searched, and a head, a body and a request end
+    where this says.
+
     :param max_header_size: bytes of a request's head, and of its framing beyond what its body justifies.
     :param max_body_size: bytes of a request's body.
+
+    `feed` it with bytes and let it `parse`; when `request` is complete and answered, `next` goes on to the one behind.
     """
 
-    def __init__(self, requests: list[Request], max_header_size: int, max_body_size: int) -> None:
-        # Bytes behind a request with ``Upgrade``: another protocol's, unless `resume` says that HTTP goes on.
-        self.held_back: bytes | None = None
-        self._stopped = False
-        self._reframing = False
-        self._requests = requests
+    def __init__(self, max_header_size: int, max_body_size: int) -> None:
+        # The request whose first byte has come and that has not been left behind by `next`.
+        self.request: Request | None = None
         self._max_header_size = max_header_size
         self._max_body_size = max_body_size
-        self._request: Request | None = None
+        # What has been fed, and how much of it is parsed.
+        self._data = b""
+        self._position = 0
         self._parser = self._new_parser()
+        self._parser_is_spent = False
+        self._part = HEAD
         # Of the head that is being received; "" until it has come.
         self._method = ""
-        self._url = b""
+        self._url = bytearray()
         self._fields: list[tuple[bytes, bytes]] = []
         # All bytes of the head that is being received.
         self._head = bytearray()
-        self._in_head = True
-        # The last bytes of a head or of chunks: an empty line may be cut anywhere.
-        self._tail = b""
-        # How much of a body with a Content-Length is to come.
+        # How much is to come of a body with a length, or of a chunk.
         self._remaining = 0
         self._overhead = 0
         self._body_size = 0
@@ -97,88 +122,127 @@ class RequestParser:
         parser.set_dangerous_leniencies(lenient_keep_alive=True, lenient_version=True)
         return parser
 
-    def feed(self, data: bytes) -> None:
-        """Parse the next bytes. What is wrong with them becomes the `Request.error` of the last request.
+    @property
+    def unparsed(self) -> int:
+        """How many bytes have been fed and not been parsed."""
+        return len(self._data) - self._position
 
-        llhttp gets them in pieces, such that a head and a request always end with a piece: it does not tell where.
-        """
-        start = 0
-        while start < len(data) and not self._stopped:
-            if self.held_back is not None:
-                self.held_back += data[start:]
-                return
-            end = self._end_of_piece(data, start)
-            self._feed_piece(data[start:end])
-            start = end
-
-    def _end_of_piece(self, data: bytes, start: int) -> int:
-        if self._remaining:
-            return min(start + self._remaining, len(data))
-        # Heads, and bodies in chunks, end in an empty line; in chunks there may be others.
-        if self._tail:
-            cut = (self._tail + data[start : start + 3]).find(_EMPTY_LINE)
-            if cut >= 0:
-                return start + cut + len(_EMPTY_LINE) - len(self._tail)
-        found = data.find(_EMPTY_LINE, start)
-        return len(data) if found < 0 else found + len(_EMPTY_LINE)
-
-    def _feed_piece(self, piece: bytes) -> None:
-        self._tail = (self._tail + piece)[-3:]
-        if self._in_head:
-            self._head += piece
-        else:
-            self._overhead += len(piece)
-        try:
-            if self._in_head and not self._method:
-                piece = self._take_method(piece)
-            self._parser.feed_data(piece)
-            self._check_size()
-        except httptools.HttpParserUpgrade:
-            self._upgrade()
-        except httptools.HttpParserCallbackError as error:
-            # Raised around what the callbacks below raise.
-            refusal = error.__context__
-            if not isinstance(refusal, BadRequest):
-                raise
-            self._refuse(refusal)
-        except BadRequest as refusal:
-            self._refuse(refusal)
-        except httptools.HttpParserError as error:
-            self._refuse(BadRequest(HTTPStatus.BAD_REQUEST, str(error)))
-
-    def _refuse(self, error: BadRequest) -> None:
-        self._stopped = True
-        if self._request is None:
-            self.on_message_begin()
-        assert self._request is not None
-        self._request.error = error
+    @property
+    def held(self) -> int:
+        """About how many bytes of memory are taken by what has been fed and not been delivered."""
+        request = self.request
+        # llhttp's side keeps a second copy of an incomplete head.
+        held = len(self._data) + 2 * len(self._head)
+        return held if request is None else held + len(request.body)
 
     @property
     def request_line(self) -> str:
         """What has come of the first line of the head that is being received, up to a bound: for the log only."""
         return self._head[:LOGGED].removeprefix(b"\r\n").partition(b"\r\n")[0].decode("latin-1")
 
-    def resume(self) -> None:
-        """Go on with HTTP behind a request with ``Upgrade`` that was answered like any other."""
-        if self.held_back is not None:
-            held_back, self.held_back = self.held_back, None
-            self.feed(held_back)
+    def feed(self, data: bytes) -> None:
+        """Take the next bytes, for `parse`."""
+        if self._position < len(self._data):
+            data = self._data[self._position :] + data
+        self._data = data
+        self._position = 0
 
-    def _upgrade(self) -> None:
-        """llhttp takes what follows a request with ``Upgrade`` for another protocol's, even its body."""
-        request = self._requests[-1]
+    def take_unparsed(self) -> bytes:
+        """The bytes behind the request, which are another protocol's."""
+        data, self._data = self._data[self._position :], b""
+        self._position = 0
+        return data
+
+    def next(self) -> None:
+        """Leave the request, which is complete and answered, behind."""
+        self.request = None
+        self._part = HEAD
+        self._head = bytearray()
+
+    def drop(self) -> None:
+        """Parse nothing more, and keep nothing of what has been fed."""
+        if self.request is None:
+            self.request = Request()
+        self.request.body = self._data = b""
+        self._position = 0
+        self._head = bytearray()
+        self._fields = []
+        self._part = DONE
         self._parser = self._new_parser()
-        for name in ("Content-Length", "Transfer-Encoding"):
-            if request.headers.get(name, "0").strip("0"):
-                # A new parser, told of nothing but the framing, goes on with the body.
-                request.complete = False
-                self._request = request
-                self._reframing = True
-                self._parser.feed_data(f"POST / HTTP/1.1\r\n{name}: {request.headers[name]}\r\n\r\n".encode())
-                self._reframing = False
-                self._in_head = False
-                return
-        self.held_back = b""
+
+    def parse(self) -> bool:
+        """Parse on, up to the end of the request at most; whether there is more to do on it at once.
+
+        That is so after `CHUNKS_AT_ONCE` chunks, so that others have their turn. What is wrong with the bytes becomes
+        the request's ``error``.
+        """
+        try:
+            if self._part == HEAD:
+                self._parse_head()
+            if self._part == LENGTH:
+                self._parse_length()
+                return False
+            return self._part != DONE and self._part != HEAD and self._parse_chunks()
+        except BadRequest as refusal:
+            self._refuse(refusal)
+            return False
+
+    def _refuse(self, error: BadRequest) -> None:
+        if self.request is None:
+            self.request = Request()
+        self.request.error = error
+        self._part = DONE
+        self._data = b""
+        self._position = 0
+
+    # Heads.
+
+    def _parse_head(self) -> None:
+        """Feed llhttp up to the end of the head, if that has come."""
+        if self._position == len(self._data):
+            return
+        if self._parser_is_spent:
+            # Bodies are kept from it, so that it would take what follows for one.
+            self._parser = self._new_parser()
+            self._parser_is_spent = False
+        data, start = self._data, self._position
+        end = self._end_of_head(data, start)
+        piece = data if not start and end == len(data) else data[start:end]
+        self._position = end
+        if end == len(data):
+            self._data = b""
+            self._position = 0
+        self._head += piece
+        if self._head.startswith(_EMPTY_LINES):
+            raise BadRequest(HTTPStatus.BAD_REQUEST, "more than one empty line in front (RFC 9112, section 2.2)")
+        try:
+            self._parser.feed_data(piece if self._method else self._take_method(piece))
+        except httptools.HttpParserUpgrade:
+            # What follows is another protocol's only if the answer says so.
+            self._parser_is_spent = True
+        except httptools.HttpParserCallbackError as error:
+            # Raised around what the callbacks below raise.
+            refusal = error.__context__
+            if not isinstance(refusal, BadRequest):
+                raise
+            raise refusal from None
+        except httptools.HttpParserError as error:
+            raise BadRequest(HTTPStatus.BAD_REQUEST, str(error)) from None
+        if self._part == HEAD:
+            self._check_size()
+            if self._head.endswith(_EMPTY_LINES):
+                # llhttp waits for more of the preface of HTTP/2.
+                raise BadRequest(HTTPStatus.BAD_REQUEST, "this is no request of HTTP/1.1")
+
+    def _end_of_head(self, data: bytes, start: int) -> int:
+        if self._head:
+            # The empty line may be cut anywhere.
+            tail = bytes(self._head[-3:])
+            cut = (tail + data[start : start + 3]).find(_EMPTY_LINES)
+            if cut >= 0:
+                return start + cut + len(_EMPTY_LINES) - len(tail)
+        found = data.find(_EMPTY_LINES, start)
+        return len(data) if found < 0 else found + len(_EMPTY_LINES)
 
     def _take_method(self, piece: bytes) -> bytes:
         """What llhttp is to read now of a head whose latest piece this is: nothing until its method is known."""
@@ -186,7 +250,7 @@ class RequestParser:
         # One empty line in front is allowed: RFC 9112, section 2.2.
         if b"\r\n".startswith(head):
             return b""
-        if self._request is None:
+        if self.request is None:
             self.on_message_begin()
         start = 2 if head.startswith(b"\r\n") else 0
         end = head.find(b" ", start)
@@ -199,32 +263,130 @@ class RequestParser:
         received = piece if len(piece) == len(self._head) else bytes(self._head)
         return received if is_known else b"POST" + received[end:]
 
+    # Bodies.
+
+    def _parse_length(self) -> None:
+        request, data, start = self.request, self._data, self._position
+        assert request is not None
+        end = min(start + self._remaining, len(data))
+        piece = data if not start and end == len(data) else data[start:end]
+        self._position = end
+        if end == len(data):
+            self._data = b""
+            self._position = 0
+        request.body = request.body + piece if request.body else piece
+        self._remaining -= len(piece)
+        if not self._remaining:
+            self._complete()
+
+    def _parse_chunks(self) -> bool:
+        """Decode some chunks, joined to one piece; whether there may be more at once."""
+        request, data, position = self.request, self._data, self._position
+        assert request is not None
+        pieces: list[bytes] = [request.body] if request.body else []
+        start = position
+        left = CHUNKS_AT_ONCE
+        goes_on = True
+        while goes_on and left:
+            if self._part == CHUNK_DATA:
+                end = min(position + self._remaining, len(data))
+                if end > position:
+                    pieces.append(data[position:end])
+                self._remaining -= end - position
+                # Not overhead.
+                start += end - position
+                position = end
+                # The end of its data's line is left.
+                goes_on = not self._remaining and len(data) - position >= 2
+                if goes_on:
+                    if not data.startswith(b"\r\n", position):
+                        raise BadRequest(HTTPStatus.BAD_REQUEST, "a chunk does not end with its size")
+                    position += 2
+                    self._part = CHUNK_SIZE
+                elif not self._remaining and position < len(data) and data[position] != 13:
+                    raise BadRequest(HTTPStatus.BAD_REQUEST, "a chunk does not end with its size")
+            elif self._part == CHUNK_SIZE:
+                left -= 1
+                match = _CHUNK_SIZE(data, position)
+                if match is None:
+                    self._check_rest(_PART_OF_CHUNK_SIZE(data, position) is not None, len(data) - position)
+                    goes_on = False
+                else:
+                    self._check_line_size(match.end() - position)
+                    position = match.end()
+                    self._remaining = int(match[1], 16)
+                    self._body_size += self._remaining
+                    if self._body_size > self._max_body_size:
+                        raise self._too_large()
+                    self._part = CHUNK_DATA if self._remaining else TRAILERS
+            else:
+                left -= 1
+                match = _TRAILER(data, position)
+                if match is None:
+                    self._check_rest(_PART_OF_TRAILER(data, position) is not None, len(data) - position)
+                    goes_on = False
+                else:
+                    self._check_line_size(match.end() - position)
+                    position = match.end()
+                    if match[1] is None:
+                        self._complete()
+                        goes_on = False
+                    elif match[1].lower() in _FRAMING:
+                        raise BadRequest(HTTPStatus.BAD_REQUEST, "framing in a trailer (RFC 9110, section 6.5.1)")
+        self._overhead += position - start
+        if self._overhead > self._max_header_size + FRAMING_PER_BYTE * self._body_size:
+            raise BadRequest(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "the framing of the body is too large")
+        if goes_on or (self._part == DONE and position < len(data)):
+            self._data, self._position = data, position
+        else:
+            # Not all of a read is kept for the beginning of a line.
+            self._data, self._position = data[position:], 0
+        request.body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        return goes_on
+
+    def _check_rest(self, is_good: bool, size: int) -> None:
+        """Refuse what cannot become a line of the framing, whatever follows."""
+        if not is_good:
+            raise BadRequest(HTTPStatus.BAD_REQUEST, "the chunks are malformed (RFC 9112, section 7.1)")
+        self._check_line_size(size)
+
+    def _check_line_size(self, size: int) -> None:
+        if size > MAX_LINE or self._overhead + size > self._max_header_size + FRAMING_PER_BYTE * self._body_size:
+            raise BadRequest(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "the framing of the body is too large")
+
+    def _complete(self) -> None:
+        assert self.request is not None
+        self.request.complete = True
+        self._part = DONE
+
+    def _too_large(self) -> BadRequest:
+        return BadRequest(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a body has at most {self._max_body_size} bytes")
+
     # Called by httptools.
 
     def on_message_begin(self) -> None:
-        if self._request is not None:
+        if self.request is not None:
             return
-        self._request = Request()
-        self._requests.append(self._request)
-        self._url = b""
+        self.request = Request()
+        self._url = bytearray()
         self._fields = []
         self._body_size = 0
+        self._overhead = 0
 
     def on_url(self, url: bytes) -> None:
         self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        assert self._request is not None
-        # Trailers are dropped: RFC 9110, section 6.5.1, forbids to merge them unless the field is known to allow it.
-        if self._request.start_line is None:
-            self._fields.append((name, value))
-            if len(self._fields) > MAX_HEADERS:
-                raise BadRequest(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"more than {MAX_HEADERS} headers")
+        if len(name) > MAX_NAME:
+            raise BadRequest(
+                HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"a header's name of more than {MAX_NAME} bytes"
+            )
+        self._fields.append((name, value))
+        if len(self._fields) > MAX_HEADERS:
+            raise BadRequest(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"more than {MAX_HEADERS} headers")
 
     def on_headers_complete(self) -> None:
-        if self._reframing:
-            return
-        request = self._request
+        request = self.request
         assert request is not None
         method = self._method
         sent_version = self._parser.get_http_version()
@@ -256,20 +418,23 @@ class RequestParser:
         target = _origin_form(method, self._url.decode("ascii"), headers)
         request.keep_alive = _keeps_alive(combined, version)
         request.start_line = RequestStartLine(method, target, f"HTTP/{version}")
-        self._in_head = False
-        self._overhead = 0
+        self._fields = []
+        self._head = bytearray()
+        self._method = ""
+        if self._part == HEAD:
+            self._complete()
+        else:
+            self._parser_is_spent = True
 
     def _check_size(self) -> None:
         if len(self._head) > self._max_header_size:
             if self._head.find(b"\r\n", 2, self._max_header_size) < 0:
                 raise BadRequest(HTTPStatus.REQUEST_URI_TOO_LONG, "the request line is too long (RFC 9112, section 3)")
             raise BadRequest(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "the head is too large")
-        if self._overhead > self._max_header_size + FRAMING_PER_BYTE * self._body_size:
-            raise BadRequest(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "the framing of the body is too large")
 
     def _check_line(self, method: str, version: str) -> None:
         """Refuse a request line that llhttp reads with leniency: other protocols, more than one space, LF in front."""
-        line = b"%b %b HTTP/%b\r\n" % (method.encode(), self._url, version.encode())
+        line = b"%b %b HTTP/%b\r\n" % (method.encode(), bytes(self._url), version.encode())
         # One empty line in front is allowed: RFC 9112, section 2.2.
         if not self._head.startswith(line, 2 if self._head.startswith(b"\r\n") else 0):
             raise BadRequest(HTTPStatus.BAD_REQUEST, "the request line is malformed (RFC 9112, section 3)")
@@ -287,33 +452,13 @@ class RequestParser:
                 raise BadRequest(HTTPStatus.BAD_REQUEST, "Transfer-Encoding in HTTP/1.0 (RFC 9112, section 6.1)")
             if coding.lower() != "chunked":
                 raise BadRequest(HTTPStatus.NOT_IMPLEMENTED, "the only transfer coding known is chunked")
-            self._remaining = 0
+            self._part = CHUNK_SIZE
             return
         self._remaining = int(headers.get("Content-Length", 0))
         if self._remaining > self._max_body_size:
-            raise BadRequest(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a body has at most {self._max_body_size} bytes")
-
-    def on_body(self, data: bytes) -> None:
-        request = self._request
-        assert request is not None
-        self._remaining -= min(len(data), self._remaining)
-        self._body_size += len(data)
-        self._overhead -= len(data)
-        if self._body_size > self._max_body_size:
-            raise BadRequest(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a body has at most {self._max_body_size} bytes")
-        if request.chunks is None:
-            request.chunks = deque()
-        request.chunks.append(data)
-
-    def on_message_complete(self) -> None:
-        assert self._request is not None
-        self._request.complete = True
-        self._request = None
-        self._in_head = True
-        self._method = ""
-        self._head.clear()
-        self._tail = b""
-        self._overhead = 0
+            raise self._too_large()
+        if self._remaining:
+            self._part = LENGTH
 
 
 @functools.lru_cache(maxsize=1000)
@@ -324,7 +469,7 @@ def _field_name(name: bytes) -> str:
 
 def _end_of_method(head: bytes, start: int) -> int:
     """Where the method of a request line ends; -1 while more of it may come."""
-    match = _TOKEN.match(head, start)
+    match = _METHOD.match(head, start)
     assert match is not None
     end = match.end()
     method = head[start:end]

@@ -1,0 +1,32 @@
+"""How much memory a process takes for what its clients send and do not read, over all their connections."""
+
+from __future__ import annotations
+
+import threading
+
+MEMORY_SIZE = 32 * 1024**2
+
+
+class Memory:
+    """An account of bytes with a bound. Beyond it those who hold bytes must hold less; nothing fails here. Any thread.
+
+    :param size: the bound, in bytes. Default 32 MiB.
+
+    Counted are heads and bodies that have not been passed on, bodies that wait in memory for a worker or a disk, and
+    responses whose clients do not read them.
+    """
+
+    def __init__(self, size: int = MEMORY_SIZE) -> None:
+        self.size = size
+        self.taken = 0
+        self._lock = threading.Lock()
+
+    def add(self, size: int) -> None:
+        """Count bytes that are held from now on, or, negative, are not any more."""
+        with self._lock:
+            self.taken += size
+
+    @property
+    def is_full(self) -> bool:
+        """Whether more is held than should be."""
+        return self.taken > self.size
