@@ -24,6 +24,7 @@ from threadbridge.lane_choice import LaneChoice
 from threadbridge.lanes import Lane
 from threadbridge.late_changes import LateChanges
 from threadbridge.loop_lag import LoopLag
+from threadbridge.memory import MEMORY_SIZE, Memory
 from threadbridge.routes import Route
 from threadbridge.slow_log import SlowLog
 from threadbridge.spool import Spool
@@ -95,6 +96,7 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         ``x-forwarded-for``, ``forwarded`` or ``auto``, the default.
     :param trusted_proxies: addresses and networks, besides loopback and Unix sockets, that are such proxies.
     :param spool_size: bytes that large bodies in both directions may take of the disk together. Default 8 GiB.
+    :param memory_size: bytes that heads and bodies may take of memory together, see `Memory`. Default 32 MiB.
     :param access_log: log each request, at the level INFO of the logger ``tornado.access``. Default True.
     :param slow_log: seconds, waiting included, or seconds in the database, from which on a request is logged with its
         statements, at the level WARNING of the logger ``threadbridge.slow``; 0 for never. Default 1.
@@ -129,6 +131,7 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         client_address: Source = "auto",
         trusted_proxies: Iterable[str] = (),
         spool_size: int = SPOOL_SIZE,
+        memory_size: int = MEMORY_SIZE,
         access_log: bool = True,
         slow_log: float = 1.0,
         slow_log_parameters: bool = False,
@@ -183,7 +186,7 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
             self.telemetry.subscribe(write_access_log)
         if slow_log:
             self.telemetry.subscribe(SlowLog(slow_log_parameters).write)
-        self.spool = Spool(spool_size)
+        self.spool = Spool(spool_size, Memory(memory_size))
         self._deadline = deadline
         self._cancels = cancel
         self._client_key = client_key

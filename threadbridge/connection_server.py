@@ -149,19 +149,22 @@ class ConnectionServer:
         self._sweeping = loop.call_later(SWEEP_INTERVAL, self._sweep) if self._open else None
 
     def make_room(self) -> None:
-        """Refuse the request of which most is kept in memory, while the account of memory is full."""
-        while self.memory.is_full:
-            receiving = [connection for connection in self._open if connection.is_receiving]
-            largest = max(receiving, key=lambda connection: connection.held, default=None)
-            if largest is None or largest.held < WORTH_REFUSING:
+        """When the account of memory is full, refuse the largest of the requests that are arriving."""
+        if not self.memory.is_full:
+            return
+        arriving = [connection for connection in self._open if connection.is_receiving]
+        arriving.sort(key=lambda connection: connection.held, reverse=True)
+        for connection in arriving:
+            # Some more than needed, for the next request must not ask to look at all connections again.
+            if connection.held < WORTH_REFUSING or self.memory.taken < self.memory.size * 7 // 8:
                 return
             out_of_memory.log(
                 logging.WARNING,
                 "refused the largest request that was arriving, from %s: more than memory_size=%d bytes are held",
-                largest.context,
+                connection.context,
                 self.memory.size,
             )
-            largest.refuse_for_memory()
+            connection.refuse_for_memory()
 
     def stop(self) -> None:
         """Listen no more. Clients whose connection the kernel has already made are served."""

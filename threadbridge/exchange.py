@@ -173,8 +173,24 @@ class Exchange:
                 full = isinstance(error, SpoolFullError) or error.errno == errno.ENOSPC
                 self._answer_plainly(HTTPStatus.INSUFFICIENT_STORAGE if full else HTTPStatus.INTERNAL_SERVER_ERROR, {})
 
-    def finish(self) -> None:
-        """The request is complete: queue it, if the lane has not become full meanwhile. Loop side."""
+    def finish(self) -> Awaitable[None] | None:
+        """The request is complete: queue it, if the lane has not become full meanwhile. Loop side.
+
+        The awaitable, if any, is done when the end of the body is on the disk, and the request in the queue.
+        """
+        written = self.body.complete()
+        if written is not None:
+            self.connection.set_close_callback(self.on_connection_close)
+            return self._queue_after(written)
+        self._queue()
+        return None
+
+    async def _queue_after(self, written: Future[None]) -> None:
+        await self._spooled(written)
+        if not self.ended:
+            self._queue()
+
+    def _queue(self) -> None:
         if self.is_probe:
             self._bridge.reconsider(self)
         if not self._makes_room():

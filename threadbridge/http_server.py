@@ -57,10 +57,12 @@ class HTTPServer(ConnectionServer, TornadoHTTPServer):
             # Nothing is to be done in between.
             start_request = request_callback.start_request
         refused: Refused = _forget
+        memory = None
         if isinstance(request_callback, Bridge):
             request_callback.servers.append(self)
             refused = request_callback.refused
-        ConnectionServer.__init__(self, start_request, refused, limits, self.ssl_options)
+            memory = request_callback.spool.memory
+        ConnectionServer.__init__(self, start_request, refused, limits, self.ssl_options, memory)
 
     def context_of(self, stream: IOStream, address: Any) -> object:
         """Tornado's, which knows ``protocol`` and ``xheaders``."""

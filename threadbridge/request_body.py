@@ -13,6 +13,10 @@ from threadbridge.spool import Spool, SpoolFullError
 MEMORY_LIMIT = 1024 * 1024
 # How much goes to the file at once: a trip to a disk thread costs more than copying a few kilobytes.
 WRITE_SIZE = 256 * 1024
+# How much stays in memory even when the account of memory is full: a file would cost about as much.
+KEPT = 16 * 1024
+# Smaller pieces are copied together: each object costs memory of its own.
+SMALL = 4096
 
 
 class RequestBody:
@@ -30,7 +34,7 @@ class RequestBody:
 
     def __init__(self, spool: Spool) -> None:
         self._spool = spool
-        self._chunks: list[bytes] = []
+        self._chunks: list[bytes | bytearray] = []
 
     def append(self, chunk: bytes) -> asyncio.Future[None] | None:
         """Keep a piece; a future, if one is returned, must be done before the next. Loop side.
@@ -39,10 +43,26 @@ class RequestBody:
         be started for the disk.
         """
         self.size += len(chunk)
-        self._chunks.append(chunk)
         self._buffered += len(chunk)
-        if self._buffered < (MEMORY_LIMIT if self._file is None else WRITE_SIZE):
+        self._spool.memory.add(len(chunk))
+        last = self._chunks[-1] if self._chunks else None
+        if isinstance(last, bytearray) and len(last) < WRITE_SIZE:
+            last += chunk
+        elif last is not None and len(chunk) < SMALL:
+            self._chunks.append(bytearray(chunk))
+        else:
+            self._chunks.append(chunk)
+        if self._buffered < (MEMORY_LIMIT if self._file is None else WRITE_SIZE) and (
+            self._buffered < KEPT or not self._spool.memory.is_full
+        ):
             return None
+        return self._write_in_thread()
+
+    def complete(self) -> asyncio.Future[None] | None:
+        """Put the rest to the file, if there is one; a future must be done before `open`. Loop side."""
+        return self._write_in_thread() if self._file is not None and self._chunks else None
+
+    def _write_in_thread(self) -> asyncio.Future[None]:
         self._writing = asyncio.get_running_loop().run_in_executor(self._spool.threads, self._write_out)
         return self._writing
 
@@ -51,30 +71,39 @@ class RequestBody:
             raise SpoolFullError(f"the spool's {self._spool.size} bytes are taken")
         self._reserved += self._buffered
         if self._file is None:
-            self._file = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as this object
-        self._file.writelines(self._chunks)
-        self._file.flush()
+            # Unbuffered, so that nothing is left to be written, and to fail, when it is closed.
+            self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - lives as long as this object
+        for chunk in self._chunks:
+            view = memoryview(chunk)
+            while view:
+                view = view[self._file.write(view) :]
+        self._drop()
+
+    def _drop(self) -> None:
         self._chunks.clear()
-        self._buffered = 0
+        if self._buffered:
+            self._spool.memory.add(-self._buffered)
+            self._buffered = 0
 
     def open(self) -> IO[bytes]:
         """The whole body as a file, from its beginning. Worker side, once."""
         if self._file is None:
-            return io.BytesIO(self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks))
-        self._file.writelines(self._chunks)
+            only = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+            return io.BytesIO(only)
         self._file.seek(0)
-        self._chunks.clear()
-        return self._file
+        return io.BufferedRandom(self._file)  # type: ignore[arg-type]
 
     def close(self) -> None:
-        """Give memory and disk space back. Worker side, or a disk thread."""
-        self._chunks.clear()
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-        if self._reserved:
-            self._spool.release(self._reserved)
-            self._reserved = 0
+        """Give memory and disk space back, whatever becomes of the file. Worker side, or a disk thread."""
+        self._drop()
+        reserved, self._reserved = self._reserved, 0
+        try:
+            if self._file is not None:
+                self._file.close()
+                self._file = None
+        finally:
+            if reserved:
+                self._spool.release(reserved)
 
     def discard(self) -> None:
         """Close a body that no worker will read, as soon as nothing is being written to it. Loop side."""

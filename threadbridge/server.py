@@ -92,6 +92,7 @@ class Service:
             client_address=settings["client_address"],
             trusted_proxies=settings["trusted_proxies"],
             spool_size=settings["spool_size"],
+            memory_size=settings["memory_size"],
             access_log=settings["access_log"],
             slow_log=settings["slow_log"],
             slow_log_parameters=settings["slow_log_parameters"],
@@ -108,6 +109,8 @@ class Service:
             idle_timeout=settings["idle_timeout"],
             body_timeout=settings["body_timeout"],
             send_timeout=settings["send_timeout"],
+            min_rate=settings["min_rate"],
+            transfer_timeout=settings["transfer_timeout"],
         )
         certfile = settings["certfile"]
         self._tls = tls_context(certfile, settings["keyfile"]) if certfile else None
@@ -185,7 +188,9 @@ class Service:
             orders = {STOP: lambda: on_stop("supervisor"), HURRY: hurry.set, REOPEN: reopen_log_files}
             loop.add_reader(self._inheritance.channel, self._obey, self._inheritance.channel, orders)
 
-        server = ConnectionServer(self._bridge.start_request, self._bridge.refused, self._limits, self._tls)
+        server = ConnectionServer(
+            self._bridge.start_request, self._bridge.refused, self._limits, self._tls, self._bridge.spool.memory
+        )
         self._bridge.servers.append(server)
         server.add_sockets(self._sockets)
         if self._admin is not None:

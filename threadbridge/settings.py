@@ -13,6 +13,7 @@ from threadbridge.bridge import IDEMPOTENCY_AGE, IDEMPOTENCY_SIZE, SPOOL_SIZE
 from threadbridge.forwarded import Source
 from threadbridge.http1 import Limits
 from threadbridge.lanes import Lane
+from threadbridge.memory import MEMORY_SIZE
 from threadbridge.values import (
     FLAG,
     FUNCTION,
@@ -277,6 +278,15 @@ class Settings(TypedDict, total=False):
         int,
         Setting(SPOOL_SIZE, size(), "How much of the disk large bodies of requests and responses may take together."),
     ]
+    memory_size: Annotated[
+        int,
+        Setting(
+            MEMORY_SIZE,
+            size(),
+            "How much memory heads and bodies of requests may take together. Beyond it bodies go to the disk sooner, "
+            "and then the largest request that is arriving is answered 503.",
+        ),
+    ]
     header_timeout: Annotated[
         float, Setting(_LIMITS.header_timeout, seconds(), "How long the head of a request may take to arrive.")
     ]
@@ -285,6 +295,19 @@ class Settings(TypedDict, total=False):
     ]
     body_timeout: Annotated[
         float, Setting(_LIMITS.body_timeout, seconds(), "How long a request's body may pause while it arrives.")
+    ]
+    min_rate: Annotated[
+        int,
+        Setting(
+            _LIMITS.min_rate,
+            number(1),
+            "How many bytes a second of a request's body must arrive on average after the first body_timeout; a "
+            "slower one is answered 408.",
+        ),
+    ]
+    transfer_timeout: Annotated[
+        float,
+        Setting(_LIMITS.transfer_timeout, seconds(), "How long a request's body may take in all, whatever its rate."),
     ]
     send_timeout: Annotated[
         float, Setting(_LIMITS.send_timeout, seconds(), "How long a client may pause while it reads a response.")

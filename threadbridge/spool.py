@@ -7,6 +7,7 @@ import tempfile
 import threading
 from collections.abc import Callable
 
+from threadbridge.memory import Memory
 from threadbridge.worker_threads import TaskThreads
 
 # A disk serves few at a time; more threads would only wait for each other.
@@ -25,12 +26,14 @@ class Spool:
     """What the exchanges of one bridge share of the disk: a number of bytes, and threads for the loop's part.
 
     :param size: bytes that all temporary files together may take.
+    :param memory: the account of bodies that are not in a file; beyond its bound they go to files sooner.
 
     The files are unnamed, in the directory that ``TMPDIR`` names (default ``/tmp``).
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, memory: Memory) -> None:
         self.size = size
+        self.memory = memory
         self.threads = TaskThreads(DISK_THREADS, "threadbridge-disk")
         self._taken = 0
         self._lock = threading.Lock()
