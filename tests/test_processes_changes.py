@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tests.inprocess import wait_until
 from tests.site_process import entered
-from tests.supervised import Supervised, finish, is_gone, pid_of, said
+from tests.supervised import Supervised, finish, pid_of, said
 
 REQUESTS = 3000
 
@@ -101,15 +101,26 @@ def test_a_process_that_somebody_stops_is_replaced(tmp_path: Path) -> None:
         assert said(server, f"(pid {stopped}) ended: status 0")()
 
 
-def test_processes_that_cannot_start_any_more_end_it_all(tmp_path: Path) -> None:
+def test_a_process_that_cannot_start_any_more_is_tried_until_it_can(tmp_path: Path) -> None:
     with Supervised(tmp_path) as server:
         victim, other = server.wait_for_both()
+        program = tmp_path / "site_app.py"
+        good = program.read_text()
         make_imports_fail(tmp_path)
         os.kill(victim, signal.SIGKILL)
-        wait_until(said(server, "6 processes in a row did not start", "giving up"), "the supervisor gives up", 60)
-        assert server.process.wait(30) == 1
-        assert is_gone(other)
-        assert server.output().count("cannot import site_app: RuntimeError: a bad version") == 5
+        wait_until(said(server, "has ended too soon 2 times in a row: next try in 0.5 s"), "it is tried again", 30)
+        assert other in server.pids()
+        program.write_text(good)
+        assert other in server.wait_for_both(without={victim})
+        assert server.stop() == 0
+
+
+def test_requests_that_crash_their_process_do_not_end_the_service(tmp_path: Path) -> None:
+    with Supervised(tmp_path) as server:
+        for _ in range(7):
+            os.kill(server.ask(), signal.SIGKILL)
+        assert len(server.wait_for_both()) == 2
+        assert server.stop() == 0
 
 
 # A reload.

@@ -57,6 +57,8 @@ class Affinity:
     """
 
     def __init__(self) -> None:
+        # Of its own: the application may have seeded the process's.
+        self._chance = random.Random()
         self._all = os.sched_getaffinity(0)
         self._processor: int | None = None
         self._patience = PATIENCE
@@ -92,7 +94,7 @@ class Affinity:
         self._at, self._used, self._idle = now, used, idle
         self._full_looks += busy > FULL
         is_patient = self._full_looks < self._patience
-        processor = choose(self._processor, busy, shares, is_patient=is_patient, coin=random.random())
+        processor = choose(self._processor, busy, shares, is_patient=is_patient, coin=self._chance.random())
         is_trial = processor is None and self._processor is not None
         if is_trial:
             self._full_looks = 0

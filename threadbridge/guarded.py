@@ -391,6 +391,9 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
             ):
                 # The next request gets a new one: nothing that this one has left can reach it.
                 self.spoilt = True
+                if not self.only_reads:
+                    # Closing it would let go of its locks only later.
+                    self._con.rollback()
             elif not (force or self._transaction):
                 return
             else:

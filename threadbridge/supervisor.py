@@ -34,7 +34,7 @@ logger = logging.getLogger("threadbridge")
 
 # A process that ends before it accepts connections, or so many seconds after it did, has failed to start.
 SOON = 10.0
-# Seconds until the next try, after each such failure in a row. After the last try the supervisor gives up.
+# Seconds until the next try, after each such failure in a row; the last one for all that follow.
 DELAYS = (0.0, 0.5, 1.0, 2.0, 4.0)
 # Seconds after its grace period in which a process ends by itself, unless something is very wrong with it.
 PATIENCE = 5.0
@@ -162,11 +162,11 @@ class Supervisor:
         self._replace_later(child.number, child.failures + 1 if failed else 0)
 
     def _replace_later(self, number: int, failures: int) -> None:
-        if failures > len(DELAYS):
-            logger.error("%d processes in a row did not start, or ended within %g s: giving up", failures, SOON)
-            self._give_up(1)
-        else:
-            asyncio.get_running_loop().call_later(DELAYS[max(failures - 1, 0)], self._replace, number, failures)
+        # However often: some have accepted connections, so it is a request that ends them, or passes.
+        delay = DELAYS[min(max(failures, 1), len(DELAYS)) - 1]
+        if failures > 1:
+            logger.error("process %d has ended too soon %d times in a row: next try in %g s", number, failures, delay)
+        asyncio.get_running_loop().call_later(delay, self._replace, number, failures)
 
     def _replace(self, number: int, failures: int) -> None:
         if self._stop.is_set() or number in (child.number for child in self._staying):
