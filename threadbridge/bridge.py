@@ -73,7 +73,7 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
     :param lanes: paths that have threads of their own (see `Lane`); the first that matches is taken. With a pool, what
         none matches goes to the lane ``pool`` if its like were seen to use the pool, or else to the lane ``quick``;
         without one it goes to the lane ``default``.
-    :param queue: how many requests may wait for a thread of a lane; the next one is answered 503. Default 1000.
+    :param queue: how many requests may wait for a thread of a lane, see `Lane`. Default 1000.
     :param queue_timeout: seconds that a request may wait so, until it is answered 503. Default 30.
     :param deadline: seconds until a request must be answered, waiting included, or it is answered 504. Default 180. It
         begins with the end of the request and ends with the beginning of the response: a stream may take as long as it
@@ -86,7 +86,8 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
     :param reset_sessions: close a connection of the pool after a request that may have changed its session, so that
         the next request gets a clean one. Default True.
     :param cancel: which requests are cancelled, and their queries stopped, when their clients leave or at the deadline:
-        ``safe`` (GET, HEAD and OPTIONS, the default), ``all`` or ``none``.
+        ``safe`` (GET, HEAD and OPTIONS, the default), ``all`` or ``none``. What still runs 10 s after its deadline is
+        cancelled in any case.
     :param tag_queries: have the statements of a request begin with a comment that names it, so that the database's list
         of processes does too. Default False.
     :param client_key: of the request's headers and the client's address makes the name of the client, whose requests

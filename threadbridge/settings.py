@@ -142,7 +142,12 @@ class Settings(TypedDict, total=False):
     ]
     queue: Annotated[
         int,
-        Setting(1000, number(0), "How many requests may wait for a thread of a lane; the next one is answered 503."),
+        Setting(
+            1000,
+            number(0),
+            "How many requests may wait for a thread of a lane; when it is full, the newest request of the client that "
+            "has the most waiting is answered 503.",
+        ),
     ]
     queue_timeout: Annotated[
         float, Setting(30.0, seconds(), "How long a request may wait for a thread; after that it is answered 503.")
@@ -190,7 +195,7 @@ class Settings(TypedDict, total=False):
             "safe",
             choice("safe", "all", "none"),
             "Which requests are cancelled, and their queries stopped, when nobody waits for them any more: safe stands "
-            "for GET, HEAD and OPTIONS.",
+            "for GET, HEAD and OPTIONS. What still runs 10 s after its deadline is cancelled in any case.",
         ),
     ]
     tag_queries: Annotated[
