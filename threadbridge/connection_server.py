@@ -12,9 +12,10 @@ from typing import Any, TypeAlias
 
 from tornado.httputil import HTTPConnection, HTTPMessageDelegate
 from tornado.iostream import IOStream
-from tornado.netutil import add_accept_handler, ssl_wrap_socket
+from tornado.netutil import ssl_wrap_socket
 
 from threadbridge import forks
+from threadbridge.accepting import Acceptor
 from threadbridge.background import Background
 from threadbridge.http1 import WORTH_REFUSING, HTTP1Connection, Limits
 from threadbridge.memory import Memory
@@ -90,8 +91,7 @@ class ConnectionServer:
         self.background = Background()
         self.memory = memory or Memory()
         self._open: set[HTTP1Connection] = set()
-        # For each socket, how to accept there no more.
-        self._listeners: dict[socket.socket, Callable[[], None]] = {}
+        self._listeners: dict[socket.socket, Acceptor] = {}
         self._all_closed = asyncio.Event()
         self._sweeping: asyncio.TimerHandle | None = None
 
@@ -103,7 +103,7 @@ class ConnectionServer:
         """Listen on these sockets."""
         for listener in sockets:
             forks.listens(listener)
-            self._listeners[listener] = add_accept_handler(listener, self._handle_connection)
+            self._listeners[listener] = Acceptor(listener, self._handle_connection, answers=self.ssl_options is None)
 
     def _handle_connection(self, connection: socket.socket, address: Any) -> None:
         stream: PushStream
@@ -168,9 +168,9 @@ class ConnectionServer:
 
     def stop(self) -> None:
         """Listen no more. Clients whose connection the kernel has already made are served."""
-        for listener, remove_handler in self._listeners.items():
+        for listener, acceptor in self._listeners.items():
             self._accept_waiting(listener)
-            remove_handler()
+            acceptor.close()
             listener.close()
         self._listeners.clear()
 

@@ -1,0 +1,105 @@
+"""Accepts connections on a listening socket, also when the process has hardly a file descriptor left. Loop side."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import resource
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from tornado.ioloop import IOLoop
+
+from threadbridge.repeated_log import RepeatedLog
+
+logger = logging.getLogger("threadbridge")
+
+# Connections that are accepted in one turn of the loop.
+ACCEPTED_AT_ONCE = 128
+# File descriptors that clients never get: they are left for the operators' port, the database and temporary files.
+RESERVED = 16
+# Seconds for which nothing is accepted when there are no more.
+PAUSE = 0.2
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_REFUSAL = (
+    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: 39\r\n"
+    b"Retry-After: 1\r\nConnection: close\r\n\r\n503 Service Unavailable: too many open\n"
+)
+_exhausted_log = RepeatedLog(logger)
+
+
+class Acceptor:
+    """Calls a function with each connection and its client's address, until it is closed.
+
+    :param answers: whether a client that finds no descriptor left is told so in plain HTTP; with TLS it cannot be.
+
+    While descriptors are scarce new clients are answered 503, and the kernel keeps the others waiting; nothing spins.
+    """
+
+    def __init__(
+        self, listener: socket.socket, on_connection: Callable[[socket.socket, Any], None], *, answers: bool
+    ) -> None:
+        self._listener = listener
+        self._on_connection = on_connection
+        self._answers = answers
+        self._loop = IOLoop.current()
+        self._resuming: asyncio.TimerHandle | None = None
+        self._closed = False
+        self._resume()
+
+    def _resume(self) -> None:
+        self._resuming = None
+        self._loop.add_handler(self._listener, self._accept, IOLoop.READ)
+
+    def _accept(self, listener: socket.socket, events: int) -> None:
+        for _ in range(ACCEPTED_AT_ONCE):
+            # Whoever is called may have closed this.
+            if self._closed:
+                return
+            try:
+                connection, address = self._listener.accept()
+            except BlockingIOError:
+                return
+            except ConnectionAbortedError:
+                continue
+            except OSError as error:
+                if error.errno not in _EXHAUSTED:
+                    raise
+                self._pause(error.strerror or str(error))
+                return
+            # The lowest free number is given: a high one shows that few are left.
+            if connection.fileno() >= resource.getrlimit(resource.RLIMIT_NOFILE)[0] - RESERVED:
+                self._refuse(connection)
+                self._pause("the last ones are kept for the operators' port, the database and temporary files")
+                return
+            self._on_connection(connection, address)
+
+    def _refuse(self, connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError):
+            connection.setblocking(False)
+            if self._answers:
+                connection.send(_REFUSAL)
+                connection.shutdown(socket.SHUT_WR)
+                # Or else what it has sent would have the answer reset.
+                connection.recv(65536)
+
+    def _pause(self, why: str) -> None:
+        _exhausted_log.log(
+            logging.ERROR,
+            "no file descriptors left for new clients: %s. They wait, or are answered 503, until others leave; allow "
+            "more by LimitNOFILE= or ulimit -n",
+            why,
+        )
+        self._loop.remove_handler(self._listener)
+        self._resuming = asyncio.get_running_loop().call_later(PAUSE, self._resume)
+
+    def close(self) -> None:
+        """Accept no more. The socket stays open."""
+        self._closed = True
+        if self._resuming is not None:
+            self._resuming.cancel()
+        else:
+            self._loop.remove_handler(self._listener)
