@@ -47,7 +47,8 @@ class RequestBody:
         self._spool.memory.add(len(chunk))
         last = self._chunks[-1] if self._chunks else None
         if isinstance(last, bytearray) and len(last) < WRITE_SIZE:
-            last += chunk
+            # Not by +=, which mypyc compiles to a new object.
+            last.extend(chunk)
         elif last is not None and len(chunk) < SMALL:
             self._chunks.append(bytearray(chunk))
         else:
