@@ -77,7 +77,9 @@ class RequestBody:
         for chunk in self._chunks:
             view = memoryview(chunk)
             while view:
-                view = view[self._file.write(view) :]
+                # In two steps: mypyc would write twice for a call inside of the slice.
+                written = self._file.write(view)
+                view = view[written:]
         self._drop()
 
     def _drop(self) -> None:
