@@ -167,23 +167,26 @@ class Exchange:
     async def _spooled(self, written: Future[None]) -> None:
         try:
             await written
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001 - it is logged, and the request must end
             if self._stop(State.FAILED):
-                logger.error("request %s: its body cannot be spooled: %s", self.id, error)
-                full = isinstance(error, SpoolFullError) or error.errno == errno.ENOSPC
+                logger.error("request %s: its body cannot be spooled: %r", self.id, error)
+                full = isinstance(error, SpoolFullError) or (isinstance(error, OSError) and error.errno == errno.ENOSPC)
                 self._answer_plainly(HTTPStatus.INSUFFICIENT_STORAGE if full else HTTPStatus.INTERNAL_SERVER_ERROR, {})
 
-    def finish(self) -> Awaitable[None] | None:
-        """The request is complete: queue it, if the lane has not become full meanwhile. Loop side.
-
-        The awaitable, if any, is done when the end of the body is on the disk, and the request in the queue.
-        """
-        written = self.body.complete()
-        if written is not None:
-            self.connection.set_close_callback(self.on_connection_close)
-            return self._queue_after(written)
-        self._queue()
-        return None
+    def finish(self) -> None:
+        """The request is complete: queue it, if the lane has not become full meanwhile. Loop side."""
+        try:
+            written = self.body.complete()
+        except RuntimeError:
+            # As in `data_received`.
+            self.shed()
+            return
+        if written is None:
+            self._queue()
+            return
+        # The end of the body goes to the disk first. Nothing is returned to wait for: Tornado's own server does not.
+        self.connection.set_close_callback(self.on_connection_close)
+        asyncio.ensure_future(self._queue_after(written))  # noqa: RUF006 - the body keeps what the task waits for
 
     async def _queue_after(self, written: Future[None]) -> None:
         await self._spooled(written)
