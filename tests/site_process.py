@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ from tests.processes import Frontend
 
 # Every path but / takes the name of a file: /slow?FLAG makes FLAG.entered, and goes on when FLAG is there.
 APPLICATION = """
-import asyncio, gc, os, threading, time
+import asyncio, ctypes, gc, os, threading, time
 from threadbridge import current
 
 def wait_for(flag):
@@ -29,6 +30,12 @@ def app(environ, start_response):
     elif path == "/stuck-loop":
         [loop] = [found for found in gc.get_objects() if isinstance(found, asyncio.AbstractEventLoop)]
         loop.call_soon_threadsafe(wait_for, flag)
+    elif path == "/hold-lock":
+        # Until the process is killed, or for so many seconds.
+        open(flag, "w").close()
+        ctypes.PyDLL(None).sleep(int(os.path.basename(flag).rpartition("-")[2]))
+    elif path == "/crash":
+        os.abort()
     elif path == "/thread":
         threading.Thread(target=wait_for, args=(flag,), name="the-applications-own").start()
     start_response("200 OK", [("Content-Type", "text/plain")])
@@ -52,6 +59,12 @@ class Process(Frontend):
         )
         wait_until(lambda: "Serving on" in self.output() or self.process.poll() is not None, "ready", 30)
         assert self.process.poll() is None, self.output()
+
+    def begin(self, target: str, method: str = "GET") -> socket.socket:
+        """A connection of its own on which this has been asked."""
+        client = socket.create_connection(("127.0.0.1", self.port), timeout=60)
+        client.sendall(f"{method} {target} HTTP/1.0\r\nHost: a\r\n\r\n".encode())
+        return client
 
     def run_to_its_end(self) -> subprocess.CompletedProcess[str]:
         """For a process that cannot start: its status and what it says."""

@@ -44,12 +44,6 @@ class Supervised(Process):
         finally:
             connection.close()
 
-    def begin(self, target: str) -> socket.socket:
-        """A connection of its own on which this has been asked."""
-        client = socket.create_connection(("127.0.0.1", self.port), timeout=60)
-        client.sendall(f"GET {target} HTTP/1.0\r\nHost: a\r\n\r\n".encode())
-        return client
-
 
 def finish(client: socket.socket) -> int:
     """The pid of the process that answers what `Supervised.begin` has asked; 0 if the connection is cut."""

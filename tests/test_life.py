@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,100 @@ def test_a_service_manager_that_is_gone_does_no_harm(tmp_path: Path) -> None:
         assert requests.get(server.url, timeout=10).status_code == 200
         assert "cannot tell the service manager READY=1" in server.output()
         assert server.stop() == 0
+
+
+# An event loop that stands still.
+
+
+def test_the_stacks_are_logged_when_the_loop_stands_still_and_it_goes_on(tmp_path: Path) -> None:
+    flag = tmp_path / "flag"
+    with Process(tmp_path, "--port={port}", "--watchdog=2") as server:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=10) as client:
+            client.sendall(f"GET /stuck-loop?{flag} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+            wait_until(lambda: "and answers no client" in server.output(), "the stacks are logged")
+        assert "in wait_for" in server.output()
+        flag.touch()
+        assert requests.get(server.url, timeout=10).status_code == 200
+        wait_until(lambda: "the event loop stood still for" in server.output(), "how long it was is logged")
+        assert server.stop() == 0
+
+
+def test_a_deadline_that_passes_while_the_interpreters_lock_is_held(tmp_path: Path) -> None:
+    flag = tmp_path / "flag-2"
+    with Process(tmp_path, "--port={port}", "--watchdog=2", "--deadline=1", "--threads=3") as server:
+        with (
+            socket.create_connection(("127.0.0.1", server.port), timeout=10) as slow,
+            server.begin(f"/slow?{tmp_path / 'other'}") as waiting,
+        ):
+            wait_until(lambda: entered(tmp_path / "other"), "a thread at work")
+            slow.sendall(f"GET /hold-lock?{flag} HTTP/1.0\r\nHost: a\r\n\r\n".encode())
+            answers = [b"".join(iter(lambda c=client: c.recv(65536), b"")) for client in (slow, waiting)]  # type: ignore[misc]
+        # One answer each, whichever the loop came to first when it could go on.
+        assert [answer.count(b"HTTP/1.1 ") for answer in answers] == [1, 1]
+        assert answers[1].startswith(b"HTTP/1.1 504 ")
+        (tmp_path / "other").touch()
+        assert server.stop() == 0
+        # Standard error has where the lock was held, from a time when no thread could run.
+        assert "Timeout (0:00:01)!" in server.output() and "in app" in server.output()
+        assert "the event loop stood still for" in server.output()
+        assert len([line for line in server.output().splitlines() if " ending=" in line]) == 2
+
+
+def test_a_crash_is_logged_with_where_it_happened(tmp_path: Path) -> None:
+    with Process(tmp_path, "--port={port}") as server:
+        with server.begin("/crash") as client:
+            assert client.recv(100) == b""
+        assert server.process.wait(10) == -signal.SIGABRT
+        assert "Fatal Python error: Aborted" in server.output() and "in app" in server.output()
+
+
+# Signals.
+
+IMPORT = """
+import os, signal, time
+print("importing", flush=True)
+while not os.path.exists("go-on"):
+    time.sleep(0.01)
+from site_app import app
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR2])
+def test_a_signal_to_all_frontends_does_not_end_one_that_starts(tmp_path: Path, number: signal.Signals) -> None:
+    server = Process(tmp_path, "--port={port}")
+    (tmp_path / "importing.py").write_text(IMPORT)
+    server.command = [part.replace("site_app", "importing") for part in server.command]
+
+    def signal_it() -> None:
+        wait_until(lambda: "importing" in server.output(), "it starts", 30)
+        server.process.send_signal(number)
+        (tmp_path / "go-on").touch()
+
+    with ThreadPoolExecutor() as executor:
+        sent = executor.submit(signal_it)
+        with server:
+            sent.result()
+            assert requests.get(server.url, timeout=10).status_code == 200
+            # Made up for, now that it can be.
+            done = "log files are opened" if number is signal.SIGHUP else "only the supervisor"
+            assert f"{number.name}: " in server.output() and done in server.output()
+            assert server.stop() == 0
+
+
+def test_handlers_of_the_application_that_are_replaced_are_named(tmp_path: Path) -> None:
+    server = Process(tmp_path, "--port={port}")
+    (tmp_path / "handles.py").write_text(
+        "import signal\nfrom site_app import app\n"
+        "for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):\n"
+        "    signal.signal(number, lambda *_: None)\n"
+    )
+    server.command = [part.replace("site_app", "handles") for part in server.command]
+    with server:
+        assert server.stop() == 0
+        named = [
+            line.split("] ")[1].split(":")[0] for line in server.output().splitlines() if "replaces the ha" in line
+        ]
+        assert named == ["SIGHUP", "SIGUSR2"]
 
 
 # Log files.

@@ -115,14 +115,6 @@ def test_a_process_that_cannot_start_any_more_is_tried_until_it_can(tmp_path: Pa
         assert server.stop() == 0
 
 
-def test_requests_that_crash_their_process_do_not_end_the_service(tmp_path: Path) -> None:
-    with Supervised(tmp_path) as server:
-        for _ in range(7):
-            os.kill(server.ask(), signal.SIGKILL)
-        assert len(server.wait_for_both()) == 2
-        assert server.stop() == 0
-
-
 # A reload.
 
 

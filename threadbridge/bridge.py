@@ -324,6 +324,25 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         """
         return lane.works() and self._watch.overdue_threads(lane, LATE_AFTER) < lane.threads
 
+    def unfinished(self) -> list[Exchange]:
+        """Requests that have not ended, and those that have while a worker still runs them."""
+        running = {cast(Exchange, job) for lane in self.lanes for job in lane.running()}
+        return [*self.exchanges, *(running - self.exchanges)]
+
+    def abandon(self, unfinished: Iterable[Exchange]) -> None:
+        """Refuse those that wait with 503, and cancel those that run, whatever their method is."""
+        for exchange in unfinished:
+            exchange.shed()
+            if not exchange.worker_is_done:
+                self._cancellers.keep(exchange.running.cancel)
+
+    def cut(self) -> None:
+        """End all requests as if their clients had left."""
+        # What waits comes first, so that none of it runs in place of what is cancelled.
+        for exchange in sorted(self.exchanges, key=lambda exchange: exchange.state is not State.QUEUED):
+            exchange.on_connection_close()
+        self.telemetry.flush()
+
     def ended(self, exchange: Exchange) -> None:
         """Count the exchange off, and have it recorded."""
         self.exchanges.discard(exchange)
@@ -348,24 +367,22 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
 
     def close(self) -> None:
         """Answer nobody any more: nothing that waits is run, what runs is cancelled, and the threads end."""
-        # What waits comes first, so that none of it runs in place of what is cancelled.
-        for exchange in sorted(self.exchanges, key=lambda exchange: exchange.state is not State.QUEUED):
-            exchange.on_connection_close()
+        self.cut()
         if self._hop is not None:
             forks.serves_no_more(self._hop)
         for lane in self.lanes:
             lane.close()
         self.spool.threads.shutdown(wait=False)
-        self._cancellers.shutdown(wait=False)
         if self.guard is not None:
             self.guard.close()
         self.lag.stop()
-        self.telemetry.flush()
 
     def join(self) -> None:
         """Wait until all threads have ended, after `close`. Any thread but the loop's."""
         for lane in self.lanes:
             lane.join()
+        # Only now: until then there may be something to cancel.
+        self._cancellers.shutdown(wait=False)
         if self._idempotency is not None:
             self._idempotency.close()
 

@@ -11,10 +11,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
 
+from threadbridge.heartbeat import read_stacks
 from threadbridge.inheritance import MESSAGE_SIZE, STOP, VARIABLE, Inheritance
 
 logger = logging.getLogger("threadbridge")
+
+MANAGERS_VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC")
 
 
 class Child:
@@ -22,6 +27,7 @@ class Child:
 
     :param number: what the process is called, see `Inheritance`; so are the sockets and the directory.
     :param failures: how many processes before it, each in the place of the one before, have ended too soon.
+    :param start_limit: see `Inheritance`.
     :param on_change: called when it accepts connections, and when it has ended.
 
     Raises ``OSError`` when the system has no room for another process.
@@ -35,16 +41,18 @@ class Child:
         run_directory: str | None,
         *,
         failures: int,
+        start_limit: float,
         on_change: Callable[[Child], None],
     ) -> None:
         self.number = number
         self.failures = failures
         self.told_to_stop = False
+        self.killed = False
         # Of the process; None while it runs.
         self.status: int | None = None
         # Seconds of `time.monotonic`: since when it accepts connections, None for not yet, and when it was heard last.
         self.ready_since: float | None = None
-        self.heard = 0.0
+        self.heard = time.monotonic()
         # It accepts connections, or has ended without having come so far.
         self.settled = asyncio.Event()
         self.ended = asyncio.Event()
@@ -52,9 +60,12 @@ class Child:
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._channel.setblocking(False)
         with theirs:
-            inheritance = Inheritance(number, os.getpid(), theirs, listeners, admin_listeners, run_directory)
+            self._stacks_file = os.memfd_create("stacks")
+            inheritance = Inheritance(
+                number, os.getpid(), theirs, listeners, admin_listeners, run_directory, self._stacks_file, start_limit
+            )
             # What the service manager wants to hear of the service, it hears from the supervisor.
-            env = {name: text for name, text in os.environ.items() if name not in ("NOTIFY_SOCKET", "WATCHDOG_PID")}
+            env = {name: text for name, text in os.environ.items() if name not in MANAGERS_VARIABLES}
             try:
                 self._process = subprocess.Popen(
                     [sys.executable, *sys.orig_argv[1:]],
@@ -63,6 +74,7 @@ class Child:
                 )
             except OSError:
                 self._channel.close()
+                os.close(self._stacks_file)
                 raise
         logger.info("%s starts", self)
         self._pidfd = os.pidfd_open(self._process.pid)
@@ -96,8 +108,19 @@ class Child:
             self._process.terminate()
 
     def kill(self) -> None:
-        """End it, whatever it is doing."""
+        """End it, whatever it is doing, and log what that was as far as it is known."""
+        stacks = read_stacks(self._stacks_file)
+        if stacks:
+            logger.error("%s, innermost calls first:\n%s", self, stacks)
+        elif self._is_stopped():
+            logger.error("%s is suspended: somebody has sent it SIGSTOP, or a debugger holds it", self)
+        self.killed = True
         self._process.kill()
+
+    def _is_stopped(self) -> bool:
+        with suppress(OSError):
+            return Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt"
+        return False
 
     def _hear(self) -> None:
         try:
@@ -121,9 +144,13 @@ class Child:
         loop.remove_reader(self._channel)
         self._channel.close()
         self.status = self._process.wait()
+        stacks = read_stacks(self._stacks_file)
+        os.close(self._stacks_file)
         how = f"killed by {signal.Signals(-self.status).name}" if self.status < 0 else f"status {self.status}"
         as_told = self.told_to_stop and (self.status == 0 or not self.is_ready)
         logger.log(logging.INFO if as_told else logging.ERROR, "%s ended: %s", self, how)
+        if stacks:
+            logger.error("%s, innermost calls first:\n%s", self, stacks)
         self.settled.set()
         self.ended.set()
         self._on_change(self)

@@ -20,6 +20,7 @@ from threadbridge.lanes import Lane
 from threadbridge.logs import set_up_logging
 from threadbridge.server import Service, end_process
 from threadbridge.settings import ALL, CommandLineSettings, Resolved, SettingError, resolve
+from threadbridge.signals import hold_signals
 from threadbridge.values import Place
 
 if TYPE_CHECKING:
@@ -67,8 +68,9 @@ def _run(program: str, application: WSGIApplication | None, defaults: CommandLin
             # It answers no requests.
             settings["access_log"] = False
         if not settings["check"]:
-            # Before the application, which may log while it is imported.
+            # Before the application, which may log while it is imported, and takes its time.
             _set_up_logging(resolved)
+            hold_signals()
     except ValueError as error:
         return _refused(program, error)
     if supervises:

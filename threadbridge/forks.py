@@ -76,9 +76,9 @@ def copies(copied: Copied) -> None:
     _others.add(copied)
 
 
-def takes_signal(number: signal.Signals) -> None:
-    """The server is about to handle this signal; forked processes get the handling of before."""
-    _handlers.setdefault(number, signal.getsignal(number))
+def takes_signal(number: signal.Signals, handler: Any) -> None:
+    """The server is about to handle this signal; forked processes get this handler, that of before."""
+    _handlers.setdefault(number, handler)
 
 
 def leave(error: BaseException | None = None) -> NoReturn:

@@ -6,13 +6,19 @@ when they are ready, and tells them when to stop. They answer on the channel in 
 
 from __future__ import annotations
 
+import faulthandler
 import json
+import logging
 import os
+import select
 import socket
+import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
+
+logger = logging.getLogger("threadbridge")
 
 VARIABLE = "THREADBRIDGE_INHERITANCE"
 
@@ -30,6 +36,10 @@ class Inheritance(NamedTuple):
     :param listeners: the sockets that listen for requests; those of a Unix socket or for operators all processes share.
     :param admin_listeners: those that listen for the operators.
     :param run_directory: where the processes find each other.
+    :param stacks_file: descriptor of a file, shared with the supervisor, for `faulthandler`: what the threads did when
+        the process crashed or hung.
+    :param start_limit: seconds after which a process is killed that does not accept connections yet; 0 for never.
+    :param started_event: descriptor of an ``eventfd`` that says that it does; -1 in the supervisor.
     """
 
     number: int
@@ -38,6 +48,9 @@ class Inheritance(NamedTuple):
     listeners: Sequence[socket.socket]
     admin_listeners: Sequence[socket.socket]
     run_directory: str | None
+    stacks_file: int
+    start_limit: float
+    started_event: int = -1
 
     def log_file(self, path: str) -> str:
         """The log file of this process, by that of the supervisor: ``app.log`` makes ``app-1.log``."""
@@ -51,9 +64,13 @@ class Inheritance(NamedTuple):
         with suppress(BrokenPipeError, ConnectionResetError, BlockingIOError):
             self.channel.send("\n".join(assignments).encode())
 
+    def started(self) -> None:
+        """Say that the process hears the supervisor on its loop from now on; ends what `take_inheritance` began."""
+        os.eventfd_write(self.started_event, 1)
+
     def descriptors(self) -> list[int]:
         """The file descriptors that the process has to get."""
-        return [each.fileno() for each in (self.channel, *self.listeners, *self.admin_listeners)]
+        return [each.fileno() for each in (self.channel, *self.listeners, *self.admin_listeners)] + [self.stacks_file]
 
     def as_text(self) -> str:
         """For the environment variable `VARIABLE`; `take_inheritance` reads it."""
@@ -67,19 +84,44 @@ class Inheritance(NamedTuple):
 
 
 def take_inheritance() -> Inheritance | None:
-    """What the supervisor has handed to this process; None when it has none. Only the first call gives it."""
+    """What the supervisor has handed to this process; None when it has none. Only the first call gives it.
+
+    From now on the stacks of a crash go to the supervisor, and until `Inheritance.started` is called, so do those of a
+    start that hangs, and the process ends if the supervisor dies: it would keep the port without serving anybody.
+    """
     text = os.environ.pop(VARIABLE, None)
     if text is None:
         return None
     parts = json.loads(text)
-    return Inheritance(
+    inheritance = Inheritance(
         parts["number"],
         parts["group"],
         _socket(parts["channel"]),
         [_socket(descriptor) for descriptor in parts["listeners"]],
         [_socket(descriptor) for descriptor in parts["admin_listeners"]],
         parts["run_directory"],
+        parts["stacks_file"],
+        parts["start_limit"],
+        os.eventfd(0),
     )
+    os.set_inheritable(inheritance.stacks_file, False)
+    if not faulthandler.is_enabled():
+        faulthandler.enable(inheritance.stacks_file)
+    if inheritance.start_limit:
+        faulthandler.dump_traceback_later(0.75 * inheritance.start_limit, file=inheritance.stacks_file)
+    threading.Thread(target=_end_with_supervisor, args=(inheritance,), name="threadbridge-start", daemon=True).start()
+    return inheritance
+
+
+def _end_with_supervisor(inheritance: Inheritance) -> None:
+    poll = select.poll()
+    poll.register(inheritance.started_event, select.POLLIN)
+    # Only that the other end is closed: messages are for the loop.
+    poll.register(inheritance.channel, 0)
+    if inheritance.started_event not in (descriptor for descriptor, _ in poll.poll()):
+        logger.error("the supervisor has died before this process could serve: ending")
+        os._exit(1)
+    os.close(inheritance.started_event)
 
 
 def _socket(descriptor: int) -> socket.socket:

@@ -142,6 +142,11 @@ class Lane:
         with self._lock:
             return None if self._waiting.is_largest(client) else self._waiting.take_newest_of_largest()
 
+    def running(self) -> list[Job]:
+        """The jobs that threads are running now. Either side."""
+        with self._lock:
+            return list(self._running)
+
     def _room(self) -> int:
         """How many more could run, less how many wait."""
         return self.threads + len(self._replaced) - len(self._running) - len(self._waiting)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import logging
 import os
 import platform
@@ -15,11 +16,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Unpack
 from wsgiref.types import WSGIApplication
 
-from threadbridge import forks
 from threadbridge.affinity import Affinity
 from threadbridge.bridge import Bridge
 from threadbridge.compiled import is_compiled
 from threadbridge.connection_server import ConnectionServer
+from threadbridge.heartbeat import Heartbeat, open_stderr
 from threadbridge.http1 import Limits
 from threadbridge.inheritance import HURRY, MESSAGE_SIZE, REOPEN, STOP, Inheritance, take_inheritance
 from threadbridge.interpreter import loop_factory, settle
@@ -28,6 +29,7 @@ from threadbridge.listeners import bind, describe, leave_new_connections_to_othe
 from threadbridge.logs import reopen_log_files
 from threadbridge.notify import notify, watchdog_interval
 from threadbridge.settings import Settings, from_keywords, grace_period
+from threadbridge.signals import hold_signals, on_signal, warn_of_replaced_handlers
 
 if TYPE_CHECKING:
     from threadbridge.admin import AdminServer
@@ -145,8 +147,11 @@ class Service:
     def run(self) -> int:
         """Serve until a signal comes; give the exit status, or end the process if requests or threads are left."""
         settle(self._settings["switch_interval"])
+        warn_of_replaced_handlers()
         with asyncio.Runner(loop_factory=self._loop_factory) as runner:
             has_ended = runner.run(self._live())
+        # The loop has let go of them, and the process may still wait for threads of the application's own.
+        hold_signals()
         if not has_ended:
             # The interpreter would wait for the threads that are left, however long their queries take.
             end_process()
@@ -159,6 +164,7 @@ class Service:
 
     async def _live(self) -> bool:
         """Serve until a signal comes; whether everything had ended within the grace period."""
+        loop = asyncio.get_running_loop()
         stop, hurry = asyncio.Event(), asyncio.Event()
 
         def on_stop(reason: str) -> None:
@@ -168,7 +174,7 @@ class Service:
 
         signals: list[signal.Signals] = []
 
-        def on_signal(number: signal.Signals) -> None:
+        def stop_or_hurry(number: signal.Signals) -> None:
             # What the supervisor says does not count: it may say what a signal to all processes says too.
             signals.append(number)
             if len(signals) > 1:
@@ -176,14 +182,11 @@ class Service:
                 hurry.set()
             on_stop(number.name)
 
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2):
-            forks.takes_signal(number)
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, on_signal, number)
-        loop.add_signal_handler(signal.SIGHUP, reopen_log_files)
+            on_signal(number, stop_or_hurry, number)
+        on_signal(signal.SIGHUP, reopen_log_files)
         # Or else it would end the process: it may be sent to all of a service.
-        loop.add_signal_handler(signal.SIGUSR2, logger.warning, "SIGUSR2: only the supervisor (--processes) can reload")
+        on_signal(signal.SIGUSR2, logger.warning, "SIGUSR2: only the supervisor (--processes) can reload")
         if self._inheritance is not None:
             orders = {STOP: lambda: on_stop("supervisor"), HURRY: hurry.set, REOPEN: reopen_log_files}
             loop.add_reader(self._inheritance.channel, self._obey, self._inheritance.channel, orders)
@@ -197,7 +200,8 @@ class Service:
             self._admin.start(self._places())
         if self._settings["affinity"] == "auto":
             keep_together()
-        watchdog = asyncio.create_task(self._feed_watchdog())
+        feeding = asyncio.create_task(self._feed_watchdog())
+        heartbeat = self._start_heartbeat()
         try:
             self._say_where()
             how = "compiled" if is_compiled() else "not compiled"
@@ -220,28 +224,52 @@ class Service:
         hurried = asyncio.create_task(hurry.wait())
         await asyncio.wait((drained, hurried), timeout=grace, return_when=asyncio.FIRST_COMPLETED)
         hurried.cancel()
-        watchdog.cancel()
+        feeding.cancel()
+        heartbeat.stop()
         if drained.done():
             drained.result()
-        cut = list(self._bridge.exchanges)
-        for exchange in cut:
-            logger.error("stopped before request %s was answered: %s", exchange.id, exchange.start_line.path)
-            self._bridge.cancel(exchange)
-        if cut:
+        has_cut = self._cancel_what_is_left()
+        if has_cut:
             await asyncio.wait((drained,), timeout=CANCEL_TIME)
         if self._admin is not None:
             await self._admin.close()
         for lane in self._bridge.lanes:
             if lane.busy:
                 logger.error("stopped while threads of the lane %s were at work: %d", lane.name, lane.busy)
-        if cut or any(lane.busy for lane in self._bridge.lanes):
-            self._bridge.telemetry.flush()
+        if has_cut or any(lane.busy for lane in self._bridge.lanes):
             self._bridge.process_ends()
+            self._bridge.cut()
             return False
         self._bridge.close()
         self._bridge.process_ends()
         logger.info("stopped, every request is answered")
         return True
+
+    def _cancel_what_is_left(self) -> bool:
+        """Refuse what waits, and cancel what runs, whatever its method is; whether there was anything."""
+        left = self._bridge.unfinished()
+        for exchange in left:
+            which = (exchange.id, exchange.start_line.method, exchange.start_line.path)
+            if not exchange.ended:
+                logger.error("stopped before request %s was answered: %s %s", *which)
+            else:
+                logger.error("stopped while request %s, which nobody waits for, still ran: %s %s", *which)
+        self._bridge.abandon(left)
+        return bool(left)
+
+    def _start_heartbeat(self) -> Heartbeat:
+        limit = self._settings["watchdog"]
+        if self._inheritance is not None:
+            tell, inherited = self._inheritance.tell, self._inheritance.stacks_file
+            heartbeat = Heartbeat(limit, lambda: tell("WATCHDOG=1"), inherited, reads_back=True)
+            self._inheritance.started()
+        else:
+            stderr = open_stderr()
+            if not faulthandler.is_enabled():
+                faulthandler.enable(stderr)
+            heartbeat = Heartbeat(limit, lambda: None, stderr, reads_back=False)
+        heartbeat.start()
+        return heartbeat
 
     def _say_where(self) -> None:
         places = " and ".join(self._places())
@@ -262,12 +290,15 @@ class Service:
             asyncio.get_running_loop().remove_reader(channel)
             logger.error("the supervisor has died")
             orders[STOP]()
+            if self._admin is not None:
+                # The next supervisor binds the same port, while this process still answers.
+                self._admin.leave_port()
 
     async def _feed_watchdog(self) -> None:
-        """Say, as often as it is wanted, that the loop turns: it is the loop that comes by here."""
+        """Tell the service manager, as often as it wants to hear it, that the loop turns."""
         interval = watchdog_interval()
         while interval is not None:
-            self._tell("WATCHDOG=1")
+            notify("WATCHDOG=1")
             await asyncio.sleep(interval)
 
     def _places(self) -> list[str]:

@@ -103,6 +103,15 @@ class Settings(TypedDict, total=False):
             "another that supervises them, see operating.md.",
         ),
     ]
+    watchdog: Annotated[
+        float,
+        Setting(
+            30.0,
+            seconds(0),
+            "How long a process's event loop may stand still. After half of that the log says what each thread is "
+            "doing; after all of it, a process of several is killed and replaced. 0 for ever.",
+        ),
+    ]
     lanes: Annotated[
         Sequence[Lane],
         Setting(

@@ -28,14 +28,18 @@ from threadbridge.listeners import bind_admin, bind_for_each, describe, leave_ne
 from threadbridge.logs import reopen_log_files
 from threadbridge.notify import notify, watchdog_interval
 from threadbridge.settings import Settings, grace_period
+from threadbridge.signals import on_signal, warn_of_replaced_handlers
 from threadbridge.values import Place
 
 logger = logging.getLogger("threadbridge")
 
-# A process that ends before it accepts connections, or so many seconds after it did, has failed to start.
+# A process that ends before it accepts connections, or within so many seconds after it did, has ended too soon.
 SOON = 10.0
-# Seconds until the next try, after each such failure in a row; the last one for all that follow.
+# Seconds until it is replaced, after each such end in a row; the last one for all that follow. They keep a process that
+# cannot run from taking the processor from the others, and are short since its share of the connections waits.
 DELAYS = (0.0, 0.5, 1.0, 2.0, 4.0)
+# A process may take so many times as long to start as its event loop may stand still.
+START_FACTOR = 4
 # Seconds after its grace period in which a process ends by itself, unless something is very wrong with it.
 PATIENCE = 5.0
 
@@ -67,6 +71,7 @@ class Supervisor:
             if self._admin_listeners and self._run_directory is None:
                 # Whichever process an operator reaches, it shows them all: here they find each other.
                 self._run_directory = stack.enter_context(TemporaryDirectory(prefix="threadbridge-"))
+            warn_of_replaced_handlers()
             asyncio.run(self._live())
         return self._status
 
@@ -74,16 +79,14 @@ class Supervisor:
         # Made here because they belong to the loop.
         self._stop, self._hurry, self._reload = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._complete = asyncio.Event()
-        loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._on_stop, number)
-        loop.add_signal_handler(signal.SIGHUP, self._reopen_log_files)
-        loop.add_signal_handler(signal.SIGUSR2, self._reload.set)
+            on_signal(number, self._on_stop, number)
+        on_signal(signal.SIGHUP, self._reopen_log_files)
+        on_signal(signal.SIGUSR2, self._reload.set)
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [
-                    group.create_task(each) for each in (self._start_all(), self._reload_when_told(), self._watch())
-                ]
+                lives = (self._start_all(), self._reload_when_told(), self._watch(), self._feed_watchdog())
+                tasks = [group.create_task(each) for each in lives]
                 await self._stop.wait()
                 for task in tasks:
                     task.cancel()
@@ -138,6 +141,7 @@ class Supervisor:
                 self._admin_listeners,
                 self._run_directory,
                 failures=failures,
+                start_limit=START_FACTOR * self._settings["watchdog"],
                 on_change=self._on_change,
             )
         except OSError as error:
@@ -158,8 +162,8 @@ class Supervisor:
         if not self._works:
             self._give_up(child.status if child.status > 0 else 1)
             return
-        failed = child.ready_since is None or time.monotonic() - child.ready_since < SOON
-        self._replace_later(child.number, child.failures + 1 if failed else 0)
+        too_soon = child.ready_since is None or time.monotonic() - child.ready_since < SOON
+        self._replace_later(child.number, child.failures + 1 if too_soon else 0)
 
     def _replace_later(self, number: int, failures: int) -> None:
         # However often: some have accepted connections, so it is a request that ends them, or passes.
@@ -169,10 +173,14 @@ class Supervisor:
         asyncio.get_running_loop().call_later(delay, self._replace, number, failures)
 
     def _replace(self, number: int, failures: int) -> None:
-        if self._stop.is_set() or number in (child.number for child in self._staying):
+        if self._stop.is_set() or self._present(number) is not None:
             return
         if self._start(number, failures) is None:
             self._replace_later(number, failures + 1)
+
+    def _present(self, number: int) -> Child | None:
+        """The process of this number that is to stay, if there is one."""
+        return next((child for child in self._staying if child.number == number), None)
 
     @property
     def _staying(self) -> list[Child]:
@@ -195,30 +203,55 @@ class Supervisor:
                 logger.error("a new process could not be started: the old ones stay")
 
     async def _replace_all(self) -> bool:
-        for old in self._staying:
-            new = self._start(old.number)
+        for number in range(1, self._count + 1):
+            # None has its number while the next try is waited for.
+            old = self._present(number)
+            new = self._start(number)
             if new is None:
                 return False
             await new.settled.wait()
             if not new.is_ready:
                 return False
-            # Not two more at a time: each has its connections to the database.
-            await self._end(old)
+            if old is not None:
+                # Not two more at a time: each has its connections to the database.
+                await self._end(old)
         return True
 
     # Watching and ending.
 
-    async def _watch(self) -> None:
-        """Tell the service manager that this process is alive, and end those that are not: others take their places."""
+    async def _feed_watchdog(self) -> None:
+        """Tell the service manager, as often as it wants to hear it, that this process is alive."""
         interval = watchdog_interval()
         while interval is not None:
             notify("WATCHDOG=1")
-            for child in self._staying:
-                silent = time.monotonic() - child.heard
-                if child.is_ready and silent > 2 * interval:
-                    logger.error("%s: its event loop has stood still for %.0f s: killing it", child, silent)
-                    child.kill()
             await asyncio.sleep(interval)
+
+    async def _watch(self) -> None:
+        """Kill the processes that stand still: others take their places."""
+        limit = self._settings["watchdog"]
+        looked_at = time.monotonic()
+        while limit:
+            interval = min(limit / 8, 1.0)
+            await asyncio.sleep(interval)
+            now = time.monotonic()
+            if now - looked_at > limit / 2:
+                # This process stood still too, and so perhaps did the machine: it does not know who is to blame.
+                for child in self._children:
+                    child.heard = now
+            looked_at = now
+            for child in self._staying:
+                silent = now - child.heard
+                if child.killed or silent < (limit if child.is_ready else START_FACTOR * limit):
+                    continue
+                if child.is_ready:
+                    logger.error("%s: its event loop has stood still for %.0f s: killing it", child, silent)
+                else:
+                    logger.error(
+                        "%s has not come to accept connections in %.0f s: killing it; give it more time with a longer "
+                        "watchdog (%g s), of which a start may take %d times as much",
+                        *(child, silent, limit, START_FACTOR),
+                    )
+                child.kill()
 
     async def _end_all(self) -> None:
         # Also after a mistake in here: nothing is started any more.

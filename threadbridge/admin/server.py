@@ -123,6 +123,11 @@ class AdminServer:
         server.add_sockets(sockets)
         self._servers.append(server)
 
+    def leave_port(self) -> None:
+        """Listen no more for operators, so that another process can; those that are connected stay."""
+        if self._sockets:
+            self._servers[0].stop()
+
     async def close(self) -> None:
         """Answer nobody any more."""
         if self._unix is not None:
