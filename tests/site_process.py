@@ -62,9 +62,7 @@ class Process(Frontend):
 
     def begin(self, target: str, method: str = "GET") -> socket.socket:
         """A connection of its own on which this has been asked."""
-        client = socket.create_connection(("127.0.0.1", self.port), timeout=60)
-        client.sendall(f"{method} {target} HTTP/1.0\r\nHost: a\r\n\r\n".encode())
-        return client
+        return ask_on_its_own(self.port, target, method)
 
     def run_to_its_end(self) -> subprocess.CompletedProcess[str]:
         """For a process that cannot start: its status and what it says."""
@@ -73,3 +71,10 @@ class Process(Frontend):
 
 def entered(flag: Path) -> bool:
     return flag.with_name(flag.name + ".entered").exists()
+
+
+def ask_on_its_own(port: int, target: str, method: str = "GET") -> socket.socket:
+    """A connection of its own on which this has been asked."""
+    client = socket.create_connection(("127.0.0.1", port), timeout=60)
+    client.sendall(f"{method} {target} HTTP/1.0\r\nHost: a\r\n\r\n".encode())
+    return client
