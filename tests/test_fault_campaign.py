@@ -12,8 +12,7 @@ from tests.faults.campaign import Campaign
 
 def test_all_promises_are_kept_under_faults() -> None:
     seed = random.SystemRandom().randrange(10**6)
-    # The faults left out end the service, or block its next start, until the supervisor takes them better.
-    campaign = Campaign(seed, without=("frontend_killed", "crashing_requests", "process_killed"))
+    campaign = Campaign(seed)
     outcome = campaign.run(seconds=60 if os.environ.get("CI") else 15)
     print(describe(outcome))
     assert outcome.violations == [], describe(outcome)
