@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,8 +14,10 @@ import pytest
 from dbutils.pooled_db import PooledDB
 
 from tests.cancelling import COUNTED_SLEEP, Application, assert_all_is_well, get, query
-from tests.databases import Witness, connect_settings
+from tests.databases import Witness, connect_settings, line_to
 from tests.inprocess import BridgeThread, wait_until
+from threadbridge.database import ConnectionSettings, StopFailed
+from threadbridge.mysql import MySQL
 
 
 @pytest.fixture
@@ -35,6 +39,15 @@ def set_password(witness: Witness, password: str) -> None:
     witness.connection.cursor().execute("SET PASSWORD = PASSWORD(%s)", (password,))
 
 
+def lose_control(witness: Witness, pool: Any) -> None:
+    """End the connection for stopping queries, as an administrator may."""
+    kept = pool.connection.__self__._database._control._connections._kept
+    wait_until(lambda: bool(kept), "there is a connection for stopping queries")
+    number = kept[0].connection.thread_id()
+    witness.rows(f"KILL {number}")
+    wait_until(lambda: number not in witness.connections, "it is gone")
+
+
 def test_a_control_connection_that_is_refused_is_tried_again(
     pool: Any, witness: Witness, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -44,6 +57,7 @@ def test_a_control_connection_that_is_refused_is_tried_again(
         wait_until(lambda: len(witness.running) == 3, "three statements run")
         set_password(witness, "another")
         try:
+            lose_control(witness, pool)
             for client in clients:
                 client.close()
             wait_until(lambda: own_messages(caplog) != [], "the failure is logged")
@@ -58,18 +72,51 @@ def test_a_control_connection_that_is_refused_is_tried_again(
     assert second == "queries that nobody waits for can be stopped again"
 
 
-def test_the_request_is_free_even_if_the_database_has_no_connection_left(
+@contextlib.contextmanager
+def no_connection_left(witness: Witness) -> Iterator[None]:
+    others: list[Any] = []
+    with contextlib.suppress(MySQLdb.OperationalError):
+        while True:
+            others.append(MySQLdb.connect(**witness.settings))
+    try:
+        yield
+    finally:
+        for other in others:
+            other.close()
+
+
+def test_queries_are_stopped_though_the_database_has_no_connection_left(
     pool: Any, witness: Witness, caplog: pytest.LogCaptureFixture
 ) -> None:
-    application = Application(lambda environ: query(pool, "SELECT NEXT VALUE FOR executions, SLEEP(8)"))
-    others: list[Any] = []
+    application = Application(lambda environ: query(pool, COUNTED_SLEEP))
     with BridgeThread(application, pool=pool) as server:
         clients = [server.send(get()) for _ in range(3)]
         wait_until(lambda: len(witness.running) == 3, "three statements run")
-        with contextlib.suppress(MySQLdb.OperationalError):
-            while True:
-                others.append(MySQLdb.connect(**witness.settings))
-        try:
+        wait_until(lambda: len(witness.connections) == 4, "there is a connection for stopping queries")
+        with no_connection_left(witness):
+            for client in clients:
+                client.close()
+            wait_until(lambda: application.ended == 3, "the application is free")
+            wait_until(lambda: witness.running == [], "nothing runs")
+        assert [error.args[0] for error in application.errors] == [1317] * 3
+        assert_all_is_well(pool, witness)
+        assert witness.executions == 3
+        stopper = server.bridge.guard.stopper  # type: ignore[union-attr]
+        wait_until(lambda: stopper.stops == 3, "they are counted")
+        assert (stopper.failures, stopper.severed, stopper.killed, stopper.running) == (0, 0, 0, 0)
+    assert own_messages(caplog) == []
+
+
+def test_a_query_that_cannot_be_stopped_is_remembered_until_it_is(
+    pool: Any, witness: Witness, caplog: pytest.LogCaptureFixture
+) -> None:
+    application = Application(lambda environ: query(pool, COUNTED_SLEEP))
+    with BridgeThread(application, pool=pool) as server:
+        clients = [server.send(get()) for _ in range(3)]
+        wait_until(lambda: len(witness.running) == 3, "three statements run")
+        lose_control(witness, pool)
+        stopper = server.bridge.guard.stopper  # type: ignore[union-attr]
+        with no_connection_left(witness):
             for client in clients:
                 client.close()
             # The statements themselves go on, but nobody waits for them.
@@ -77,13 +124,14 @@ def test_the_request_is_free_even_if_the_database_has_no_connection_left(
             assert len(witness.running) == 3
             assert {error.args[0] for error in application.errors} == {2013}
             assert pool._connections == 0
-        finally:
-            for other in others:
-                other.close()
+            wait_until(lambda: (stopper.severed, stopper.running) == (3, 3), "they are remembered")
+        wait_until(lambda: stopper.running == 0, "they have ended")
         assert_all_is_well(pool, witness)
-        assert witness.executions == 3
-    [message] = own_messages(caplog)
-    assert message.startswith("cannot stop queries that nobody waits for; trying again: (1040, ")
+        assert (witness.executions, stopper.killed, stopper.stops) == (3, 3, 0)
+    first, *rest = own_messages(caplog)
+    assert first.startswith("cannot stop queries that nobody waits for; trying again: (1040, ")
+    assert "still holds its connection to the database after 5 s: connection" in rest[0]
+    assert "has ended in the database" in rest[-1] and rest[-1].endswith(", as it was told")
 
 
 def test_a_control_connection_that_was_lost_is_made_again(pool: Any, witness: Witness) -> None:
@@ -92,10 +140,150 @@ def test_a_control_connection_that_was_lost_is_made_again(pool: Any, witness: Wi
         for count in (1, 2):
             client = server.send(get())
             witness.wait_for("SLEEP(20)")
+            lose_control(witness, pool)
             client.close()
             wait_until(lambda count=count: application.ended == count, "the application is free")  # type: ignore[misc]
-            for number in witness.connections:
-                with contextlib.suppress(MySQLdb.OperationalError):
-                    witness.rows(f"KILL {number}")
+            server.bridge.guard._control_kept_at = -math.inf  # type: ignore[union-attr]
         assert_all_is_well(pool, witness)
         assert witness.executions == 2
+
+
+# The mark.
+
+
+@pytest.mark.parametrize("statement", ["SELECT RELEASE_ALL_LOCKS()", "DO RELEASE_ALL_LOCKS()"])
+def test_a_query_is_stopped_though_the_application_has_released_all_locks(
+    pool: Any, witness: Witness, statement: str
+) -> None:
+    wait_until(lambda: int(witness.rows("SHOW STATUS LIKE 'Uptime'")[0][1]) > 2, "the server is no new one")
+
+    def release_and_sleep(environ: Any) -> None:
+        with contextlib.closing(pool.connection()) as connection, contextlib.closing(connection.cursor()) as cursor:
+            cursor.execute(statement)
+            cursor.execute(COUNTED_SLEEP)
+
+    application = Application(release_and_sleep)
+    with BridgeThread(application, pool=pool) as server:
+        client = server.send(get())
+        witness.wait_for("SLEEP(20)")
+        client.close()
+        wait_until(lambda: application.ended == 1, "the application is free")
+        assert [error.args[0] for error in application.errors] == [1317]
+        assert_all_is_well(pool, witness)
+
+
+def test_no_number_is_killed_that_the_server_gave_to_another_connection(
+    mariadb: dict[str, str], witness: Witness
+) -> None:
+    database = MySQL("MySQLdb", ConnectionSettings(MySQLdb.connect, (), connect_settings(mariadb)))
+    with contextlib.closing(MySQLdb.connect(**connect_settings(mariadb))) as connection:
+        identity = database.identify(connection)
+        # As a proxy would name it, or a server of the same name that gave the number to somebody else.
+        for wrong in (identity._replace(thread_id=witness.connection.thread_id()), identity._replace(server="another")):
+            kills = witness.kills
+            with pytest.raises(StopFailed):
+                database.stop(connection, wrong)
+            assert witness.kills == kills
+        assert database.stop(connection, identity)
+        assert not database.end(identity)
+        wait_until(lambda: database.end(identity), "it is seen to have ended")
+    # Whoever asks about another server process of this name than the one that gave the number hears that it is gone.
+    assert not database.stop(connection, identity._replace(mark="", made=0))
+    database.close()
+    wait_until(lambda: witness.connections == [], "nothing is left")
+
+
+# A network that loses the connections there were.
+
+
+def test_a_connection_that_the_network_has_lost_is_cut_and_ended_in_the_database(
+    mariadb: dict[str, str], witness: Witness, caplog: pytest.LogCaptureFixture
+) -> None:
+    witness.rows("INSERT INTO notes VALUES ('locked')")
+
+    def lock_and_sleep(environ: Any) -> None:
+        if environ["PATH_INFO"] == "/":
+            query(pool, "SELECT 1")
+            return
+        with contextlib.closing(pool.connection()) as connection, contextlib.closing(connection.cursor()) as cursor:
+            cursor.execute("SELECT * FROM notes FOR UPDATE")
+            locked.set()
+            cursor.execute("SELECT 1 FROM notes WHERE SLEEP(60)")
+
+    locked = threading.Event()
+    with line_to(mariadb["MYSQL_UNIX_SOCKET"]) as line:
+        pool: Any = PooledDB(MySQLdb, maxconnections=1, **connect_settings(mariadb, line.path))
+        application = Application(lock_and_sleep)
+        with BridgeThread(application, pool=pool) as server:
+            client = server.send(get("/lock"))
+            assert locked.wait(10)
+            witness.wait_for("SLEEP(60)")
+            line.swallow_old()
+            client.close()
+            wait_until(lambda: application.ended == 1, "the worker is free")
+            assert [error.args[0] for error in application.errors] == [2013]
+            wait_until(lambda: pool._connections == 0, "the connection's place is free")
+            assert server.request()[0].status == 200
+            stopper = server.bridge.guard.stopper  # type: ignore[union-attr]
+            wait_until(lambda: (stopper.severed, stopper.running) == (1, 0), "it has ended in the database")
+            assert witness.rows("SELECT note FROM notes FOR UPDATE NOWAIT") == (("locked",),)
+        pool.close()
+    messages = own_messages(caplog)
+    assert any("it still holds its connection to the database after 5 s: connection" in each for each in messages)
+    assert "has ended in the database" in messages[-1]
+
+
+def test_a_function_that_connects_and_does_not_return_delays_nobody_for_long(
+    mariadb: dict[str, str], witness: Witness
+) -> None:
+    """The database accepts and does not answer; the application's function knows no timeouts."""
+    with line_to(mariadb["MYSQL_UNIX_SOCKET"]) as line:
+        pool = PooledDB(lambda: MySQLdb.connect(**connect_settings(mariadb, line.path)), maxconnections=2)
+        application = Application(lambda environ: query(pool, COUNTED_SLEEP))
+        with BridgeThread(application, pool=pool) as server:
+            clients = [server.send(get()) for _ in range(2)]
+            wait_until(lambda: len(witness.running) == 2, "the statements run")
+            line.swallow()
+            for client in clients:
+                client.close()
+            wait_until(lambda: application.ended == 2, "the workers are free", seconds=20)
+            wait_until(lambda: pool._connections == 0, "the connections' places are free")
+            stopper = server.bridge.guard.stopper  # type: ignore[union-attr]
+            assert (stopper.severed, stopper.running) == (2, 2)
+            line.mend()
+            wait_until(lambda: stopper.running == 0, "they have ended in the database", seconds=20)
+            assert_all_is_well(pool, witness)
+        pool.close()
+
+
+# Threads that cannot be started.
+
+
+def test_a_thread_that_could_not_be_started_is_started_with_the_next_request(
+    pool: Any, witness: Witness, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = threading.Thread.start
+
+    def fail(thread: threading.Thread) -> None:
+        if thread.name.startswith(("threadbridge-stopper", "threadbridge-aside")):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    def run(environ: Any) -> Any:
+        return query(pool, COUNTED_SLEEP if environ["PATH_INFO"] == "/slow" else "SELECT 1")
+
+    application = Application(run)
+    with BridgeThread(application, pool=pool) as server:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", fail)
+            client = server.send(get("/slow"))
+            witness.wait_for("SLEEP(20)")
+            client.close()
+            wait_until(lambda: server.bridge.guard.stopper.lacks_thread, "the stop waits")  # type: ignore[union-attr]
+        assert server.request()[0].status == 200
+        wait_until(lambda: application.ended == 2, "the application is free")
+        assert [error.args[0] for error in application.errors] == [1317]
+        assert_all_is_well(pool, witness)
+    aside, stopper = own_messages(caplog)
+    assert "cannot be handed back now, for want of a thread: can't start new thread" in aside
+    assert "cannot be stopped now, for want of a thread: can't start new thread" in stopper

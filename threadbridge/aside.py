@@ -7,6 +7,8 @@ import queue
 import threading
 from collections.abc import Callable
 
+from threadbridge.repeated_log import RepeatedLog
+
 logger = logging.getLogger("threadbridge")
 
 
@@ -20,12 +22,31 @@ class Aside:
     def __init__(self) -> None:
         self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._no_thread = RepeatedLog(logger)
+
+    @property
+    def lacks_thread(self) -> bool:
+        """Whether something is to be done and no thread does it. Any thread."""
+        return self._thread is None and not self._tasks.empty()
 
     def start(self) -> None:
-        """Start the thread, unless it runs; no two threads may call this at once."""
+        """Start the thread, unless it runs; no two threads may call this at once.
+
+        It may be impossible for the moment. What is to be done waits until this is called the next time.
+        """
         if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name="threadbridge-aside", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._work, name="threadbridge-aside", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:
+                self._no_thread.log(
+                    logging.ERROR,
+                    "connections that were left to the garbage collector cannot be handed back now, for want of a "
+                    "thread: %s; trying again when the next request needs a connection",
+                    error,
+                )
+            else:
+                self._thread = thread
 
     def do(self, task: Callable[[], None]) -> None:
         """Have it done soon. Any thread."""

@@ -77,11 +77,26 @@ class Database(Protocol):
         Worker side.
         """
 
-    def stop(self, connection: Any, identity: Any) -> None:
-        """Stop the statement that runs on the connection, if one does. The guard's thread, within a few seconds.
+    def keep_control(self) -> None:
+        """See to it that `stop` and `end` need no new connection, if they need one. In a bounded call.
 
         Raises `StopFailed`.
         """
+
+    def stop(self, connection: Any, identity: Any) -> bool:
+        """Stop the statement that runs on the connection, if one does; whether the server still has the connection.
+
+        In a bounded call (`threadbridge.bounded_calls`): any thread, perhaps several at a time. Raises `StopFailed`.
+        """
+
+    def end(self, identity: Any) -> bool:
+        """End the connection in the server; whether it is seen to have ended. In a bounded call.
+
+        Raises `StopFailed`.
+        """
+
+    def close(self) -> None:
+        """Keep no connection for `stop` and `end` any more."""
 
     def is_statement_error(self, error: BaseException) -> bool:
         """Whether the error means that a statement was stopped, on a connection that is in order."""
@@ -107,5 +122,5 @@ def database_of(modules: Sequence[str], settings: ConnectionSettings) -> Databas
         if driver in ("psycopg", "psycopg2"):
             from threadbridge.postgresql import PostgreSQL
 
-            return PostgreSQL(driver)
+            return PostgreSQL(driver, settings)
     return None

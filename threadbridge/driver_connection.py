@@ -22,6 +22,19 @@ KEEPCNT = 3
 LONGEST_SYSTEM_KEEPIDLE = 7200
 
 
+class Left:
+    """A connection that was cut, as long as the database may still work for it. See `threadbridge.stopper.Remains`."""
+
+    def __init__(self, database: Database, identity: Any) -> None:
+        self._database = database
+        self._identity = identity
+        self.number = database.number(identity)
+
+    def end(self) -> bool:
+        """See `threadbridge.stopper.Remains`."""
+        return self._database.end(self._identity)
+
+
 class DriverConnection:
     """A connection that the driver has just made, with what it takes to stop its statements. Worker side.
 
@@ -64,12 +77,16 @@ class DriverConnection:
             return self._connection.fileno() == self._descriptor and not self._poll.poll(0)
         return False
 
-    def stop(self) -> None:
-        """Stop the statement that runs on it, if one does. The stopper's thread. Raises `StopFailed`."""
-        self._database.stop(self._connection, self._identity)
+    def stop(self) -> bool:
+        """Stop the statement that runs on it, if one does; whether the server still has it. Raises `StopFailed`."""
+        return self._database.stop(self._connection, self._identity)
 
-    def sever(self) -> None:
-        """Have whoever waits for the database on it fail at once. The stopper's thread."""
+    def sever(self) -> Left:
+        """Have whoever waits for the database on it fail at once; what is left of it there. Any thread."""
+        self._shut_down()
+        return Left(self._database, self._identity)
+
+    def _shut_down(self) -> None:
         if self._descriptor is None:
             return
         try:

@@ -14,9 +14,10 @@ from dbutils.steady_db import SteadyDBConnection, SteadyDBCursor
 
 from threadbridge.current import RunningRequest, current_or_none
 from threadbridge.database import Database
-from threadbridge.driver_connection import DriverConnection
+from threadbridge.driver_connection import DriverConnection, Left
 from threadbridge.sql_effects import CHANGES, IMPLICIT_COMMITS, first_word
 from threadbridge.statements import KEPT_TEXT, Statements
+from threadbridge.stopper import ATTEMPT_TIMEOUT, Told
 
 logger = logging.getLogger("threadbridge")
 
@@ -62,6 +63,8 @@ class Borrow:
         self.take_back: Callable[[], None] = lambda: None
         self._executing = False
         self._over = False
+        # Set when the database has answered the last order to stop.
+        self._attempt: threading.Event | None = None
         self._lock = threading.Lock()
 
     def execute(self, method: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -82,24 +85,38 @@ class Borrow:
         if self.request.cancelled:
             raise self.connection.guard.cancelled()
 
-    def stop(self) -> bool | None:
-        """See `threadbridge.stopper.Stoppable`; the request is cancelled. The stopper's thread."""
+    @property
+    def name(self) -> str:
+        """See `threadbridge.stopper.Stoppable`."""
+        return self.request.id
+
+    @property
+    def is_over(self) -> bool:
+        """See `Stoppable`."""
+        return self._over
+
+    def stop(self) -> Told:
+        """See `Stoppable`; the request is cancelled. In a bounded call."""
         # On a connection that others have too it may be theirs.
         if not self.connection.guard.keep_from_others(self.connection, self):
-            return None if self._over else True
+            return Told(False, True)
         with self._lock:
             if self._over:
-                return None
-            self.connection.stop()
-            # A statement that is marked may not have come to the server yet. If none is, there may be one whose rows
-            # are still on their way; that one did not miss the stop, and no other is begun.
-            return self._executing
+                return Told(False, False)
+            # Looked at before: a statement that is marked may come to the server after the order. If none is, there may
+            # be one whose rows are still on their way; that one does not miss it, and no other is begun.
+            again = self._executing
+            attempt = self._attempt = threading.Event()
+        try:
+            return Told(self.connection.stop(), again)
+        finally:
+            attempt.set()
 
-    def sever(self) -> None:
+    def sever(self) -> Sequence[Left] | None:
         """See `Stoppable`. The stopper's thread."""
-        with self._lock:
-            if not self._over:
-                self.connection.sever()
+        if not self.connection.guard.keep_from_others(self.connection, self):
+            return () if self._over else None
+        return self.connection.sever()
 
     def abandon(self) -> bool:
         """The request's thread does not come back; whether the connection goes with it. Under the pool's lock."""
@@ -112,6 +129,10 @@ class Borrow:
         """The connection is the request's no more, after a stop that is under way. Any thread that may wait."""
         with self._lock:
             self._over = True
+            attempt = self._attempt
+        if attempt is not None and not attempt.wait(ATTEMPT_TIMEOUT):
+            # The order may still come, and must not hit what the application does next on a connection it has kept.
+            self.connection.sever()
         self.take_back()
 
 
@@ -459,15 +480,15 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
     def _drivers(self) -> set[DriverConnection]:
         return {driver for driver in (self._driver, self._made) if driver is not None}
 
-    def stop(self) -> None:
-        """Stop the statement that runs on it. The stopper's thread. Raises `StopFailed`."""
-        for driver in self._drivers():
-            driver.stop()
+    def stop(self) -> bool:
+        """Stop the statement that runs on it; whether the database still has it. Raises `StopFailed`."""
+        # All of them: one may be gone already.
+        found = [driver.stop() for driver in self._drivers()]
+        return any(found)
 
-    def sever(self) -> None:
-        """Have whoever waits for the database on it fail at once. The stopper's thread."""
-        for driver in self._drivers():
-            driver.sever()
+    def sever(self) -> Sequence[Left]:
+        """Have whoever waits for the database on it fail at once; what is left of it there. Any thread."""
+        return [driver.sever() for driver in self._drivers()]
 
 
 def _text(name: str, args: Sequence[Any], kwargs: Mapping[str, Any], cursor: object) -> str:

@@ -94,15 +94,29 @@ class _BridgeCollector(Collector):
             return
         yield _gauge("threadbridge_pool_connections", "Connections that the pool may hand out; 0: any.", guard.size)
         yield _gauge("threadbridge_pool_connections_in_use", "Connections that the pool has handed out.", guard.in_use)
+        stopper = guard.stopper
         yield _counter(
             "threadbridge_query_stops",
-            "Orders to stop a query that nobody waits for; one query may need several.",
-            guard.stopper.stops,
+            "Requests whose query the database was told to stop, and which then gave their connection back.",
+            stopper.stops,
         )
         yield _counter(
             "threadbridge_query_stop_failures",
-            "Such orders that could not be given to the database.",
-            guard.stopper.failures,
+            "Attempts to stop a query or end a connection that failed.",
+            stopper.failures,
+        )
+        yield _counter(
+            "threadbridge_connections_severed",
+            "Connections that were cut because stopping did not help.",
+            stopper.severed,
+        )
+        yield _counter(
+            "threadbridge_connections_killed", "Connections that the database was told to end.", stopper.killed
+        )
+        yield _gauge(
+            "threadbridge_connections_not_ended",
+            "Connections that were given up and are not yet seen to have ended in the database.",
+            stopper.running,
         )
         yield _counter(
             "threadbridge_query_reruns",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -32,6 +33,9 @@ from threadbridge.stopper import Stopper
 
 logger = logging.getLogger("threadbridge")
 _rerun_log = RepeatedLog(logger)
+
+# Seconds in which the connection for stopping queries is looked after once at most, when the pool makes connections.
+CONTROL_INTERVAL = 10.0
 
 # DBUtils offers no other way to count, hand out and take back connections without network traffic under its lock.
 _OF_POOL = (
@@ -128,6 +132,7 @@ class PoolGuard:
         # How many queries were repeated. Guarded by the pool's condition.
         self.reruns = 0
         self.stopper = Stopper()
+        self._control_kept_at = -math.inf
         self._aside = Aside()
         watch_collector()
         # When a statement last succeeded, and when one or a connection last failed because the database was out of
@@ -215,6 +220,9 @@ class PoolGuard:
         """The bridge is at its end: another may have the pool. Any thread."""
         self.closed = True
         self._aside.close()
+        self.stopper.close()
+        if self._database is not None:
+            self._database.close()
 
     def database_of(self, connection: object) -> Database | None:
         """The kind of database that the driver's connection leads to. Worker side."""
@@ -249,8 +257,7 @@ class PoolGuard:
         with pool._lock:
             # Under the lock: none of them comes back to the pool, and goes to somebody else, meanwhile.
             abandoned = [borrow.connection for borrow in self._held.get(request, ()) if borrow.abandon()]
-            for connection in abandoned:
-                connection.sever()
+            self.stopper.end(left for connection in abandoned for left in connection.sever())
             pool._connections -= len(abandoned)
             pool._lock.notify_all()
         return len(abandoned)
@@ -292,6 +299,8 @@ class PoolGuard:
 
     def _connection(self, shareable: bool = True) -> Any:
         request = current_or_none()
+        if self.stopper.lacks_thread or self._aside.lacks_thread:
+            self._start_threads()
         if request is not None:
             self._on_ask(request)
             if request.cancelled:
@@ -304,6 +313,11 @@ class PoolGuard:
             handed_out = type(pool).connection(pool, shareable)
             self._lend(handed_out._con, request)
         return handed_out
+
+    def _start_threads(self) -> None:
+        self.stopper.start()
+        with self._pool._lock:
+            self._aside.start()
 
     def _dedicated(self, request: RunningRequest | None) -> Any:
         pool = self._pool
@@ -333,6 +347,19 @@ class PoolGuard:
         pool = self._pool
         with pool._lock:
             self._aside.start()
+        steady = self._make()
+        self._keep_control()
+        return steady
+
+    def _keep_control(self) -> None:
+        """Have the connection for stopping queries made or looked after: later the database may have none left."""
+        now = time.monotonic()
+        if self._database is not None and not self.closed and now >= self._control_kept_at + CONTROL_INTERVAL:
+            self._control_kept_at = now
+            self.stopper.do(self._database.keep_control)
+
+    def _make(self) -> GuardedConnection:
+        pool = self._pool
         return GuardedConnection(
             self,
             pool._creator,

@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import math
 import weakref
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-from threadbridge.database import Session, StopFailed
+from threadbridge.control_connection import ControlConnection, ControlConnections
+from threadbridge.database import ConnectionSettings, Session, StopFailed
 from threadbridge.sql_effects import may_change_session, only_reads
 
 # Seconds to wait for the server's answer to a cancel request.
 CONTROL_TIMEOUT = 3
+
+_IDENTITY = (
+    "SELECT pid, extract(epoch FROM backend_start)::text, extract(epoch FROM pg_postmaster_start_time())::text "
+    "FROM pg_stat_activity WHERE pid = pg_backend_pid()"
+)
+# What the server's operator, the user's settings or the application have chosen stays.
+_LIMIT = (
+    "SELECT count(set_config(name, %s, false)) FROM pg_settings "
+    "WHERE name IN ('statement_timeout', 'idle_in_transaction_session_timeout') AND source = 'default'"
+)
+_TELL = (
+    "SELECT extract(epoch FROM pg_postmaster_start_time())::text, "
+    "(SELECT {}(pid) FROM pg_stat_activity WHERE pid = %s AND extract(epoch FROM backend_start)::text = %s)"
+)
+# A connection's status between transactions.
+IDLE = 0
 
 QUERY_CANCELED = "57014"
 TOO_MANY_CONNECTIONS = "53300"
@@ -56,26 +75,55 @@ class PostgreSQLSession:
         raise AssertionError("no rollback was begun")
 
 
-class PostgreSQL:
-    """Stops queries by the driver's own ``cancel``, which asks the server by a connection of its own."""
+class Identity(NamedTuple):
+    """A connection's process in the server.
 
-    defaults: Mapping[str, Any] = {}
+    :param started: when that process was started, in seconds by the server's clock, as a text; "" where a proxy is
+        between, behind which the process may be another one's next.
+    :param server_started: when the server was started.
+    """
+
+    pid: int
+    started: str
+    server_started: str
+
+
+class PostgreSQL:
+    """Stops queries by the driver's own ``cancel``, which asks the server by a connection of its own.
+
+    psycopg2's holds the interpreter's lock while it waits for the network: there, and to end connections, functions of
+    the server's are called on a connection that is kept for that.
+    """
+
     timeouts: Mapping[str, Any] = {"connect_timeout": CONTROL_TIMEOUT}
 
-    def __init__(self, driver: str) -> None:
+    def __init__(self, driver: str, settings: ConnectionSettings) -> None:
         module = importlib.import_module(driver)
         self._error: type[Exception] = module.Error
         self._operational: type[Exception] = module.OperationalError
         self._canceled: type[Exception] = importlib.import_module(f"{driver}.errors").QueryCanceled
+        self._settings = settings
+        self.defaults: Mapping[str, Any] = {}
+        self._control = ControlConnections(self._connect, self._error)
+        # psycopg 3.2's has a timeout; older ones wait as long as the network does.
+        self._cancels_safely = hasattr(getattr(module, "Connection", None), "cancel_safe")
 
-    def identify(self, connection: Any) -> int:
-        """See `threadbridge.database.Database`; the server's process for the connection."""
+    def identify(self, connection: Any) -> Identity:
+        """See `threadbridge.database.Database`; costs a transaction for each connection made."""
         number: int = connection.info.backend_pid
-        return number
+        limit = math.ceil(1000 * self._settings.statement_limit)
+        was_idle = connection.info.transaction_status == IDLE
+        pid, started, server_started = _row(connection, _IDENTITY)
+        if pid == number and limit:
+            _row(connection, _LIMIT, str(limit))
+        if was_idle and not connection.autocommit:
+            # Settings that are not committed are lost with the next rollback.
+            connection.commit()
+        return Identity(number, str(started) if pid == number else "", str(server_started))
 
-    def number(self, identity: int) -> int:
+    def number(self, identity: Identity) -> int:
         """See `Database`."""
-        return identity
+        return identity.pid
 
     def prepare(self, connection: Any, comment: Callable[[], str] | None) -> Session:
         """See `Database`; statements that are objects of the driver's are left as they are."""
@@ -83,19 +131,53 @@ class PostgreSQL:
             _tag(connection, comment)
         return PostgreSQLSession(connection)
 
-    def stop(self, connection: Any, identity: int) -> None:
+    def keep_control(self) -> None:
+        """See `Database`; psycopg 3 needs none but to end connections."""
+        if not self._cancels_safely:
+            self._control.use(lambda control: _row(control.connection, "SELECT 1"))
+
+    def stop(self, connection: Any, identity: Identity) -> bool:
         """See `Database`."""
         if connection.closed:
-            return
+            return False
+        if not self._cancels_safely:
+            return self._tell("pg_cancel_backend", identity)
         try:
-            # psycopg 3.2 has a cancel with a timeout; older ones and psycopg2 wait as long as the network does.
-            cancel = getattr(connection, "cancel_safe", None)
-            if cancel is not None:
-                cancel(timeout=CONTROL_TIMEOUT)
-            else:
-                connection.cancel()
+            connection.cancel_safe(timeout=CONTROL_TIMEOUT)
         except self._error as error:
             raise StopFailed(str(error)) from error
+        return True
+
+    def end(self, identity: Identity) -> bool:
+        """See `Database`."""
+        return not self._tell("pg_terminate_backend", identity)
+
+    def close(self) -> None:
+        """See `Database`."""
+        self._control.close()
+
+    def _tell(self, function: str, identity: Identity) -> bool:
+        """Call a function of the server's for the connection; whether the server still has it. Raises `StopFailed`."""
+        if not identity.started:
+            raise StopFailed(f"connection {identity.pid} goes through a proxy, which has numbers of its own")
+
+        def tell(control: ControlConnection) -> bool:
+            sql = _TELL.format(function)
+            server_started, found = _row(control.connection, sql, identity.pid, identity.started)
+            if str(server_started) != identity.server_started and float(server_started) < float(identity.started):
+                raise StopFailed(f"the control connection came to another server than that of {identity.pid}")
+            return found is not None
+
+        return self._control.use(tell)
+
+    def _connect(self) -> ControlConnection:
+        settings = self._settings
+        timeouts: dict[str, Any] = {}
+        if settings.takes_timeouts:
+            timeouts = {"connect_timeout": CONTROL_TIMEOUT, "tcp_user_timeout": 1000 * CONTROL_TIMEOUT}
+        control = ControlConnection(settings.connect(*settings.args, **{**settings.kwargs, **timeouts}))
+        control.connection.autocommit = True
+        return control
 
     def is_statement_error(self, error: BaseException) -> bool:
         """See `Database`."""
@@ -132,6 +214,14 @@ def _tagged(query: Any, comment: Callable[[], str]) -> Any:
     if isinstance(query, str):
         return comment() + query
     return comment().encode() + query if isinstance(query, bytes) else query
+
+
+def _row(connection: Any, sql: str, *parameters: object) -> tuple[Any, ...]:
+    with contextlib.closing(connection.cursor()) as cursor:
+        cursor.execute(sql, parameters or None)
+        row = cursor.fetchone()
+    # A cursor class of the application's may give dictionaries.
+    return tuple(row.values()) if isinstance(row, dict) else tuple(row)
 
 
 def _sqlstate(error: BaseException) -> str | None:

@@ -1,4 +1,4 @@
-"""The thread that stops queries: it asks the database, looks again until nothing runs, and gives up within bounds."""
+"""The thread that stops queries: it asks the database, cuts what does not stop, and remembers what still runs there."""
 
 from __future__ import annotations
 
@@ -7,47 +7,108 @@ import itertools
 import logging
 import threading
 import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
+from threadbridge.bounded_calls import BoundedCalls, is_bounded_call
 from threadbridge.database import StopFailed
+from threadbridge.repeated_log import RepeatedLog
 
 logger = logging.getLogger("threadbridge")
 
 # A statement may be sent just after a stop that found nothing to stop, so look again soon; the pauses double.
 FIRST_PAUSE = 0.02
 LONGEST_PAUSE = 2.0
-# What has been told to stop and has not after this many seconds does not react.
-GIVE_UP_AFTER = 20.0
 # While the database cannot be asked only this often one attempt is made, for whichever request.
 OUTAGE_PAUSE = 1.0
-# After this many seconds of such attempts the worker is set free, whatever the database goes on doing.
+# Seconds after which a request that has been told to stop loses its connection, whatever the database goes on doing.
 SEVER_AFTER = 5.0
+# Seconds that one attempt may take, connecting included.
+ATTEMPT_TIMEOUT = 4.0
+# Pauses between two looks at a connection that was cut and has not ended in the database; they double.
+FIRST_LOOK = 0.1
+LONGEST_LOOK = 30.0
+# How many of those are remembered; the oldest is forgotten first.
+MOST_REMAINS = 1000
+
+
+class Told(NamedTuple):
+    """What came of telling the database to stop a query.
+
+    :param reached: whether the database still had the connection.
+    :param again: whether a statement may have missed the order, so that it must be given again.
+    """
+
+    reached: bool
+    again: bool
+
+
+class Remains(Protocol):
+    """A connection that nobody uses any more, as long as the database may still work for it."""
+
+    @property
+    def number(self) -> int | None:
+        """Its number in the database's list of processes."""
+
+    def end(self) -> bool:
+        """Have the database end it; whether it is seen to have ended. In a bounded call. Raises `StopFailed`."""
 
 
 class Stoppable(Protocol):
-    """Something in the database that can be stopped."""
+    """A request's connection, on which a query may run that is to be stopped."""
 
-    def stop(self) -> bool | None:
-        """Try to; whether to look again, or None if it has ended by itself. Raises `StopFailed`."""
+    @property
+    def name(self) -> str:
+        """The request's, for the log."""
 
-    def sever(self) -> None:
-        """Let nobody wait for it any more, without the database's help."""
+    @property
+    def is_over(self) -> bool:
+        """Whether the request has the connection no more."""
+
+    def stop(self) -> Told:
+        """Tell the database to stop the query. In a bounded call. Raises `StopFailed`."""
+
+    def sever(self) -> Sequence[Remains] | None:
+        """Have whoever waits for the database fail at once, without its help; what is left in the database.
+
+        None if other requests use the connection. The stopper's thread.
+        """
 
 
 @dataclass(order=True)
 class _Task:
     due: float
     number: int
-    since: float = field(compare=False)
-    pause: float = field(compare=False)
-    what: Stoppable = field(compare=False)
+    run: Callable[[], None] = field(compare=False)
+
+
+@dataclass
+class _Stop:
+    what: Stoppable
+    since: float
+    pause: float = FIRST_PAUSE
+    again: bool = True
+    reached: bool = False
+
+
+@dataclass
+class _End:
+    what: Remains
+    since: float
+    pause: float = FIRST_LOOK
+    told: bool = False
 
 
 class Stopper:
-    """Stops what it is given, in a daemon thread that lives as long as there is something to stop.
+    """Stops what it is given, in a daemon thread that ends when it has been closed and nothing is left to do.
 
-    The heap of what is due is guarded by a condition, which is not held while the database is asked.
+    For each request: the database is told to stop the query, again and again; after `SEVER_AFTER` seconds the
+    connection is cut, which frees the worker; then the database is told to end the connection, which frees its locks,
+    until it is seen to have ended.
+
+    The heap of what is due is guarded by a condition, which is not held while the database is asked. All else is the
+    thread's own; others may read the counters.
     """
 
     def __init__(self) -> None:
@@ -55,67 +116,205 @@ class Stopper:
         self._numbers = itertools.count()
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
-        # The thread's own: until when the database need not be asked; 0 as long as it answers.
+        self._closed = False
+        self._calls = BoundedCalls(ATTEMPT_TIMEOUT)
+        # Until when the database need not be asked; 0 as long as it answers.
         self._asked_again_at = 0.0
-        # How often the database was told to stop a query, and how often it could not be told. Written by the thread.
-        self.stops = self.failures = 0
+        self._remains: dict[int, _End] = {}
+        self._no_thread = RepeatedLog(logger)
+        self._cut = RepeatedLog(logger)
+        self._gone = RepeatedLog(logger)
+        self._forgot = RepeatedLog(logger)
+        # Requests whose query the database was told to stop and which then ended by themselves; attempts to tell it
+        # that failed; connections that were cut; and of those that the database was told to end.
+        self.stops = self.failures = self.severed = self.killed = 0
 
-    def stop(self, what: Stoppable) -> None:
-        """Have it stopped soon. Any thread; returns at once."""
-        now = time.monotonic()
-        self._add(_Task(now, next(self._numbers), now, FIRST_PAUSE, what))
+    @property
+    def running(self) -> int:
+        """How many connections that were cut are not yet seen to have ended in the database. Any thread."""
+        return len(self._remains)
 
     @property
     def is_this_thread(self) -> bool:
-        """Whether the caller runs in the stopping thread."""
-        return self._thread is threading.current_thread()
+        """Whether the caller runs in the stopping thread, or in one that asks the database for it."""
+        return self._thread is threading.current_thread() or is_bounded_call()
 
-    def _add(self, task: _Task) -> None:
+    def stop(self, what: Stoppable) -> None:
+        """Have it stopped soon. Any thread; returns at once."""
+        task = _Stop(what, time.monotonic())
+        self._add(task.since, lambda: self._go_on(task))
+
+    def end(self, remains: Iterable[Remains]) -> None:
+        """Have connections that nobody uses any more ended in the database. Any thread; returns at once."""
+        for each in remains:
+            self._remember(each)
+
+    def do(self, errand: Callable[[], None]) -> None:
+        """Have this called soon, when the database answers; nothing comes of it if it fails. Any thread."""
+        self._add(time.monotonic(), lambda: self._try(errand))
+
+    def close(self) -> None:
+        """Let the thread end when nothing is left to do. Any thread."""
         with self._changed:
-            heapq.heappush(self._tasks, task)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="threadbridge-stopper", daemon=True)
-                self._thread.start()
+            self._closed = True
             self._changed.notify()
+
+    def start(self) -> None:
+        """Start the thread, unless it runs. Any thread.
+
+        It may be impossible for the moment. What is to be stopped waits then, and whoever needs a connection of the
+        pool tries again.
+        """
+        with self._changed:
+            if self._thread is None and not (self._closed and not self._tasks):
+                thread = threading.Thread(target=self._work, name="threadbridge-stopper", daemon=True)
+                self._thread = thread
+                try:
+                    thread.start()
+                except RuntimeError as error:
+                    self._thread = None
+                    self._no_thread.log(
+                        logging.ERROR,
+                        "queries that nobody waits for cannot be stopped now, for want of a thread: %s; trying again "
+                        "when the next request needs a connection",
+                        error,
+                    )
+
+    @property
+    def lacks_thread(self) -> bool:
+        """Whether something is to be done and no thread does it. Any thread."""
+        return self._thread is None and bool(self._tasks)
+
+    def _add(self, due: float, run: Callable[[], None]) -> None:
+        with self._changed:
+            heapq.heappush(self._tasks, _Task(due, next(self._numbers), run))
+            self._changed.notify()
+        if self._thread is None:
+            self.start()
 
     def _work(self) -> None:
         while True:
             with self._changed:
-                while self._tasks and (pause := self._tasks[0].due - time.monotonic()) > 0:
-                    self._changed.wait(pause)
-                if not self._tasks:
-                    self._thread = None
-                    return
+                while not self._tasks or self._tasks[0].due > time.monotonic():
+                    if not self._tasks and self._closed:
+                        self._thread = None
+                        return
+                    self._changed.wait(self._tasks[0].due - time.monotonic() if self._tasks else None)
                 task = heapq.heappop(self._tasks)
             try:
-                self._attempt(task)
+                task.run()
             except Exception:
-                logger.exception("a query that nobody waits for goes on: stopping it failed")
+                logger.exception("a query that nobody waits for may go on: stopping it failed")
 
-    def _attempt(self, task: _Task) -> None:
+    # Requests that still have their connection.
+
+    def _go_on(self, task: _Stop) -> None:
+        if task.what.is_over:
+            self.stops += task.reached
+            return
+        if time.monotonic() - task.since >= SEVER_AFTER:
+            self._sever(task)
+            return
+        if task.again and time.monotonic() >= self._asked_again_at:
+            try:
+                told = self._calls.call(task.what.stop)
+            except StopFailed as error:
+                self._note_failure(error)
+            else:
+                self._note_success()
+                task.again = told.again
+                task.reached = task.reached or told.reached
+        pause, task.pause = task.pause, min(2 * task.pause, LONGEST_PAUSE)
+        due = min(time.monotonic() + pause, task.since + SEVER_AFTER)
+        if task.again:
+            due = max(due, min(self._asked_again_at, task.since + SEVER_AFTER))
+        self._add(due, lambda: self._go_on(task))
+
+    def _sever(self, task: _Stop) -> None:
+        remains = task.what.sever()
+        if remains is None:
+            self._add(time.monotonic() + LONGEST_PAUSE, lambda: self._go_on(task))
+            return
+        self.severed += 1
+        numbers = " and ".join(str(each.number) for each in remains) or "whose number is not known"
+        self._cut.log(
+            logging.WARNING,
+            "request %s: nobody waits for it, but it still holds its connection to the database after %g s: "
+            "connection %s is cut, and ended in the database as soon as that can be reached",
+            task.what.name,
+            SEVER_AFTER,
+            numbers,
+        )
+        self.end(remains)
+
+    # Connections that may still be there in the database.
+
+    def _remember(self, what: Remains) -> None:
+        end = _End(what, time.monotonic())
+        key = next(self._numbers)
+        with self._changed:
+            self._remains[key] = end
+            forgotten = self._remains.pop(next(iter(self._remains))) if len(self._remains) > MOST_REMAINS else None
+        if forgotten is not None:
+            self._forgot.log(
+                logging.ERROR,
+                "connection %s may still be at work in the database, and is not looked after any more: there are more "
+                "than %d such connections",
+                forgotten.what.number,
+                MOST_REMAINS,
+            )
+        self._add(end.since, lambda: self._look_after(key))
+
+    def _look_after(self, key: int) -> None:
+        end = self._remains.get(key)
+        if end is None:
+            return
+        if time.monotonic() >= self._asked_again_at:
+            try:
+                has_ended = self._calls.call(end.what.end)
+            except StopFailed as error:
+                # Perhaps it cannot be found there any more, which says nothing about others.
+                self.failures += 1
+                logger.debug("connection %s is not ended: %s", end.what.number, error)
+            else:
+                self._note_success()
+                if has_ended:
+                    self._forget(key, end)
+                    return
+                if not end.told:
+                    end.told = True
+                    self.killed += 1
+        pause, end.pause = end.pause, min(2 * end.pause, LONGEST_LOOK)
+        self._add(max(time.monotonic() + pause, self._asked_again_at), lambda: self._look_after(key))
+
+    def _forget(self, key: int, end: _End) -> None:
+        with self._changed:
+            self._remains.pop(key, None)
+        self._gone.log(
+            logging.WARNING,
+            "connection %s has ended in the database, %.1f s after it was given up%s",
+            end.what.number,
+            time.monotonic() - end.since,
+            ", as it was told" if end.told else "",
+        )
+
+    # What the database answers.
+
+    def _try(self, errand: Callable[[], None]) -> None:
         if time.monotonic() < self._asked_again_at:
-            self._postpone(task)
             return
         try:
-            again = task.what.stop()
+            self._calls.call(errand)
         except StopFailed as error:
-            self.failures += 1
-            if not self._asked_again_at:
-                logger.error("cannot stop queries that nobody waits for; trying again: %s", error)
-            self._asked_again_at = time.monotonic() + OUTAGE_PAUSE
-            self._postpone(task)
-            return
-        if again is not None:
-            self.stops += 1
-        if again is not None and self._asked_again_at:
+            logger.debug("not done: %s", error)
+
+    def _note_failure(self, error: StopFailed) -> None:
+        self.failures += 1
+        if not self._asked_again_at:
+            logger.error("cannot stop queries that nobody waits for; trying again: %s", error)
+        self._asked_again_at = time.monotonic() + OUTAGE_PAUSE
+
+    def _note_success(self) -> None:
+        if self._asked_again_at:
             logger.warning("queries that nobody waits for can be stopped again")
             self._asked_again_at = 0.0
-        now = time.monotonic()
-        if again and now - task.since < GIVE_UP_AFTER:
-            self._add(_Task(now + task.pause, task.number, task.since, min(2 * task.pause, LONGEST_PAUSE), task.what))
-
-    def _postpone(self, task: _Task) -> None:
-        if time.monotonic() - task.since < SEVER_AFTER:
-            self._add(_Task(self._asked_again_at, next(self._numbers), task.since, FIRST_PAUSE, task.what))
-        else:
-            task.what.sever()
