@@ -15,6 +15,10 @@ _thread = threading.local()
 _Result = TypeVar("_Result")
 
 
+class NoAnswer(StopFailed):
+    """A call that was left behind, for it took too long."""
+
+
 class BoundedCalls:
     """Calls functions with a limit on the time that the caller waits. For one thread at a time.
 
@@ -30,8 +34,8 @@ class BoundedCalls:
     def call(self, function: Callable[[], _Result]) -> _Result:
         """What the function gives.
 
-        Raises `StopFailed` when it raises anything, when it takes too long, when too many are left behind, and when no
-        thread can be started.
+        Raises `NoAnswer` when it takes too long; `StopFailed` when it raises anything, when too many are left behind,
+        and when no thread can be started.
         """
         self._left_behind = [thread for thread in self._left_behind if thread.is_alive()]
         if len(self._left_behind) >= MOST_LEFT_BEHIND:
@@ -57,7 +61,7 @@ class BoundedCalls:
             raise StopFailed(f"no thread for it: {error}") from error
         if not done.wait(self._timeout):
             self._left_behind.append(thread)
-            raise StopFailed(f"no answer within {self._timeout:g} s")
+            raise NoAnswer(f"no answer within {self._timeout:g} s")
         if errors:
             raise errors[0]
         return results[0]

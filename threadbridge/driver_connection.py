@@ -8,6 +8,7 @@ import select
 import socket
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from threadbridge import forks
@@ -22,17 +23,21 @@ KEEPCNT = 3
 LONGEST_SYSTEM_KEEPIDLE = 7200
 
 
+@dataclass(frozen=True)
 class Left:
     """A connection that was cut, as long as the database may still work for it. See `threadbridge.stopper.Remains`."""
 
-    def __init__(self, database: Database, identity: Any) -> None:
-        self._database = database
-        self._identity = identity
-        self.number = database.number(identity)
+    database: Database
+    identity: Any
+
+    @property
+    def number(self) -> int | None:
+        """See `Remains`."""
+        return self.database.number(self.identity)
 
     def end(self) -> bool:
-        """See `threadbridge.stopper.Remains`."""
-        return self._database.end(self._identity)
+        """See `Remains`."""
+        return self.database.end(self.identity)
 
 
 class DriverConnection:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from threadbridge.database import ConnectionSettings, Session
-from threadbridge.mysql_control import CONTROL_TIMEOUT, Control, Identity, execute, is_mariadb
+from threadbridge.mysql_control import (
+    CONTROL_TIMEOUT,
+    ER_UNKNOWN_SYSTEM_VARIABLE,
+    Control,
+    Identity,
+    execute,
+    is_mariadb,
+)
 from threadbridge.mysql_session import MySQLSession
 
 # Seconds to connect, for connections whose settings say nothing about it.
@@ -61,9 +67,12 @@ class MySQL:
             limits = {"max_statement_time": seconds, "idle_transaction_timeout": seconds}
         else:
             limits = {"max_execution_time": 1000 * seconds}
-        # An old server has no such variables, and so no limit.
-        with contextlib.suppress(self._error):
+        try:
             execute(connection, "SET SESSION " + ", ".join(_LIMIT.format(*limit) for limit in limits.items()))
+        except self._error as error:
+            # An old server has no such variables, and so no limit.
+            if error.args[:1] != (ER_UNKNOWN_SYSTEM_VARIABLE,):
+                raise
 
     def number(self, identity: Identity) -> int:
         """See `Database`."""

@@ -91,7 +91,7 @@ class Control:
 
         Raises `StopFailed`.
         """
-        self._connections.use(lambda control: control.connection.ping())
+        self._connections.use(lambda control: execute(control.connection, "DO 0"))
 
     def kill(self, identity: Identity, what: str) -> bool:
         """Send ``KILL what`` for the connection; whether the server still has it. Raises `StopFailed`."""

@@ -7,11 +7,11 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-from threadbridge.bounded_calls import BoundedCalls, is_bounded_call
+from threadbridge.bounded_calls import BoundedCalls, NoAnswer, is_bounded_call
 from threadbridge.database import StopFailed
 from threadbridge.repeated_log import RepeatedLog
 
@@ -44,8 +44,11 @@ class Told(NamedTuple):
     again: bool
 
 
-class Remains(Protocol):
-    """A connection that nobody uses any more, as long as the database may still work for it."""
+class Remains(Hashable, Protocol):
+    """A connection that nobody uses any more, as long as the database may still work for it.
+
+    Equal to another that stands for the same connection.
+    """
 
     @property
     def number(self) -> int | None:
@@ -94,7 +97,6 @@ class _Stop:
 
 @dataclass
 class _End:
-    what: Remains
     since: float
     pause: float = FIRST_LOOK
     told: bool = False
@@ -120,7 +122,9 @@ class Stopper:
         self._calls = BoundedCalls(ATTEMPT_TIMEOUT)
         # Until when the database need not be asked; 0 as long as it answers.
         self._asked_again_at = 0.0
-        self._remains: dict[int, _End] = {}
+        # Whether the last attempt got no answer at all.
+        self._is_silent = False
+        self._remains: dict[Remains, _End] = {}
         self._no_thread = RepeatedLog(logger)
         self._cut = RepeatedLog(logger)
         self._gone = RepeatedLog(logger)
@@ -215,7 +219,7 @@ class Stopper:
         if time.monotonic() - task.since >= SEVER_AFTER:
             self._sever(task)
             return
-        if task.again and time.monotonic() >= self._asked_again_at:
+        if task.again and self._may_ask(task.since + SEVER_AFTER):
             try:
                 told = self._calls.call(task.what.stop)
             except StopFailed as error:
@@ -250,55 +254,65 @@ class Stopper:
     # Connections that may still be there in the database.
 
     def _remember(self, what: Remains) -> None:
-        end = _End(what, time.monotonic())
-        key = next(self._numbers)
+        end = _End(time.monotonic())
         with self._changed:
-            self._remains[key] = end
-            forgotten = self._remains.pop(next(iter(self._remains))) if len(self._remains) > MOST_REMAINS else None
+            if what in self._remains:
+                return
+            self._remains[what] = end
+            forgotten = next(iter(self._remains)) if len(self._remains) > MOST_REMAINS else None
+            if forgotten is not None:
+                del self._remains[forgotten]
         if forgotten is not None:
             self._forgot.log(
                 logging.ERROR,
                 "connection %s may still be at work in the database, and is not looked after any more: there are more "
                 "than %d such connections",
-                forgotten.what.number,
+                forgotten.number,
                 MOST_REMAINS,
             )
-        self._add(end.since, lambda: self._look_after(key))
+        self._add(end.since, lambda: self._look_after(what, end))
 
-    def _look_after(self, key: int) -> None:
-        end = self._remains.get(key)
-        if end is None:
+    def _look_after(self, what: Remains, end: _End) -> None:
+        if self._remains.get(what) is not end:
             return
         if time.monotonic() >= self._asked_again_at:
             try:
-                has_ended = self._calls.call(end.what.end)
+                has_ended = self._calls.call(what.end)
+            except NoAnswer as error:
+                self._note_failure(error)
             except StopFailed as error:
                 # Perhaps it cannot be found there any more, which says nothing about others.
                 self.failures += 1
-                logger.debug("connection %s is not ended: %s", end.what.number, error)
+                logger.debug("connection %s is not ended: %s", what.number, error)
             else:
                 self._note_success()
                 if has_ended:
-                    self._forget(key, end)
+                    self._forget(what, end)
                     return
                 if not end.told:
                     end.told = True
                     self.killed += 1
         pause, end.pause = end.pause, min(2 * end.pause, LONGEST_LOOK)
-        self._add(max(time.monotonic() + pause, self._asked_again_at), lambda: self._look_after(key))
+        self._add(max(time.monotonic() + pause, self._asked_again_at), lambda: self._look_after(what, end))
 
-    def _forget(self, key: int, end: _End) -> None:
+    def _forget(self, what: Remains, end: _End) -> None:
         with self._changed:
-            self._remains.pop(key, None)
+            del self._remains[what]
         self._gone.log(
             logging.WARNING,
             "connection %s has ended in the database, %.1f s after it was given up%s",
-            end.what.number,
+            what.number,
             time.monotonic() - end.since,
             ", as it was told" if end.told else "",
         )
 
     # What the database answers.
+
+    def _may_ask(self, latest: float) -> bool:
+        """Whether to ask the database, for a request whose connection is cut at ``latest``."""
+        now = time.monotonic()
+        # Not if that would probably be waiting for too long: others are to be cut meanwhile.
+        return now >= self._asked_again_at and not (self._is_silent and now > latest - ATTEMPT_TIMEOUT)
 
     def _try(self, errand: Callable[[], None]) -> None:
         if time.monotonic() < self._asked_again_at:
@@ -313,8 +327,10 @@ class Stopper:
         if not self._asked_again_at:
             logger.error("cannot stop queries that nobody waits for; trying again: %s", error)
         self._asked_again_at = time.monotonic() + OUTAGE_PAUSE
+        self._is_silent = isinstance(error, NoAnswer)
 
     def _note_success(self) -> None:
         if self._asked_again_at:
             logger.warning("queries that nobody waits for can be stopped again")
             self._asked_again_at = 0.0
+            self._is_silent = False
