@@ -39,11 +39,16 @@ def set_password(witness: Witness, password: str) -> None:
     witness.connection.cursor().execute("SET PASSWORD = PASSWORD(%s)", (password,))
 
 
-def lose_control(witness: Witness, pool: Any) -> None:
-    """End the connection for stopping queries, as an administrator may."""
+def number_of_control(pool: Any) -> int:
+    """The number of the connection for stopping queries, once there is one."""
     kept = pool.connection.__self__._database._control._connections._kept
     wait_until(lambda: bool(kept), "there is a connection for stopping queries")
-    number = kept[0].connection.thread_id()
+    number: int = kept[0].connection.thread_id()
+    return number
+
+
+def lose(number: int, witness: Witness) -> None:
+    """End a connection, as an administrator may."""
     witness.rows(f"KILL {number}")
     wait_until(lambda: number not in witness.connections, "it is gone")
 
@@ -55,9 +60,10 @@ def test_a_control_connection_that_is_refused_is_tried_again(
     with BridgeThread(application, pool=pool) as server:
         clients = [server.send(get()) for _ in range(3)]
         wait_until(lambda: len(witness.running) == 3, "three statements run")
+        control = number_of_control(pool)
         set_password(witness, "another")
         try:
-            lose_control(witness, pool)
+            lose(control, witness)
             for client in clients:
                 client.close()
             wait_until(lambda: own_messages(caplog) != [], "the failure is logged")
@@ -114,7 +120,7 @@ def test_a_query_that_cannot_be_stopped_is_remembered_until_it_is(
     with BridgeThread(application, pool=pool) as server:
         clients = [server.send(get()) for _ in range(3)]
         wait_until(lambda: len(witness.running) == 3, "three statements run")
-        lose_control(witness, pool)
+        lose(number_of_control(pool), witness)
         stopper = server.bridge.guard.stopper  # type: ignore[union-attr]
         with no_connection_left(witness):
             for client in clients:
@@ -140,7 +146,7 @@ def test_a_control_connection_that_was_lost_is_made_again(pool: Any, witness: Wi
         for count in (1, 2):
             client = server.send(get())
             witness.wait_for("SLEEP(20)")
-            lose_control(witness, pool)
+            lose(number_of_control(pool), witness)
             client.close()
             wait_until(lambda count=count: application.ended == count, "the application is free")  # type: ignore[misc]
             server.bridge.guard._control_kept_at = -math.inf  # type: ignore[union-attr]

@@ -142,12 +142,12 @@ class Control:
                 return True
         # No mark: the connection has ended, or the application has let go of all its locks. A number belongs to one
         # connection as long as the server process lives.
-        if server.started > identity.made:
+        [count] = _row(control.connection, _THREAD, identity.thread_id, server.user)
+        if not count or server.started > identity.made:
             return False
         if server.started >= identity.made - 1:
             raise StopFailed(f"{server.name} may have restarted just after connection {identity.thread_id} was made")
-        [count] = _row(control.connection, _THREAD, identity.thread_id, server.user)
-        return bool(count)
+        return True
 
 
 def is_mariadb(connection: Any) -> bool:
