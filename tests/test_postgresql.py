@@ -20,10 +20,14 @@ import requests
 from dbutils.pooled_db import PooledDB
 
 from tests.cancelling import Application, get
+from tests.databases import line_to
 from tests.inprocess import BridgeThread, wait_until
 from tests.processes import Frontend
+from tests.requests_in_threads import in_request, one, running
 from threadbridge.current import RunningRequest
+from threadbridge.database import ConnectionSettings, StopFailed
 from threadbridge.pool import PoolGuard
+from threadbridge.postgresql import PostgreSQL
 
 
 def programs() -> Path:
@@ -239,3 +243,100 @@ def test_the_databases_process_list_names_the_request(witness: Witness) -> None:
     assert (statement.connection_id, statement.rows) == (number, 1)
     guard.close()
     pool.close()
+
+
+# Limits, and what does not stop.
+
+
+@pytest.fixture(params=["psycopg", "psycopg2"])
+def driver(request: pytest.FixtureRequest) -> Any:
+    """Both drivers, where the second is installed."""
+    return pytest.importorskip(request.param)
+
+
+def test_the_server_ends_a_statement_beyond_the_limit(witness: Witness, driver: Any) -> None:
+    pool = PooledDB(driver, maxconnections=1, dbname="postgres")
+    guard = PoolGuard(pool, statement_limit=0.2)
+    with running(), closing(pool.connection()) as connection:
+        # The setting outlives transactions.
+        connection.rollback()
+        with pytest.raises(driver.Error) as raised:
+            one(connection, COUNTED_SLEEP)
+        assert isinstance(raised.value, driver.errors.QueryCanceled)
+        connection.rollback()
+        assert one(connection, "SELECT current_setting('idle_in_transaction_session_timeout')") == "200ms"
+    assert (witness.executions, pool._connections) == (1, 0)
+    guard.close()
+    pool.close()
+
+
+def test_a_limit_of_the_applications_own_stays(witness: Witness, driver: Any) -> None:
+    pool = PooledDB(driver, maxconnections=1, dbname="postgres", options="-c statement_timeout=7000")
+    guard = PoolGuard(pool, statement_limit=100)
+    with running(), closing(pool.connection()) as connection:
+        assert one(connection, "SELECT current_setting('statement_timeout')") == "7s"
+    guard.close()
+    pool.close()
+
+
+def test_a_statement_is_stopped_with_either_driver(witness: Witness, driver: Any) -> None:
+    pool = PooledDB(driver, maxconnections=1, dbname="postgres")
+    guard = PoolGuard(pool)
+
+    def sleep() -> None:
+        with closing(pool.connection()) as connection:
+            one(connection, COUNTED_SLEEP)
+
+    request, worker = in_request(sleep)
+    wait_until(lambda: COUNTED_SLEEP in witness.running, "the statement runs")
+    request.cancel()
+    worker.join()
+    assert isinstance(worker.error, driver.errors.QueryCanceled)
+    wait_until(lambda: guard.stopper.stops == 1, "it is counted")
+    assert (witness.executions, witness.running) == (1, [])
+    guard.close()
+    pool.close()
+
+
+def test_a_connection_that_the_network_has_lost_is_cut_and_ended(witness: Witness, driver: Any) -> None:
+    """The order to cancel is lost with it, for it goes through the same line; another connection gets through."""
+    witness.connection.execute("TRUNCATE notes")
+    witness.connection.execute("INSERT INTO notes VALUES ('locked')")
+    with (
+        tempfile.TemporaryDirectory(prefix="line-") as directory,
+        line_to(f"{os.environ['PGHOST']}/.s.PGSQL.5432") as line,
+    ):
+        os.symlink(line.path, f"{directory}/.s.PGSQL.5432")
+        pool = PooledDB(driver, maxconnections=1, host=directory, dbname="postgres")
+        guard = PoolGuard(pool)
+
+        def lock_and_sleep() -> None:
+            with closing(pool.connection()) as connection:
+                one(connection, "SELECT * FROM notes FOR UPDATE")
+                one(connection, "SELECT pg_sleep(60)")
+
+        request, worker = in_request(lock_and_sleep)
+        wait_until(lambda: witness.running == ["SELECT pg_sleep(60)"], "it sleeps")
+        line.swallow_old()
+        request.cancel()
+        worker.join()
+        assert isinstance(worker.error, driver.Error)
+        wait_until(lambda: (guard.stopper.severed, guard.stopper.running) == (1, 0), "it has ended in the server")
+        assert witness.connection.execute("SELECT * FROM notes FOR UPDATE NOWAIT").fetchall() == [("locked",)]
+        guard.close()
+        pool.close()
+
+
+def test_no_process_is_ended_that_has_the_number_of_another(witness: Witness, driver: Any) -> None:
+    settings = ConnectionSettings(driver.connect, (), {"dbname": "postgres"})
+    database = PostgreSQL(driver.__name__, settings)
+    with closing(driver.connect(dbname="postgres")) as connection:
+        identity = database.identify(connection)
+        number = witness.connection.info.backend_pid
+        assert database.end(identity._replace(pid=number))
+        assert witness.connection.execute("SELECT 42").fetchall() == [(42,)]
+        with pytest.raises(StopFailed, match="goes through a proxy"):
+            database.end(identity._replace(started=""))
+        assert not database.end(identity)
+        wait_until(lambda: database.end(identity), "it is seen to have ended")
+    database.close()

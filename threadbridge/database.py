@@ -44,8 +44,8 @@ class Session(Protocol):
         Raises what the driver raises when the connection is closed.
         """
 
-    def sending(self, sql: str) -> None:
-        """A cursor is about to send a statement."""
+    def sending(self, sql: str, cursor: object) -> None:
+        """A cursor of the driver's is about to send a statement."""
 
     def ended_transaction(self) -> None:
         """A commit or a rollback has succeeded."""

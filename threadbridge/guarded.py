@@ -187,7 +187,8 @@ class GuardedCursor(SteadyDBCursor):  # type: ignore[misc]
         DBUtils does so whenever it fails, behind a transaction that is gone.
         """
         connection: GuardedConnection = self._con
-        is_first = connection.begin_statement(sql)
+        is_first = connection.begin_statement()
+        connection.sending(sql, self._cursor)
         try:
             result = self._call(name, args, kwargs)
         except connection.failures as error:
@@ -197,6 +198,7 @@ class GuardedCursor(SteadyDBCursor):  # type: ignore[misc]
                 raise
             connection.replace()
             self._renew()
+            connection.sending(sql, self._cursor)
             result = self._call(name, args, kwargs)
         connection.count_use()
         return result
@@ -310,14 +312,17 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
         if self._driver is not None:
             self._driver.session.ended_transaction()
 
-    def begin_statement(self, sql: str) -> bool:
+    def begin_statement(self) -> bool:
         """A statement is about to be sent; whether it is the first, see `may_replace`. Worker side."""
         is_first, self._is_untouched = self._is_untouched, False
         if is_first and self._ping & 4 and self.may_replace:
             self._ping_check(4)
-        if self._driver is not None:
-            self._driver.session.sending(sql)
         return is_first
+
+    def sending(self, sql: str, cursor: object) -> None:
+        """A cursor of the driver's is about to send a statement. Worker side."""
+        if self._driver is not None:
+            self._driver.session.sending(sql, cursor)
 
     @property
     def may_replace(self) -> bool:

@@ -15,6 +15,7 @@ from threadbridge.mysql_control import (
     Identity,
     execute,
     is_mariadb,
+    row,
 )
 from threadbridge.mysql_session import MySQLSession
 
@@ -30,8 +31,11 @@ STATEMENT_ERRORS = frozenset({1317, 1969, 3024})
 # ER_CONNECTION_KILLED.
 OUTAGE_ERRORS = frozenset({2002, 2003, 2005, 2006, 2013, 2055, 1040, 1203, 1053, 1927})
 
-# Whoever operates the server, or the application, may have set limits of their own; those stay.
-_LIMIT = "{0} = IF(@@session.{0} = 0 AND @@global.{0} = 0, {1}, @@session.{0})"
+_IDLE = (
+    "idle_transaction_timeout = "
+    "IF(@@session.idle_transaction_timeout = 0 AND @@global.idle_transaction_timeout = 0, {}, "
+    "@@session.idle_transaction_timeout)"
+)
 
 
 class MySQL:
@@ -52,35 +56,43 @@ class MySQL:
             ("connect_timeout", "read_timeout", "write_timeout"), CONTROL_TIMEOUT
         )
         self._control = Control(driver, settings)
-        self._limit = settings.statement_limit
+        self._limit = math.ceil(settings.statement_limit)
+        cursors = importlib.import_module(f"{driver}.cursors")
+        # A client that downloads slowly makes the statements of these take as long as it likes.
+        self._unbuffered: type = getattr(cursors, "CursorUseResultMixIn", None) or cursors.SSCursor
 
     def identify(self, connection: Any) -> Identity:
-        """See `Database`; costs two round trips for each connection made."""
-        identity = self._control.identify(connection)
-        if self._limit:
-            self._set_limit(connection)
-        return identity
-
-    def _set_limit(self, connection: Any) -> None:
-        seconds = math.ceil(self._limit)
-        if is_mariadb(connection):
-            limits = {"max_statement_time": seconds, "idle_transaction_timeout": seconds}
-        else:
-            limits = {"max_execution_time": 1000 * seconds}
-        try:
-            execute(connection, "SET SESSION " + ", ".join(_LIMIT.format(*limit) for limit in limits.items()))
-        except self._error as error:
-            # An old server has no such variables, and so no limit.
-            if error.args[:1] != (ER_UNKNOWN_SYSTEM_VARIABLE,):
-                raise
+        """See `Database`; costs one round trip for each connection made."""
+        return self._control.identify(connection)
 
     def number(self, identity: Identity) -> int:
         """See `Database`."""
         return identity.thread_id
 
     def prepare(self, connection: Any, comment: Callable[[], str] | None) -> Session:
-        """See `Database`."""
-        return MySQLSession(connection, comment)
+        """See `Database`; costs two round trips for each connection made where there is a limit for statements."""
+        without_limit = self._set_limit(connection) if self._limit else None
+        return MySQLSession(connection, comment, self._unbuffered, without_limit)
+
+    def _set_limit(self, connection: Any) -> tuple[bytes, bytes] | None:
+        """Have the server limit statements; what stands in a ``SELECT`` for its first word to have no limit.
+
+        None where the server has no limit, or one that its operator or the application has chosen, which stays.
+        """
+        name = "max_statement_time" if is_mariadb(connection) else "max_execution_time"
+        try:
+            if row(connection, f"SELECT @@session.{name}, @@global.{name}") != (0, 0):
+                return None
+            if name == "max_statement_time":
+                # The second ends transactions, and so frees locks, of a frontend that hangs between two statements.
+                execute(connection, f"SET SESSION {name} = {self._limit}, {_IDLE.format(self._limit)}")
+                return b"select", b"SET STATEMENT max_statement_time=0 FOR select"
+            execute(connection, f"SET SESSION {name} = {1000 * self._limit}")
+        except self._error as error:
+            if error.args[:1] != (ER_UNKNOWN_SYSTEM_VARIABLE,):
+                raise
+            return None
+        return b"select", b"select /*+ MAX_EXECUTION_TIME(0) */"
 
     def keep_control(self) -> None:
         """See `Database`."""

@@ -79,12 +79,12 @@ class Control:
         if self._has_all_variables:
             more = "mariadb" if is_mariadb(connection) else "mysql"
             try:
-                return _row(connection, sql.format(_NAME.format(_NAME_PARTS[more])), *parameters)
+                return row(connection, sql.format(_NAME.format(_NAME_PARTS[more])), *parameters)
             except self._error as error:
                 if error.args[:1] != (ER_UNKNOWN_SYSTEM_VARIABLE,):
                     raise
                 self._has_all_variables = False
-        return _row(connection, sql.format(_NAME.format("")), *parameters)
+        return row(connection, sql.format(_NAME.format("")), *parameters)
 
     def keep(self) -> None:
         """See to it that there is a connection, so that none has to be made when the server has none left.
@@ -109,8 +109,8 @@ class Control:
         try:
             execute(made, _KEEP)
             name, now = self._named_row(made, _SERVER)
-            _, uptime = _row(made, _UPTIME)
-            [user] = _row(made, _USER)
+            _, uptime = row(made, _UPTIME)
+            [user] = row(made, _USER)
         except BaseException:
             control.close()
             raise
@@ -134,7 +134,7 @@ class Control:
         if server.name != identity.server:
             raise StopFailed(f"the control connection came to {server.name}, not to {identity.server}")
         if identity.mark:
-            [number] = _row(control.connection, _MARKED, identity.mark)
+            [number] = row(control.connection, _MARKED, identity.mark)
             if number is not None:
                 if int(number) != identity.thread_id:
                     # What is between here and the server has numbers of its own, and what they mean is not known.
@@ -142,7 +142,7 @@ class Control:
                 return True
         # No mark: the connection has ended, or the application has let go of all its locks. A number belongs to one
         # connection as long as the server process lives.
-        [count] = _row(control.connection, _THREAD, identity.thread_id, server.user)
+        [count] = row(control.connection, _THREAD, identity.thread_id, server.user)
         if not count or server.started > identity.made:
             return False
         if server.started >= identity.made - 1:
@@ -163,12 +163,12 @@ def execute(connection: Any, sql: str) -> None:
         cursor.close()
 
 
-def _row(connection: Any, sql: str, *parameters: object) -> tuple[Any, ...]:
+def row(connection: Any, sql: str, *parameters: object) -> tuple[Any, ...]:
     cursor = connection.cursor()
     try:
         cursor.execute(sql, parameters or None)
-        row = cursor.fetchone()
+        found = cursor.fetchone()
     finally:
         cursor.close()
     # A cursor class of the application's may give dictionaries.
-    return tuple(row.values()) if isinstance(row, dict) else tuple(row)
+    return tuple(found.values()) if isinstance(found, dict) else tuple(found)

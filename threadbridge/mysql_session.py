@@ -17,13 +17,26 @@ class MySQLSession:
     """Sees all statements on a connection as they are sent, with their parameters in them. Worker side.
 
     See `threadbridge.database.Session`.
+
+    :param unbuffered: the class of cursors whose rows come while they are fetched.
+    :param without_limit: the first word of their queries, and what takes its place so that they have no limit of time;
+        None if there is none.
     """
 
-    def __init__(self, connection: Any, comment: Callable[[], str] | None) -> None:
+    def __init__(
+        self,
+        connection: Any,
+        comment: Callable[[], str] | None,
+        unbuffered: type,
+        without_limit: tuple[bytes, bytes] | None,
+    ) -> None:
         # No cycle: a connection that is forgotten is closed at once.
         self._connection = weakref.ref(connection)
         self._query = type(connection).query
         self._comment = comment
+        self._unbuffered = unbuffered
+        self._without_limit = without_limit
+        self._is_unbuffered = False
         self.only_reads = True
         self._is_changed = False
         self._can_send = hasattr(connection, "send_query")
@@ -42,6 +55,9 @@ class MySQLSession:
             self.autocommits = bool(self._connection().get_autocommit())  # type: ignore[union-attr]
             if not self._is_changed:
                 self._is_changed = may_change_session(sql.encode() if isinstance(sql, str) else bytes(sql))
+        if self._is_unbuffered:
+            self._is_unbuffered = False
+            sql = self._unlimited(sql)
         if self._comment is not None:
             comment = self._comment()
             sql = comment + sql if isinstance(sql, str) else comment.encode() + sql
@@ -51,8 +67,19 @@ class MySQLSession:
         self._is_changed = True
         return method(self._connection(), *args, **kwargs)
 
-    def sending(self, sql: str) -> None:
+    def sending(self, sql: str, cursor: object) -> None:
         """See `threadbridge.database.Session`; `query` sees it, and what the application sends by itself."""
+        self._is_unbuffered = self._without_limit is not None and isinstance(cursor, self._unbuffered)
+
+    def _unlimited(self, sql: str | bytes | bytearray) -> str | bytes | bytearray:
+        assert self._without_limit is not None
+        word, replacement = self._without_limit
+        text = sql.lstrip()
+        first, rest = text[: len(word)], text[len(word) :]
+        if isinstance(first, str) and isinstance(rest, str):
+            return replacement.decode() + rest if first.lower() == word.decode() else sql
+        assert isinstance(first, (bytes, bytearray)) and isinstance(rest, (bytes, bytearray))
+        return replacement + rest if first.lower() == word else sql
 
     def ended_transaction(self) -> None:
         """See `threadbridge.database.Session`."""

@@ -46,7 +46,7 @@ class PostgreSQLSession:
         self.only_reads = True
         self._is_changed = False
 
-    def sending(self, sql: str) -> None:
+    def sending(self, sql: str, cursor: object) -> None:
         """See `Session`."""
         text = sql.encode(errors="replace")
         if not only_reads(text) or b"set_config" in text:
