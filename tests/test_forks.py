@@ -79,6 +79,9 @@ def test_a_child_that_lives_on_holds_nothing(
         # process has one in its pool, and one for stopping queries.
         while len(set(witness.connections) - before) < (4 if "--processes=2" in arguments else 2):
             site.post("/insert?warm")
+        # The server lists it a moment before the driver has it.
+        for _ in range(20):
+            site.post("/insert?warm")
         answer = site.send("/abandon?parent")
         child = site.child("living")
         try:
