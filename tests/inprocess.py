@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import http.client
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable
@@ -24,6 +25,12 @@ def wait_until(condition: Callable[[], bool], what: str, seconds: float = 10) ->
     while not condition():
         assert time.monotonic() < give_up, f"not within {seconds} s: {what}"
         time.sleep(0.005)
+
+
+def reset(client: socket.socket) -> None:
+    """Leave by a reset: a client that only closes its socket may still read, for all that a server can tell."""
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    client.close()
 
 
 class BridgeThread:

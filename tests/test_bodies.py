@@ -18,7 +18,7 @@ from wsgiref.validate import validator
 
 import pytest
 
-from tests.inprocess import BridgeThread, wait_until
+from tests.inprocess import BridgeThread, reset, wait_until
 from tests.site_process import Process
 from threadbridge.response_body import SPOOL_LIMIT
 
@@ -106,7 +106,7 @@ def test_an_upload_whose_client_leaves_is_thrown_away() -> None:
         wait_until(lambda: server.bridge.lanes[-1].queued == 1, "one upload is complete")
         wait_until(lambda: server.bridge.spool.taken > 3_000_000, "both are on the disk")
         partial.close()
-        queued.close()
+        reset(queued)
         wait_until(lambda: len(server.bridge.exchanges) == 1, "both have left")
         wait_until(lambda: server.bridge.spool.taken == 0, "the disk space is given back")
         gate.set()

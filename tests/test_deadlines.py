@@ -15,7 +15,7 @@ from wsgiref.types import StartResponse, WSGIEnvironment
 
 import pytest
 
-from tests.inprocess import BridgeThread, wait_until
+from tests.inprocess import BridgeThread, reset, wait_until
 from threadbridge import Lane, current, watch
 
 SOON = 0.75
@@ -286,7 +286,7 @@ def test_the_width_is_as_before_when_many_leave_and_are_replaced_at_random(monke
 def test_what_is_not_cancelled_may_go_on_until_its_deadline(caplog: pytest.LogCaptureFixture) -> None:
     with Server(threads=3, deadline=NEVER) as server:
         for path, method in (("/stubborn/post", "POST"), ("/stubborn/get", "GET")):
-            server.begin(path, method).close()
+            reset(server.begin(path, method))
         wait_until(lambda: not server.bridge.exchanges, "both clients are seen to have left")
         wait_until(lambda: bool(stuck(caplog)), "one is reported")
         # Some more looks at the clock.

@@ -18,7 +18,7 @@ from dbutils.pooled_db import PooledDB
 
 from tests.cancelling import get
 from tests.databases import Witness, connect_settings
-from tests.inprocess import BridgeThread, wait_until
+from tests.inprocess import BridgeThread, reset, wait_until
 from tests.processes import Frontend
 from tests.test_access_log import lines
 from threadbridge import Lane
@@ -131,10 +131,11 @@ def test_when_the_client_has_left_the_end_is_told(
     payments: Payments, witness: Witness, caplog: pytest.LogCaptureFixture
 ) -> None:
     with serving(payments) as server:
-        with server.send(POST):
+        with server.send(POST) as client:
             assert payments.entered.acquire(timeout=10)
             [row] = snapshot(server.bridge, History())["requests"]
             assert (row["state"], row["changes"]) == ("running", "open")
+            reset(client)
         wait_until(lambda: not server.bridge.exchanges, "its leaving is noticed")
         payments.go_on.set()
         wait_until(lambda: len(told(caplog)) == 1, "the end is told")
@@ -165,9 +166,10 @@ def test_of_requests_without_changes_and_of_answered_ones_there_is_nothing_to_te
         payments.before = ("SELECT 1",)
         assert server.request("POST")[1] == b"paid"
         payments.go_on.clear()
-        with server.send(POST):
+        with server.send(POST) as client:
             assert payments.entered.acquire(timeout=10) and payments.entered.acquire(timeout=10)
             assert payments.entered.acquire(timeout=10)
+            reset(client)
         wait_until(lambda: not server.bridge.exchanges, "its leaving is noticed")
         payments.go_on.set()
         wait_until(lambda: not server.bridge._late_changes, "its thread has come back")
@@ -233,7 +235,7 @@ def test_at_the_end_of_the_process_all_that_is_known_is_told(
             left.sendall(get("/left?left", "POST"))
             kept.sendall(get("/kept?kept", "POST"))
             wait_until(lambda: (tmp_path / "left").exists() and (tmp_path / "kept").exists(), "both run")
-            left.close()
+            reset(left)
             wait_until(lambda: "499" in server.output(), "its leaving is noticed")
             assert server.stop(signal.SIGTERM) == 1
         told = [line for line in server.output().splitlines() if "its thread had not come back" in line]

@@ -102,7 +102,10 @@ def test_what_comes_just_before_the_end_does_not_reset_the_connection(held: Held
 def test_who_leaves_is_noticed_also_when_the_end_of_the_body_came_while_the_disk_was_busy(held: Held) -> None:
     disk_is_free = threading.Event()
     body = bytes(MEMORY_LIMIT + 100)
-    with BridgeThread(held.application, held.make_server, threads=1) as server, server.connect() as client:
+    with (
+        BridgeThread(held.application, held.make_server, threads=1, cancel="all") as server,
+        server.connect() as client,
+    ):
         for _ in range(DISK_THREADS):
             server.bridge.spool.threads.submit(disk_is_free.wait, 20)
         client.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body) + body[:-10])

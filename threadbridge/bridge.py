@@ -280,9 +280,13 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         """The exchange has ended before a worker took it."""
         self._choice.never_ran(exchange.running.route, exchange.is_probe)
 
+    def cancels(self, exchange: Exchange) -> bool:
+        """Whether a request is cancelled when its client leaves."""
+        return self._cancels == "all" or (self._cancels == "safe" and exchange.start_line.method in SAFE_METHODS)
+
     def cancel(self, exchange: Exchange) -> None:
         """Nobody waits for a running exchange any more: stop it, if its method allows that."""
-        if self._cancels == "all" or (self._cancels == "safe" and exchange.start_line.method in SAFE_METHODS):
+        if self.cancels(exchange):
             self._cancellers.keep(exchange.running.cancel)
 
     def cancel_late(self, exchange: Exchange) -> None:

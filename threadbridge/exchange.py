@@ -40,6 +40,7 @@ class Connection(Protocol):
 
     context: Any
     refused_with: int
+    answers_after_end: bool
 
     def set_close_callback(self, callback: Callable[[], None] | None) -> None: ...
 
@@ -66,6 +67,8 @@ class Dispatcher(Protocol):
     def run(self, exchange: Exchange) -> None: ...
 
     def cancel(self, exchange: Exchange) -> None: ...
+
+    def cancels(self, exchange: Exchange) -> bool: ...
 
     def never_ran(self, exchange: Exchange) -> None: ...
 
@@ -175,6 +178,7 @@ class Exchange:
 
     def finish(self) -> None:
         """The request is complete: queue it, if the lane has not become full meanwhile. Loop side."""
+        self.connection.answers_after_end = not self._bridge.cancels(self)
         try:
             written = self.body.complete()
         except RuntimeError:

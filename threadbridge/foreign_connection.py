@@ -21,6 +21,7 @@ class ForeignConnection:
         self.context = self._connection.context
         # The other server does not tell.
         self.refused_with = 0
+        self.answers_after_end = False
 
     def set_close_callback(self, callback: Callable[[], None] | None) -> None:
         """See `HTTP1Connection`."""

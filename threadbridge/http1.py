@@ -111,7 +111,7 @@ class HTTP1Connection:
         self.held = 0
         self.deadline = self._time() + self._limits.header_timeout
         stream.set_close_callback(self._on_stream_closed)
-        stream.receive(self._on_data)
+        stream.receive(self._on_data, self._on_end)
 
     def _reset_response(self) -> None:
         self._delegate = None
@@ -121,6 +121,8 @@ class HTTP1Connection:
         self._body_size = 0
         self._body_deadline = math.inf
         self._close_callback = None
+        # Whether the request is answered though its client sends no more and may have left; its delegate's to set.
+        self.answers_after_end = False
         self._status = 0
         self._head_written = False
         self._finished = False
@@ -146,6 +148,17 @@ class HTTP1Connection:
             self._account()
         else:
             self._advance()
+
+    def _on_end(self) -> bool:
+        """The client sends no more; whether it is answered all the same.
+
+        It may have left, or only have closed its own side of the connection (RFC 9112, section 9.6).
+        """
+        request = self._parser.request
+        if request is None or not request.complete or self._detached:
+            return False
+        self._close_after = True
+        return self._finished or self.answers_after_end
 
     def _advance(self) -> None:
         """Deliver what has been received of the request whose turn it is; read on if that is not all of it."""

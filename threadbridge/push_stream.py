@@ -25,12 +25,18 @@ class PushStream(IOStream):
     """
 
     _on_data: Callable[[bytes], None] | None = None
+    _on_end: Callable[[], bool] | None = None
     # Whether nothing is read: see `pause_reading`.
     paused = False
 
-    def receive(self, on_data: Callable[[bytes], None] | None) -> None:
-        """Have ``on_data`` called with what arrives, or, with None, keep it for ``read_bytes`` and its like."""
+    def receive(self, on_data: Callable[[bytes], None] | None, on_end: Callable[[], bool] | None = None) -> None:
+        """Have ``on_data`` called with what arrives, or, with None, keep it for ``read_bytes`` and its like.
+
+        ``on_end()`` is called when the client has sent its last byte, and may still read; the stream is closed unless
+        it gives true.
+        """
         self._on_data = on_data
+        self._on_end = on_end
         self.paused = False
         self._add_io_state(IOLoop.READ)
 
@@ -122,6 +128,9 @@ class PushStream(IOStream):
             if not self._closed and (number := self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)):
                 # Reset behind what it has sent. uvloop tells of that once, and has told of it: this was the call.
                 self.close(exc_info=OSError(number, os.strerror(number)))
+        elif self._on_end is not None and self._on_end():
+            # Nothing more will come, and the kernel would say so again and again.
+            self.paused = True
         else:
             self.close()
 
