@@ -16,6 +16,7 @@ from flask.testing import FlaskClient
 
 from myapplication import app, views
 from myapplication.database import DBConnection, SettingsError, connection_settings
+from tests.inprocess import wait_until
 from tests.processes import ROOT
 
 BIG_CSV = "/query/?report=journal&from=2025-12-01&format=csv"
@@ -170,7 +171,7 @@ def test_csv_is_sent_while_the_database_still_sends_rows(
     body = answer.iter_encoded()
     assert next(body).startswith(b"Ordered at,")
     assert next(body).startswith(b"2025-12-01 07:")
-    assert running_journals(watcher) == ["Writing to net"]
+    wait_until(lambda: running_journals(watcher) == ["Writing to net"], "the database waits for the reader")
 
     # The client leaves: the rest is not read, and the connection is free at once.
     answer.close()

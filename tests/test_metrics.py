@@ -129,6 +129,7 @@ def test_what_happens_now(mariadb: dict[str, str]) -> None:
     witness = Witness(mariadb)
     with closing(witness.connection), BridgeThread(app, pool=pool, lanes=[Lane("l", "/*", threads=2)]) as server:
         assert server.request(path="/")[0].status == 200
+        wait_until(lambda: server.bridge.lanes[0].busy == 0, "its thread is free")
         before = metrics_of(server)
         assert (before("busy_threads", lane="l"), before("open_requests"), before("query_stops_total")) == (0, 0, 0)
         assert (before("statements_total", lane="l"), before("pool_connections_in_use")) == (1, 0)

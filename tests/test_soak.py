@@ -14,6 +14,7 @@ import socket
 import threading
 import time
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -170,7 +171,11 @@ def test_nothing_is_left_of_a_long_and_mixed_load(seed: int, mariadb: dict[str, 
     arguments = ("-m", "threadbridge", "tests.soak_application:app", "--pool=tests.soak_application:pool")
     with Frontend((*arguments, "--port={port}", "--logging=none"), env=mariadb) as server:
         footprint = Footprint(server.process.pid)
-        # The server's output goes to one (see Frontend).
+        # An answer shows that all has been opened that stays open. The server's output goes to one (see Frontend).
+        with closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)) as connection:
+            connection.request("GET", "/")
+            connection.getresponse().read()
+        wait_until(lambda: established(server.port) == 0, "the client is gone")
         at_first = footprint.temporary_files
         load(server.port, WARM_UP_SECONDS, seed * 1000)
         wait_until(lambda: established(server.port) == 0, "the clients are gone")
