@@ -148,7 +148,7 @@ def answer_to(client: socket.socket) -> bytes:
     with client:
         response = http.client.HTTPResponse(client)
         response.begin()
-        assert response.status == 200
+        assert response.status == 200, (response.status, response.read())
         return response.read()
 
 

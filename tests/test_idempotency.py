@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.idempotent import Application, detail, is_replayed, post, serve
-from tests.inprocess import BridgeThread, wait_until
+from tests.inprocess import BridgeThread, reset, wait_until
 from threadbridge import Lane
 
 
@@ -182,8 +182,9 @@ def test_after_a_504_and_after_leaving_the_outcome_can_be_had(
         b"Connection: close\r\n\r\n1"
     )
     with serving() as server:
-        with server.send(request):
-            assert application.entered.acquire(timeout=10) and application.entered.acquire(timeout=10)
+        client = server.send(request)
+        assert application.entered.acquire(timeout=10) and application.entered.acquire(timeout=10)
+        reset(client)
         wait_until(lambda: not server.bridge.exchanges, "its leaving is noticed")
         application.go_on.set()
         wait_until(lambda: b" 201 " in server.exchange(request), "its outcome is there")

@@ -1,6 +1,6 @@
 """Everything at once for a while, and afterwards nothing is left of it.
 
-It lasts ``SOAK_SECONDS``, 45 by default; ten minutes before a release.
+It lasts ``SOAK_SECONDS``, 20 by default; ten minutes before a release.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import pytest
 from tests.inprocess import wait_until
 from tests.processes import Frontend
 
-SECONDS = float(os.environ.get("SOAK_SECONDS", "45"))
+SECONDS = float(os.environ.get("SOAK_SECONDS", "20"))
 WARM_UP_SECONDS = 15.0
 CLIENTS = 12
 # As tests.soak_application has it, which cannot be imported without its database.
