@@ -31,6 +31,8 @@ def test_more_clients_than_descriptors(tmp_path: Path) -> None:
         assert len(os.listdir(f"/proc/{pid}/fd")) < LIMIT
         # One line, however many clients there were.
         assert site.output().count("no file descriptors left") == 1 and "Traceback" not in site.output()
+        # Whoever is refused has a line in the access log.
+        wait_until(lambda: '" 503 ' in site.output() and "ending=refused" in site.output(), "refusals are logged")
         for client in idle:
             client.close()
         wait_until(lambda: is_served(site), "clients are served again")

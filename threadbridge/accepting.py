@@ -24,9 +24,10 @@ RESERVED = 16
 # Seconds for which nothing is accepted when there are no more.
 PAUSE = 0.2
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_BODY = b"503 Service Unavailable: too many open\n"
 _REFUSAL = (
-    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: 39\r\n"
-    b"Retry-After: 1\r\nConnection: close\r\n\r\n503 Service Unavailable: too many open\n"
+    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: %d\r\n"
+    b"Retry-After: 1\r\nConnection: close\r\n\r\n" % len(_BODY)
 )
 _exhausted_log = RepeatedLog(logger)
 
@@ -34,16 +35,24 @@ _exhausted_log = RepeatedLog(logger)
 class Acceptor:
     """Calls a function with each connection and its client's address, until it is closed.
 
+    :param on_refusal: called for each client that is refused, with its address, what has come of its request, and how
+        many bytes of a body it was answered.
     :param answers: whether a client that finds no descriptor left is told so in plain HTTP; with TLS it cannot be.
 
     While descriptors are scarce new clients are answered 503, and the kernel keeps the others waiting; nothing spins.
     """
 
     def __init__(
-        self, listener: socket.socket, on_connection: Callable[[socket.socket, Any], None], *, answers: bool
+        self,
+        listener: socket.socket,
+        on_connection: Callable[[socket.socket, Any], None],
+        on_refusal: Callable[[Any, bytes, int], None],
+        *,
+        answers: bool,
     ) -> None:
         self._listener = listener
         self._on_connection = on_connection
+        self._on_refusal = on_refusal
         self._answers = answers
         self._loop = IOLoop.current()
         self._resuming: asyncio.TimerHandle | None = None
@@ -72,19 +81,22 @@ class Acceptor:
                 return
             # The lowest free number is given: a high one shows that few are left.
             if connection.fileno() >= resource.getrlimit(resource.RLIMIT_NOFILE)[0] - RESERVED:
-                self._refuse(connection)
+                self._refuse(connection, address)
                 self._pause("the last ones are kept for the operators' port, the database and temporary files")
                 return
             self._on_connection(connection, address)
 
-    def _refuse(self, connection: socket.socket) -> None:
+    def _refuse(self, connection: socket.socket, address: Any) -> None:
+        received, sent = b"", 0
         with connection, contextlib.suppress(OSError):
             connection.setblocking(False)
             if self._answers:
-                connection.send(_REFUSAL)
+                connection.send(_REFUSAL + _BODY)
+                sent = len(_BODY)
                 connection.shutdown(socket.SHUT_WR)
-                # Or else what it has sent would have the answer reset.
-                connection.recv(65536)
+                # What is not read would have the answer reset.
+                received = connection.recv(65536)
+        self._on_refusal(address, received, sent)
 
     def _pause(self, why: str) -> None:
         _exhausted_log.log(

@@ -7,6 +7,7 @@ import logging
 import socket
 from collections.abc import Callable, Iterable
 from functools import partial
+from http import HTTPStatus
 from ssl import SSLContext
 from typing import Any, TypeAlias
 
@@ -18,6 +19,7 @@ from threadbridge import forks
 from threadbridge.accepting import Acceptor
 from threadbridge.background import Background
 from threadbridge.http1 import WORTH_REFUSING, HTTP1Connection, Limits
+from threadbridge.http1_parser import LOGGED
 from threadbridge.memory import Memory
 from threadbridge.push_stream import PushSSLStream, PushStream
 from threadbridge.repeated_log import RepeatedLog
@@ -103,7 +105,9 @@ class ConnectionServer:
         """Listen on these sockets."""
         for listener in sockets:
             forks.listens(listener)
-            self._listeners[listener] = Acceptor(listener, self._handle_connection, answers=self.ssl_options is None)
+            self._listeners[listener] = Acceptor(
+                listener, self._handle_connection, self._note_refusal, answers=self.ssl_options is None
+            )
 
     def _handle_connection(self, connection: socket.socket, address: Any) -> None:
         stream: PushStream
@@ -118,6 +122,11 @@ class ConnectionServer:
             connection.close()
             return
         self.handle_stream(stream, address)
+
+    def _note_refusal(self, address: Any, received: bytes, sent: int) -> None:
+        context = RequestContext(address, "http" if self.ssl_options is None else "https", "")
+        request_line = received[:LOGGED].partition(b"\r\n")[0].decode("latin-1")
+        self.refused(context, request_line, HTTPStatus.SERVICE_UNAVAILABLE, sent)
 
     def handle_stream(self, stream: IOStream, address: Any) -> None:
         """Serve a connection that has been accepted."""

@@ -147,6 +147,9 @@ class Crowd:
         if not head.startswith(b"HTTP/1.1 "):
             return 0
         status = int(head[9:12])
+        if body.startswith(b"503 Service Unavailable: too many open"):
+            # Refused before its request was read: the log may not know which it was.
+            return 0
         sent.by_server = not body.startswith(f"{number} ".encode())
         if b"NOT AS IT SHOULD" in body:
             self.wrong.append(f"{sent.kind} {number}: {body.decode()}")
