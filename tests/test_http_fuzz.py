@@ -1,11 +1,11 @@
 """Random streams of requests, valid and not, in random pieces: what is accepted is what h11 reads, to the byte.
 
-It lasts for 5 s, 20 s where ``CI`` is set, or as long as ``FUZZ_SECONDS`` says. ``FUZZ_SEED`` repeats a run; the seed is
-printed when it fails.
+It lasts for 5 s, 20 s where ``CI`` is set, or as long as ``FUZZ_SECONDS`` says. ``FUZZ_SEED`` repeats a run; the
+seed is printed when it fails.
 
-The server may refuse what h11, which is more lenient, accepts. It must not accept anything that h11 refuses, nor find
-another end to a request: that is how requests are smuggled past a proxy. The streams leave out what the server accepts on
-purpose and h11 does not: white space before a chunk extension (RFC 9112, section 7.1.1) and HTTP/1.2.
+The server may refuse what h11, which is more lenient, accepts. It must not accept anything that h11 refuses, nor
+find another end to a request: that is how requests are smuggled past a proxy. The streams leave out what the server
+accepts on purpose and h11 does not: white space before a chunk extension (RFC 9112, section 7.1.1) and HTTP/1.2.
 """
 
 from __future__ import annotations
