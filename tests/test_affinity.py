@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 import requests
@@ -71,7 +71,12 @@ def under_load(url: str, clients: int) -> Iterator[None]:
 
 
 def affinities(process: int) -> set[frozenset[int]]:
-    return {frozenset(os.sched_getaffinity(int(thread))) for thread in os.listdir(f"/proc/{process}/task")}
+    found = set()
+    for thread in os.listdir(f"/proc/{process}/task"):
+        # One that has ended since it was listed does not count.
+        with suppress(ProcessLookupError):
+            found.add(frozenset(os.sched_getaffinity(int(thread))))
+    return found
 
 
 def are_together(process: int) -> bool:
