@@ -12,7 +12,7 @@ from tests.databases import connect_settings
 from tests.inprocess import wait_until
 from tests.processes import Frontend
 
-# /insert?ID notes the id. /KIND/END?ID does so too, waits until the file "go" is there, and makes a child of this kind
+# /insert?ID notes the id; the answer is the connection's number in the database. /KIND/END?ID does so too, waits until the file "go" is there, and makes a child of this kind
 # that ends in this way; the answer is the child's exit status.
 APPLICATION = """
 import json, multiprocessing, os, signal, subprocess, sys, threading, time
@@ -26,6 +26,8 @@ def insert(note):
     with closing(pool.connection()) as connection, closing(connection.cursor()) as cursor:
         cursor.execute("INSERT INTO notes VALUES (%s)", (note,))
         connection.commit()
+        cursor.execute("SELECT CONNECTION_ID()")
+        return cursor.fetchone()[0]
 
 def wait_for(name):
     while not os.path.exists(name):
@@ -98,7 +100,7 @@ def app(environ, start_response):
     path, note = environ["PATH_INFO"], environ["QUERY_STRING"]
     result = ""
     if path == "/insert":
-        insert(note)
+        result = insert(note)
     elif path == "/abandon":
         # A child that goes on when its request has been answered.
         insert(note)

@@ -106,18 +106,20 @@ def _become_copy() -> None:
     if not _serving:
         # Servers may be forked before they serve, as with `tornado.process.fork_processes`.
         return
-    leave_request()
-    # At the copy's end the interpreter would wait for the executors' threads, one of which is its only thread.
-    getattr(futures_thread, "_threads_queues", {}).clear()
-    for copied in (*_serving, *_others):
-        copied.become_copy()
     descriptors = {listener.fileno() for listener in list(_listeners)}
     for serving in _serving:
         descriptors.update(_descriptors_of(serving.loop))
     descriptors.update(_accepted(descriptors))
     descriptors.update(connection.descriptor or -1 for connection in list(_connections))
     descriptors.add(_restore_signals())
+    # Before anything is let go: a connection to the database that nobody has any more says good-bye on its socket, and
+    # the database ends what is the parent's.
     _take_away(descriptors)
+    leave_request()
+    # At the copy's end the interpreter would wait for the executors' threads, one of which is its only thread.
+    getattr(futures_thread, "_threads_queues", {}).clear()
+    for copied in (*_serving, *_others):
+        copied.become_copy()
     _serving.clear()
     _listeners.clear()
     _connections.clear()
