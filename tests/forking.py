@@ -12,8 +12,9 @@ from tests.databases import connect_settings
 from tests.inprocess import wait_until
 from tests.processes import Frontend
 
-# /insert?ID notes the id; the answer is the connection's number in the database. /KIND/END?ID does so too, waits until the file "go" is there, and makes a child of this kind
-# that ends in this way; the answer is the child's exit status.
+# /insert?ID notes the id; the answer is the number of the connection in the database. /KIND/END?ID notes it too, waits
+# until the file "go" is there, and makes a child of this kind that ends in this way; the answer is the child's exit
+# status.
 APPLICATION = """
 import json, multiprocessing, os, signal, subprocess, sys, threading, time
 from contextlib import closing

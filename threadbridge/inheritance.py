@@ -120,6 +120,7 @@ def _end_with_supervisor(inheritance: Inheritance) -> None:
     poll.register(inheritance.channel, 0)
     if inheritance.started_event not in (descriptor for descriptor, _ in poll.poll()):
         logger.error("the supervisor has died before this process could serve: ending")
+        logging.shutdown()
         os._exit(1)
     os.close(inheritance.started_event)
 

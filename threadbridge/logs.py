@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sys
 from types import SimpleNamespace
 
 from tornado.log import LogFormatter, access_log, enable_pretty_logging
@@ -13,6 +14,7 @@ from threadbridge.access_log import AccessLines, iso_time
 from threadbridge.current import current_or_none
 from threadbridge.settings import CommandLineSettings
 from threadbridge.slow_log import SlowRequest
+from threadbridge.standard_error import StandardError, may_block
 
 logger = logging.getLogger("threadbridge")
 
@@ -22,9 +24,14 @@ FORMAT = "%(color)s[%(levelname)1.1s %(asctime)s %(module)s:%(lineno)d%(in_reque
 def set_up_logging(settings: CommandLineSettings) -> None:
     """Have the root logger log as the settings say. Raises ``OSError`` when a log file cannot be opened.
 
-    With a log file the lines of the access log, which programs read, have one of their own beside it.
+    With a log file the lines of the access log, which programs read, have one of their own beside it. Standard error
+    that somebody has to read is written by a thread, see `StandardError`.
     """
     enable_pretty_logging(SimpleNamespace(**settings))
+    for handler in list(logging.root.handlers):
+        if type(handler) is logging.StreamHandler and handler.stream is sys.stderr and may_block(sys.stderr, 2):
+            logging.root.removeHandler(handler)
+            logging.root.addHandler(StandardError())
     if settings["log_file_prefix"] and settings["access_log"]:
         _separate_access_log(settings)
     for handler in [*logging.root.handlers, *access_log.handlers]:

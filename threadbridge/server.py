@@ -30,6 +30,7 @@ from threadbridge.logs import reopen_log_files
 from threadbridge.notify import notify, watchdog_interval
 from threadbridge.settings import Settings, from_keywords, grace_period
 from threadbridge.signals import hold_signals, on_signal, warn_of_replaced_handlers
+from threadbridge.standard_error import say
 
 if TYPE_CHECKING:
     from threadbridge.admin import AdminServer
@@ -275,7 +276,7 @@ class Service:
         places = " and ".join(self._places())
         if self._inheritance is None:
             operators = self._admin.address if self._admin is not None else ""
-            print(f"Serving on {places} (pid {os.getpid()}{operators and f', operators: {operators}'})", flush=True)
+            say(f"Serving on {places} (pid {os.getpid()}{operators and f', operators: {operators}'})")
         self._tell("READY=1", f"STATUS=Serving on {places}")
 
     def _obey(self, channel: socket.socket, orders: Mapping[bytes, Callable[[], None]]) -> None:

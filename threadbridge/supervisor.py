@@ -29,6 +29,7 @@ from threadbridge.logs import reopen_log_files
 from threadbridge.notify import notify, watchdog_interval
 from threadbridge.settings import Settings, grace_period
 from threadbridge.signals import on_signal, warn_of_replaced_handlers
+from threadbridge.standard_error import say
 from threadbridge.values import Place
 
 logger = logging.getLogger("threadbridge")
@@ -129,7 +130,7 @@ class Supervisor:
         scheme = "https" if self._settings["certfile"] else "http"
         places = " and ".join(describe(listener, scheme) for listener in self._listeners[0])
         operators = "".join(f", operators: {describe(listener, 'http')}" for listener in self._admin_listeners)
-        print(f"Serving on {places} (pid {os.getpid()}, {self._count} processes{operators})", flush=True)
+        say(f"Serving on {places} (pid {os.getpid()}, {self._count} processes{operators})")
         notify("READY=1", f"STATUS=Serving on {places} with {self._count} processes")
 
     def _start(self, number: int, failures: int = 0) -> Child | None:
