@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 import signal
 from pathlib import Path
 
@@ -109,6 +110,39 @@ def test_without_an_access_log(arguments: tuple[str, ...], tmp_path: Path) -> No
         assert " id=r-1 " not in server.output()
     files = [tmp_path / "site.log", *tmp_path.glob("site.access.log")]
     assert not any(" id=r-1 " in file.read_text() for file in files)
+
+
+def test_a_log_that_cannot_be_written_costs_a_few_lines_elsewhere_and_no_request(tmp_path: Path) -> None:
+    with Site(tmp_path, "--log_file_prefix=site.log") as server:
+        file = tmp_path / "site.access.log"
+        for number in range(50):
+            get(server, "/a", f"before-{number}")
+        wait_until(lambda: "id=before-49 " in file.read_text(), "the log is written")
+        # As if the disk were full.
+        _, most = resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (file.stat().st_size, most))
+        for number in range(5):
+            assert get(server, "/a", f"full-{number}").status_code == 200
+            wait_until(lambda: "lines of the log" in server.output(), "it is told")
+        resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (most, most))
+        assert get(server, "/a", "after").status_code == 200
+        wait_until(lambda: "id=after " in file.read_text(), "it is written again")
+        assert server.output().count("site.access.log are lost: File too large") == 1
+        assert "Traceback" not in server.output()
+
+
+def test_a_log_that_was_removed_is_made_anew_at_sighup(tmp_path: Path) -> None:
+    with Site(tmp_path, "--log_file_prefix=site.log") as server:
+        file = tmp_path / "site.access.log"
+        get(server, "/a", "before")
+        wait_until(lambda: "id=before " in file.read_text(), "the log is written")
+        file.unlink()
+        assert get(server, "/a", "removed").status_code == 200
+        server.process.send_signal(signal.SIGHUP)
+        wait_until(file.exists, "it is made")
+        get(server, "/a", "after")
+        wait_until(lambda: "id=after " in file.read_text(), "it is written")
+        assert server.stop() == 0
 
 
 def test_where_the_access_log_is() -> None:

@@ -12,6 +12,7 @@ from tornado.log import LogFormatter, access_log, enable_pretty_logging
 
 from threadbridge.access_log import AccessLines, iso_time
 from threadbridge.current import current_or_none
+from threadbridge.repeated_log import RepeatedLog
 from threadbridge.settings import CommandLineSettings
 from threadbridge.slow_log import SlowRequest
 from threadbridge.standard_error import StandardError, may_block
@@ -28,16 +29,37 @@ def set_up_logging(settings: CommandLineSettings) -> None:
     that somebody has to read is written by a thread, see `StandardError`.
     """
     enable_pretty_logging(SimpleNamespace(**settings))
+    blocks = may_block(sys.stderr, 2)
     for handler in list(logging.root.handlers):
-        if type(handler) is logging.StreamHandler and handler.stream is sys.stderr and may_block(sys.stderr, 2):
+        if blocks and type(handler) is logging.StreamHandler and handler.stream is sys.stderr:
             logging.root.removeHandler(handler)
             logging.root.addHandler(StandardError())
     if settings["log_file_prefix"] and settings["access_log"]:
         _separate_access_log(settings)
-    for handler in [*logging.root.handlers, *access_log.handlers]:
+    # For what cannot be said in the log files.
+    apart = logging.Logger("threadbridge")
+    apart.addHandler(StandardError() if blocks else logging.StreamHandler())
+    for handler in [*logging.root.handlers, *access_log.handlers, *apart.handlers]:
         handler.addFilter(RequestIds())
-        is_file = isinstance(handler, logging.FileHandler)
-        handler.setFormatter(JSONFormatter() if settings["log_json"] else TextFormatter(FORMAT, color=not is_file))
+        has_color = True
+        if isinstance(handler, logging.FileHandler):
+            has_color = False
+            _report_failures(handler, apart)
+        handler.setFormatter(JSONFormatter() if settings["log_json"] else TextFormatter(FORMAT, color=has_color))
+
+
+def _report_failures(handler: logging.FileHandler, apart: logging.Logger) -> None:
+    """Have it log a few lines elsewhere when its file cannot be written, and not a traceback for each record."""
+    failed = RepeatedLog(apart)
+
+    def handle_error(record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if isinstance(error, OSError):
+            failed.log(logging.ERROR, "lines of the log %s are lost: %s", handler.baseFilename, error.strerror)
+        else:
+            logging.Handler.handleError(handler, record)
+
+    handler.handleError = handle_error  # type: ignore[method-assign]
 
 
 def access_log_path(log_file_prefix: str) -> str:
