@@ -10,6 +10,7 @@ from wsgiref.types import StartResponse, WSGIEnvironment
 import pytest
 
 from tests.inprocess import BridgeThread, reset, wait_until
+from threadbridge.http1 import LINGER_PAUSE
 
 
 class Application:
@@ -55,6 +56,9 @@ def test_a_request_that_is_not_safe_is_answered(application: Application, method
         assert head.startswith(b"HTTP/1.1 200 ") and b"\r\nConnection: close" in head
         assert body == b"answer to " + b"x" * size
         wait_until(lambda: not server.bridge.exchanges, "it has ended")
+        # Nothing is waited for: the client has sent its last byte.
+        [http_server] = server.bridge.servers
+        wait_until(lambda: http_server.connections == 0, "the connection is closed", LINGER_PAUSE / 2)
     assert application.entered == 1
 
 

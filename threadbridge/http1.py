@@ -155,7 +155,7 @@ class HTTP1Connection:
         It may have left, or only have closed its own side of the connection (RFC 9112, section 9.6).
         """
         request = self._parser.request
-        if request is None or not request.complete or self._detached:
+        if request is None or not request.complete or self._detached or self._lingering_until is not None:
             return False
         self._close_after = True
         return self._finished or self.answers_after_end
