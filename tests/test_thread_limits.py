@@ -6,6 +6,7 @@ import http.client
 import os
 import resource
 import shutil
+import signal
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -45,7 +46,8 @@ class Limited(Process):
             yield
         finally:
             _, most = resource.getrlimit(resource.RLIMIT_NPROC)
-            self._limit_threads("unlimited" if most == resource.RLIM_INFINITY else str(most))
+            if self.process.poll() is None:
+                self._limit_threads("unlimited" if most == resource.RLIM_INFINITY else str(most))
 
     def _limit_threads(self, count: str) -> None:
         # As the server's own user: root may lack the capability to limit others.
@@ -135,3 +137,19 @@ def test_a_body_that_no_thread_can_write_out_is_refused(tmp_path: Path) -> None:
             assert server.status("/") == 200
         assert server.status("/", "POST", body) == 200
         assert server.stop() == 0
+
+
+def test_it_stops_without_another_thread(tmp_path: Path) -> None:
+    with Limited(tmp_path) as server:
+        assert server.status("/") == 200
+        flag = tmp_path / "flag"
+        with server.no_more_threads():
+            running = server.send(f"/slow?{flag}", "POST")
+            wait_until(lambda: entered(flag), "it runs")
+            server.process.send_signal(signal.SIGTERM)
+            wait_until(lambda: "SIGTERM: stopping" in server.output(), "it has been told")
+            flag.touch()
+            assert status_of(running) == 200
+            assert server.process.wait(20) == 0
+        assert "stopped, every request is answered" in server.output()
+        assert "Traceback" not in server.output()

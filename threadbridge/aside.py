@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 
 from threadbridge.repeated_log import RepeatedLog
+from threadbridge.threads import NOT_STARTED
 
 logger = logging.getLogger("threadbridge")
 
@@ -38,7 +39,7 @@ class Aside:
             thread = threading.Thread(target=self._work, name="threadbridge-aside", daemon=True)
             try:
                 thread.start()
-            except RuntimeError as error:
+            except NOT_STARTED as error:
                 self._no_thread.log(
                     logging.ERROR,
                     "connections that were left to the garbage collector cannot be handed back now, for want of a "

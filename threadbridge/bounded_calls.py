@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from threadbridge.database import StopFailed
+from threadbridge.threads import NOT_STARTED
 
 # Threads that may be left behind at a time. Each has perhaps a connection, and memory.
 MOST_LEFT_BEHIND = 4
@@ -57,7 +58,7 @@ class BoundedCalls:
         thread = threading.Thread(target=run, name="threadbridge-stopper-call", daemon=True)
         try:
             thread.start()
-        except RuntimeError as error:
+        except NOT_STARTED as error:
             raise StopFailed(f"no thread for it: {error}") from error
         if not done.wait(self._timeout):
             self._left_behind.append(thread)

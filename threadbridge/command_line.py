@@ -21,6 +21,7 @@ from threadbridge.logs import set_up_logging
 from threadbridge.server import Service, end_process
 from threadbridge.settings import ALL, CommandLineSettings, Resolved, SettingError, resolve
 from threadbridge.signals import hold_signals
+from threadbridge.threads import NOT_STARTED
 from threadbridge.values import Place
 
 if TYPE_CHECKING:
@@ -186,4 +187,7 @@ def _end_within(seconds: float) -> None:
 
     timer = threading.Timer(seconds + 1, end)
     timer.daemon = True
-    timer.start()
+    try:
+        timer.start()
+    except NOT_STARTED as error:
+        logger.warning("threads of the application are waited for without a limit: %s", error)

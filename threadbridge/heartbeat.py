@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from threadbridge.repeated_log import RepeatedLog
-from threadbridge.threads import stacks
+from threadbridge.threads import NOT_STARTED, stacks
 
 logger = logging.getLogger("threadbridge")
 
@@ -59,8 +59,8 @@ class Heartbeat:
 
     def _start_thread(self) -> None:
         if self._limit and not self._has_thread:
-            with suppress(RuntimeError):
-                # RuntimeError: there can be no more threads now. The next beat tries again.
+            # The next beat tries again.
+            with suppress(*NOT_STARTED):
                 threading.Thread(target=self._watch, name="threadbridge-heartbeat", daemon=True).start()
                 self._has_thread = True
 

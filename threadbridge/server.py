@@ -31,6 +31,7 @@ from threadbridge.notify import notify, watchdog_interval
 from threadbridge.settings import Settings, from_keywords, grace_period
 from threadbridge.signals import hold_signals, on_signal, warn_of_replaced_handlers
 from threadbridge.standard_error import say
+from threadbridge.threads import NOT_STARTED
 
 if TYPE_CHECKING:
     from threadbridge.admin import AdminServer
@@ -40,6 +41,8 @@ logger = logging.getLogger("threadbridge")
 
 # How long requests that are cut may take to stop what they are doing, such as queries in the database.
 CANCEL_TIME = 1.0
+# Seconds between two looks whether all threads are idle, when there can be none that waits for them.
+JOIN_INTERVAL = 0.1
 
 
 def serve(application: WSGIApplication, **settings: Unpack[Settings]) -> int:
@@ -317,8 +320,14 @@ class Service:
             self._bridge.join()
             loop.call_soon_threadsafe(joined.set)
 
-        threading.Thread(target=join, name="threadbridge-join", daemon=True).start()
-        await joined.wait()
+        try:
+            threading.Thread(target=join, name="threadbridge-join", daemon=True).start()
+        except NOT_STARTED as error:
+            logger.warning("no thread can be started that waits for the others: %s", error)
+            while any(lane.busy for lane in self._bridge.lanes):
+                await asyncio.sleep(JOIN_INTERVAL)
+        else:
+            await joined.wait()
 
 
 def keep_together() -> None:

@@ -16,6 +16,8 @@ from collections import deque
 from contextlib import suppress
 from typing import TextIO
 
+from threadbridge.threads import NOT_STARTED
+
 # Bytes of lines that are kept for a reader that stands still.
 KEPT_SIZE = 4 * 1024**2
 # Seconds that the start of the process, and its end, wait for a reader.
@@ -48,8 +50,7 @@ def say(line: str) -> None:
     thread = threading.Thread(target=write, name="threadbridge-say", daemon=True)
     try:
         thread.start()
-    except RuntimeError:
-        # There can be no thread now.
+    except NOT_STARTED:
         write()
     else:
         thread.join(PATIENCE)
@@ -112,8 +113,8 @@ class StandardError(logging.Handler):
         self._changed.notify_all()
         if self._thread is None:
             thread = threading.Thread(target=self._work, name="threadbridge-log", daemon=True)
-            # RuntimeError: there can be no more threads now. The next record tries again.
-            with suppress(RuntimeError):
+            # The next record tries again.
+            with suppress(*NOT_STARTED):
                 thread.start()
                 self._thread = thread
 

@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 from threadbridge.bounded_calls import BoundedCalls, NoAnswer, is_bounded_call
 from threadbridge.database import StopFailed
 from threadbridge.repeated_log import RepeatedLog
+from threadbridge.threads import NOT_STARTED
 
 logger = logging.getLogger("threadbridge")
 
@@ -172,17 +173,18 @@ class Stopper:
         with self._changed:
             if self._thread is None and not (self._closed and not self._tasks):
                 thread = threading.Thread(target=self._work, name="threadbridge-stopper", daemon=True)
-                self._thread = thread
                 try:
                     thread.start()
-                except RuntimeError as error:
-                    self._thread = None
+                except NOT_STARTED as error:
                     self._no_thread.log(
                         logging.ERROR,
                         "queries that nobody waits for cannot be stopped now, for want of a thread: %s; trying again "
                         "when the next request needs a connection",
                         error,
                     )
+                else:
+                    # It does nothing yet: that takes the lock.
+                    self._thread = thread
 
     @property
     def lacks_thread(self) -> bool:

@@ -6,6 +6,9 @@ import faulthandler
 import re
 import tempfile
 
+# What `threading.Thread.start` raises when there can be no more threads for the moment.
+NOT_STARTED = (RuntimeError, MemoryError)
+
 
 def stacks() -> dict[int, str]:
     """The calls of each thread, innermost first, by the thread's `threading.get_ident`.

@@ -11,6 +11,7 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any
 
 from threadbridge.repeated_log import RepeatedLog
+from threadbridge.threads import NOT_STARTED
 
 logger = logging.getLogger("threadbridge")
 
@@ -68,7 +69,7 @@ class WorkerThreads:
         call = _Call()
         try:
             (self._spares if is_spare else self._executor).submit(self._run, call)
-        except (RuntimeError, MemoryError) as error:
+        except NOT_STARTED as error:
             # The executor keeps the call nevertheless, for the next thread that has nothing else to do.
             call.is_void = True
             self.failed_at = time.monotonic()

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from threadbridge.bridge import Bridge
+from threadbridge.threads import NOT_STARTED
 
 if TYPE_CHECKING:
     from threadbridge.pool import PoolGuard
@@ -108,7 +109,7 @@ class DatabaseHealth:
                 return f"{len(self._hanging)} attempts to connect hang"
             try:
                 check = self._latest = _Check(self._guard)
-            except RuntimeError as error:
+            except NOT_STARTED as error:
                 return f"not asked: {error}"
         await asyncio.wait((check.done,), timeout=DATABASE_LIMIT)
         return (
@@ -119,7 +120,7 @@ class DatabaseHealth:
 class _Check:
     """One attempt to connect and run a statement, in a daemon thread: one that hangs must not hold up the end.
 
-    Raises ``RuntimeError`` when the thread cannot be started.
+    Raises one of `NOT_STARTED` when the thread cannot be started.
     """
 
     def __init__(self, guard: PoolGuard) -> None:
