@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,7 +13,7 @@ import requests
 
 from tests.inprocess import wait_until
 from tests.processes import Frontend
-from threadbridge.affinity import TRIAL, choose
+from threadbridge.affinity import TRIAL, Affinity, choose
 
 ALL = os.sched_getaffinity(0)
 
@@ -111,6 +112,23 @@ def test_threads_that_can_use_several_processors_are_let_go_for_good() -> None:
 
         with under_load(server.url + "/side-by-side", 4):
             wait_until(are_let_go, "the threads may use all processors", 90)
+
+
+def test_threads_are_let_go_though_there_was_no_file_descriptor_for_a_look() -> None:
+    affinity = Affinity()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        affinity._keep_on(min(ALL))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+        with pytest.raises(OSError, match="Too many open files"):
+            affinity._keep_on(None)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert os.sched_getaffinity(0) == {min(ALL)}
+        affinity._keep_on(None)
+        assert os.sched_getaffinity(0) == ALL
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        os.sched_setaffinity(0, ALL)
 
 
 IDLE = {0: 0.0, 1: 0.9, 2: 0.5}

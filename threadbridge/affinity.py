@@ -105,12 +105,14 @@ class Affinity:
         return is_trial
 
     def _keep_on(self, processor: int | None) -> None:
-        before, self._processor = self._processor, processor
-        if before is None and processor is None:
+        if self._processor is None and processor is None:
             return
+        # First: if there is no file descriptor left for it, nothing has changed.
+        threads = _threads("self")
+        before, self._processor = self._processor, processor
         ours = (self._all, {before})
         wanted = self._all if processor is None else {processor}
-        for thread in _threads("self"):
+        for thread in threads:
             # One that was started by another has its affinity.
             with suppress(ProcessLookupError):
                 if os.sched_getaffinity(thread) in ours:
@@ -130,7 +132,7 @@ class Affinity:
 def _threads(process: int | str) -> list[int]:
     try:
         return [int(name) for name in os.listdir(f"/proc/{process}/task")]
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         # It has ended.
         return []
 
