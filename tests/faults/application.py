@@ -6,6 +6,7 @@ variable ``FAULTS_POOL`` has the parameters of the pool, as JSON.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
@@ -174,6 +175,12 @@ def crash(parameters: dict[str, str]) -> str:
     os.abort()
 
 
+def hold(parameters: dict[str, str]) -> str:
+    """Keeps the interpreter's lock for so many seconds."""
+    ctypes.PyDLL(None).sleep(int(parameters["seconds"]))
+    return "held"
+
+
 def compute(parameters: dict[str, str]) -> str:
     """Keeps the processor for a moment."""
     until = time.monotonic() + 0.05
@@ -186,7 +193,7 @@ PAGES: dict[str, Callable[[dict[str, str]], str]] = {
     f"/{page.__name__}": page
     for page in (
         *(transfer, transfer_begun, transfer_again, insert, read, slow, session),
-        *(upload, large, fork, crash, compute),
+        *(upload, large, fork, crash, compute, hold),
     )
 }
 

@@ -75,8 +75,9 @@ class Campaign:
     def run(self, seconds: float, transfers: int = 0) -> Outcome:
         """Go on for so long, and until there were so many transfers."""
         pool, over_tcp = self._chance.choice(POOLS), self._chance.random() < 0.5
-        self._note(f"pool {pool} over {'TCP' if over_tcp else 'a Unix socket'}")
-        with Site(self._processes, pool, over_tcp=over_tcp) as site:
+        cancel = self._chance.choice(("safe", "safe", "all"))
+        self._note(f"pool {pool} over {'TCP' if over_tcp else 'a Unix socket'}, cancel={cancel}")
+        with Site(self._processes, pool, over_tcp=over_tcp, cancel=cancel) as site:
             memory = checks.memory(site)
             with Crowd(site.port, CLIENTS, self.outcome.seed) as crowd:
                 self._compose(site, crowd, seconds, transfers)

@@ -6,11 +6,13 @@ import os
 import random
 import resource
 import socket
+import subprocess
+import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from tests.faults.fault import Fault, pause
-from tests.faults.site import Site, Unavailable
+from tests.faults.site import LOGS_SIZE, Site, Unavailable
 
 
 def descriptors_used_up(site: Site, chance: random.Random) -> None:
@@ -53,6 +55,41 @@ def disk_full(site: Site, chance: random.Random) -> None:
     filler.unlink()
 
 
+def log_disk_full(site: Site, chance: random.Random) -> None:
+    """The disk of the log files, which is made as small as what is on it."""
+    if site.no_disk:
+        raise Unavailable(site.no_disk)
+    began = time.time()
+    taken = os.statvfs(site.logs)
+    try:
+        _resize(site.logs, (taken.f_blocks - taken.f_bfree) * taken.f_frsize)
+        pause(chance, 0.5, 3)
+    finally:
+        _resize(site.logs, LOGS_SIZE)
+        site.unlogged.append((began, time.time()))
+
+
+def _resize(directory: Path, size: int) -> None:
+    # A few more bytes may be there by now: then it is tried again.
+    for attempt in range(20):
+        command = ["mount", "-o", f"remount,size={size + attempt * 65536}", str(directory)]
+        if subprocess.run(command, capture_output=True).returncode == 0:
+            return
+    raise Unavailable("the disk of the logs cannot be made smaller")
+
+
+def standard_error_unread(site: Site, chance: random.Random) -> None:
+    """A reader that stands still; all logs go there too."""
+    site.is_read.clear()
+    pause(chance, 1, 5)
+    site.is_read.set()
+
+
+def interpreter_held(site: Site, chance: random.Random) -> None:
+    """No thread of a process can run, the loop's neither."""
+    site.ask(f"/hold?id={site.next_number()}&seconds={chance.randrange(1, 4)}")
+
+
 def _status(pid: int, name: str) -> int:
     """A figure of the process, in kilobytes."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
@@ -64,4 +101,12 @@ def resident(pid: int) -> int:
     return _status(pid, "VmRSS")
 
 
-FAULTS: tuple[Fault, ...] = (descriptors_used_up, memory_short, threads_used_up, disk_full)
+FAULTS: tuple[Fault, ...] = (
+    descriptors_used_up,
+    memory_short,
+    threads_used_up,
+    disk_full,
+    log_disk_full,
+    standard_error_unread,
+    interpreter_held,
+)

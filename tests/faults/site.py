@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -21,7 +22,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 import MySQLdb
 
@@ -45,6 +46,8 @@ IDLE_AT_0 = (
 # The sizes of the disk for large bodies, and of those bodies.
 DISK_SIZE = 24 * 1024 * 1024
 BODY_SIZE = 1_500_000
+# The size of the disk for the logs: more than they take.
+LOGS_SIZE = 8 * 1024**3
 # What pools the application may have, besides the usual one.
 POOLS: Sequence[dict[str, Any]] = (
     *({}, {}, {"maxusage": 5}, {"ping": 7}, {"ping": 0}, {"maxcached": 2}, {"blocking": True}),
@@ -59,15 +62,23 @@ class Unavailable(Exception):
 class Site:
     """``with Site() as site:`` serves `tests.faults.application` inside the block, at ``site.port``."""
 
-    def __init__(self, processes: int = 2, pool: dict[str, Any] | None = None, *, over_tcp: bool = False) -> None:
+    def __init__(
+        self, processes: int = 2, pool: dict[str, Any] | None = None, *, over_tcp: bool = False, cancel: str = "safe"
+    ) -> None:
         self.processes = processes
         self._pool = pool or {}
         self._over_tcp = over_tcp
+        self._cancel = cancel
         self._stack = ExitStack()
         self.port = free_port()
         self.admin_port = free_port()
         # When a process was killed, by `time.time`: lines of its access log may be missing.
         self.kills: list[float] = []
+        # From when till when the access log could not be written.
+        self.unlogged: list[tuple[float, float]] = []
+        # Clear while nobody reads standard error.
+        self.is_read = threading.Event()
+        self.is_read.set()
         # What the faults have seen that must not be.
         self.wrong: list[str] = []
         self.is_restarting = False
@@ -84,8 +95,10 @@ class Site:
         self.line = FaultyLine(self.mariadb["MYSQL_UNIX_SOCKET"])
         self._stack.callback(self.line.close)
         self.disk = self.directory / "disk"
-        self.disk.mkdir()
-        self._mount()
+        self.logs = self.directory / "logs"
+        for directory, size in ((self.disk, DISK_SIZE), (self.logs, LOGS_SIZE)):
+            directory.mkdir()
+            self._mount(directory, size)
         self.sql(
             "CREATE TABLE ledger (id BIGINT NOT NULL, source INT NOT NULL, target INT NOT NULL, KEY (id)) "
             "ENGINE=InnoDB",
@@ -140,8 +153,8 @@ class Site:
 
     # The frontend.
 
-    def _mount(self) -> None:
-        command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_SIZE}", "tmpfs", str(self.disk)]
+    def _mount(self, directory: Path, size: int) -> None:
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(directory)]
         try:
             subprocess.run(command, check=True, capture_output=True, text=True)
         except FileNotFoundError:
@@ -149,7 +162,7 @@ class Site:
         except subprocess.CalledProcessError as error:
             self.no_disk = error.stderr.strip()
         else:
-            self._stack.callback(subprocess.run, ["umount", str(self.disk)], check=True)
+            self._stack.callback(subprocess.run, ["umount", str(directory)], check=True)
 
     def start(self) -> None:
         """Start it; returns when it accepts connections. Raises ``AssertionError`` when it does not."""
@@ -161,7 +174,8 @@ class Site:
             *(sys.executable, "-m", "threadbridge", "tests.faults.application:app"),
             *("--pool=tests.faults.application:pool", f"--port={self.port}", f"--admin_port={self.admin_port}"),
             *(f"--processes={self.processes}", f"--deadline={DEADLINE}", "--queue_timeout=5", "--grace=20"),
-            *(f"--log_file_prefix={self.directory / 'app.log'}", "--slow_log=0"),
+            *(f"--log_file_prefix={self.logs / 'app.log'}", "--log_to_stderr=true", "--slow_log=0"),
+            f"--cancel={self._cancel}",
         ]
         pool = json.dumps({"maxconnections": CONNECTIONS, **settings, **self._pool})
         with (self.directory / "output.log").open("ab") as output:
@@ -171,10 +185,11 @@ class Site:
                 cwd=ROOT,
                 env={**os.environ, "FAULTS_POOL": pool, "TMPDIR": str(self.disk)},
                 stdout=output,
-                stderr=subprocess.STDOUT,
+                stderr=subprocess.PIPE,
                 # A group of its own, in which forks stay too.
                 process_group=0,
             )
+        threading.Thread(target=self._read, args=(self.frontend.stderr,), daemon=True).start()
         self._groups.append(self.frontend.pid)
         self._stack.callback(_kill_group, self.frontend.pid)
 
@@ -183,6 +198,13 @@ class Site:
 
         wait_until(is_settled, "the frontend serves", 60)
         assert self.frontend.poll() is None, f"the frontend does not start: {self.output()[start:]}"
+
+    def _read(self, stderr: IO[bytes]) -> None:
+        """Keep what a frontend writes to standard error, while somebody is to read it."""
+        with stderr, (self.directory / "stderr.log").open("ab", buffering=0) as file:
+            while part := os.read(stderr.fileno(), 65536):
+                file.write(part)
+                self.is_read.wait()
 
     def end(self) -> None:
         """Have it answer what it has been asked, and end."""
@@ -234,7 +256,12 @@ class Site:
         return False
 
     def output(self) -> str:
-        return (self.directory / "output.log").read_text(errors="replace")
+        """What it has said on standard output, and at last on standard error."""
+        return (self.directory / "output.log").read_text(errors="replace") + self._stderr()[-3000:]
+
+    def _stderr(self) -> str:
+        file = self.directory / "stderr.log"
+        return file.read_text(errors="replace") if file.exists() else ""
 
     def children(self) -> list[int]:
         """The processes that serve."""
@@ -308,7 +335,7 @@ class Site:
     def access_log(self) -> dict[str, list[str]]:
         """The lines of the access logs, by the number of the request in them."""
         lines: dict[str, list[str]] = {}
-        for path in sorted(self.directory.glob("*.access*.log*")):
+        for path in sorted(self.logs.glob("*.access*.log*")):
             for line in path.read_text(errors="replace").splitlines():
                 match = re.search(r"[?&]id=(\d+)", line)
                 if match is not None:
@@ -318,7 +345,7 @@ class Site:
     def tracebacks(self) -> list[str]:
         """What the logs have of errors that nobody has foreseen."""
         found = []
-        for path in [*sorted(self.directory.glob("app*.log*")), self.directory / "output.log"]:
+        for path in [*sorted(self.logs.glob("app*.log*")), self.directory / "stderr.log"]:
             if ".access" not in path.name:
                 parts = path.read_text(errors="replace").split("Traceback (most recent call last)")
                 found += [f"{before[-300:].strip()} … {after[:1500]}" for before, after in pairwise(parts)]
