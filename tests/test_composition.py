@@ -150,8 +150,20 @@ class Faulty(RequestHandler):
         raise HTTPInputError(f"not to its liking: {chunk!r}")
 
 
+@stream_request_body
+class Broken(RequestHandler):
+    ended = 0
+
+    def data_received(self, chunk: bytes) -> None:
+        raise LookupError("as asked")
+
+    def on_connection_close(self) -> None:
+        Broken.ended += 1
+
+
 def from_tornado(bridge: Bridge) -> HTTPServer:
     handlers: list[Any] = [("/upload", Upload), ("/limited", Limited), ("/faulty", Faulty), ("/native", Native)]
+    handlers.append(("/broken", Broken))
     return HTTPServer(Application(handlers), limits=Limits(max_body_size=1000))
 
 
@@ -191,6 +203,13 @@ def test_a_delegate_that_refuses_a_body_later_is_heard(caplog: pytest.LogCapture
     assert (response.status, response.headers["Connection"]) == (400, "close")
     assert body == b"400 Bad Request: not to its liking: b'\\\\x85abc'\n"
     assert [record for record in caplog.records if record.exc_info] == []
+
+
+def test_a_delegate_that_fails_is_told_that_its_request_has_ended(caplog: pytest.LogCaptureFixture) -> None:
+    with BridgeThread(echo, from_tornado, threads=1) as server:
+        assert server.exchange(b"POST /broken HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nbody") == b""
+    assert Broken.ended == 1
+    assert [str(record.exc_info[1]) for record in caplog.records if record.exc_info] == ["as asked"]
 
 
 @pytest.mark.parametrize(

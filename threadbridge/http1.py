@@ -306,7 +306,11 @@ class HTTP1Connection:
             self._refuse(BadRequest(HTTPStatus.BAD_REQUEST, ascii(str(error))[1:-1]))
         else:
             logger.error("a request from %s failed in the server", self.context, exc_info=error)
+            delegate = self._delegate
             self.close()
+            if delegate is not None:
+                # Its request ends too.
+                self._deliver(delegate.on_connection_close)
 
     def _refuse(self, error: BadRequest) -> None:
         """Answer a request that cannot be accepted, and use the connection no further."""
