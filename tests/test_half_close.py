@@ -11,6 +11,8 @@ import pytest
 
 from tests.inprocess import BridgeThread, reset, wait_until
 from threadbridge.http1 import LINGER_PAUSE
+from threadbridge.request_body import MEMORY_LIMIT
+from threadbridge.spool import DISK_THREADS
 
 
 class Application:
@@ -60,6 +62,22 @@ def test_a_request_that_is_not_safe_is_answered(application: Application, method
         [http_server] = server.bridge.servers
         wait_until(lambda: http_server.connections == 0, "the connection is closed", LINGER_PAUSE / 2)
     assert application.entered == 1
+
+
+def test_one_whose_body_is_on_its_way_to_the_disk_is_answered(application: Application) -> None:
+    application.go_on.set()
+    with BridgeThread(application, threads=2) as server:
+        disk = threading.Event()
+        for _ in range(DISK_THREADS):
+            server.bridge.spool.threads.submit(disk.wait)
+        # With its last byte it is complete, and too large for memory.
+        client = server.send(request("POST", MEMORY_LIMIT * b"x"))
+        client.shutdown(socket.SHUT_WR)
+        # By the end of these the loop has seen both.
+        for _ in range(3):
+            server.request()
+        disk.set()
+        assert answer(client).endswith(b"answer to " + MEMORY_LIMIT * b"x")
 
 
 def test_one_that_waits_for_a_thread_is_answered(application: Application) -> None:

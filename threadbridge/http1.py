@@ -154,6 +154,9 @@ class HTTP1Connection:
 
         It may have left, or only have closed its own side of the connection (RFC 9112, section 9.6).
         """
+        if self._paused:
+            # Asked again when what has come is dealt with, and whether it is to be answered is known.
+            return True
         request = self._parser.request
         if request is None or not request.complete or self._detached or self._lingering_until is not None:
             return False
