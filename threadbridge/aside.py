@@ -23,12 +23,9 @@ class Aside:
     def __init__(self) -> None:
         self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+        # Whether something is to be done and, perhaps, no thread does it.
+        self.lacks_thread = False
         self._no_thread = RepeatedLog(logger)
-
-    @property
-    def lacks_thread(self) -> bool:
-        """Whether something is to be done and no thread does it. Any thread."""
-        return self._thread is None and not self._tasks.empty()
 
     def start(self) -> None:
         """Start the thread, unless it runs; no two threads may call this at once.
@@ -48,10 +45,15 @@ class Aside:
                 )
             else:
                 self._thread = thread
+                self.lacks_thread = False
+        else:
+            self.lacks_thread = False
 
     def do(self, task: Callable[[], None]) -> None:
         """Have it done soon. Any thread."""
         self._tasks.put(task)
+        if self._thread is None:
+            self.lacks_thread = True
 
     def close(self) -> None:
         """End the thread when it has done what there is to do. Any thread."""

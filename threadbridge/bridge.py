@@ -12,12 +12,13 @@ from tornado import httputil
 
 from threadbridge import forks
 from threadbridge.access_log import write as write_access_log
+from threadbridge.connection_server import RequestContext
 from threadbridge.current import RunningRequest
 from threadbridge.environ import path_info_of
 from threadbridge.exchange import Exchange
 from threadbridge.fair_queue import client_of
 from threadbridge.foreign_connection import ForeignConnection
-from threadbridge.forwarded import ForwardedHeaders, Peer, Source
+from threadbridge.forwarded import ForwardedHeaders, Source, peer_of
 from threadbridge.hop import Hop
 from threadbridge.http1 import HTTP1Connection
 from threadbridge.lane_choice import LaneChoice
@@ -210,7 +211,8 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
 
     def admit(self, exchange: Exchange) -> None:
         """Give an exchange whose head is known its client's address and its lane, and count it."""
-        peer = _peer(exchange.connection.context)
+        context = exchange.connection.context
+        peer = context.peer if isinstance(context, RequestContext) else peer_of(context)
         exchange.peer = peer
         if self._forwarded is not None:
             exchange.peer = self._forwarded.client_of(peer, exchange.headers)
@@ -367,7 +369,7 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         :param request_line: as far as it has come.
         :param sent: bytes of the answer's body.
         """
-        self.telemetry.refused(_peer(context).address, request_line, status, sent)
+        self.telemetry.refused(peer_of(context).address, request_line, status, sent)
 
     def close(self) -> None:
         """Answer nobody any more: nothing that waits is run, what runs is cancelled, and the threads end."""
@@ -399,16 +401,6 @@ def _give_up_connections(guard: PoolGuard, running: RunningRequest) -> None:
             running.id,
             count,
         )
-
-
-def _peer(context: Any) -> Peer:
-    if not isinstance(context.address, tuple):
-        return Peer("", context.protocol)
-    address = context.remote_ip
-    # Tornado's `xheaders` may have put another in its place.
-    port = str(context.address[1]) if address == context.address[0] else ""
-    # Without the scope that link-local addresses have.
-    return Peer(address.partition("%")[0] if "%" in address else address, context.protocol, port)
 
 
 def _lane_width(pool: object | None, threads: int | None) -> int:

@@ -18,6 +18,7 @@ from tornado.netutil import ssl_wrap_socket
 from threadbridge import forks
 from threadbridge.accepting import Acceptor
 from threadbridge.background import Background
+from threadbridge.forwarded import peer_of
 from threadbridge.http1 import WORTH_REFUSING, HTTP1Connection, Limits
 from threadbridge.http1_parser import LOGGED
 from threadbridge.memory import Memory
@@ -39,19 +40,21 @@ Refused: TypeAlias = Callable[[Any, str, int, int], None]
 
 
 class RequestContext:
-    """Where a connection's requests come from: what handlers find as ``request.connection.context``.
+    """Where a connection's requests come from: what handlers find as ``request.connection.context``. Never changed.
 
     :param address: the client's, as `socket.socket.accept` gives it.
     :param server_port: the port that the client has connected to; "" on a Unix socket.
     """
 
-    __slots__ = ("address", "protocol", "remote_ip", "server_port")
+    __slots__ = ("address", "peer", "protocol", "remote_ip", "server_port")
 
     def __init__(self, address: Any, protocol: str, server_port: str) -> None:
         self.address = address
         self.protocol = protocol
         self.server_port = server_port
         self.remote_ip: str = address[0] if isinstance(address, tuple) else "0.0.0.0"
+        # Known once for all requests of the connection.
+        self.peer = peer_of(self)
 
     def __str__(self) -> str:
         return self.remote_ip if isinstance(self.address, tuple) else str(self.address)

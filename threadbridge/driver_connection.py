@@ -77,10 +77,11 @@ class DriverConnection:
 
         Needs no answer of the server's, unlike a ping.
         """
-        with contextlib.suppress(Exception):
+        try:
             # A closed one has no number, and what was its number may be another file's.
             return self._connection.fileno() == self._descriptor and not self._poll.poll(0)
-        return False
+        except Exception:  # noqa: BLE001 - whatever the driver raises, it is of no more use
+            return False
 
     def stop(self) -> bool:
         """Stop the statement that runs on it, if one does; whether the server still has it. Raises `StopFailed`."""

@@ -35,9 +35,9 @@ class FairQueue(Generic[Item]):
     """
 
     def __init__(self) -> None:
-        # The clients by how many items they have: _by_count[n] has those with n. They move by one place at a time, so
-        # that the largest count is always the last place that is not empty.
-        self._by_count: list[dict[str, None]] = [{}]
+        # The clients that have several items, by how many: _by_count[n] has those with n + 2. They move by one place at
+        # a time, so that those with the most are always in the last place. Most clients have one, which costs nothing.
+        self._by_count: list[dict[str, None]] = []
         # The clients that have items, in the order of their turns; each with its items in theirs. Unlike a dict, an
         # `OrderedDict` finds its first key at once, also after many have been removed in front.
         self._clients: OrderedDict[str, OrderedDict[Item, None]] = OrderedDict()
@@ -57,10 +57,7 @@ class FairQueue(Generic[Item]):
         self._length += 1
         count = len(items)
         if count > 1:
-            del self._by_count[count - 1][client]
-        if count == len(self._by_count):
-            self._by_count.append({})
-        self._by_count[count][client] = None
+            self._move(client, count - 1, count)
 
     def take(self) -> Item:
         """The next item; raises ``IndexError`` when there is none."""
@@ -87,13 +84,13 @@ class FairQueue(Generic[Item]):
     def is_largest(self, client: str) -> bool:
         """Whether this client, with one item more, would have at least as many as any other."""
         items = self._clients.get(client)
-        return (len(items) if items is not None else 0) + 1 >= len(self._by_count) - 1
+        return (len(items) if items is not None else 0) >= len(self._by_count)
 
     def take_newest_of_largest(self) -> Item:
         """Take the last item of a client that has the most; raises ``IndexError`` when there is none."""
         if not self._clients:
             raise IndexError("the queue is empty")
-        client = next(iter(self._by_count[-1]))
+        client = next(iter(self._by_count[-1] if self._by_count else reversed(self._clients)))
         items = self._clients[client]
         item, _ = items.popitem(last=True)
         self._has_left(client, items)
@@ -102,10 +99,17 @@ class FairQueue(Generic[Item]):
     def _has_left(self, client: str, items: OrderedDict[Item, None]) -> None:
         self._length -= 1
         count = len(items)
-        del self._by_count[count + 1][client]
         if count:
-            self._by_count[count][client] = None
+            self._move(client, count + 1, count)
         else:
             del self._clients[client]
-        if not self._by_count[-1] and len(self._by_count) > 1:
+
+    def _move(self, client: str, before: int, now: int) -> None:
+        if before > 1:
+            del self._by_count[before - 2][client]
+        if now > 1:
+            if now - 2 == len(self._by_count):
+                self._by_count.append({})
+            self._by_count[now - 2][client] = None
+        if not self._by_count[-1]:
             self._by_count.pop()

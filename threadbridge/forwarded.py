@@ -7,7 +7,7 @@ import ipaddress
 import logging
 import re
 from collections.abc import Callable, Iterable
-from typing import Literal, NamedTuple, TypeAlias, get_args
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 from tornado.httputil import HTTPHeaders
 
@@ -52,6 +52,17 @@ class Peer(NamedTuple):
     address: str
     scheme: str
     port: str = ""
+
+
+def peer_of(context: Any) -> Peer:
+    """Who is at the other end of a connection, by what Tornado's servers or this package's keep as its context."""
+    if not isinstance(context.address, tuple):
+        return Peer("", context.protocol)
+    address = context.remote_ip
+    # Tornado's `xheaders` may have put another in its place.
+    port = str(context.address[1]) if address == context.address[0] else ""
+    # Without the scope that link-local addresses have.
+    return Peer(address.partition("%")[0] if "%" in address else address, context.protocol, port)
 
 
 class ForwardedHeaders:

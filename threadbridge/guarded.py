@@ -8,7 +8,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 from dbutils.steady_db import SteadyDBConnection, SteadyDBCursor
 
@@ -67,23 +67,23 @@ class Borrow:
         self._attempt: threading.Event | None = None
         self._lock = threading.Lock()
 
-    def execute(self, method: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Run a statement, unless the request is cancelled. Worker side."""
+    def execute(self, method: Callable[..., Any], *args: Any) -> Any:
+        """Call the method that runs a statement, unless the request is cancelled. Worker side."""
         with self._lock:
             self._executing = True
         try:
             # Marked before this look: the stopper, which goes on while a statement is marked, comes after the mark or
             # has cancelled the request before it.
-            self.refuse_if_cancelled()
-            return method(*args, **kwargs)
+            if self.request.cancelled:
+                self.refuse()
+            return method(*args)
         finally:
             with self._lock:
                 self._executing = False
 
-    def refuse_if_cancelled(self) -> None:
-        """Raise the driver's error for a stopped statement when nobody waits for the request. Worker side."""
-        if self.request.cancelled:
-            raise self.connection.guard.cancelled()
+    def refuse(self) -> NoReturn:
+        """Raise the driver's error for a stopped statement: nobody waits for the request. Worker side."""
+        raise self.connection.guard.cancelled()
 
     @property
     def name(self) -> str:
@@ -169,7 +169,7 @@ class GuardedCursor(SteadyDBCursor):  # type: ignore[misc]
         statements = borrow.request.statements
         statement = statements.begin(sql, connection.number)
         try:
-            result = borrow.execute(self._execute, (name, sql, args, kwargs), {})
+            result = borrow.execute(self._execute, name, sql, args, kwargs)
         except BaseException as error:
             statements.end(statement, error=type(error).__name__)
             connection.guard.note_failure(error)
@@ -187,8 +187,7 @@ class GuardedCursor(SteadyDBCursor):  # type: ignore[misc]
         DBUtils does so whenever it fails, behind a transaction that is gone.
         """
         connection: GuardedConnection = self._con
-        is_first = connection.begin_statement()
-        connection.sending(sql, self._cursor)
+        is_first = connection.begin_statement(sql, self._cursor)
         try:
             result = self._call(name, args, kwargs)
         except connection.failures as error:
@@ -200,7 +199,6 @@ class GuardedCursor(SteadyDBCursor):  # type: ignore[misc]
             self._renew()
             connection.sending(sql, self._cursor)
             result = self._call(name, args, kwargs)
-        connection.count_use()
         return result
 
     def _call(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -291,7 +289,8 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
         """See `SteadyDBConnection`; what a cancelled request has done is not committed."""
         borrow = self.borrow_of(current_or_none())
         if borrow is not None:
-            borrow.refuse_if_cancelled()
+            if borrow.request.cancelled:
+                borrow.refuse()
             borrow.request.statements.committing()
         super().commit()
         if borrow is not None:
@@ -312,15 +311,20 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
         if self._driver is not None:
             self._driver.session.ended_transaction()
 
-    def begin_statement(self) -> bool:
-        """A statement is about to be sent; whether it is the first, see `may_replace`. Worker side."""
+    def begin_statement(self, sql: str, cursor: object) -> bool:
+        """A cursor of the driver's is about to send a statement; whether it is the first, see `may_replace`.
+
+        Worker side.
+        """
         is_first, self._is_untouched = self._is_untouched, False
         if is_first and self._ping & 4 and self.may_replace:
             self._ping_check(4)
+        self.sending(sql, cursor)
         return is_first
 
     def sending(self, sql: str, cursor: object) -> None:
-        """A cursor of the driver's is about to send a statement. Worker side."""
+        """A cursor of the driver's is about to send a statement, which counts for ``maxusage``. Worker side."""
+        self._usage += 1
         if self._driver is not None:
             self._driver.session.sending(sql, cursor)
 
@@ -376,10 +380,6 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
         self._close()
         self._store(made)
 
-    def count_use(self) -> None:
-        """A statement was run, as ``maxusage`` counts them. Worker side."""
-        self._usage += 1
-
     @property
     def failures(self) -> Any:
         """The exceptions that may mean that the connection is broken. Any thread."""
@@ -433,7 +433,9 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
             self.spoilt = True
         self._note_rollback()
         self._transaction = False
-        self._end_transaction()
+        self._is_untouched = True
+        if not self._is_rolling_back:
+            self._end_transaction()
 
     def _note_rollback(self) -> None:
         for borrow in self.borrows:
@@ -499,6 +501,8 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
 def _text(name: str, args: Sequence[Any], kwargs: Mapping[str, Any], cursor: object) -> str:
     """What a cursor's method is to execute."""
     sql = args[0] if args else next(iter(kwargs.values()), "")
+    if type(sql) is str and name != "callproc":
+        return sql
     if isinstance(sql, (bytes, bytearray)):
         sql = sql[:KEPT_TEXT].decode(errors="replace")
     elif hasattr(sql, "as_string"):

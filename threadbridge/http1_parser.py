@@ -14,7 +14,7 @@ from tornado.httputil import HTTPHeaders, RequestStartLine
 # RFC 3986, section 3.2.2 and 3.2.3: reg-name or IP-literal, and a port. Empty is allowed (RFC 9110, section 7.2).
 _HOST = re.compile(r"(?:(?:[A-Za-z0-9._~!$&'()*+,;=-]++|%[0-9A-Fa-f]{2})*+|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?").fullmatch
 # A method of any name is passed on, but llhttp knows only some: of others it gets POST to read, which frames the same.
-_METHODS_OF_LLHTTP = frozenset({b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"OPTIONS", b"PATCH"})
+_METHODS_OF_LLHTTP = {name.encode(): name for name in ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH")}
 _METHOD = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]*+")
 MAX_METHOD = 32
 # Fields that have one value, but that proxies let pass twice (RFC 9110, sections 5.3 and 8.3).
@@ -106,10 +106,13 @@ class RequestParser:
         self._part = HEAD
         # Of the head that is being received; "" until it has come.
         self._method = ""
-        self._url = bytearray()
+        self._url = b""
         self._fields: list[tuple[bytes, bytes]] = []
-        # All bytes of the head that is being received.
+        # All bytes of the head that is being received: if they came at once, and else what has come of them.
+        self._whole_head = b""
         self._head = bytearray()
+        # The last host that was found to be one: most connections have no other.
+        self._host = ""
         # How much is to come of a body with a length, or of a chunk.
         self._remaining = 0
         self._overhead = 0
@@ -138,7 +141,8 @@ class RequestParser:
     @property
     def request_line(self) -> str:
         """What has come of the first line of the head that is being received, up to a bound: for the log only."""
-        return self._head[:LOGGED].removeprefix(b"\r\n").partition(b"\r\n")[0].decode("latin-1")
+        head = self._whole_head or bytes(self._head[:LOGGED])
+        return head[:LOGGED].removeprefix(b"\r\n").partition(b"\r\n")[0].decode("latin-1")
 
     def feed(self, data: bytes) -> None:
         """Take the next bytes, for `parse`."""
@@ -157,7 +161,6 @@ class RequestParser:
         """Leave the request, which is complete and answered, behind."""
         self.request = None
         self._part = HEAD
-        self._head = bytearray()
 
     def drop(self) -> None:
         """Parse nothing more, and keep nothing of what has been fed."""
@@ -165,6 +168,7 @@ class RequestParser:
             self.request = Request()
         self.request.body = self._data = b""
         self._position = 0
+        self._whole_head = b""
         self._head = bytearray()
         self._fields = []
         self._part = DONE
@@ -212,8 +216,13 @@ class RequestParser:
         if end == len(data):
             self._data = b""
             self._position = 0
-        self._head += piece
-        if self._head.startswith(_EMPTY_LINES):
+        if not self._head and piece.endswith(_EMPTY_LINES):
+            self._whole_head = piece
+            begins_empty = piece.startswith(_EMPTY_LINES)
+        else:
+            self._head += piece
+            begins_empty = self._head.startswith(_EMPTY_LINES)
+        if begins_empty:
             raise BadRequest(HTTPStatus.BAD_REQUEST, "more than one empty line in front (RFC 9112, section 2.2)")
         try:
             self._parser.feed_data(piece if self._method else self._take_method(piece))
@@ -230,7 +239,7 @@ class RequestParser:
             raise BadRequest(HTTPStatus.BAD_REQUEST, str(error)) from None
         if self._part == HEAD:
             self._check_size()
-            if self._head.endswith(_EMPTY_LINES):
+            if self._whole_head or self._head.endswith(_EMPTY_LINES):
                 # llhttp waits for more of the preface of HTTP/2.
                 raise BadRequest(HTTPStatus.BAD_REQUEST, "this is no request of HTTP/1.1")
 
@@ -246,22 +255,30 @@ class RequestParser:
 
     def _take_method(self, piece: bytes) -> bytes:
         """What llhttp is to read now of a head whose latest piece this is: nothing until its method is known."""
-        head = bytes(self._head[: MAX_METHOD + 3])
+        if self._whole_head:
+            end = piece.find(b" ", 0, MAX_METHOD)
+            name = _METHODS_OF_LLHTTP.get(piece[: max(end, 0)])
+            if name is not None:
+                self._method = name
+                return piece
+        head = self._whole_head or bytes(self._head)
+        start_of_head = head[: MAX_METHOD + 3]
         # One empty line in front is allowed: RFC 9112, section 2.2.
-        if b"\r\n".startswith(head):
+        if b"\r\n".startswith(start_of_head):
             return b""
         if self.request is None:
             self.on_message_begin()
         start = 2 if head.startswith(b"\r\n") else 0
-        end = head.find(b" ", start)
-        is_known = head[start : max(end, start)] in _METHODS_OF_LLHTTP
-        if not is_known:
-            end = _end_of_method(head, start)
-            if end < 0:
-                return b""
-        self._method = head[start:end].decode("ascii")
-        received = piece if len(piece) == len(self._head) else bytes(self._head)
-        return received if is_known else b"POST" + received[end:]
+        end = start_of_head.find(b" ", start)
+        method = start_of_head[start : max(end, start)]
+        if method in _METHODS_OF_LLHTTP:
+            self._method = _METHODS_OF_LLHTTP[method]
+            return head
+        end = _end_of_method(start_of_head, start)
+        if end < 0:
+            return b""
+        self._method = start_of_head[start:end].decode("ascii")
+        return b"POST" + head[end:]
 
     # Bodies.
 
@@ -368,13 +385,13 @@ class RequestParser:
         if self.request is not None:
             return
         self.request = Request()
-        self._url = bytearray()
+        self._url = b""
         self._fields = []
         self._body_size = 0
         self._overhead = 0
 
     def on_url(self, url: bytes) -> None:
-        self._url += url
+        self._url = self._url + url if self._url else url
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if len(name) > MAX_NAME:
@@ -389,9 +406,7 @@ class RequestParser:
         request = self.request
         assert request is not None
         method = self._method
-        sent_version = self._parser.get_http_version()
-        self._check_line(method, sent_version)
-        version = _version(sent_version)
+        version = self._take_version()
         self._check_size()
         headers = request.headers
         # What `headers.get` gives, at once.
@@ -417,9 +432,12 @@ class RequestParser:
             request.expects_continue = True
         target = _origin_form(method, self._url.decode("ascii"), headers)
         request.keep_alive = _keeps_alive(combined, version)
-        request.start_line = RequestStartLine(method, target, f"HTTP/{version}")
+        request.start_line = RequestStartLine(method, target, "HTTP/1.1" if version == "1.1" else "HTTP/1.0")
         self._fields = []
-        self._head = bytearray()
+        if self._whole_head:
+            self._whole_head = b""
+        else:
+            self._head = bytearray()
         self._method = ""
         if self._part == HEAD:
             self._complete()
@@ -427,23 +445,40 @@ class RequestParser:
             self._parser_is_spent = True
 
     def _check_size(self) -> None:
-        if len(self._head) > self._max_header_size:
-            if self._head.find(b"\r\n", 2, self._max_header_size) < 0:
+        if max(len(self._whole_head), len(self._head)) > self._max_header_size:
+            line = self._whole_head or bytes(self._head)
+            if line.find(b"\r\n", 2, self._max_header_size) < 0:
                 raise BadRequest(HTTPStatus.REQUEST_URI_TOO_LONG, "the request line is too long (RFC 9112, section 3)")
             raise BadRequest(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "the head is too large")
 
-    def _check_line(self, method: str, version: str) -> None:
-        """Refuse a request line that llhttp reads with leniency: other protocols, more than one space, LF in front."""
-        line = b"%b %b HTTP/%b\r\n" % (method.encode(), bytes(self._url), version.encode())
+    def _take_version(self) -> str:
+        """The version by which the request is read: a higher minor one counts as 1.1 (RFC 9110, section 2.5).
+
+        Refused is a request line that llhttp reads with leniency: other protocols, more than one space, LF in front.
+        """
+        head = self._whole_head or bytes(self._head)
         # One empty line in front is allowed: RFC 9112, section 2.2.
-        if not self._head.startswith(line, 2 if self._head.startswith(b"\r\n") else 0):
+        start = 2 if head.startswith(b"\r\n") else 0
+        # Where it must stand, if there is nothing between the parts but what belongs there.
+        position = start + len(self._method) + 1 + len(self._url)
+        sent = head[position : position + len(" HTTP/1.1\r\n")]
+        if sent == b" HTTP/1.1\r\n":
+            return "1.1"
+        if not (sent.startswith(b" HTTP/") and sent.endswith(b"\r\n")):
             raise BadRequest(HTTPStatus.BAD_REQUEST, "the request line is malformed (RFC 9112, section 3)")
+        version = sent[6:9]
+        if not version.startswith(b"1."):
+            shown = version.decode("latin-1")
+            raise BadRequest(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, f"HTTP/{shown}; expected HTTP/1.1 or HTTP/1.0")
+        return "1.0" if version == b"1.0" else "1.1"
 
     def _check_host(self, count: int, host: str, version: str) -> None:
         if count > 1 or (not count and version == "1.1"):
             raise BadRequest(HTTPStatus.BAD_REQUEST, f"{count} Host headers; expected one (RFC 9112, section 3.2)")
-        if not _HOST(host):
-            raise BadRequest(HTTPStatus.BAD_REQUEST, "the Host header is no host (RFC 9112, section 3.2)")
+        if host != self._host:
+            if not _HOST(host):
+                raise BadRequest(HTTPStatus.BAD_REQUEST, "the Host header is no host (RFC 9112, section 3.2)")
+            self._host = host[:MAX_NAME]
 
     def _check_framing(self, headers: Mapping[str, str], version: str) -> None:
         coding = headers.get("Transfer-Encoding")
@@ -485,13 +520,6 @@ def _end_of_method(head: bytes, start: int) -> int:
         # Werkzeug and Django would take "get" for GET, unlike this server and proxies.
         raise BadRequest(HTTPStatus.NOT_IMPLEMENTED, "methods in lower case are not known (RFC 9110, section 9.1)")
     return end
-
-
-def _version(sent: str) -> str:
-    """The version by which a request is read: a higher minor one counts as 1.1 (RFC 9110, section 2.5)."""
-    if not sent.startswith("1."):
-        raise BadRequest(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, f"HTTP/{sent}; expected HTTP/1.1 or HTTP/1.0")
-    return "1.0" if sent == "1.0" else "1.1"
 
 
 def _keeps_alive(headers: Mapping[str, str], version: str) -> bool:

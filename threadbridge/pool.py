@@ -322,23 +322,27 @@ class PoolGuard:
     def _dedicated(self, request: RunningRequest | None) -> Any:
         pool = self._pool
         with pool._lock:
-            self._wait_in_line(request)
+            if self._line or not self._has_free():
+                self._wait_in_line(request)
             pool._connections += 1
             # The one that came back last: it is the least likely to have been closed by the server.
             steady = pool._idle_cache.pop() if pool._idle_cache else None
+            if steady is not None:
+                self._lend(steady, request)
         try:
             if steady is None:
                 steady = self._steady_connection()
-                self._lend(steady, request)
+                with pool._lock:
+                    self._lend(steady, request)
             else:
-                # In this order: a ping that is not answered ends with the request.
-                self._lend(steady, request)
+                # Only now: a ping that is not answered ends with the request.
                 steady._ping_check()
             return PooledDedicatedDBConnection(pool, steady)
         except BaseException as error:
             self.note_failure(error)
             if steady is None:
-                self._count_off()
+                with pool._lock:
+                    self._count_off()
             else:
                 self._discard(steady)
             raise
@@ -385,23 +389,22 @@ class PoolGuard:
 
     def _wait_in_line(self, request: RunningRequest | None) -> None:
         """Wait, under the pool's condition, for a connection, behind those that have waited for longer."""
-        pool = self._pool
-
-        def has_free() -> bool:
-            return not pool._maxconnections or pool._connections < pool._maxconnections
-
         # A request that holds a connection already may be the one that all others wait for.
-        if has_free() and (not self._line or (request is not None and request in self._held)):
+        if self._has_free() and (not self._line or (request is not None and request in self._held)):
             return
         place = object()
         self._line.append(place)
         try:
-            while not (has_free() and self._line[0] is place):
+            while not (self._has_free() and self._line[0] is place):
                 self._wait()
         finally:
             self._line.remove(place)
             # The next in line may have a connection too.
-            pool._lock.notify_all()
+            self._pool._lock.notify_all()
+
+    def _has_free(self) -> bool:
+        pool = self._pool
+        return not pool._maxconnections or pool._connections < pool._maxconnections
 
     def _wait(self) -> None:
         """Wait, under the pool's condition, until a connection may have come back.
@@ -436,12 +439,12 @@ class PoolGuard:
             self._pool._lock.notify_all()
 
     def _lend(self, steady: GuardedConnection, request: RunningRequest | None) -> None:
+        """Under the pool's lock."""
         if request is None:
             return
         borrow = Borrow(steady, request)
-        with self._pool._lock:
-            steady.borrows.append(borrow)
-            self._held.setdefault(request, []).append(borrow)
+        steady.borrows.append(borrow)
+        self._held.setdefault(request, []).append(borrow)
         # An application may keep a connection for longer than a request; the next one is not to be stopped then.
         request.at_end[self] = lambda: self.end(self._held.get(request, ()))
         if self._database is not None:
@@ -470,15 +473,16 @@ class PoolGuard:
             steady.guard.end(steady.borrows)
         with pool._lock:
             has_room = not pool._maxcached or len(pool._idle_cache) < pool._maxcached
-            keep = is_mine and not steady.spoilt and has_room
-            if keep:
+            if is_mine and not steady.spoilt and has_room:
                 pool._idle_cache.append(steady)
+                self._count_off()
+                return
         try:
-            if not keep:
-                steady.close()
+            steady.close()
         finally:
             if not (isinstance(steady, GuardedConnection) and steady.is_abandoned):
-                self._count_off()
+                with pool._lock:
+                    self._count_off()
 
     def _discard(self, steady: Any) -> None:
         steady.spoilt = True
@@ -497,10 +501,11 @@ class PoolGuard:
                     self._held.pop(borrow.request, None)
 
     def _count_off(self) -> None:
+        """Under the pool's lock."""
         pool = self._pool
-        with pool._lock:
-            pool._connections -= 1
-            # Only the first in line may go on.
+        pool._connections -= 1
+        if self._line or pool._maxshared:
+            # All, for only the first in line may go on.
             pool._lock.notify_all()
 
 

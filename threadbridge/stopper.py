@@ -119,6 +119,8 @@ class Stopper:
         self._numbers = itertools.count()
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
+        # Whether something is to be done and no thread could be started for it.
+        self.lacks_thread = False
         self._closed = False
         self._calls = BoundedCalls(ATTEMPT_TIMEOUT)
         # Until when the database need not be asked; 0 as long as it answers.
@@ -176,6 +178,7 @@ class Stopper:
                 try:
                     thread.start()
                 except NOT_STARTED as error:
+                    self.lacks_thread = True
                     self._no_thread.log(
                         logging.ERROR,
                         "queries that nobody waits for cannot be stopped now, for want of a thread: %s; trying again "
@@ -185,11 +188,7 @@ class Stopper:
                 else:
                     # It does nothing yet: that takes the lock.
                     self._thread = thread
-
-    @property
-    def lacks_thread(self) -> bool:
-        """Whether something is to be done and no thread does it. Any thread."""
-        return self._thread is None and bool(self._tasks)
+                    self.lacks_thread = False
 
     def _add(self, due: float, run: Callable[[], None]) -> None:
         with self._changed:
