@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from tests.faults import checks, database, frontend, limits, network
 from tests.faults.crowd import Crowd
@@ -31,6 +33,7 @@ class Outcome:
     :param violations: broken promises, each in a line or more.
     :param history: which faults there were, and when.
     :param skipped: the faults that could not be made here, and why.
+    :param log: the file with all that the frontend has logged; None if no promise was broken.
     """
 
     seed: int
@@ -39,6 +42,7 @@ class Outcome:
     skipped: dict[str, str] = field(default_factory=dict)
     answers: dict[str, int] = field(default_factory=dict)
     faults: int = 0
+    log: Path | None = None
 
 
 class Campaign:
@@ -84,6 +88,9 @@ class Campaign:
                 # Those that are asked are answered before anything is looked at.
             self._check(site, crowd, memory)
             self.outcome.answers = dict(sorted(crowd.answers.items()))
+            if self.outcome.violations:
+                self.outcome.log = Path(tempfile.mkdtemp(prefix="campaign-")) / "output.log"
+                self.outcome.log.write_text(site.output())
         return self.outcome
 
     def _note(self, what: str) -> None:

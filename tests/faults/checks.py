@@ -85,7 +85,7 @@ def statuses(crowd: Crowd, faults: Set[str]) -> list[str]:
         expected.add(507)
     if faults & {"memory_short", "threads_used_up", "descriptors_used_up"}:
         expected.add(500)
-    odd = [(number, sent.kind, sent.status) for number, sent in crowd.sent.items() if sent.status not in expected]
+    odd = [(number, sent) for number, sent in crowd.sent.items() if sent.status not in expected]
     return [f"{len(odd)} odd answers, such as {odd[:5]}"] if odd else []
 
 
