@@ -17,6 +17,7 @@ from pathlib import Path
 MODULES = (
     "access_log",
     "bridge",
+    "chunked_body",
     "current",
     "environ",
     "exchange",

@@ -25,7 +25,8 @@ from tornado.httputil import (
 from tornado.iostream import IOStream, SSLIOStream, StreamClosedError
 
 from threadbridge.background import Background
-from threadbridge.http1_parser import BadRequest, Request, RequestParser
+from threadbridge.bad_request import BadRequest
+from threadbridge.http1_parser import Request, RequestParser
 from threadbridge.http_date import http_date
 from threadbridge.memory import Memory
 from threadbridge.push_stream import PushStream

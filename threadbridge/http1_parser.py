@@ -11,6 +11,9 @@ from typing import Final
 import httptools
 from tornado.httputil import HTTPHeaders, RequestStartLine
 
+from threadbridge.bad_request import BadRequest, too_large
+from threadbridge.chunked_body import ChunkedBody
+
 # RFC 3986, section 3.2.2 and 3.2.3: reg-name or IP-literal, and a port. Empty is allowed (RFC 9110, section 7.2).
 _HOST = re.compile(r"(?:(?:[A-Za-z0-9._~!$&'()*+,;=-]++|%[0-9A-Fa-f]{2})*+|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?").fullmatch
 # A method of any name is passed on, but llhttp knows only some: of others it gets POST to read, which frames the same.
@@ -20,47 +23,19 @@ MAX_METHOD = 32
 # Fields that have one value, but that proxies let pass twice (RFC 9110, sections 5.3 and 8.3).
 _SINGLE = frozenset({"Content-Type"})
 _EMPTY_LINES = b"\r\n\r\n"
-# RFC 9112, section 7.1, and the beginnings of such lines. What is matched is never matched in another way again.
-_TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]++"
-_QUOTED = rb'"(?:[\t\x20\x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t\x20-\x7e\x80-\xff])*+"'
-_EXTENSION = rb"[ \t]*+;[ \t]*+" + _TOKEN + rb"(?:[ \t]*+=[ \t]*+(?:" + _TOKEN + rb"|" + _QUOTED + rb"))?"
-_CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16}+)(?:" + _EXTENSION + rb")*\r\n").match
-_PART_OF_CHUNK_SIZE = re.compile(rb"(?:[0-9A-Fa-f]{1,16}+(?:[ \t]*+;[^\r\n\0]*+|[ \t]*+)\r?)?\Z").match
-_TRAILER = re.compile(rb"(?:(" + _TOKEN + rb"):[\t\x20-\x7e\x80-\xff]*+)?\r\n").match
-_PART_OF_TRAILER = re.compile(rb"(?:" + _TOKEN + rb"(?::[\t\x20-\x7e\x80-\xff]*+)?)?\r?\Z").match
-_FRAMING = (b"content-length", b"transfer-encoding")
 _ABSOLUTE_FORM = re.compile(r"https?://([^/?]+)(.*)", re.IGNORECASE).fullmatch
 
 # As many as Apache's LimitRequestFields and gunicorn's limit_request_fields.
 MAX_HEADERS = 100
 # How much of a request line that is refused is worth a place in the log.
 LOGGED = 1000
-# Chunks of one byte need five bytes of framing each; beyond sixteen somebody sends framing for its own sake (Go's
-# net/http draws the line there too).
-FRAMING_PER_BYTE = 16
-# The longest line of a chunk's size with its extensions, or of a trailer; heads may be larger, for cookies.
-MAX_LINE = 4096
 # Names are kept in caches, here, in Tornado and for the environ, which must not grow with what clients send.
 MAX_NAME = 256
-# How many chunks are decoded until others have their turn: about 50 microseconds.
-CHUNKS_AT_ONCE = 64
-
 # What the parser is at.
 HEAD: Final = 0
 LENGTH: Final = 1
-CHUNK_SIZE: Final = 2
-CHUNK_DATA: Final = 3
-TRAILERS: Final = 4
-DONE: Final = 5
-
-
-class BadRequest(Exception):
-    """The request cannot be accepted; ``status`` answers it, and the connection cannot be used any further."""
-
-    def __init__(self, status: HTTPStatus, reason: str) -> None:
-        super().__init__(reason)
-        self.status = status
-        self.reason = reason
+CHUNKS: Final = 2
+DONE: Final = 3
 
 
 class Request:
@@ -113,10 +88,9 @@ class RequestParser:
         self._head = bytearray()
         # The last host that was found to be one: most connections have no other.
         self._host = ""
-        # How much is to come of a body with a length, or of a chunk.
+        # How much is to come of a body with a length.
         self._remaining = 0
-        self._overhead = 0
-        self._body_size = 0
+        self._chunks: ChunkedBody | None = None
 
     def _new_parser(self) -> httptools.HttpRequestParser:
         parser = httptools.HttpRequestParser(self)
@@ -297,87 +271,23 @@ class RequestParser:
             self._complete()
 
     def _parse_chunks(self) -> bool:
-        """Decode some chunks, joined to one piece; whether there may be more at once."""
-        request, data, position = self.request, self._data, self._position
-        assert request is not None
-        pieces: list[bytes] = [request.body] if request.body else []
-        start = position
-        left = CHUNKS_AT_ONCE
-        goes_on = True
-        while goes_on and left:
-            if self._part == CHUNK_DATA:
-                end = min(position + self._remaining, len(data))
-                if end > position:
-                    pieces.append(data[position:end])
-                self._remaining -= end - position
-                # Not overhead.
-                start += end - position
-                position = end
-                # The end of its data's line is left.
-                goes_on = not self._remaining and len(data) - position >= 2
-                if goes_on:
-                    if not data.startswith(b"\r\n", position):
-                        raise BadRequest(HTTPStatus.BAD_REQUEST, "a chunk does not end with its size")
-                    position += 2
-                    self._part = CHUNK_SIZE
-                elif not self._remaining and position < len(data) and data[position] != 13:
-                    raise BadRequest(HTTPStatus.BAD_REQUEST, "a chunk does not end with its size")
-            elif self._part == CHUNK_SIZE:
-                left -= 1
-                match = _CHUNK_SIZE(data, position)
-                if match is None:
-                    self._check_rest(_PART_OF_CHUNK_SIZE(data, position) is not None, len(data) - position)
-                    goes_on = False
-                else:
-                    self._check_line_size(match.end() - position)
-                    position = match.end()
-                    self._remaining = int(match[1], 16)
-                    self._body_size += self._remaining
-                    if self._body_size > self._max_body_size:
-                        raise self._too_large()
-                    self._part = CHUNK_DATA if self._remaining else TRAILERS
-            else:
-                left -= 1
-                match = _TRAILER(data, position)
-                if match is None:
-                    self._check_rest(_PART_OF_TRAILER(data, position) is not None, len(data) - position)
-                    goes_on = False
-                else:
-                    self._check_line_size(match.end() - position)
-                    position = match.end()
-                    if match[1] is None:
-                        self._complete()
-                        goes_on = False
-                    elif match[1].lower() in _FRAMING:
-                        raise BadRequest(HTTPStatus.BAD_REQUEST, "framing in a trailer (RFC 9110, section 6.5.1)")
-        self._overhead += position - start
-        if self._overhead > self._max_header_size + FRAMING_PER_BYTE * self._body_size:
-            raise BadRequest(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "the framing of the body is too large")
-        if goes_on or (self._part == DONE and position < len(data)):
-            self._data, self._position = data, position
-        else:
+        """Decode some chunks; whether there may be more at once."""
+        request, chunks = self.request, self._chunks
+        assert request is not None and chunks is not None
+        body, self._position, goes_on = chunks.decode(self._data, self._position)
+        request.body = request.body + body if request.body else body
+        if chunks.complete:
+            self._complete()
+        if not goes_on:
             # Not all of a read is kept for the beginning of a line.
-            self._data, self._position = data[position:], 0
-        request.body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            self._data = self._data[self._position :]
+            self._position = 0
         return goes_on
-
-    def _check_rest(self, is_good: bool, size: int) -> None:
-        """Refuse what cannot become a line of the framing, whatever follows."""
-        if not is_good:
-            raise BadRequest(HTTPStatus.BAD_REQUEST, "the chunks are malformed (RFC 9112, section 7.1)")
-        self._check_line_size(size)
-
-    def _check_line_size(self, size: int) -> None:
-        if size > MAX_LINE or self._overhead + size > self._max_header_size + FRAMING_PER_BYTE * self._body_size:
-            raise BadRequest(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "the framing of the body is too large")
 
     def _complete(self) -> None:
         assert self.request is not None
         self.request.complete = True
         self._part = DONE
-
-    def _too_large(self) -> BadRequest:
-        return BadRequest(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a body has at most {self._max_body_size} bytes")
 
     # Called by httptools.
 
@@ -387,8 +297,6 @@ class RequestParser:
         self.request = Request()
         self._url = b""
         self._fields = []
-        self._body_size = 0
-        self._overhead = 0
 
     def on_url(self, url: bytes) -> None:
         self._url = self._url + url if self._url else url
@@ -487,11 +395,12 @@ class RequestParser:
                 raise BadRequest(HTTPStatus.BAD_REQUEST, "Transfer-Encoding in HTTP/1.0 (RFC 9112, section 6.1)")
             if coding.lower() != "chunked":
                 raise BadRequest(HTTPStatus.NOT_IMPLEMENTED, "the only transfer coding known is chunked")
-            self._part = CHUNK_SIZE
+            self._chunks = ChunkedBody(self._max_body_size, self._max_header_size)
+            self._part = CHUNKS
             return
         self._remaining = int(headers.get("Content-Length", 0))
         if self._remaining > self._max_body_size:
-            raise self._too_large()
+            raise too_large(self._max_body_size)
         if self._remaining:
             self._part = LENGTH
 
