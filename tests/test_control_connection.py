@@ -12,6 +12,7 @@ from typing import Any
 import MySQLdb
 import pytest
 from dbutils.pooled_db import PooledDB
+from MySQLdb.cursors import SSCursor
 
 from tests.cancelling import COUNTED_SLEEP, Application, assert_all_is_well, get, query
 from tests.databases import Witness, connect_settings, line_to
@@ -154,6 +155,44 @@ def test_a_control_connection_that_was_lost_is_made_again(pool: Any, witness: Wi
         assert witness.executions == 2
 
 
+@pytest.mark.parametrize("path", ["/between", "/short", "/rows"])
+def test_only_what_ran_when_it_was_stopped_is_counted(
+    mariadb: dict[str, str], pool: Any, witness: Witness, path: str
+) -> None:
+    holds, goes_on = threading.Event(), threading.Event()
+
+    def run(environ: Any) -> None:
+        with contextlib.closing(pool.connection()) as connection:
+            if path == "/rows":
+                with contextlib.closing(connection.cursor(SSCursor)) as cursor:
+                    cursor.execute("SELECT SLEEP(0.02), REPEAT('x', 70000) FROM seq_1_to_1000")
+                    for _ in cursor:
+                        holds.set()
+            else:
+                with contextlib.closing(connection.cursor()) as cursor:
+                    cursor.execute("SELECT 1")
+                holds.set()
+                if path == "/between":
+                    assert goes_on.wait(10)
+
+    application = Application(run)
+    kills = witness.kills
+    with BridgeThread(application, pool=pool) as server:
+        if path == "/short":
+            # Nobody leaves before it has ended, and nothing is stopped.
+            assert server.request(path=path)[0].status == 200
+        else:
+            client = server.send(get(path))
+            assert holds.wait(10)
+            client.close()
+            wait_until(lambda: witness.kills > kills, "the database is told to stop it")
+            goes_on.set()
+        wait_until(lambda: application.ended == 1 and pool._connections == 0, "the application is free")
+        stopper = server.bridge.guard.stopper  # type: ignore[union-attr]
+    wait_until(lambda: stopper._thread is None, "the stopper has done all it had to do")
+    assert (stopper.stops, stopper.failures, stopper.severed) == (int(path == "/rows"), 0, 0)
+
+
 # The mark.
 
 
@@ -190,7 +229,10 @@ def test_no_number_is_killed_that_the_server_gave_to_another_connection(
             with pytest.raises(StopFailed):
                 database.stop(connection, wrong)
             assert witness.kills == kills
-        assert database.stop(connection, identity)
+        kills = witness.kills
+        # It is told to, though nothing runs.
+        assert not database.stop(connection, identity)
+        assert witness.kills == kills + 1
         assert not database.end(identity)
         wait_until(lambda: database.end(identity), "it is seen to have ended")
     # Whoever asks about another server process of this name than the one that gave the number hears that it is gone.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -24,8 +25,11 @@ from tests.databases import line_to
 from tests.inprocess import BridgeThread, wait_until
 from tests.processes import Frontend
 from tests.requests_in_threads import in_request, one, running
+from tests.test_predecessors import kill, process, successor
+from threadbridge import predecessors
 from threadbridge.current import RunningRequest
 from threadbridge.database import ConnectionSettings, StopFailed
+from threadbridge.driver_connection import DriverConnection
 from threadbridge.pool import PoolGuard
 from threadbridge.postgresql import PostgreSQL
 
@@ -340,3 +344,65 @@ def test_no_process_is_ended_that_has_the_number_of_another(witness: Witness, dr
         assert not database.end(identity)
         wait_until(lambda: database.end(identity), "it is seen to have ended")
     database.close()
+
+
+def test_a_successor_ends_what_a_killed_process_has_left(
+    witness: Witness, driver: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predecessors, "INTERVAL", 0.2)
+    settings = {"dbname": "postgres"}
+    witness.connection.execute("TRUNCATE notes")
+    witness.connection.execute("INSERT INTO notes VALUES ('locked')")
+    # Neither looks whether its client is still there.
+    compute = "SELECT count(*) FROM generate_series(1, 1000000000000)"
+    with (
+        process(tmp_path, settings, "SELECT * FROM notes FOR UPDATE", compute, driver=driver.__name__) as dead,
+        process(tmp_path, settings, "SELECT pg_sleep(600)", driver=driver.__name__) as living,
+    ):
+        wait_until(lambda: sorted(witness.running) == [compute, "SELECT pg_sleep(600)"], "both run")
+        # It would find it too.
+        os.kill(living, signal.SIGSTOP)
+        kill(dead)
+        with successor(tmp_path, settings, driver) as (guard, _):
+            wait_until(lambda: guard.stopper.killed == 1, "the server is told to end it")
+            wait_until(lambda: guard.stopper.running == 0, "it has ended")
+            assert witness.running == ["SELECT pg_sleep(600)"]
+            assert witness.connection.execute("SELECT * FROM notes FOR UPDATE NOWAIT").fetchall() == [("locked",)]
+            kill(living)
+            wait_until(lambda: guard.stopper.killed == 2, "the other one is found when it is dead")
+            wait_until(lambda: guard.stopper.running == 0 and witness.running == [], "it has ended")
+            assert (guard.stopper.stops, guard.stopper.failures, guard.stopper.severed) == (0, 0, 0)
+            guard.leave()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_stop_that_finds_no_statement_is_not_counted(
+    witness: Witness, driver: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = PooledDB(driver, maxconnections=1, dbname="postgres")
+    guard = PoolGuard(pool)
+    told, goes_on = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with closing(pool.connection()) as connection:
+            one(connection, "SELECT 1")
+            told.set()
+            assert goes_on.wait(10)
+
+    request, worker = in_request(hold)
+    assert told.wait(10)
+    stop, answers = DriverConnection.stop, []
+
+    def noted(connection: DriverConnection) -> bool:
+        answers.append(stop(connection))
+        return answers[-1]
+
+    monkeypatch.setattr(DriverConnection, "stop", noted)
+    request.cancel()
+    wait_until(lambda: answers == [False], "the server is told to stop it")
+    goes_on.set()
+    worker.join()
+    guard.close()
+    wait_until(lambda: guard.stopper._thread is None, "the stopper has done all it had to do")
+    assert (worker.error, guard.stopper.stops, guard.stopper.failures) == (None, 0, 0)
+    pool.close()

@@ -246,3 +246,56 @@ def test_a_connection_that_was_lost_in_the_pool_is_replaced_when_it_is_handed_ou
             wait_until(lambda number=number: number not in witness.connections, "it is gone")  # type: ignore[misc]
         assert_all_is_well(pool, witness)
     assert witness.notes == ["written"] * 3
+
+
+# A server that answers and cannot work.
+
+READ_ONLY = "The MariaDB server is running with the --read-only option so it cannot execute this statement"
+
+
+@pytest.mark.parametrize(
+    ("number", "text", "is_outage"),
+    [
+        (1047, "WSREP has not yet prepared node for application use", True),
+        (1180, "Got error 5 during COMMIT", True),
+        (1290, READ_ONLY, True),
+        (1290, READ_ONLY.replace("read-only", "super_read_only"), True),
+        (1290, READ_ONLY.replace("read-only", "secure-file-priv"), False),
+    ],
+)
+def test_a_server_that_cannot_work_is_an_outage_and_its_connection_is_let_go(
+    make_pool: Callable[..., Any], witness: Witness, number: int, text: str, is_outage: bool
+) -> None:
+    witness.rows(
+        "CREATE OR REPLACE PROCEDURE cannot(number INT, reason VARCHAR(100)) BEGIN DO NEXT VALUE FOR executions; "
+        "SIGNAL SQLSTATE 'HY000' SET MYSQL_ERRNO = number, MESSAGE_TEXT = reason; END"
+    )
+    pool = make_pool()
+    # Or else it would be closed after a CALL anyway.
+    guard = PoolGuard(pool, resets_sessions=False)
+    with running() as request, closing(pool.connection()) as connection, closing(connection.cursor()) as cursor:
+        before = one(connection, "SELECT CONNECTION_ID()")
+        cursor.execute("INSERT INTO notes VALUES ('not lost')")
+        with pytest.raises(MySQLdb.OperationalError) as raised:
+            cursor.execute(f"CALL cannot({number}, '{text}')")
+        # The transaction is as it was, as far as the connection is concerned: it was not lost.
+        assert (one(connection, "SELECT CONNECTION_ID()"), request.statements.outcome) == (before, "open")
+        assert not guard.may_repeat(raised.value, "SELECT 1")
+    assert raised.value.args == (number, text)
+    assert (witness.executions, witness.notes, guard.reruns) == (1, [], 0)
+    assert (guard.last_outage > 0, guard.is_outage(raised.value)) == (is_outage, is_outage)
+    assert request.statements.outcome == "rolled back"
+    with running(), closing(pool.connection()) as connection:
+        assert (one(connection, "SELECT CONNECTION_ID()") != before) == is_outage
+
+
+def test_what_a_failed_commit_has_committed_is_not_known(make_pool: Callable[..., Any]) -> None:
+    pool = make_pool()
+    PoolGuard(pool)
+    with running() as request, closing(pool.connection()) as connection, closing(connection.cursor()) as cursor:
+        cursor.execute("INSERT INTO notes VALUES ('perhaps')")
+        connection.note_failure(
+            request.statements, "COMMIT", MySQLdb.OperationalError(1180, "Got error 5 during COMMIT")
+        )
+        assert request.statements.outcome == "unknown"
+    assert request.statements.outcome == "unknown"

@@ -391,6 +391,8 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         self._cancellers.shutdown(wait=False)
         if self._idempotency is not None:
             self._idempotency.close()
+        if self.guard is not None:
+            self.guard.leave()
 
 
 def _give_up_connections(guard: PoolGuard, running: RunningRequest) -> None:

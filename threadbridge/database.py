@@ -60,6 +60,8 @@ class Session(Protocol):
 class Database(Protocol):
     """One kind of database. A module with a class like this, and a line in `database_of`, add another."""
 
+    # The name of the driver's package.
+    driver: str
     # For connections whose settings say nothing about it.
     defaults: Mapping[str, Any]
     # For connections that must not hang, whatever their settings say.
@@ -70,6 +72,12 @@ class Database(Protocol):
 
     def number(self, identity: Any) -> int | None:
         """The connection's number in the database's list of processes, by what `identify` gave. Worker side."""
+
+    def parts_of(self, identity: Any) -> list[Any] | None:
+        """What `identify` gave, to be written down for another process; None if that could not find the connection."""
+
+    def identity_of(self, parts: list[Any]) -> Any:
+        """The opposite of `parts_of`. Raises ``TypeError`` for what that has not given."""
 
     def prepare(self, connection: Any, comment: Callable[[], str] | None) -> Session:
         """Watch what is sent on the connection, and begin it with what ``comment`` gives then, if there is one.
@@ -84,7 +92,7 @@ class Database(Protocol):
         """
 
     def stop(self, connection: Any, identity: Any) -> bool:
-        """Stop the statement that runs on the connection, if one does; whether the server still has the connection.
+        """Stop the statement that runs on the connection; whether there is one.
 
         In a bounded call (`threadbridge.bounded_calls`): any thread, perhaps several at a time. Raises `StopFailed`.
         """
@@ -102,7 +110,10 @@ class Database(Protocol):
         """Whether the error means that a statement was stopped, on a connection that is in order."""
 
     def is_outage(self, error: BaseException) -> bool:
-        """Whether the error means that the database cannot be reached."""
+        """Whether the error means that the database cannot be reached, or cannot do its work for now."""
+
+    def is_lost(self, error: BaseException) -> bool:
+        """Whether it is such an error, and the connection and what was begun on it has gone with it."""
 
     def cancelled(self) -> Exception:
         """The error that the driver raises for a stopped statement, to be raised for one that is not begun."""

@@ -8,11 +8,14 @@ import select
 import socket
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from threadbridge import forks
 from threadbridge.database import Database
+
+if TYPE_CHECKING:
+    from threadbridge.predecessors import ConnectionList, Entry
 
 # Seconds of silence until the kernel asks whether the peer is still there, between two such questions, and how many it
 # may leave unanswered: a lost network is noticed after 60 s, though no query is limited to that.
@@ -25,10 +28,15 @@ LONGEST_SYSTEM_KEEPIDLE = 7200
 
 @dataclass(frozen=True)
 class Left:
-    """A connection that was cut, as long as the database may still work for it. See `threadbridge.stopper.Remains`."""
+    """A connection that was cut, as long as the database may still work for it. See `threadbridge.stopper.Remains`.
+
+    :param entry: keeps it on this process's list.
+    """
 
     database: Database
     identity: Any
+    entry: Entry | None = field(default=None, compare=False)
+    predecessor: int | None = field(default=None, compare=False)
 
     @property
     def number(self) -> int | None:
@@ -43,15 +51,19 @@ class Left:
 class DriverConnection:
     """A connection that the driver has just made, with what it takes to stop its statements. Worker side.
 
+    :param listed: where it is put down, so that another process can end it if this one is killed.
     :param comment: what each statement is to begin with; see `Database.prepare`.
 
     Raises what the driver raises when the database cannot say which connection it is.
     """
 
-    def __init__(self, connection: Any, database: Database, comment: Callable[[], str] | None = None) -> None:
+    def __init__(
+        self, connection: Any, database: Database, listed: ConnectionList, comment: Callable[[], str] | None = None
+    ) -> None:
         self._connection = connection
         self._database = database
         self._identity = database.identify(connection)
+        self._entry = listed.enter(database, self._identity)
         self.number = database.number(self._identity)
         # Asked now: a driver does not answer while another thread uses the connection.
         self._descriptor: int | None = connection.fileno() if hasattr(connection, "fileno") else None
@@ -84,13 +96,13 @@ class DriverConnection:
             return False
 
     def stop(self) -> bool:
-        """Stop the statement that runs on it, if one does; whether the server still has it. Raises `StopFailed`."""
+        """Stop the statement that runs on it; whether there is one. Raises `StopFailed`."""
         return self._database.stop(self._connection, self._identity)
 
     def sever(self) -> Left:
         """Have whoever waits for the database on it fail at once; what is left of it there. Any thread."""
         self._shut_down()
-        return Left(self._database, self._identity)
+        return Left(self._database, self._identity, self._entry)
 
     def _shut_down(self) -> None:
         if self._descriptor is None:

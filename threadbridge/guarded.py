@@ -15,6 +15,7 @@ from dbutils.steady_db import SteadyDBConnection, SteadyDBCursor
 from threadbridge.current import RunningRequest, current_or_none
 from threadbridge.database import Database
 from threadbridge.driver_connection import DriverConnection, Left
+from threadbridge.predecessors import ConnectionList
 from threadbridge.sql_effects import CHANGES, IMPLICIT_COMMITS, first_word
 from threadbridge.statements import KEPT_TEXT, Statements
 from threadbridge.stopper import ATTEMPT_TIMEOUT, Told
@@ -33,12 +34,15 @@ class Guard(Protocol):
     tags_queries: bool
     resets_sessions: bool
     last_success: float
+    connections: ConnectionList
 
     def note_failure(self, error: BaseException) -> None: ...
 
     def may_repeat(self, error: Exception, sql: str) -> bool: ...
 
     def is_outage(self, error: BaseException) -> bool: ...
+
+    def is_lost(self, error: BaseException) -> bool: ...
 
     def database_of(self, connection: object) -> Database | None: ...
 
@@ -268,7 +272,9 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
         database = self.guard.database_of(made)
         if database is not None:
             try:
-                self._made = DriverConnection(made, database, _tag if self.guard.tags_queries else None)
+                self._made = DriverConnection(
+                    made, database, self.guard.connections, _tag if self.guard.tags_queries else None
+                )
             except BaseException:
                 made.close()
                 raise
@@ -367,6 +373,9 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
         word = first_word(sql.encode(errors="replace"))
         if word == b"commit":
             statements.committing()
+        elif not self.guard.is_lost(error):
+            # What was begun is as it was, until the connection is closed: another may lead to a server that can work.
+            self.spoilt = True
         elif (
             word in CHANGES and self._driver is not None and self._driver.session.autocommits and not self._transaction
         ):
@@ -488,7 +497,7 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
         return {driver for driver in (self._driver, self._made) if driver is not None}
 
     def stop(self) -> bool:
-        """Stop the statement that runs on it; whether the database still has it. Raises `StopFailed`."""
+        """Stop the statement that runs on it; whether there is one. Raises `StopFailed`."""
         # All of them: one may be gone already.
         found = [driver.stop() for driver in self._drivers()]
         return any(found)

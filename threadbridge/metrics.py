@@ -97,7 +97,7 @@ class _BridgeCollector(Collector):
         stopper = guard.stopper
         yield _counter(
             "threadbridge_query_stops",
-            "Requests whose query the database was told to stop, and which then gave their connection back.",
+            "Requests with a query that ran when the database was told to stop it, and that ended then.",
             stopper.stops,
         )
         yield _counter(
@@ -111,7 +111,9 @@ class _BridgeCollector(Collector):
             stopper.severed,
         )
         yield _counter(
-            "threadbridge_connections_killed", "Connections that the database was told to end.", stopper.killed
+            "threadbridge_connections_killed",
+            "Connections that the database was told to end, those of dead processes included.",
+            stopper.killed,
         )
         yield _gauge(
             "threadbridge_connections_not_ended",

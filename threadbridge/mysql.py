@@ -30,6 +30,11 @@ STATEMENT_ERRORS = frozenset({1317, 1969, 3024})
 # extended twin. The server's: ER_CON_COUNT_ERROR, ER_TOO_MANY_USER_CONNECTIONS, ER_SERVER_SHUTDOWN,
 # ER_CONNECTION_KILLED.
 OUTAGE_ERRORS = frozenset({2002, 2003, 2005, 2006, 2013, 2055, 1040, 1203, 1053, 1927})
+# The server answers and keeps the connection, but cannot do its work: ER_UNKNOWN_COM_ERROR, by which a Galera node says
+# that it is no part of the cluster now; ER_ERROR_DURING_COMMIT, as the cluster or the disk is gone, which leaves open
+# what was committed. ER_OPTION_PREVENTS_STATEMENT is one too if the option makes the server read-only.
+UNABLE_ERRORS = frozenset({1047, 1180})
+ER_OPTION_PREVENTS_STATEMENT = 1290
 
 _IDLE = (
     "idle_transaction_timeout = "
@@ -46,6 +51,7 @@ class MySQL:
         self._error: type[Exception] = module.Error
         self._operational: type[Exception] = module.OperationalError
         self._settings = settings
+        self.driver = driver
         # A server or a network that says nothing would be waited for without end.
         self.defaults: Mapping[str, Any] = {"connect_timeout": CONNECT_TIMEOUT}
         if settings.statement_limit:
@@ -68,6 +74,14 @@ class MySQL:
     def number(self, identity: Identity) -> int:
         """See `Database`."""
         return identity.thread_id
+
+    def parts_of(self, identity: Identity) -> list[Any] | None:
+        """See `Database`."""
+        return list(identity)
+
+    def identity_of(self, parts: list[Any]) -> Identity:
+        """See `Database`."""
+        return Identity(*parts)
 
     def prepare(self, connection: Any, comment: Callable[[], str] | None) -> Session:
         """See `Database`; costs two round trips for each connection made where there is a limit for statements."""
@@ -100,11 +114,11 @@ class MySQL:
 
     def stop(self, connection: Any, identity: Identity) -> bool:
         """See `Database`."""
-        return self._control.kill(identity, "QUERY")
+        return self._control.stop(identity)
 
     def end(self, identity: Identity) -> bool:
         """See `Database`."""
-        return not self._control.kill(identity, "CONNECTION")
+        return self._control.end(identity)
 
     def close(self) -> None:
         """See `Database`."""
@@ -116,8 +130,20 @@ class MySQL:
 
     def is_outage(self, error: BaseException) -> bool:
         """See `Database`."""
+        return self.is_lost(error) or (isinstance(error, self._operational) and _is_unable(error))
+
+    def is_lost(self, error: BaseException) -> bool:
+        """See `Database`."""
         return isinstance(error, self._operational) and bool(error.args) and error.args[0] in OUTAGE_ERRORS
 
     def cancelled(self) -> Exception:
         """See `Database`."""
         return self._operational(1317, "Query execution was interrupted: nobody waits for this request any more")
+
+
+def _is_unable(error: Exception) -> bool:
+    number, text = (*error.args, None, None)[:2]
+    if number == ER_OPTION_PREVENTS_STATEMENT:
+        # MySQL has --super-read-only, --read-only and --innodb-read-only; MariaDB writes some of them otherwise.
+        return "read-only" in str(text).replace("_", "-").lower()
+    return number in UNABLE_ERRORS

@@ -23,6 +23,7 @@ _MARKED = "SELECT IS_USED_LOCK(%s)"
 _SERVER = "SELECT {}, UNIX_TIMESTAMP()"
 _UPTIME = "SHOW STATUS LIKE 'Uptime'"
 _THREAD = "SELECT COUNT(*) FROM information_schema.processlist WHERE id = %s AND user = %s"
+_RUNS = "SELECT COUNT(*) FROM information_schema.processlist WHERE id = %s AND command <> 'Sleep'"
 _USER = "SELECT SUBSTRING_INDEX(USER(), '@', 1)"
 # Longer than any control connection is idle.
 _KEEP = "SET SESSION wait_timeout = 2147483"
@@ -93,9 +94,23 @@ class Control:
         """
         self._connections.use(lambda control: execute(control.connection, "DO 0"))
 
-    def kill(self, identity: Identity, what: str) -> bool:
-        """Send ``KILL what`` for the connection; whether the server still has it. Raises `StopFailed`."""
-        return self._connections.use(lambda control: self._kill(control, identity, what))
+    def stop(self, identity: Identity) -> bool:
+        """Send ``KILL QUERY`` for the connection; whether a statement ran on it then. Raises `StopFailed`."""
+
+        def stop(control: ControlConnection) -> bool:
+            if not self._has(control, identity):
+                return False
+            [count] = row(control.connection, _RUNS, identity.thread_id)
+            # In any case: a statement may come just now.
+            return self._kill(control, "QUERY", identity) and bool(count)
+
+        return self._connections.use(stop)
+
+    def end(self, identity: Identity) -> bool:
+        """Send ``KILL`` for the connection; whether the server had it no more. Raises `StopFailed`."""
+        return self._connections.use(
+            lambda control: not (self._has(control, identity) and self._kill(control, "CONNECTION", identity))
+        )
 
     def close(self) -> None:
         """Keep no connection any more."""
@@ -117,9 +132,8 @@ class Control:
         control.about = Server(str(name), int(now) - int(uptime), str(user))
         return control
 
-    def _kill(self, control: ControlConnection, identity: Identity, what: str) -> bool:
-        if not self._has(control, identity):
-            return False
+    def _kill(self, control: ControlConnection, what: str, identity: Identity) -> bool:
+        """Whether the server still had the connection."""
         try:
             execute(control.connection, f"KILL {what} {identity.thread_id}")
         except self._error as error:

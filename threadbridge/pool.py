@@ -26,6 +26,7 @@ from threadbridge.current import RunningRequest, current_or_none, is_cancelling
 from threadbridge.database import ConnectionSettings, Database, database_of
 from threadbridge.garbage import is_collecting, watch_collector
 from threadbridge.guarded import Borrow, GuardedConnection
+from threadbridge.predecessors import ConnectionList
 from threadbridge.repeated_log import RepeatedLog
 from threadbridge.sql_effects import can_be_repeated
 from threadbridge.statements import KEPT_TEXT
@@ -132,6 +133,7 @@ class PoolGuard:
         # How many queries were repeated. Guarded by the pool's condition.
         self.reruns = 0
         self.stopper = Stopper()
+        self.connections = ConnectionList(self._settings, self.stopper, self._database_by)
         self._control_kept_at = -math.inf
         self._aside = Aside()
         watch_collector()
@@ -169,6 +171,7 @@ class PoolGuard:
         pool._connections = 0
         self._held = {}
         self.stopper = Stopper()
+        self.connections = ConnectionList(self._settings, self.stopper, self._database_by)
         self._aside = Aside()
 
     @property
@@ -193,6 +196,10 @@ class PoolGuard:
         return isinstance(error, pooled_db.TooManyConnectionsError) or (
             self._database is not None and self._database.is_outage(error)
         )
+
+    def is_lost(self, error: BaseException) -> bool:
+        """Whether it is an outage in which the connection was lost."""
+        return self._database is None or self._database.is_lost(error)
 
     def note_failure(self, error: BaseException) -> None:
         """Remember when the database was last out of reach. Worker side."""
@@ -224,6 +231,14 @@ class PoolGuard:
         if self._database is not None:
             self._database.close()
 
+    def leave(self) -> None:
+        """All threads have ended: nobody has to end anything in the place of this process. Any thread."""
+        if not (self._pool._connections or self.stopper.running):
+            self.connections.remove()
+
+    def _database_by(self, driver: str) -> Database | None:
+        return self._database or database_of([driver], self._settings)
+
     def database_of(self, connection: object) -> Database | None:
         """The kind of database that the driver's connection leads to. Worker side."""
         if not self._is_known:
@@ -237,8 +252,7 @@ class PoolGuard:
     def may_repeat(self, error: Exception, sql: str) -> bool:
         """Whether a query that failed, the first on its connection, is to be run on another one. Worker side."""
         text = sql.encode(errors="replace")
-        is_lost = self._database is None or self._database.is_outage(error)
-        if self._rerun == "never" or not (is_lost and len(sql) < KEPT_TEXT and can_be_repeated(text)):
+        if self._rerun == "never" or not (self.is_lost(error) and len(sql) < KEPT_TEXT and can_be_repeated(text)):
             return False
         if not self._is_fatal(error):
             return False

@@ -29,8 +29,8 @@ _TELL = (
     "SELECT extract(epoch FROM pg_postmaster_start_time())::text, "
     "(SELECT {}(pid) FROM pg_stat_activity WHERE pid = %s AND extract(epoch FROM backend_start)::text = %s)"
 )
-# A connection's status between transactions.
-IDLE = 0
+# A connection's status between transactions, and while a statement runs.
+IDLE, ACTIVE = 0, 1
 
 QUERY_CANCELED = "57014"
 TOO_MANY_CONNECTIONS = "53300"
@@ -103,6 +103,7 @@ class PostgreSQL:
         self._operational: type[Exception] = module.OperationalError
         self._canceled: type[Exception] = importlib.import_module(f"{driver}.errors").QueryCanceled
         self._settings = settings
+        self.driver = driver
         self.defaults: Mapping[str, Any] = {}
         self._control = ControlConnections(self._connect, self._error)
         # psycopg 3.2's has a timeout; older ones wait as long as the network does.
@@ -125,6 +126,15 @@ class PostgreSQL:
         """See `Database`."""
         return identity.pid
 
+    def parts_of(self, identity: Identity) -> list[Any] | None:
+        """See `Database`."""
+        # Behind a proxy nobody can find it.
+        return list(identity) if identity.started else None
+
+    def identity_of(self, parts: list[Any]) -> Identity:
+        """See `Database`."""
+        return Identity(*parts)
+
     def prepare(self, connection: Any, comment: Callable[[], str] | None) -> Session:
         """See `Database`; statements that are objects of the driver's are left as they are."""
         if comment is not None:
@@ -140,13 +150,15 @@ class PostgreSQL:
         """See `Database`."""
         if connection.closed:
             return False
+        # What the driver knows; it waits for nobody.
+        runs = bool(connection.info.transaction_status == ACTIVE)
         if not self._cancels_safely:
-            return self._tell("pg_cancel_backend", identity)
+            return self._tell("pg_cancel_backend", identity) and runs
         try:
             connection.cancel_safe(timeout=CONTROL_TIMEOUT)
         except self._error as error:
             raise StopFailed(str(error)) from error
-        return True
+        return runs
 
     def end(self, identity: Identity) -> bool:
         """See `Database`."""
@@ -190,6 +202,10 @@ class PostgreSQL:
         return isinstance(error, self._operational) and (
             state is None or state[:2] == "08" or state[:4] == "57P0" or state == TOO_MANY_CONNECTIONS
         )
+
+    def is_lost(self, error: BaseException) -> bool:
+        """See `Database`; here it is the same."""
+        return self.is_outage(error)
 
     def cancelled(self) -> Exception:
         """See `Database`."""

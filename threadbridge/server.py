@@ -204,6 +204,9 @@ class Service:
             self._admin.start(self._places())
         if self._settings["affinity"] == "auto":
             keep_together()
+        if self._bridge.guard is not None:
+            # Not the directory that a supervisor makes for its processes, which the next one would not find.
+            self._bridge.guard.connections.begin(self._settings["run_directory"])
         feeding = asyncio.create_task(self._feed_watchdog())
         heartbeat = self._start_heartbeat()
         try:

@@ -7,6 +7,7 @@ import itertools
 import logging
 import threading
 import time
+import weakref
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
@@ -29,7 +30,7 @@ SEVER_AFTER = 5.0
 ATTEMPT_TIMEOUT = 4.0
 # Pauses between two looks at a connection that was cut and has not ended in the database; they double.
 FIRST_LOOK = 0.1
-LONGEST_LOOK = 30.0
+LONGEST_LOOK = 5.0
 # How many of those are remembered; the oldest is forgotten first.
 MOST_REMAINS = 1000
 
@@ -37,11 +38,11 @@ MOST_REMAINS = 1000
 class Told(NamedTuple):
     """What came of telling the database to stop a query.
 
-    :param reached: whether the database still had the connection.
+    :param hit: whether a statement ran on the connection then.
     :param again: whether a statement may have missed the order, so that it must be given again.
     """
 
-    reached: bool
+    hit: bool
     again: bool
 
 
@@ -54,6 +55,10 @@ class Remains(Hashable, Protocol):
     @property
     def number(self) -> int | None:
         """Its number in the database's list of processes."""
+
+    @property
+    def predecessor(self) -> int | None:
+        """The dead process that has left it; None if it was this process's."""
 
     def end(self) -> bool:
         """Have the database end it; whether it is seen to have ended. In a bounded call. Raises `StopFailed`."""
@@ -85,6 +90,8 @@ class _Task:
     due: float
     number: int
     run: Callable[[], None] = field(compare=False)
+    # Whether it comes again and again, until the stopper is closed.
+    repeats: bool = field(default=False, compare=False)
 
 
 @dataclass
@@ -93,7 +100,7 @@ class _Stop:
     since: float
     pause: float = FIRST_PAUSE
     again: bool = True
-    reached: bool = False
+    hit: bool = False
 
 
 @dataclass
@@ -131,9 +138,11 @@ class Stopper:
         self._no_thread = RepeatedLog(logger)
         self._cut = RepeatedLog(logger)
         self._gone = RepeatedLog(logger)
+        self._inherited = RepeatedLog(logger)
         self._forgot = RepeatedLog(logger)
-        # Requests whose query the database was told to stop and which then ended by themselves; attempts to tell it
-        # that failed; connections that were cut; and of those that the database was told to end.
+        # Requests with a query that ran when the database was told to stop it, and which then ended by themselves;
+        # attempts to tell it that failed; connections that were cut; and connections that it was told to end, those of
+        # dead processes included.
         self.stops = self.failures = self.severed = self.killed = 0
 
     @property
@@ -160,10 +169,29 @@ class Stopper:
         """Have this called soon, when the database answers; nothing comes of it if it fails. Any thread."""
         self._add(time.monotonic(), lambda: self._try(errand))
 
+    def repeat(self, errand: Callable[[], None], interval: float) -> None:
+        """Have a method called now, and again so many seconds after it was done, until `close`. Any thread.
+
+        It must not wait for the database. Its object may be forgotten, and is called no more then.
+        """
+        method = weakref.WeakMethod(errand)
+
+        def run() -> None:
+            if (errand := method()) is None:
+                return
+            try:
+                errand()
+            finally:
+                self._add(time.monotonic() + interval, run, repeats=True)
+
+        self._add(time.monotonic(), run, repeats=True)
+
     def close(self) -> None:
         """Let the thread end when nothing is left to do. Any thread."""
         with self._changed:
             self._closed = True
+            self._tasks[:] = [task for task in self._tasks if not task.repeats]
+            heapq.heapify(self._tasks)
             self._changed.notify()
 
     def start(self) -> None:
@@ -190,9 +218,11 @@ class Stopper:
                     self._thread = thread
                     self.lacks_thread = False
 
-    def _add(self, due: float, run: Callable[[], None]) -> None:
+    def _add(self, due: float, run: Callable[[], None], *, repeats: bool = False) -> None:
         with self._changed:
-            heapq.heappush(self._tasks, _Task(due, next(self._numbers), run))
+            if repeats and self._closed:
+                return
+            heapq.heappush(self._tasks, _Task(due, next(self._numbers), run, repeats))
             self._changed.notify()
         if self._thread is None:
             self.start()
@@ -210,12 +240,14 @@ class Stopper:
                 task.run()
             except Exception:
                 logger.exception("a query that nobody waits for may go on: stopping it failed")
+            # What it is about may be forgotten, though this thread waits for the next one.
+            del task
 
     # Requests that still have their connection.
 
     def _go_on(self, task: _Stop) -> None:
         if task.what.is_over:
-            self.stops += task.reached
+            self.stops += task.hit
             return
         if time.monotonic() - task.since >= SEVER_AFTER:
             self._sever(task)
@@ -228,7 +260,7 @@ class Stopper:
             else:
                 self._note_success()
                 task.again = told.again
-                task.reached = task.reached or told.reached
+                task.hit = task.hit or told.hit
         pause, task.pause = task.pause, min(2 * task.pause, LONGEST_PAUSE)
         due = min(time.monotonic() + pause, task.since + SEVER_AFTER)
         if task.again:
@@ -299,13 +331,20 @@ class Stopper:
     def _forget(self, what: Remains, end: _End) -> None:
         with self._changed:
             del self._remains[what]
-        self._gone.log(
-            logging.WARNING,
-            "connection %s has ended in the database, %.1f s after it was given up%s",
-            what.number,
-            time.monotonic() - end.since,
-            ", as it was told" if end.told else "",
-        )
+        seconds = time.monotonic() - end.since
+        if what.predecessor is None:
+            self._gone.log(
+                logging.WARNING,
+                "connection %s has ended in the database, %.1f s after it was given up%s",
+                *(what.number, seconds, ", as it was told" if end.told else ""),
+            )
+        elif end.told:
+            self._inherited.log(
+                logging.WARNING,
+                "connection %s of process %d, which is dead, has ended in the database as it was told, %.1f s after it "
+                "was found",
+                *(what.number, what.predecessor, seconds),
+            )
 
     # What the database answers.
 

@@ -7,7 +7,6 @@ import logging
 import os
 import re
 import socket
-import stat
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from threadbridge.admin.health import DATABASE_LIMIT, Readiness
 from threadbridge.admin.peer_answer import MalformedAnswer, parse, parse_processes
 from threadbridge.admin.peer_proof import ANSWER_HEADER, PeerProof
 from threadbridge.listeners import bind_unix_socket
+from threadbridge.private_directory import private_directory
 
 logger = logging.getLogger("threadbridge")
 
@@ -160,7 +160,7 @@ class Peers:
 
     def __init__(self, addresses: Sequence[str], directory: str | None, group: int, proof: PeerProof | None) -> None:
         self._named = [Peer(address, _url(address), None, proof) for address in addresses]
-        self._directory = None if directory is None else _private_directory(directory)
+        self._directory = None if directory is None else _directory_for_sockets(directory)
         self._group = group
         self._found: dict[str, Peer] = {}
         self._own = f"{group}-{os.getpid()}.sock"
@@ -262,18 +262,8 @@ def _url(address: str) -> str:
     raise ValueError(f"admin_peers: {address!r}: expected HOST:PORT or a URL with a port, such as 127.0.0.1:9001")
 
 
-def _private_directory(path: str) -> Path:
-    directory = Path(path).absolute()
-    try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = directory.stat()
-    except OSError as error:
-        raise ValueError(f"run_directory {path}: {error.strerror}") from None
-    if not stat.S_ISDIR(found.st_mode):
-        raise ValueError(f"run_directory {path}: expected a directory")
-    # Who can make files there could pass for a frontend.
-    if found.st_uid not in (os.geteuid(), 0) or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise ValueError(f"run_directory {path}: others may write there; give one of this user alone (chmod 700)")
+def _directory_for_sockets(path: str) -> Path:
+    directory = private_directory(path)
     longest = len(os.fsencode(directory / "4194304-4194304.sock"))
     if longest > LONGEST_PATH:
         raise ValueError(f"run_directory {path}: too long by {longest - LONGEST_PATH} bytes for the path of a socket")
