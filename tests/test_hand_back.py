@@ -166,7 +166,7 @@ def test_a_connection_kept_beyond_its_request_is_not_stopped_for_it(
     witness.wait_for("SLEEP(0.5)")
     first.cancel()
     # The stopper may have been told of it before the first request ended.
-    assert borrow.is_over and not borrow.stop().reached
+    assert borrow.is_over and not borrow.stop().hit
     worker.join()
     assert (worker.error, worker.result) == (None, 0)
 

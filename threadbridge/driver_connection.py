@@ -63,7 +63,6 @@ class DriverConnection:
         self._connection = connection
         self._database = database
         self._identity = database.identify(connection)
-        self._entry = listed.enter(database, self._identity)
         self.number = database.number(self._identity)
         # Asked now: a driver does not answer while another thread uses the connection.
         self._descriptor: int | None = connection.fileno() if hasattr(connection, "fileno") else None
@@ -74,6 +73,7 @@ class DriverConnection:
         if self._descriptor is not None:
             notice_lost_peer(self._descriptor)
         forks.connects(self)
+        self._entry = listed.enter(database, self._identity)
         self.session = database.prepare(connection, comment)
 
     @property

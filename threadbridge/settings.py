@@ -428,9 +428,9 @@ class Settings(TypedDict, total=False):
         Setting(
             None,
             PATH,
-            "A directory in which the processes of this host find each other, for the operators' page, and the lists of "
-            "connections that killed ones have left: each makes a socket and a file there that only its user can open. "
-            "It is made when it is missing. Default: no page for all, and the lists are in /tmp/threadbridge-UID.",
+            "A directory in which the processes of this host find each other, for the operators' page, and the lists "
+            "of connections that killed ones have left: each makes a socket and a file there that only its user can "
+            "open. It is made when it is missing. Default: none for the page, /tmp/threadbridge-UID for the lists.",
         ),
     ]
 
