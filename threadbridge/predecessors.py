@@ -217,7 +217,7 @@ class _OwnFile:
             self._path.unlink(missing_ok=True)
 
     def __del__(self) -> None:
-        # Nobody has any of the connections. While the interpreter ends, or where it could not be made, parts are missing.
+        # Nobody has any of the connections. Parts are missing while the interpreter ends, or if it could not be made.
         with contextlib.suppress(Exception):
             self.remove()
             os.close(self.descriptor)
