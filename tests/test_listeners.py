@@ -6,6 +6,7 @@ import errno
 import select
 import signal
 import socket
+import ssl
 import stat
 import subprocess
 import threading
@@ -195,6 +196,22 @@ def test_https(tmp_path: Path, certificate: Path) -> None:
         answer = requests.get(url, timeout=10, verify=str(certificate / "cert.pem"))
         assert answer.text == f"https {server.process.pid}"
         assert server.stop() == 0
+
+
+def test_a_connection_too_many_is_closed_without_an_answer_where_tls_is_spoken(
+    tmp_path: Path, certificate: Path
+) -> None:
+    options = (f"--certfile={certificate / 'cert.pem'}", f"--keyfile={certificate / 'key.pem'}", "--max_connections=1")
+    context = ssl.create_default_context(cafile=str(certificate / "cert.pem"))
+    with Process(tmp_path, "--port={port}", *options) as server:
+        address = ("127.0.0.1", server.port)
+        with context.wrap_socket(socket.create_connection(address, 10), server_hostname="127.0.0.1") as busy:
+            busy.sendall(f"GET /slow?{tmp_path / 'flag'} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+            wait_until(lambda: entered(tmp_path / "flag"), "it is busy")
+            with socket.create_connection(address, 10) as another:
+                assert another.recv(100) == b""
+            (tmp_path / "flag").touch()
+            assert busy.recv(15) == b"HTTP/1.1 200 OK"
 
 
 @pytest.mark.parametrize(("certfile", "keyfile"), [("key.pem", "cert.pem"), ("cert.pem", "locked.pem")])

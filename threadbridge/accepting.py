@@ -24,7 +24,7 @@ RESERVED = 16
 # Seconds for which nothing is accepted when there are no more.
 PAUSE = 0.2
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-_BODY = b"503 Service Unavailable: too many open\n"
+_BODY = b"503 Service Unavailable: too many connections\n"
 _REFUSAL = (
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: %d\r\n"
     b"Retry-After: 1\r\nConnection: close\r\n\r\n" % len(_BODY)
@@ -32,28 +32,40 @@ _REFUSAL = (
 _exhausted_log = RepeatedLog(logger)
 
 
+def refuse(connection: socket.socket, answers: bool) -> tuple[bytes, int]:
+    """Close a connection that cannot be served; what had come of its request, and the size of the answer's body.
+
+    :param answers: whether the client is told so, 503 in plain HTTP; with TLS it cannot be.
+    """
+    received, sent = b"", 0
+    with connection, contextlib.suppress(OSError):
+        connection.setblocking(False)
+        if answers:
+            connection.send(_REFUSAL + _BODY)
+            sent = len(_BODY)
+            connection.shutdown(socket.SHUT_WR)
+            # What is not read would have the answer reset.
+            received = connection.recv(65536)
+    return received, sent
+
+
 class Acceptor:
     """Calls a function with each connection and its client's address, until it is closed.
 
-    :param on_refusal: called for each client that is refused, with its address, what has come of its request, and how
-        many bytes of a body it was answered.
-    :param answers: whether a client that finds no descriptor left is told so in plain HTTP; with TLS it cannot be.
+    :param refuse: called instead while descriptors are scarce; it must close the connection.
 
-    While descriptors are scarce new clients are answered 503, and the kernel keeps the others waiting; nothing spins.
+    The kernel then keeps the other clients waiting; nothing spins.
     """
 
     def __init__(
         self,
         listener: socket.socket,
         on_connection: Callable[[socket.socket, Any], None],
-        on_refusal: Callable[[Any, bytes, int], None],
-        *,
-        answers: bool,
+        refuse: Callable[[socket.socket, Any], None],
     ) -> None:
         self._listener = listener
         self._on_connection = on_connection
-        self._on_refusal = on_refusal
-        self._answers = answers
+        self._refuse = refuse
         self._loop = IOLoop.current()
         self._resuming: asyncio.TimerHandle | None = None
         self._closed = False
@@ -85,18 +97,6 @@ class Acceptor:
                 self._pause("the last ones are kept for the operators' port, the database and temporary files")
                 return
             self._on_connection(connection, address)
-
-    def _refuse(self, connection: socket.socket, address: Any) -> None:
-        received, sent = b"", 0
-        with connection, contextlib.suppress(OSError):
-            connection.setblocking(False)
-            if self._answers:
-                connection.send(_REFUSAL + _BODY)
-                sent = len(_BODY)
-                connection.shutdown(socket.SHUT_WR)
-                # What is not read would have the answer reset.
-                received = connection.recv(65536)
-        self._on_refusal(address, received, sent)
 
     def _pause(self, why: str) -> None:
         _exhausted_log.log(

@@ -55,10 +55,18 @@ LATE_AFTER = 2.0
 
 
 class Server(Protocol):
-    """What a bridge needs of the servers that have it for their callback: how many clients are connected."""
+    """What a bridge needs of the servers that have it for their callback: numbers of their clients' connections."""
+
+    refused_connections: dict[str, int]
 
     @property
     def connections(self) -> int: ...
+
+    @property
+    def max_connections(self) -> int: ...
+
+    @property
+    def displaced_connections(self) -> int: ...
 
 
 class Bridge(httputil.HTTPServerConnectionDelegate):
@@ -96,7 +104,8 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
     :param xheaders: believe what a trusted proxy says of the client, and its ``X-Request-ID``. Default False.
     :param client_address: the headers in which it says that, see `ForwardedHeaders`: ``x-real-ip``,
         ``x-forwarded-for``, ``forwarded`` or ``auto``, the default.
-    :param trusted_proxies: addresses and networks, besides loopback and Unix sockets, that are such proxies.
+    :param trusted_proxies: addresses and networks, besides loopback and Unix sockets, that are such proxies, and whose
+        connections are not limited for each client.
     :param spool_size: bytes that large bodies in both directions may take of the disk together. Default 8 GiB.
     :param memory_size: bytes that heads and bodies may take of memory together, see `Memory`. Default 32 MiB.
     :param access_log: log each request, at the level INFO of the logger ``tornado.access``. Default True.
@@ -198,7 +207,8 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         # Callbacks of applications may block for a moment, so that there is more than one.
         self._cancellers = TaskThreads(4, "threadbridge-cancel")
         self._hop: Hop | None = None
-        self._forwarded = ForwardedHeaders(trusted_proxies, client_address) if xheaders else None
+        self.trusted_proxies = tuple(trusted_proxies)
+        self._forwarded = ForwardedHeaders(self.trusted_proxies, client_address) if xheaders else None
 
     def start_request(self, server_conn: object, request_conn: httputil.HTTPConnection) -> httputil.HTTPMessageDelegate:
         """Begin an exchange; called by the HTTP server for each request."""

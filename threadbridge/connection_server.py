@@ -16,8 +16,9 @@ from tornado.iostream import IOStream
 from tornado.netutil import ssl_wrap_socket
 
 from threadbridge import forks
-from threadbridge.accepting import Acceptor
+from threadbridge.accepting import Acceptor, refuse
 from threadbridge.background import Background
+from threadbridge.connections import Connections
 from threadbridge.forwarded import peer_of
 from threadbridge.http1 import WORTH_REFUSING, HTTP1Connection, Limits
 from threadbridge.http1_parser import LOGGED
@@ -27,6 +28,8 @@ from threadbridge.repeated_log import RepeatedLog
 
 logger = logging.getLogger("threadbridge")
 out_of_memory = RepeatedLog(logger)
+too_many = RepeatedLog(logger)
+too_many_of_one = RepeatedLog(logger)
 
 # Time limits are kept to about this many seconds: one look at all connections costs less than a timer for each.
 SWEEP_INTERVAL = 1.0
@@ -78,6 +81,9 @@ class ConnectionServer:
     :param limits: sizes and times that clients must keep to.
     :param ssl_options: for HTTPS.
     :param memory: the account of what clients have sent and is not passed on; the default is one of this server.
+    :param trusted_proxies: addresses and networks whose connections are not limited for each client, see `Connections`.
+
+    Raises ``ValueError`` for a proxy that is neither an address nor a network.
     """
 
     def __init__(
@@ -87,6 +93,7 @@ class ConnectionServer:
         limits: Limits,
         ssl_options: SSLContext | None = None,
         memory: Memory | None = None,
+        trusted_proxies: Iterable[str] = (),
     ) -> None:
         self.start_request = start_request
         self.refused = refused
@@ -95,7 +102,9 @@ class ConnectionServer:
         self.draining = False
         self.background = Background()
         self.memory = memory or Memory()
-        self._open: set[HTTP1Connection] = set()
+        # Connections that were refused, by what there was too little of.
+        self.refused_connections = {"descriptors": 0, "connections": 0, "client": 0}
+        self._open = Connections(limits.max_connections, limits.max_connections_per_client, trusted_proxies)
         self._listeners: dict[socket.socket, Acceptor] = {}
         self._all_closed = asyncio.Event()
         self._sweeping: asyncio.TimerHandle | None = None
@@ -109,10 +118,14 @@ class ConnectionServer:
         for listener in sockets:
             forks.listens(listener)
             self._listeners[listener] = Acceptor(
-                listener, self._handle_connection, self._note_refusal, answers=self.ssl_options is None
+                listener, self._handle_connection, partial(self._refuse, "descriptors")
             )
 
     def _handle_connection(self, connection: socket.socket, address: Any) -> None:
+        client = self._open.client_of(address)
+        if not self._open.make_room_for(client):
+            self._refuse_for_limits(client, connection, address)
+            return
         stream: PushStream
         try:
             if self.ssl_options is None:
@@ -126,7 +139,28 @@ class ConnectionServer:
             return
         self.handle_stream(stream, address)
 
-    def _note_refusal(self, address: Any, received: bytes, sent: int) -> None:
+    def _refuse_for_limits(self, client: str, connection: socket.socket, address: Any) -> None:
+        if self._open.has_too_many(client):
+            too_many_of_one.log(
+                logging.WARNING,
+                "refused a connection from %s, which has max_connections_per_client=%d already, none of them idle; if "
+                "it is a proxy, name it in trusted_proxies",
+                client,
+                self._open.max_connections_per_client,
+            )
+            self._refuse("client", connection, address)
+        else:
+            too_many.log(
+                logging.WARNING,
+                "refused a connection from %s: max_connections=%d are open, none of them idle",
+                client or "a proxy",
+                self._open.max_connections,
+            )
+            self._refuse("connections", connection, address)
+
+    def _refuse(self, reason: str, connection: socket.socket, address: Any) -> None:
+        self.refused_connections[reason] += 1
+        received, sent = refuse(connection, answers=self.ssl_options is None)
         context = RequestContext(address, "http" if self.ssl_options is None else "https", "")
         request_line = received[:LOGGED].partition(b"\r\n")[0].decode("latin-1")
         self.refused(context, request_line, HTTPStatus.SERVICE_UNAVAILABLE, sent)
@@ -137,7 +171,8 @@ class ConnectionServer:
         # A stream's next piece must not wait until the client has acknowledged the last one: that takes it 40 ms.
         stream.set_nodelay(True)
         self._all_closed.clear()
-        self._open.add(HTTP1Connection(stream, self.context_of(stream, address), self))
+        connection = HTTP1Connection(stream, self.context_of(stream, address), self)
+        self._open.add(connection, self._open.client_of(address))
         if self._sweeping is None:
             self._sweep()
 
@@ -153,9 +188,20 @@ class ConnectionServer:
         """How many clients' connections are open."""
         return len(self._open)
 
+    @property
+    def max_connections(self) -> int:
+        """How many may be open."""
+        return self._open.max_connections
+
+    @property
+    def displaced_connections(self) -> int:
+        """How many were closed to make room for others."""
+        return self._open.displaced
+
     def _sweep(self) -> None:
         loop = asyncio.get_running_loop()
         now = loop.time()
+        self._open.forget()
         for connection in [connection for connection in self._open if connection.deadline <= now]:
             self.background.add(partial(_expire, connection, now))
         self._sweeping = loop.call_later(SWEEP_INTERVAL, self._sweep) if self._open else None
@@ -176,7 +222,7 @@ class ConnectionServer:
                 connection.context,
                 self.memory.size,
             )
-            connection.refuse_for_memory()
+            connection.refuse_for("too much is being received at once")
 
     def stop(self) -> None:
         """Listen no more. Clients whose connection the kernel has already made are served."""

@@ -63,6 +63,9 @@ class Limits:
     min_rate: int = 500
     # Bodies that take longer are cut, whatever their rate.
     transfer_timeout: float = 14400.0
+    # None for what `Connections` makes of the limit of descriptors.
+    max_connections: int | None = None
+    max_connections_per_client: int | None = None
 
 
 class Server(Protocol):
@@ -222,9 +225,9 @@ class HTTP1Connection:
         in_all = min(self._body_since + limits.transfer_timeout, self._body_deadline)
         self.deadline = min(now + limits.body_timeout, by_rate, in_all)
 
-    def refuse_for_memory(self) -> None:
+    def refuse_for(self, reason: str) -> None:
         """Answer 503 to what has come of a request, and use the connection no further."""
-        self._refuse(BadRequest(HTTPStatus.SERVICE_UNAVAILABLE, "too much is being received at once"))
+        self._refuse(BadRequest(HTTPStatus.SERVICE_UNAVAILABLE, reason))
 
     @property
     def is_receiving(self) -> bool:
@@ -508,6 +511,11 @@ class HTTP1Connection:
     def idle(self) -> bool:
         """Whether no request has begun to arrive since the last response."""
         return self._parser.request is None and not self._parser.unparsed and self._lingering_until is None
+
+    @property
+    def is_expendable(self) -> bool:
+        """Whether nobody loses a request or a response when it is closed."""
+        return self.idle or self._lingering_until is not None
 
     def expire(self) -> None:
         """Nothing has moved until `deadline`: 408 for a request that has begun to arrive, silence for all else."""

@@ -143,6 +143,24 @@ class _BridgeCollector(Collector):
             "Connections of clients, idle ones included.",
             sum(server.connections for server in bridge.servers),
         )
+        yield _gauge(
+            "threadbridge_connection_limit",
+            "Connections of clients that may be open.",
+            sum(server.max_connections for server in bridge.servers),
+        )
+        refused = CounterMetricFamily(
+            "threadbridge_connections_refused",
+            "Connections that were refused, by what there was too little of.",
+            labels=("reason",),
+        )
+        for reason in ("descriptors", "connections", "client"):
+            refused.add_metric((reason,), sum(server.refused_connections[reason] for server in bridge.servers))
+        yield refused
+        yield _counter(
+            "threadbridge_connections_displaced",
+            "Connections that were closed to make room for others.",
+            sum(server.displaced_connections for server in bridge.servers),
+        )
         build = GaugeMetricFamily(
             "threadbridge_build_info",
             "Always 1; the versions, and whether the hot path is compiled, are labels.",

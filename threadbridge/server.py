@@ -117,6 +117,8 @@ class Service:
             send_timeout=settings["send_timeout"],
             min_rate=settings["min_rate"],
             transfer_timeout=settings["transfer_timeout"],
+            max_connections=settings["max_connections"],
+            max_connections_per_client=settings["max_connections_per_client"],
         )
         certfile = settings["certfile"]
         self._tls = tls_context(certfile, settings["keyfile"]) if certfile else None
@@ -196,7 +198,12 @@ class Service:
             loop.add_reader(self._inheritance.channel, self._obey, self._inheritance.channel, orders)
 
         server = ConnectionServer(
-            self._bridge.start_request, self._bridge.refused, self._limits, self._tls, self._bridge.spool.memory
+            self._bridge.start_request,
+            self._bridge.refused,
+            self._limits,
+            self._tls,
+            self._bridge.spool.memory,
+            self._settings["trusted_proxies"],
         )
         self._bridge.servers.append(server)
         server.add_sockets(self._sockets)

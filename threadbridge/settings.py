@@ -282,6 +282,25 @@ class Settings(TypedDict, total=False):
     trusted_proxies: Annotated[
         Sequence[str], Setting((), SEVERAL, "Addresses and networks (10.0.0.0/8) of proxies to be believed too.")
     ]
+    max_connections: Annotated[
+        int | None,
+        Setting(
+            None,
+            number(1),
+            "How many connections of clients may be open in each process. For one more, the one that has been idle the "
+            "longest is closed; if none is idle, it is answered 503. By default as many as the process may open files, "
+            "less an eighth.",
+        ),
+    ]
+    max_connections_per_client: Annotated[
+        int | None,
+        Setting(
+            None,
+            number(1),
+            "How many of these one address, or one IPv6 network of 64 bits, may have; by default a quarter. Loopback, "
+            "Unix sockets and trusted proxies may have all of them.",
+        ),
+    ]
     max_header_size: Annotated[
         int, Setting(_LIMITS.max_header_size, size(), "The largest head of a request; a larger one is answered 431.")
     ]

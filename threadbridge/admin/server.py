@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import quote
 
 from tornado.httpserver import HTTPServer
+from tornado.iostream import IOStream
 
 from threadbridge import forks
 from threadbridge.admin.access import Access
@@ -40,8 +41,24 @@ logger = logging.getLogger("threadbridge")
 
 # Nothing that operators send is large.
 LARGEST_REQUEST = 64 * 1024
+# Connections at the port, pages that are watched included; clients' connections do not count.
+MAX_CONNECTIONS = 100
 # Seconds that those who watch may take to see that it is over.
 CLOSE_TIME = 1.0
+
+
+class _Server(HTTPServer):
+    """Closes at once what comes beyond `MAX_CONNECTIONS`: whoever fills the port takes no descriptors from clients."""
+
+    _log = RepeatedLog(logger)
+
+    def handle_stream(self, stream: IOStream, address: Any) -> None:
+        """See `tornado.httpserver.HTTPServer`."""
+        if len(self._connections) < MAX_CONNECTIONS:
+            super().handle_stream(stream, address)
+        else:
+            self._log.log(logging.WARNING, "the operators' port has %d connections: closed one more", MAX_CONNECTIONS)
+            stream.close()
 
 
 class AdminServer:
@@ -115,7 +132,7 @@ class AdminServer:
             self._serve(local_application(self), [self._unix[0]])
 
     def _serve(self, application: Any, sockets: list[socket.socket]) -> None:
-        server = HTTPServer(
+        server = _Server(
             application, max_body_size=LARGEST_REQUEST, max_header_size=LARGEST_REQUEST, idle_connection_timeout=60
         )
         for listener in sockets:
