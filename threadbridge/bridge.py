@@ -197,7 +197,7 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
             self.telemetry.subscribe(write_access_log)
         if slow_log:
             self.telemetry.subscribe(SlowLog(slow_log_parameters).write)
-        self.spool = Spool(spool_size, Memory(memory_size))
+        self.spool = Spool(spool_size, Memory(memory_size), Memory(memory_size))
         self._deadline = deadline
         self._cancels = cancel
         self._client_key = client_key

@@ -36,6 +36,7 @@ MODULES = (
     "request_body",
     "response_head",
     "routes",
+    "sending",
     "sql_effects",
     "statements",
     "totals",

@@ -81,6 +81,7 @@ class ConnectionServer:
     :param limits: sizes and times that clients must keep to.
     :param ssl_options: for HTTPS.
     :param memory: the account of what clients have sent and is not passed on; the default is one of this server.
+    :param unread: the account of responses that clients have not taken; the default is one of this server.
     :param trusted_proxies: addresses and networks whose connections are not limited for each client, see `Connections`.
 
     Raises ``ValueError`` for a proxy that is neither an address nor a network.
@@ -93,6 +94,7 @@ class ConnectionServer:
         limits: Limits,
         ssl_options: SSLContext | None = None,
         memory: Memory | None = None,
+        unread: Memory | None = None,
         trusted_proxies: Iterable[str] = (),
     ) -> None:
         self.start_request = start_request
@@ -102,6 +104,7 @@ class ConnectionServer:
         self.draining = False
         self.background = Background()
         self.memory = memory or Memory()
+        self.unread = unread or Memory()
         # Connections that were refused, by what there was too little of.
         self.refused_connections = {"descriptors": 0, "connections": 0, "client": 0}
         self._open = Connections(limits.max_connections, limits.max_connections_per_client, trusted_proxies)

@@ -126,11 +126,15 @@ class Connections:
     def _cut_arriving(self, fewest: int) -> bool:
         """Refuse a request that is arriving, of the client that has the most, if it has more than ``fewest``."""
         while self._arriving:
-            connection = self._arriving.pop()
-            if connection.is_receiving and self._counts.get(self._open.get(connection, ""), 0) > fewest:
+            connection = self._arriving[-1]
+            if connection.is_receiving and connection in self._open:
+                if self._counts[self._open[connection]] <= fewest:
+                    # It stays for somebody who has fewer.
+                    return False
                 connection.refuse_for("too many connections")
                 self._displace(connection)
                 return True
+            self._arriving.pop()
         return False
 
     def _look(self) -> bool:

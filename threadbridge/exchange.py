@@ -21,13 +21,16 @@ from threadbridge.forks import leave
 from threadbridge.forwarded import Peer
 from threadbridge.hop import Hop
 from threadbridge.lanes import Lane
+from threadbridge.repeated_log import RepeatedLog
 from threadbridge.request_body import RequestBody
-from threadbridge.response_body import PIECE, Buffer, Channel, FileSource, Source
+from threadbridge.response_body import KEPT, Buffer, Channel, FileSource, Source, piece_size
 from threadbridge.response_head import ResponseHead, response_head
 from threadbridge.spool import Spool, SpoolFullError
 from threadbridge.states import ENDINGS, MOVES, State
 
 logger = logging.getLogger("threadbridge")
+
+slow_readers = RepeatedLog(logger)
 
 # Seconds until a thread for the disk is asked for again when none could be started.
 NO_THREAD_PAUSE = 0.25
@@ -160,7 +163,7 @@ class Exchange:
     def data_received(self, chunk: bytes) -> Awaitable[None] | None:
         """Keep a piece of the body; nothing more is read before the awaitable, if any, is done. Loop side."""
         try:
-            written = self.body.append(chunk)
+            written = self.body.append(chunk, self.client)
         except RuntimeError:
             # No thread for the disk can be started, which is logged.
             self.shed()
@@ -293,7 +296,12 @@ class Exchange:
 
     def respond(self, head: ResponseHead, body: bytes) -> None:
         """Send a whole response, in one hop. Worker side."""
-        self._hop.post(self._send_head, head, body, None)
+        if len(body) > KEPT:
+            # Now: workers must know of it before the loop has found out that the client does not take it.
+            self.spool.unread.add(len(body))
+            self._hop.post(self._send_large, head, body)
+        else:
+            self._hop.post(self._send_head, head, body, None)
 
     def respond_with_file(self, head: ResponseHead, file: FileSource) -> None:
         """Send a response whose body is a file, which takes no thread of the lane. Worker side."""
@@ -304,10 +312,17 @@ class Exchange:
 
         Raises `ClientDisconnected` as `stream` does.
         """
-        self._channel = Channel(self.spool, wake=lambda: self._hop.post(self._pump))
-        self._hop.post(self._send_head, head, bytes(chunk[:PIECE]), self._channel)
-        if len(chunk) > PIECE:
-            self.stream(memoryview(chunk)[PIECE:])
+        self._channel = Channel(
+            self.spool,
+            self.client,
+            wake=lambda: self._hop.post(self._pump),
+            is_wanted=lambda: self.lane.queued > 0,
+            cut=lambda: self._hop.post(self._cut_slow_reader),
+        )
+        size = piece_size(self.spool)
+        self._hop.post(self._send_head, head, bytes(chunk[:size]), self._channel)
+        if len(chunk) > size:
+            self.stream(memoryview(chunk)[size:])
 
     def stream(self, chunk: Buffer) -> None:
         """Send a piece of the body, after waiting until the client has read enough of the others. Worker side.
@@ -329,6 +344,13 @@ class Exchange:
         self._hop.post(self._fail)
 
     # The response goes out.
+
+    def _send_large(self, head: ResponseHead, body: bytes) -> None:
+        try:
+            self._send_head(head, body, None)
+        finally:
+            # What could not leave is in the connection's account.
+            self.spool.unread.add(-len(body))
 
     def _send_head(self, head: ResponseHead, body: bytes, source: Source | None) -> None:
         if not self.move(State.RESPONDING):
@@ -395,6 +417,18 @@ class Exchange:
     def _send(self, pieces: Sequence[Buffer]) -> None:
         self.sent += sum(map(len, pieces))
         self._pump_after(self.connection.send(pieces))
+
+    def _cut_slow_reader(self) -> None:
+        """Its client takes too long for what a thread waits to send, and others wait for the thread."""
+        if self._stop(State.REFUSED):
+            slow_readers.log(
+                logging.WARNING,
+                "request %s: cut, its client reads too slowly: it has all the disk space that it may have, and others "
+                "wait for the thread",
+                self.id,
+            )
+            self.connection.close()
+            self._ended(HTTPStatus.REQUEST_TIMEOUT.value)
 
     def _on_complete(self, written: Future[None] | None = None) -> None:
         if written is not None and written.exception() is not None:

@@ -31,6 +31,7 @@ from threadbridge.http_date import http_date
 from threadbridge.memory import Memory
 from threadbridge.push_stream import PushStream
 from threadbridge.response_head import ResponseHead, response_head
+from threadbridge.sending import Sending
 
 logger = logging.getLogger("threadbridge")
 
@@ -59,9 +60,10 @@ class Limits:
     idle_timeout: float = 75.0
     body_timeout: float = 60.0
     send_timeout: float = 60.0
-    # Bytes a second, on average and after as long a start as a pause may take; Apache's MinRate.
+    # Bytes a second of a body in either direction, on average and after as long a start as a pause may take; Apache's
+    # MinRate.
     min_rate: int = 500
-    # Bodies that take longer are cut, whatever their rate.
+    # Bodies that take longer are cut, whatever their rate. As above, only the time counts that the client takes.
     transfer_timeout: float = 14400.0
     # None for what `Connections` makes of the limit of descriptors.
     max_connections: int | None = None
@@ -75,6 +77,8 @@ class Server(Protocol):
     draining: bool
     background: Background
     memory: Memory
+    # The account of responses that their clients have not taken.
+    unread: Memory
 
     def start_request(self, server_conn: object, request_conn: HTTPConnection) -> HTTPMessageDelegate: ...
 
@@ -110,6 +114,8 @@ class HTTP1Connection:
         self._lingering_until: float | None = None
         self._detached = False
         self._close_callback: Callable[[], None] | None = None
+        # Once the client has kept the response waiting.
+        self._sending: Sending | None = None
         self._reset_response()
         # Bytes of memory that what the client has sent takes, as far as the server's account knows.
         self.held = 0
@@ -136,6 +142,9 @@ class HTTP1Connection:
         self._written: Future[None] | None = None
         # When the body was first waited for; 0.0: it has not.
         self._body_since = 0.0
+        if self._sending is not None:
+            self._sending.release()
+            self._sending = None
 
     # Requests in.
 
@@ -454,12 +463,21 @@ class HTTP1Connection:
             failed.exception()
             return failed
         if written is not None:
-            self.deadline = self._time() + self._limits.send_timeout
+            if self._sending is None:
+                limits = self._limits
+                self._sending = Sending(
+                    self.stream, self._server.unread, limits.send_timeout, limits.min_rate, limits.transfer_timeout
+                )
+            self.deadline = self._sending.wait(self._time(), sum(map(len, pieces)))
             written.add_done_callback(self._on_flushed)
         return written
 
     def _on_flushed(self, written: Future[None]) -> None:
-        if not self.stream.closed() and not self.stream.writing() and not self._finished:
+        if self.stream.closed() or self.stream.writing():
+            return
+        if self._sending is not None:
+            self._sending.has_left(self._time())
+        if not self._finished:
             self.deadline = math.inf
 
     def _after_response(self, written: Future[None] | None = None) -> None:
@@ -518,7 +536,18 @@ class HTTP1Connection:
         return self.idle or self._lingering_until is not None
 
     def expire(self) -> None:
-        """Nothing has moved until `deadline`: 408 for a request that has begun to arrive, silence for all else."""
+        """`deadline` has come: 408 for a request that has begun to arrive, silence for all else."""
+        sending = self._sending
+        if sending is not None and sending.waits and self._lingering_until is None:
+            now = self._time()
+            self.deadline = sending.look(now)
+            if self.deadline > now:
+                return
+            logger.info("cut a response to %s, which reads too slowly", self.context)
+            # For the log, as of a request that comes too slowly: the client has its status.
+            self.refused_with = HTTPStatus.REQUEST_TIMEOUT.value
+            self.stream.close()
+            return
         if self._parser.request is None or self._head_written or self._lingering_until is not None:
             self.stream.close()
         else:
@@ -557,6 +586,8 @@ class HTTP1Connection:
         if self.held:
             self._server.memory.add(-self.held)
             self.held = 0
+        if self._sending is not None:
+            self._sending.release()
 
 
 def _done() -> Future[None]:

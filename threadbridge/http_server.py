@@ -57,14 +57,14 @@ class HTTPServer(ConnectionServer, TornadoHTTPServer):
             # Nothing is to be done in between.
             start_request = request_callback.start_request
         refused: Refused = _forget
-        memory = None
+        memory = unread = None
         proxies = list(self.trusted_downstream or ())
         if isinstance(request_callback, Bridge):
             request_callback.servers.append(self)
             refused = request_callback.refused
-            memory = request_callback.spool.memory
+            memory, unread = request_callback.spool.memory, request_callback.spool.unread
             proxies += request_callback.trusted_proxies
-        ConnectionServer.__init__(self, start_request, refused, limits, self.ssl_options, memory, proxies)
+        ConnectionServer.__init__(self, start_request, refused, limits, self.ssl_options, memory, unread, proxies)
 
     def context_of(self, stream: IOStream, address: Any) -> object:
         """Tornado's, which knows ``protocol`` and ``xheaders``."""

@@ -1,4 +1,4 @@
-"""How much memory a process takes for what its clients send and do not read, over all their connections."""
+"""How much memory a process takes for what its clients send, or for what they do not read, over all connections."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ class Memory:
 
     :param size: the bound, in bytes. Default 32 MiB.
 
-    Counted are heads and bodies that have not been passed on, bodies that wait in memory for a worker or a disk, and
-    responses whose clients do not read them.
+    A bridge has two: one for heads and bodies of requests that have not been passed on, or wait in memory for a worker
+    or a disk; the other for responses that wait for their clients, whether the application still makes them or not.
+    Apart, so that nobody's request is refused because others do not read.
     """
 
     def __init__(self, size: int = MEMORY_SIZE) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
+import sys
+import termios
 from asyncio import Future
 from collections.abc import Callable, Sequence
 from ssl import SSLWantReadError
@@ -57,6 +60,15 @@ class PushStream(IOStream):
         except OSError:
             # BlockingIOError: nothing has; any other: nothing more will be had.
             return False
+
+    def acknowledged(self) -> int:
+        """How many bytes the client's system has got; of use is the difference between two answers while `writing`."""
+        try:
+            waiting = fcntl.ioctl(self.socket, termios.TIOCOUTQ, bytes(4))
+        except OSError:
+            # The client has left.
+            return self._total_write_done_index
+        return self._total_write_done_index - int.from_bytes(waiting, sys.byteorder)
 
     def send(self, *pieces: bytes | memoryview) -> Future[None] | None:
         """Write, and give None when all of it has left, or else `write`'s future. Raises `StreamClosedError`."""

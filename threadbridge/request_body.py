@@ -30,18 +30,20 @@ class RequestBody:
     _buffered = 0
     _file: IO[bytes] | None = None
     _reserved = 0
+    _client = ""
     _writing: asyncio.Future[None] | None = None
 
     def __init__(self, spool: Spool) -> None:
         self._spool = spool
         self._chunks: list[bytes | bytearray] = []
 
-    def append(self, chunk: bytes) -> asyncio.Future[None] | None:
-        """Keep a piece; a future, if one is returned, must be done before the next. Loop side.
+    def append(self, chunk: bytes, client: str) -> asyncio.Future[None] | None:
+        """Keep a piece of a client's; a future, if one is returned, must be done before the next. Loop side.
 
         The future fails with ``OSError`` when there is no room on the disk. Raises ``RuntimeError`` when no thread can
         be started for the disk.
         """
+        self._client = client
         self.size += len(chunk)
         self._buffered += len(chunk)
         self._spool.memory.add(len(chunk))
@@ -68,8 +70,8 @@ class RequestBody:
         return self._writing
 
     def _write_out(self) -> None:
-        if not self._spool.reserve(self._buffered):
-            raise SpoolFullError(f"the spool's {self._spool.size} bytes are taken")
+        if not self._spool.reserve(self._buffered, self._client):
+            raise SpoolFullError(f"the spool's {self._spool.size} bytes, or this client's part of them, are taken")
         self._reserved += self._buffered
         if self._file is None:
             # Unbuffered, so that nothing is left to be written, and to fail, when it is closed.
@@ -106,7 +108,7 @@ class RequestBody:
                 self._file = None
         finally:
             if reserved:
-                self._spool.release(reserved)
+                self._spool.release(reserved, self._client)
 
     def discard(self) -> None:
         """Close a body that no worker will read, as soon as nothing is being written to it. Loop side."""

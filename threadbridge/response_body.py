@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
-import enum
 import io
 import logging
 import os
 import stat
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from types import BuiltinMethodType
 from typing import IO, Protocol, TypeAlias
 
-from threadbridge.spool import ClosedFileError, RingFile, Spool
+from threadbridge.spool import BlockFile, ClosedFileError, Spool
 
 logger = logging.getLogger("threadbridge")
 
-# How much of a body waits in memory, and how much in all, before the application does.
+# How much of a body waits in memory before it goes to the disk.
 MEMORY_LIMIT = 1024 * 1024
-SPOOL_LIMIT = 16 * 1024 * 1024
 # How much is written to the socket at once.
 PIECE = 256 * 1024
+# The same of both, once the account of memory is full.
+KEPT = 16 * 1024
 # Smaller ones are copied together before that.
 WORTH_A_PLACE = 4096
 # How long a worker waits for the client to make room in memory before it writes to the disk: one that reads as fast as
 # a network carries is not worth a file.
 SPILL_DELAY = 0.02
+# A response that finds no room keeps its thread waiting. When others wait for the thread, it is cut if it has done so
+# for more seconds than the first number and one for each so many bytes that its client has taken.
+THREAD_TIME = 10.0
+THREAD_RATE = 1024 * 1024
+# Seconds between two looks for room and for others that wait.
+LOOK_INTERVAL = 0.5
 
 Buffer: TypeAlias = bytes | memoryview
 # What a source has: pieces of the body, nothing more (empty), nothing yet (None), or bytes for a disk thread to fetch.
@@ -47,32 +54,45 @@ class Source(Protocol):
         """Take no more. Loop side."""
 
 
-class _Place(enum.Enum):
-    MEMORY = enum.auto()
-    FILE = enum.auto()
-    NEW_FILE = enum.auto()
+def piece_size(spool: Spool) -> int:
+    """How much of a response should be given to its connection at once: with little memory left, little. Any thread."""
+    return KEPT if spool.unread.is_full else PIECE
 
 
 class Channel:
     """A queue of bytes from a worker to the loop: memory first, then a file, and then the worker waits.
 
-    :param spool: where the file may be, and the threads that read and close it.
+    :param spool: where the file may be, the threads that read and close it, and the account of memory.
+    :param client: for whom the disk space is taken.
     :param wake: called on the worker side when the reader, having found nothing, should look again.
+    :param is_wanted: whether others wait for the worker's thread. Worker side.
+    :param cut: called on the worker side when the reader takes too long, before `put` raises: to close the channel.
 
     There is one writer and one reader. What is in memory is guarded by a condition, under which nobody waits for the
     disk. The bytes in memory are older than those in the file: as long as the file has some, new ones go there.
     """
 
-    def __init__(self, spool: Spool, wake: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        spool: Spool,
+        client: str,
+        wake: Callable[[], None],
+        is_wanted: Callable[[], bool],
+        cut: Callable[[], None],
+    ) -> None:
         self._spool = spool
+        self._client = client
         self._wake = wake
+        self._is_wanted = is_wanted
+        self._cut = cut
         self._chunks: deque[Buffer] = deque()
         self._in_memory = 0
-        self._file: RingFile | None = None
+        self._file: BlockFile | None = None
         self._may_spill = True
-        # Positions in the file, which only grow; what lies between them is still to be read.
-        self._file_start = 0
-        self._file_end = 0
+        self._in_file = 0
+        # Bytes that the reader has taken, and the seconds for which the writer has waited for it.
+        self._taken = 0
+        self._waited = 0.0
         self._reader_waits = False
         self._complete = False
         self._closed = False
@@ -83,7 +103,8 @@ class Channel:
     def put(self, data: Buffer) -> None:
         """Append bytes, after waiting until there is room. Worker side.
 
-        Raises `ClientDisconnected` once the reader has closed the channel, also while waiting.
+        Raises `ClientDisconnected` once the reader has closed the channel, also while waiting, and when it takes too
+        long while others wait for the thread.
         """
         if len(data) <= PIECE:
             self._put_piece(data)
@@ -103,69 +124,72 @@ class Channel:
     def _put_piece(self, piece: Buffer) -> None:
         while True:
             with self._changed:
-                place = self._wait_for_place(len(piece))
-                position = self._file_end
-                if place is _Place.MEMORY:
-                    self._chunks.append(piece)
-                    self._in_memory += len(piece)
-                    wake = self._reader_must_wake()
-                    break
-            if place is _Place.NEW_FILE:
-                self._open_file()
-            elif self._write_to_file(piece, position):
-                with self._changed:
-                    self._file_end += len(piece)
-                    wake = self._reader_must_wake()
+                wake = self._put_in_memory(piece)
+                taken = self._taken
+            if wake is None:
+                wake = self._put_in_file(piece)
+            if wake is not None:
                 break
+            self._wait_for_room(taken)
         if wake:
             self._wake()
 
-    def _wait_for_place(self, size: int) -> _Place:
-        while not self._closed:
-            in_file = self._file_end - self._file_start
-            if not in_file and (not self._in_memory or self._in_memory + size <= MEMORY_LIMIT):
-                return _Place.MEMORY
-            if not self._may_spill:
-                self._changed.wait()
-            elif self._file is None:
-                if not self._changed.wait(SPILL_DELAY):
-                    return _Place.NEW_FILE
-            elif self._in_memory + in_file + size <= SPOOL_LIMIT:
-                return _Place.FILE
-            else:
-                self._changed.wait()
-        raise ClientDisconnected("the client has left before the response was complete")
+    def _put_in_memory(self, piece: Buffer) -> bool | None:
+        """Keep a piece in memory, if it may be; whether the reader must be woken, or None if it went nowhere."""
+        if not self._has_memory_for(len(piece)) and self._file is None and not self._spool.unread.is_full:
+            self._changed.wait_for(lambda: self._closed or self._has_memory_for(len(piece)), SPILL_DELAY)
+        if self._closed:
+            raise ClientDisconnected("the client has left before the response was complete")
+        if not self._has_memory_for(len(piece)):
+            return None
+        self._chunks.append(piece)
+        self._in_memory += len(piece)
+        self._spool.unread.add(len(piece))
+        return self._reader_must_wake()
 
-    def _open_file(self) -> None:
-        if not self._spool.reserve(SPOOL_LIMIT):
-            self._may_spill = False
-            return
+    def _has_memory_for(self, size: int) -> bool:
+        if self._reader_waits:
+            # All others have left.
+            return True
+        limit = KEPT if self._spool.unread.is_full else MEMORY_LIMIT
+        return not self._in_file and self._in_memory + size <= limit
+
+    def _put_in_file(self, piece: Buffer) -> bool | None:
+        """The same with the file."""
+        if not self._may_spill:
+            return None
         try:
-            file = RingFile(SPOOL_LIMIT)
+            file = self._file or self._open_file()
+            if not file.append(piece):
+                return None
+        except ClosedFileError:
+            return None
         except OSError:
-            logger.exception("no temporary file for a response; its application waits for the client instead")
-            self._spool.release(SPOOL_LIMIT)
+            logger.exception("cannot spool a response; its application waits for the client instead")
             self._may_spill = False
-            return
+            return None
+        with self._changed:
+            self._in_file += len(piece)
+            return self._reader_must_wake()
+
+    def _open_file(self) -> BlockFile:
+        file = BlockFile(self._spool, self._client)
         with self._changed:
             self._file = file
             if self._closed:
                 self._discard_file()
+        return file
 
-    def _write_to_file(self, piece: Buffer, position: int) -> bool:
-        file = self._file
-        if file is None:
-            # Closed meanwhile.
-            return False
-        try:
-            file.write(piece, position)
-        except ClosedFileError:
-            return False
-        except OSError:
-            logger.exception("cannot spool a response; its application waits for the client instead")
-            self._may_spill = False
-            return False
-        return True
+    def _wait_for_room(self, taken: int) -> None:
+        """Wait until the reader has taken something, or until it is time to see whether others have made room."""
+        began = time.monotonic()
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or self._reader_waits or self._taken > taken, LOOK_INTERVAL)
+            self._waited += time.monotonic() - began
+            is_slow = self._waited > THREAD_TIME + self._taken / THREAD_RATE
+        if is_slow and not self._closed and self._is_wanted():
+            self._cut()
+            raise ClientDisconnected("the client reads too slowly, and others wait for the thread")
 
     def _reader_must_wake(self) -> bool:
         waits, self._reader_waits = self._reader_waits, False
@@ -179,30 +203,39 @@ class Channel:
             if self._chunks:
                 self._changed.notify()
                 return self._take_from_memory()
-            if self._file_end > self._file_start:
+            if self._in_file:
                 return self._read_file
             if self._complete:
                 return ()
             self._reader_waits = True
+            # The writer may wait just for this.
+            self._changed.notify()
             return None
 
     def _take_from_memory(self) -> Sequence[Buffer]:
+        limit = piece_size(self._spool)
         pieces = [self._chunks.popleft()]
         size = len(pieces[0])
-        while self._chunks and size + len(self._chunks[0]) <= PIECE:
+        while self._chunks and size + len(self._chunks[0]) <= limit:
             size += len(self._chunks[0])
             pieces.append(self._chunks.popleft())
-        self._in_memory -= size
+        self._count_taken(size)
         return (b"".join(pieces),) if size < len(pieces) * WORTH_A_PLACE else pieces
+
+    def _count_taken(self, size: int) -> None:
+        self._in_memory -= size
+        self._taken += size
+        self._spool.unread.add(-size)
 
     def _read_file(self) -> bytes:
         """Fetch bytes from the file. Disk thread."""
         file = self._file
         if file is None:
             return b""
-        data = file.read(min(PIECE, self._file_end - self._file_start), self._file_start)
+        data = file.take(piece_size(self._spool))
         with self._changed:
-            self._file_start += len(data)
+            self._in_file -= len(data)
+            self._taken += len(data)
             self._changed.notify()
         return data
 
@@ -211,6 +244,7 @@ class Channel:
         with self._changed:
             self._closed = True
             self._chunks.clear()
+            self._count_taken(self._in_memory)
             self._changed.notify()
             self._discard_file()
 
@@ -218,7 +252,6 @@ class Channel:
         file, self._file = self._file, None
         if file is not None:
             self._spool.clear_up(file.close)
-            self._spool.release(SPOOL_LIMIT)
 
 
 class FileSource:
@@ -255,7 +288,7 @@ class FileSource:
         with self._lock:
             if self._descriptor < 0:
                 return b""
-            data = os.pread(self._descriptor, min(PIECE, self._remaining), self._offset)
+            data = os.pread(self._descriptor, min(piece_size(self._spool), self._remaining), self._offset)
         if not data:
             raise EOFError(f"the file has become {self._remaining} bytes shorter while it was sent")
         self._offset += len(data)

@@ -203,6 +203,7 @@ class Service:
             self._limits,
             self._tls,
             self._bridge.spool.memory,
+            self._bridge.spool.unread,
             self._settings["trusted_proxies"],
         )
         self._bridge.servers.append(server)

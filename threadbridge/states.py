@@ -30,6 +30,6 @@ MOVES: dict[State, frozenset[State]] = {
     State.RECEIVING: frozenset({State.QUEUED, State.SHED, State.FAILED, State.ABANDONED, State.REFUSED}),
     State.QUEUED: frozenset({State.RUNNING, State.SHED, State.EXPIRED, State.ABANDONED}),
     State.RUNNING: frozenset({State.RESPONDING, State.FAILED, State.EXPIRED, State.ABANDONED}),
-    State.RESPONDING: frozenset({State.DONE, State.FAILED, State.ABANDONED}),
+    State.RESPONDING: frozenset({State.DONE, State.FAILED, State.ABANDONED, State.REFUSED}),
     **{ending: frozenset() for ending in ENDINGS},
 }

@@ -14,7 +14,7 @@ from threadbridge.environ import environ_of
 from threadbridge.exchange import Exchange
 from threadbridge.forks import leave
 from threadbridge.http_date import http_date
-from threadbridge.response_body import MEMORY_LIMIT, ClientDisconnected, FileSource
+from threadbridge.response_body import KEPT, MEMORY_LIMIT, ClientDisconnected, FileSource
 from threadbridge.response_head import ResponseHead, response_head
 
 logger = logging.getLogger("threadbridge")
@@ -207,7 +207,11 @@ class Call:
                 data = data[: self._remaining]
             self._remaining -= len(data)
             self.complete = self._remaining == 0
-        if head is not None and self.complete and len(data) <= MEMORY_LIMIT:
+        if (
+            head is not None
+            and self.complete
+            and (len(data) <= KEPT or (len(data) <= MEMORY_LIMIT and not self._exchange.spool.unread.is_full))
+        ):
             self._exchange.respond(head, data)
             return
         if head is not None:
