@@ -27,13 +27,14 @@ from tests.bridge_model import BridgeModel, Client, Request
 from threadbridge import Bridge, Lane, watch
 from threadbridge.exchange import Exchange
 from threadbridge.lane_choice import QUICK_THREADS
+from threadbridge.spool import PART_PER_CLIENT
 
 Result = TypeVar("Result")
 
 CONNECTIONS = 2
 QUEUE = 3
-# Large enough for one large body at a time.
-SPOOL_SIZE = 2 * 1024**2
+# Large enough for one large body of each client at a time.
+SPOOL_SIZE = 2 * 1024**2 * PART_PER_CLIENT
 LARGE_BODY = bytes(1200 * 1024)
 PAST = 0.001
 
@@ -237,7 +238,9 @@ class Machine(RuleBasedStateMachine):
 
             self.loop.run_until_complete(wait())
         if is_large:
-            if sum(other.spooled for other in self.requests) + len(body) > SPOOL_SIZE:
+            client = request.exchange.client
+            of_client = sum(other.spooled for other in self.requests if other.exchange.client == client)
+            if of_client + len(body) > SPOOL_SIZE // PART_PER_CLIENT:
                 self.model.end(request, "failed")
             else:
                 request.spooled = len(body)

@@ -106,8 +106,10 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         ``x-forwarded-for``, ``forwarded`` or ``auto``, the default.
     :param trusted_proxies: addresses and networks, besides loopback and Unix sockets, that are such proxies, and whose
         connections are not limited for each client.
-    :param spool_size: bytes that large bodies in both directions may take of the disk together. Default 8 GiB.
-    :param memory_size: bytes that heads and bodies may take of memory together, see `Memory`. Default 32 MiB.
+    :param spool_size: bytes that large bodies in both directions may take of the disk together, those of one client a
+        quarter of it. Default 8 GiB.
+    :param memory_size: bytes that heads and bodies may take of memory together, and as many again responses that are
+        not read, see `Memory`. Default 32 MiB.
     :param access_log: log each request, at the level INFO of the logger ``tornado.access``. Default True.
     :param slow_log: seconds, waiting included, or seconds in the database, from which on a request is logged with its
         statements, at the level WARNING of the logger ``threadbridge.slow``; 0 for never. Default 1.

@@ -51,6 +51,7 @@ class Limits:
     """What a client may take of a connection: sizes in bytes, times in seconds.
 
     The times count from the last byte that moved, except ``header_timeout``, which counts from a head's first byte.
+    A byte of a response has moved when the client's system has it, see `Sending`.
     """
 
     max_header_size: int = 65536

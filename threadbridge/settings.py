@@ -309,7 +309,12 @@ class Settings(TypedDict, total=False):
     ]
     spool_size: Annotated[
         int,
-        Setting(SPOOL_SIZE, size(), "How much of the disk large bodies of requests and responses may take together."),
+        Setting(
+            SPOOL_SIZE,
+            size(),
+            "How much of the disk large bodies of requests, and responses that are not read, may take together; one "
+            "client gets a quarter at most.",
+        ),
     ]
     memory_size: Annotated[
         int,
@@ -317,7 +322,8 @@ class Settings(TypedDict, total=False):
             MEMORY_SIZE,
             size(),
             "How much memory heads and bodies of requests may take together. Beyond it bodies go to the disk sooner, "
-            "and then the largest request that is arriving is answered 503.",
+            "and then the largest request that is arriving is answered 503. Responses that are not read may take as "
+            "much again; beyond it they go to the disk.",
         ),
     ]
     header_timeout: Annotated[
@@ -334,16 +340,24 @@ class Settings(TypedDict, total=False):
         Setting(
             _LIMITS.min_rate,
             number(1),
-            "How many bytes a second of a request's body must arrive on average after the first body_timeout; a "
-            "slower one is answered 408.",
+            "How many bytes a second of a request's body must arrive on average after the first body_timeout, or of a "
+            "response be read after the first send_timeout; a slower request is answered 408, a slower response cut.",
         ),
     ]
     transfer_timeout: Annotated[
         float,
-        Setting(_LIMITS.transfer_timeout, seconds(), "How long a request's body may take in all, whatever its rate."),
+        Setting(
+            _LIMITS.transfer_timeout,
+            seconds(),
+            "How long a client may take in all to send a request's body or to read a response, whatever its rate. What "
+            "the application takes does not count.",
+        ),
     ]
     send_timeout: Annotated[
-        float, Setting(_LIMITS.send_timeout, seconds(), "How long a client may pause while it reads a response.")
+        float,
+        Setting(
+            _LIMITS.send_timeout, seconds(), "How long a client may pause while it reads a response; then it is cut."
+        ),
     ]
     access_log: Annotated[
         bool,
