@@ -87,9 +87,10 @@ def test_every_ending_has_its_line(caplog: pytest.LogCaptureFixture) -> None:
         assert server.request(path="/waits")[0].status == 503
         assert late.recv(1000).startswith(b"HTTP/1.1 504 ")
         late.close()
+        wait_until(lambda: server.bridge.lanes[0].busy == 0, "the lane has room")
+        # Only now: the cancellation has set it.
         application.go_on.clear()
         assert server.request(path="/fails")[0].status == 500
-        wait_until(lambda: server.bridge.lanes[0].busy == 0, "the lane has room")
         with server.send(b"GET /waits HTTP/1.1\r\nHost: a\r\n\r\n"):
             assert application.entered.acquire(timeout=10)
         wait_until(lambda: not server.bridge.exchanges, "the client's leaving is noticed")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import time
 
 import h11
@@ -162,12 +163,19 @@ def reference(stream: bytes) -> Accepted:
         stream, _ = connection.trailing_data
 
 
+# White space between a chunk's size and its extension, which RFC 9112, section 7.1.1, allows.
+UNKNOWN_TO_H11 = re.compile(rb"[0-9A-Fa-f][ \t]+;").search
+
+
 def test_what_is_accepted_is_what_h11_reads() -> None:
     streams = whole = 0
     until = time.monotonic() + SECONDS
     while time.monotonic() < until:
         chance = random.Random(f"{SEED}-{streams}")
         stream = a_stream(chance)
+        streams += 1
+        if UNKNOWN_TO_H11(stream):
+            continue
         accepted, refused = ours(stream, chance)
         expected = reference(stream)
         # The server may have refused what h11 went on with; what it has accepted is the same.
@@ -185,6 +193,5 @@ def test_what_is_accepted_is_what_h11_reads() -> None:
         )
         # However it is cut into pieces.
         assert ours(stream, chance) == (accepted, refused), (f"FUZZ_SEED={SEED}, stream {streams}", stream)
-        streams += 1
         whole += bool(accepted)
     assert whole > streams / 4 > 50

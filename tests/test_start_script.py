@@ -331,6 +331,8 @@ def test_logs_are_followed(with_database: Installation) -> None:
 def test_logs_of_several_processes_are_followed(with_database: Installation) -> None:
     with_database.env["THREADBRIDGE_PROCESSES"] = "2"
     with_database.run()
+    # The frontends answer as soon as one of their processes does.
+    wait_until(lambda: len([*with_database.directory.glob("logs/*-2.access.log")]) == 2)
     assert_logs_are_followed(with_database, with_database.ports[0])
 
 
