@@ -20,7 +20,7 @@ def describe(outcome: Outcome) -> str:
         lines += ["", "What happened:", *outcome.history, ""]
         lines += [f"VIOLATION: {violation}" for violation in outcome.violations]
         lines.append(f"{len(outcome.violations)} violations; --seed {outcome.seed} repeats the choices")
-        lines.append(f"The frontend's log is in {outcome.log}")
+        lines.append(f"The frontend's logs are in {outcome.logs}")
     else:
         lines.append(f"All promises were kept; {outcome.faults} faults, seed {outcome.seed}")
     return "\n".join(lines)

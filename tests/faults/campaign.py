@@ -33,7 +33,7 @@ class Outcome:
     :param violations: broken promises, each in a line or more.
     :param history: which faults there were, and when.
     :param skipped: the faults that could not be made here, and why.
-    :param log: the file with all that the frontend has logged; None if no promise was broken.
+    :param logs: the directory with all that the frontend has logged; None if no promise was broken.
     """
 
     seed: int
@@ -42,7 +42,7 @@ class Outcome:
     skipped: dict[str, str] = field(default_factory=dict)
     answers: dict[str, int] = field(default_factory=dict)
     faults: int = 0
-    log: Path | None = None
+    logs: Path | None = None
 
 
 class Campaign:
@@ -89,8 +89,8 @@ class Campaign:
             self._check(site, crowd, memory)
             self.outcome.answers = dict(sorted(crowd.answers.items()))
             if self.outcome.violations:
-                self.outcome.log = Path(tempfile.mkdtemp(prefix="campaign-")) / "output.log"
-                self.outcome.log.write_text(site.output())
+                self.outcome.logs = Path(tempfile.mkdtemp(prefix="campaign-"))
+                site.keep_output(self.outcome.logs)
         return self.outcome
 
     def _note(self, what: str) -> None:

@@ -14,7 +14,7 @@ from tests.faults.crowd import WRITES, Crowd, Sent
 from tests.faults.limits import resident
 from tests.faults.site import CONNECTIONS, DEADLINE, Site
 
-# So many seconds before a process is killed, or after, its lines of the access log may be lost.
+# So many seconds before lines of the access log are known to have been lost, or after, some may have been.
 LOST_LINES = 1.5
 # So many kilobytes more than at first a process may take: buffers, caches, threads' stacks.
 MORE_MEMORY = 48 * 1024
@@ -93,8 +93,7 @@ def access_log(site: Site, crowd: Crowd) -> list[str]:
     """Each answered request has one line, and none has two."""
     wrong = []
     lines = site.access_log()
-    # A process that is killed takes those lines with it that it has not written yet, and a full disk takes none.
-    lost = [*((killed, killed) for killed in site.kills), *site.unlogged]
+    lost = site.losses()
 
     def may_be_lost(sent: Sent) -> bool:
         return any(began - LOST_LINES < sent.ended < ended + LOST_LINES for began, ended in lost)

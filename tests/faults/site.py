@@ -8,6 +8,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -259,6 +260,12 @@ class Site:
         """What it has said on standard output, and at last on standard error."""
         return (self.directory / "output.log").read_text(errors="replace") + self._stderr()[-3000:]
 
+    def keep_output(self, directory: Path) -> None:
+        """Copy all that it has said, in its logs and elsewhere."""
+        for path in (self.directory / "output.log", self.directory / "stderr.log", *self.logs.iterdir()):
+            if path.exists():
+                shutil.copy(path, directory)
+
     def _stderr(self) -> str:
         file = self.directory / "stderr.log"
         return file.read_text(errors="replace") if file.exists() else ""
@@ -341,6 +348,16 @@ class Site:
                 if match is not None:
                     lines.setdefault(match[1], []).append(line)
         return lines
+
+    def losses(self) -> list[tuple[float, float]]:
+        """From when till when, by `time.time`, lines of the access log may have been lost.
+
+        A process that is killed takes those with it that it has not written yet. A request that crashes may wait for
+        as long as any other before it does so: the supervisor tells when, to the second.
+        """
+        ends = re.findall(r"^\[\w (\d{6} \d\d:\d\d:\d\d) .* ended: killed by", self._stderr(), re.MULTILINE)
+        ended = [time.mktime(time.strptime(end, "%y%m%d %H:%M:%S")) for end in ends]
+        return [*((killed, killed) for killed in self.kills), *((at, at + 1) for at in ended), *self.unlogged]
 
     def tracebacks(self) -> list[str]:
         """What the logs have of errors that nobody has foreseen."""
