@@ -336,13 +336,11 @@ def test_a_list_that_cannot_be_read_is_said_and_removed(
     tmp_path: Path, mariadb: dict[str, str], caplog: pytest.LogCaptureFixture
 ) -> None:
     with successor(tmp_path, connect_settings(mariadb)) as (guard, _):
-        place = tmp_path / f"{guard.connections._prefix}0"
-        for text in ("no list\n", '{"pid": 1, "driver": "MySQLdb"}\n[1]\n'):
-            place.write_text(text)
+        # The last was made and not written to.
+        for text in ("no list\n", '{"pid": 1, "driver": "MySQLdb"}\n[1]\n', ""):
+            # All of it appears at once, for the stopper's thread looks too.
+            (tmp_path / "new").write_text(text)
+            (tmp_path / "new").rename(tmp_path / f"{guard.connections._prefix}0")
             guard.connections._look()
-            assert lists(tmp_path) == []
-        # Made, and not written to.
-        place.touch()
-        guard.connections._look()
-        assert lists(tmp_path) == []
+            wait_until(lambda: lists(tmp_path) == [], "it is removed")
     assert ["cannot be read" in message for message in messages(caplog)] == [True, True]

@@ -84,48 +84,47 @@ class ChunkedBody:
                     self._next = SIZE
                 elif not self._remaining and position < len(data) and data[position] != 13:
                     raise BadRequest(HTTPStatus.BAD_REQUEST, "a chunk does not end with its size")
-            elif self._next == SIZE:
-                left -= 1
-                match = _CHUNK_SIZE(data, position)
-                if match is None:
-                    self._check_rest(_PART_OF_CHUNK_SIZE(data, position) is not None, len(data) - position)
-                    goes_on = False
-                else:
-                    self._check_line_size(match.end() - position)
-                    position = match.end()
-                    self._remaining = int(match[1], 16)
-                    self._body_size += self._remaining
-                    if self._body_size > self._max_body_size:
-                        raise too_large(self._max_body_size)
-                    self._next = DATA if self._remaining else TRAILERS
             else:
                 left -= 1
-                match = _TRAILER(data, position)
-                if match is None:
-                    self._check_rest(_PART_OF_TRAILER(data, position) is not None, len(data) - position)
-                    goes_on = False
-                else:
-                    self._check_line_size(match.end() - position)
+                match = self._line(data, position)
+                goes_on = match is not None
+                if match is not None:
                     position = match.end()
-                    if match[1] is None:
-                        self._next = END
-                        goes_on = False
-                    elif match[1].lower() in _FRAMING:
-                        raise BadRequest(HTTPStatus.BAD_REQUEST, "framing in a trailer (RFC 9110, section 6.5.1)")
+                    goes_on = self._end_of_line(match[1])
         self._overhead += position - start
         self._check_overhead(0)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces), position, goes_on
 
-    def _check_rest(self, is_good: bool, size: int) -> None:
-        """Refuse what cannot become a line of the framing, whatever follows."""
-        if not is_good:
-            raise BadRequest(HTTPStatus.BAD_REQUEST, "the chunks are malformed (RFC 9112, section 7.1)")
-        self._check_line_size(size)
+    def _line(self, data: bytes, position: int) -> re.Match[bytes] | None:
+        """The line of the framing that begins there, or None if more of it is to come.
 
-    def _check_line_size(self, size: int) -> None:
+        Raises `BadRequest` for what cannot become one, whatever follows.
+        """
+        whole, part = (_CHUNK_SIZE, _PART_OF_CHUNK_SIZE) if self._next == SIZE else (_TRAILER, _PART_OF_TRAILER)
+        match = whole(data, position)
+        if match is None and part(data, position) is None:
+            raise BadRequest(HTTPStatus.BAD_REQUEST, "the chunks are malformed (RFC 9112, section 7.1)")
+        size = (len(data) if match is None else match.end()) - position
         if size > MAX_LINE:
             raise _too_much_framing()
         self._check_overhead(size)
+        return match
+
+    def _end_of_line(self, content: bytes | None) -> bool:
+        """Heed a line: a chunk's size, a trailer's name or None for the empty one; whether anything follows."""
+        if self._next == TRAILERS:
+            if content is None:
+                self._next = END
+            elif content.lower() in _FRAMING:
+                raise BadRequest(HTTPStatus.BAD_REQUEST, "framing in a trailer (RFC 9110, section 6.5.1)")
+            return content is not None
+        assert content is not None
+        self._remaining = int(content, 16)
+        self._body_size += self._remaining
+        if self._body_size > self._max_body_size:
+            raise too_large(self._max_body_size)
+        self._next = DATA if self._remaining else TRAILERS
+        return True
 
     def _check_overhead(self, more: int) -> None:
         if self._overhead + more > self._max_overhead + FRAMING_PER_BYTE * self._body_size:

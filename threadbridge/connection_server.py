@@ -140,7 +140,7 @@ class ConnectionServer:
             logger.info("a client from %s left before it was served: %s", address, error)
             connection.close()
             return
-        self.handle_stream(stream, address)
+        self._serve(stream, address, client)
 
     def _refuse_for_limits(self, client: str, connection: socket.socket, address: Any) -> None:
         if self._open.has_too_many(client):
@@ -168,14 +168,12 @@ class ConnectionServer:
         request_line = received[:LOGGED].partition(b"\r\n")[0].decode("latin-1")
         self.refused(context, request_line, HTTPStatus.SERVICE_UNAVAILABLE, sent)
 
-    def handle_stream(self, stream: IOStream, address: Any) -> None:
-        """Serve a connection that has been accepted."""
-        assert isinstance(stream, PushStream)
+    def _serve(self, stream: PushStream, address: Any, client: str) -> None:
         # A stream's next piece must not wait until the client has acknowledged the last one: that takes it 40 ms.
         stream.set_nodelay(True)
         self._all_closed.clear()
         connection = HTTP1Connection(stream, self.context_of(stream, address), self)
-        self._open.add(connection, self._open.client_of(address))
+        self._open.add(connection, client)
         if self._sweeping is None:
             self._sweep()
 

@@ -8,14 +8,11 @@ import select
 import socket
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from threadbridge import forks
 from threadbridge.database import Database
-
-if TYPE_CHECKING:
-    from threadbridge.predecessors import ConnectionList, Entry
+from threadbridge.predecessors import ConnectionList, Left
 
 # Seconds of silence until the kernel asks whether the peer is still there, between two such questions, and how many it
 # may leave unanswered: a lost network is noticed after 60 s, though no query is limited to that.
@@ -24,28 +21,6 @@ KEEPINTVL = 10
 KEEPCNT = 3
 # What Linux has unless it is told otherwise; a shorter time was chosen by somebody.
 LONGEST_SYSTEM_KEEPIDLE = 7200
-
-
-@dataclass(frozen=True)
-class Left:
-    """A connection that was cut, as long as the database may still work for it. See `threadbridge.stopper.Remains`.
-
-    :param entry: keeps it on this process's list.
-    """
-
-    database: Database
-    identity: Any
-    entry: Entry | None = field(default=None, compare=False)
-    predecessor: int | None = field(default=None, compare=False)
-
-    @property
-    def number(self) -> int | None:
-        """See `Remains`."""
-        return self.database.number(self.identity)
-
-    def end(self) -> bool:
-        """See `Remains`."""
-        return self.database.end(self.identity)
 
 
 class DriverConnection:

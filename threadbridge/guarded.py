@@ -14,8 +14,8 @@ from dbutils.steady_db import SteadyDBConnection, SteadyDBCursor
 
 from threadbridge.current import RunningRequest, current_or_none
 from threadbridge.database import Database
-from threadbridge.driver_connection import DriverConnection, Left
-from threadbridge.predecessors import ConnectionList
+from threadbridge.driver_connection import DriverConnection
+from threadbridge.predecessors import ConnectionList, Left
 from threadbridge.sql_effects import CHANGES, IMPLICIT_COMMITS, first_word
 from threadbridge.statements import KEPT_TEXT, Statements
 from threadbridge.stopper import ATTEMPT_TIMEOUT, Told

@@ -113,10 +113,13 @@ class RequestParser:
         return held if request is None else held + len(request.body)
 
     @property
+    def _received_head(self) -> bytes:
+        return self._whole_head or bytes(self._head)
+
+    @property
     def request_line(self) -> str:
         """What has come of the first line of the head that is being received, up to a bound: for the log only."""
-        head = self._whole_head or bytes(self._head[:LOGGED])
-        return head[:LOGGED].removeprefix(b"\r\n").partition(b"\r\n")[0].decode("latin-1")
+        return self._received_head[:LOGGED].removeprefix(b"\r\n").partition(b"\r\n")[0].decode("latin-1")
 
     def feed(self, data: bytes) -> None:
         """Take the next bytes, for `parse`."""
@@ -235,7 +238,7 @@ class RequestParser:
             if name is not None:
                 self._method = name
                 return piece
-        head = self._whole_head or bytes(self._head)
+        head = self._received_head
         start_of_head = head[: MAX_METHOD + 3]
         # One empty line in front is allowed: RFC 9112, section 2.2.
         if b"\r\n".startswith(start_of_head):
@@ -354,8 +357,7 @@ class RequestParser:
 
     def _check_size(self) -> None:
         if max(len(self._whole_head), len(self._head)) > self._max_header_size:
-            line = self._whole_head or bytes(self._head)
-            if line.find(b"\r\n", 2, self._max_header_size) < 0:
+            if self._received_head.find(b"\r\n", 2, self._max_header_size) < 0:
                 raise BadRequest(HTTPStatus.REQUEST_URI_TOO_LONG, "the request line is too long (RFC 9112, section 3)")
             raise BadRequest(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "the head is too large")
 
@@ -364,7 +366,7 @@ class RequestParser:
 
         Refused is a request line that llhttp reads with leniency: other protocols, more than one space, LF in front.
         """
-        head = self._whole_head or bytes(self._head)
+        head = self._received_head
         # One empty line in front is allowed: RFC 9112, section 2.2.
         start = 2 if head.startswith(b"\r\n") else 0
         # Where it must stand, if there is nothing between the parts but what belongs there.

@@ -17,12 +17,12 @@ import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from threadbridge import forks
 from threadbridge.database import ConnectionSettings, Database
-from threadbridge.driver_connection import Left
 from threadbridge.private_directory import private_directory
 from threadbridge.repeated_log import RepeatedLog
 from threadbridge.stopper import Stopper
@@ -158,6 +158,28 @@ class Entry:
     def __del__(self) -> None:
         # What is written there stays: it names a connection that has ended, which does no harm.
         self._own.free.append(self._slot)
+
+
+@dataclass(frozen=True)
+class Left:
+    """A connection that was cut, as long as the database may still work for it. See `threadbridge.stopper.Remains`.
+
+    :param entry: keeps it on this process's list.
+    """
+
+    database: Database
+    identity: Any
+    entry: Entry | None = field(default=None, compare=False)
+    predecessor: int | None = field(default=None, compare=False)
+
+    @property
+    def number(self) -> int | None:
+        """See `Remains`."""
+        return self.database.number(self.identity)
+
+    def end(self) -> bool:
+        """See `Remains`."""
+        return self.database.end(self.identity)
 
 
 class _OwnFile:
