@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -319,6 +320,29 @@ def test_the_list_is_as_long_as_there_are_connections_at_a_time(
         assert again != file and again.read_bytes() == before
         guard.leave()
         assert lists(tmp_path) == []
+
+
+def test_after_a_full_disk_each_connection_has_a_place_of_its_own(
+    tmp_path: Path, mariadb: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with successor(tmp_path, connect_settings(mariadb)) as (_, pool):
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        # The list may be made, and name nothing.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (SLOT, limits[1]))
+        try:
+            with running(), closing(pool.connection()) as unlisted:
+                # So that it is closed when it comes back.
+                unlisted.cursor().execute("SET @changed = 1")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert "cannot be written" in messages(caplog)[0]
+        # The record has the error, and so all that was at hand when it came.
+        caplog.clear()
+        with running(), closing(pool.connection()) as first, closing(pool.connection()) as second:
+            numbers = {one(connection, "SELECT CONNECTION_ID()") for connection in (first, second)}
+            [file] = lists(tmp_path)
+            _, *listed = [json.loads(line) for line in file.read_text().splitlines()]
+            assert {thread_id for thread_id, *_ in listed} == numbers
 
 
 def test_a_directory_that_cannot_be_used_is_said_and_harms_nothing(

@@ -85,7 +85,7 @@ class ConnectionList:
             with self._lock:
                 if self._own is None:
                     self._own = _OwnFile(self._place(), self._prefix, database.driver)
-                return Entry(self._own, parts)
+                return self._own.add(parts)
         except (OSError, ValueError) as error:
             self._unusable.log(
                 logging.WARNING,
@@ -146,14 +146,9 @@ class ConnectionList:
 class Entry:
     """A connection's place on the list; goes to another when nobody has it any more."""
 
-    def __init__(self, own: _OwnFile, parts: list[Any]) -> None:
+    def __init__(self, own: _OwnFile, slot: int) -> None:
         self._own = own
-        self._slot = own.take()
-        try:
-            own.write(self._slot, parts)
-        except BaseException:
-            own.free.append(self._slot)
-            raise
+        self._slot = slot
 
     def __del__(self) -> None:
         # What is written there stays: it names a connection that has ended, which does no harm.
@@ -210,12 +205,17 @@ class _OwnFile:
                 raise
             os.close(descriptor)
 
-    def take(self) -> int:
-        """A place that is free. Under the lock."""
-        with contextlib.suppress(IndexError):
-            return self.free.popleft()
-        self._count += 1
-        return self._count - 1
+    def add(self, parts: list[Any]) -> Entry:
+        """Write down a connection. Under the lock. Raises ``OSError`` or ``ValueError`` when that cannot be done."""
+        slot = self.free.popleft() if self.free else self._count
+        try:
+            self.write(slot, parts)
+        except BaseException:
+            if slot < self._count:
+                self.free.append(slot)
+            raise
+        self._count = max(self._count, slot + 1)
+        return Entry(self, slot)
 
     def write(self, slot: int, what: object) -> None:
         text = json.dumps(what).encode()
