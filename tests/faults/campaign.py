@@ -6,6 +6,7 @@ import random
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,8 @@ from tests.faults.site import POOLS, Site, Unavailable
 
 # How many faults there may be at the same time, each of another group: those of one group use the same means.
 AT_ONCE = 3
+# A fault that has failed so often, and never could be made, is broken itself.
+OFTEN = 3
 CLIENTS = 24
 GROUPS: Sequence[Sequence[Fault]] = (
     network.FAULTS,
@@ -74,6 +77,9 @@ class Campaign:
         # By the number of the group.
         self._active: dict[int, Fault] = {}
         self._lock = threading.Lock()
+        # How often each fault was made, and how often that failed, as it may while others last.
+        self._made: Counter[str] = Counter()
+        self._failed: Counter[str] = Counter()
         self._started = time.monotonic()
 
     def run(self, seconds: float, transfers: int = 0) -> Outcome:
@@ -85,7 +91,7 @@ class Campaign:
             memory = checks.memory(site)
             with Crowd(site.port, CLIENTS, self.outcome.seed) as crowd:
                 self._compose(site, crowd, seconds, transfers)
-                # Those that are asked are answered before anything is looked at.
+            # All that was asked is answered by now.
             self._check(site, crowd, memory)
             self.outcome.answers = dict(sorted(crowd.answers.items()))
             if self.outcome.violations:
@@ -117,6 +123,8 @@ class Campaign:
                 )
         for thread in threads:
             thread.join(90)
+            if thread.is_alive():
+                site.wrong.append(f"{thread.name} has not ended")
 
     def _begin(self, group: int, fault: Fault, site: Site, chance: random.Random) -> threading.Thread:
         name = fault.__name__
@@ -133,8 +141,9 @@ class Campaign:
                     self._report(f"skipped: {name}: {error}")
             except Exception as error:  # noqa: BLE001 - whatever it is, it is no fault of the server's
                 self._note(f"{name} could not be made: {error!r}")
+                self._failed[name] += 1
             else:
-                self.outcome.faults += 1
+                self._made[name] += 1
             self._note(f"{name} ends")
             with self._lock:
                 del self._active[group]
@@ -154,6 +163,10 @@ class Campaign:
         wrong += crowd.wrong
         wrong += site.wrong
         wrong += checks.money(site, crowd)
+        wrong += checks.outcomes(site, crowd)
         wrong += checks.statuses(crowd, seen)
         wrong += checks.access_log(site, crowd)
         wrong += checks.logs(site, seen)
+        never = [name for name, count in self._failed.items() if count >= OFTEN and not self._made[name]]
+        wrong += [f"{name} could not be made, {self._failed[name]} times" for name in never]
+        self.outcome.faults = self._made.total()

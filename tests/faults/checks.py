@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import re
 import socket
 import threading
 import time
@@ -76,6 +77,25 @@ def books(
     if done:
         wrong.append(f"{len(done)} of {len(refused)} writes that the server refused are there, such as {done[:5]}")
     return wrong
+
+
+def outcomes(site: Site, crowd: Crowd) -> list[str]:
+    """What the access log says of a write's outcome agrees with the ledger."""
+    lines = site.access_log()
+    there = {number for (number,) in site.sql("SELECT id FROM ledger")}
+    wrong = []
+    for number, sent in crowd.sent.items():
+        if sent.kind not in WRITES:
+            continue
+        for line in lines.get(str(number), ()):
+            match = re.search(r" changes=(\S+)", line)
+            said = "none" if match is None else match[1]
+            is_committed = said in ("committed", "partly-committed")
+            # A thread may still be at work for a request that has ended in another way.
+            is_not = said in ("none", "rolled-back") and "ending=done" in line
+            if (is_committed and number not in there) or (is_not and number in there):
+                wrong.append(line)
+    return [f"the access log tells another outcome than the ledger {len(wrong)} times: {wrong[0]}"] if wrong else []
 
 
 def statuses(crowd: Crowd, faults: Set[str]) -> list[str]:

@@ -60,9 +60,6 @@ class Crowd:
         self._port = port
         self._lock = threading.Lock()
         self._stop = threading.Event()
-        # Clear while nobody is to ask for anything.
-        self.go_on = threading.Event()
-        self.go_on.set()
         self._threads = [
             threading.Thread(target=self._live, args=(number, random.Random(f"{seed}-{number}")), daemon=True)
             for number in range(clients)
@@ -75,7 +72,6 @@ class Crowd:
 
     def __exit__(self, *error: object) -> None:
         self._stop.set()
-        self.go_on.set()
         for thread in self._threads:
             thread.join(60)
             if thread.is_alive():
@@ -89,7 +85,6 @@ class Crowd:
     def _live(self, client: int, chance: random.Random) -> None:
         count = 0
         while not self._stop.is_set():
-            self.go_on.wait()
             count += 1
             number = client * 10_000_000 + count
             [kind] = chance.choices(list(KINDS), list(KINDS.values()))
@@ -147,7 +142,7 @@ class Crowd:
         if not head.startswith(b"HTTP/1.1 "):
             return 0
         status = int(head[9:12])
-        if body.startswith(b"503 Service Unavailable: too many open"):
+        if body.startswith(b"503 Service Unavailable: too many connections"):
             # Refused before its request was read: the log may not know which it was.
             return 0
         sent.by_server = not body.startswith(f"{number} ".encode())

@@ -6,7 +6,8 @@ import os
 import random
 import signal
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
 from typing import Any
 
 import MySQLdb
@@ -22,32 +23,42 @@ def database_killed(site: Site, chance: random.Random) -> None:
 def database_stands_still(site: Site, chance: random.Random) -> None:
     pid = site.database_pid
     os.kill(pid, signal.SIGSTOP)
-    pause(chance, 0.5, 6)
-    os.kill(pid, signal.SIGCONT)
+    try:
+        pause(chance, 0.5, 6)
+    finally:
+        os.kill(pid, signal.SIGCONT)
 
 
 def no_connection_left(site: Site, chance: random.Random) -> None:
-    with as_root(site) as cursor:
-        cursor.execute("SET GLOBAL max_connections = 10")
+    with set_globally(site, "max_connections", 10) as cursor, ExitStack() as taken:
         cursor.execute("SELECT id FROM information_schema.processlist WHERE user = 'myapplication'")
         for (number,) in cursor.fetchall():
             with suppress(MySQLdb.OperationalError):
                 cursor.execute("KILL %s", (number,))
-        taken: list[Any] = []
         with suppress(MySQLdb.OperationalError):
-            while len(taken) < 12:
-                taken.append(site.connect())
+            for _ in range(12):
+                taken.enter_context(closing(site.connect()))
         pause(chance, 1, 4)
-        for connection in taken:
-            connection.close()
-        cursor.execute("SET GLOBAL max_connections = 151")
 
 
 def read_only(site: Site, chance: random.Random) -> None:
-    with as_root(site) as cursor:
-        cursor.execute("SET GLOBAL read_only = 1")
+    with set_globally(site, "read_only", 1):
         pause(chance, 0.5, 2)
-        cursor.execute("SET GLOBAL read_only = 0")
+
+
+@contextmanager
+def set_globally(site: Site, variable: str, value: int) -> Iterator[Any]:
+    """A cursor of the database's administrator, while a variable of the server has another value."""
+    with as_root(site) as cursor:
+        cursor.execute(f"SELECT @@GLOBAL.{variable}")
+        [(before,)] = cursor.fetchall()
+        cursor.execute(f"SET GLOBAL {variable} = %s", (value,))
+        try:
+            yield cursor
+        finally:
+            # A server that was started again meanwhile has its own value.
+            with suppress(MySQLdb.Error):
+                cursor.execute(f"SET GLOBAL {variable} = %s", (before,))
 
 
 def administrator_kills(site: Site, chance: random.Random) -> None:

@@ -48,11 +48,13 @@ def disk_full(site: Site, chance: random.Random) -> None:
     if site.no_disk:
         raise Unavailable(site.no_disk)
     filler = site.disk / "filler"
-    with filler.open("wb", buffering=0) as file, suppress(OSError):
-        while file.write(bytes(65536)):
-            pass
-    pause(chance, 1, 4)
-    filler.unlink()
+    try:
+        with filler.open("wb", buffering=0) as file, suppress(OSError):
+            while file.write(bytes(65536)):
+                pass
+        pause(chance, 1, 4)
+    finally:
+        filler.unlink()
 
 
 def log_disk_full(site: Site, chance: random.Random) -> None:
@@ -81,8 +83,10 @@ def _resize(directory: Path, size: int) -> None:
 def standard_error_unread(site: Site, chance: random.Random) -> None:
     """A reader that stands still; all logs go there too."""
     site.is_read.clear()
-    pause(chance, 1, 5)
-    site.is_read.set()
+    try:
+        pause(chance, 1, 5)
+    finally:
+        site.is_read.set()
 
 
 def interpreter_held(site: Site, chance: random.Random) -> None:

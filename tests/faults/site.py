@@ -1,4 +1,4 @@
-"""What the campaign breaks: a MariaDB server, a line to it, and a frontend of two processes with an operators' port."""
+"""What the campaign breaks: a MariaDB server, a line to it, and a frontend with an operators' port."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import re
 import resource
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -248,13 +247,6 @@ class Site:
             return 0
         finally:
             connection.close()
-
-    def answers(self) -> bool:
-        """Whether somebody accepts connections."""
-        with suppress(OSError):
-            socket.create_connection(("127.0.0.1", self.port), timeout=5).close()
-            return True
-        return False
 
     def output(self) -> str:
         """What it has said on standard output, and at last on standard error."""
