@@ -1,7 +1,7 @@
 """An application that keeps accounts: each transfer is one transaction, with a row of its own in the ledger.
 
 Served as ``python -m threadbridge tests.faults.application:app --pool=tests.faults.application:pool``. The environment
-variable ``FAULTS_POOL`` has the parameters of the pool, as JSON.
+variable ``FAULTS_POOL`` has the parameters of `make_pool`, as JSON.
 """
 
 from __future__ import annotations
@@ -42,7 +42,13 @@ LEFT = (
 DID_NOT_HAPPEN = (1205, 1213)
 PLAIN = [("Content-Type", "text/plain")]
 
-pool = PooledDB(MySQLdb, **json.loads(os.environ.get("FAULTS_POOL", "{}")))
+
+def make_pool(own_function: bool = False, **parameters: Any) -> PooledDB:
+    """A pool of the driver's connections, or of those that a function of the application's makes with it."""
+    return PooledDB((lambda **settings: MySQLdb.connect(**settings)) if own_function else MySQLdb, **parameters)
+
+
+pool = make_pool(**json.loads(os.environ.get("FAULTS_POOL", "{}")))
 
 
 def autocommits() -> bool:

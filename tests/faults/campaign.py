@@ -106,6 +106,7 @@ class Campaign:
         end = time.monotonic() + seconds
         reported = 0.0
         threads: list[threading.Thread] = []
+        readiness = checks.Readiness()
         while (time.monotonic() < end or crowd.transfers < transfers) and not (crowd.wrong or site.wrong):
             time.sleep(self._chance.uniform(0.2, 2))
             if site.frontend.poll() is not None and not site.is_restarting:
@@ -114,6 +115,7 @@ class Campaign:
             chance = random.Random(self._chance.random())
             if self._groups[number] and len(self._active) < AT_ONCE and number not in self._active:
                 threads.append(self._begin(number, self._chance.choice(self._groups[number]), site, chance))
+            site.wrong += readiness.look(site, crowd)
             if time.monotonic() - reported > 5:
                 reported = time.monotonic()
                 done = sum(crowd.answers.values())

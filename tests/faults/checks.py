@@ -17,6 +17,8 @@ from tests.faults.site import CONNECTIONS, DEADLINE, Site
 
 # So many seconds before lines of the access log are known to have been lost, or after, some may have been.
 LOST_LINES = 1.5
+# Seconds without a query that succeeds after which a frontend must not be ready.
+UNREADY_AFTER = 20
 # So many kilobytes more than at first a process may take: buffers, caches, threads' stacks.
 MORE_MEMORY = 48 * 1024
 
@@ -29,6 +31,24 @@ def within(seconds: float, condition: Callable[[], bool]) -> bool:
             return False
         time.sleep(0.1)
     return True
+
+
+class Readiness:
+    """While no request gets anything from the database, the operators' port does not say for long that all is well."""
+
+    def __init__(self) -> None:
+        self._queries = 0
+        self._since = time.monotonic()
+
+    def look(self, site: Site, crowd: Crowd) -> list[str]:
+        if crowd.queries > self._queries:
+            self._queries = crowd.queries
+            self._since = time.monotonic()
+        lasts = time.monotonic() - self._since
+        # With several processes each of them is asked.
+        if lasts < UNREADY_AFTER or any(site.ready()[0] != 200 for _ in range(5)) or crowd.queries > self._queries:
+            return []
+        return [f"ready, though no query has succeeded for {lasts:.0f} s: {site.page('/threads')}"]
 
 
 def money(site: Site, crowd: Crowd) -> list[str]:
@@ -166,7 +186,7 @@ def nothing_left(site: Site) -> list[str]:
 def full_strength(site: Site) -> list[str]:
     """Ready, idle, and all connections of the pools work at the same time."""
     wrong = []
-    if not within(40, lambda: all(site.ready()[0] == 200 for _ in range(5))):
+    if not within(40, lambda: all(site.ready("/readyz?db=1")[0] == 200 for _ in range(5))):
         wrong.append(f"not ready: {site.ready()}")
     if not within(DEADLINE + 15, lambda: not site.unfinished()):
         wrong.append(

@@ -15,6 +15,7 @@ from tests.faults.application import ACCOUNTS
 from tests.faults.site import BODY_SIZE
 
 WRITES = ("transfer", "transfer_begun", "transfer_again", "insert")
+QUERIES = (*WRITES, "read", "slow", "session")
 # Seconds in which each request has an answer, or is cut; the deadline is over long before.
 PATIENCE = 45
 # How often each kind of request is made.
@@ -81,6 +82,11 @@ class Crowd:
     def transfers(self) -> int:
         """How many have been answered 200."""
         return sum(self.answers[f"{kind} 200"] for kind in WRITES if kind != "insert")
+
+    @property
+    def queries(self) -> int:
+        """How many that need the database have been answered 200."""
+        return sum(self.answers[f"{kind} 200"] for kind in QUERIES)
 
     def _live(self, client: int, chance: random.Random) -> None:
         count = 0

@@ -9,17 +9,21 @@ from tests.faults.site import Site
 
 
 def old_connections_swallowed(site: Site, chance: random.Random) -> None:
+    """As a firewall that has forgotten them does: they never pass again, and are reset, if at all, when tried."""
     site.line.swallow(new=False)
     pause(chance, 1, 8)
-    # As a firewall that has forgotten them does: they never pass again.
-    site.line.cut()
-    site.line.mend()
+    if chance.random() < 0.5:
+        site.line.cut()
 
 
 def network_gone(site: Site, chance: random.Random) -> None:
     site.line.swallow(new=True)
     pause(chance, 0.5, 8)
-    site.line.mend()
+    if chance.random() < 0.5:
+        site.line.mend()
+    else:
+        # Of what was under way nothing is heard any more.
+        site.line.swallow(new=False)
 
 
 def connections_cut(site: Site, chance: random.Random) -> None:

@@ -51,7 +51,7 @@ LOGS_SIZE = 8 * 1024**3
 # What pools the application may have, besides the usual one.
 POOLS: Sequence[dict[str, Any]] = (
     *({}, {}, {"maxusage": 5}, {"ping": 7}, {"ping": 0}, {"maxcached": 2}, {"blocking": True}),
-    *({"autocommit": True}, {"autocommit": True, "maxusage": 3}),
+    *({"autocommit": True}, {"autocommit": True, "maxusage": 3}, {"own_function": True}),
 )
 
 
@@ -303,10 +303,10 @@ class Site:
                 with suppress(ProcessLookupError):
                     resource.prlimit(pid, what, both)
 
-    def ready(self) -> tuple[int, str]:
+    def ready(self, path: str = "/readyz") -> tuple[int, str]:
         """What `/readyz` says."""
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.admin_port}/readyz?db=1", timeout=15) as answer:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.admin_port}{path}", timeout=15) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
