@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import sys
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -59,13 +60,27 @@ class Application:
         if path == "/pay/large":
             start_response("200 OK", [("Content-Type", "text/plain")])
             return Closing([b"x" * 300_000] * 5, self)
-        if path == "/pay/largely-written":
+        if path in ("/pay/largely-written", "/pay/only-written"):
             write = start_response("200 OK", [])
             for _ in range(5):
                 write(b"x" * 300_000)
-            return [b"."]
+            return [b"."] if path == "/pay/largely-written" else []
+        if path in ("/pay/half", "/pay/large-half"):
+            return half_of_a_page(b"x" * (10 if path == "/pay/half" else 1_500_000), start_response)
         start_response("201 Created", [("Content-Type", "text/plain"), ("X-Run", str(run)), ("Set-Cookie", "a=b")])
         return Closing([b"run ", str(run).encode()], self)
+
+
+def half_of_a_page(half: bytes, start_response: StartResponse) -> Iterator[bytes]:
+    """Begins, as an application may, with an empty chunk, and shows an error page after an exception."""
+    yield b""
+    start_response("200 OK", [])
+    yield half
+    try:
+        raise LookupError("in the middle")
+    except LookupError:
+        start_response("500 Internal Server Error", [("X-Page", "error")], sys.exc_info())
+    yield b"error page"
 
 
 class Closing:

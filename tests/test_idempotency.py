@@ -229,7 +229,7 @@ def test_what_was_stopped_is_not_run_again(
     assert application.runs == 1
 
 
-@pytest.mark.parametrize("target", ["/pay/large", "/pay/largely-written"])
+@pytest.mark.parametrize("target", ["/pay/large", "/pay/largely-written", "/pay/only-written"])
 def test_an_answer_that_is_too_large_is_sent_but_not_repeated(
     application: Application, serving: Callable[..., BridgeThread], target: str
 ) -> None:
@@ -240,6 +240,20 @@ def test_an_answer_that_is_too_large_is_sent_but_not_repeated(
         response, body = post(server, path=target)
         assert response.status == 409 and "more than 1048576 bytes" in detail(body)
     assert application.runs == 1 and application.closed == (target == "/pay/large")
+
+
+def test_an_error_page_takes_the_place_of_half_a_page(
+    application: Application, serving: Callable[..., BridgeThread]
+) -> None:
+    with serving() as server:
+        for replayed in (False, True):
+            response, body = post(server, path="/pay/half")
+            assert (response.status, response.headers["X-Page"], body) == (500, "error", b"error page")
+            assert is_replayed(response) == replayed
+        # Unless that is on its way already: PEP 3333 has the exception raised again then.
+        with pytest.raises(http.client.IncompleteRead):
+            post(server, key="other", path="/pay/large-half")
+    assert application.runs == 2
 
 
 def test_outcomes_outlive_a_restart_and_their_age_ends_them(

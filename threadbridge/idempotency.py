@@ -16,6 +16,7 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 from threadbridge.current import RunningRequest
 from threadbridge.idempotency_store import Answer, IdempotencyStore, Known, StoreError
 from threadbridge.response_body import ClientDisconnected
+from threadbridge.wsgi import NO_HEAD, ApplicationError, checked
 
 # The methods that may do something else when they are repeated (RFC 9110, section 9.2.2).
 METHODS = frozenset({"POST", "PATCH"})
@@ -132,25 +133,32 @@ class _Collected:
         self.headers: list[tuple[str, str]] = []
         self.chunks: list[bytes] = []
         self._size = 0
+        # Whether it is too large to be kept, and what comes is passed on.
+        self._is_sent = False
         self._start_response = start_response
         # The server's `write`, as soon as the head is there.
         self._write: Callable[[bytes], object] | None = None
 
     def start_response(self, status: str, headers: list[tuple[str, str]], exc_info: Any = None, /) -> Any:
-        """See PEP 3333. The server checks what it gets, and sends no head before the body begins."""
+        """See PEP 3333. The server checks what it gets, and raises ``exc_info`` once something was sent."""
         headers = list(headers)
         self._write = self._start_response(status, headers, exc_info)
         self.status, self.headers = status, headers
+        # Nothing was sent: an error page takes the place of what there is of another body.
+        self.chunks.clear()
+        self._size = 0
         return self._add
 
-    def _add(self, chunk: bytes) -> None:
+    def _add(self, chunk: Any) -> None:
+        # Empty ones may come before the head.
+        if not checked(chunk):
+            return
         if self._write is None:
-            raise RuntimeError("the application sent a body but did not call start_response before")
-        if not isinstance(chunk, bytes):
-            raise TypeError(f"the body has a {type(chunk).__name__}, {chunk!r:.60}; expected bytes")
+            raise ApplicationError(NO_HEAD)
         self._size += len(chunk)
         self.chunks.append(chunk)
-        if self._is_too_large:
+        if self._size > LONGEST_ANSWER:
+            self._is_sent = True
             while self.chunks:
                 self._write(self.chunks.pop(0))
 
@@ -159,20 +167,18 @@ class _Collected:
         """Whether the application has done nothing but ask the client to come back."""
         return self.status[:3] in _COME_BACK and any(name.lower() == "retry-after" for name, _ in self.headers)
 
-    @property
-    def _is_too_large(self) -> bool:
-        return self._size > LONGEST_ANSWER
-
     def collect(self, result: Iterable[bytes]) -> tuple[Iterator[bytes], Iterable[bytes]] | None:
         """Take the whole body and close it, or give the rest of one that is too large."""
         try:
             chunks = iter(result)
             for chunk in chunks:
                 self._add(chunk)
-                if self._is_too_large:
-                    return chunks, result
+                if self._is_sent:
+                    break
+            if self._is_sent:
+                return chunks, result
             if self._write is None:
-                raise RuntimeError("the application did not call start_response")
+                raise ApplicationError(NO_HEAD)
         except BaseException:
             _close(result)
             raise

@@ -40,6 +40,9 @@ _HOP_BY_HOP = frozenset(
 )
 
 
+NO_HEAD = "the application did not call start_response before the body"
+
+
 class ApplicationError(Exception):
     """The application broke PEP 3333; the message says what it did and what is expected."""
 
@@ -107,7 +110,7 @@ class Call:
 
     def _send_list(self, chunks: Any) -> None:
         """Send a body that is there as a whole: its length can be announced, and it crosses in one hop."""
-        body = b"".join(map(_checked, chunks))
+        body = b"".join(map(checked, chunks))
         if self._fields is not None and self._remaining is None and not self._head_sent:
             self._announce(len(body))
         if body:
@@ -125,7 +128,7 @@ class Call:
                     self._log_excess()
                 return
             # An empty chunk sends no head: the application may still change it.
-            if _checked(chunk):
+            if checked(chunk):
                 self._send(chunk)
         self._finish()
 
@@ -191,7 +194,7 @@ class Call:
         if self.complete:
             if data and self._has_body:
                 self._log_excess()
-        elif _checked(data) or not self._head_sent:
+        elif checked(data) or not self._head_sent:
             # Even an empty first piece sends the head (PEP 3333, "The start_response() Callable").
             self._send(data)
 
@@ -245,7 +248,7 @@ class Call:
         if self._head_sent:
             return None
         if self._fields is None:
-            raise ApplicationError("the application sent a body but did not call start_response before")
+            raise ApplicationError(NO_HEAD)
         self._head_sent = True
         if "date" not in self._names:
             self._fields.append(("Date", http_date()))
@@ -291,7 +294,8 @@ def _checked_name(name: str) -> str:
     return name.lower()
 
 
-def _checked(chunk: Any) -> bytes:
+def checked(chunk: Any) -> bytes:
+    """A piece of the body, which must be bytes."""
     if not isinstance(chunk, bytes):
         raise ApplicationError(f"the body has a {type(chunk).__name__}, {chunk!r:.60}; expected bytes")
     return chunk
