@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from tests.forking import is_alive
 from tests.idempotent import Application, detail, is_replayed, post, serve
 from tests.inprocess import BridgeThread, wait_until
 from tests.processes import Frontend
@@ -222,18 +223,26 @@ def test_settings_that_cannot_be_used_are_refused(parameters: dict[str, Any], co
 # Real processes.
 
 PAYING = """
-import os, time
+import os, sys, time
 
 def app(environ, start_response):
     flag = environ["QUERY_STRING"]
     with open("runs", "a") as runs:
         runs.write("run\\n")
-    if flag:
+    if flag in ("never", "flag"):
         open(flag + ".entered", "w").close()
         while not os.path.exists(flag):
             time.sleep(0.01)
+    answer = os.getpid()
+    if flag.startswith("fork"):
+        answer = os.fork()
+        if not answer:
+            while not os.path.exists("answered"):
+                time.sleep(0.01)
+            if flag == "fork-exit":
+                sys.exit(0)
     start_response("200 OK", [("Content-Type", "text/plain")])
-    return [str(os.getpid()).encode()]
+    return [str(answer).encode()]
 """
 
 
@@ -299,3 +308,15 @@ def test_processes_share_what_they_know(paying: Callable[[], Frontend], tmp_path
         (tmp_path / "flag").touch()
         thread.join()
         assert ask(other, "slow", "flag")[:2] == (200, str(one.process.pid).encode())
+
+
+@pytest.mark.parametrize("how", ["fork-exit", "fork-return"])
+def test_a_forked_child_leaves_the_answer_alone(paying: Callable[[], Frontend], tmp_path: Path, how: str) -> None:
+    with paying() as server:
+        first = ask(server, "k", how)
+        assert first[0] == 200
+        (tmp_path / "answered").touch()
+        wait_until(lambda: not is_alive(int(first[1])), "the child has ended")
+        again = ask(server, "k", how)
+        assert again[:2] == first[:2] and again[2]["Idempotency-Replayed"] == "true"
+        assert ask(server, "other")[0] == 200

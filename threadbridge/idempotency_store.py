@@ -14,6 +14,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from threadbridge import forks
 from threadbridge.repeated_log import RepeatedLog
 
 logger = logging.getLogger("threadbridge")
@@ -95,8 +96,7 @@ class IdempotencyStore:
         alone are too many, new ones are refused.
 
     Each transaction is on the disk (fsync) before the method returns. One connection for the process, which a lock
-    guards; nothing is opened before the first use, or in a process that was forked. Raises ``ValueError`` when the file
-    cannot be there.
+    guards; nothing is opened before the first use. Raises ``ValueError`` when the file cannot be there.
     """
 
     def __init__(self, path: str, *, age: float, size: int) -> None:
@@ -108,13 +108,19 @@ class IdempotencyStore:
         self._size = size
         self._lock = threading.Lock()
         self._connection: sqlite3.Connection | None = None
-        # Of the open file: its device and number, and the process that has opened it.
-        self._opened: tuple[int, int, int] | None = None
+        # Of the open file: its device and number.
+        self._opened: tuple[int, int] | None = None
         # Endings that could not be written. Without them a key would count as running for as long as this process.
         self._unwritten: dict[bytes, str] = {}
         self._failures = RepeatedLog(logger)
         self._recoveries = RepeatedLog(logger)
         self._has_failed = False
+        self._is_copy = False
+        forks.copies(self)
+
+    def become_copy(self) -> None:
+        """This is a forked process: requests end in its parent, which has the connection, too."""
+        self._is_copy = True
 
     def begin(self, key: bytes, fingerprint: bytes, request_id: str) -> Known | None:
         """Note that a request begins, or give what is known of an earlier one with this key.
@@ -158,6 +164,8 @@ class IdempotencyStore:
 
         :param answer: None if there is none to be repeated; ``note`` says why.
         """
+        if self._is_copy:
+            return
         try:
             with self._transaction() as connection:
                 self._end(connection, key, answer, note)
@@ -167,6 +175,8 @@ class IdempotencyStore:
 
     def forget(self, key: bytes) -> None:
         """Let the request with this key be run again. Never raises."""
+        if self._is_copy:
+            return
         try:
             with self._transaction() as connection:
                 connection.execute("DELETE FROM outcomes WHERE key = ?", (key,))
@@ -257,7 +267,7 @@ class IdempotencyStore:
         identity = self._identity()
         if self._connection is not None and self._opened == identity:
             return self._connection
-        # Somebody has moved the old file away; or this is another process.
+        # Somebody has moved the old file away.
         self._close()
         if identity is None:
             self._make()
@@ -268,12 +278,12 @@ class IdempotencyStore:
         self._opened = self._identity()
         return connection
 
-    def _identity(self) -> tuple[int, int, int] | None:
+    def _identity(self) -> tuple[int, int] | None:
         try:
             status = os.stat(self._path)
         except FileNotFoundError:
             return None
-        return status.st_dev, status.st_ino, os.getpid()
+        return status.st_dev, status.st_ino
 
     def _make(self) -> None:
         """Make the file, complete before any process finds it under its name."""
@@ -305,21 +315,14 @@ class IdempotencyStore:
 
     def _close(self) -> None:
         connection, self._connection = self._connection, None
-        # A process that was forked must leave its parent's connection alone: closing would take the parent's locks.
-        if connection is not None and (self._opened is None or self._opened[2] == os.getpid()):
+        if connection is not None:
             connection.close()
-        elif connection is not None:
-            _of_parents.append(connection)
         self._opened = None
 
     def close(self) -> None:
         """Close the file, after all requests have ended."""
         with self._lock:
             self._close()
-
-
-# Never closed, see `_close`.
-_of_parents: list[sqlite3.Connection] = []
 
 
 def owner_of(pid: int) -> str:
