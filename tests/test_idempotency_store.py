@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import http.client
 import os
+import resource
 import signal
 import socket
 import sqlite3
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -204,6 +207,99 @@ def test_a_full_disk_runs_nothing_until_there_is_room(
         assert is_replayed(post(server, key=refused)[0])
         assert is_replayed(post(server, key="first")[0])
     assert "full" in store_lines(caplog)[0] and "can be used again" in store_lines(caplog)[-1]
+
+
+def test_a_disk_that_is_full_when_the_file_is_made_is_over_too(small_disk: Path) -> None:
+    """Wherever in the making it gets full."""
+    path, filler = small_disk / "outcomes.sqlite", small_disk / "filler"
+    refused, descriptors = 0, len(os.listdir("/proc/self/fd"))
+    for room in range(0, 160 * 1024, 4096):
+        with open(filler, "wb", buffering=0) as file:
+            with contextlib.suppress(OSError):
+                while True:
+                    file.write(bytes(4096))
+            file.truncate(max(0, file.tell() - room))
+        with opened(path) as store:
+            try:
+                assert store.begin(b"k", b"f", "id") is None
+            except StoreError:
+                refused += 1
+                filler.unlink()
+                assert store.begin(b"k", b"f", "id") is None, room
+        for left in small_disk.iterdir():
+            left.unlink()
+        assert len(os.listdir("/proc/self/fd")) == descriptors, room
+    assert 5 < refused < 40
+
+
+def test_a_directory_that_another_has_locked_is_not_waited_for(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(idempotency_store, "BUSY_TIMEOUT", 0.1)
+    with opened(path) as store, opened(path) as other:
+        directory = os.open(path.parent, os.O_RDONLY)
+        fcntl.flock(directory, fcntl.LOCK_EX)
+        for each in (store, other):
+            with pytest.raises(StoreError, match="temporarily unavailable"):
+                each.begin(b"k", b"f", "id")
+        os.close(directory)
+        assert other.begin(b"k", b"f", "id") is None and store.begin(b"k", b"f", "id") is not None
+
+
+def test_a_file_that_is_removed_at_any_moment_is_made_again(path: Path) -> None:
+    """Never an empty one, which would stay."""
+    removing = "import pathlib, sys\nwhile True:\n    pathlib.Path(sys.argv[1]).unlink(missing_ok=True)"
+    failures: list[str] = []
+    with opened(path) as store:
+        with subprocess.Popen([sys.executable, "-c", removing, path]) as remover:
+            for number in range(300):
+                try:
+                    assert store.begin(b"%d" % number, b"f", "id") is None
+                except StoreError as error:
+                    failures.append(str(error))
+            remover.kill()
+        assert not [failure for failure in failures if "format" in failure]
+        assert store.begin(b"k", b"f", "id") is None and store.begin(b"k", b"f", "id") is not None
+
+
+def test_a_file_that_others_may_write_to_is_not_used(path: Path) -> None:
+    with opened(path) as store:
+        assert store.begin(b"k", b"f", "id") is None
+        path.chmod(0o660)
+        with pytest.raises(StoreError, match="others may write to it"):
+            store.begin(b"k", b"f", "id")
+        path.chmod(0o640)
+        assert store.begin(b"k", b"f", "id") is not None
+
+
+def test_a_key_that_is_to_be_forgotten_is_so_when_the_store_can_be_used_again(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(idempotency_store, "BUSY_TIMEOUT", 0.1)
+    with opened(path) as store:
+        assert store.begin(b"k", b"f", "id") is None
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            store.forget(b"k")
+        assert store.begin(b"k", b"f", "id") is None
+        # Only once: now it runs.
+        assert store.begin(b"other", b"f", "id") is None
+        known = store.begin(b"k", b"f", "id")
+        assert known is not None and known.state == "running"
+
+
+def test_without_file_descriptors_nobody_is_taken_for_dead(path: Path) -> None:
+    with opened(path) as store:
+        assert store.begin(b"k", b"f", "id") is None
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+        try:
+            assert store.begin(b"new", b"f", "id") is None
+            with pytest.raises(StoreError, match="Too many open files"):
+                store.begin(b"k", b"f", "id")
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for key in (b"k", b"new"):
+            known = store.begin(key, b"f", "id")
+            assert known is not None and known.state == "running"
 
 
 @pytest.mark.parametrize(

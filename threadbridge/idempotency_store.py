@@ -7,11 +7,13 @@ import json
 import logging
 import os
 import sqlite3
+import stat
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, TypeAlias
 
 from threadbridge import forks
@@ -110,8 +112,10 @@ class IdempotencyStore:
         self._connection: sqlite3.Connection | None = None
         # Of the open file: its device and number.
         self._opened: tuple[int, int] | None = None
-        # Endings that could not be written. Without them a key would count as running for as long as this process.
-        self._unwritten: dict[bytes, str] = {}
+        # Endings that could not be written: a note, or None for a key that is to be forgotten. Without them a key would
+        # count as running for as long as this process.
+        self._unwritten: dict[bytes, str | None] = {}
+        self._owner = ""
         self._failures = RepeatedLog(logger)
         self._recoveries = RepeatedLog(logger)
         self._has_failed = False
@@ -128,36 +132,51 @@ class IdempotencyStore:
         None: there was none, and this one is noted, durably. Raises `StoreError`; then nothing is noted.
         """
         now = time.time()
-        with self._transaction() as connection:
-            late = list(self._unwritten.items())
-            for unwritten, note in late:
-                self._end(connection, unwritten, None, note)
-            found = connection.execute(
-                "SELECT fingerprint, owner, expires, status, headers, body, note, request_id FROM outcomes "
-                "WHERE key = ?",
-                (key,),
-            ).fetchone()
-            is_running = found is not None and _lives(found[1])
-            if found is not None and (found[2] > now or is_running):
-                known_as, owner, _, status, headers, body, note, first_id = found
-                answer = None if status is None else Answer(status, [tuple(each) for each in json.loads(headers)], body)
-                state: Literal["running", "lost", "ended"] = "running" if is_running else "lost" if owner else "ended"
-                known = Known(known_as, state, answer, note, first_id)
-            else:
-                known = None
-                connection.execute("DELETE FROM outcomes WHERE key = ?", (key,))
-                self._make_room(connection, now)
-                owner = owner_of(os.getpid()) or f"{os.getpid()} -"
-                connection.execute(
-                    "INSERT INTO outcomes VALUES (?, ?, ?, ?, NULL, NULL, NULL, ?, '', ?)",
-                    (key, fingerprint, owner, now + self._age, request_id, ENTRY_SIZE),
-                )
-        for unwritten, _ in late:
-            self._unwritten.pop(unwritten, None)
+        late: list[tuple[bytes, str | None]] = []
+        try:
+            with self._transaction() as connection:
+                late = list(self._unwritten.items())
+                for unwritten, note in late:
+                    # Before the lock is free: if its request begins again, that must not be forgotten.
+                    del self._unwritten[unwritten]
+                    if note is None:
+                        self._forget(connection, unwritten)
+                    else:
+                        self._end(connection, unwritten, None, note)
+                known = self._known(connection, key, now)
+                if known is None:
+                    self._add(connection, key, fingerprint, request_id, now)
+        except StoreError:
+            self._unwritten.update(late)
+            raise
         if self._has_failed:
             self._has_failed = False
             self._recoveries.log(logging.WARNING, "the idempotency store %s can be used again", self._path)
         return known
+
+    def _known(self, connection: sqlite3.Connection, key: bytes, now: float) -> Known | None:
+        found = connection.execute(
+            "SELECT fingerprint, owner, expires, status, headers, body, note, request_id FROM outcomes WHERE key = ?",
+            (key,),
+        ).fetchone()
+        if found is None:
+            return None
+        fingerprint, owner, expires, status, headers, body, note, request_id = found
+        state: Literal["running", "lost", "ended"] = "running" if _lives(owner) else "lost" if owner else "ended"
+        if state != "running" and expires <= now:
+            return None
+        answer = None if status is None else Answer(status, [tuple(each) for each in json.loads(headers)], body)
+        return Known(fingerprint, state, answer, note, request_id)
+
+    def _add(self, connection: sqlite3.Connection, key: bytes, fingerprint: bytes, request_id: str, now: float) -> None:
+        # Once: it takes a file descriptor, of which none may be left.
+        self._owner = self._owner or owner_of(os.getpid()) or f"{os.getpid()} -"
+        self._forget(connection, key)
+        self._make_room(connection, now)
+        connection.execute(
+            "INSERT INTO outcomes VALUES (?, ?, ?, ?, NULL, NULL, NULL, ?, '', ?)",
+            (key, fingerprint, self._owner, now + self._age, request_id, ENTRY_SIZE),
+        )
 
     def end(self, key: bytes, answer: Answer | None, note: str = "") -> None:
         """Note how the request with this key has ended. Never raises: what cannot be written is logged.
@@ -179,9 +198,13 @@ class IdempotencyStore:
             return
         try:
             with self._transaction() as connection:
-                connection.execute("DELETE FROM outcomes WHERE key = ?", (key,))
+                self._forget(connection, key)
         except StoreError:
-            self._unwritten[key] = _NOT_STORED
+            self._unwritten[key] = None
+
+    @staticmethod
+    def _forget(connection: sqlite3.Connection, key: bytes) -> None:
+        connection.execute("DELETE FROM outcomes WHERE key = ?", (key,))
 
     def _end(self, connection: sqlite3.Connection, key: bytes, answer: Answer | None, note: str) -> None:
         status, headers, body = None, None, None
@@ -215,7 +238,7 @@ class IdempotencyStore:
                 # It runs still: to forget it would be to let it run twice.
                 connection.execute("UPDATE outcomes SET expires = ? WHERE key = ?", (now + self._age, key))
             else:
-                connection.execute("DELETE FROM outcomes WHERE key = ?", (key,))
+                self._forget(connection, key)
         return bool(expired)
 
     def _drop_answers(self, connection: sqlite3.Connection, room: int = 0) -> None:
@@ -283,6 +306,8 @@ class IdempotencyStore:
             status = os.stat(self._path)
         except FileNotFoundError:
             return None
+        if status.st_uid not in (os.geteuid(), 0) or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise ValueError("others may write to it, and so answer requests; chown and chmod 600, or move it away")
         return status.st_dev, status.st_ino
 
     def _make(self) -> None:
@@ -290,8 +315,8 @@ class IdempotencyStore:
         new = f"{self._path}.new"
         directory = os.open(os.path.dirname(self._path), os.O_RDONLY | os.O_CLOEXEC)
         try:
-            # Until it is closed: several processes may have missed the file at once.
-            fcntl.flock(directory, fcntl.LOCK_EX)
+            # Several processes may have missed the file at once.
+            self._lock_directory(directory)
             if os.path.exists(self._path):
                 return
             # What a file that was removed has left would be taken for part of this one.
@@ -300,17 +325,45 @@ class IdempotencyStore:
                     os.unlink(left)
             os.close(os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
             with closing(self._connect(new)) as connection:
-                connection.execute("PRAGMA journal_mode = WAL")
                 connection.executescript(_SCHEMA)
                 connection.execute(f"PRAGMA user_version = {VERSION}")
+                # Last: what is in the log only, because the disk is full, would stay behind.
+                connection.execute("PRAGMA journal_mode = WAL")
             os.rename(new, self._path)
         finally:
+            # Or a process that was forked meanwhile would keep it.
+            fcntl.flock(directory, fcntl.LOCK_UN)
             os.close(directory)
 
+    @staticmethod
+    def _lock_directory(directory: int) -> None:
+        """Lock it, but do not wait for ever: whoever may read it can lock it, too."""
+        give_up_at = time.monotonic() + BUSY_TIMEOUT
+        while True:
+            try:
+                fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if time.monotonic() > give_up_at:
+                    raise
+            time.sleep(0.02)
+
     def _connect(self, path: str) -> sqlite3.Connection:
-        connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False)
-        connection.execute("PRAGMA synchronous = FULL")
-        connection.execute(f"PRAGMA journal_size_limit = {16 * 1024 * 1024}")
+        connection = sqlite3.connect(
+            # Never made here: it would be empty, and stay so.
+            f"{Path(path).as_uri()}?mode=rw",
+            uri=True,
+            timeout=BUSY_TIMEOUT,
+            isolation_level=None,
+            check_same_thread=False,
+        )
+        try:
+            connection.execute("PRAGMA synchronous = FULL")
+            connection.execute(f"PRAGMA journal_size_limit = {16 * 1024 * 1024}")
+        except BaseException:
+            # The exception has it in a frame: it would stay open until garbage is collected.
+            connection.close()
+            raise
         return connection
 
     def _close(self) -> None:
@@ -327,12 +380,12 @@ class IdempotencyStore:
 
 def owner_of(pid: int) -> str:
     """A process by its number and the time of its start, which another one with its number does not share; "" if there
-    is none.
+    is none. Raises ``OSError`` if that cannot be found out.
     """
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             return f"{pid} {file.read().rpartition(b')')[2].split()[19].decode()}"
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError):
         return ""
 
 
