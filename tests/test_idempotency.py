@@ -10,9 +10,12 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from wsgiref.types import StartResponse, WSGIEnvironment
 
+import MySQLdb
 import pytest
 
+from tests.databases import Witness
 from tests.idempotent import Application, detail, is_replayed, post, serve
 from tests.inprocess import BridgeThread, reset, wait_until
 from threadbridge import Lane
@@ -208,6 +211,34 @@ def test_an_application_that_asks_for_a_repetition_gets_it(
         answers = [post(server, path="/pay/later") for _ in range(3)]
     assert [response.status for response, _ in answers] == [503, 201, 201] and application.runs == 2
     assert [is_replayed(response) for response, _ in answers] == [False, False, True]
+
+
+@pytest.mark.parametrize(("loses", "outcome"), [(False, "committed"), (True, "unknown")])
+def test_it_does_not_get_it_once_it_may_have_changed_data(
+    mariadb: dict[str, str], witness: Witness, make_pool: Callable[..., Any], path: Path, loses: bool, outcome: str
+) -> None:
+    """Nor the same answer again, which would ask for one more repetition."""
+    pool = make_pool()
+
+    def pay(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
+        try:
+            with closing(pool.connection()) as connection, closing(connection.cursor()) as cursor:
+                cursor.execute("INSERT INTO notes VALUES ('paid')")
+                if loses:
+                    cursor.execute("SELECT CONNECTION_ID()")
+                    witness.connection.cursor().execute("KILL %s", cursor.fetchone())
+                connection.commit()
+        except MySQLdb.OperationalError:
+            pass
+        start_response("503 Service Unavailable", [("Retry-After", "1")])
+        return [b"later"]
+
+    with BridgeThread(pay, pool=pool, idempotent_paths=["/pay"], idempotency_store=str(path)) as server:
+        assert post(server)[0].status == 503
+        response, body = post(server)
+        assert response.status == 409 and "Retry-After" not in response.headers
+        assert f"its changes are {outcome}. It is not run again." in detail(body)
+    assert witness.notes == ([] if loses else ["paid"])
 
 
 @pytest.mark.parametrize("target", ["/pay/cancellable", "/pay/cancellable-flask"])

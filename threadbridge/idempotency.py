@@ -56,7 +56,7 @@ class Idempotency:
     A keyed request is noted in the store before the application is called. Its answer, if it has at most
     `LONGEST_ANSWER` bytes, is sent when it is complete, closed and stored; a larger one is passed on as it comes, and a
     repetition is refused. An exception is an outcome too: a repetition is answered 500. An answer 429 or 503 with
-    ``Retry-After`` is none, if nothing was committed: a repetition is run.
+    ``Retry-After`` is none: a repetition is run if nothing was committed, and refused otherwise.
     """
 
     def __init__(self, application: WSGIApplication, store: IdempotencyStore, paths: Sequence[str]) -> None:
@@ -114,8 +114,13 @@ class Idempotency:
         if request.cancelled and collected.status.startswith("5"):
             # Most applications make an answer of each exception.
             self._store.end(key, *_failure(request))
-        elif collected.asks_for_repetition and request.statements.outcome in ("none", "rolled back"):
-            self._store.forget(key)
+        elif collected.asks_for_repetition:
+            outcome = request.statements.outcome
+            if outcome in ("none", "rolled back"):
+                self._store.forget(key)
+            else:
+                # Not that answer again: it would be asked for until the key expires.
+                self._store.end(key, None, f"it asked to be repeated, and its changes are {outcome}")
         else:
             self._store.end(key, Answer(collected.status, collected.headers, b"".join(collected.chunks)))
         return collected.chunks
