@@ -79,7 +79,7 @@ def half_of_a_page(half: bytes, start_response: StartResponse) -> Iterator[bytes
     try:
         raise LookupError("in the middle")
     except LookupError:
-        start_response("500 Internal Server Error", [("X-Page", "error")], sys.exc_info())
+        start_response("500 Internal Server Error", [("X-Page", "error")], exc_info=sys.exc_info())
     yield b"error page"
 
 

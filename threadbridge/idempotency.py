@@ -144,7 +144,7 @@ class _Collected:
         # The server's `write`, as soon as the head is there.
         self._write: Callable[[bytes], object] | None = None
 
-    def start_response(self, status: str, headers: list[tuple[str, str]], exc_info: Any = None, /) -> Any:
+    def start_response(self, status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
         """See PEP 3333. The server checks what it gets, and raises ``exc_info`` once something was sent."""
         headers = list(headers)
         self._write = self._start_response(status, headers, exc_info)
