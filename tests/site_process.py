@@ -20,6 +20,10 @@ def wait_for(flag):
     while not os.path.exists(flag):
         time.sleep(0.01)
 
+def stream(flag):
+    yield b"begun"
+    wait_for(flag)
+
 def app(environ, start_response):
     path, flag = environ["PATH_INFO"], environ["QUERY_STRING"]
     if path == "/slow":
@@ -36,6 +40,9 @@ def app(environ, start_response):
         ctypes.PyDLL(None).sleep(int(os.path.basename(flag).rpartition("-")[2]))
     elif path == "/crash":
         os.abort()
+    elif path == "/stream":
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return stream(flag)
     elif path == "/thread":
         threading.Thread(target=wait_for, args=(flag,), name="the-applications-own").start()
     start_response("200 OK", [("Content-Type", "text/plain")])

@@ -215,6 +215,34 @@ def test_a_log_file_that_cannot_be_opened_anew_is_kept(tmp_path: Path) -> None:
 # The end.
 
 
+def test_a_response_that_ends_while_the_process_drains_leaves_no_connection_open(tmp_path: Path) -> None:
+    flag = tmp_path / "flag"
+    with (
+        Process(tmp_path, "--port={port}") as server,
+        socket.create_connection(("127.0.0.1", server.port), timeout=10) as idle,
+        socket.create_connection(("127.0.0.1", server.port), timeout=10) as client,
+        socket.create_connection(("127.0.0.1", server.port), timeout=10) as other,
+    ):
+        for each in (client, other):
+            each.sendall(f"GET /stream?{flag} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+            received = each.recv(4096)
+            # Kept open, as far as its client knows.
+            assert b"200 OK" in received and b"Connection: close" not in received
+        server.process.send_signal(signal.SIGTERM)
+        # Those that were idle are closed by now.
+        assert idle.recv(1) == b""
+        flag.touch()
+        received = b""
+        while not received.endswith(b"0\r\n\r\n"):
+            received += client.recv(4096)
+        # A proxy may have sent the next one meanwhile.
+        client.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        received = b"".join(iter(lambda: client.recv(4096), b""))
+        assert received.startswith(b"HTTP/1.1 200 OK") and b"Connection: close" in received
+        assert b"".join(iter(lambda: other.recv(4096), b"")).endswith(b"0\r\n\r\n")
+        assert server.process.wait(10) == 0
+
+
 def test_a_thread_that_never_ends_does_not_keep_the_process(tmp_path: Path) -> None:
     flag = tmp_path / "flag"
     with Process(tmp_path, "--port={port}", "--grace=0.5") as server:

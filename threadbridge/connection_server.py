@@ -20,7 +20,7 @@ from threadbridge.accepting import Acceptor, refuse
 from threadbridge.background import Background
 from threadbridge.connections import Connections
 from threadbridge.forwarded import peer_of
-from threadbridge.http1 import WORTH_REFUSING, HTTP1Connection, Limits
+from threadbridge.http1 import DRAIN_LINGER, WORTH_REFUSING, HTTP1Connection, Limits
 from threadbridge.http1_parser import LOGGED
 from threadbridge.memory import Memory
 from threadbridge.push_stream import PushSSLStream, PushStream
@@ -33,9 +33,7 @@ too_many_of_one = RepeatedLog(logger)
 
 # Time limits are kept to about this many seconds: one look at all connections costs less than a timer for each.
 SWEEP_INTERVAL = 1.0
-# How long idle connections stay open when the server drains: a request that a proxy has just sent is still answered.
-DRAIN_LINGER = 1.0
-# A worker's head of at most one read may wait behind the request that is being answered.
+# At most one read of a pipelined request is buffered behind the current one.
 MAX_BUFFER_SIZE = 1024 * 1024
 
 StartRequest: TypeAlias = Callable[[object, HTTPConnection], HTTPMessageDelegate]
@@ -245,14 +243,14 @@ class ConnectionServer:
     async def drain(self) -> None:
         """Answer what has arrived or is about to, then close; returns when every connection is closed.
 
-        Responses carry ``Connection: close`` from now on. Connections that are idle stay open for `DRAIN_LINGER`
-        seconds.
+        Responses that begin from now on carry ``Connection: close``. Connections that are idle, or become so when a
+        response ends that began before, stay open for about `DRAIN_LINGER` seconds.
         """
         self.draining = True
         if self._open:
             await asyncio.sleep(DRAIN_LINGER)
-        for connection in [connection for connection in self._open if connection.idle]:
-            connection.close()
+        for connection in list(self._open):
+            connection.close_idle()
         if self._open:
             await self._all_closed.wait()
 

@@ -39,6 +39,8 @@ logger = logging.getLogger("threadbridge")
 # may overtake the answer (RFC 9112, section 9.6). nginx's lingering_timeout and lingering_time.
 LINGER_PAUSE = 5.0
 LINGER_TIME = 30.0
+# How long idle connections stay open when the server drains: a request that a proxy has just sent is still answered.
+DRAIN_LINGER = 1.0
 
 # Connections that hold less are not refused for the sake of memory.
 WORTH_REFUSING = 4096
@@ -497,7 +499,9 @@ class HTTP1Connection:
         else:
             self._parser.next()
             self._reset_response()
-            self.deadline = self._time() + self._limits.idle_timeout
+            # A response that begins while the server drains closes its connection; this one began before.
+            idle_timeout = DRAIN_LINGER if self._server.draining else self._limits.idle_timeout
+            self.deadline = self._time() + idle_timeout
             if self._parser.unparsed:
                 self.deadline = self._time() + self._limits.header_timeout
                 # Not at once: answers given on the spot would pile up one call inside the other.
@@ -549,10 +553,17 @@ class HTTP1Connection:
             self.refused_with = HTTPStatus.REQUEST_TIMEOUT.value
             self.stream.close()
             return
-        if self._parser.request is None or self._head_written or self._lingering_until is not None:
+        if self.idle:
+            self.close_idle()
+        elif self._parser.request is None or self._head_written or self._lingering_until is not None:
             self.stream.close()
         else:
             self._refuse(BadRequest(HTTPStatus.REQUEST_TIMEOUT, "the request did not arrive in time"))
+
+    def close_idle(self) -> None:
+        """Close the connection if it is idle, unless a request has arrived that has not been read yet."""
+        if self.idle and not self.stream.has_unread():
+            self.stream.close()
 
     def close(self) -> None:
         """Close the connection at once, and tell nobody: the caller knows."""
