@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
+from contextlib import ExitStack
 from wsgiref.types import StartResponse, WSGIEnvironment
 from wsgiref.validate import validator
 
@@ -58,6 +59,7 @@ def chunk(size: int) -> bytes:
 
 
 CLOSE = b"Connection: close"
+MEGABYTE = 1024 * 1024
 
 
 def test_a_body_as_large_as_the_limit(small: BridgeThread, recorder: Recorder) -> None:
@@ -165,3 +167,53 @@ def test_a_client_that_reads_nothing_is_left() -> None:
     ):
         wait_until(lambda: closed == [True], "the application is told to stop")
         wait_until(lambda: not server.bridge.exchanges, "the request has ended")
+
+
+# Memory.
+
+
+class Uploads:
+    """Clients that have sent all of their bodies but the last byte, as far as they were not refused."""
+
+    def __init__(self, server: BridgeThread, stack: ExitStack, sizes: list[int]) -> None:
+        def send(size: int) -> socket.socket:
+            return stack.enter_context(server.send(post(CLOSE, b"Content-Length: %d" % (size + 1), body=b"a" * size)))
+
+        self._clients = [send(size) for size in sizes]
+        spool = server.bridge.spool
+        wait_until(lambda: spool.memory.taken + spool.taken == sum(sizes), "all is there")
+
+    def statuses(self) -> list[int]:
+        """What they get when they send the last byte."""
+        for client in self._clients:
+            client.sendall(b"a")
+        return [statuses(to_end(client))[0] for client in self._clients]
+
+
+def status_of_a_head_in_two_pieces(server: BridgeThread, size: int) -> int:
+    """What a client gets whose request takes twice as much memory for a moment."""
+    head = get(CLOSE, b"X-A: " + b"a" * size)
+    memory = server.bridge.spool.memory
+    before = memory.taken
+    with server.send(head[:size]) as client:
+        wait_until(lambda: memory.taken != before, "the first piece is there")
+        client.sendall(head[size:])
+        return statuses(to_end(client))[0]
+
+
+def test_bodies_go_to_the_disk_before_they_take_the_memory_from_others(recorder: Recorder) -> None:
+    with BridgeThread(validator(recorder), threads=1, memory_size=4 * MEGABYTE) as server, ExitStack() as stack:
+        uploads = Uploads(server, stack, [MEGABYTE - 1] * 4 + [10_000] * 3)
+        assert [status_of_a_head_in_two_pieces(server, 3000) for _ in range(3)] == [200] * 3
+        assert uploads.statuses() == [200] * 7
+        assert server.bridge.spool.memory.taken == 0
+
+
+def test_those_that_hold_the_most_memory_are_refused_for_others(recorder: Recorder) -> None:
+    with BridgeThread(validator(recorder), threads=1, memory_size=MEGABYTE // 4) as server, ExitStack() as stack:
+        # Too small for files.
+        uploads = Uploads(server, stack, [15_000] * 17)
+        assert status_of_a_head_in_two_pieces(server, 6000) == 200
+        # No more than needed, and an eighth of the whole.
+        assert sorted(uploads.statuses()) == [200] * 14 + [503] * 3
+        wait_until(lambda: server.bridge.spool.memory.taken == 0, "all of it is given back")

@@ -209,12 +209,15 @@ class ConnectionServer:
         """When the account of memory is full, refuse the largest of the requests that are arriving."""
         if not self.memory.is_full:
             return
+        # Some more than needed, for the next request must not ask to look at all connections again.
+        too_much = self.memory.taken - self.memory.size * 7 // 8
         arriving = [connection for connection in self._open if connection.is_receiving]
         arriving.sort(key=lambda connection: connection.held, reverse=True)
         for connection in arriving:
-            # Some more than needed, for the next request must not ask to look at all connections again.
-            if connection.held < WORTH_REFUSING or self.memory.taken < self.memory.size * 7 // 8:
+            if connection.held < WORTH_REFUSING or too_much <= 0:
                 return
+            # Not as the account says: what is being written to the disk is counted until it is there.
+            too_much -= connection.held
             out_of_memory.log(
                 logging.WARNING,
                 "refused the largest request that was arriving, from %s: more than memory_size=%d bytes are held",

@@ -44,6 +44,7 @@ class Connection(Protocol):
     context: Any
     refused_with: int
     answers_after_end: bool
+    body_held: int
 
     def set_close_callback(self, callback: Callable[[], None] | None) -> None: ...
 
@@ -168,6 +169,7 @@ class Exchange:
             # No thread for the disk can be started, which is logged.
             self.shed()
             return None
+        self.connection.body_held = self.body.held
         return None if written is None else self._spooled(written)
 
     async def _spooled(self, written: Future[None]) -> None:
@@ -178,6 +180,8 @@ class Exchange:
                 logger.error("request %s: its body cannot be spooled: %r", self.id, error)
                 full = isinstance(error, SpoolFullError) or (isinstance(error, OSError) and error.errno == errno.ENOSPC)
                 self._answer_plainly(HTTPStatus.INSUFFICIENT_STORAGE if full else HTTPStatus.INTERNAL_SERVER_ERROR, {})
+        if not self.ended:
+            self.connection.body_held = self.body.held
 
     def finish(self) -> None:
         """The request is complete: queue it, if the lane has not become full meanwhile. Loop side."""

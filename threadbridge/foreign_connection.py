@@ -22,6 +22,7 @@ class ForeignConnection:
         # The other server does not tell.
         self.refused_with = 0
         self.answers_after_end = False
+        self.body_held = 0
 
     def set_close_callback(self, callback: Callable[[], None] | None) -> None:
         """See `HTTP1Connection`."""

@@ -120,8 +120,8 @@ class HTTP1Connection:
         # Once the client has kept the response waiting.
         self._sending: Sending | None = None
         self._reset_response()
-        # Bytes of memory that what the client has sent takes, as far as the server's account knows.
-        self.held = 0
+        # Bytes of memory that the parser takes, as far as the server's account knows.
+        self._parser_held = 0
         self.deadline = self._time() + self._limits.header_timeout
         stream.set_close_callback(self._on_stream_closed)
         stream.receive(self._on_data, self._on_end)
@@ -132,6 +132,8 @@ class HTTP1Connection:
         # What the delegate has set for this request's body.
         self._body_limit: int | None = None
         self._body_size = 0
+        # Bytes of memory that the delegate keeps of it, and has counted in the server's account; its delegate's to set.
+        self.body_held = 0
         self._body_deadline = math.inf
         self._close_callback = None
         # Whether the request is answered though its client sends no more and may have left; its delegate's to set.
@@ -221,11 +223,16 @@ class HTTP1Connection:
     def _account(self) -> None:
         """Keep the account of memory; on the way of most requests there is nothing to change."""
         held = self._parser.held
-        if held != self.held:
-            self._server.memory.add(held - self.held)
-            self.held = held
-            if held >= WORTH_REFUSING and self._server.memory.is_full:
-                self._server.make_room()
+        if held != self._parser_held:
+            self._server.memory.add(held - self._parser_held)
+            self._parser_held = held
+        if held + self.body_held >= WORTH_REFUSING and self._server.memory.is_full:
+            self._server.make_room()
+
+    @property
+    def held(self) -> int:
+        """Bytes of memory that what has come of the request takes."""
+        return self._parser_held + self.body_held
 
     def _set_body_deadline(self) -> None:
         """A body may pause for ``body_timeout``, and must come at ``min_rate`` after as long a start."""
@@ -595,9 +602,9 @@ class HTTP1Connection:
             delegate.on_connection_close()
 
     def _release(self) -> None:
-        if self.held:
-            self._server.memory.add(-self.held)
-            self.held = 0
+        if self._parser_held:
+            self._server.memory.add(-self._parser_held)
+            self._parser_held = 0
         if self._sending is not None:
             self._sending.release()
 

@@ -28,6 +28,11 @@ class Memory:
             self.taken += size
 
     @property
+    def is_half_full(self) -> bool:
+        """Whether what can go to the disk should: the other half is for what cannot."""
+        return self.taken > self.size // 2
+
+    @property
     def is_full(self) -> bool:
         """Whether more is held than should be."""
         return self.taken > self.size

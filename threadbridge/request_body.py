@@ -13,7 +13,7 @@ from threadbridge.spool import Spool, SpoolFullError
 MEMORY_LIMIT = 1024 * 1024
 # How much goes to the file at once: a trip to a disk thread costs more than copying a few kilobytes.
 WRITE_SIZE = 256 * 1024
-# How much stays in memory even when the account of memory is full: a file would cost about as much.
+# How much stays in memory even when little of the account of memory is left: a file would cost about as much.
 KEPT = 16 * 1024
 # Smaller pieces are copied together: each object costs memory of its own.
 SMALL = 4096
@@ -27,7 +27,8 @@ class RequestBody:
 
     # Most requests have no body, so that these stay as they are.
     size = 0
-    _buffered = 0
+    # How much of it is in memory.
+    held = 0
     _file: IO[bytes] | None = None
     _reserved = 0
     _client = ""
@@ -45,7 +46,7 @@ class RequestBody:
         """
         self._client = client
         self.size += len(chunk)
-        self._buffered += len(chunk)
+        self.held += len(chunk)
         self._spool.memory.add(len(chunk))
         last = self._chunks[-1] if self._chunks else None
         if isinstance(last, bytearray) and len(last) < WRITE_SIZE:
@@ -55,8 +56,8 @@ class RequestBody:
             self._chunks.append(bytearray(chunk))
         else:
             self._chunks.append(chunk)
-        if self._buffered < (MEMORY_LIMIT if self._file is None else WRITE_SIZE) and (
-            self._buffered < KEPT or not self._spool.memory.is_full
+        if self.held < (MEMORY_LIMIT if self._file is None else WRITE_SIZE) and (
+            self.held < KEPT or not self._spool.memory.is_half_full
         ):
             return None
         return self._write_in_thread()
@@ -70,9 +71,9 @@ class RequestBody:
         return self._writing
 
     def _write_out(self) -> None:
-        if not self._spool.reserve(self._buffered, self._client):
+        if not self._spool.reserve(self.held, self._client):
             raise SpoolFullError(f"the spool's {self._spool.size} bytes, or this client's part of them, are taken")
-        self._reserved += self._buffered
+        self._reserved += self.held
         if self._file is None:
             # Unbuffered, so that nothing is left to be written, and to fail, when it is closed.
             self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - lives as long as this object
@@ -86,9 +87,9 @@ class RequestBody:
 
     def _drop(self) -> None:
         self._chunks.clear()
-        if self._buffered:
-            self._spool.memory.add(-self._buffered)
-            self._buffered = 0
+        if self.held:
+            self._spool.memory.add(-self.held)
+            self.held = 0
 
     def open(self) -> IO[bytes]:
         """The whole body as a file, from its beginning. Worker side, once."""

@@ -321,9 +321,9 @@ class Settings(TypedDict, total=False):
         Setting(
             MEMORY_SIZE,
             size(),
-            "How much memory heads and bodies of requests may take together. Beyond it bodies go to the disk sooner, "
-            "and then the largest request that is arriving is answered 503. Responses that are not read may take as "
-            "much again; beyond it they go to the disk.",
+            "How much memory heads and bodies of requests may take together. Once half of it is taken, bodies of 16 "
+            "KiB or more go to the disk. Beyond it, the request that holds the most, of those that are still arriving, "
+            "is answered 503. Responses that are not read may take as much again; beyond it they go to the disk.",
         ),
     ]
     header_timeout: Annotated[

@@ -31,7 +31,7 @@ class Spool:
     """What the exchanges of one bridge share of the disk: a number of bytes, and threads for the loop's part.
 
     :param size: bytes that all temporary files together may take.
-    :param memory: the account of requests' bodies that are not in a file; beyond its bound they go to files sooner.
+    :param memory: the account of requests' bodies that are not in a file; once it is half full they go to files sooner.
     :param unread: the same of responses.
 
     A client, as in the queues, gets a quarter of the space at most.
