@@ -16,9 +16,11 @@ from tests.site_process import Process, entered
 
 FROM_PAGE = {"X-Threadbridge": "test"}
 
-# /sql?SELECT... runs that; everything else is answered at once.
+# /sql?SELECT... runs that; /stream does so too, and then streams with the connection in its hands until its client has
+# left. Everything else is answered at once.
 SQL_APPLICATION = """
 import os
+import time
 from urllib.parse import unquote
 import MySQLdb
 from dbutils.pooled_db import PooledDB
@@ -28,13 +30,29 @@ pool = PooledDB(
     password=open(os.environ["MYSQL_PASSWORD_FILE"]).read(), database=os.environ["MYSQL_DATABASE"],
 )
 
+def run(connection, environ):
+    cursor = connection.cursor()
+    cursor.execute(unquote(environ["QUERY_STRING"]))
+    cursor.fetchall()
+
+def stream(connection):
+    try:
+        while True:
+            yield b"ok"
+            time.sleep(0.1)
+    finally:
+        connection.close()
+
 def app(environ, start_response):
     if environ["PATH_INFO"].startswith("/sql"):
         connection = pool.connection()
-        cursor = connection.cursor()
-        cursor.execute(unquote(environ["QUERY_STRING"]))
-        cursor.fetchall()
+        run(connection, environ)
         connection.close()
+    elif environ["PATH_INFO"] == "/stream":
+        connection = pool.connection()
+        run(connection, environ)
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return stream(connection)
     start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "2")])
     return [b"ok"]
 """

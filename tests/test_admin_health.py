@@ -213,6 +213,19 @@ def test_a_pool_of_connections_that_a_network_has_swallowed_is_not_ready(
             connection.close()
 
 
+def test_a_pool_of_connections_that_long_streams_hold_is_ready(tmp_path: Path, own_mariadb: dict[str, str]) -> None:
+    with SqlSite(tmp_path, own_mariadb, "--deadline=0.5") as site, ExitStack() as stack:
+        streams = [stack.enter_context(site.send("/stream?SELECT%201")) for _ in range(3)]
+        for client in streams:
+            assert client.recv(65536).startswith(b"HTTP/1.1 200 OK")
+        begun = time.monotonic()
+        # Long past the deadline, and past the last statement that succeeded.
+        while time.monotonic() < begun + 0.5 + 2 * LATELY + 0.5:
+            assert ready(site) == HEALTHY
+            # They are read on.
+            assert all(client.recv(65536) for client in streams)
+
+
 def test_checks_that_hang_are_few_and_hold_up_nothing(
     own_mariadb: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

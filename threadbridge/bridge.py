@@ -288,6 +288,7 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
 
     def answered(self, exchange: Exchange) -> None:
         """The response begins: from now on the next request of the route may come, and should find its lane."""
+        exchange.running.is_answered = True
         self._choice.ran(exchange.running.route, exchange.is_probe)
 
     def never_ran(self, exchange: Exchange) -> None:

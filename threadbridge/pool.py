@@ -217,10 +217,17 @@ class PoolGuard:
         return settings.connect(*settings.args, **{**settings.kwargs, **timeouts})
 
     def overdue(self) -> int:
-        """How many connections are held by requests that are cancelled or past their deadline. Any thread; no lock."""
+        """How many connections are held by requests that nobody waits for any more. Any thread; no lock.
+
+        These are cancelled, or were not answered by their deadline.
+        """
         now = time.monotonic()
         # A copy of the keys is made in one step.
-        late = [each for each in list(self._held) if each.cancelled or now > (each.deadline or now)]
+        late = [
+            each
+            for each in list(self._held)
+            if each.cancelled or (not each.is_answered and now > (each.deadline or now))
+        ]
         return sum(len(self._held.get(request, ())) for request in late)
 
     def close(self) -> None:

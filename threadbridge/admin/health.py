@@ -66,14 +66,14 @@ class DatabaseHealth:
     A statement that succeeded within `LATELY` shows that the database answers. Otherwise, if connections are in use, or
     the last that was seen of the database was an outage, a thread connects apart from the pool: a long report is told
     from a database that hangs, and a database that is back is noticed without any request. A pool whose connections
-    are all held by requests past their deadline is out of order even if the database answers new connections.
+    are all held by requests that nobody waits for is out of order even if the database answers new connections.
 
     :param guard: the guard of the bridge's pool.
     """
 
     def __init__(self, guard: PoolGuard) -> None:
         self._guard = guard
-        # Since when all connections are held by requests past their deadline; 0.0: they are not.
+        # Since when all connections are held by such requests; 0.0: they are not.
         self._all_overdue_since = 0.0
         self._latest: _Check | None = None
         self._hanging: list[_Check] = []
