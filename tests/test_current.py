@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 
 import pytest
@@ -40,6 +41,22 @@ def test_callbacks_are_called_once_and_errors_in_them_are_logged(caplog: pytest.
         # It is too late to wait for that: now.
         request.on_cancel(lambda: called.append("late"))
         assert called == ["failed", "other", "late"]
+    [record] = caplog.records
+    assert record.getMessage() == "request test: a callback of on_cancel failed"
+
+
+def test_a_callback_that_ends_its_thread_holds_up_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    called: list[str] = []
+
+    def serve() -> None:
+        with running() as request:
+            request.on_cancel(sys.exit)
+            request.on_cancel(lambda: called.append("other"))
+            canceller = InThread(request.cancel)
+            canceller.join()
+
+    InThread(serve).join()
+    assert called == ["other"]
     [record] = caplog.records
     assert record.getMessage() == "request test: a callback of on_cancel failed"
 

@@ -85,11 +85,10 @@ class RunningRequest:
                     return
                 self.cancelled = True
             while (callback := self._begin_call()) is not None:
-                self._call(callback)
-                with self._lock:
-                    self._calling = None
-                    if self._called is not None:
-                        self._called.notify_all()
+                try:
+                    self._call(callback)
+                finally:
+                    self._end_call()
         finally:
             _thread.is_cancelling = False
 
@@ -101,10 +100,16 @@ class RunningRequest:
             self._caller = threading.get_ident()
             return self._callbacks.pop(self._calling)
 
+    def _end_call(self) -> None:
+        with self._lock:
+            self._calling = None
+            if self._called is not None:
+                self._called.notify_all()
+
     def _call(self, callback: Callable[[], object]) -> None:
         try:
             callback()
-        except Exception:
+        except BaseException:  # also SystemExit: the callbacks behind it must be called
             logger.exception("request %s: a callback of on_cancel failed", self.id)
 
     def enter(self) -> None:
