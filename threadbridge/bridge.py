@@ -96,7 +96,7 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         the next request gets a clean one. Default True.
     :param cancel: which requests are cancelled, and their queries stopped, when their clients leave or at the deadline:
         ``safe`` (GET, HEAD and OPTIONS, the default), ``all`` or ``none``. What still runs 10 s after its deadline is
-        cancelled in any case.
+        cancelled in any case, unless its response is being sent.
     :param tag_queries: have the statements of a request begin with a comment that names it, so that the database's list
         of processes does too. Default False.
     :param client_key: of the request's headers and the client's address makes the name of the client, whose requests

@@ -96,7 +96,7 @@ class Connections:
         """Whether one more may be opened; closes another for it if need be.
 
         That is the idle one whose time is over first: of the same client, if this has too many. If none is idle, it is
-        one whose request is still arriving, of the client with the most, if that has more than this one.
+        one whose request is still arriving, of the client with the most, if that has more than this one would have.
         """
         if self.has_too_many(client):
             return self._close_idle(client)

@@ -204,7 +204,8 @@ class Settings(TypedDict, total=False):
             "safe",
             choice("safe", "all", "none"),
             "Which requests are cancelled, and their queries stopped, when nobody waits for them any more: safe stands "
-            "for GET, HEAD and OPTIONS. What still runs 10 s after its deadline is cancelled in any case.",
+            "for GET, HEAD and OPTIONS. What still runs 10 s after its deadline is cancelled in any case, unless its "
+            "response is being sent.",
         ),
     ]
     tag_queries: Annotated[
@@ -288,8 +289,9 @@ class Settings(TypedDict, total=False):
             None,
             number(1),
             "How many connections of clients may be open in each process. For one more, the one that has been idle the "
-            "longest is closed; if none is idle, it is answered 503. By default as many as the process may open files, "
-            "less an eighth.",
+            "longest is closed. If none is idle, one whose request is still arriving is answered 503, of the client "
+            "with the most, if that has more than the new one would have; otherwise the new one is. By default as many "
+            "as the process may open files, less an eighth.",
         ),
     ]
     max_connections_per_client: Annotated[
