@@ -16,7 +16,8 @@ from wsgiref.types import WSGIApplication
 from tornado.httpserver import HTTPServer as TornadoHTTPServer
 from tornado.netutil import bind_sockets
 
-from threadbridge import Bridge, HTTPServer
+from threadbridge import Bridge, HTTPServer, Lane
+from threadbridge.lanes import Job
 
 
 def wait_until(condition: Callable[[], bool], what: str, seconds: float = 10) -> None:
@@ -25,6 +26,12 @@ def wait_until(condition: Callable[[], bool], what: str, seconds: float = 10) ->
     while not condition():
         assert time.monotonic() < give_up, f"not within {seconds} s: {what}"
         time.sleep(0.005)
+
+
+def queue_job(lane: Lane, job: Job) -> None:
+    """Have the lane run this, as a bridge does."""
+    lane.put(job)
+    lane.wake()
 
 
 def reset(client: socket.socket) -> None:

@@ -12,7 +12,7 @@ from wsgiref.types import StartResponse, WSGIEnvironment
 
 import pytest
 
-from tests.inprocess import BridgeThread, wait_until
+from tests.inprocess import BridgeThread, queue_job, wait_until
 from threadbridge import Lane
 
 
@@ -42,7 +42,7 @@ def started(works: list[Work]) -> int:
 def submit(lane: Lane, count: int) -> list[Work]:
     works = [Work() for _ in range(count)]
     for work in works:
-        lane.submit(work)
+        queue_job(lane, work)
     return works
 
 
@@ -103,7 +103,7 @@ def test_what_is_not_wanted_any_more_is_passed_over(lane: Lane) -> None:
     works = submit(lane, 3)
     wait_until(lambda: started(works) == 3, "the threads are taken")
     unwanted = Work(wanted=False)
-    lane.submit(unwanted)
+    queue_job(lane, unwanted)
     works += submit(lane, 1)
     works[0].go_on.set()
     wait_until(works[-1].started.is_set, "the one behind it runs")
@@ -119,7 +119,7 @@ def test_a_job_that_raises_costs_no_thread(lane: Lane, caplog: pytest.LogCapture
 
     works = [Work(also=fail) for _ in range(7)]
     for work in works:
-        lane.submit(work)
+        queue_job(lane, work)
     let_go(lane, works)
     assert caplog.text.count("a request of the lane test failed in the server") == 7
     assert_width(lane)
@@ -206,7 +206,7 @@ def test_the_width_is_kept_whatever_is_replaced_and_withdrawn_when() -> None:
     jobs: list[Brief] = []
     for _ in range(4000):
         jobs.append(Brief())
-        lane.submit(jobs[-1])
+        queue_job(lane, jobs[-1])
         chosen = jobs[-generator.randint(1, min(12, len(jobs)))]
         if generator.random() < 0.5:
             lane.replace(chosen)

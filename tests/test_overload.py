@@ -14,7 +14,7 @@ from wsgiref.types import StartResponse, WSGIEnvironment
 
 import pytest
 
-from tests.inprocess import BridgeThread, wait_until
+from tests.inprocess import BridgeThread, queue_job, wait_until
 from threadbridge import Lane
 
 GET = b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
@@ -118,14 +118,14 @@ def test_the_time_to_come_again_is_estimated_from_the_service_times() -> None:
     assert lane.retry_after() == 1
     begun = time.monotonic()
     for _ in range(6):
-        lane.submit(Work(0.2))
+        queue_job(lane, Work(0.2))
     wait_until(lambda: lane.busy == 0, "they are done")
     at_least, at_most = 0.2, time.monotonic() - begun
     works, estimates = [], []
     for count in range(10, 101, 10):
         for _ in range(10):
             works.append(Work(20))
-            lane.submit(works[-1])
+            queue_job(lane, works[-1])
         estimates.append(lane.retry_after())
         assert (count - 1) / 2 * at_least <= estimates[-1] <= (count + 1) / 2 * at_most + 1
     assert estimates == sorted(estimates)
@@ -136,11 +136,11 @@ def test_the_time_to_come_again_is_estimated_from_the_service_times() -> None:
 
 def test_nobody_is_told_to_come_again_in_an_hour() -> None:
     lane = Lane("test", threads=1, queue=100_000)
-    lane.submit(Work(0.01))
+    queue_job(lane, Work(0.01))
     wait_until(lambda: lane.busy == 0, "its time is known")
     works = [Work(20) for _ in range(20_000)]
     for work in works:
-        lane.submit(work)
+        queue_job(lane, work)
     assert lane.retry_after() == 60
     for work in works:
         work.go_on.set()

@@ -159,22 +159,17 @@ class Lane:
         seconds = self._service_time * (self.queued + 1) / self.threads
         return min(LONGEST_RETRY_AFTER, max(1, math.ceil(seconds)))
 
-    def submit(self, job: Job) -> None:
-        """Queue a job; one of the lane's threads runs it, unless it cannot be claimed by then. Loop side.
+    def put(self, job: Job) -> None:
+        """Queue a job; after `wake`, a thread of the lane runs it, unless it cannot be claimed by then. Loop side.
 
         A thread goes on with the next waiting job by itself: while there is work, neither a trip to the loop nor to
         the executor's own queue lies between two requests.
         """
-        self.put(job)
-        self.wake()
-
-    def put(self, job: Job) -> None:
-        """The first half of `submit`; who has several jobs wakes the threads once, behind the last. Loop side."""
         with self._lock:
             self._waiting.put(job.client, job)
 
     def wake(self) -> None:
-        """The second half of `submit`: have the threads see to what is queued. Loop side."""
+        """Start the lane's threads on what is queued; once for several jobs is enough. Loop side."""
         with self._lock:
             if self._waiting:
                 self._start_thread()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 
 MEMORY_SIZE = 32 * 1024**2
+# Smaller pieces of a body are copied together: each object costs memory of its own.
+SMALL_PIECE = 4096
 
 
 class Memory:

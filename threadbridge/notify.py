@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import socket
@@ -33,3 +34,11 @@ def watchdog_interval() -> float | None:
     if not limit.isdecimal() or int(limit) == 0 or os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return None
     return int(limit) / 2_000_000
+
+
+async def feed_watchdog() -> None:
+    """Tell the service manager, as often as it wants to hear it, that the loop turns."""
+    interval = watchdog_interval()
+    while interval is not None:
+        notify("WATCHDOG=1")
+        await asyncio.sleep(interval)

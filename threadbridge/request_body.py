@@ -7,6 +7,7 @@ import io
 import tempfile
 from typing import IO
 
+from threadbridge.memory import SMALL_PIECE
 from threadbridge.spool import Spool, SpoolFullError
 
 # How much a body may take of memory before it goes to a file; Werkzeug and Django draw their lines near there.
@@ -15,8 +16,6 @@ MEMORY_LIMIT = 1024 * 1024
 WRITE_SIZE = 256 * 1024
 # How much stays in memory even when little of the account of memory is left: a file would cost about as much.
 KEPT = 16 * 1024
-# Smaller pieces are copied together: each object costs memory of its own.
-SMALL = 4096
 
 
 class RequestBody:
@@ -52,7 +51,7 @@ class RequestBody:
         if isinstance(last, bytearray) and len(last) < WRITE_SIZE:
             # Not by +=, which mypyc compiles to a new object.
             last.extend(chunk)
-        elif last is not None and len(chunk) < SMALL:
+        elif last is not None and len(chunk) < SMALL_PIECE:
             self._chunks.append(bytearray(chunk))
         else:
             self._chunks.append(chunk)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from types import BuiltinMethodType
 from typing import IO, Protocol, TypeAlias
 
+from threadbridge.memory import SMALL_PIECE
 from threadbridge.spool import BlockFile, ClosedFileError, Spool
 
 logger = logging.getLogger("threadbridge")
@@ -23,8 +24,6 @@ MEMORY_LIMIT = 1024 * 1024
 PIECE = 256 * 1024
 # The same of both, once the account of memory is full.
 KEPT = 16 * 1024
-# Smaller ones are copied together before that.
-WORTH_A_PLACE = 4096
 # How long a worker waits for the client to make room in memory before it writes to the disk: one that reads as fast as
 # a network carries is not worth a file.
 SPILL_DELAY = 0.02
@@ -220,7 +219,7 @@ class Channel:
             size += len(self._chunks[0])
             pieces.append(self._chunks.popleft())
         self._count_taken(size)
-        return (b"".join(pieces),) if size < len(pieces) * WORTH_A_PLACE else pieces
+        return (b"".join(pieces),) if size < len(pieces) * SMALL_PIECE else pieces
 
     def _count_taken(self, size: int) -> None:
         self._in_memory -= size

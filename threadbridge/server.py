@@ -27,7 +27,7 @@ from threadbridge.interpreter import loop_factory, settle
 from threadbridge.lanes import Lane
 from threadbridge.listeners import bind, describe, leave_new_connections_to_others, tls_context
 from threadbridge.logs import reopen_log_files
-from threadbridge.notify import notify, watchdog_interval
+from threadbridge.notify import feed_watchdog, notify
 from threadbridge.settings import Settings, from_keywords, grace_period
 from threadbridge.signals import hold_signals, on_signal, warn_of_replaced_handlers
 from threadbridge.standard_error import say
@@ -215,7 +215,7 @@ class Service:
         if self._bridge.guard is not None:
             # Not the directory that a supervisor makes for its processes, which the next one would not find.
             self._bridge.guard.connections.begin(self._settings["run_directory"])
-        feeding = asyncio.create_task(self._feed_watchdog())
+        feeding = asyncio.create_task(feed_watchdog())
         heartbeat = self._start_heartbeat()
         try:
             self._say_where()
@@ -308,13 +308,6 @@ class Service:
             if self._admin is not None:
                 # The next supervisor binds the same port, while this process still answers.
                 self._admin.leave_port()
-
-    async def _feed_watchdog(self) -> None:
-        """Tell the service manager, as often as it wants to hear it, that the loop turns."""
-        interval = watchdog_interval()
-        while interval is not None:
-            notify("WATCHDOG=1")
-            await asyncio.sleep(interval)
 
     def _places(self) -> list[str]:
         return [describe(listener, "https" if self._tls else "http") for listener in self._sockets]

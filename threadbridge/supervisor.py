@@ -26,7 +26,7 @@ from threadbridge.child import Child
 from threadbridge.inheritance import HURRY, REOPEN
 from threadbridge.listeners import bind_admin, bind_for_each, describe, leave_new_connections_to_others
 from threadbridge.logs import reopen_log_files
-from threadbridge.notify import notify, watchdog_interval
+from threadbridge.notify import feed_watchdog, notify
 from threadbridge.settings import Settings, grace_period
 from threadbridge.signals import on_signal, warn_of_replaced_handlers
 from threadbridge.standard_error import say
@@ -86,7 +86,7 @@ class Supervisor:
         on_signal(signal.SIGUSR2, self._reload.set)
         try:
             async with asyncio.TaskGroup() as group:
-                lives = (self._start_all(), self._reload_when_told(), self._watch(), self._feed_watchdog())
+                lives = (self._start_all(), self._reload_when_told(), self._watch(), feed_watchdog())
                 tasks = [group.create_task(each) for each in lives]
                 await self._stop.wait()
                 for task in tasks:
@@ -219,13 +219,6 @@ class Supervisor:
         return True
 
     # Watching and ending.
-
-    async def _feed_watchdog(self) -> None:
-        """Tell the service manager, as often as it wants to hear it, that this process is alive."""
-        interval = watchdog_interval()
-        while interval is not None:
-            notify("WATCHDOG=1")
-            await asyncio.sleep(interval)
 
     async def _watch(self) -> None:
         """Kill the processes that stand still: others take their places."""
