@@ -176,12 +176,10 @@ class Uploads:
     """Clients that have sent all of their bodies but the last byte, as far as they were not refused."""
 
     def __init__(self, server: BridgeThread, stack: ExitStack, sizes: list[int]) -> None:
-        def send(size: int) -> socket.socket:
-            return stack.enter_context(server.send(post(CLOSE, b"Content-Length: %d" % (size + 1), body=b"a" * size)))
-
-        self._clients = [send(size) for size in sizes]
+        sent = [post(CLOSE, b"Content-Length: %d" % (size + 1), body=b"a" * size) for size in sizes]
+        self._clients = [stack.enter_context(server.send(each)) for each in sent]
         spool = server.bridge.spool
-        wait_until(lambda: spool.memory.taken + spool.taken == sum(sizes), "all is there")
+        wait_until(lambda: spool.memory.taken + spool.taken == sum(map(len, sent)), "all is there")
 
     def statuses(self) -> list[int]:
         """What they get when they send the last byte."""

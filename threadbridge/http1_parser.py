@@ -86,6 +86,8 @@ class RequestParser:
         # All bytes of the head that is being received: if they came at once, and else what has come of them.
         self._whole_head = b""
         self._head = bytearray()
+        # The size of the head of the request whose body is being received.
+        self._delivered_head = 0
         # The last host that was found to be one: most connections have no other.
         self._host = ""
         # How much is to come of a body with a length.
@@ -106,10 +108,10 @@ class RequestParser:
 
     @property
     def held(self) -> int:
-        """About how many bytes of memory are taken by what has been fed and not been delivered."""
+        """About how many bytes of memory are taken by what has been fed, without what has been delivered of a body."""
         request = self.request
         # llhttp's side keeps a second copy of an incomplete head.
-        held = len(self._data) + 2 * len(self._head)
+        held = len(self._data) + 2 * len(self._head) + self._delivered_head
         return held if request is None else held + len(request.body)
 
     @property
@@ -143,8 +145,10 @@ class RequestParser:
         """Parse nothing more, and keep nothing of what has been fed."""
         if self.request is None:
             self.request = Request()
+        self.request.headers = HTTPHeaders()
         self.request.body = self._data = b""
         self._position = 0
+        self._delivered_head = 0
         self._whole_head = b""
         self._head = bytearray()
         self._fields = []
@@ -290,6 +294,7 @@ class RequestParser:
     def _complete(self) -> None:
         assert self.request is not None
         self.request.complete = True
+        self._delivered_head = 0
         self._part = DONE
 
     # Called by httptools.
@@ -345,6 +350,7 @@ class RequestParser:
         request.keep_alive = _keeps_alive(combined, version)
         request.start_line = RequestStartLine(method, target, "HTTP/1.1" if version == "1.1" else "HTTP/1.0")
         self._fields = []
+        size = max(len(self._whole_head), len(self._head))
         if self._whole_head:
             self._whole_head = b""
         else:
@@ -353,6 +359,7 @@ class RequestParser:
         if self._part == HEAD:
             self._complete()
         else:
+            self._delivered_head = size
             self._parser_is_spent = True
 
     def _check_size(self) -> None:
