@@ -117,17 +117,37 @@ def test_a_process_that_is_suspended_is_replaced(tmp_path: Path) -> None:
 
 
 def test_all_that_were_suspended_together_go_on(tmp_path: Path) -> None:
-    with Supervised(tmp_path, "--watchdog=1") as server:
+    with Supervised(tmp_path, "--watchdog=2") as server:
         pids = server.wait_for_both()
         everybody = [server.process.pid, *pids]
         for pid in everybody:
             os.kill(pid, signal.SIGSTOP)
         # Longer than the watchdog waits.
-        time.sleep(1.5)
+        time.sleep(2.5)
         for pid in everybody:
             os.kill(pid, signal.SIGCONT)
-        wait_until(said(server, "stood still for"), "the processes have noticed", 30)
+        wait_until(lambda: server.output().count("the event loop stood still for") == 2, "both have noticed", 30)
         assert server.wait_for_both() == pids
+        assert "killing it" not in server.output()
+        assert server.stop() == 0
+
+
+def test_all_that_get_their_turn_only_now_and_then_go_on(tmp_path: Path) -> None:
+    with Supervised(tmp_path, "--watchdog=2") as server:
+        pids = server.wait_for_both()
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        # Together longer than the watchdog waits, but each of them much shorter; the supervisor has a turn after each.
+        for _ in range(4):
+            server.process.send_signal(signal.SIGSTOP)
+            time.sleep(0.7)
+            server.process.send_signal(signal.SIGCONT)
+            time.sleep(0.1)
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+        wait_until(lambda: server.output().count("the event loop stood still for") == 2, "both have noticed", 30)
+        assert server.wait_for_both() == pids
+        assert "killing it" not in server.output()
         assert server.stop() == 0
 
 

@@ -228,10 +228,11 @@ class Supervisor:
             interval = min(limit / 8, 1.0)
             await asyncio.sleep(interval)
             now = time.monotonic()
-            if now - looked_at > limit / 2:
-                # This process stood still too, and so perhaps did the machine: it does not know who is to blame.
-                for child in self._children:
-                    child.heard = now
+            # What this process is late by, the machine may have kept from all: it is not held against the others. So a
+            # machine that was suspended ends nobody, nor one on which all get their turn only now and then.
+            late = max(0.0, now - looked_at - interval)
+            for child in self._children:
+                child.heard = min(now, child.heard + late)
             looked_at = now
             for child in self._staying:
                 silent = now - child.heard
