@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import random
 import shutil
 import signal
 import socket
@@ -11,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -35,12 +37,22 @@ def private_mariadb() -> Iterator[dict[str, str]]:
         shutil.rmtree(directory)
 
 
+# Below those that the kernel gives to clients.
+PORTS = range(20_000, 32_000)
+_ports = iter(random.SystemRandom().sample(PORTS, len(PORTS)))
+# A port belongs to the process that has locked the byte of its number, until that ends: other workers of pytest, and
+# whatever else runs the tests or the benchmarks at the same time, get others.
+_claims = os.open(Path(tempfile.gettempdir(), f"threadbridge-test-ports-{os.getuid()}"), os.O_RDWR | os.O_CREAT, 0o600)
+
+
 def free_port() -> int:
-    """A TCP port of the loopback interface that nobody listened on a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A TCP port of the loopback interface on which nobody listens, and which nobody else gets from here."""
+    for port in _ports:
+        with suppress(OSError), socket.socket() as probe:
+            fcntl.lockf(_claims, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise RuntimeError(f"none of the ports in {PORTS} is free")
 
 
 class Frontend:
