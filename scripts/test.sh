@@ -7,6 +7,6 @@ root=$(cd "$(dirname "$0")/.." && pwd -P)
 cd "$root"
 [ $# -eq 0 ] || exec .venv/bin/python -m pytest "$@"
 status=0
-.venv/bin/python -m pytest --numprocesses=3 --dist=loadfile -m 'not alone' || status=$?
+.venv/bin/python -m pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder -m 'not alone' || status=$?
 .venv/bin/python -m pytest -m alone || status=$?
 exit $status

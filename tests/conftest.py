@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,11 +16,48 @@ import pytest
 from dbutils.pooled_db import PooledDB
 
 from tests.databases import Witness, connect_settings
-from tests.processes import ROOT, private_mariadb
+from tests.processes import ROOT, TEMPLATES, private_mariadb
 from threadbridge.pool import PoolGuard
 
 # A shell that runs the suite in the background has SIGINT ignored, and servers would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# Those that take longest by far: what is begun last, others wait for at the end with nothing to do. Those that measure
+# what a load leaves behind come after those that take the processors for themselves.
+FIRST = (
+    "test_start_life.py",
+    "test_http_fuzz.py",
+    "test_application_sampledata.py",
+    "test_packaging.py",
+    "test_benchmarks.py",
+    "test_fault_campaign.py",
+    "test_doctor.py",
+    "test_django.py",
+    "test_soak.py",
+    "test_chaos.py",
+    "test_admin_page.py",
+    "test_model.py",
+    "test_processes_faults.py",
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the directory of what the databases begin with, for all workers: they have the environment from here."""
+    if not hasattr(config, "workerinput"):
+        os.environ[TEMPLATES] = tempfile.mkdtemp(prefix="mariadb-templates-")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Remove it."""
+    if not hasattr(config, "workerinput"):
+        shutil.rmtree(os.environ.pop(TEMPLATES))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest; the others stay in their order."""
+    places = {name: place for place, name in enumerate(FIRST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
 @pytest.fixture(scope="session")
@@ -31,14 +70,15 @@ def mariadb() -> Iterator[dict[str, str]]:
 @pytest.fixture(scope="session")
 def sample_data() -> Iterator[dict[str, str]]:
     """Another such server, with the application's sample data in it."""
-    with private_mariadb() as variables:
-        subprocess.run(
-            [sys.executable, "-m", "myapplication.sampledata"],
-            check=True,
-            cwd=ROOT,
-            env={**os.environ, **variables},
-        )
+    with private_mariadb(load_sample_data) as variables:
         yield variables
+
+
+def load_sample_data(variables: dict[str, str]) -> None:
+    """Load it as a user does."""
+    subprocess.run(
+        [sys.executable, "-m", "myapplication.sampledata"], check=True, cwd=ROOT, env={**os.environ, **variables}
+    )
 
 
 @pytest.fixture

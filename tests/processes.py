@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -23,18 +23,57 @@ ROOT = Path(__file__).resolve().parent.parent
 MARIADB_SCRIPT = ROOT / "scripts" / "mariadb.sh"
 
 
+# The environment variable that names the directory in which a run of the tests keeps its templates; see conftest.py.
+TEMPLATES = "MARIADB_TEMPLATES"
+
+
+def nothing(variables: dict[str, str]) -> None:
+    """Leave the database empty."""
+
+
 @contextmanager
-def private_mariadb() -> Iterator[dict[str, str]]:
-    """An empty server, gone after the block; gives the ``MYSQL_*`` variables that lead to it."""
+def private_mariadb(fill: Callable[[dict[str, str]], None] = nothing) -> Iterator[dict[str, str]]:
+    """A server with what ``fill`` puts there, gone after the block; gives the ``MYSQL_*`` variables that lead to it."""
     # The path of a Unix socket may have only 107 bytes.
     directory = Path(tempfile.mkdtemp(prefix="mariadb-"))
     try:
-        subprocess.run([MARIADB_SCRIPT, "start", directory], check=True)
-        printed = subprocess.run([MARIADB_SCRIPT, "env", directory], check=True, capture_output=True, text=True).stdout
-        yield dict(line.split("=", 1) for line in printed.splitlines())
+        if TEMPLATES in os.environ:
+            _begin_with_template(directory, nothing)
+            if fill is not nothing:
+                _begin_with_template(directory, fill)
+            yield _start_mariadb(directory)
+        else:
+            variables = _start_mariadb(directory)
+            fill(variables)
+            yield variables
     finally:
         subprocess.run([MARIADB_SCRIPT, "stop", directory], check=True)
         shutil.rmtree(directory)
+
+
+def _start_mariadb(directory: Path) -> dict[str, str]:
+    subprocess.run([MARIADB_SCRIPT, "start", directory], check=True)
+    printed = subprocess.run([MARIADB_SCRIPT, "env", directory], check=True, capture_output=True, text=True).stdout
+    return dict(line.split("=", 1) for line in printed.splitlines())
+
+
+def _begin_with_template(directory: Path, fill: Callable[[dict[str, str]], None]) -> None:
+    """Copy the files of a server that was filled so; the first who needs them makes them, for all workers.
+
+    To make them takes ten times as long as to copy them, and much of the processors' time.
+    """
+    template = Path(os.environ[TEMPLATES], fill.__name__)
+    with template.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not template.exists():
+            fill(_start_mariadb(directory))
+            subprocess.run([MARIADB_SCRIPT, "stop", directory], check=True)
+            # Renamed when it is complete: somebody may interrupt this.
+            unfinished = template.with_suffix(".new")
+            shutil.copytree(directory, unfinished)
+            unfinished.rename(template)
+            return
+    shutil.copytree(template, directory, dirs_exist_ok=True)
 
 
 # Below those that the kernel gives to clients.

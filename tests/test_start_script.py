@@ -1,4 +1,4 @@
-"""scripts/start.sh on a copy of the project's directory, through its whole life and through what can go wrong."""
+"""scripts/start.sh on a copy of the project's directory, and what can go wrong. Its whole life: test_start_life.py."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ import re
 import shutil
 import signal
 import socket
-import stat
 import subprocess
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -21,15 +19,9 @@ import MySQLdb
 import pytest
 import requests
 
+from tests.inprocess import wait_until
 from tests.installation import HTTP, QUERY, Installation, installed
 from tests.nginx_server import Nginx
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline, "not within 30 seconds"
-        time.sleep(0.01)
 
 
 def complaints(output: str) -> list[str]:
@@ -46,76 +38,6 @@ def installation() -> Iterator[Installation]:
 def with_database(installation: Installation, sample_data: dict[str, str]) -> Installation:
     installation.env.update(sample_data, MYAPPLICATION_DIAGNOSTICS="1")
     return installation
-
-
-def test_whole_life_with_an_embedded_database(installation: Installation) -> None:
-    first, second = installation.ports
-
-    # Interrupted in the middle of loading, as by Ctrl-C.
-    with installation.popen() as interrupted:
-        assert interrupted.stdout is not None
-        while "order lines:" not in (line := interrupted.stdout.readline()):
-            assert line, "the script ended before it loaded the order lines"
-        assert len(installation.processes()) > 1
-        os.killpg(interrupted.pid, signal.SIGINT)
-        interrupted.stdout.read()
-    assert interrupted.returncode != 0
-    installation.assert_nothing_remains()
-
-    output = installation.run()
-    assert "beginning anew" in output
-    assert "1,000,000 of 1,000,000" in output
-    assert output.splitlines()[-3:] == [
-        "The application answers:",
-        f"http://127.0.0.1:{first}/",
-        f"http://127.0.0.1:{second}/",
-    ]
-    assert installation.statuses("/") == [200, 200]
-    assert installation.statuses(QUERY) == [200, 200]
-    pids = installation.pids()
-    # Sessions of their own: the end of the terminal does not reach them.
-    assert [os.getsid(pid) for pid in pids] == pids
-    password = installation.directory / "var" / "mariadb" / "password"
-    assert stat.S_IMODE(password.stat().st_mode) == 0o600
-    assert not any(password.read_text() in line for line in installation.processes())
-    for port in installation.ports:
-        log = installation.directory / "logs" / f"app.{port}.access.log"
-        wait_until(lambda log=log: '"GET /query/' in log.read_text())  # type: ignore[misc]
-
-    assert installation.run() == f"The frontends run already, on ports {first} {second}: nothing to do\n"
-    assert installation.pids() == pids
-
-    output = installation.run("status")
-    assert output.count("answers") == 3
-    assert f"(process {pids[0]})" in output
-
-    os.kill(pids[0], signal.SIGKILL)
-    wait_until(lambda: not os.path.exists(f"/proc/{pids[0]}/exe"))
-    output = installation.run("status", status=3)
-    assert f"frontend on port {first}: dead" in output
-    assert f"frontend on port {second}: answers" in output
-    assert f"The frontend on port {first} has died" in installation.run()
-    assert installation.statuses(QUERY) == [200, 200]
-    assert installation.pid(second) == pids[1]
-
-    mariadb = int((installation.directory / "var" / "mariadb" / "mariadb.pid").read_text())
-    os.kill(mariadb, signal.SIGKILL)
-    wait_until(lambda: not os.path.exists(f"/proc/{mariadb}/exe"))
-    assert "does not run" in installation.run("status", status=3)
-    assert "Starting MariaDB" in installation.run()
-    installation.run("status")
-
-    installation.run("restart")
-    assert set(installation.pids()).isdisjoint(pids)
-    assert installation.statuses(QUERY) == [200, 200]
-
-    # Whatever FRONTENDS says now.
-    del installation.env["FRONTENDS"]
-    output = installation.run("stop")
-    assert "Stopping MariaDB" in output
-    installation.assert_nothing_remains()
-    assert "not started" in installation.run("status", status=3)
-    assert installation.run("stop") == "Nothing runs\n"
 
 
 def test_restart_loses_no_request(with_database: Installation, sample_data: dict[str, str], tmp_path: Path) -> None:
@@ -144,7 +66,7 @@ def test_restart_loses_no_request(with_database: Installation, sample_data: dict
                 for port in installation.ports
             ]
             try:
-                wait_until(lambda: sleeping_queries(sample_data) == 2)
+                wait_until(lambda: sleeping_queries(sample_data) == 2, "both run", 30)
                 output = installation.run("restart")
             finally:
                 done.set()
@@ -174,7 +96,7 @@ def test_stop_answers_what_runs(with_database: Installation, sample_data: dict[s
     url = with_database.url(with_database.ports[0])
     with ThreadPoolExecutor() as executor:
         slow = executor.submit(HTTP.get, f"{url}/query/?report=wait&seconds=2&format=json", timeout=60)
-        wait_until(lambda: sleeping_queries(sample_data) == 1)
+        wait_until(lambda: sleeping_queries(sample_data) == 1, "it runs", 30)
         with_database.run("stop")
         assert slow.result().status_code == 200
     with_database.assert_nothing_remains()
@@ -332,7 +254,7 @@ def test_logs_of_several_processes_are_followed(with_database: Installation) -> 
     with_database.env["THREADBRIDGE_PROCESSES"] = "2"
     with_database.run()
     # The frontends answer as soon as one of their processes does.
-    wait_until(lambda: len([*with_database.directory.glob("logs/*-2.access.log")]) == 2)
+    wait_until(lambda: len([*with_database.directory.glob("logs/*-2.access.log")]) == 2, "all have their logs", 30)
     assert_logs_are_followed(with_database, with_database.ports[0])
 
 
