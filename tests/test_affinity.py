@@ -7,6 +7,7 @@ import resource
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pytest
 import requests
@@ -45,6 +46,24 @@ for child in children:
     child.kill()
 sys.exit(status)
 """
+
+
+@pytest.fixture(autouse=True)
+def before_all_others() -> Iterator[None]:
+    """Give what is started here the processors first: else these tests are about what the machine does beside them.
+
+    Only root can. The kernel compares sessions (autogroups), where it has them, and then the threads of each.
+    """
+
+    def set_priority(nice: int) -> None:
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, 0, nice)
+            Path("/proc/self/autogroup").write_text(str(nice))
+
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    set_priority(-18)
+    yield
+    set_priority(before)
 
 
 def frontend(keywords: str = "") -> Frontend:
