@@ -195,11 +195,28 @@ class Crowd:
 
 
 def until(seconds: float, is_over: Callable[[], bool]) -> None:
-    """Return after these seconds, or as soon as it is over. Collects garbage now and then, as any process does."""
+    """Return after these seconds, or as soon as it is over."""
     end = time.monotonic() + seconds
     while time.monotonic() < end and not is_over():
-        gc.collect()
         time.sleep(0.1)
+
+
+@contextlib.contextmanager
+def collecting_garbage() -> Iterator[None]:
+    """Collect it now and then, as any process does: also while all connections are forgotten and everybody waits."""
+    is_over = threading.Event()
+
+    def collect() -> None:
+        while not is_over.wait(0.1):
+            gc.collect()
+
+    collector = threading.Thread(target=collect)
+    collector.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        collector.join()
 
 
 def test_chaos() -> None:
@@ -211,7 +228,7 @@ def test_chaos() -> None:
         application = Application(pool)
         restarts = 0
         with BridgeThread(application, pool=pool, deadline=60, queue_timeout=60) as server:
-            with Crowd(server.port, 24) as crowd:
+            with collecting_garbage(), Crowd(server.port, 24) as crowd:
                 end = time.monotonic() + SECONDS
                 while time.monotonic() < end and not (application.foreign or crowd.wrong):
                     until(2 + 3 * chance.random(), lambda: bool(application.foreign or crowd.wrong))
