@@ -19,6 +19,7 @@ from tests.databases import Witness, connect_settings, line_to
 from tests.inprocess import BridgeThread, wait_until
 from threadbridge.database import ConnectionSettings, StopFailed
 from threadbridge.mysql import MySQL
+from threadbridge.stopper import Stopper
 
 
 @pytest.fixture
@@ -335,3 +336,31 @@ def test_a_thread_that_could_not_be_started_is_started_with_the_next_request(
     aside, stopper = own_messages(caplog)
     assert "cannot be handed back now, for want of a thread: can't start new thread" in aside
     assert "cannot be stopped now, for want of a thread: can't start new thread" in stopper
+
+
+def test_a_connection_may_end_while_others_take_its_place_on_the_full_list(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("threadbridge.stopper.MOST_REMAINS", 1)
+    stopper = Stopper()
+    ended = []
+
+    class Ending:
+        """A connection that is gone at once; another is given up meanwhile."""
+
+        predecessor = None
+
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        def end(self) -> bool:
+            if self.number:
+                stopper.end([Ending(self.number - 1)])
+            ended.append(self.number)
+            return True
+
+    stopper.start()
+    stopper.end([Ending(1)])
+    wait_until(lambda: (ended, stopper.running) == ([1, 0], 0), "the other has ended too")
+    assert "KeyError" not in caplog.text
+    stopper.close()

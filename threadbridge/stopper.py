@@ -330,7 +330,8 @@ class Stopper:
 
     def _forget(self, what: Remains, end: _End) -> None:
         with self._changed:
-            del self._remains[what]
+            # The list may have been full meanwhile.
+            self._remains.pop(what, None)
         seconds = time.monotonic() - end.since
         if what.predecessor is None:
             self._gone.log(
