@@ -88,7 +88,7 @@ def test_after_a_504_one_line_tells_whether_the_changes_were_committed(
         wait_until(lambda: len(told(caplog)) == 1, "the end is told")
         assert told(caplog) == [
             f"request {line['id']}: POST /pay ended with status 504 and changes=open; its thread has come back since: "
-            f"changes={outcome}"
+            f"changes={outcome.replace(' ', '-')}"
         ]
         assert [bar["changes"] for bar in history.finished()] == [outcome]
     assert witness.notes == (["paid"] if after == "commit" else [])
@@ -154,7 +154,7 @@ def test_what_an_operator_has_stopped_is_told(
         server.loop.call_soon_threadsafe(server.bridge.stop, exchange)
         assert client.recv(1000).startswith(b"HTTP/1.1 504 ")
         wait_until(lambda: len(told(caplog)) == 1, "the end is told")
-    assert told(caplog)[0].endswith("changes=rolled back") and witness.notes == []
+    assert told(caplog)[0].endswith("changes=rolled-back") and witness.notes == []
 
 
 def test_of_requests_without_changes_and_of_answered_ones_there_is_nothing_to_tell(
@@ -200,7 +200,7 @@ def test_an_answer_given_before_the_changes_were_rolled_back_is_told(
         assert server.request("POST")[1] == b"paid"
         payments.go_on.set()
         wait_until(lambda: len(told(caplog)) == 1, "the end is told")
-    assert "status 200 and changes=open" in told(caplog)[0] and told(caplog)[0].endswith("changes=rolled back")
+    assert "status 200 and changes=open" in told(caplog)[0] and told(caplog)[0].endswith("changes=rolled-back")
     assert witness.notes == []
 
 
@@ -253,4 +253,4 @@ def test_a_stuck_thread_that_has_changed_data_is_reported_so_and_its_end_is_told
         wait_until(lambda: "its thread is stuck: POST /pay, changes=open;" in caplog.text, "it is reported")
         payments.go_on.set()
         wait_until(lambda: len(told(caplog)) == 1, "the end is told")
-    assert told(caplog)[0].endswith("changes=rolled back")
+    assert told(caplog)[0].endswith("changes=rolled-back")

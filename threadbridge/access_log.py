@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from tornado.log import access_log
 
 from threadbridge.record import Record
+from threadbridge.statements import as_field
 
 # What `time.strftime` makes of %b where the locale is English.
 MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
@@ -77,7 +78,7 @@ def _line(record: Record, stamp: str) -> str:
         request, referer, agent = escaped(request), escaped(referer), escaped(agent)
         client = escaped(client).replace(" ", "\\x20")
     # At the very end, and only where there is something to tell: programs that read the lines go on doing so.
-    changes = "" if record.changes == "none" else f" changes={record.changes.replace(' ', '-')}"
+    changes = "" if record.changes == "none" else f" changes={as_field(record.changes)}"
     return (
         f'{client} - - [{stamp}] "{request}" {record.status} {record.sent} "{referer}" "{agent}" '
         f"id={record.id or '-'} lane={record.lane or '-'} wait={_milliseconds(record.wait)} "

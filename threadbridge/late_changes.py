@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from threadbridge.exchange import Exchange
 from threadbridge.record import Record
+from threadbridge.statements import as_field
 from threadbridge.states import State
 
 logger = logging.getLogger("threadbridge")
@@ -54,8 +55,8 @@ def _tell(exchange: Exchange, record: Record) -> None:
         exchange.start_line.method,
         exchange.start_line.path,
         exchange.status,
-        before,
-        record.changes,
+        as_field(before),
+        as_field(record.changes),
         extra={"request_id": exchange.id},
     )
 
@@ -70,6 +71,6 @@ def _tell_as_it_is(exchange: Exchange, answer: str) -> None:
             exchange.start_line.method,
             exchange.start_line.path,
             answer,
-            outcome,
+            as_field(outcome),
             extra={"request_id": exchange.id},
         )

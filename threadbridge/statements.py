@@ -12,6 +12,11 @@ KEPT = 50
 KEPT_TEXT = 10_000
 
 
+def as_field(outcome: str) -> str:
+    """What `Statements.outcome` says as one word, as the logs have it."""
+    return outcome.replace(" ", "-")
+
+
 class Statement:
     """One statement. The worker writes it, anybody reads it.
 

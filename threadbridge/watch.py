@@ -11,6 +11,7 @@ from typing import Protocol
 from threadbridge.exchange import Exchange
 from threadbridge.lanes import Lane
 from threadbridge.late_changes import LateChanges
+from threadbridge.statements import as_field
 from threadbridge.states import State
 from threadbridge.threads import stacks
 
@@ -138,7 +139,7 @@ def _replace(exchange: Exchange, stack: str) -> None:
         exchange.id,
         exchange.start_line.method,
         exchange.start_line.path,
-        "" if changes == "none" else f", changes={changes}",
+        "" if changes == "none" else f", changes={as_field(changes)}",
         "a spare thread takes its place"
         if replaced
         else f"no thread takes its place before another of the lane {exchange.lane.name} comes back, for as many as it "
