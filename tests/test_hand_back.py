@@ -60,6 +60,39 @@ def test_what_was_begun_is_rolled_back_when_a_connection_comes_back(
     assert witness.notes == []
 
 
+def test_what_was_begun_is_rolled_back_even_where_the_pool_resets_nothing(
+    make_pool: Callable[..., Any], witness: Witness
+) -> None:
+    pool = make_pool(maxconnections=1, reset=False)
+    PoolGuard(pool)
+    with running() as request, closing(pool.connection()) as connection:
+        connection.cursor().execute("INSERT INTO notes VALUES ('not committed')")
+    assert request.statements.outcome == "rolled back"
+    with running(), closing(pool.connection()) as connection:
+        # Which begins a snapshot: it is not the next request's.
+        assert one(connection, "SELECT COUNT(*) FROM notes") == 0
+    witness.rows("INSERT INTO notes VALUES ('new')")
+    with running(), closing(pool.connection()) as connection:
+        assert one(connection, "SELECT COUNT(*) FROM notes") == 1
+        connection.commit()
+    assert witness.notes == ["new"]
+
+
+def test_a_pool_that_resets_nothing_saves_rollbacks_where_nothing_is_open(
+    make_pool: Callable[..., Any], witness: Witness
+) -> None:
+    def rollbacks() -> int:
+        return int(witness.rows("SHOW GLOBAL STATUS LIKE 'Com_rollback'")[0][1])
+
+    pool = make_pool(maxconnections=1, reset=False, autocommit=True)
+    PoolGuard(pool)
+    before = rollbacks()
+    for _ in range(3):
+        with running(), closing(pool.connection()) as connection:
+            assert one(connection) == 1
+    assert rollbacks() == before
+
+
 @pytest.mark.parametrize("what", ["connection", "cursor"])
 def test_what_was_forgotten_does_not_block_the_loop(mariadb: dict[str, str], witness: Witness, what: str) -> None:
     with line_to(mariadb["MYSQL_UNIX_SOCKET"]) as line:

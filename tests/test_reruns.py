@@ -143,6 +143,46 @@ def test_statements_fail_until_the_end_of_a_transaction_that_was_lost(
     assert accounts() == [1000, 1000]
 
 
+def test_a_commit_that_was_lost_does_not_succeed_the_second_time(
+    make_pool: Callable[..., Any], witness: Witness, accounts: Callable[[], list[int]]
+) -> None:
+    # DBUtils would commit on a new connection, where there is nothing to commit.
+    pool = make_pool(maxconnections=1)
+    PoolGuard(pool)
+    with running() as request, closing(pool.connection()) as connection:
+        connection.cursor().execute("UPDATE accounts SET amount = 0")
+        witness.rows(f"KILL {connection.number}")
+        for _ in range(2):
+            with pytest.raises(MySQLdb.OperationalError):
+                connection.commit()
+            with pytest.raises(MySQLdb.OperationalError):
+                connection.cursor().execute("UPDATE accounts SET amount = 0")
+        assert request.statements.outcome == "unknown"
+        with contextlib.suppress(MySQLdb.OperationalError):
+            connection.rollback()
+        connection.cursor().execute("UPDATE accounts SET amount = 5 WHERE id = 1")
+        connection.commit()
+    assert accounts() == [5, 1000]
+    with running(), closing(pool.connection()) as connection:
+        assert one(connection) == 1
+
+
+def test_a_connection_that_was_lost_at_its_commit_is_replaced_when_it_comes_back(
+    make_pool: Callable[..., Any], witness: Witness
+) -> None:
+    pool = make_pool(maxconnections=1)
+    PoolGuard(pool)
+    with running(), closing(pool.connection()) as connection:
+        connection.cursor().execute("INSERT INTO notes VALUES ('lost')")
+        witness.rows(f"KILL {connection.number}")
+        with pytest.raises(MySQLdb.OperationalError):
+            connection.commit()
+    with running(), closing(pool.connection()) as connection:
+        connection.cursor().execute("INSERT INTO notes VALUES ('kept')")
+        connection.commit()
+    assert witness.notes == ["kept"]
+
+
 def test_connections_are_replaced_after_as_many_statements_as_the_pool_says(make_pool: Callable[..., Any]) -> None:
     pool = make_pool(maxconnections=1, maxusage=3)
     PoolGuard(pool)
@@ -156,6 +196,7 @@ def test_connections_are_replaced_after_as_many_statements_as_the_pool_says(make
 # What is run again, on a new connection, when the old one was lost before it.
 REPEATED = {
     "a plain query": ((), "SELECT COUNT(*) FROM accounts WHERE id IN (1, 2)", True),
+    "quoted names": ((), "SELECT COUNT(`id`) FROM `accounts` WHERE `id` IN (1, 2) AND 'a -- b' <> '('", True),
     "after a commit": (("SELECT 1", "commit"), "SELECT COUNT(*) FROM accounts", True),
     "after a rollback": (("UPDATE accounts SET amount = 0", "rollback"), "SELECT COUNT(*) FROM accounts", True),
     "not the first": (("SELECT 1",), "SELECT COUNT(*) FROM accounts", False),
@@ -163,6 +204,15 @@ REPEATED = {
     "a write": ((), "UPDATE accounts SET amount = 5", False),
     "a query that takes locks": ((), "SELECT amount FROM accounts FOR UPDATE", False),
     "a function that may write": ((), "SELECT NEXTVAL(executions)", False),
+    "a function of the application's": ((), "SELECT book(5)", False),
+    "one with a quoted name": ((), "SELECT `book`(5)", False),
+    "one with quotes in another dialect": ((), 'SELECT "book"(5)', False),
+    "one of a database with a quoted name": ((), "SELECT `myapplication`.count(5)", False),
+    "one of a database": ((), "SELECT myapplication . count(5)", False),
+    "one between comments": ((), "SELECT 1 -- don't\n, book(5) -- can't", False),
+    "one behind a comment": ((), "SELECT book/**/(5)", False),
+    "one with a name that is not ASCII": ((), "SELECT menülower(5)", False),
+    "one behind a backslash": ((), "SELECT 'a\\', book(5), 'b'", False),
     "another session's number": ((), "SELECT LAST_INSERT_ID()", False),
     "after something sent by itself": (("raw UPDATE accounts SET amount = 0",), "SELECT COUNT(*) FROM accounts", False),
     "a session that was changed": (("SET @a = 1", "commit"), "SELECT COUNT(*) FROM accounts", False),
@@ -267,17 +317,17 @@ def test_a_server_that_cannot_work_is_an_outage_and_its_connection_is_let_go(
     make_pool: Callable[..., Any], witness: Witness, number: int, text: str, is_outage: bool
 ) -> None:
     witness.rows(
-        "CREATE OR REPLACE PROCEDURE cannot(number INT, reason VARCHAR(100)) BEGIN DO NEXT VALUE FOR executions; "
-        "SIGNAL SQLSTATE 'HY000' SET MYSQL_ERRNO = number, MESSAGE_TEXT = reason; END"
+        "CREATE OR REPLACE FUNCTION cannot(number INT, reason VARCHAR(100)) RETURNS INT BEGIN "
+        "DO NEXT VALUE FOR executions; SIGNAL SQLSTATE 'HY000' SET MYSQL_ERRNO = number, MESSAGE_TEXT = reason; "
+        "RETURN 1; END"
     )
     pool = make_pool()
-    # Or else it would be closed after a CALL anyway.
-    guard = PoolGuard(pool, resets_sessions=False)
+    guard = PoolGuard(pool)
     with running() as request, closing(pool.connection()) as connection, closing(connection.cursor()) as cursor:
         before = one(connection, "SELECT CONNECTION_ID()")
         cursor.execute("INSERT INTO notes VALUES ('not lost')")
         with pytest.raises(MySQLdb.OperationalError) as raised:
-            cursor.execute(f"CALL cannot({number}, '{text}')")
+            cursor.execute("UPDATE notes SET note = cannot(%s, %s)", (number, text))
         # The transaction is as it was, as far as the connection is concerned: it was not lost.
         assert (one(connection, "SELECT CONNECTION_ID()"), request.statements.outcome) == (before, "open")
         assert not guard.may_repeat(raised.value, "SELECT 1")

@@ -44,6 +44,20 @@ LEFT_BEHIND: dict[str, tuple[str | Callable[[Any], None], str]] = {
     "a database": (other_database, "SELECT DATABASE()"),
     "a character set": (other_character_set, "SELECT @@character_set_client"),
     "what a procedure does": ("CALL leaves_a_variable()", "SELECT @left"),
+    "a variable, set between comments": (
+        "-- the customer's total\nSELECT @left := 1 -- can't use windows",
+        "SELECT @left",
+    ),
+    "a variable, set in a comment": ("SELECT /*! @left := */ 1", "SELECT @left"),
+    "a variable, set behind a setting": ("SET STATEMENT max_statement_time=5 FOR SET @left = 1", "SELECT @left"),
+    "what a procedure does, behind a setting": (
+        "SET STATEMENT max_statement_time=5 FOR CALL leaves_a_variable()",
+        "SELECT @left",
+    ),
+    "a variable that a query fills": ("SELECT 1 INTO/**/@left", "SELECT @left"),
+    "a lock, with a comment": ("SELECT GET_LOCK/**/('left', 0)", "SELECT IS_USED_LOCK('left') = CONNECTION_ID()"),
+    "a lock, with a quoted name": ("SELECT `get_lock`('left', 0)", "SELECT IS_USED_LOCK('left') = CONNECTION_ID()"),
+    "a number": ("SELECT LAST_INSERT_ID(5)", "SELECT LAST_INSERT_ID()"),
 }
 
 
@@ -80,10 +94,23 @@ def test_what_a_request_leaves_on_a_connection(
         witness.rows("SELECT COUNT(*) FROM notes")
 
 
+def test_where_a_string_ends_depends_on_the_servers_settings(make_pool: Callable[..., Any]) -> None:
+    pool = make_pool(maxconnections=1, sql_mode="NO_BACKSLASH_ESCAPES")
+    PoolGuard(pool)
+    with running(), closing(pool.connection()) as connection:
+        connection.cursor().execute(r"SELECT 'a\', @left := 1, 'b'")
+    with running(), closing(pool.connection()) as connection:
+        assert one(connection, "SELECT @left") is None
+
+
 @pytest.mark.parametrize(
     "sql",
     [
         "SELECT 1",
+        "SELECT LAST_INSERT_ID()",
+        "SELECT note FROM notes /* don't lock() */ WHERE note = 'temporary; into @a'",
+        "INSERT INTO `notes` (`note`) VALUES ('it''s a \\'temp\\'; LAST_INSERT_ID(5)')",
+        "SET STATEMENT max_statement_time=5 FOR SELECT 1",
         "SELECT * FROM notes WHERE note = 'SET @a := 1; LOCK('",
         "INSERT INTO notes VALUES ('; SET @a := GET_LOCK(1)')",
         "UPDATE notes SET note = \"a\\\"; b\" WHERE note = 'it''s; so'",

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from threadbridge.transaction import Effect
+
 
 @dataclass(frozen=True)
 class ConnectionSettings:
@@ -31,11 +33,9 @@ class Session(Protocol):
     """What has been done on one connection since it was made. Worker side.
 
     :param only_reads: whether nothing but plain queries was sent since the last commit or rollback.
-    :param autocommits: whether the last statement that was no plain query was committed by itself.
     """
 
     only_reads: bool
-    autocommits: bool
 
     @property
     def is_changed(self) -> bool:
@@ -44,8 +44,28 @@ class Session(Protocol):
         Raises what the driver raises when the connection is closed.
         """
 
+    @property
+    def may_be_open(self) -> bool:
+        """Whether a transaction may be open if a statement was sent since the last commit or rollback.
+
+        Raises what the driver raises when the connection is closed.
+        """
+
     def sending(self, sql: str, cursor: object) -> None:
-        """A cursor of the driver's is about to send a statement."""
+        """A statement is about to be sent, by a cursor of the driver's or a method such as its ``commit``."""
+
+    def effect(self, sql: str) -> Effect:
+        """What the statement that was sent last, and succeeded, has done to the transaction.
+
+        For those that are no plain queries. Raises what the driver raises when the connection is closed.
+        """
+
+    def effect_of_failure(self, sql: str, error: BaseException, *, is_lost: bool, is_many: bool) -> Effect:
+        """As `effect`, for a statement that has failed.
+
+        :param is_lost: whether the connection was lost.
+        :param is_many: whether it was ``executemany``.
+        """
 
     def ended_transaction(self) -> None:
         """A commit or a rollback has succeeded."""

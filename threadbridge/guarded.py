@@ -16,9 +16,10 @@ from threadbridge.current import RunningRequest, current_or_none
 from threadbridge.database import Database
 from threadbridge.driver_connection import DriverConnection
 from threadbridge.predecessors import ConnectionList, Left
-from threadbridge.sql_effects import CHANGES, IMPLICIT_COMMITS, first_word
+from threadbridge.sql_effects import only_reads
 from threadbridge.statements import KEPT_TEXT, Statements
 from threadbridge.stopper import ATTEMPT_TIMEOUT, Told
+from threadbridge.transaction import Effect, Transaction
 
 logger = logging.getLogger("threadbridge")
 
@@ -65,6 +66,8 @@ class Borrow:
         self.connection = connection
         self.request = request
         self.take_back: Callable[[], None] = lambda: None
+        # Whether a statement was not begun, as the request is cancelled; none is, after that.
+        self.has_refused = False
         self._executing = False
         self._over = False
         # Set when the database has answered the last order to stop.
@@ -87,6 +90,7 @@ class Borrow:
 
     def refuse(self) -> NoReturn:
         """Raise the driver's error for a stopped statement: nobody waits for the request. Worker side."""
+        self.has_refused = True
         raise self.connection.guard.cancelled()
 
     @property
@@ -176,13 +180,13 @@ class GuardedCursor(SteadyDBCursor):  # type: ignore[misc]
             result = borrow.execute(self._execute, name, sql, args, kwargs)
         except BaseException as error:
             statements.end(statement, error=type(error).__name__)
-            connection.guard.note_failure(error)
-            connection.note_failure(statements, sql, error)
+            if not borrow.has_refused:
+                connection.note_failure(statements, sql, error, is_many=name == "executemany")
             raise
         statements.end(statement, rows=_rows(self._cursor))
         connection.guard.last_success = statement.ended
         if not connection.only_reads:
-            connection.note_change(statements, sql)
+            connection.note_success(statements, sql)
         return result
 
     def _execute(self, name: str, sql: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -225,6 +229,9 @@ class GuardedCursor(SteadyDBCursor):  # type: ignore[misc]
         # A driver may have more of them than the DB-API.
         if name.startswith(("execute", "call")):
             return lambda *args, **kwargs: self._run(name, args, kwargs)
+        if name.startswith(("copy", "stream")):
+            # It is not seen how that ends.
+            self._con.begin_unseen()
         return attribute
 
     def close(self) -> None:
@@ -256,6 +263,7 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
         self._made: DriverConnection | None = None
         # Whether nothing was sent since it was handed out, or since the last commit or rollback.
         self._is_untouched = True
+        self._changes = Transaction()
         # Whether the pool counts it no more, see `PoolGuard.abandon`.
         self.is_abandoned = False
         # Whether the answer to a rollback is still to be read; when, by the monotonic clock, it last came back.
@@ -289,27 +297,50 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
     def begin(self, *args: Any, **kwargs: Any) -> None:
         """See `SteadyDBConnection`."""
         self._is_untouched = False
-        super().begin(*args, **kwargs)
+        is_sent = hasattr(self._con, "begin")
+        try:
+            super().begin(*args, **kwargs)
+        except BaseException as error:
+            self.note_failure(None, "BEGIN", error)
+            raise
+        if is_sent:
+            self._note("BEGIN")
 
     def commit(self) -> None:
-        """See `SteadyDBConnection`; what a cancelled request has done is not committed."""
+        """See `SteadyDBConnection`; what a cancelled request has done is not committed.
+
+        A connection that was lost is not replaced: what is done next must not pass for the rest of its transaction.
+        """
         borrow = self.borrow_of(current_or_none())
-        if borrow is not None:
-            if borrow.request.cancelled:
-                borrow.refuse()
-            borrow.request.statements.committing()
-        super().commit()
-        if borrow is not None:
-            borrow.request.statements.committed()
+        if borrow is not None and borrow.request.cancelled:
+            borrow.refuse()
+        has_changes = self._changes.has_changes
+        if has_changes:
+            self.announce("COMMIT")
+            self._changes.committing()
+        try:
+            self._con.commit()
+        except BaseException as error:
+            self.note_failure(None, "COMMIT", error)
+            raise
+        if has_changes:
+            self._note("COMMIT")
+        self._transaction = False
         self._end_transaction()
 
     def rollback(self) -> None:
         """See `SteadyDBConnection`."""
-        borrow = self.borrow_of(current_or_none())
-        if borrow is not None:
-            # If the database does not hear of it, it rolls back when it finds the connection broken.
-            borrow.request.statements.rolled_back()
-        super().rollback()
+        before = self._con
+        try:
+            super().rollback()
+        except BaseException as error:
+            self.guard.note_failure(error)
+            if self._con is not before or (self._driver is not None and self.guard.is_lost(error)):
+                # The database rolls back when it finds the connection broken.
+                self._note_rollback()
+                self._end_transaction()
+            raise
+        self._note_rollback()
         self._end_transaction()
 
     def _end_transaction(self) -> None:
@@ -328,9 +359,21 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
         self.sending(sql, cursor)
         return is_first
 
+    def begin_unseen(self) -> None:
+        """Something is about to be sent that may change data, by a method that is not guarded. Worker side."""
+        self._is_untouched = False
+        self.announce("COPY")
+        borrow = self.borrow_of(current_or_none())
+        if borrow is not None:
+            self._changes.note(Effect.UNKNOWN, borrow.request.statements)
+
     def sending(self, sql: str, cursor: object) -> None:
         """A cursor of the driver's is about to send a statement, which counts for ``maxusage``. Worker side."""
         self._usage += 1
+        self.announce(sql, cursor)
+
+    def announce(self, sql: str, cursor: object = None) -> None:
+        """A statement is about to be sent. Worker side."""
         if self._driver is not None:
             self._driver.session.sending(sql, cursor)
 
@@ -338,7 +381,8 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
     def may_replace(self) -> bool:
         """Whether another connection would do as well, if nothing was sent on this one yet. Worker side."""
         # The application may have sent something by itself, on the driver's connection.
-        return self.only_reads and not (self._transaction or self._has_changed_session() or len(self.borrows) > 1)
+        has_changed = self._driver is not None and not self._driver.session.only_reads
+        return not (has_changed or self._transaction or self._has_changed_session() or len(self.borrows) > 1)
 
     def _has_changed_session(self) -> bool:
         try:
@@ -349,39 +393,50 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
 
     @property
     def only_reads(self) -> bool:
-        """Whether nothing but plain queries was sent since the last commit or rollback. Worker side."""
-        return self._driver is None or self._driver.session.only_reads
+        """Whether certainly nothing but plain queries was sent since the last commit or rollback. Worker side."""
+        return self._driver is not None and self._driver.session.only_reads
 
-    def note_change(self, statements: Statements, sql: str) -> None:
+    # What becomes of changes to the data.
+
+    def note_success(self, statements: Statements, sql: str) -> None:
         """A statement that may have changed data has succeeded. Worker side."""
-        word = first_word(sql.encode(errors="replace"))
-        if word == b"commit" or word in IMPLICIT_COMMITS:
-            self._transaction = False
-            statements.committed()
-        elif word == b"rollback" and "to" not in sql.lower().split():
-            self._transaction = False
-            statements.rolled_back()
-        elif word in (b"begin", b"start"):
-            self._transaction = True
-        elif word in CHANGES and self._driver is not None:
-            statements.changed(autocommits=self._driver.session.autocommits and not self._transaction)
+        self._note(sql, statements)
 
-    def note_failure(self, statements: Statements, sql: str, error: BaseException) -> None:
+    def _note(self, sql: str, statements: Statements | None = None) -> None:
+        if self._driver is not None:
+            self._changes.note(self._driver.session.effect(sql), statements)
+        elif not only_reads(sql.encode(errors="replace")):
+            # Of databases that are not known nothing is.
+            self._changes.note(Effect.UNKNOWN, statements)
+
+    def note_failure(
+        self, statements: Statements | None, sql: str, error: BaseException, *, is_many: bool = False
+    ) -> None:
         """A statement has failed, and with the connection, perhaps, its transaction. Worker side."""
-        if not self.guard.is_outage(error):
-            return
-        word = first_word(sql.encode(errors="replace"))
-        if word == b"commit":
-            statements.committing()
-        elif not self.guard.is_lost(error):
+        self.guard.note_failure(error)
+        is_lost = self.guard.is_lost(error)
+        if self.guard.is_outage(error) and not is_lost:
             # What was begun is as it was, until the connection is closed: another may lead to a server that can work.
             self.spoilt = True
-        elif (
-            word in CHANGES and self._driver is not None and self._driver.session.autocommits and not self._transaction
-        ):
-            statements.is_in_doubt = True
-        else:
-            statements.rolled_back()
+        if self._driver is not None:
+            # One that is closed does not tell any more, and has sent nothing.
+            effect = Effect.ROLLED_BACK
+            with contextlib.suppress(Exception):
+                effect = self._driver.session.effect_of_failure(sql, error, is_lost=is_lost, is_many=is_many)
+            self._changes.note(effect, statements)
+        elif not only_reads(sql.encode(errors="replace")):
+            self._changes.note(Effect.UNKNOWN, statements)
+
+    def _note_rollback(self) -> None:
+        """What is open is rolled back, by a statement or with the connection. Any thread."""
+        if not self._changes.has_changes:
+            return
+        effect = Effect.ROLLED_BACK
+        if self._driver is not None:
+            # One that is closed does not tell any more.
+            with contextlib.suppress(Exception):
+                effect = self._driver.session.effect("ROLLBACK")
+        self._changes.note(effect, None)
 
     def replace(self) -> None:
         """Go on with a new connection. Worker side. Raises what the driver raises when there is none to be had."""
@@ -429,9 +484,7 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
                 if not self.only_reads:
                     # Closing it would let go of its locks only later.
                     self._con.rollback()
-            elif not (force or self._transaction):
-                return
-            else:
+            elif force or self._may_be_open():
                 # Not by DBUtils, which would replace a broken connection that perhaps nobody needs.
                 self._is_rolling_back = self._driver is not None and self._driver.session.begin_rollback()
                 if not self._is_rolling_back:
@@ -446,9 +499,11 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
         if not self._is_rolling_back:
             self._end_transaction()
 
-    def _note_rollback(self) -> None:
-        for borrow in self.borrows:
-            borrow.request.statements.rolled_back()
+    def _may_be_open(self) -> bool:
+        """Whether what was begun, perhaps, is not ended. A transaction goes to no other request, even unread rows."""
+        if self._is_untouched and (self._driver is None or self._driver.session.only_reads):
+            return self._transaction
+        return self._transaction or self._driver is None or self._driver.session.may_be_open
 
     def _ping_check(self, ping: int = 1, reconnect: bool = True) -> Any:
         """See `SteadyDBConnection`; with 1 it is handed out. One that came back just now is not asked again."""

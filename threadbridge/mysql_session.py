@@ -1,4 +1,4 @@
-"""What has been done on one MySQL connection: whether it only read, and whether its session is still as it was made."""
+"""What has been done on one MySQL connection: to its data, and whether its session is still as it was made."""
 
 from __future__ import annotations
 
@@ -7,10 +7,17 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+from threadbridge.mysql_effects import Judgement
 from threadbridge.sql_effects import may_change_session, only_reads
+from threadbridge.transaction import Effect
 
 # Methods of the driver's connection that change the session without a statement.
 _CHANGING = ("change_user", "select_db", "set_character_set", "set_server_option")
+
+# InnoDB has rolled back the whole transaction.
+ER_LOCK_DEADLOCK = 1213
+# It may have, by the server's settings and version: ER_LOCK_WAIT_TIMEOUT, ER_LOCK_TABLE_FULL, ER_CHECKREAD.
+MAYBE_ROLLED_BACK = frozenset({1205, 1206, 1020})
 
 
 class MySQLSession:
@@ -41,7 +48,11 @@ class MySQLSession:
         self._is_changed = False
         self._can_send = hasattr(connection, "send_query")
         self._made_with_autocommit = connection.get_autocommit()
-        self.autocommits = bool(self._made_with_autocommit)
+        # What it was when a statement was last judged, and whether a transaction was begun in spite of it.
+        self._autocommits = bool(self._made_with_autocommit)
+        self._has_begun = False
+        # Unless the server's sql_mode has NO_BACKSLASH_ESCAPES, which the driver obeys.
+        self._escapes = connection.escape_string("\\") not in ("\\", b"\\")
         connection.query = self.query
         for name in _CHANGING:
             method = getattr(type(connection), name, None)
@@ -52,9 +63,9 @@ class MySQLSession:
         """Takes the place of the driver's method."""
         if not (isinstance(sql, bytes) and only_reads(sql)):
             self.only_reads = False
-            self.autocommits = bool(self._connection().get_autocommit())  # type: ignore[union-attr]
             if not self._is_changed:
-                self._is_changed = may_change_session(sql.encode() if isinstance(sql, str) else bytes(sql))
+                text = sql.encode() if isinstance(sql, str) else bytes(sql)
+                self._is_changed = may_change_session(text, escapes=self._escapes)
         if self._is_unbuffered:
             self._is_unbuffered = False
             sql = self._unlimited(sql)
@@ -81,9 +92,76 @@ class MySQLSession:
         assert isinstance(first, (bytes, bytearray)) and isinstance(rest, (bytes, bytearray))
         return replacement + rest if first.lower() == word else sql
 
+    # What statements do to the transaction.
+
+    def effect(self, sql: str) -> Effect:
+        """See `threadbridge.database.Session`."""
+        judgement = Judgement(sql, self._escapes)
+        effect = judgement.effect
+        was_switched_on = self._look_at_autocommit()
+        if effect in (Effect.CHANGED, Effect.PERHAPS_CHANGED):
+            if self._commits_itself:
+                effect = Effect.CHANGED_AND_COMMITTED if effect is Effect.CHANGED else Effect.UNKNOWN
+        elif effect is Effect.PERHAPS_COMMITTED:
+            effect = self._perhaps_committed
+        elif effect not in (Effect.NOTHING, Effect.PARTLY_ROLLED_BACK):
+            self._has_begun = judgement.begins
+        if was_switched_on and effect not in (Effect.CHANGED_AND_COMMITTED, Effect.UNKNOWN):
+            # Which commits.
+            return Effect.COMMITTED
+        return effect
+
+    def effect_of_failure(self, sql: str, error: BaseException, *, is_lost: bool, is_many: bool) -> Effect:
+        """See `threadbridge.database.Session`."""
+        effect = Judgement(sql, self._escapes).effect
+        self._look_at_autocommit()
+        number = error.args[0] if error.args else None
+        if effect in (Effect.UNKNOWN, Effect.CHANGED_AND_COMMITTED):
+            return Effect.UNKNOWN
+        is_commit = effect in (Effect.COMMITTED, Effect.PERHAPS_COMMITTED)
+        changes = effect in (Effect.CHANGED, Effect.PERHAPS_CHANGED)
+        if number == ER_LOCK_DEADLOCK and (sql.upper() == "COMMIT" or not is_commit):
+            return Effect.ROLLED_BACK
+        if is_commit:
+            return self._perhaps_committed
+        if is_lost:
+            return Effect.UNKNOWN if changes and self._commits_itself else Effect.ROLLED_BACK
+        if number in MAYBE_ROLLED_BACK or effect is Effect.ROLLED_BACK:
+            return Effect.PARTLY_ROLLED_BACK
+        if changes and is_many:
+            # It was several statements, of which some may have succeeded.
+            return Effect.UNKNOWN if self._commits_itself else Effect.PERHAPS_CHANGED
+        return Effect.NOTHING
+
+    @property
+    def _commits_itself(self) -> bool:
+        """Whether a change is committed with its statement."""
+        return self._autocommits and not self._has_begun
+
+    @property
+    def _perhaps_committed(self) -> Effect:
+        # Whether a transaction is still open, or what follows commits itself, is not known either.
+        return Effect.UNKNOWN if self._autocommits and self._has_begun else Effect.PERHAPS_COMMITTED
+
+    def _look_at_autocommit(self) -> bool:
+        """See what it is now; whether it was switched on, which ends a transaction."""
+        connection: Any = self._connection()
+        before, self._autocommits = self._autocommits, bool(connection.get_autocommit())
+        if before or not self._autocommits:
+            return False
+        self._has_begun = False
+        return True
+
     def ended_transaction(self) -> None:
         """See `threadbridge.database.Session`."""
         self.only_reads = True
+        self._has_begun = False
+
+    @property
+    def may_be_open(self) -> bool:
+        """See `threadbridge.database.Session`."""
+        connection: Any = self._connection()
+        return not (self.only_reads and connection.get_autocommit())
 
     @property
     def is_changed(self) -> bool:

@@ -1,17 +1,16 @@
-"""PostgreSQL: the only module that knows it."""
+"""PostgreSQL: this module and `threadbridge.postgresql_session` are the only ones that know it."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib
 import math
-import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from threadbridge.control_connection import ControlConnection, ControlConnections
 from threadbridge.database import ConnectionSettings, Session, StopFailed
-from threadbridge.sql_effects import may_change_session, only_reads
+from threadbridge.postgresql_session import ACTIVE, IDLE, PostgreSQLSession
 
 # Seconds to wait for the server's answer to a cancel request.
 CONTROL_TIMEOUT = 3
@@ -29,50 +28,9 @@ _TELL = (
     "SELECT extract(epoch FROM pg_postmaster_start_time())::text, "
     "(SELECT {}(pid) FROM pg_stat_activity WHERE pid = %s AND extract(epoch FROM backend_start)::text = %s)"
 )
-# A connection's status between transactions, and while a statement runs.
-IDLE, ACTIVE = 0, 1
 
 QUERY_CANCELED = "57014"
 TOO_MANY_CONNECTIONS = "53300"
-
-
-class PostgreSQLSession:
-    """What has been sent by cursors on a connection. See `threadbridge.database.Session`. Worker side."""
-
-    def __init__(self, connection: Any) -> None:
-        # No cycle: a connection that is forgotten is closed at once.
-        self._connection = weakref.ref(connection)
-        self._made_with_autocommit = self.autocommits = bool(connection.autocommit)
-        self.only_reads = True
-        self._is_changed = False
-
-    def sending(self, sql: str, cursor: object) -> None:
-        """See `Session`."""
-        text = sql.encode(errors="replace")
-        if not only_reads(text) or b"set_config" in text:
-            self.only_reads = False
-            self.autocommits = self._autocommits_now()
-            self._is_changed = self._is_changed or b"set_config" in text or may_change_session(text)
-
-    def ended_transaction(self) -> None:
-        """See `Session`."""
-        self.only_reads = True
-
-    @property
-    def is_changed(self) -> bool:
-        """See `Session`."""
-        return self._is_changed or self._autocommits_now() != self._made_with_autocommit
-
-    def _autocommits_now(self) -> bool:
-        return bool(self._connection().autocommit)  # type: ignore[union-attr]
-
-    def begin_rollback(self) -> bool:
-        """See `Session`; the drivers can send nothing without waiting for the answer."""
-        return False
-
-    def end_rollback(self) -> None:
-        """See `Session`."""
-        raise AssertionError("no rollback was begun")
 
 
 class Identity(NamedTuple):

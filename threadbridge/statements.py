@@ -44,19 +44,27 @@ class Statements:
 
     The worker writes; anybody reads, and may copy ``latest`` at any time, one `list` operation being atomic.
 
-    :param has_open_changes: whether it has changed data that is neither committed nor rolled back yet.
+    The attributes about its changes to the data are kept by `threadbridge.transaction.Transaction`:
+
+    :param open: in how many transactions it has changed data, or may have, and that is neither committed nor rolled
+        back yet.
     :param has_committed: whether it has committed changes.
-    :param is_in_doubt: whether a commit was sent to the database and its answer has not come, or never will.
+    :param has_rolled_back: whether changes were rolled back.
+    :param is_committing: whether a commit was sent to the database whose answer has not come yet.
+    :param is_in_doubt: whether it will never be known what has become of some of its changes.
     """
 
-    __slots__ = ("count", "has_committed", "has_open_changes", "has_rolled_back", "is_in_doubt", "latest", "seconds")
+    __slots__ = (
+        *("count", "has_committed", "has_rolled_back", "is_committing", "is_in_doubt", "latest", "open", "seconds"),
+    )
 
     def __init__(self) -> None:
         self.count = 0
         self.seconds = 0.0
-        self.has_open_changes = False
+        self.open = 0
         self.has_committed = False
         self.has_rolled_back = False
+        self.is_committing = False
         self.is_in_doubt = False
         # A deque would be ten times as large, for a request that has few statements or none.
         self.latest: list[Statement] = []
@@ -81,38 +89,16 @@ class Statements:
         """What has become of the request's changes to the data, as far as is known now. Either side.
 
         ``none``: there were none. ``open``: not committed yet, perhaps still being made. ``committed``, ``partly
-        committed`` (more followed that are open or were rolled back), ``rolled back``. ``unknown``: the database was
-        told to commit, or to change data with autocommit, and its answer is missing.
+        committed`` (others are open or were rolled back), ``rolled back``. ``unknown``: the database was told to
+        commit, or to change data with autocommit, and its answer is missing; or the text of a statement does not say
+        what it does.
         """
         latest = self.latest[-1] if self.latest else None
         is_changing = latest is not None and not latest.ended and not only_reads(latest.sql.encode(errors="replace"))
-        if self.is_in_doubt:
+        if self.is_in_doubt or self.is_committing:
             return "unknown"
         if self.has_committed:
-            return "partly committed" if self.has_open_changes or self.has_rolled_back or is_changing else "committed"
-        if self.has_open_changes or is_changing:
+            return "partly committed" if self.open or self.has_rolled_back or is_changing else "committed"
+        if self.open or is_changing:
             return "open"
         return "rolled back" if self.has_rolled_back else "none"
-
-    def changed(self, *, autocommits: bool) -> None:
-        """A statement that changes data has succeeded. Worker side."""
-        if autocommits:
-            self.has_committed = True
-        else:
-            self.has_open_changes = True
-
-    def committing(self) -> None:
-        """A commit is about to be sent. Worker side."""
-        self.is_in_doubt = self.is_in_doubt or self.has_open_changes
-
-    def committed(self) -> None:
-        """A commit has succeeded. Worker side."""
-        if self.has_open_changes:
-            self.has_open_changes = self.is_in_doubt = False
-            self.has_committed = True
-
-    def rolled_back(self) -> None:
-        """The open transaction, if there is one, has ended without effect. Worker side."""
-        if self.has_open_changes:
-            self.has_open_changes = False
-            self.has_rolled_back = True
