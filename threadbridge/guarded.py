@@ -5,20 +5,20 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
-import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NoReturn, Protocol
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
 
-from dbutils.steady_db import SteadyDBConnection, SteadyDBCursor
+from dbutils.steady_db import SteadyDBConnection
 
+from threadbridge.borrow import Borrow
 from threadbridge.current import RunningRequest, current_or_none
 from threadbridge.database import Database
 from threadbridge.driver_connection import DriverConnection
+from threadbridge.guarded_cursor import GuardedCursor
 from threadbridge.predecessors import ConnectionList, Left
 from threadbridge.sql_effects import only_reads
-from threadbridge.statements import KEPT_TEXT, Statements
-from threadbridge.stopper import ATTEMPT_TIMEOUT, Told
+from threadbridge.statements import Statements
 from threadbridge.transaction import Effect, Transaction
 
 logger = logging.getLogger("threadbridge")
@@ -54,195 +54,6 @@ class Guard(Protocol):
     def keep_from_others(self, connection: GuardedConnection, borrow: Borrow) -> bool: ...
 
     def end(self, borrows: Iterable[Borrow]) -> None: ...
-
-
-class Borrow:
-    """A connection in the hands of a request.
-
-    The lock orders the worker, which begins and ends statements and hands the connection back, and the stopper.
-    """
-
-    def __init__(self, connection: GuardedConnection, request: RunningRequest) -> None:
-        self.connection = connection
-        self.request = request
-        self.take_back: Callable[[], None] = lambda: None
-        # Whether a statement was not begun, as the request is cancelled; none is, after that.
-        self.has_refused = False
-        self._executing = False
-        self._over = False
-        # Set when the database has answered the last order to stop.
-        self._attempt: threading.Event | None = None
-        self._lock = threading.Lock()
-
-    def execute(self, method: Callable[..., Any], *args: Any) -> Any:
-        """Call the method that runs a statement, unless the request is cancelled. Worker side."""
-        with self._lock:
-            self._executing = True
-        try:
-            # Marked before this look: the stopper, which goes on while a statement is marked, comes after the mark or
-            # has cancelled the request before it.
-            if self.request.cancelled:
-                self.refuse()
-            return method(*args)
-        finally:
-            with self._lock:
-                self._executing = False
-
-    def refuse(self) -> NoReturn:
-        """Raise the driver's error for a stopped statement: nobody waits for the request. Worker side."""
-        self.has_refused = True
-        raise self.connection.guard.cancelled()
-
-    @property
-    def name(self) -> str:
-        """See `threadbridge.stopper.Stoppable`."""
-        return self.request.id
-
-    @property
-    def is_over(self) -> bool:
-        """See `Stoppable`."""
-        return self._over
-
-    def stop(self) -> Told:
-        """See `Stoppable`; the request is cancelled. In a bounded call."""
-        # On a connection that others have too it may be theirs.
-        if not self.connection.guard.keep_from_others(self.connection, self):
-            return Told(False, True)
-        with self._lock:
-            if self._over:
-                return Told(False, False)
-            # Looked at before: a statement that is marked may come to the server after the order. If none is, there may
-            # be one whose rows are still on their way; that one does not miss it, and no other is begun.
-            again = self._executing
-            attempt = self._attempt = threading.Event()
-        try:
-            return Told(self.connection.stop(), again)
-        finally:
-            attempt.set()
-
-    def sever(self) -> Sequence[Left] | None:
-        """See `Stoppable`. The stopper's thread."""
-        if not self.connection.guard.keep_from_others(self.connection, self):
-            return () if self._over else None
-        return self.connection.sever()
-
-    def abandon(self) -> bool:
-        """The request's thread does not come back; whether the connection goes with it. Under the pool's lock."""
-        if self.connection.is_abandoned or len(self.connection.borrows) > 1:
-            return False
-        self.connection.is_abandoned = self.connection.spoilt = True
-        return True
-
-    def end(self) -> None:
-        """The connection is the request's no more, after a stop that is under way. Any thread that may wait."""
-        with self._lock:
-            self._over = True
-            attempt = self._attempt
-        if attempt is not None and not attempt.wait(ATTEMPT_TIMEOUT):
-            # The order may still come, and must not hit what the application does next on a connection it has kept.
-            self.connection.sever()
-        self.take_back()
-
-
-class GuardedCursor(SteadyDBCursor):  # type: ignore[misc]
-    """A cursor that begins no statement for a cancelled request."""
-
-    _closed: bool
-    _cursor: Any
-
-    def __init__(self, connection: GuardedConnection, *args: Any, **kwargs: Any) -> None:
-        self._lease = connection.lease
-        super().__init__(connection, *args, **kwargs)
-
-    def execute(self, *args: Any, **kwargs: Any) -> Any:
-        """See `SteadyDBCursor`."""
-        return self._run("execute", args, kwargs)
-
-    def executemany(self, *args: Any, **kwargs: Any) -> Any:
-        """See `SteadyDBCursor`."""
-        return self._run("executemany", args, kwargs)
-
-    def callproc(self, *args: Any, **kwargs: Any) -> Any:
-        """See `SteadyDBCursor`."""
-        return self._run("callproc", args, kwargs)
-
-    def _run(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        connection: GuardedConnection = self._con
-        # The application may have let the connection go, as pool.connection().cursor() does at once.
-        connection.settle()
-        sql = _text(name, args, kwargs, self._cursor)
-        borrow = connection.borrow_of(current_or_none())
-        if borrow is None:
-            return self._execute(name, sql, args, kwargs)
-        statements = borrow.request.statements
-        statement = statements.begin(sql, connection.number)
-        try:
-            result = borrow.execute(self._execute, name, sql, args, kwargs)
-        except BaseException as error:
-            statements.end(statement, error=type(error).__name__)
-            if not borrow.has_refused:
-                connection.note_failure(statements, sql, error, is_many=name == "executemany")
-            raise
-        statements.end(statement, rows=_rows(self._cursor))
-        connection.guard.last_success = statement.ended
-        if not connection.only_reads:
-            connection.note_success(statements, sql)
-        return result
-
-    def _execute(self, name: str, sql: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Run a statement, and once more on a new connection only where nothing can be lost or doubled by that.
-
-        DBUtils does so whenever it fails, behind a transaction that is gone.
-        """
-        connection: GuardedConnection = self._con
-        is_first = connection.begin_statement(sql, self._cursor)
-        try:
-            result = self._call(name, args, kwargs)
-        except connection.failures as error:
-            if self._no_failover or not (
-                is_first and connection.may_replace and connection.guard.may_repeat(error, sql)
-            ):
-                raise
-            connection.replace()
-            self._renew()
-            connection.sending(sql, self._cursor)
-            result = self._call(name, args, kwargs)
-        return result
-
-    def _call(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        sets_sizes = name.startswith("execute") and (self._inputsizes or self._outputsizes)
-        if sets_sizes:
-            self._setsizes()
-        result = getattr(self._cursor, name)(*args, **kwargs)
-        if sets_sizes:
-            self._clearsizes()
-        return result
-
-    def _renew(self) -> None:
-        """Take a cursor of the connection that has replaced the lost one."""
-        lost, self._cursor = self._cursor, self._con.new_cursor(*self._args, **self._kwargs)
-        with contextlib.suppress(Exception):
-            lost.close()
-
-    def __getattr__(self, name: str) -> Any:
-        attribute = super().__getattr__(name)
-        # A driver may have more of them than the DB-API.
-        if name.startswith(("execute", "call")):
-            return lambda *args, **kwargs: self._run(name, args, kwargs)
-        if name.startswith(("copy", "stream")):
-            # It is not seen how that ends.
-            self._con.begin_unseen()
-        return attribute
-
-    def close(self) -> None:
-        """See `SteadyDBCursor`. The driver may first fetch all the rows that are left."""
-        if self._closed:
-            return
-        if self._lease != self._con.lease:
-            # The connection is back in the pool, and may be in use by another thread.
-            self._closed = True
-        elif not self._con.guard.defer(super().close):
-            super().close()
 
 
 class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
@@ -560,25 +371,6 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
     def sever(self) -> Sequence[Left]:
         """Have whoever waits for the database on it fail at once; what is left of it there. Any thread."""
         return [driver.sever() for driver in self._drivers()]
-
-
-def _text(name: str, args: Sequence[Any], kwargs: Mapping[str, Any], cursor: object) -> str:
-    """What a cursor's method is to execute."""
-    sql = args[0] if args else next(iter(kwargs.values()), "")
-    if type(sql) is str and name != "callproc":
-        return sql
-    if isinstance(sql, (bytes, bytearray)):
-        sql = sql[:KEPT_TEXT].decode(errors="replace")
-    elif hasattr(sql, "as_string"):
-        # psycopg's objects for composed statements.
-        sql = sql.as_string(cursor)
-    return f"CALL {sql}" if name == "callproc" else str(sql)
-
-
-def _rows(cursor: Any) -> int:
-    rows = getattr(cursor, "rowcount", -1)
-    # Drivers say "unknown" in different ways: None, -1 or that as an unsigned number.
-    return rows if isinstance(rows, int) and 0 <= rows < 2**63 else -1
 
 
 def _tag() -> str:

@@ -1,4 +1,4 @@
-"""MySQL and MariaDB: the only module that knows them."""
+"""MySQL and MariaDB: this module and those whose names begin like its own are the only ones that know them."""
 
 from __future__ import annotations
 

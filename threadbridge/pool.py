@@ -1,6 +1,7 @@
 """The guard around a DBUtils ``PooledDB``: which request holds which connection, and how their queries are stopped.
 
-This module and `threadbridge.guarded` are the ones that know DBUtils. What they touch of its privates is listed here.
+This module, `threadbridge.guarded` and `threadbridge.guarded_cursor` are the ones that know DBUtils. What they touch of
+its privates is listed here.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ from dbutils.steady_db import SteadyDBConnection, SteadyDBCursor
 
 from threadbridge import forks
 from threadbridge.aside import Aside
+from threadbridge.borrow import Borrow
 from threadbridge.current import RunningRequest, current_or_none, is_cancelling
 from threadbridge.database import ConnectionSettings, Database, database_of
 from threadbridge.garbage import is_collecting, watch_collector
-from threadbridge.guarded import Borrow, GuardedConnection
+from threadbridge.guarded import GuardedConnection
 from threadbridge.predecessors import ConnectionList
 from threadbridge.repeated_log import RepeatedLog
 from threadbridge.sql_effects import can_be_repeated

@@ -1,0 +1,102 @@
+"""A connection in the hands of a request: its statements begin and are stopped in order."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from threadbridge.current import RunningRequest
+from threadbridge.predecessors import Left
+from threadbridge.stopper import ATTEMPT_TIMEOUT, Told
+
+if TYPE_CHECKING:
+    from threadbridge.guarded import GuardedConnection
+
+
+class Borrow:
+    """A connection in the hands of a request.
+
+    The lock orders the worker, which begins and ends statements and hands the connection back, and the stopper.
+    """
+
+    def __init__(self, connection: GuardedConnection, request: RunningRequest) -> None:
+        self.connection = connection
+        self.request = request
+        self.take_back: Callable[[], None] = lambda: None
+        # Whether a statement was not begun, as the request is cancelled; none is, after that.
+        self.has_refused = False
+        self._executing = False
+        self._over = False
+        # Set when the database has answered the last order to stop.
+        self._attempt: threading.Event | None = None
+        self._lock = threading.Lock()
+
+    def execute(self, method: Callable[..., Any], *args: Any) -> Any:
+        """Call the method that runs a statement, unless the request is cancelled. Worker side."""
+        with self._lock:
+            self._executing = True
+        try:
+            # Marked before this look: the stopper, which goes on while a statement is marked, comes after the mark or
+            # has cancelled the request before it.
+            if self.request.cancelled:
+                self.refuse()
+            return method(*args)
+        finally:
+            with self._lock:
+                self._executing = False
+
+    def refuse(self) -> NoReturn:
+        """Raise the driver's error for a stopped statement: nobody waits for the request. Worker side."""
+        self.has_refused = True
+        raise self.connection.guard.cancelled()
+
+    @property
+    def name(self) -> str:
+        """See `threadbridge.stopper.Stoppable`."""
+        return self.request.id
+
+    @property
+    def is_over(self) -> bool:
+        """See `Stoppable`."""
+        return self._over
+
+    def stop(self) -> Told:
+        """See `Stoppable`; the request is cancelled. In a bounded call."""
+        # On a connection that others have too it may be theirs.
+        if not self.connection.guard.keep_from_others(self.connection, self):
+            return Told(False, True)
+        with self._lock:
+            if self._over:
+                return Told(False, False)
+            # Looked at before: a statement that is marked may come to the server after the order. If none is, there may
+            # be one whose rows are still on their way; that one does not miss it, and no other is begun.
+            again = self._executing
+            attempt = self._attempt = threading.Event()
+        try:
+            return Told(self.connection.stop(), again)
+        finally:
+            attempt.set()
+
+    def sever(self) -> Sequence[Left] | None:
+        """See `Stoppable`. The stopper's thread."""
+        if not self.connection.guard.keep_from_others(self.connection, self):
+            return () if self._over else None
+        return self.connection.sever()
+
+    def abandon(self) -> bool:
+        """The request's thread does not come back; whether the connection goes with it. Under the pool's lock."""
+        if self.connection.is_abandoned or len(self.connection.borrows) > 1:
+            return False
+        self.connection.is_abandoned = self.connection.spoilt = True
+        return True
+
+    def end(self) -> None:
+        """The connection is the request's no more, after a stop that is under way. Any thread that may wait."""
+        with self._lock:
+            self._over = True
+            attempt = self._attempt
+        if attempt is not None and not attempt.wait(ATTEMPT_TIMEOUT):
+            # The order may still come, and must not hit what the application does next on a connection it has kept.
+            self.connection.sever()
+        self.take_back()
