@@ -75,8 +75,8 @@ def test_a_control_connection_that_is_refused_is_tried_again(
         assert_all_is_well(pool, witness)
         assert witness.executions == 3
     first, second = own_messages(caplog)
-    assert first.startswith("cannot stop queries that nobody waits for; trying again: (1045, ")
-    assert second == "queries that nobody waits for can be stopped again"
+    assert first.startswith("cannot stop cancelled queries; trying again: (1045, ")
+    assert second == "cancelled queries can be stopped again"
 
 
 @contextlib.contextmanager
@@ -136,9 +136,9 @@ def test_a_query_that_cannot_be_stopped_is_remembered_until_it_is(
         assert_all_is_well(pool, witness)
         assert (witness.executions, stopper.killed, stopper.stops) == (3, 3, 0)
     first, *rest = own_messages(caplog)
-    assert first.startswith("cannot stop queries that nobody waits for; trying again: (1040, ")
+    assert first.startswith("cannot stop cancelled queries; trying again: (1040, ")
     assert "still holds its connection to the database after 5 s: connection" in rest[0]
-    assert "has ended in the database" in rest[-1] and rest[-1].endswith(", as it was told")
+    assert "has ended in the database, killed on request" in rest[-1]
 
 
 def test_a_control_connection_that_was_lost_is_made_again(pool: Any, witness: Witness) -> None:
@@ -333,5 +333,5 @@ def test_a_thread_that_could_not_be_started_is_started_with_the_next_request(
         assert [error.args[0] for error in application.errors] == [1317]
         assert_all_is_well(pool, witness)
     aside, stopper = own_messages(caplog)
-    assert "cannot be handed back now, for want of a thread: can't start new thread" in aside
-    assert "cannot be stopped now, for want of a thread: can't start new thread" in stopper
+    assert "cannot be returned to the pool now, because no thread could be started: can't start new thread" in aside
+    assert "cannot be stopped now, because no thread could be started: can't start new thread" in stopper

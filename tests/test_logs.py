@@ -127,7 +127,7 @@ def test_a_log_that_cannot_be_written_costs_a_few_lines_elsewhere_and_no_request
         resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (most, most))
         assert get(server, "/a", "after").status_code == 200
         wait_until(lambda: "id=after " in file.read_text(), "it is written again")
-        assert server.output().count("site.access.log are lost: File too large") == 1
+        assert server.output().count("site.access.log, so lines are lost: File too large") == 1
         assert "Traceback" not in server.output()
 
 

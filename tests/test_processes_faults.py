@@ -158,7 +158,7 @@ def test_a_process_that_hangs_while_it_starts_is_killed(tmp_path: Path) -> None:
         program = tmp_path / "site_app.py"
         program.write_text("import time\n\ndef hang():\n    time.sleep(600)\n\nhang()\n")
         server.process.send_signal(signal.SIGUSR2)
-        wait_until(said(server, "has not come to accept connections in 6 s: killing it"), "it is noticed", 30)
+        wait_until(said(server, "does not accept connections after 6 s: killing it"), "it is noticed", 30)
         wait_until(said(server, "a new process could not be started: the old ones stay"), "the reload fails", 30)
         assert said(server, "site_app.py", "in hang")()
         assert server.wait_for_both() == server.pids() == pids
