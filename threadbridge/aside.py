@@ -39,8 +39,8 @@ class Aside:
             except NOT_STARTED as error:
                 self._no_thread.log(
                     logging.ERROR,
-                    "connections left to the garbage collector cannot be returned to the pool now, because no thread could "
-                    "be started: %s; trying again when the next request needs a connection",
+                    "connections left to the garbage collector cannot be returned to the pool now, because no thread "
+                    "could be started: %s; trying again when the next request needs a connection",
                     error,
                 )
             else:

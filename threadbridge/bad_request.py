@@ -16,4 +16,6 @@ class BadRequest(Exception):
 
 def too_large(max_body_size: int) -> BadRequest:
     """The refusal of a body larger than ``max_body_size``."""
-    return BadRequest(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the body is larger than the limit of {max_body_size} bytes")
+    return BadRequest(
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the body is larger than the limit of {max_body_size} bytes"
+    )

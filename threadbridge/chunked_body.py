@@ -116,7 +116,9 @@ class ChunkedBody:
             if content is None:
                 self._next = END
             elif content.lower() in _FRAMING:
-                raise BadRequest(HTTPStatus.BAD_REQUEST, "a trailer field must not change the framing (RFC 9110, section 6.5.1)")
+                raise BadRequest(
+                    HTTPStatus.BAD_REQUEST, "a trailer field must not change the framing (RFC 9110, section 6.5.1)"
+                )
             return content is not None
         assert content is not None
         self._remaining = int(content, 16)

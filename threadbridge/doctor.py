@@ -128,8 +128,8 @@ def _queues(settings: CommandLineSettings, lanes: Sequence[Lane]) -> Finding:
         return Finding(
             "queues",
             Level.WARNING,
-            f"a request may wait {settings['queue_timeout']:g} s for a thread, but its deadline is after {shortest:g} s: "
-            "when the queue is long, requests start with no time left",
+            f"a request may wait {settings['queue_timeout']:g} s for a thread, but its deadline is after {shortest:g} "
+            "s: when the queue is long, requests start with no time left",
             f"set --queue_timeout to less than the deadline, such as {shortest / 6:g}",
         )
     return Finding("queues", Level.OK, f"{shown}; for {settings['queue_timeout']:g} s at most")
@@ -203,7 +203,9 @@ def _directory(subject: str, path: str, purpose: str) -> Finding:
 
 
 def _unwritable(subject: str, message: str, hint: str = "") -> Finding:
-    advice = "make sure that it exists, has room, and belongs to the user who runs the server" + (f"; {hint}" if hint else "")
+    advice = "check that it exists, has room, and belongs to the user who runs the server" + (
+        f"; {hint}" if hint else ""
+    )
     return Finding(subject, Level.ERROR, f"{message} (as user id {os.geteuid()})", advice)
 
 

@@ -427,8 +427,8 @@ class Exchange:
         if self._stop(State.REFUSED):
             slow_readers.log(
                 logging.WARNING,
-                "request %s: cut, its client reads too slowly: it has used up its share of spool_size, and other requests "
-                "need the thread",
+                "request %s: cut, its client reads too slowly: it has used up its share of spool_size, and other "
+                "requests need the thread",
                 self.id,
             )
             self.connection.close()

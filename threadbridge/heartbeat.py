@@ -80,7 +80,9 @@ class Heartbeat:
         self._set_timer()
         if late > self._shortest_logged:
             self._late.log(
-                logging.WARNING, "the event loop stood still for %.1f s; deadlines and responses were delayed by that much", late
+                logging.WARNING,
+                "the event loop stood still for %.1f s; deadlines and responses were delayed by that much",
+                late,
             )
             written = read_stacks(self._stacks_file) if self._reads_back else ""
             if written:

@@ -204,7 +204,9 @@ class RequestParser:
             self._head += piece
             begins_empty = self._head.startswith(_EMPTY_LINES)
         if begins_empty:
-            raise BadRequest(HTTPStatus.BAD_REQUEST, "more than one empty line before the request line (RFC 9112, section 2.2)")
+            raise BadRequest(
+                HTTPStatus.BAD_REQUEST, "more than one empty line before the request line (RFC 9112, section 2.2)"
+            )
         try:
             self._parser.feed_data(piece if self._method else self._take_method(piece))
         except httptools.HttpParserUpgrade:
@@ -401,7 +403,9 @@ class RequestParser:
         coding = headers.get("Transfer-Encoding")
         if coding is not None:
             if version == "1.0":
-                raise BadRequest(HTTPStatus.BAD_REQUEST, "Transfer-Encoding is not allowed in HTTP/1.0 (RFC 9112, section 6.1)")
+                raise BadRequest(
+                    HTTPStatus.BAD_REQUEST, "Transfer-Encoding is not allowed in HTTP/1.0 (RFC 9112, section 6.1)"
+                )
             if coding.lower() != "chunked":
                 raise BadRequest(HTTPStatus.NOT_IMPLEMENTED, "the only supported transfer coding is chunked")
             self._chunks = ChunkedBody(self._max_body_size, self._max_header_size)

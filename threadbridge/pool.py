@@ -265,7 +265,9 @@ class PoolGuard:
             return False
         with self._pool._lock:
             self.reruns += 1
-        _rerun_log.log(logging.WARNING, "a query was lost with its connection and is run again, on a new one: %r", error)
+        _rerun_log.log(
+            logging.WARNING, "a query was lost with its connection and is run again, on a new one: %r", error
+        )
         return True
 
     def abandon(self, request: RunningRequest) -> int:

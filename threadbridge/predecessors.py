@@ -89,8 +89,8 @@ class ConnectionList:
         except (OSError, ValueError) as error:
             self._unusable.log(
                 logging.WARNING,
-                "cannot write the list of this process's connections: %s. If it is killed, no other process will end its "
-                "queries",
+                "cannot write the list of this process's connections: %s. If it is killed, no other process will end "
+                "its queries",
                 error,
             )
             return None

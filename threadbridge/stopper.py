@@ -298,8 +298,8 @@ class Stopper:
         if forgotten is not None:
             self._forgot.log(
                 logging.ERROR,
-                "connection %s may still be running a query in the database, and is no longer checked: more than %d such "
-                "connections are left",
+                "connection %s may still be running a query in the database, and is no longer checked: more than %d "
+                "such connections are left",
                 forgotten.number,
                 MOST_REMAINS,
             )
