@@ -242,8 +242,8 @@ class Supervisor:
                     logger.error("%s: its event loop has stood still for %.0f s: killing it", child, silent)
                 else:
                     logger.error(
-                        "%s does not accept connections after %.0f s: killing it; a start may take %d times watchdog=%g s, "
-                        "so raise that if the application needs longer",
+                        "%s does not accept connections after %.0f s: killing it; a start may take %d times watchdog="
+                        "%g s, so raise that if the application needs longer",
                         *(child, silent, START_FACTOR, limit),
                     )
                 child.kill()
