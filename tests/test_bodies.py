@@ -318,7 +318,7 @@ def test_a_file_that_shrinks_while_it_is_sent_is_seen_to_be_cut(
             file.truncate(10 * MEGABYTE)
         with pytest.raises(http.client.IncompleteRead):
             read_all(client)
-    assert "shorter while it was sent" in caplog.text
+    assert "shorter while it was being sent" in caplog.text
 
 
 def test_something_like_a_file_is_read_by_its_methods() -> None:

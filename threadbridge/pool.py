@@ -189,7 +189,7 @@ class PoolGuard:
         """The error for a statement that is not begun because nobody waits for it."""
         if self._database is not None:
             return self._database.cancelled()
-        return ConnectionAbortedError("nobody waits for this request any more")
+        return ConnectionAbortedError("the request was cancelled")
 
     def is_outage(self, error: BaseException) -> bool:
         """Whether the error means that the database cannot be reached or has no connection left."""

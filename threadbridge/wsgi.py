@@ -66,7 +66,7 @@ def call_application(
         if exchange.is_copy:
             leave(error)
         if exchange.running.cancelled:
-            logger.info("request %s: stopped, nobody waits for it: %r", exchange.id, error)
+            logger.info("request %s: stopped, because it was cancelled: %r", exchange.id, error)
         elif is_outage(error):
             logger.error("request %s failed: %s %s: %r", exchange.id, line.method, line.path, error)
         else:
