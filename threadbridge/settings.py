@@ -485,8 +485,9 @@ class Settings(TypedDict, total=False):
             PATH,
             "A directory shared by the processes of this host; it is created if it is missing. For the operators' "
             "page, each process has a socket there, by which the others find it; by default only the processes of one "
-            "supervisor find each other. For ending the queries of killed processes, each process keeps a list of "
-            "its connections there; by default in /tmp/threadbridge-UID. Only the user of the process can open these files.",
+            "supervisor find each other. For ending the queries of killed processes, each process keeps a list of its "
+            "connections there; by default in /tmp/threadbridge-UID. Only the user of the process can open these "
+            "files.",
         ),
     ]
 
