@@ -43,8 +43,10 @@ def test_people_read_settings_then_findings_then_a_sum(mariadb: dict[str, str], 
     lines = findings.splitlines()
     assert lines[0].startswith("ok       versions: Python ")
     [at] = [number for number, line in enumerate(lines) if line.startswith("error ")]
-    assert lines[at].startswith(f"error    log directory: {tmp_path}/no is to hold new log files, but no file can ")
-    assert lines[at + 1].startswith("         -> see that it exists, ")
+    assert lines[at].startswith(
+        f"error    log directory: cannot create files in {tmp_path}/no, which is needed for new log files: "
+    )
+    assert lines[at + 1].startswith("         -> check that it exists, ")
     assert sum_ == "1 error, 0 warnings\n"
 
 
