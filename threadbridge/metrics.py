@@ -48,7 +48,7 @@ class _BridgeCollector(Collector):
         totals = self._bridge.totals
         requests = CounterMetricFamily(
             "threadbridge_requests",
-            "Requests that have ended, by lane, ending and class of status; no lane if refused before its head was read.",
+            "Requests that have ended, by lane, ending and class of status; no lane if its head was never complete.",
             labels=("lane", "ending", "status"),
         )
         for labels, count in totals.requests.items():
