@@ -377,5 +377,5 @@ def test_the_pool_lane_is_as_wide_as_the_pool() -> None:
     assert Bridge(hello, pool=unlimited, threads=3).lanes[-1].threads == 3
     with pytest.raises(ValueError, match="unlimited"):
         Bridge(hello, pool=unlimited)
-    with pytest.raises(ValueError, match="leave threads=3 out"):
+    with pytest.raises(ValueError, match="threads=3 contradicts the pool's maxconnections=7"):
         Bridge(hello, pool=PooledDB(MySQLdb, maxconnections=7), threads=3)

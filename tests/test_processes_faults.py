@@ -101,7 +101,7 @@ def test_a_process_whose_loop_is_blocked_logs_its_stacks_itself_and_is_killed(tm
             wait_until(said(server, "killed by SIGKILL"), "the supervisor notices", 30)
         assert len(server.wait_for_both() & pids) == 1
         output = server.output()
-        assert output.index("and answers no client") < output.index("in wait_for") < output.index("killing it")
+        assert output.index("no client is served") < output.index("in wait_for") < output.index("killing it")
         assert server.stop() == 0
 
 
