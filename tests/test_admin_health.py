@@ -206,7 +206,7 @@ def test_a_pool_of_connections_that_a_network_has_swallowed_is_not_ready(
                 site.run(stack, f"SELECT {number}, SLEEP(60)")
             wait_until(lambda: site.admin("/requests.json").text.count("SLEEP(60)") == 3, "all run")
             line.swallow_old()
-            expected = "database: all 3 connections are held by requests that nobody waits for any more"
+            expected = "database: all 3 connections are held by requests that are cancelled or past their deadline"
             wait_until(lambda: database_line(site) == (503, expected), "they are given up, and do not come back")
             # New connections would be answered.
             connection = MySQLdb.connect(**connect_settings(own_mariadb, line.path))

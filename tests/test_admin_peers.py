@@ -328,7 +328,7 @@ def test_a_run_directory_that_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / "open").chmod(0o777)
     (tmp_path / "file").touch()
     cases = {
-        "open": "others may write there",
+        "open": "other users may write there",
         "file": "File exists",
         "file/below": "Not a directory",
         "x" * 100: "bytes for the path of a socket",

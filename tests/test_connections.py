@@ -126,7 +126,7 @@ def test_a_client_has_no_more_than_its_share(caplog: pytest.LogCaptureFixture) -
         with server.connect() as client:
             assert b"200 OK" in ask(client)
             assert is_closed(clients[0])
-    assert "192.0.2.1, which has max_connections_per_client=2 already" in caplog.text
+    assert "192.0.2.1, which already has max_connections_per_client=2" in caplog.text
 
 
 def test_one_that_sends_slowly_from_many_connections_makes_room_for_others() -> None:

@@ -261,9 +261,9 @@ def test_a_database_that_does_not_answer_holds_only_its_own_requests_and_not_for
         pool.close()
     messages = [record.getMessage() for record in own_records(caplog)]
     # Each once, however many requests, but for what the last statement about connections leaves out.
-    assert [message[:19] for message in messages[:2]] == ["cannot stop queries", messages[1][:19]]
-    assert "still holds its connection to the database after 5 s: connection" in messages[1]
-    assert all("that nobody waits for" in each or "in the database" in each for each in messages) and len(messages) < 6
+    assert [message[:19] for message in messages[:2]] == ["cannot stop cancell", messages[1][:19]]
+    assert "cancelled 5 s ago but still holds connection" in messages[1]
+    assert all("cancelled" in each or "in the database" in each for each in messages) and len(messages) < 6
     witness.connection.close()
 
 

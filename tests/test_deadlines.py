@@ -227,7 +227,7 @@ def test_a_stuck_thread_is_reported_once_with_its_stack_and_replaced(caplog: pyt
         # As many as the lane has are replaced, and no more; each is reported once.
         assert response_to(server.begin("/stubborn/2")).status == 504
         wait_until(lambda: len(stuck(caplog)) == 2, "the other is reported")
-        assert "no thread takes its place" in stuck(caplog)[1]
+        assert "no spare thread is left in lane" in stuck(caplog)[1]
         assert response_to(server.queue("/not/served")).status == 504
         assert "/not/served" not in server.application.entered
         server.application.go_on.set()

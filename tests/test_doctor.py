@@ -32,7 +32,7 @@ def test_all_is_well(mariadb: dict[str, str]) -> None:
     assert report.message("connections").startswith(
         "processes: 3, each with 10 in its pool and 1 to stop queries: 33; max_connections is 200"
     )
-    assert "a query was stopped, " in report.message("stopping queries")
+    assert "a test query was stopped, " in report.message("stopping queries")
 
 
 def test_people_read_settings_then_findings_then_a_sum(mariadb: dict[str, str], tmp_path: Path) -> None:
@@ -43,8 +43,10 @@ def test_people_read_settings_then_findings_then_a_sum(mariadb: dict[str, str], 
     lines = findings.splitlines()
     assert lines[0].startswith("ok       versions: Python ")
     [at] = [number for number, line in enumerate(lines) if line.startswith("error ")]
-    assert lines[at].startswith(f"error    log directory: {tmp_path}/no is to hold new log files, but no file can ")
-    assert lines[at + 1].startswith("         -> see that it exists, ")
+    assert lines[at].startswith(
+        f"error    log directory: cannot create files in {tmp_path}/no, which is needed for new log files: "
+    )
+    assert lines[at + 1].startswith("         -> check that it exists, ")
     assert sum_ == "1 error, 0 warnings\n"
 
 
@@ -63,13 +65,13 @@ def test_each_subject_is_explained() -> None:
 def test_nobody_may_wait(mariadb: dict[str, str]) -> None:
     report = check(mariadb, "--queue=0")
     assert (report.bad, report.status) == ({"queues": "warning"}, 1)
-    assert "in the lane quick, pool nobody may wait" in report.message("queues")
+    assert "no queue in lane quick, pool" in report.message("queues")
 
 
 def test_waiting_may_take_all_the_time_there_is(mariadb: dict[str, str]) -> None:
     report = check(mariadb, "--queue_timeout=20", "--deadline=20")
     assert report.bad == {"queues": "warning"}
-    assert "wait for a thread for 20 s, and has 20 s until its deadline" in report.message("queues")
+    assert "may wait 20 s for a thread, but its deadline is after 20 s" in report.message("queues")
     assert check(mariadb, "--queue_timeout=19", "--deadline=20").bad == {}
 
 
@@ -101,7 +103,7 @@ def test_log_directory_may_not_be_written(mariadb: dict[str, str], tmp_path: Pat
     log.parent.chmod(0o500)
     report = check(mariadb, f"--log_file_prefix={log}", before=without_superpowers())
     assert report.bad == {"log directory": "error"}
-    assert "no file can be made in it: Permission denied" in report.message("log directory")
+    assert "which is needed for new log files: Permission denied" in report.message("log directory")
     assert f"as user id {os.geteuid()}" in report.message("log directory")
 
 

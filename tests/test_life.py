@@ -96,7 +96,7 @@ def test_the_stacks_are_logged_when_the_loop_stands_still_and_it_goes_on(tmp_pat
     with Process(tmp_path, "--port={port}", "--watchdog=2") as server:
         with socket.create_connection(("127.0.0.1", server.port), timeout=10) as client:
             client.sendall(f"GET /stuck-loop?{flag} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
-            wait_until(lambda: "and answers no client" in server.output(), "the stacks are logged")
+            wait_until(lambda: "no client is served" in server.output(), "the stacks are logged")
         assert "in wait_for" in server.output()
         flag.touch()
         assert requests.get(server.url, timeout=10).status_code == 200
@@ -161,7 +161,7 @@ def test_a_signal_to_all_frontends_does_not_end_one_that_starts(tmp_path: Path, 
             sent.result()
             assert requests.get(server.url, timeout=10).status_code == 200
             # Made up for, now that it can be.
-            done = "log files are opened" if number is signal.SIGHUP else "only the supervisor"
+            done = "log files reopened" if number is signal.SIGHUP else "only the supervisor"
             assert f"{number.name}: " in server.output() and done in server.output()
             assert server.stop() == 0
 
@@ -177,7 +177,7 @@ def test_handlers_of_the_application_that_are_replaced_are_named(tmp_path: Path)
     with server:
         assert server.stop() == 0
         named = [
-            line.split("] ")[1].split(":")[0] for line in server.output().splitlines() if "replaces the ha" in line
+            line.split("] ")[1].split(":")[0] for line in server.output().splitlines() if "has replaced the app" in line
         ]
         assert named == ["SIGHUP", "SIGUSR2"]
 

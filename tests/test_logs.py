@@ -123,11 +123,11 @@ def test_a_log_that_cannot_be_written_costs_a_few_lines_elsewhere_and_no_request
         resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (file.stat().st_size, most))
         for number in range(5):
             assert get(server, "/a", f"full-{number}").status_code == 200
-            wait_until(lambda: "lines of the log" in server.output(), "it is told")
+            wait_until(lambda: "lines are lost" in server.output(), "it is told")
         resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (most, most))
         assert get(server, "/a", "after").status_code == 200
         wait_until(lambda: "id=after " in file.read_text(), "it is written again")
-        assert server.output().count("site.access.log are lost: File too large") == 1
+        assert server.output().count("site.access.log, so lines are lost: File too large") == 1
         assert "Traceback" not in server.output()
 
 

@@ -67,7 +67,7 @@ def test_a_pool_that_differs_is_refused_with_advice(make_pool: Callable[..., Any
 
 
 def test_an_unlimited_pool_needs_a_number_of_threads(make_pool: Callable[..., Any]) -> None:
-    with pytest.raises(ValueError, match=r"the pool is unlimited .*; say with threads="):
+    with pytest.raises(ValueError, match=r"the pool is unlimited .*; give threads="):
         Bridge(lambda environ, start_response: [], pool=make_pool(maxconnections=0))
 
 
@@ -154,4 +154,4 @@ def test_an_unknown_driver_works_and_is_mentioned_once(caplog: pytest.LogCapture
             pool.connection()
     assert pool._connections == 0
     [record] = [record for record in caplog.records if record.levelno >= logging.WARNING]
-    assert record.getMessage() == "queries on connections of sqlite3 cannot be stopped: unknown to threadbridge"
+    assert record.getMessage() == "queries cannot be stopped: threadbridge does not support the driver sqlite3"

@@ -184,7 +184,7 @@ def test_a_successor_ends_what_its_killed_predecessor_has_left(
                 os.kill(sibling.process.pid, signal.SIGSTOP)
                 kill(pid)
             wait_until(lambda: [sql for sql in witness.running if "BENCHMARK" in sql] == [], "it has ended", 20)
-            wait_until(lambda: f"of process {pid}, which is dead, has ended" in server.output(), "it is logged")
+            wait_until(lambda: f"of dead process {pid} has been killed" in server.output(), "it is logged")
             assert witness.rows(LOCK + " NOWAIT") == (("locked",),)
             os.kill(sibling.process.pid, signal.SIGCONT)
             still = sorted(sql.partition(", ")[2] for sql in witness.running)
@@ -240,7 +240,7 @@ def test_what_is_ended_is_counted_and_nothing_else_is_touched(
             wait_until(lambda: guard.stopper.running == 0, "it has ended")
             guard.leave()
     first_line, *_ = messages(caplog)
-    assert first_line.startswith(f"connection {number} of process {dead}, which is dead, has ended in the database")
+    assert first_line.startswith(f"connection {number} of dead process {dead} has been killed in the database")
 
 
 def test_a_successor_that_is_killed_has_a_successor(tmp_path: Path, mariadb: dict[str, str], witness: Witness) -> None:
@@ -353,7 +353,7 @@ def test_a_directory_that_cannot_be_used_is_said_and_harms_nothing(
         with running(), closing(pool.connection()) as connection:
             assert one(connection) == 1
         wait_until(lambda: len(messages(caplog)) == 1, "it is said")
-    assert "others may write there" in messages(caplog)[0]
+    assert "other users may write there" in messages(caplog)[0]
 
 
 def test_a_list_that_cannot_be_read_is_said_and_removed(
@@ -367,4 +367,4 @@ def test_a_list_that_cannot_be_read_is_said_and_removed(
             (tmp_path / "new").rename(tmp_path / f"{guard.connections._prefix}0")
             guard.connections._look()
             wait_until(lambda: lists(tmp_path) == [], "it is removed")
-    assert ["cannot be read" in message for message in messages(caplog)] == [True, True]
+    assert ["cannot read a dead process" in message for message in messages(caplog)] == [True, True]

@@ -101,7 +101,7 @@ def test_a_process_whose_loop_is_blocked_logs_its_stacks_itself_and_is_killed(tm
             wait_until(said(server, "killed by SIGKILL"), "the supervisor notices", 30)
         assert len(server.wait_for_both() & pids) == 1
         output = server.output()
-        assert output.index("and answers no client") < output.index("in wait_for") < output.index("killing it")
+        assert output.index("no client is served") < output.index("in wait_for") < output.index("killing it")
         assert server.stop() == 0
 
 
@@ -158,7 +158,7 @@ def test_a_process_that_hangs_while_it_starts_is_killed(tmp_path: Path) -> None:
         program = tmp_path / "site_app.py"
         program.write_text("import time\n\ndef hang():\n    time.sleep(600)\n\nhang()\n")
         server.process.send_signal(signal.SIGUSR2)
-        wait_until(said(server, "has not come to accept connections in 6 s: killing it"), "it is noticed", 30)
+        wait_until(said(server, "does not accept connections after 6 s: killing it"), "it is noticed", 30)
         wait_until(said(server, "a new process could not be started: the old ones stay"), "the reload fails", 30)
         assert said(server, "site_app.py", "in hang")()
         assert server.wait_for_both() == server.pids() == pids

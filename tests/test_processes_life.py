@@ -129,7 +129,7 @@ def test_a_process_that_cannot_hear_is_killed_in_the_end(tmp_path: Path) -> None
         with closing(server.begin(f"/stuck-loop?{tmp_path / 'flag'}")):
             wait_until(lambda: entered(tmp_path / "flag"), "a loop is held up")
             assert server.stop(timeout=30) == 1
-        assert said(server, "has not ended as it was told: killing it")()
+        assert said(server, "did not end when told to: killing it")()
         assert all(is_gone(pid) for pid in pids)
 
 

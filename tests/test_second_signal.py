@@ -72,7 +72,7 @@ def test_what_is_abandoned_is_stopped_in_the_database(tmp_path: Path, mariadb: d
             client.close()
         assert [sql for sql in witness.running if "held" in sql] == []
         output = server.output()
-    assert re.search(r"stopped while request \S+, which nobody waits for, still ran: POST /late", output)
+    assert re.search(r"stopped while request \S+, already ended for its client, still ran: POST /late", output)
     assert re.search(r"stopped before request \S+ was answered: POST /runs", output)
     lines = re.findall(r'"POST /(\w+) HTTP/1.0" (\d+) .* ending=(\w+)', output)
     assert sorted(name for name, _, _ in lines) == sorted(["late", "runs", *(f"waits{number}" for number in range(12))])

@@ -168,7 +168,7 @@ def test_logs_are_rotated_and_no_line_is_lost(tmp_path: Path) -> None:
         wait_until(lambda: "?1 " in access_log.read_text(), "the request is logged")
         for number in (2, 3):
             rotation.run("--force")
-            wait_until(lambda: log.exists() and "opened anew" in log.read_text(), "the log is opened anew")
+            wait_until(lambda: log.exists() and "log files reopened" in log.read_text(), "the log is reopened")
             ask(number)
             # An answer may arrive before its line is written.
             wait_until(lambda mark=f"?{number} ": mark in access_log.read_text(), "logged")  # type: ignore[misc]

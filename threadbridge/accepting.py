@@ -101,8 +101,8 @@ class Acceptor:
     def _pause(self, why: str) -> None:
         _exhausted_log.log(
             logging.ERROR,
-            "no file descriptors left for new clients: %s. They wait, or are answered 503, until others leave; allow "
-            "more by LimitNOFILE= or ulimit -n",
+            "no file descriptors left for new clients: %s. They wait, or are answered 503, until others leave; raise "
+            "the limit with LimitNOFILE= or ulimit -n",
             why,
         )
         self._loop.remove_handler(self._listener)

@@ -1,4 +1,4 @@
-"""A thread for what another thread finds to do, but must not wait for."""
+"""A background thread for work the calling thread must not wait for."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class Aside:
             except NOT_STARTED as error:
                 self._no_thread.log(
                     logging.ERROR,
-                    "connections that were left to the garbage collector cannot be handed back now, for want of a "
-                    "thread: %s; trying again when the next request needs a connection",
+                    "connections left to the garbage collector cannot be returned to the pool now, because no thread "
+                    "could be started: %s; trying again when the next request needs a connection",
                     error,
                 )
             else:
@@ -64,4 +64,4 @@ class Aside:
             try:
                 task()
             except Exception:
-                logger.exception("a connection was not handed back as it should")
+                logger.exception("a connection could not be returned to the pool")

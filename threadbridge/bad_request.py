@@ -1,4 +1,4 @@
-"""Why a request is refused, before it reaches anybody."""
+"""The exception for a request refused before the application sees it."""
 
 from __future__ import annotations
 
@@ -15,5 +15,7 @@ class BadRequest(Exception):
 
 
 def too_large(max_body_size: int) -> BadRequest:
-    """The refusal of a body that is larger than that."""
-    return BadRequest(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a body has at most {max_body_size} bytes")
+    """The refusal of a body larger than ``max_body_size``."""
+    return BadRequest(
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the body is larger than the limit of {max_body_size} bytes"
+    )

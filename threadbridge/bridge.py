@@ -243,7 +243,7 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         try:
             return str(client_key(exchange.headers, address))
         except Exception:
-            logger.exception("request %s: client_key failed; the client's name is its address instead", exchange.id)
+            logger.exception("request %s: client_key failed; using the client's address instead", exchange.id)
             return address
 
     def reconsider(self, probe: Exchange) -> None:
@@ -412,7 +412,7 @@ def _give_up_connections(guard: PoolGuard, running: RunningRequest) -> None:
     count = guard.abandon(running)
     if count:
         logger.error(
-            "request %s: %d connections of the pool that its stuck thread held are cut; others may take their places",
+            "request %s: cut %d connections of the pool that its stuck thread held; the pool can open others",
             running.id,
             count,
         )
@@ -421,7 +421,7 @@ def _give_up_connections(guard: PoolGuard, running: RunningRequest) -> None:
 def _lane_width(pool: object | None, threads: int | None) -> int:
     if pool is None:
         if threads is None:
-            raise ValueError("give pool= (a PooledDB) or threads=; neither says how many requests may run at once")
+            raise ValueError("give pool= (a PooledDB) or threads=: one is required, to set concurrency")
         return threads
     # Not above: DBUtils is needed only where there is a pool of its making.
     from threadbridge.pool import pool_size
@@ -429,11 +429,11 @@ def _lane_width(pool: object | None, threads: int | None) -> int:
     size = pool_size(pool)
     if size and threads is not None:
         raise ValueError(
-            f"the pool has {size} connections and so the lane {size} threads; leave threads={threads} out, or change "
-            "the pool's maxconnections"
+            f"threads={threads} contradicts the pool's maxconnections={size}, which sets the number of threads; leave "
+            "threads out, or change maxconnections"
         )
     if not size and threads is None:
         raise ValueError(
-            "the pool is unlimited (maxconnections=0); say with threads= how many requests may run at once"
+            "the pool is unlimited (maxconnections=0); give threads= to limit how many requests run at once"
         )
     return size or threads or 0

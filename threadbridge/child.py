@@ -113,7 +113,7 @@ class Child:
         if stacks:
             logger.error("%s, innermost calls first:\n%s", self, stacks)
         elif self._is_stopped():
-            logger.error("%s is suspended: somebody has sent it SIGSTOP, or a debugger holds it", self)
+            logger.error("%s is suspended, by SIGSTOP or by a debugger", self)
         self.killed = True
         self._process.kill()
 

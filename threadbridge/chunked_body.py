@@ -75,15 +75,15 @@ class ChunkedBody:
                 # Not overhead.
                 start += end - position
                 position = end
-                # The end of its data's line is left.
+                # The CRLF after the data is left.
                 goes_on = not self._remaining and len(data) - position >= 2
                 if goes_on:
                     if not data.startswith(b"\r\n", position):
-                        raise BadRequest(HTTPStatus.BAD_REQUEST, "a chunk does not end with its size")
+                        raise _no_line_end()
                     position += 2
                     self._next = SIZE
                 elif not self._remaining and position < len(data) and data[position] != 13:
-                    raise BadRequest(HTTPStatus.BAD_REQUEST, "a chunk does not end with its size")
+                    raise _no_line_end()
             else:
                 left -= 1
                 match = self._line(data, position)
@@ -116,7 +116,9 @@ class ChunkedBody:
             if content is None:
                 self._next = END
             elif content.lower() in _FRAMING:
-                raise BadRequest(HTTPStatus.BAD_REQUEST, "framing in a trailer (RFC 9110, section 6.5.1)")
+                raise BadRequest(
+                    HTTPStatus.BAD_REQUEST, "a trailer field must not change the framing (RFC 9110, section 6.5.1)"
+                )
             return content is not None
         assert content is not None
         self._remaining = int(content, 16)
@@ -131,5 +133,9 @@ class ChunkedBody:
             raise _too_much_framing()
 
 
+def _no_line_end() -> BadRequest:
+    return BadRequest(HTTPStatus.BAD_REQUEST, "chunk data is not followed by CRLF (RFC 9112, section 7.1)")
+
+
 def _too_much_framing() -> BadRequest:
-    return BadRequest(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "the framing of the body is too large")
+    return BadRequest(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "the chunked body has too much framing for its data")

@@ -190,4 +190,6 @@ def _end_within(seconds: float) -> None:
     try:
         timer.start()
     except NOT_STARTED as error:
-        logger.warning("threads of the application are waited for without a limit: %s", error)
+        logger.warning(
+            "waiting for the application's threads without a time limit, because no timer could be started: %s", error
+        )

@@ -144,8 +144,8 @@ class ConnectionServer:
         if self._open.has_too_many(client):
             too_many_of_one.log(
                 logging.WARNING,
-                "refused a connection from %s, which has max_connections_per_client=%d already, none of them idle; if "
-                "it is a proxy, name it in trusted_proxies",
+                "refused a connection from %s, which already has max_connections_per_client=%d, none of them idle; if "
+                "it is a proxy, add it to trusted_proxies",
                 client,
                 self._open.max_connections_per_client,
             )
@@ -220,11 +220,11 @@ class ConnectionServer:
             too_much -= connection.held
             out_of_memory.log(
                 logging.WARNING,
-                "refused the largest request that was arriving, from %s: more than memory_size=%d bytes are held",
+                "refused the largest incoming request, from %s: incoming requests hold more than memory_size=%d bytes",
                 connection.context,
                 self.memory.size,
             )
-            connection.refuse_for("too much is being received at once")
+            connection.refuse_for("the server's memory for incoming requests is full")
 
     def stop(self) -> None:
         """Listen no more. Clients whose connection the kernel has already made are served."""

@@ -84,7 +84,7 @@ def _no_answer(subject: str) -> Finding:
         subject,
         Level.ERROR,
         f"the database has not answered within {TIME_LIMIT:g} s",
-        "look whether its host is up and not overloaded, and whether a firewall swallows what is sent to it",
+        "check whether its host is up and not overloaded, and whether a firewall drops packets to it",
     )
 
 
@@ -93,7 +93,7 @@ def _advice(error: Exception) -> str:
         from threadbridge.mysql_checks import advice
 
         return advice(error)
-    return "look whether the database runs, and whether its address, user and password are right"
+    return "check whether the database runs, and whether its address, user and password are right"
 
 
 def _driver_of(kind: type) -> str:

@@ -107,8 +107,8 @@ def _hot_path() -> Finding:
         return Finding(
             "hot path",
             Level.WARNING,
-            "what was compiled does not belong to the sources as they are now, so that these run, slower",
-            "run scripts/setup.sh application, or scripts/start.sh restart, which does",
+            "the compiled modules do not match the sources, so the sources run, which is slower",
+            "run scripts/setup.sh application, or scripts/start.sh restart, which runs it",
         )
     return Finding("hot path", Level.OK, "not compiled, and so slower; docs/performance.md says how to compile it")
 
@@ -120,7 +120,7 @@ def _queues(settings: CommandLineSettings, lanes: Sequence[Lane]) -> Finding:
         return Finding(
             "queues",
             Level.WARNING,
-            f"in the lane {', '.join(closed)} nobody may wait: while its threads are busy each request is answered 503",
+            f"no queue in lane {', '.join(closed)}: while its threads are busy, every request is answered 503",
             "let some requests wait: --queue=1000",
         )
     shortest = min(lane.deadline or settings["deadline"] for lane in lanes)
@@ -128,8 +128,8 @@ def _queues(settings: CommandLineSettings, lanes: Sequence[Lane]) -> Finding:
         return Finding(
             "queues",
             Level.WARNING,
-            f"a request may wait for a thread for {settings['queue_timeout']:g} s, and has {shortest:g} s until its "
-            "deadline: a long queue ends with requests that are begun and have no time left",
+            f"a request may wait {settings['queue_timeout']:g} s for a thread, but its deadline is after {shortest:g} "
+            "s: when the queue is long, requests start with no time left",
             f"set --queue_timeout to less than the deadline, such as {shortest / 6:g}",
         )
     return Finding("queues", Level.OK, f"{shown}; for {settings['queue_timeout']:g} s at most")
@@ -168,7 +168,7 @@ def _directories(settings: CommandLineSettings) -> Iterator[Finding]:
         with tempfile.TemporaryFile():
             pass
     except OSError as error:
-        yield _unwritable("temporary files", f"cannot be made: {error}", "TMPDIR says where they are to be")
+        yield _unwritable("temporary files", f"cannot be made: {error}", "TMPDIR sets where they are created")
     else:
         yield Finding("temporary files", Level.OK, f"can be made, in {tempfile.gettempdir()}")
 
@@ -198,12 +198,14 @@ def _directory(subject: str, path: str, purpose: str) -> Finding:
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
-        return _unwritable(subject, f"{path} is to hold {purpose}, but no file can be made in it: {error.strerror}")
+        return _unwritable(subject, f"cannot create files in {path}, which is needed for {purpose}: {error.strerror}")
     return Finding(subject, Level.OK, f"files can be made in {path}")
 
 
 def _unwritable(subject: str, message: str, hint: str = "") -> Finding:
-    advice = "see that it exists, has room, and belongs to the user who runs the server" + (f"; {hint}" if hint else "")
+    advice = "check that it exists, has room, and belongs to the user who runs the server" + (
+        f"; {hint}" if hint else ""
+    )
     return Finding(subject, Level.ERROR, f"{message} (as user id {os.geteuid()})", advice)
 
 
@@ -231,7 +233,7 @@ def _nginx(path: str, deadline: float) -> Finding:
             f"{shortest.seconds:g}",
         )
     return Finding(
-        "nginx", Level.WARNING, problem, "let --nginx_config name the file that passes requests to this server"
+        "nginx", Level.WARNING, problem, "set --nginx_config to the file that passes requests to this server"
     )
 
 

@@ -177,7 +177,7 @@ class Exchange:
             await written
         except Exception as error:  # noqa: BLE001 - it is logged, and the request must end
             if self._stop(State.FAILED):
-                logger.error("request %s: its body cannot be spooled: %r", self.id, error)
+                logger.error("request %s: cannot write its body to a temporary file: %r", self.id, error)
                 full = isinstance(error, SpoolFullError) or (isinstance(error, OSError) and error.errno == errno.ENOSPC)
                 self._answer_plainly(HTTPStatus.INSUFFICIENT_STORAGE if full else HTTPStatus.INTERNAL_SERVER_ERROR, {})
         if not self.ended:
@@ -415,7 +415,7 @@ class Exchange:
         if error is None:
             self._send((data.result(),))
         else:
-            logger.error("request %s: its body cannot be read on: %s", self.id, error)
+            logger.error("request %s: cannot read the rest of its response: %s", self.id, error)
             self._fail()
 
     def _send(self, pieces: Sequence[Buffer]) -> None:
@@ -427,8 +427,8 @@ class Exchange:
         if self._stop(State.REFUSED):
             slow_readers.log(
                 logging.WARNING,
-                "request %s: cut, its client reads too slowly: it has all the disk space that it may have, and others "
-                "wait for the thread",
+                "request %s: cut, its client reads too slowly: it has used up its share of spool_size, and other "
+                "requests need the thread",
                 self.id,
             )
             self.connection.close()

@@ -77,7 +77,7 @@ def copies(copied: Copied) -> None:
 
 
 def takes_signal(number: signal.Signals, handler: Any) -> None:
-    """The server is about to handle this signal; forked processes get this handler, that of before."""
+    """The server is about to handle this signal; forked processes get the previous handler back."""
     _handlers.setdefault(number, handler)
 
 

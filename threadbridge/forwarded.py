@@ -167,8 +167,8 @@ class ForwardedHeaders:
         if other in headers and read_other(headers[other]) != said:
             self._contradictions.log(
                 logging.WARNING,
-                "a trusted proxy sends %s and %s that contradict each other, so that neither is believed: set "
-                "client_address to the one that the proxy sets, and see docs/operating.md",
+                "a trusted proxy sends %s and %s that contradict each other, so neither is believed: set "
+                "client_address to the one that the proxy sets, see docs/operating.md",
                 one,
                 other,
             )

@@ -80,11 +80,13 @@ class Heartbeat:
         self._set_timer()
         if late > self._shortest_logged:
             self._late.log(
-                logging.WARNING, "the event loop stood still for %.1f s; deadlines and answers were late by that", late
+                logging.WARNING,
+                "the event loop stood still for %.1f s; deadlines and responses were delayed by that much",
+                late,
             )
             written = read_stacks(self._stacks_file) if self._reads_back else ""
             if written:
-                logger.error("while the interpreter's lock was held, innermost calls first:\n%s", written)
+                logger.error("calls while the interpreter's lock was held, innermost first:\n%s", written)
         self._start_thread()
         self._tell()
 
@@ -113,7 +115,7 @@ def _log_stacks(silent: float) -> None:
     except OSError as error:
         shown = [f"not known: {error}"]
     logger.error(
-        "the event loop has stood still for %.1f s, and answers no client. Innermost calls first:\n%s",
+        "the event loop has stood still for %.1f s; no client is served. Each thread's calls, innermost first:\n%s",
         silent,
         "\n".join(shown),
     )

@@ -25,7 +25,7 @@ def help_page(program: str, defaults: CommandLineSettings, *, names_application:
     """
     lines = [f"usage: {program} {'MODULE:APP ' if names_application else ''}[--OPTION=VALUE]..."]
     for paragraph in _ABOUT:
-        lines += ["", *textwrap.wrap(paragraph, _WIDTH)]
+        lines += ["", *textwrap.wrap(paragraph, _WIDTH, break_on_hyphens=False)]
     if names_application:
         lines += ["", *_entry("MODULE:APP", "The WSGI application, such as myapplication:app.")]
     of_process = [name for name in ALL if name not in SERVE]
@@ -43,4 +43,7 @@ def help_page(program: str, defaults: CommandLineSettings, *, names_application:
 
 
 def _entry(title: str, text: str) -> list[str]:
-    return [f"  {title}", *textwrap.wrap(text, _WIDTH, initial_indent=_INDENT, subsequent_indent=_INDENT)]
+    return [
+        f"  {title}",
+        *textwrap.wrap(text, _WIDTH, initial_indent=_INDENT, subsequent_indent=_INDENT, break_on_hyphens=False),
+    ]

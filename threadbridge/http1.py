@@ -109,7 +109,7 @@ class HTTP1Connection:
         self._limits = server.limits
         self._time = asyncio.get_running_loop().time
         self._parser = RequestParser(self._limits.max_header_size, self._limits.max_body_size)
-        # The request's, once it has been told of it.
+        # The delegate of the current request; None until its head is complete.
         self._delegate: HTTPMessageDelegate | None = None
         self._delivered = False
         self._paused = False
@@ -173,7 +173,7 @@ class HTTP1Connection:
         It may have left, or only have closed its own side of the connection (RFC 9112, section 9.6).
         """
         if self._paused:
-            # Asked again when what has come is dealt with, and whether it is to be answered is known.
+            # Called again after the pending data is delivered; only then do we know whether to answer.
             return True
         request = self._parser.request
         if request is None or not request.complete or self._detached or self._lingering_until is not None:
@@ -265,7 +265,7 @@ class HTTP1Connection:
             self._write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _may_deliver(self) -> bool:
-        """Whether the delegate wants more now: it may have answered early, taken the stream, or asked to wait."""
+        """False if the delegate has answered early, detached the stream or asked to wait."""
         return not (self._finished or self._paused or self._detached or self.stream.closed())
 
     def _deliver_data(self, delegate: HTTPMessageDelegate, data: bytes) -> None:
@@ -494,7 +494,7 @@ class HTTP1Connection:
         """Go on to the next request, or close."""
         if self._detached or self.stream.closed():
             return
-        # Who closes the connection from here on does not leave before the response.
+        # From here on, closing no longer counts as leaving before the response.
         self._close_callback = None
         request = self._parser.request
         assert request is not None

@@ -31,7 +31,7 @@ MAX_HEADERS = 100
 LOGGED = 1000
 # Names are kept in caches, here, in Tornado and for the environ, which must not grow with what clients send.
 MAX_NAME = 256
-# What the parser is at.
+# Parser states.
 HEAD: Final = 0
 LENGTH: Final = 1
 CHUNKS: Final = 2
@@ -204,7 +204,9 @@ class RequestParser:
             self._head += piece
             begins_empty = self._head.startswith(_EMPTY_LINES)
         if begins_empty:
-            raise BadRequest(HTTPStatus.BAD_REQUEST, "more than one empty line in front (RFC 9112, section 2.2)")
+            raise BadRequest(
+                HTTPStatus.BAD_REQUEST, "more than one empty line before the request line (RFC 9112, section 2.2)"
+            )
         try:
             self._parser.feed_data(piece if self._method else self._take_method(piece))
         except httptools.HttpParserUpgrade:
@@ -222,7 +224,7 @@ class RequestParser:
             self._check_size()
             if self._whole_head or self._head.endswith(_EMPTY_LINES):
                 # llhttp waits for more of the preface of HTTP/2.
-                raise BadRequest(HTTPStatus.BAD_REQUEST, "this is no request of HTTP/1.1")
+                raise BadRequest(HTTPStatus.BAD_REQUEST, "this is not an HTTP/1.1 request")
 
     def _end_of_head(self, data: bytes, start: int) -> int:
         if self._head:
@@ -235,7 +237,7 @@ class RequestParser:
         return len(data) if found < 0 else found + len(_EMPTY_LINES)
 
     def _take_method(self, piece: bytes) -> bytes:
-        """What llhttp is to read now of a head whose latest piece this is: nothing until its method is known."""
+        """Return the bytes to feed to llhttp; b"" until the method is known."""
         if self._whole_head:
             end = piece.find(b" ", 0, MAX_METHOD)
             name = _METHODS_OF_LLHTTP.get(piece[: max(end, 0)])
@@ -312,7 +314,7 @@ class RequestParser:
     def on_header(self, name: bytes, value: bytes) -> None:
         if len(name) > MAX_NAME:
             raise BadRequest(
-                HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"a header's name of more than {MAX_NAME} bytes"
+                HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"a header name has more than {MAX_NAME} bytes"
             )
         self._fields.append((name, value))
         if len(self._fields) > MAX_HEADERS:
@@ -344,7 +346,7 @@ class RequestParser:
         expect = combined.get("Expect", "")
         if expect and version == "1.1":
             if expect.lower() != "100-continue":
-                raise BadRequest(HTTPStatus.EXPECTATION_FAILED, "the only expectation known is 100-continue")
+                raise BadRequest(HTTPStatus.EXPECTATION_FAILED, "the only supported Expect is 100-continue")
             request.expects_continue = True
         target = _origin_form(method, self._url.decode("ascii"), headers)
         request.keep_alive = _keeps_alive(combined, version)
@@ -366,7 +368,7 @@ class RequestParser:
         if max(len(self._whole_head), len(self._head)) > self._max_header_size:
             if self._received_head.find(b"\r\n", 2, self._max_header_size) < 0:
                 raise BadRequest(HTTPStatus.REQUEST_URI_TOO_LONG, "the request line is too long (RFC 9112, section 3)")
-            raise BadRequest(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "the head is too large")
+            raise BadRequest(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "the request's head is too large")
 
     def _take_version(self) -> str:
         """The version by which the request is read: a higher minor one counts as 1.1 (RFC 9110, section 2.5).
@@ -394,16 +396,18 @@ class RequestParser:
             raise BadRequest(HTTPStatus.BAD_REQUEST, f"{count} Host headers; expected one (RFC 9112, section 3.2)")
         if host != self._host:
             if not _HOST(host):
-                raise BadRequest(HTTPStatus.BAD_REQUEST, "the Host header is no host (RFC 9112, section 3.2)")
+                raise BadRequest(HTTPStatus.BAD_REQUEST, "the Host header is not a valid host (RFC 9112, section 3.2)")
             self._host = host[:MAX_NAME]
 
     def _check_framing(self, headers: Mapping[str, str], version: str) -> None:
         coding = headers.get("Transfer-Encoding")
         if coding is not None:
             if version == "1.0":
-                raise BadRequest(HTTPStatus.BAD_REQUEST, "Transfer-Encoding in HTTP/1.0 (RFC 9112, section 6.1)")
+                raise BadRequest(
+                    HTTPStatus.BAD_REQUEST, "Transfer-Encoding is not allowed in HTTP/1.0 (RFC 9112, section 6.1)"
+                )
             if coding.lower() != "chunked":
-                raise BadRequest(HTTPStatus.NOT_IMPLEMENTED, "the only transfer coding known is chunked")
+                raise BadRequest(HTTPStatus.NOT_IMPLEMENTED, "the only supported transfer coding is chunked")
             self._chunks = ChunkedBody(self._max_body_size, self._max_header_size)
             self._part = CHUNKS
             return
@@ -433,10 +437,10 @@ def _end_of_method(head: bytes, start: int) -> int:
     if not method or head[end : end + 1] != b" ":
         raise BadRequest(HTTPStatus.BAD_REQUEST, "the request line does not begin with a method (RFC 9112, section 3)")
     if method == b"CONNECT":
-        raise BadRequest(HTTPStatus.NOT_IMPLEMENTED, "CONNECT is for proxies")
+        raise BadRequest(HTTPStatus.NOT_IMPLEMENTED, "CONNECT is not supported: this server is not a proxy")
     if method != method.upper():
         # Werkzeug and Django would take "get" for GET, unlike this server and proxies.
-        raise BadRequest(HTTPStatus.NOT_IMPLEMENTED, "methods in lower case are not known (RFC 9110, section 9.1)")
+        raise BadRequest(HTTPStatus.NOT_IMPLEMENTED, "lower-case methods are not supported (RFC 9110, section 9.1)")
     return end
 
 
@@ -452,11 +456,11 @@ def _keeps_alive(headers: Mapping[str, str], version: str) -> bool:
 def _origin_form(method: str, target: str, headers: HTTPHeaders) -> str:
     """The target as path and query (RFC 9112, section 3.2); the authority of an absolute one becomes the Host."""
     if "#" in target:
-        raise BadRequest(HTTPStatus.BAD_REQUEST, "the target has a fragment")
+        raise BadRequest(HTTPStatus.BAD_REQUEST, "the request target contains a fragment (#)")
     if target.startswith("/") or (target == "*" and method == "OPTIONS"):
         return target
     absolute = _ABSOLUTE_FORM(target)
     if absolute is None or not _HOST(absolute[1]):
-        raise BadRequest(HTTPStatus.BAD_REQUEST, "the target is neither a path nor an http or https URL")
+        raise BadRequest(HTTPStatus.BAD_REQUEST, "the request target is neither a path nor an http or https URL")
     headers["Host"] = absolute[1]
     return absolute[2] if absolute[2].startswith("/") else "/" + absolute[2]

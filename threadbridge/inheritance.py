@@ -119,7 +119,7 @@ def _end_with_supervisor(inheritance: Inheritance) -> None:
     # Only that the other end is closed: messages are for the loop.
     poll.register(inheritance.channel, 0)
     if inheritance.started_event not in (descriptor for descriptor, _ in poll.poll()):
-        logger.error("the supervisor has died before this process could serve: ending")
+        logger.error("the supervisor has died before this process was ready: exiting")
         logging.shutdown()
         os._exit(1)
     os.close(inheritance.started_event)

@@ -55,7 +55,12 @@ def _report_failures(handler: logging.FileHandler, apart: logging.Logger) -> Non
     def handle_error(record: logging.LogRecord) -> None:
         error = sys.exc_info()[1]
         if isinstance(error, OSError):
-            failed.log(logging.ERROR, "lines of the log %s are lost: %s", handler.baseFilename, error.strerror)
+            failed.log(
+                logging.ERROR,
+                "cannot write to the log file %s, so lines are lost: %s",
+                handler.baseFilename,
+                error.strerror,
+            )
         else:
             logging.Handler.handleError(handler, record)
 
@@ -144,4 +149,4 @@ def reopen_log_files() -> None:
             old = handler.setStream(opened)
             if old is not None:
                 old.close()
-    logger.info("SIGHUP: log files are opened anew")
+    logger.info("SIGHUP: log files reopened")

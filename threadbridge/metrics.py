@@ -48,7 +48,7 @@ class _BridgeCollector(Collector):
         totals = self._bridge.totals
         requests = CounterMetricFamily(
             "threadbridge_requests",
-            "Requests that have ended, by lane, ending and class of status; those refused unread have no lane.",
+            "Requests that have ended, by lane, ending and class of status; no lane if its head was never complete.",
             labels=("lane", "ending", "status"),
         )
         for labels, count in totals.requests.items():
@@ -67,7 +67,7 @@ class _BridgeCollector(Collector):
         )
         yield _histogram(
             "threadbridge_request_database_seconds",
-            "How long the statements of requests took, of those requests that had any.",
+            "Time in the database, for requests with statements.",
             {name: lane.database for name, lane in of_lanes.items()},
         )
         statements = CounterMetricFamily(
@@ -80,9 +80,11 @@ class _BridgeCollector(Collector):
 
     def _lanes(self, lanes: Sequence[Lane]) -> Iterator[Metric]:
         yield _by_lane("threadbridge_threads", "Threads of the lane.", lanes, [lane.threads for lane in lanes])
-        yield _by_lane("threadbridge_busy_threads", "Threads at work.", lanes, [lane.busy for lane in lanes])
         yield _by_lane(
-            "threadbridge_queued_requests", "Requests that wait for a thread.", lanes, [lane.queued for lane in lanes]
+            "threadbridge_busy_threads", "Threads of the lane at work.", lanes, [lane.busy for lane in lanes]
+        )
+        yield _by_lane(
+            "threadbridge_queued_requests", "Requests waiting for a thread.", lanes, [lane.queued for lane in lanes]
         )
         yield _by_lane(
             "threadbridge_queue_limit", "Requests that may wait for a thread.", lanes, [lane.queue for lane in lanes]
@@ -92,12 +94,12 @@ class _BridgeCollector(Collector):
         guard = self._bridge.guard
         if guard is None:
             return
-        yield _gauge("threadbridge_pool_connections", "Connections that the pool may hand out; 0: any.", guard.size)
-        yield _gauge("threadbridge_pool_connections_in_use", "Connections that the pool has handed out.", guard.in_use)
+        yield _gauge("threadbridge_pool_connections", "Size of the pool; 0 if unlimited.", guard.size)
+        yield _gauge("threadbridge_pool_connections_in_use", "Connections of the pool in use.", guard.in_use)
         stopper = guard.stopper
         yield _counter(
             "threadbridge_query_stops",
-            "Requests with a query that ran when the database was told to stop it, and that ended then.",
+            "Requests whose running query was stopped in the database.",
             stopper.stops,
         )
         yield _counter(
@@ -107,22 +109,22 @@ class _BridgeCollector(Collector):
         )
         yield _counter(
             "threadbridge_connections_severed",
-            "Connections that were cut because stopping did not help.",
+            "Connections cut because their query did not stop.",
             stopper.severed,
         )
         yield _counter(
             "threadbridge_connections_killed",
-            "Connections that the database was told to end, those of dead processes included.",
+            "Connections killed in the database, including those of dead processes.",
             stopper.killed,
         )
         yield _gauge(
             "threadbridge_connections_not_ended",
-            "Connections that were given up and are not yet seen to have ended in the database.",
+            "Connections cut, or left by dead processes, that have not yet ended in the database.",
             stopper.running,
         )
         yield _counter(
             "threadbridge_query_reruns",
-            "Queries that were run again on a new connection because the old one was lost.",
+            "Queries run again on a new connection because the old one was lost.",
             guard.reruns,
         )
 
@@ -130,27 +132,31 @@ class _BridgeCollector(Collector):
         bridge = self._bridge
         yield _gauge(
             "threadbridge_ready",
-            "Processes that are ready, as /readyz says, or about to end; 0 for one that has a fault.",
+            "Processes that are ready, as /readyz says, or stopping; 1 or 0 for a single process.",
             self._is_ready,
         )
         yield _histogram(
-            "threadbridge_loop_lag_seconds", "How late the event loop was, four times a second.", {"": bridge.lag.seen}
+            "threadbridge_loop_lag_seconds",
+            "How late the event loop was, sampled four times a second.",
+            {"": bridge.lag.seen},
         )
-        yield _gauge("threadbridge_spool_bytes", "Bytes of large bodies that take up the disk.", bridge.spool.taken)
-        yield _gauge("threadbridge_spool_limit_bytes", "Bytes that they may take up.", bridge.spool.size)
+        yield _gauge(
+            "threadbridge_spool_bytes", "Bytes of large bodies and unread responses on the disk.", bridge.spool.taken
+        )
+        yield _gauge("threadbridge_spool_limit_bytes", "Maximum of threadbridge_spool_bytes.", bridge.spool.size)
         yield _gauge(
             "threadbridge_open_connections",
-            "Connections of clients, idle ones included.",
+            "Client connections, including idle ones.",
             sum(server.connections for server in bridge.servers),
         )
         yield _gauge(
             "threadbridge_connection_limit",
-            "Connections of clients that may be open.",
+            "Maximum of client connections.",
             sum(server.max_connections for server in bridge.servers),
         )
         refused = CounterMetricFamily(
             "threadbridge_connections_refused",
-            "Connections that were refused, by what there was too little of.",
+            "Connections answered 503, by reason.",
             labels=("reason",),
         )
         for reason in ("descriptors", "connections", "client"):
@@ -158,7 +164,7 @@ class _BridgeCollector(Collector):
         yield refused
         yield _counter(
             "threadbridge_connections_displaced",
-            "Connections that were closed to make room for others.",
+            "Idle or slow connections closed to make room for others.",
             sum(server.displaced_connections for server in bridge.servers),
         )
         build = GaugeMetricFamily(

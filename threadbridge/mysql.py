@@ -138,7 +138,7 @@ class MySQL:
 
     def cancelled(self) -> Exception:
         """See `Database`."""
-        return self._operational(1317, "Query execution was interrupted: nobody waits for this request any more")
+        return self._operational(1317, "Query execution was interrupted: the request was cancelled")
 
 
 def _is_unable(error: Exception) -> bool:

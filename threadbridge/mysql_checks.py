@@ -25,14 +25,14 @@ CONTROL_CONNECTIONS = 1
 _ADVICE = {
     **dict.fromkeys(
         (2002, 2003, 2005, 2006, 2013),
-        "look whether the server runs, and whether the host and port, or the path of the socket, are right",
+        "check whether the server runs, and whether the host and port, or the path of the socket, are right",
     ),
     **dict.fromkeys(
         (1045, 1130, 1698),
-        "look whether the user and the password are right, and whether the user may connect from this host",
+        "check whether the user and the password are right, and whether the user may connect from this host",
     ),
     **dict.fromkeys(
-        (1044, 1049, 1142), "look whether the name of the database is right, and what the user was granted on it"
+        (1044, 1049, 1142), "check whether the name of the database is right, and what the user was granted on it"
     ),
     **dict.fromkeys(
         (1040, 1203, 1226), "raise max_connections, or the limit of the user, or find out who has all the connections"
@@ -110,8 +110,8 @@ class MySQLChecks:
             return Finding(
                 "idle connections",
                 Level.WARNING,
-                f"wait_timeout is {wait} s: a request that does something else for so long between two queries loses "
-                f"its connection, and it may run for {longest:g} s",
+                f"wait_timeout is {wait} s, but a request may run for {longest:g} s: if it pauses for longer than "
+                "wait_timeout between two queries, it loses its connection",
                 f"set wait_timeout on the server to more than {longest:g} (its default is 28800), or --deadline to "
                 f"less than {wait}",
             )
@@ -149,20 +149,20 @@ class MySQLChecks:
                 return Finding(
                     "stopping queries",
                     Level.ERROR,
-                    f"a query that nobody waits for could not be stopped: {error}",
-                    "each process needs one connection beside its pool, as the same user and to the same server: a "
-                    "proxy that spreads connections over several servers is no way to it",
+                    f"a test query could not be stopped: {error}",
+                    "each process needs one connection besides its pool, as the same user and to the same server: a "
+                    "proxy that spreads connections over several servers does not work",
                 )
         [result] = outcome
         # MariaDB ends a SLEEP that is stopped with an error, MySQL with the result 1.
         if result == 1 or (isinstance(result, Exception) and database.is_statement_error(result)):
             took = 1000 * (time.monotonic() - begun)
-            return Finding("stopping queries", Level.OK, f"a query was stopped, {took:.0f} ms after it had begun")
+            return Finding("stopping queries", Level.OK, f"a test query was stopped, {took:.0f} ms after it began")
         return Finding(
             "stopping queries",
             Level.ERROR,
-            f"a query was to be stopped, and came to this end instead: {result!r}",
-            "look whether KILL QUERY of the user's own connections is permitted",
+            f"a test query that was told to stop ended with this instead: {result!r}",
+            "check whether the user may KILL QUERY on its own connections",
         )
 
     def _clock(self) -> Finding:
@@ -175,7 +175,7 @@ class MySQLChecks:
                 "clock",
                 Level.WARNING,
                 f"the database's clock is {abs(ahead)} s {'ahead of' if ahead > 0 else 'behind'} this machine's",
-                "have both hosts set their clocks by NTP: timedatectl set-ntp true",
+                "synchronise the clocks of both hosts by NTP: timedatectl set-ntp true",
             )
         return Finding("clock", Level.OK, "the database's clock agrees with this machine's")
 
@@ -189,9 +189,9 @@ class MySQLChecks:
                 "time zone",
                 Level.WARNING,
                 f"the database's time zone ({zone}) is {_hours(offset)} from UTC, this machine's is {_hours(ours)}: "
-                "NOW() and Python's datetime.now() name different hours, and at night different days",
-                "set the time zone of both hosts to the same, or default_time_zone on the server; or see that the "
-                "application takes the time from one of them only",
+                "NOW() and Python's datetime.now() give different hours, and at night different days",
+                "set both hosts to the same time zone, or set default_time_zone on the server; or make sure that the "
+                "application takes the time from only one of them",
             )
         return Finding("time zone", Level.OK, f"{_hours(ours)} from UTC, here and in the database")
 

@@ -191,7 +191,7 @@ class PoolGuard:
         """The error for a statement that is not begun because nobody waits for it."""
         if self._database is not None:
             return self._database.cancelled()
-        return ConnectionAbortedError("nobody waits for this request any more")
+        return ConnectionAbortedError("the request was cancelled")
 
     def is_outage(self, error: BaseException) -> bool:
         """Whether the error means that the database cannot be reached or has no connection left."""
@@ -255,7 +255,7 @@ class PoolGuard:
             modules = [kind.__module__ for kind in type(connection).__mro__]
             self._database = database_of(modules, self._settings)
             if self._database is None:
-                logger.warning("queries on connections of %s cannot be stopped: unknown to threadbridge", modules[0])
+                logger.warning("queries cannot be stopped: threadbridge does not support the driver %s", modules[0])
         return self._database
 
     def may_repeat(self, error: Exception, sql: str) -> bool:
@@ -267,7 +267,9 @@ class PoolGuard:
             return False
         with self._pool._lock:
             self.reruns += 1
-        _rerun_log.log(logging.WARNING, "a query is run again, on a new connection: the old one was lost: %r", error)
+        _rerun_log.log(
+            logging.WARNING, "a query was lost with its connection and is run again, on a new one: %r", error
+        )
         return True
 
     def abandon(self, request: RunningRequest) -> int:

@@ -167,7 +167,7 @@ class PostgreSQL:
 
     def cancelled(self) -> Exception:
         """See `Database`."""
-        return self._canceled("canceling statement: nobody waits for this request any more")
+        return self._canceled("canceling statement: the request was cancelled")
 
 
 def _tag(connection: Any, comment: Callable[[], str]) -> None:

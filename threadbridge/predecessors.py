@@ -1,4 +1,4 @@
-"""What killed processes have left running in the database is ended by others: each lists its connections in a file.
+"""Ends what killed processes left running in the database; each process lists its connections in a file.
 
 A process keeps its file locked (``flock(2)``). The kernel lets go of the lock when the process ends, however it ends:
 that tells the list of a dead process from that of a living one, whatever numbers and names processes have.
@@ -89,8 +89,8 @@ class ConnectionList:
         except (OSError, ValueError) as error:
             self._unusable.log(
                 logging.WARNING,
-                "if this process is killed, no other one will end its queries: the list of its connections cannot be "
-                "written: %s",
+                "cannot write the list of this process's connections: %s. If it is killed, no other process will end "
+                "its queries",
                 error,
             )
             return None
@@ -108,7 +108,7 @@ class ConnectionList:
         path = Path(tempfile.gettempdir(), f"threadbridge-{os.geteuid()}")
         if path.is_symlink():
             # Anybody can make one there, to a directory of this user's.
-            raise ValueError(f"{path}: expected a directory; give another by run_directory")
+            raise ValueError(f"{path} is a symbolic link; expected a directory. Set run_directory to another one")
         return private_directory(str(path))
 
     def _look(self) -> None:
@@ -124,10 +124,10 @@ class ConnectionList:
                         if text is not None and self._take_over(text):
                             (place / name).unlink()
         except (OSError, ValueError) as error:
-            self._unusable.log(logging.WARNING, "what killed processes have left cannot be found: %s", error)
+            self._unusable.log(logging.WARNING, "cannot look for connections left by killed processes: %s", error)
 
     def _take_over(self, text: str) -> bool:
-        """Have what is on a dead process's list ended; whether it is on this one's now, for it may be killed too."""
+        """Take over a dead process's connections; returns whether all are now on our list."""
         try:
             # Also a file that was made and not written to.
             header, *lists = [json.loads(line) for line in text.splitlines() if line.strip()] or [{}]
@@ -136,7 +136,7 @@ class ConnectionList:
                 return True
             identities = [database.identity_of(parts) for parts in lists]
         except (ValueError, TypeError, KeyError) as error:
-            logger.error("the list of a dead process's connections cannot be read: %r", error)
+            logger.error("cannot read a dead process's list of connections, so they are not ended: %r", error)
             return True
         left = [Left(database, each, self.enter(database, each), header["pid"]) for each in identities]
         self._stopper.end(left)

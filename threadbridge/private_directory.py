@@ -19,5 +19,7 @@ def private_directory(path: str) -> Path:
         raise ValueError(f"run_directory {path}: expected a directory")
     # Who can make files there could pass for a frontend.
     if found.st_uid not in (os.geteuid(), 0) or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise ValueError(f"run_directory {path}: others may write there; give one of this user alone (chmod 700)")
+        raise ValueError(
+            f"run_directory {path}: other users may write there; give one that belongs to this user alone (chmod 700)"
+        )
     return directory

@@ -1,4 +1,4 @@
-"""Tornado's `IOStream` for one who is told of all that arrives, and who writes what mostly leaves at once."""
+"""An `IOStream` that pushes received data to a callback and tries to write at once."""
 
 from __future__ import annotations
 

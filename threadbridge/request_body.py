@@ -71,7 +71,9 @@ class RequestBody:
 
     def _write_out(self) -> None:
         if not self._spool.reserve(self.held, self._client):
-            raise SpoolFullError(f"the spool's {self._spool.size} bytes, or this client's part of them, are taken")
+            raise SpoolFullError(
+                f"the {self._spool.size} bytes of spool_size, or this client's share of them, are used up"
+            )
         self._reserved += self.held
         if self._file is None:
             # Unbuffered, so that nothing is left to be written, and to fail, when it is closed.

@@ -164,7 +164,7 @@ class Channel:
         except ClosedFileError:
             return None
         except OSError:
-            logger.exception("cannot spool a response; its application waits for the client instead")
+            logger.exception("cannot write a response to a temporary file; its thread waits for the client instead")
             self._may_spill = False
             return None
         with self._changed:
@@ -289,7 +289,7 @@ class FileSource:
                 return b""
             data = os.pread(self._descriptor, min(piece_size(self._spool), self._remaining), self._offset)
         if not data:
-            raise EOFError(f"the file has become {self._remaining} bytes shorter while it was sent")
+            raise EOFError(f"the file ended {self._remaining} bytes early: it became shorter while it was being sent")
         self._offset += len(data)
         self._remaining -= len(data)
         return data

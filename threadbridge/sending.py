@@ -1,11 +1,11 @@
-"""How fast a client takes a response, from the moment on at which it keeps the server waiting."""
+"""Tracks how fast a client reads a response once sending blocks."""
 
 from __future__ import annotations
 
 from threadbridge.memory import Memory
 from threadbridge.push_stream import PushStream
 
-# How often it is looked at in the time for which a client may pause.
+# How many times it is checked within the longest pause allowed to a client.
 LOOKS = 8
 
 

@@ -268,7 +268,7 @@ class Service:
             if not exchange.ended:
                 logger.error("stopped before request %s was answered: %s %s", *which)
             else:
-                logger.error("stopped while request %s, which nobody waits for, still ran: %s %s", *which)
+                logger.error("stopped while request %s, already ended for its client, still ran: %s %s", *which)
         self._bridge.abandon(left)
         return bool(left)
 
@@ -303,7 +303,7 @@ class Service:
             orders[message]()
         else:
             asyncio.get_running_loop().remove_reader(channel)
-            logger.error("the supervisor has died")
+            logger.error("the supervisor has died; answering what has arrived, then exiting")
             orders[STOP]()
             if self._admin is not None:
                 # The next supervisor binds the same port, while this process still answers.
@@ -327,7 +327,7 @@ class Service:
         try:
             threading.Thread(target=join, name="threadbridge-join", daemon=True).start()
         except NOT_STARTED as error:
-            logger.warning("no thread can be started that waits for the others: %s", error)
+            logger.warning("cannot start a thread to wait for the others, so polling them instead: %s", error)
             while any(lane.busy for lane in self._bridge.lanes):
                 await asyncio.sleep(JOIN_INTERVAL)
         else:

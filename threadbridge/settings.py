@@ -42,11 +42,11 @@ class SettingError(ValueError):
 
 @dataclass(frozen=True)
 class Setting:
-    """What is to know of a setting beside its name and its type.
+    """A setting's metadata besides its name and type.
 
-    :param default: its value when nobody gives one; None when there is none then.
+    :param default: its value when none is given; None if there is none then.
     :param kind: what its value must look like.
-    :param meaning: for the people who set it; the first line of the documentation and of ``--help``.
+    :param meaning: the text for users, in the documentation and in ``--help``.
     :param option: the option's name where it is not the setting's.
     :param in_file: whether it may stand in the config file.
     """
@@ -84,14 +84,16 @@ class Settings(TypedDict, total=False):
         Setting(
             None,
             POOL,
-            "The DBUtils PooledDB from which the application takes its connections: as many requests run at once as it "
-            "has connections.",
+            "The DBUtils PooledDB from which the application takes its connections; its size sets how many requests "
+            "run at once.",
         ),
     ]
     threads: Annotated[
         int | None,
         Setting(
-            None, number(1), "How many requests run at once, when there is no pool or the pool's size is not limited."
+            None,
+            number(1),
+            "How many requests run at once. Only when there is no pool, or the pool's size is not limited.",
         ),
     ]
     processes: Annotated[
@@ -99,8 +101,8 @@ class Settings(TypedDict, total=False):
         Setting(
             1,
             number(1),
-            "How many processes serve, each with threads, a pool and queues of its own. With more than one there is "
-            "another that supervises them, see operating.md.",
+            "How many processes serve, each with its own threads, pool and queues. If more than one, another process "
+            "supervises them, see operating.md.",
         ),
     ]
     watchdog: Annotated[
@@ -108,8 +110,8 @@ class Settings(TypedDict, total=False):
         Setting(
             30.0,
             seconds(0),
-            "How long a process's event loop may stand still. After half of that the log says what each thread is "
-            "doing; after all of it, a process of several is killed and replaced. 0 for ever.",
+            "How long a process's event loop may stand still. After half of this time the log says what each thread is "
+            "doing; after all of it, the process is killed and replaced if processes is more than 1. 0 turns it off.",
         ),
     ]
     lanes: Annotated[
@@ -117,8 +119,8 @@ class Settings(TypedDict, total=False):
         Setting(
             (),
             LANES,
-            "Paths with threads of their own, each NAME:PATTERN:THREADS; in the pattern, * stands for any characters "
-            "and ? for one; it is compared with the decoded path. The first lane that matches is taken.",
+            "Paths with their own threads, each NAME:PATTERN:THREADS. The pattern is matched against the decoded "
+            "path; * stands for any characters and ? for one. The first lane that matches is used.",
             option="lane",
         ),
     ]
@@ -127,7 +129,7 @@ class Settings(TypedDict, total=False):
         Setting(
             "auto",
             choice("auto", "asyncio", "uvloop"),
-            "The event loop: Python's own, or uvloop, which must be installed; auto stands for uvloop where it is "
+            "The event loop: Python's asyncio, or uvloop, which must be installed; auto uses uvloop if it is "
             "installed. docs/performance.md compares them.",
         ),
     ]
@@ -136,8 +138,8 @@ class Settings(TypedDict, total=False):
         Setting(
             0.005,
             seconds(),
-            "How long a thread may compute while another wants to (sys.setswitchinterval). Shorter, the loop answers "
-            "sooner beside applications that compute much, and these take longer.",
+            "How long a thread may run Python code while another waits for its turn (sys.setswitchinterval). Shorter "
+            "values keep the loop responsive but slow CPU-bound code.",
         ),
     ]
     affinity: Annotated[
@@ -145,8 +147,8 @@ class Settings(TypedDict, total=False):
         Setting(
             "auto",
             choice("auto", "none"),
-            "Where threads run: auto keeps them on one processor while they do not use more than that, which makes "
-            "them faster; none leaves them to the kernel.",
+            "Where threads run: auto keeps them on one processor as long as one is enough, which makes them faster; "
+            "none leaves this to the kernel.",
         ),
     ]
     queue: Annotated[
@@ -154,19 +156,19 @@ class Settings(TypedDict, total=False):
         Setting(
             1000,
             number(0),
-            "How many requests may wait for a thread of a lane; when it is full, the newest request of the client that "
-            "has the most waiting is answered 503.",
+            "How many requests may wait for a thread of a lane. When the queue is full, the newest request of the "
+            "client with the most waiting requests is answered 503.",
         ),
     ]
     queue_timeout: Annotated[
-        float, Setting(30.0, seconds(), "How long a request may wait for a thread; after that it is answered 503.")
+        float, Setting(30.0, seconds(), "How long a request may wait for a thread; then it is answered 503.")
     ]
     deadline: Annotated[
         float,
         Setting(
             180.0,
             seconds(),
-            "How long a request may take until its response begins, waiting included; after that it is answered 504.",
+            "How long a request may take until its response begins, waiting included; then it is answered 504.",
         ),
     ]
     statement_limit: Annotated[
@@ -174,9 +176,10 @@ class Settings(TypedDict, total=False):
         Setting(
             None,
             seconds(0),
-            "How long a statement on one of the pool's connections may take: the database ends it then, and the driver "
-            "stops waiting soon after, even if this process is killed or the network fails. By default 30 s more than "
-            "the longest deadline; 0 for no limit. Timeouts that the application sets itself take precedence.",
+            "How long a statement on one of the pool's connections may take. Then the database ends it, even if this "
+            "process has been killed, and soon after the driver stops waiting, even if the network has failed. By "
+            "default 30 s more than the longest deadline; 0 for no limit. The application's own timeouts take "
+            "precedence.",
         ),
     ]
     rerun: Annotated[
@@ -184,9 +187,9 @@ class Settings(TypedDict, total=False):
         Setting(
             "safe",
             choice("safe", "never"),
-            "Which statements are run again, on a new connection of the pool, when theirs was lost: safe stands for "
-            "plain queries that were the first since the request got the connection, or since a commit or rollback. "
-            "Nothing else ever is, whatever DBUtils would do.",
+            "Which statements are run again, on a new connection of the pool, when their connection was lost: safe "
+            "means plain queries that were the first since the request got the connection, or since a commit or "
+            "rollback. No other statement is ever run again, whatever DBUtils would do.",
         ),
     ]
     reset_sessions: Annotated[
@@ -203,9 +206,9 @@ class Settings(TypedDict, total=False):
         Setting(
             "safe",
             choice("safe", "all", "none"),
-            "Which requests are cancelled, and their queries stopped, when nobody waits for them any more: safe stands "
-            "for GET, HEAD and OPTIONS. What still runs 10 s after its deadline is cancelled in any case, unless its "
-            "response is being sent.",
+            "Which requests are cancelled, and their queries stopped, when their client leaves or has been answered "
+            "504: safe means GET, HEAD and OPTIONS. A request that still runs 10 s after its deadline is always "
+            "cancelled, unless its response is being sent.",
         ),
     ]
     tag_queries: Annotated[
@@ -213,8 +216,8 @@ class Settings(TypedDict, total=False):
         Setting(
             False,
             FLAG,
-            "Have the statements of a request begin with a comment, /* ID */, that names it, so that the database's "
-            "list of processes does too.",
+            "Begin each statement with a comment, /* ID */, that names its request, so that the database's process "
+            "list shows it.",
         ),
     ]
     client_key: Annotated[
@@ -222,43 +225,45 @@ class Settings(TypedDict, total=False):
         Setting(
             None,
             FUNCTION,
-            "The function that makes, of a request's headers and its client's address, the name of the client: clients "
-            "take turns. Without it the address is the name.",
+            "A function that derives a client's name from its headers and address: clients take turns by name. By "
+            "default the name is the address.",
         ),
     ]
     address: Annotated[
         str,
-        Setting("127.0.0.1", TEXT, "The address or host name to listen on; an empty one stands for all interfaces."),
+        Setting("127.0.0.1", TEXT, "The address or host name to listen on; empty for all interfaces."),
     ]
     port: Annotated[int, Setting(8000, number(0, 65535), "The TCP port to listen on; 0 chooses a free one.")]
     unix_socket: Annotated[
-        str | None, Setting(None, PATH, "Listen on a Unix socket at this path, instead of on an address and port.")
+        str | None, Setting(None, PATH, "Listen on a Unix socket at this path instead of an address and port.")
     ]
     unix_socket_mode: Annotated[
-        int, Setting(0o600, OCTAL, "The permissions of the Unix socket, octal; whoever may write to it may connect.")
+        int,
+        Setting(0o600, OCTAL, "The permissions of the Unix socket, octal; users with write permission can connect."),
     ]
     reuse_port: Annotated[
         bool,
         Setting(
             False,
             FLAG,
-            "Share the port with other processes that set this too: a new one can start before the old one stops.",
+            "Share the port with other processes that also set this, so that a new one can start before the old one "
+            "stops.",
         ),
     ]
     certfile: Annotated[
         str | None,
-        Setting(None, PATH, "Serve HTTPS with the certificate, and those between it and the root, of this PEM file."),
+        Setting(None, PATH, "Serve HTTPS with the certificate and the intermediate certificates in this PEM file."),
     ]
     keyfile: Annotated[
-        str | None, Setting(None, PATH, "The PEM file with the certificate's key, when certfile does not have it.")
+        str | None, Setting(None, PATH, "The PEM file with the certificate's key, if certfile does not contain it.")
     ]
     grace: Annotated[
         float | None,
         Setting(
             None,
             seconds(0),
-            "How long running and queued requests may take after SIGTERM until they are cut; by default 10 s more than "
-            "the longest deadline, so that none is cut which still had time.",
+            "How long running and queued requests may take after SIGTERM; then they are cut. By default 10 s more than "
+            "the longest deadline, so that no request is cut before its deadline.",
         ),
     ]
     xheaders: Annotated[
@@ -266,8 +271,8 @@ class Settings(TypedDict, total=False):
         Setting(
             False,
             FLAG,
-            "Believe what a proxy says of the client's address and scheme, and its X-Request-ID, when it comes from "
-            "loopback, from a Unix socket or from a trusted proxy.",
+            "Believe a proxy's headers about the client's address and scheme, and its X-Request-ID, if the proxy "
+            "connects from loopback, through a Unix socket or from one of trusted_proxies.",
         ),
     ]
     client_address: Annotated[
@@ -275,23 +280,23 @@ class Settings(TypedDict, total=False):
         Setting(
             "auto",
             choice("auto", "x-real-ip", "x-forwarded-for", "forwarded"),
-            "With xheaders: the headers that the proxy sets: X-Real-IP and X-Scheme, X-Forwarded-For and "
-            "X-Forwarded-Proto, or Forwarded (RFC 7239); the others are removed. auto stands for either of the first "
-            "two; where both are there and contradict each other, neither counts.",
+            "With xheaders: which headers the proxy sets: X-Real-IP and X-Scheme, X-Forwarded-For and "
+            "X-Forwarded-Proto, or Forwarded (RFC 7239); the others are removed. auto accepts either of the first "
+            "two; if both are present and contradict each other, neither counts.",
         ),
     ]
     trusted_proxies: Annotated[
-        Sequence[str], Setting((), SEVERAL, "Addresses and networks (10.0.0.0/8) of proxies to be believed too.")
+        Sequence[str], Setting((), SEVERAL, "Addresses and networks (10.0.0.0/8) of further proxies to trust.")
     ]
     max_connections: Annotated[
         int | None,
         Setting(
             None,
             number(1),
-            "How many connections of clients may be open in each process. For one more, the one that has been idle the "
-            "longest is closed. If none is idle, one whose request is still arriving is answered 503, of the client "
-            "with the most, if that has more than the new one would have; otherwise the new one is. By default as many "
-            "as the process may open files, less an eighth.",
+            "Maximum client connections in each process. When one more comes, the longest idle one is closed. If none "
+            "is idle, one whose request is still arriving is answered 503, of the client with the most connections, if "
+            "that has more than the new client would have; otherwise the new connection is answered 503. Default: the "
+            "process's limit of open files, less an eighth.",
         ),
     ]
     max_connections_per_client: Annotated[
@@ -299,23 +304,23 @@ class Settings(TypedDict, total=False):
         Setting(
             None,
             number(1),
-            "How many of these one address, or one IPv6 network of 64 bits, may have; by default a quarter. Loopback, "
-            "Unix sockets and trusted proxies may have all of them.",
+            "Maximum connections for each address, or for each IPv6 /64 network. Default: a quarter of "
+            "max_connections. Loopback, Unix sockets and trusted proxies are not limited.",
         ),
     ]
     max_header_size: Annotated[
-        int, Setting(_LIMITS.max_header_size, size(), "The largest head of a request; a larger one is answered 431.")
+        int, Setting(_LIMITS.max_header_size, size(), "Maximum size of a request's head; a larger one is answered 431.")
     ]
     max_body_size: Annotated[
-        int, Setting(_LIMITS.max_body_size, size(), "The largest body of a request; a larger one is answered 413.")
+        int, Setting(_LIMITS.max_body_size, size(), "Maximum size of a request's body; a larger one is answered 413.")
     ]
     spool_size: Annotated[
         int,
         Setting(
             SPOOL_SIZE,
             size(),
-            "How much of the disk large bodies of requests, and responses that are not read, may take together; one "
-            "client gets a quarter at most.",
+            "Maximum disk space for large request bodies and unread responses together; each client gets a quarter of "
+            "it at most.",
         ),
     ]
     memory_size: Annotated[
@@ -323,27 +328,39 @@ class Settings(TypedDict, total=False):
         Setting(
             MEMORY_SIZE,
             size(),
-            "How much memory heads and bodies of requests may take together. Once half of it is taken, bodies of 16 "
-            "KiB or more go to the disk. Beyond it, the request that holds the most, of those that are still arriving, "
-            "is answered 503. Responses that are not read may take as much again; beyond it they go to the disk.",
+            "Maximum memory for the heads and bodies of all requests together. Once half of it is used, bodies of 16 "
+            "KiB or more go to the disk. Beyond it, the largest request that is still arriving is answered 503. Unread "
+            "responses may take the same amount again; beyond it they go to the disk.",
         ),
     ]
     header_timeout: Annotated[
-        float, Setting(_LIMITS.header_timeout, seconds(), "How long the head of a request may take to arrive.")
+        float,
+        Setting(
+            _LIMITS.header_timeout, seconds(), "How long a request's head may take to arrive; then it is answered 408."
+        ),
     ]
     idle_timeout: Annotated[
-        float, Setting(_LIMITS.idle_timeout, seconds(), "How long a connection may wait for its next request.")
+        float,
+        Setting(
+            _LIMITS.idle_timeout, seconds(), "How long a connection may wait for its next request; then it is closed."
+        ),
     ]
     body_timeout: Annotated[
-        float, Setting(_LIMITS.body_timeout, seconds(), "How long a request's body may pause while it arrives.")
+        float,
+        Setting(
+            _LIMITS.body_timeout,
+            seconds(),
+            "How long a request's body may pause while it arrives; then it is answered 408.",
+        ),
     ]
     min_rate: Annotated[
         int,
         Setting(
             _LIMITS.min_rate,
             number(1),
-            "How many bytes a second of a request's body must arrive on average after the first body_timeout, or of a "
-            "response be read after the first send_timeout; a slower request is answered 408, a slower response cut.",
+            "Minimum average rate, in bytes a second, at which a request's body must arrive after the first "
+            "body_timeout, and a response be read after the first send_timeout. A slower request is answered 408; a "
+            "slower response is cut.",
         ),
     ]
     transfer_timeout: Annotated[
@@ -351,27 +368,29 @@ class Settings(TypedDict, total=False):
         Setting(
             _LIMITS.transfer_timeout,
             seconds(),
-            "How long a client may take in all to send a request's body or to read a response, whatever its rate. What "
-            "the application takes does not count.",
+            "How long a client may take in total to send a request's body or to read a response, whatever its rate. "
+            "The application's time does not count.",
         ),
     ]
     send_timeout: Annotated[
         float,
         Setting(
-            _LIMITS.send_timeout, seconds(), "How long a client may pause while it reads a response; then it is cut."
+            _LIMITS.send_timeout,
+            seconds(),
+            "How long a client may pause while it reads a response; then the response is cut.",
         ),
     ]
     access_log: Annotated[
         bool,
-        Setting(True, FLAG, "Log each request when it has ended, at the level info."),
+        Setting(True, FLAG, "Write a line to the access log, at level info, when a request has ended."),
     ]
     slow_log: Annotated[
         float,
         Setting(
             1.0,
             seconds(0),
-            "How long a request must take until its response begins, waiting included, or in the database, to be "
-            "logged with its SQL statements; 0 for never.",
+            "Log a request with its SQL statements if it took at least this long until its response began, waiting "
+            "included, or in the database; 0 turns it off.",
         ),
     ]
     slow_log_parameters: Annotated[
@@ -379,8 +398,8 @@ class Settings(TypedDict, total=False):
         Setting(
             False,
             FLAG,
-            "Show in the slow log the strings and numbers that stand in the text of statements; otherwise there is a ? "
-            "in place of each. Values that the application gives to the driver apart from the text are in no log.",
+            "Show the strings and numbers in the text of statements in the slow log; otherwise each is replaced by a "
+            "?. Values that the application passes to the driver separately from the text are never logged.",
         ),
     ]
     idempotent_paths: Annotated[
@@ -388,8 +407,8 @@ class Settings(TypedDict, total=False):
         Setting(
             (),
             SEVERAL,
-            "Paths on which a POST or PATCH that repeats the Idempotency-Key of an earlier one is not run again, but "
-            "answered with the outcome of the first, see operating.md; * and ? as in lanes. Needs idempotency_store.",
+            "Paths on which a POST or PATCH that repeats an earlier Idempotency-Key is not run again, but gets the "
+            "first one's answer, see operating.md; * and ? as in lanes. Needs idempotency_store.",
             option="idempotent_path",
         ),
     ]
@@ -398,20 +417,21 @@ class Settings(TypedDict, total=False):
         Setting(
             None,
             PATH,
-            "The SQLite file, on a local disk, that keeps these outcomes; all processes of this host that serve the "
-            "application must have the same. It is made when it is missing.",
+            "The SQLite file, on a local disk, that stores these answers; all processes of this host that serve the "
+            "application must use the same one. It is created if it is missing.",
         ),
     ]
     idempotency_age: Annotated[
-        float, Setting(IDEMPOTENCY_AGE, seconds(), "How long an outcome is kept, after which its key is a new one.")
+        float, Setting(IDEMPOTENCY_AGE, seconds(), "How long an answer is kept; then its key counts as new.")
     ]
     idempotency_size: Annotated[
         int,
         Setting(
             IDEMPOTENCY_SIZE,
             size(64 * 1024),
-            "How many bytes all outcomes may take; each takes 1k besides its answer. Beyond that the oldest answers "
-            "go; when there is no room for another key, requests that bring one are answered 503.",
+            "Maximum size of all stored answers together; each takes 1k in addition to the answer itself. Beyond it, "
+            "the oldest answers are dropped; when there is no room for another key, requests with a new key are "
+            "answered 503.",
         ),
     ]
     admin_port: Annotated[
@@ -419,8 +439,8 @@ class Settings(TypedDict, total=False):
         Setting(
             None,
             number(0, 65535),
-            "The TCP port of the operators' page, metrics and health; 0 chooses a free one. Without it there is no "
-            "such port.",
+            "The TCP port for the operators' page, metrics and health checks; 0 chooses a free one. By default there "
+            "is none.",
         ),
     ]
     admin_address: Annotated[
@@ -428,7 +448,7 @@ class Settings(TypedDict, total=False):
         Setting(
             "127.0.0.1",
             TEXT,
-            "The address or host name for admin_port; one that is not loopback needs admin_token_file.",
+            "The address or host name on which admin_port listens; any but loopback needs admin_token_file.",
         ),
     ]
     admin_token_file: Annotated[
@@ -436,8 +456,8 @@ class Settings(TypedDict, total=False):
         Setting(
             None,
             PATH,
-            "The file with the token, 16 characters or more, that operators must give at admin_port; other users "
-            "must not be able to read it.",
+            "The file with the token, 16 characters or more, that clients must present at admin_port; other users must "
+            "not be able to read it.",
         ),
     ]
     admin_peers: Annotated[
@@ -445,8 +465,8 @@ class Settings(TypedDict, total=False):
         Setting(
             (),
             SEVERAL,
-            "The operators' ports of other frontends, as HOST:PORT or URL, which the operators' page shows too; those "
-            "with an admin_token_file need the same token.",
+            "The operators' ports of other frontends, as HOST:PORT or URL; the operators' page shows these frontends "
+            "too. If they have an admin_token_file, it must contain the same token.",
         ),
     ]
     admin_names: Annotated[
@@ -454,8 +474,8 @@ class Settings(TypedDict, total=False):
         Setting(
             (),
             SEVERAL,
-            "Host names by which a proxy leads to the operators' port, such as ops.example.com; requests under other "
-            "names than these, the port's address and loopback's are refused.",
+            "Host names under which a proxy offers the operators' port, such as ops.example.com. Requests with another "
+            "Host header than these, the port's address or loopback are refused.",
         ),
     ]
     run_directory: Annotated[
@@ -463,9 +483,11 @@ class Settings(TypedDict, total=False):
         Setting(
             None,
             PATH,
-            "A directory in which the processes of this host find each other, for the operators' page, and the lists "
-            "of connections that killed ones have left: each makes a socket and a file there that only its user can "
-            "open. It is made when it is missing. Default: none for the page, /tmp/threadbridge-UID for the lists.",
+            "A directory shared by the processes of this host; it is created if it is missing. For the operators' "
+            "page, each process has a socket there, by which the others find it; by default only the processes of one "
+            "supervisor find each other. For ending the queries of killed processes, each process keeps a list of its "
+            "connections there; by default in /tmp/threadbridge-UID. Only the user of the process can open these "
+            "files.",
         ),
     ]
 
@@ -481,15 +503,17 @@ class CommandLineSettings(Settings, total=False):
         Setting(
             False,
             FLAG,
-            "Print the settings and where they come from, look for what will not work well, say what to do, end: with "
-            "status 0 when all is well, 1 after warnings, 2 after errors.",
+            "Print the settings and their sources, look for problems, say what to do about them, and exit: with "
+            "status 0 if all is well, 1 after warnings, 2 after errors.",
             in_file=False,
         ),
     ]
     json: Annotated[bool, Setting(False, FLAG, "With check: print JSON.", in_file=False)]
     frontends: Annotated[
         int,
-        Setting(1, number(1), "With check: how many servers like this one, each with its processes, use the database."),
+        Setting(
+            1, number(1), "With check: how many servers like this one, each with all its processes, use the database."
+        ),
     ]
     nginx_config: Annotated[
         str | None,
@@ -504,20 +528,20 @@ class CommandLineSettings(Settings, total=False):
         Setting(
             "info",
             choice("debug", "info", "warning", "error", "none"),
-            "What is logged at least; none leaves the logging to the application.",
+            "Minimum level to log; none leaves logging to the application.",
         ),
     ]
-    log_json: Annotated[bool, Setting(False, FLAG, "Log objects in JSON, one a line.")]
+    log_json: Annotated[bool, Setting(False, FLAG, "Log in JSON, one object a line.")]
     log_to_stderr: Annotated[
-        bool | None, Setting(None, FLAG, "Log to standard error; the default is to do so unless there is a log file.")
+        bool | None, Setting(None, FLAG, "Log to standard error; by default only if there is no log file.")
     ]
     log_file_prefix: Annotated[
         str | None,
         Setting(
             None,
             PATH,
-            "The log file, one for each process. SIGHUP opens it anew; rotated files get suffixes. Lines of the access "
-            "log go to a file beside it: app.access.log for app.log.",
+            "The log file, one for each process. SIGHUP reopens it; rotated files get suffixes. The access log goes "
+            "to a file next to it: app.access.log for app.log.",
         ),
     ]
     log_file_max_size: Annotated[
@@ -525,23 +549,23 @@ class CommandLineSettings(Settings, total=False):
         Setting(
             100 * 1000 * 1000,
             size(0),
-            "The size at which the log file is rotated, with log_rotate_mode=size; 0 for never.",
+            "With log_rotate_mode=size: the size at which the log file is rotated; 0 for never.",
         ),
     ]
     log_file_num_backups: Annotated[int, Setting(10, number(0), "How many rotated log files are kept.")]
     log_rotate_mode: Annotated[
-        str, Setting("size", choice("size", "time"), "Whether the log file is rotated by its size or by time.")
+        str, Setting("size", choice("size", "time"), "Whether the log file is rotated by size or by time.")
     ]
     log_rotate_when: Annotated[
         str,
         Setting(
             "midnight",
             choice("s", "m", "h", "d", "midnight", "w0", "w1", "w2", "w3", "w4", "w5", "w6"),
-            "With log_rotate_mode=time: second, minute, hour, day, midnight or weekday (w0 is Monday).",
+            "With log_rotate_mode=time: the unit: second, minute, hour, day, midnight or weekday (w0 is Monday).",
         ),
     ]
     log_rotate_interval: Annotated[
-        int, Setting(1, number(1), "With log_rotate_mode=time: every how many of log_rotate_when.")
+        int, Setting(1, number(1), "With log_rotate_mode=time: rotation interval, in units of log_rotate_when.")
     ]
 
 

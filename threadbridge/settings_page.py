@@ -8,9 +8,9 @@ from threadbridge.settings import ALL, SERVE, Setting
 
 _PAGE = """# Settings
 
-This page is made from `threadbridge/settings.py`: `python -m threadbridge.settings_page >docs/settings.md`.
+This page is generated from `threadbridge/settings.py`: `python -m threadbridge.settings_page >docs/settings.md`.
 
-A setting can be given in four places. The first of them that names it counts:
+A setting can be given in four places. The first that sets it wins:
 
 1. the command line: `python -m threadbridge myapplication:app --pool=myapplication:db.pool --port=8000`; hyphens and
    underscores are both accepted;
@@ -18,12 +18,12 @@ A setting can be given in four places. The first of them that names it counts:
 3. the TOML file that `--config=FILE` names: `port = 8000`, `trusted_proxies = ["10.0.0.0/8"]`;
 4. the program: `run.py` serves with `port=8888` and `xheaders=True` unless told otherwise.
 
-`--check` loads everything, prints each setting with its value and where it comes from, then what it finds to be wrong
-and what to do about it, and ends; [Operating it](operating.md) shows that. A setting that cannot be used is one line on
-standard error and exit status 2; an address that cannot be listened on is exit status 1.
+`--check` loads everything, prints each setting with its value and its source, then lists the problems it finds and what
+to do about them, and exits; [Operating it](operating.md#the-check) shows an example. An invalid setting causes one line
+on standard error and exit status 2; if the server cannot listen on its address, the exit status is 1.
 
-BYTES may be written in k, M or G, as in `64k` (in the file in quotes). A list is given with commas or option by option;
-in the file it is a TOML list.
+BYTES may be written in k, M or G, as in `64k` (in quotes in the TOML file). Separate the items of a list by commas, or
+repeat the option; in the file use a TOML list.
 
 ## Serving
 
@@ -36,18 +36,18 @@ list of `Lane` objects, a size is a number of bytes, `unix_socket_mode` is a num
 {process}
 ## A new process before the old one stops
 
-With `--reuse_port` start the new process, wait for its line `Serving on ...`, then send SIGTERM to the old one. The
-old one answers all that has reached it. A client whose attempt to connect meets the old process in its last moment
-tries again by itself and is served by the new one, a second later. What remains: the old process resets a connection
-whose making is still under way when it stops listening, which takes a client at a distance. A proxy on the same host
-never meets that; for other clients set `sysctl net.ipv4.tcp_migrate_req=1` (Linux 5.14), and the kernel hands such
-connections over. The port is shared only among processes of one user.
+With `--reuse_port` start the new process, wait for its line `Serving on ...`, then send SIGTERM to the old one. The old
+one answers all requests that have reached it. If a client connects just as the old process exits, its kernel retries,
+and the new process serves it a second later. One gap remains: if the old process stops listening during a remote
+client's TCP handshake, that connection is reset. A proxy on the same host is never affected; for other clients set
+`sysctl net.ipv4.tcp_migrate_req=1` (Linux 5.14), and the kernel hands such connections over. Only processes of the same
+user can share the port.
 
 ## With systemd
 
-`Type=notify` works: the process says when it accepts connections and when it stops. With `WatchdogSec=` it reports
-twice in that time for as long as its event loop turns. Let `TimeoutStopSec=`, 90 s by default, be longer than
-`--grace`, 190 s by default, and `ExecReload=kill -HUP $MAINPID` opens the log files anew.
+`Type=notify` works: the process reports when it accepts connections and when it stops. With `WatchdogSec=` it reports
+twice in that time as long as its event loop runs. Set `TimeoutStopSec=`, 90 s by default, to more than `--grace`, 190 s
+by default. `ExecReload=kill -HUP $MAINPID` reopens the log files.
 """
 
 

@@ -48,7 +48,7 @@ def warn_of_replaced_handlers() -> None:
     for number in (signal.SIGTERM, signal.SIGINT, *_HELD):
         if signal.getsignal(number) not in ours:
             logger.warning(
-                "%s: the server replaces the handler that the application has set; it needs this signal itself, so let "
-                "the application use another one",
+                "%s: the server uses this signal and has replaced the application's handler; use another signal in the "
+                "application",
                 number.name,
             )

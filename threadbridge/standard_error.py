@@ -1,4 +1,4 @@
-"""Standard error and standard output that nobody reads: who logs there never waits; what finds no room is counted.
+"""Non-blocking logging to standard error; lines that do not fit are dropped and counted.
 
 A pipe, a socket (as systemd's journal is) or a terminal takes nothing more while its reader stands still, and whoever
 writes there waits. Other processes share them, so that they cannot be made not to block. Any thread.
@@ -69,7 +69,7 @@ class StandardError(logging.Handler):
     def __init__(self, kept_size: int = KEPT_SIZE) -> None:
         super().__init__()
         self._kept_size = kept_size
-        # What is to be written, and for how many lines it stands.
+        # Pending text, and the number of log lines it represents.
         self._waiting: deque[tuple[bytes, int]] = deque()
         # Bytes of those, and of what is being written.
         self._size = 0

@@ -22,7 +22,7 @@ logger = logging.getLogger("threadbridge")
 # A statement may be sent just after a stop that found nothing to stop, so look again soon; the pauses double.
 FIRST_PAUSE = 0.02
 LONGEST_PAUSE = 2.0
-# While the database cannot be asked only this often one attempt is made, for whichever request.
+# While the database does not answer, only one attempt is made in this many seconds, for all requests.
 OUTAGE_PAUSE = 1.0
 # Seconds after which a request that has been told to stop loses its connection, whatever the database goes on doing.
 SEVER_AFTER = 5.0
@@ -209,8 +209,8 @@ class Stopper:
                     self.lacks_thread = True
                     self._no_thread.log(
                         logging.ERROR,
-                        "queries that nobody waits for cannot be stopped now, for want of a thread: %s; trying again "
-                        "when the next request needs a connection",
+                        "cancelled queries cannot be stopped now, because no thread could be started: %s; trying "
+                        "again when the next request needs a connection",
                         error,
                     )
                 else:
@@ -239,7 +239,7 @@ class Stopper:
             try:
                 task.run()
             except Exception:
-                logger.exception("a query that nobody waits for may go on: stopping it failed")
+                logger.exception("error in the stopper thread; a cancelled query may still be running")
             # What it is about may be forgotten, though this thread waits for the next one.
             del task
 
@@ -273,11 +273,11 @@ class Stopper:
             self._add(time.monotonic() + LONGEST_PAUSE, lambda: self._go_on(task))
             return
         self.severed += 1
-        numbers = " and ".join(str(each.number) for each in remains) or "whose number is not known"
+        numbers = " and ".join(str(each.number) for each in remains) or "(number unknown)"
         self._cut.log(
             logging.WARNING,
-            "request %s: nobody waits for it, but it still holds its connection to the database after %g s: "
-            "connection %s is cut, and ended in the database as soon as that can be reached",
+            "request %s: cancelled %g s ago but still holds connection %s; cutting it, and killing it in the database "
+            "when reachable",
             task.what.name,
             SEVER_AFTER,
             numbers,
@@ -298,8 +298,8 @@ class Stopper:
         if forgotten is not None:
             self._forgot.log(
                 logging.ERROR,
-                "connection %s may still be at work in the database, and is not looked after any more: there are more "
-                "than %d such connections",
+                "connection %s may still be running a query in the database, and is no longer checked: more than %d "
+                "such connections are left",
                 forgotten.number,
                 MOST_REMAINS,
             )
@@ -336,14 +336,13 @@ class Stopper:
         if what.predecessor is None:
             self._gone.log(
                 logging.WARNING,
-                "connection %s has ended in the database, %.1f s after it was given up%s",
-                *(what.number, seconds, ", as it was told" if end.told else ""),
+                "connection %s has ended in the database%s, %.1f s after it was given up",
+                *(what.number, ", killed on request" if end.told else "", seconds),
             )
         elif end.told:
             self._inherited.log(
                 logging.WARNING,
-                "connection %s of process %d, which is dead, has ended in the database as it was told, %.1f s after it "
-                "was found",
+                "connection %s of dead process %d has been killed in the database, %.1f s after it was found",
                 *(what.number, what.predecessor, seconds),
             )
 
@@ -366,12 +365,12 @@ class Stopper:
     def _note_failure(self, error: StopFailed) -> None:
         self.failures += 1
         if not self._asked_again_at:
-            logger.error("cannot stop queries that nobody waits for; trying again: %s", error)
+            logger.error("cannot stop cancelled queries; trying again: %s", error)
         self._asked_again_at = time.monotonic() + OUTAGE_PAUSE
         self._is_silent = isinstance(error, NoAnswer)
 
     def _note_success(self) -> None:
         if self._asked_again_at:
-            logger.warning("queries that nobody waits for can be stopped again")
+            logger.warning("cancelled queries can be stopped again")
             self._asked_again_at = 0.0
             self._is_silent = False

@@ -242,9 +242,9 @@ class Supervisor:
                     logger.error("%s: its event loop has stood still for %.0f s: killing it", child, silent)
                 else:
                     logger.error(
-                        "%s has not come to accept connections in %.0f s: killing it; give it more time with a longer "
-                        "watchdog (%g s), of which a start may take %d times as much",
-                        *(child, silent, limit, START_FACTOR),
+                        "%s does not accept connections after %.0f s: killing it; a start may take %d times watchdog="
+                        "%g s, so raise that if the application needs longer",
+                        *(child, silent, START_FACTOR, limit),
                     )
                 child.kill()
 
@@ -280,7 +280,7 @@ class Supervisor:
         if self._hurry.is_set():
             await asyncio.wait((ended,), timeout=PATIENCE)
         if child.status is None:
-            logger.error("%s has not ended as it was told: killing it", child)
+            logger.error("%s did not end when told to: killing it", child)
             child.kill()
         await ended
         return child.status == 0 or not was_ready

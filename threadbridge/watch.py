@@ -106,7 +106,7 @@ class Watch:
     def _cancel(self, exchange: Exchange, now: float) -> None:
         self._cancelled_late[exchange] = now
         logger.warning(
-            "request %s: nobody has waited for it for %g s, and it still runs: %s %s; it is cancelled",
+            "request %s: its time was up %g s ago, and it still runs: %s %s; cancelling it",
             exchange.id,
             STUCK_AFTER,
             exchange.start_line.method,
@@ -135,14 +135,13 @@ def _replace(exchange: Exchange, stack: str) -> None:
     replaced = exchange.lane.replace(exchange)
     changes = exchange.running.statements.outcome
     logger.error(
-        "request %s: nobody waits for it, but its thread is stuck: %s %s%s; %s. Its calls, innermost first:\n%s",
+        "request %s: it was cancelled, but its thread is stuck: %s %s%s; %s. Its calls, innermost first:\n%s",
         exchange.id,
         exchange.start_line.method,
         exchange.start_line.path,
         "" if changes == "none" else f", changes={as_field(changes)}",
         "a spare thread takes its place"
         if replaced
-        else f"no thread takes its place before another of the lane {exchange.lane.name} comes back, for as many as it "
-        "has are replaced already",
+        else f"no spare thread is left in lane {exchange.lane.name}; it will be replaced when another returns",
         stack,
     )

@@ -75,8 +75,8 @@ class WorkerThreads:
             self.failed_at = time.monotonic()
             _not_started.log(
                 logging.ERROR,
-                "no thread %s can be started besides %d others: %s. Trying again several times a second while there is "
-                "work. Look at the limits of processes and threads (LimitNPROC=, TasksMax=, ulimit -u) and at memory",
+                "no thread %s can be started in addition to %d others: %s. Trying again several times a second while "
+                "there is work. Check the limits on threads (LimitNPROC=, TasksMax=, ulimit -u) and the free memory",
                 self._name,
                 self.count,
                 error,

@@ -66,7 +66,7 @@ def call_application(
         if exchange.is_copy:
             leave(error)
         if exchange.running.cancelled:
-            logger.info("request %s: stopped, nobody waits for it: %r", exchange.id, error)
+            logger.info("request %s: stopped, because it was cancelled: %r", exchange.id, error)
         elif is_outage(error):
             logger.error("request %s failed: %s %s: %r", exchange.id, line.method, line.path, error)
         else:
@@ -162,7 +162,7 @@ class Call:
             finally:
                 exc_info = None
         elif self._fields is not None:
-            raise ApplicationError("start_response was called twice; a second call must bring exc_info")
+            raise ApplicationError("start_response was called twice; the second call must pass exc_info")
         if not isinstance(status, str):
             raise ApplicationError(f"the status is {status!r}; expected a str, such as '200 OK'")
         self._status, self._reason = _parse_status(status)
@@ -269,7 +269,7 @@ class Call:
 
     def _log_excess(self) -> None:
         logger.error(
-            "request %s: the body is longer than its Content-Length; what is over was not sent",
+            "request %s: the body is longer than its Content-Length; the excess was not sent",
             self._exchange.id,
         )
 
@@ -290,7 +290,7 @@ def _checked_name(name: str) -> str:
     if not _TOKEN(name):
         raise ApplicationError(f"header name {name!r} is not a token (RFC 9110, section 5.6.2)")
     if name.lower() in _HOP_BY_HOP:
-        raise ApplicationError(f"header {name} belongs to the connection, which only the server may speak for")
+        raise ApplicationError(f"header {name} is hop-by-hop; only the server may set it (RFC 9110, section 7.6.1)")
     return name.lower()
 
 

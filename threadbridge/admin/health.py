@@ -89,7 +89,7 @@ class DatabaseHealth:
         if 0 < guard.size <= guard.overdue() and not succeeded_lately:
             self._all_overdue_since = self._all_overdue_since or now
             if now - self._all_overdue_since >= LATELY:
-                return f"all {guard.size} connections are held by requests that nobody waits for any more"
+                return f"all {guard.size} connections are held by requests that are cancelled or past their deadline"
         else:
             self._all_overdue_since = 0.0
         if succeeded_lately:
