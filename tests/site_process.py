@@ -38,6 +38,19 @@ def app(environ, start_response):
         # Until the process is killed, or for so many seconds.
         open(flag, "w").close()
         ctypes.PyDLL(None).sleep(int(os.path.basename(flag).rpartition("-")[2]))
+    elif path == "/descriptors":
+        # All that are left, until the test says so. A file that is there can be renamed without one.
+        open(flag + ".begun", "w").close()
+        held = []
+        try:
+            while True:
+                held.append(os.open(os.devnull, os.O_RDONLY))
+        except OSError:
+            os.rename(flag + ".begun", flag + ".entered")
+        while not os.path.exists(flag):
+            time.sleep(0.01)
+        for descriptor in held:
+            os.close(descriptor)
     elif path == "/crash":
         os.abort()
     elif path == "/stream":

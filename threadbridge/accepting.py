@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import logging
+import os
 import resource
 import socket
 from collections.abc import Callable
@@ -29,6 +30,8 @@ _REFUSAL = (
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: %d\r\n"
     b"Retry-After: 1\r\nConnection: close\r\n\r\n" % len(_BODY)
 )
+# Those whose reserve is in use. Clients must not get it when it comes free.
+_without_reserve: set[Acceptor] = set()
 _exhausted_log = RepeatedLog(logger)
 
 
@@ -52,20 +55,25 @@ def refuse(connection: socket.socket, answers: bool) -> tuple[bytes, int]:
 class Acceptor:
     """Calls a function with each connection and its client's address, until it is closed.
 
-    :param refuse: called instead while descriptors are scarce; it must close the connection.
+    :param on_scarce: called instead while descriptors are scarce; it must close the connection soon.
+    :param leaves: how many descriptors these clients leave to others.
 
-    The kernel then keeps the other clients waiting; nothing spins.
+    The kernel then keeps the other clients waiting; nothing spins. One descriptor is held in reserve, and given up when
+    there are no others left: one connection at a time can be accepted even then.
     """
 
     def __init__(
         self,
         listener: socket.socket,
         on_connection: Callable[[socket.socket, Any], None],
-        refuse: Callable[[socket.socket, Any], None],
+        on_scarce: Callable[[socket.socket, Any], None],
+        leaves: int,
     ) -> None:
         self._listener = listener
         self._on_connection = on_connection
-        self._refuse = refuse
+        self._on_scarce = on_scarce
+        self._leaves = leaves
+        self._reserve: int | None = None
         self._loop = IOLoop.current()
         self._resuming: asyncio.TimerHandle | None = None
         self._closed = False
@@ -73,6 +81,7 @@ class Acceptor:
 
     def _resume(self) -> None:
         self._resuming = None
+        self._hold_reserve()
         self._loop.add_handler(self._listener, self._accept, IOLoop.READ)
 
     def _accept(self, listener: socket.socket, events: int) -> None:
@@ -89,20 +98,46 @@ class Acceptor:
             except OSError as error:
                 if error.errno not in _EXHAUSTED:
                     raise
+                self._accept_with_reserve()
                 self._pause(error.strerror or str(error))
                 return
             # The lowest free number is given: a high one shows that few are left.
-            if connection.fileno() >= resource.getrlimit(resource.RLIMIT_NOFILE)[0] - RESERVED:
-                self._refuse(connection, address)
+            is_high = connection.fileno() >= resource.getrlimit(resource.RLIMIT_NOFILE)[0] - self._leaves
+            if is_high or (self._leaves and _without_reserve):
+                self._on_scarce(connection, address)
                 self._pause("the last ones are kept for the operators' port, the database and temporary files")
                 return
             self._on_connection(connection, address)
 
+    def _accept_with_reserve(self) -> None:
+        if self._reserve is None:
+            return
+        self._give_up_reserve()
+        _without_reserve.add(self)
+        try:
+            connection, address = self._listener.accept()
+        except OSError:
+            # Another thread was faster, or the client has left.
+            return
+        self._on_scarce(connection, address)
+        self._hold_reserve()
+
+    def _hold_reserve(self) -> None:
+        if self._reserve is None:
+            with contextlib.suppress(OSError):
+                self._reserve = os.open(os.devnull, os.O_RDONLY)
+                _without_reserve.discard(self)
+
+    def _give_up_reserve(self) -> None:
+        if self._reserve is not None:
+            os.close(self._reserve)
+            self._reserve = None
+
     def _pause(self, why: str) -> None:
         _exhausted_log.log(
             logging.ERROR,
-            "no file descriptors left for new clients: %s. They wait, or are answered 503, until others leave; raise "
-            "the limit with LimitNOFILE= or ulimit -n",
+            "no file descriptors left for new connections: %s. Clients wait, or are answered 503, until others leave; "
+            "raise the limit with LimitNOFILE= or ulimit -n",
             why,
         )
         self._loop.remove_handler(self._listener)
@@ -111,6 +146,8 @@ class Acceptor:
     def close(self) -> None:
         """Accept no more. The socket stays open."""
         self._closed = True
+        self._give_up_reserve()
+        _without_reserve.discard(self)
         if self._resuming is not None:
             self._resuming.cancel()
         else:

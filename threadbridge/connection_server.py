@@ -16,7 +16,7 @@ from tornado.iostream import IOStream
 from tornado.netutil import ssl_wrap_socket
 
 from threadbridge import forks
-from threadbridge.accepting import Acceptor, refuse
+from threadbridge.accepting import RESERVED, Acceptor, refuse
 from threadbridge.background import Background
 from threadbridge.connections import Connections
 from threadbridge.forwarded import peer_of
@@ -119,7 +119,7 @@ class ConnectionServer:
         for listener in sockets:
             forks.listens(listener)
             self._listeners[listener] = Acceptor(
-                listener, self._handle_connection, partial(self._refuse, "descriptors")
+                listener, self._handle_connection, partial(self._refuse, "descriptors"), RESERVED
             )
 
     def _handle_connection(self, connection: socket.socket, address: Any) -> None:

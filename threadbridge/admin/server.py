@@ -10,7 +10,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 from urllib.parse import quote
@@ -19,6 +19,7 @@ from tornado.httpserver import HTTPServer
 from tornado.iostream import IOStream
 
 from threadbridge import forks
+from threadbridge.accepting import Acceptor
 from threadbridge.admin.access import Access
 from threadbridge.admin.events import Events
 from threadbridge.admin.handlers import local_application, public_application
@@ -45,12 +46,43 @@ LARGEST_REQUEST = 64 * 1024
 MAX_CONNECTIONS = 100
 # Seconds that those who watch may take to see that it is over.
 CLOSE_TIME = 1.0
+# Seconds for which a connection may have the last file descriptor: time for one answer, then it is another's turn.
+LAST_DESCRIPTOR_TIME = 1.0
 
 
 class _Server(HTTPServer):
-    """Closes at once what comes beyond `MAX_CONNECTIONS`: whoever fills the port takes no descriptors from clients."""
+    """Closes at once what comes beyond `MAX_CONNECTIONS`: whoever fills the port takes no descriptors from clients.
+
+    Answers one connection at a time when there are no descriptors left.
+    """
 
     _log = RepeatedLog(logger)
+
+    def initialize(self, *arguments: Any, **parameters: Any) -> None:
+        """See `tornado.httpserver.HTTPServer`."""
+        super().initialize(*arguments, **parameters)
+        self._acceptors: dict[socket.socket, Acceptor] = {}
+
+    def add_sockets(self, sockets: Iterable[socket.socket]) -> None:
+        """See `tornado.tcpserver.TCPServer`."""
+        for listener in sockets:
+            forks.listens(listener)
+            self._acceptors[listener] = Acceptor(listener, self._serve, self._serve_briefly, leaves=0)
+
+    def stop(self) -> None:
+        """See `tornado.tcpserver.TCPServer`."""
+        for listener, acceptor in self._acceptors.items():
+            acceptor.close()
+            listener.close()
+        self._acceptors.clear()
+
+    def _serve(self, connection: socket.socket, address: Any) -> None:
+        self.handle_stream(IOStream(connection), address)
+
+    def _serve_briefly(self, connection: socket.socket, address: Any) -> None:
+        stream = IOStream(connection)
+        self.handle_stream(stream, address)
+        asyncio.get_running_loop().call_later(LAST_DESCRIPTOR_TIME, stream.close)
 
     def handle_stream(self, stream: IOStream, address: Any) -> None:
         """See `tornado.httpserver.HTTPServer`."""
@@ -135,8 +167,6 @@ class AdminServer:
         server = _Server(
             application, max_body_size=LARGEST_REQUEST, max_header_size=LARGEST_REQUEST, idle_connection_timeout=60
         )
-        for listener in sockets:
-            forks.listens(listener)
         server.add_sockets(sockets)
         self._servers.append(server)
 
