@@ -20,7 +20,7 @@ import logging
 from threadbridge.logs import RequestIds
 
 logger = logging.getLogger("app")
-own = logging.FileHandler("own.log")
+own = logging.FileHandler("own.log", mode="w")
 own.setFormatter(logging.Formatter("%(request_id)s|%(message)s"))
 own.addFilter(RequestIds())
 logger.addHandler(own)
@@ -143,6 +143,23 @@ def test_a_log_that_was_removed_is_made_anew_at_sighup(tmp_path: Path) -> None:
         get(server, "/a", "after")
         wait_until(lambda: "id=after " in file.read_text(), "it is written")
         assert server.stop() == 0
+
+
+def test_sighup_keeps_what_an_application_has_logged_in_a_file_of_its_own(tmp_path: Path) -> None:
+    file, moved = tmp_path / "own.log", tmp_path / "own.log.1"
+    with Site(tmp_path) as server:
+        # The application's handler was made with mode "w".
+        get(server, "/a", "before")
+        server.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: server.output().count("SIGHUP") == 1, "it is done")
+        assert file.read_text().splitlines()[1:] == ["before|asked for /a"]
+        file.rename(moved)
+        server.process.send_signal(signal.SIGHUP)
+        wait_until(file.exists, "it is made")
+        get(server, "/a", "after")
+        assert server.stop() == 0
+    assert moved.read_text().splitlines()[1:] == ["before|asked for /a"]
+    assert file.read_text() == "after|asked for /a\n"
 
 
 def test_where_the_access_log_is() -> None:

@@ -135,12 +135,15 @@ class JSONFormatter(logging.Formatter):
 def reopen_log_files() -> None:
     """Go on in new files if the log files have been moved away, as logrotate does. Loop side.
 
-    A file that cannot be opened is logged, and its handler goes on with the old one.
+    The application's own handlers too: what they have written stays, whatever mode they were made with. A file that
+    cannot be opened is logged, and its handler goes on with the old one.
     """
     loggers = [logging.root, *logging.root.manager.loggerDict.values()]
     handlers = {handler for each in loggers if isinstance(each, logging.Logger) for handler in each.handlers}
     for handler in handlers:
-        if isinstance(handler, logging.FileHandler):
+        if isinstance(handler, logging.FileHandler) and _is_moved_away(handler):
+            # With "w" another handler's lines would be lost if both have the same new file.
+            handler.mode = "a"
             try:
                 opened = handler._open()
             except OSError as error:
@@ -150,3 +153,15 @@ def reopen_log_files() -> None:
             if old is not None:
                 old.close()
     logger.info("SIGHUP: log files reopened")
+
+
+def _is_moved_away(handler: logging.FileHandler) -> bool:
+    """Whether it has a file open that is no longer the one with its name."""
+    if handler.stream is None:
+        # It opens one with its first line.
+        return False
+    try:
+        return not os.path.samestat(os.fstat(handler.stream.fileno()), os.stat(handler.baseFilename))
+    except OSError:
+        # Why the new one cannot be had, opening it says.
+        return True
