@@ -6,6 +6,7 @@ import json
 import re
 import resource
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import requests
 
 from tests.inprocess import wait_until
 from tests.processes import Frontend
+from threadbridge.compiled import PACKAGE, SWITCH
 from threadbridge.logs import access_log_path
 
 APPLICATION = """
@@ -41,10 +43,10 @@ def app(environ, start_response):
 class Site(Frontend):
     """That application, which trusts proxies on loopback, with its logs in the directory."""
 
-    def __init__(self, directory: Path, *arguments: str) -> None:
+    def __init__(self, directory: Path, *arguments: str, env: Mapping[str, str] | None = None) -> None:
         (directory / "log_app.py").write_text(APPLICATION)
         command = ("-m", "threadbridge", "log_app:app", "--threads=2", "--port={port}", "--xheaders", *arguments)
-        super().__init__(command, cwd=directory)
+        super().__init__(command, env=env, cwd=directory)
 
 
 def get(server: Frontend, path: str, request_id: str) -> requests.Response:
@@ -160,6 +162,29 @@ def test_sighup_keeps_what_an_application_has_logged_in_a_file_of_its_own(tmp_pa
         assert server.stop() == 0
     assert moved.read_text().splitlines()[1:] == ["before|asked for /a"]
     assert file.read_text() == "after|asked for /a\n"
+
+
+@pytest.mark.parametrize("compiled", ["0", "1"])
+def test_places_are_those_of_the_calls_that_log(tmp_path: Path, compiled: str) -> None:
+    with Site(tmp_path, env={SWITCH: compiled}) as server:
+        get(server, "/fails", "r-1")
+        contradiction = {"X-Real-IP": "192.0.2.1", "X-Forwarded-For": "192.0.2.2"}
+        requests.get(server.url, headers=contradiction, timeout=10)
+        assert server.stop() == 0
+        output = server.output()
+    for message, module, call in (
+        ("asked for /fails", tmp_path / "log_app.py", "logger.warning("),
+        ("request r-1 failed", PACKAGE / "wsgi.py", "logger.exception("),
+        ("a trusted proxy sends", PACKAGE / "forwarded.py", "self._contradictions.log("),
+    ):
+        found = re.search(rf"^\[. \d{{6}} \S+ ([\w:]+)(?: \S+)?\] {message}", output, re.MULTILINE)
+        assert found is not None
+        name, _, line = found[1].partition(":")
+        if ", compiled, on " in output and module.parent == PACKAGE:
+            # No frame of the calling function is there to be found.
+            assert (name, line) == ("threadbridge", "")
+        else:
+            assert name == module.stem and call in module.read_text().splitlines()[int(line) - 1]
 
 
 def test_where_the_access_log_is() -> None:

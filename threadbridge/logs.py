@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from tornado.log import LogFormatter, access_log, enable_pretty_logging
 
 from threadbridge.access_log import AccessLines, iso_time
+from threadbridge.compiled import is_compiled
 from threadbridge.current import current_or_none
 from threadbridge.repeated_log import RepeatedLog
 from threadbridge.settings import CommandLineSettings
@@ -19,7 +20,16 @@ from threadbridge.standard_error import StandardError, may_block
 
 logger = logging.getLogger("threadbridge")
 
-FORMAT = "%(color)s[%(levelname)1.1s %(asctime)s %(module)s:%(lineno)d%(in_request)s]%(end_color)s %(message)s"
+FORMAT = "%(color)s[%(levelname)1.1s %(asctime)s %(place)s%(in_request)s]%(end_color)s %(message)s"
+
+
+def _place(record: logging.LogRecord) -> str:
+    """The module and line that logged it; "" if that is not known.
+
+    Compiled functions are not on Python's stack: their lines would be said to come from whatever called them.
+    """
+    is_servers_own = record.name.partition(".")[0] == logger.name
+    return "" if is_servers_own and is_compiled() else f"{record.module}:{record.lineno}"
 
 
 def set_up_logging(settings: CommandLineSettings) -> None:
@@ -106,6 +116,7 @@ class TextFormatter(LogFormatter):
         if isinstance(record.msg, AccessLines):
             return str(record.msg)
         request_id = getattr(record, "request_id", "")
+        record.place = _place(record) or record.name
         record.in_request = f" {request_id}" if request_id else ""
         return super().format(record)
 
@@ -126,7 +137,7 @@ class JSONFormatter(logging.Formatter):
         if isinstance(record.msg, SlowRequest):
             fields |= {"message": "slow request", **record.msg.fields()}
         else:
-            fields |= {"message": record.getMessage(), "place": f"{record.module}:{record.lineno}"}
+            fields |= {"message": record.getMessage(), "place": _place(record)}
         if record.exc_info:
             fields["traceback"] = self.formatException(record.exc_info)
         return json.dumps(fields)

@@ -39,4 +39,5 @@ class RepeatedLog:
         if left_out:
             message += " (and %d more like this since the last such line)"
             args = (*args, left_out)
-        self._logger.log(level, message, *args, exc_info=exc_info)
+        # As the place in the log stands that of the caller.
+        self._logger.log(level, message, *args, exc_info=exc_info, stacklevel=2)
