@@ -11,6 +11,7 @@ import struct
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from wsgiref.types import StartResponse, WSGIEnvironment
@@ -127,6 +128,31 @@ def test_an_upload_without_room_on_the_disk_fails_alone(
         assert "cannot write its body to a temporary file" in caplog.text
         assert server.request("POST", body=b"small")[1] == expected(b"small")
         wait_until(lambda: server.bridge.spool.taken == 0, "the disk space is given back")
+
+
+def test_uploads_without_room_cost_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with BridgeThread(digest, threads=1, spool_size=2 * MEGABYTE) as server:
+        assert [server.request("POST", body=bytes(4 * MEGABYTE))[0].status for _ in range(5)] == [507] * 5
+    assert caplog.text.count("cannot write its body to a temporary file") == 1
+
+
+def test_responses_without_a_disk_cost_one_line_and_wait_for_their_clients(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    size, count = 16 * MEGABYTE, 3
+    with BridgeThread(Stream([bytes(MEGABYTE)] * 16), threads=count) as server, ExitStack() as stack:
+        clients = [stack.enter_context(server.send(GET)) for _ in range(count)]
+        wait_until(lambda: sum(map(waits_for_its_client, list(server.bridge.exchanges))) == count, "none has a file")
+        for client in clients:
+            response = http.client.HTTPResponse(client)
+            response.begin()
+            assert len(response.read()) == size
+    assert caplog.text.count("cannot write a response to a temporary file") == 1 and "Traceback" not in caplog.text
+
+
+def waits_for_its_client(exchange: Any) -> bool:
+    return exchange._channel is not None and not exchange._channel._may_spill
 
 
 class Stream:

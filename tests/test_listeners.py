@@ -10,7 +10,7 @@ import ssl
 import stat
 import subprocess
 import threading
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -196,6 +196,23 @@ def test_https(tmp_path: Path, certificate: Path) -> None:
         answer = requests.get(url, timeout=10, verify=str(certificate / "cert.pem"))
         assert answer.text == f"https {server.process.pid}"
         assert server.stop() == 0
+
+
+def test_handshakes_that_fail_cost_a_line_in_ten_seconds(tmp_path: Path, certificate: Path) -> None:
+    options = (f"--certfile={certificate / 'cert.pem'}", f"--keyfile={certificate / 'key.pem'}")
+    with Process(tmp_path, "--port={port}", *options) as server:
+        for _ in range(40):
+            with socket.create_connection(("127.0.0.1", server.port), 10) as client:
+                client.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+                with suppress(ConnectionResetError):
+                    while client.recv(100):
+                        pass
+        url = f"https://127.0.0.1:{server.port}/"
+        assert requests.get(url, timeout=10, verify=str(certificate / "cert.pem")).status_code == 200
+        assert server.stop() == 0
+        output = server.output()
+    assert 1 <= output.count("TLS handshake failed") < 10
+    assert "SSL Error" not in output and "Traceback" not in output
 
 
 def test_a_connection_too_many_is_closed_without_an_answer_where_tls_is_spoken(

@@ -177,7 +177,9 @@ class Exchange:
             await written
         except Exception as error:  # noqa: BLE001 - it is logged, and the request must end
             if self._stop(State.FAILED):
-                logger.error("request %s: cannot write its body to a temporary file: %r", self.id, error)
+                self.spool.request_log.log(
+                    logging.ERROR, "request %s: cannot write its body to a temporary file: %r", self.id, error
+                )
                 full = isinstance(error, SpoolFullError) or (isinstance(error, OSError) and error.errno == errno.ENOSPC)
                 self._answer_plainly(HTTPStatus.INSUFFICIENT_STORAGE if full else HTTPStatus.INTERNAL_SERVER_ERROR, {})
         if not self.ended:

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import socket
 import sys
 import termios
 from asyncio import Future
 from collections.abc import Callable, Sequence
-from ssl import SSLWantReadError
+from ssl import SSLEOFError, SSLError, SSLWantReadError, SSLWantWriteError, SSLZeroReturnError
 from typing import Any
 
 from tornado.ioloop import IOLoop
 from tornado.iostream import IOStream, SSLIOStream, StreamClosedError
 from tornado.log import gen_log
+
+from threadbridge.repeated_log import RepeatedLog
+
+logger = logging.getLogger("threadbridge")
+_handshake_log, _read_log = RepeatedLog(logger), RepeatedLog(logger)
 
 READ_SIZE = 65536
 
@@ -132,7 +138,7 @@ class PushStream(IOStream):
             return
         except OSError as error:
             if not self._is_connreset(error):
-                gen_log.warning("error on read: %s", error)
+                _read_log.log(logging.INFO, "a connection is closed, for reading from it failed: %s", error)
             self.close(exc_info=error)
             return
         if data:
@@ -152,6 +158,20 @@ class PushSSLStream(SSLIOStream, PushStream):
 
     # Its handshake waits now for this, now for that.
     _handle_events = PushStream._handle_rarer_events
+
+    def _do_ssl_handshake(self) -> None:
+        # `SSLIOStream` would log a warning for each client that fails.
+        try:
+            self.socket.do_handshake()
+        except (SSLWantReadError, SSLWantWriteError):
+            pass
+        except (OSError, AttributeError) as error:
+            # Others have left: a check whether the port is open, or a reset before there was a TLS socket.
+            if isinstance(error, SSLError) and not isinstance(error, (SSLEOFError, SSLZeroReturnError)):
+                _handshake_log.log(logging.INFO, "a client's TLS handshake failed: %s", error)
+            self.close(exc_info=error)
+            return
+        super()._do_ssl_handshake()
 
     def _send_at_once(self, pieces: Sequence[bytes | memoryview]) -> int:
         return self.write_to_fd(memoryview(b"".join(pieces)))

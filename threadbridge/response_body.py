@@ -16,8 +16,6 @@ from typing import IO, Protocol, TypeAlias
 from threadbridge.memory import SMALL_PIECE
 from threadbridge.spool import BlockFile, ClosedFileError, Spool
 
-logger = logging.getLogger("threadbridge")
-
 # How much of a body waits in memory before it goes to the disk.
 MEMORY_LIMIT = 1024 * 1024
 # How much is written to the socket at once.
@@ -163,8 +161,12 @@ class Channel:
                 return None
         except ClosedFileError:
             return None
-        except OSError:
-            logger.exception("cannot write a response to a temporary file; its thread waits for the client instead")
+        except OSError as error:
+            self._spool.response_log.log(
+                logging.ERROR,
+                "cannot write a response to a temporary file; its thread waits for the client instead: %r",
+                error,
+            )
             self._may_spill = False
             return None
         with self._changed:

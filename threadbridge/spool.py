@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 import threading
@@ -9,7 +10,10 @@ from collections import deque
 from collections.abc import Callable
 
 from threadbridge.memory import Memory
+from threadbridge.repeated_log import RepeatedLog
 from threadbridge.worker_threads import TaskThreads
+
+logger = logging.getLogger("threadbridge")
 
 # A disk serves few at a time; more threads would only wait for each other.
 DISK_THREADS = 4
@@ -43,6 +47,8 @@ class Spool:
         self.size = size
         self.memory = memory
         self.unread = unread
+        # Of requests that the disk has no room for, and of responses.
+        self.request_log, self.response_log = RepeatedLog(logger), RepeatedLog(logger)
         self.threads = TaskThreads(DISK_THREADS, "threadbridge-disk")
         self._taken = 0
         self._by_client: dict[str, int] = {}
