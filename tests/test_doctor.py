@@ -62,6 +62,13 @@ def test_each_subject_is_explained() -> None:
 # The process.
 
 
+def test_bodies_that_no_client_could_upload(mariadb: dict[str, str]) -> None:
+    report = check(mariadb, "--max_body_size=100M", "--spool_size=399M")
+    assert (report.bad, report.status) == ({"uploads": "warning"}, 1)
+    assert report.advice("uploads").startswith(f"set --spool_size to at least {400 * 1024**2}, or --max_body_size to")
+    assert check(mariadb, "--max_body_size=100M", "--spool_size=400M").bad == {}
+
+
 def test_nobody_may_wait(mariadb: dict[str, str]) -> None:
     report = check(mariadb, "--queue=0")
     assert (report.bad, report.status) == ({"queues": "warning"}, 1)

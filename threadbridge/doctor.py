@@ -15,7 +15,9 @@ from threadbridge.compiled import SWITCH, has_others, is_compiled
 from threadbridge.finding import Finding, Level
 from threadbridge.lanes import Lane
 from threadbridge.nginx_config import NginxConfigError, read_timeouts
+from threadbridge.request_body import MEMORY_LIMIT
 from threadbridge.settings import ALL, CommandLineSettings, Resolved
+from threadbridge.spool import PART_PER_CLIENT
 
 # Files that a process has open beside the connections of clients and to the database: logs, listeners, the loop's own.
 OWN_FILES = 50
@@ -68,6 +70,7 @@ def examine(settings: CommandLineSettings, lanes: Sequence[Lane]) -> Iterator[Fi
     yield _hot_path()
     yield _queues(settings, lanes)
     yield _files(lanes, connections)
+    yield _uploads(settings["max_body_size"], settings["spool_size"])
     yield from _directories(settings)
     if settings["nginx_config"] is not None:
         yield _nginx(settings["nginx_config"], deadline)
@@ -155,6 +158,20 @@ def _files(lanes: Sequence[Lane], connections: int) -> Finding:
             else f"with full queues it needs about {needed}, and beyond the limit no client can connect"
         ),
         f"raise the limit to at least {needed} ({how}), or set a smaller --queue",
+    )
+
+
+def _uploads(largest: int, spool_size: int) -> Finding:
+    # As large as one client's bodies may be.
+    part = spool_size // PART_PER_CLIENT
+    if largest <= part or largest < MEMORY_LIMIT:
+        return Finding("uploads", Level.OK, f"up to {largest} bytes, and {part} bytes of one client at a time")
+    return Finding(
+        "uploads",
+        Level.WARNING,
+        f"bodies of up to {largest} bytes are accepted, but one client may take a quarter of spool_size, which is "
+        f"{part} bytes: larger ones are answered 507",
+        f"set --spool_size to at least {PART_PER_CLIENT * largest}, or --max_body_size to at most {part}",
     )
 
 
