@@ -308,3 +308,27 @@ def test_every_logging_option_of_tornado_is_there_with_its_default() -> None:
 def test_the_page_is_up_to_date() -> None:
     page = ROOT / "docs" / "settings.md"
     assert page.read_text() == as_markdown(), "run: python -m threadbridge.settings_page >docs/settings.md"
+
+
+@pytest.mark.parametrize("name", ["_handle_read", "_read_buffer"])
+def test_a_tornado_whose_streams_are_others_is_named_at_the_start(name: str) -> None:
+    # As another version might have it: without the method, or with another name in its constructor.
+    program = f"""
+import sys
+from tornado.iostream import BaseIOStream, IOStream, SSLIOStream
+if {name!r} == "_handle_read":
+    for each in (BaseIOStream, SSLIOStream):
+        del each._handle_read
+else:
+    made = BaseIOStream.__init__.__code__
+    names = tuple(each if each != {name!r} else "_other" for each in made.co_names)
+    BaseIOStream.__init__.__code__ = made.replace(co_names=names)
+from threadbridge.command_line import run
+sys.exit(run(lambda environ, start_response: [], threads=1))
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program, "--port=0"], cwd=ROOT, capture_output=True, text=True, timeout=30
+    )
+    assert ended.returncode == 2
+    [line] = ended.stderr.splitlines()
+    assert f"have no {name}; this version of threadbridge was made for Tornado 6.6: install that" in line

@@ -13,6 +13,7 @@ from tornado.iostream import IOStream
 from threadbridge.bridge import Bridge
 from threadbridge.connection_server import ConnectionServer, Refused, StartRequest, own_port
 from threadbridge.http1 import Limits
+from threadbridge.push_stream import check_tornado
 
 # The fields of `Limits` that Tornado's parameters stand for.
 _LIMITS = {
@@ -50,6 +51,7 @@ class HTTPServer(ConnectionServer, TornadoHTTPServer):
         self, request_callback: Any, limits: Limits | None = None, **parameters: Any
     ) -> None:
         """Called by the constructor; see the class."""
+        check_tornado()
         limits = _limits(limits, parameters)
         TornadoHTTPServer.initialize(self, request_callback, **parameters)
         start_request: StartRequest = partial(TornadoHTTPServer.start_request, self)

@@ -13,8 +13,9 @@ from collections.abc import Callable, Sequence
 from ssl import SSLEOFError, SSLError, SSLWantReadError, SSLWantWriteError, SSLZeroReturnError
 from typing import Any
 
+import tornado
 from tornado.ioloop import IOLoop
-from tornado.iostream import IOStream, SSLIOStream, StreamClosedError
+from tornado.iostream import BaseIOStream, IOStream, SSLIOStream, StreamClosedError
 from tornado.log import gen_log
 
 from threadbridge.repeated_log import RepeatedLog
@@ -23,6 +24,23 @@ logger = logging.getLogger("threadbridge")
 _handshake_log, _read_log = RepeatedLog(logger), RepeatedLog(logger)
 
 READ_SIZE = 65536
+
+# What this module and `threadbridge.http1` use of the privates of Tornado's streams.
+_METHODS = ("_add_io_state", "_check_closed", "_do_ssl_handshake", "_handle_events", "_handle_read", "_is_connreset")
+_ATTRIBUTES = ("_closed", "_read_buffer", "_read_buffer_size", "_state", "_total_write_done_index", "_write_buffer")
+
+
+def check_tornado() -> None:
+    """Raise ``ValueError`` for a Tornado whose streams have not what is used of their privates."""
+    # There are no streams without a loop, which may not run yet: their constructor names what they will have.
+    made = BaseIOStream.__init__.__code__.co_names
+    missing = [name for name in _METHODS if not hasattr(SSLIOStream, name)]
+    missing += [name for name in _ATTRIBUTES if name not in made]
+    if missing:
+        raise ValueError(
+            f"the streams of Tornado {tornado.version} have no {', '.join(missing)}; this version of threadbridge was "
+            "made for Tornado 6.6: install that"
+        )
 
 
 class PushStream(IOStream):

@@ -28,6 +28,7 @@ from threadbridge.lanes import Lane
 from threadbridge.listeners import bind, describe, leave_new_connections_to_others, tls_context
 from threadbridge.logs import reopen_log_files
 from threadbridge.notify import feed_watchdog, notify
+from threadbridge.push_stream import check_tornado
 from threadbridge.settings import Settings, from_keywords, grace_period
 from threadbridge.signals import hold_signals, on_signal, warn_of_replaced_handlers
 from threadbridge.standard_error import say
@@ -79,6 +80,7 @@ class Service:
         self, application: WSGIApplication, settings: Settings, inheritance: Inheritance | None = None
     ) -> None:
         """Prepare everything that does not need the address; raises ``ValueError``."""
+        check_tornado()
         self._settings = settings
         self._bridge = Bridge(
             application,
