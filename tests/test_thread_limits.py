@@ -9,6 +9,8 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +18,10 @@ from pathlib import Path
 import pytest
 
 from tests.inprocess import wait_until
+from tests.processes import ROOT
 from tests.site_process import Process, entered
+from threadbridge.inheritance import VARIABLE, Inheritance
+from threadbridge.worker_threads import WorkerThreads
 
 AS_SOMEBODY = ("setpriv", "--reuid=54321", "--inh-caps=+dac_override", "--ambient-caps=+dac_override")
 
@@ -153,3 +158,52 @@ def test_it_stops_without_another_thread(tmp_path: Path) -> None:
             assert server.process.wait(20) == 0
         assert "stopped, every request is answered" in server.output()
         assert "Traceback" not in server.output()
+
+
+def test_a_process_takes_what_its_supervisor_hands_it_without_another_thread() -> None:
+    channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    stacks_file = os.memfd_create("stacks")
+    inheritance = Inheritance(7, os.getpid(), theirs, [], [], None, stacks_file, start_limit=0)
+    program = "from threadbridge.inheritance import take_inheritance; print(take_inheritance().number)"
+    command = ["prlimit", "--nproc=1:1", sys.executable, "-c", program]
+    with channel, theirs:
+        ended = subprocess.run(
+            [*AS_SOMEBODY, *command] if os.getuid() == 0 else command,
+            env={**os.environ, VARIABLE: inheritance.as_text(), "PYTHONPATH": str(ROOT)},
+            pass_fds=inheritance.descriptors(),
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
+    os.close(stacks_file)
+    assert ended.stdout == "7\n"
+    [line] = ended.stderr.splitlines()
+    assert line.startswith("no thread can be started that waits for the supervisor's death")
+
+
+def test_a_new_thread_waits_until_there_is_memory_for_it() -> None:
+    class Full(set[int]):
+        had = 0
+
+        def add(self, number: int) -> None:
+            self.had += 1
+            if self.had < 3:
+                raise MemoryError
+            super().add(number)
+
+    lock, threads, ran = threading.Lock(), Full(), threading.Semaphore(0)
+
+    def work() -> None:
+        ran.release()
+        with lock:
+            workers.release()
+
+    workers = WorkerThreads("test", 1, work, lock)
+    workers._executor._initargs = (threads,)
+    for _ in range(2):
+        with lock:
+            assert workers.call()
+        assert ran.acquire(timeout=10)
+    assert len(threads) == 1
+    workers.close()
+    workers.join()

@@ -18,6 +18,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from threadbridge.threads import NOT_STARTED
+
 logger = logging.getLogger("threadbridge")
 
 VARIABLE = "THREADBRIDGE_INHERITANCE"
@@ -109,7 +111,14 @@ def take_inheritance() -> Inheritance | None:
         faulthandler.enable(inheritance.stacks_file)
     if inheritance.start_limit:
         faulthandler.dump_traceback_later(0.75 * inheritance.start_limit, file=inheritance.stacks_file)
-    threading.Thread(target=_end_with_supervisor, args=(inheritance,), name="threadbridge-start", daemon=True).start()
+    watching = threading.Thread(
+        target=_end_with_supervisor, args=(inheritance,), name="threadbridge-start", daemon=True
+    )
+    try:
+        watching.start()
+    except NOT_STARTED as error:
+        # Until it serves, then, it does not notice.
+        logger.warning("no thread can be started that waits for the supervisor's death during the start: %s", error)
     return inheritance
 
 

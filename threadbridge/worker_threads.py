@@ -15,6 +15,9 @@ from threadbridge.threads import NOT_STARTED
 
 logger = logging.getLogger("threadbridge")
 
+# Seconds after which a new thread looks again whether there is memory for it.
+MEMORY_PAUSE = 0.1
+
 _not_started = RepeatedLog(logger)
 
 
@@ -57,11 +60,20 @@ class WorkerThreads:
         return len(self._threads) + len(self._spare_threads)
 
     def _has_started(self, threads: set[int]) -> None:
-        with self._lock:
-            threads.add(threading.get_ident())
-            if self.failed_at:
-                logger.warning("threads %s can be started again", self._name)
-                self.failed_at = 0.0
+        while not self._register(threads):
+            time.sleep(MEMORY_PAUSE)
+
+    def _register(self, threads: set[int]) -> bool:
+        try:
+            with self._lock:
+                threads.add(threading.get_ident())
+                if self.failed_at:
+                    self.failed_at = 0.0
+                    logger.warning("threads %s can be started again", self._name)
+        except MemoryError:
+            # After any error here the executor would refuse all further calls.
+            return False
+        return True
 
     def call(self) -> bool:
         """Have an idle thread, or a new one, work; whether there is one. Logs it when none can be started."""
