@@ -43,12 +43,15 @@ sys.exit(run(app, pool=pool))
 """
 
 
+@pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("ends_by", ["a second signal", "the grace period"])
-def test_what_is_abandoned_is_stopped_in_the_database(tmp_path: Path, mariadb: dict[str, str], ends_by: str) -> None:
+def test_what_is_abandoned_is_stopped_in_the_database(
+    tmp_path: Path, mariadb: dict[str, str], ends_by: str, processes: int
+) -> None:
     (tmp_path / "program.py").write_text(PROGRAM)
     witness = Witness(mariadb)
     grace = "600" if ends_by == "a second signal" else "0.5"
-    command = ("program.py", "--port={port}", "--deadline=2", f"--grace={grace}")
+    command = ("program.py", "--port={port}", "--deadline=2", f"--grace={grace}", f"--processes={processes}")
     with closing(witness.connection), Frontend(command, env=mariadb, cwd=tmp_path) as server:
         witness.rows("SELECT GET_LOCK('held', 0)")
         # A POST, which is not cancelled at its deadline; its client is gone with a 504, the query goes on.
@@ -58,8 +61,9 @@ def test_what_is_abandoned_is_stopped_in_the_database(tmp_path: Path, mariadb: d
         runs = ask_on_its_own(server.port, "/runs", "POST")
         witness.wait_for("/runs")
         # More than there are threads for, also of the lane for requests without queries.
-        waits = [ask_on_its_own(server.port, f"/waits{number}", "POST") for number in range(12)]
-        wait_until(lambda: established(server.port) == 13, "all have arrived")
+        count = 12 * processes
+        waits = [ask_on_its_own(server.port, f"/waits{number}", "POST") for number in range(count)]
+        wait_until(lambda: established(server.port) == 1 + count, "all have arrived")
         server.process.send_signal(signal.SIGTERM)
         wait_until(lambda: refuses(server.port), "the port is closed")
         if ends_by == "a second signal":
@@ -75,6 +79,8 @@ def test_what_is_abandoned_is_stopped_in_the_database(tmp_path: Path, mariadb: d
     assert re.search(r"stopped while request \S+, already ended for its client, still ran: POST /late", output)
     assert re.search(r"stopped before request \S+ was answered: POST /runs", output)
     lines = re.findall(r'"POST /(\w+) HTTP/1.0" (\d+) .* ending=(\w+)', output)
-    assert sorted(name for name, _, _ in lines) == sorted(["late", "runs", *(f"waits{number}" for number in range(12))])
+    assert sorted(name for name, _, _ in lines) == sorted(
+        ["late", "runs", *(f"waits{number}" for number in range(count))]
+    )
     assert ("late", "504", "expired") in lines
     assert sum(ending == "shed" for _, _, ending in lines) == statuses.count(503)
