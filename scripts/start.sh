@@ -238,8 +238,22 @@ undo_unless_done() {
     trap 'exit 143' TERM
 }
 
+make_directories() {
+    mkdir -p "$run" || return
+    # Whoever can open the lock can hold it.
+    chmod 700 "$run" || return
+    # What others may do with logs that are there already is left to their owner.
+    [ -d "$logs" ] || mkdir -m 700 "$logs"
+}
+
+say_if_root() {
+    [ "$(id -u)" -ne 0 ] ||
+        echo "The frontends run as root, and so does what a fault in the application lets in: better start them as an" \
+            "ordinary user to whom this directory belongs" >&2
+}
+
 lock() {
-    mkdir -p "$run" "$logs"
+    make_directories
     exec 9>"$run/lock"
     flock -n 9 || die "another start.sh is at work here; try again when it has ended"
 }
@@ -284,6 +298,7 @@ start() {
     undo_unless_done
     # shellcheck disable=SC2086
     start_database $running
+    say_if_root
     for port in $absent; do
         launch "$port"
     done
@@ -318,6 +333,7 @@ restart() {
     start_database $ports
     # The frontends that still run need it, whatever happens next.
     started_mariadb=no
+    say_if_root
     for port in $ports; do
         ask_to_end "$port"
         await_ends
@@ -380,7 +396,7 @@ check() {
         cannot_check "nothing is set up yet; do that with: scripts/start.sh"
     fi
     database_is_elsewhere || use_embedded_database
-    if ! mkdir -p "$run" "$logs" || [ ! -w "$run" ]; then
+    if ! make_directories || [ ! -w "$run" ]; then
         cannot_check "$run cannot be written to; see that it belongs to the user who starts the application"
     fi
     ports=$(started_ports)

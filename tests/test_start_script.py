@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -220,6 +221,30 @@ def test_second_script_at_the_same_time_is_refused(installation: Installation) -
         for command in ("start", "stop", "restart"):
             output = installation.run(command, status=1)
             assert output == "start.sh: another start.sh is at work here; try again when it has ended\n"
+
+
+def test_others_can_neither_read_the_logs_nor_hold_the_lock(installation: Installation) -> None:
+    run = installation.directory / "var" / "run"
+    # As an earlier version has left it.
+    run.mkdir(parents=True)
+    (run / "lock").touch()
+    assert installation.run("stop") == "Nothing runs\n"
+    for directory in (run, installation.directory / "logs"):
+        assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+    if os.geteuid() == 0:
+        held = subprocess.run(["flock", "-n", run / "lock", "true"], user="nobody", capture_output=True, text=True)
+        assert held.returncode != 0 and "Permission denied" in held.stderr
+    # The owner has let others read them.
+    (installation.directory / "logs").chmod(0o755)
+    installation.run("stop")
+    assert stat.S_IMODE((installation.directory / "logs").stat().st_mode) == 0o755
+
+
+def test_it_is_said_that_frontends_run_as_root(with_database: Installation) -> None:
+    expected = 1 if os.geteuid() == 0 else 0
+    assert with_database.run().count("The frontends run as root") == expected
+    assert with_database.run().count("The frontends run as root") == 0
+    assert with_database.run("restart").count("The frontends run as root") == expected
 
 
 @pytest.mark.parametrize("ports", ["8000 8000", "0", "08000", "65536", "80a", "-1", " "])
