@@ -186,7 +186,7 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
             from threadbridge.idempotency_store import IdempotencyStore
 
             store = IdempotencyStore(idempotency_store, age=idempotency_age, size=idempotency_size)
-            self.application = self._idempotency = Idempotency(application, store, idempotent_paths)
+            self.application = self._idempotency = Idempotency(application, store, idempotent_paths, self._is_outage)
         self.lanes = self._choice.all
         self.exchanges: set[Exchange] = set()
         self.telemetry = Telemetry(slow_log)
