@@ -176,7 +176,7 @@ def test_readyz_is_true_while_the_network_swallows_those_who_connect(
         line.swallow(new=True)
         clients = [stack.enter_context(site.send("/sql?SELECT%201")) for _ in range(3)]
         assert [answer(client)[9:12] for client in clients] == [b"504"] * 3
-        expected = "database: all 3 connections are held by requests that nobody waits for any more"
+        expected = "database: all 3 connections are held by requests that are cancelled or past their deadline"
         wait_until(lambda: database() == (503, expected), "all places are taken")
         said = "cut 1 connections of the pool that its stuck thread held or waited for; the pool can open others"
         wait_until(lambda: site.output().count(said) == 3, "they are given up", seconds=30)

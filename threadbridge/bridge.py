@@ -412,7 +412,8 @@ def _give_up_connections(guard: PoolGuard, running: RunningRequest) -> None:
     given_up, kept = guard.abandon(running)
     if given_up:
         logger.error(
-            "request %s: cut %d connections of the pool that its stuck thread held or waited for; the pool can open others",
+            "request %s: cut %d connections of the pool that its stuck thread held or waited for; the pool can open "
+            "others",
             running.id,
             given_up,
         )

@@ -57,7 +57,8 @@ class Idempotency:
     A keyed request is noted in the store before the application is called. Its answer, if it has at most
     `LONGEST_ANSWER` bytes, is sent when it is complete, closed and stored; a larger one is passed on as it comes, and a
     repetition is refused. An exception is an outcome too: a repetition is answered 500. An answer 429 or 503 with
-    ``Retry-After`` is none: a repetition is run if nothing was committed, and refused otherwise.
+    ``Retry-After`` is none: a repetition is run if nothing was committed, and refused otherwise. Nor is an exception
+    that ``is_outage`` knows if nothing was changed: the server answers it with such a 503.
     """
 
     def __init__(
