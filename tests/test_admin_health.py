@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import http.client
 import os
+import resource
 import signal
+import socket
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
+from urllib.parse import quote
 
 import MySQLdb
 import pytest
@@ -19,10 +22,11 @@ import requests
 from dbutils.pooled_db import PooledDB
 
 from tests.admin_site import Site, SqlSite, answer
-from tests.databases import connect_settings, kill_server, line_to, start_server
+from tests.databases import Witness, connect_settings, kill_server, line_to, start_server
 from tests.inprocess import wait_until
 from tests.processes import free_port, private_mariadb
 from tests.supervised import Supervised
+from tests.test_control_connection import no_connection_left
 from threadbridge.admin import health
 from threadbridge.admin.health import DATABASE_LIMIT, LATELY, MOST_CHECKS, DatabaseHealth
 from threadbridge.pool import PoolGuard
@@ -157,7 +161,7 @@ def test_a_database_that_is_down_is_noticed_by_what_fails_and_asked_until_it_is_
             # No request has failed yet.
             assert ready(site) == HEALTHY
             with site.send("/sql?SELECT%201") as client:
-                assert answer(client).startswith(b"HTTP/1.1 500 ")
+                assert answer(client).startswith(b"HTTP/1.1 503 ")
             status, text = database_line(site)
             assert (status, "database: OperationalError: (2002, " in text) == (503, True), text
             assert "threadbridge_ready 0.0" in site.admin("/metrics").text
@@ -224,6 +228,105 @@ def test_a_pool_of_connections_that_long_streams_hold_is_ready(tmp_path: Path, o
             assert ready(site) == HEALTHY
             # They are read on.
             assert all(client.recv(65536) for client in streams)
+
+
+def status(site: SqlSite, sql: str) -> int:
+    with site.send(f"/sql?{quote(sql)}") as client:
+        return int(answer(client)[9:12])
+
+
+def test_a_password_that_is_not_the_database_s_any_more_is_noticed_by_what_fails(
+    tmp_path: Path, own_mariadb: dict[str, str]
+) -> None:
+    witness = Witness(own_mariadb)
+    with SqlSite(tmp_path, own_mariadb) as site:
+        assert ready(site) == HEALTHY
+        witness.rows("SET PASSWORD = PASSWORD('another')")
+        try:
+            others = set(witness.connections)
+            for number in others:
+                witness.rows(f"KILL {number}")
+            wait_until(lambda: not others & set(witness.connections), "they are gone")
+            # Those that the loss of a connection makes fail, and then one that begins by connecting.
+            wait_until(lambda: "(1045, " in (status(site, "SELECT 1"), site.output())[1], "a connection is refused")
+            wait_until(lambda: database_line(site)[0] == 503, "it is noticed")
+            assert "Access denied" in database_line(site)[1]
+        finally:
+            witness.connection.cursor().execute("SET PASSWORD = PASSWORD(%s)", (witness.settings["password"],))
+        wait_until(lambda: ready(site) == HEALTHY, "the password is right again")
+        # What only the application has done wrong is no matter of the database's.
+        last_success = time.monotonic()
+        while time.monotonic() < last_success + LATELY + 0.5:
+            assert status(site, "SELECT * FROM no_such_table") == 500
+            assert ready(site) == HEALTHY
+    witness.connection.close()
+
+
+def test_a_database_without_connections_left_is_noticed_and_costs_a_503(
+    tmp_path: Path, own_mariadb: dict[str, str]
+) -> None:
+    witness = Witness(own_mariadb)
+    with SqlSite(tmp_path, own_mariadb) as site:
+        # With its session changed, the connection that is ready is closed.
+        assert status(site, "SET @a = 1") == 200
+        with no_connection_left(witness):
+            wait_until(lambda: status(site, "SELECT 1") == 503, "a request fails")
+            wait_until(lambda: "Too many connections" in database_line(site)[1], "it is noticed")
+            assert database_line(site)[0] == 503
+        wait_until(lambda: ready(site) == HEALTHY, "there are some again")
+        assert status(site, "SELECT 1") == 200
+    witness.connection.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="the server lets root in as its administrator")
+def test_an_account_without_connections_left_is_noticed_and_costs_a_503(
+    tmp_path: Path, own_mariadb: dict[str, str]
+) -> None:
+    witness = Witness(own_mariadb)
+    root = MySQLdb.connect(unix_socket=own_mariadb["MYSQL_UNIX_SOCKET"], user="root")
+    account = f"'{own_mariadb['MYSQL_USER']}'@'localhost' WITH MAX_USER_CONNECTIONS"
+    with SqlSite(tmp_path, own_mariadb) as site, closing(root), closing(witness.connection):
+        assert status(site, "SET @a = 1") == 200
+        root.query(f"ALTER USER {account} 1")
+        try:
+            # Those that were made before the limit do not count.
+            with no_connection_left(witness):
+                assert status(site, "SELECT 1") == 503
+                wait_until(lambda: "(1226, " in database_line(site)[1], "it is noticed")
+                assert database_line(site)[0] == 503
+        finally:
+            root.query(f"ALTER USER {account} 0")
+        wait_until(lambda: ready(site) == HEALTHY, "there are some again")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="the server lets root in as its administrator")
+def test_a_database_that_only_reads_is_ready_for_those_who_read(tmp_path: Path, own_mariadb: dict[str, str]) -> None:
+    Witness(own_mariadb).connection.close()
+    root = MySQLdb.connect(unix_socket=own_mariadb["MYSQL_UNIX_SOCKET"], user="root")
+    with SqlSite(tmp_path, own_mariadb) as site, closing(root):
+        root.query("SET GLOBAL read_only = 1")
+        try:
+            assert status(site, "INSERT INTO notes VALUES ('x')") == 503
+            assert ready(site) == HEALTHY
+            assert status(site, "SELECT 1") == 200
+        finally:
+            root.query("SET GLOBAL read_only = 0")
+        assert status(site, "INSERT INTO notes VALUES ('x')") == 200
+
+
+def test_a_process_without_descriptors_for_clients_can_still_ask_the_database(
+    tmp_path: Path, own_mariadb: dict[str, str]
+) -> None:
+    with SqlSite(tmp_path, own_mariadb) as site, ExitStack() as stack:
+        pid, limit = site.process.pid, 80
+        _, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (limit, hard))
+        idle = [stack.enter_context(socket.create_connection(("127.0.0.1", site.port))) for _ in range(2 * limit)]
+        wait_until(lambda: "no file descriptors left for new clients" in site.output(), "there are no more")
+        assert database_line(site, "?db=1") == (200, "database: ok")
+        for client in idle:
+            client.close()
+        wait_until(lambda: ready(site) == HEALTHY, "there are some again")
 
 
 def test_checks_that_hang_are_few_and_hold_up_nothing(

@@ -129,6 +129,8 @@ class Crowd:
         self.answers: Counter[str] = Counter()
         self.wrong: list[str] = []
         self.committed: list[str] = []
+        # The answer says that they have changed nothing.
+        self.refused: list[str] = []
         self._port = port
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -179,7 +181,9 @@ class Crowd:
                 self.wrong.append(f"{kind} {token}: {answer[-100:]!r}")
             if kind == "write":
                 self.committed.append(token)
-        elif status != "500":
+        elif status == "503" and kind == "write":
+            self.refused.append(token)
+        elif status not in ("500", "503"):
             self.wrong.append(f"{kind} {token}: {answer[:100]!r}")
 
     def __enter__(self) -> Crowd:
@@ -256,6 +260,7 @@ def test_chaos() -> None:
             written = Counter(witness.notes)
             assert set(written.values()) <= {2}
             assert set(crowd.committed) <= set(written)
+            assert not set(crowd.refused) & set(written)
         assert restarts >= 2
         for kind in ("quick", "query", "write", "stream", "forget"):
             assert crowd.answers[f"{kind} 200"] > 10, crowd.answers

@@ -136,9 +136,10 @@ def test_an_outage_is_one_line_for_each_request(own_mariadb: dict[str, str], cap
         kill_server(own_mariadb)
         for client in running:
             with client:
-                assert client.recv(100).startswith(b"HTTP/1.1 500 ")
+                assert client.recv(100).startswith(b"HTTP/1.1 503 ")
         for _ in range(3):
-            assert server.request(path="/db")[0].status == 500
+            response, _ = server.request(path="/db")
+            assert response.status == 503 and int(response.headers["Retry-After"]) >= 1
         records = own_records(caplog)
         assert [record.getMessage().partition(": (")[0].split(" failed: ")[1][:7] for record in records] == [
             "GET /db"
@@ -147,6 +148,66 @@ def test_an_outage_is_one_line_for_each_request(own_mariadb: dict[str, str], cap
         start_server(own_mariadb)
         assert server.request(path="/db")[0].status == 200
         assert pool._connections == 0
+    pool.close()
+
+
+@pytest.mark.parametrize(
+    ("before", "statement", "status", "changes"),
+    [
+        # What was begun is rolled back.
+        ("INSERT INTO notes VALUES ('begun')", "SELECT 1", 503, "rolled back"),
+        # Nobody knows.
+        ("INSERT INTO notes VALUES ('begun')", "COMMIT", 500, "unknown"),
+        ("COMMIT", "SELECT 1", 500, "committed"),
+    ],
+)
+def test_a_503_for_an_outage_means_that_nothing_was_changed(
+    own_mariadb: dict[str, str],
+    caplog: pytest.LogCaptureFixture,
+    before: str,
+    statement: str,
+    status: int,
+    changes: str,
+) -> None:
+    caplog.set_level(logging.INFO, "tornado.access")
+    witness = Witness(own_mariadb)
+    pool: Any = PooledDB(MySQLdb, maxconnections=1, **connect_settings(own_mariadb))
+
+    def application(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
+        with closing(pool.connection()) as connection, closing(connection.cursor()) as cursor:
+            cursor.execute("SELECT CONNECTION_ID()")
+            number = cursor.fetchone()[0]
+            cursor.execute("INSERT INTO notes VALUES ('first')")
+            cursor.execute(before)
+            witness.rows(f"KILL {number}")
+            wait_until(lambda: number not in witness.connections, "the connection is lost")
+            cursor.execute(statement)
+        raise AssertionError
+
+    with BridgeThread(application, pool=pool) as server:
+        assert server.request("POST")[0].status == status
+        wait_until(lambda: "ending=" in caplog.text, "it is logged")
+    [line] = [record.getMessage() for record in caplog.records if record.name == "tornado.access"]
+    assert f" {status} " in line and "ending=failed" in line and f"changes={changes.replace(' ', '-')}" in line, line
+    witness.connection.close()
+    pool.close()
+
+
+def test_what_an_outage_has_kept_from_doing_anything_may_be_repeated_with_its_key(
+    own_mariadb: dict[str, str], tmp_path: Path
+) -> None:
+    pool = PooledDB(MySQLdb, maxconnections=1, **connect_settings(own_mariadb))
+    application = Application(pool)
+    key = {"Idempotency-Key": "key"}
+    store = str(tmp_path / "store")
+    with BridgeThread(application, pool=pool, idempotent_paths=["*"], idempotency_store=store) as server:
+        kill_server(own_mariadb)
+        for _ in range(2):
+            assert server.request("POST", "/db", headers=key)[0].status == 503
+        start_server(own_mariadb)
+        for _ in range(2):
+            assert server.request("POST", "/db", headers=key)[0].status == 200
+        assert application.entered["/db"] == 3
     pool.close()
 
 
@@ -273,5 +334,5 @@ def test_a_server_that_accepts_and_says_nothing_is_given_up(monkeypatch: pytest.
         pool = PooledDB(MySQLdb, maxconnections=2, host="127.0.0.1", port=silent.getsockname()[1], user="x")
         application = Application(pool)
         with BridgeThread(application, pool=pool) as server:
-            assert server.request(path="/db")[0].status == 500
+            assert server.request(path="/db")[0].status == 503
             assert (pool._connections, application.left["/db"]) == (0, 1)

@@ -308,6 +308,7 @@ READ_ONLY = "The MariaDB server is running with the --read-only option so it can
     [
         (1047, "WSREP has not yet prepared node for application use", True),
         (1180, "Got error 5 during COMMIT", True),
+        (1226, "User 'x' has exceeded the 'max_updates_per_hour' resource (current value: 1)", True),
         (1290, READ_ONLY, True),
         (1290, READ_ONLY.replace("read-only", "super_read_only"), True),
         (1290, READ_ONLY.replace("read-only", "secure-file-priv"), False),

@@ -16,9 +16,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import requests
 
 from tests.inprocess import wait_until
-from tests.processes import ROOT
+from tests.processes import ROOT, free_port
 from tests.site_process import Process, entered
 from threadbridge.inheritance import VARIABLE, Inheritance
 from threadbridge.worker_threads import WorkerThreads
@@ -91,6 +92,26 @@ def test_a_lane_without_threads_refuses_and_serves_again_by_itself(tmp_path: Pat
         assert server.output().count("no thread threadbridge-other can be started") == 1
         assert "threads threadbridge-other can be started again" in server.output()
         assert "Traceback" not in server.output()
+
+
+def test_readyz_is_true_about_a_lane_without_threads(tmp_path: Path) -> None:
+    port = free_port()
+    with Limited(tmp_path, f"--admin_port={port}") as server:
+
+        def ready() -> tuple[int, list[str]]:
+            answered = requests.get(f"http://127.0.0.1:{port}/readyz", timeout=20)
+            return answered.status_code, answered.text.splitlines()
+
+        healthy = (200, ["lane other: ok", "lane default: ok"])
+        assert server.status("/") == 200
+        with server.no_more_threads():
+            # Nobody has needed one yet.
+            assert ready() == healthy
+            assert server.status("/other", "POST") == 503
+            assert ready() == (503, ["lane other: no thread can run", "lane default: ok"])
+            assert server.status("/") == 200
+        # Without any request, which a load balancer would not send.
+        wait_until(lambda: ready() == healthy, "threads can be started again")
 
 
 def test_what_waits_for_a_first_thread_is_served_without_another_request(tmp_path: Path) -> None:

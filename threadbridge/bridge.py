@@ -186,7 +186,7 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
             from threadbridge.idempotency_store import IdempotencyStore
 
             store = IdempotencyStore(idempotency_store, age=idempotency_age, size=idempotency_size)
-            self.application = self._idempotency = Idempotency(application, store, idempotent_paths)
+            self.application = self._idempotency = Idempotency(application, store, idempotent_paths, self._is_outage)
         self.lanes = self._choice.all
         self.exchanges: set[Exchange] = set()
         self.telemetry = Telemetry(slow_log)
@@ -409,12 +409,19 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
 
 
 def _give_up_connections(guard: PoolGuard, running: RunningRequest) -> None:
-    count = guard.abandon(running)
-    if count:
+    given_up, kept = guard.abandon(running)
+    if given_up:
         logger.error(
-            "request %s: cut %d connections of the pool that its stuck thread held; the pool can open others",
+            "request %s: cut %d connections of the pool that its stuck thread held or waited for; the pool can open "
+            "others",
             running.id,
-            count,
+            given_up,
+        )
+    if kept:
+        logger.error(
+            "request %s: its stuck thread keeps %d connections of the pool, because other requests share them",
+            running.id,
+            kept,
         )
 
 

@@ -146,7 +146,7 @@ def database_of(modules: Sequence[str], settings: ConnectionSettings) -> Databas
     """
     for module in modules:
         driver = module.partition(".")[0]
-        if driver in ("MySQLdb", "pymysql"):
+        if driver == "MySQLdb":
             from threadbridge.mysql import MySQL
 
             return MySQL(driver, settings)

@@ -7,11 +7,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Any, NamedTuple, TypeVar
 
+from threadbridge.database import database_of
 from threadbridge.finding import Finding, Level
 from threadbridge.pool import connection_settings
 
 # Seconds that connecting, and each look at the database, may take.
 TIME_LIMIT = 5.0
+# The driver's package for which there is more to look at.
+MYSQL = "MySQLdb"
 
 T = TypeVar("T")
 
@@ -42,7 +45,15 @@ def check_database(pool: Any, load: Load) -> Iterator[Finding]:
         yield Finding("database", Level.ERROR, f"no connection: {_described(error)}", _advice(error))
         return
     driver = _driver_of(type(connection))
-    if driver not in ("MySQLdb", "pymysql"):
+    if database_of([driver], settings) is None:
+        yield Finding(
+            "database",
+            Level.WARNING,
+            f"answers; queries on connections of {driver} cannot be stopped",
+            "use another driver: mysqlclient (MySQLdb), psycopg or psycopg2",
+        )
+        return
+    if driver != MYSQL:
         yield Finding("database", Level.OK, f"answers; nothing more is checked with the driver {driver}")
         return
     from threadbridge.mysql_checks import MySQLChecks
@@ -89,7 +100,7 @@ def _no_answer(subject: str) -> Finding:
 
 
 def _advice(error: Exception) -> str:
-    if _driver_of(type(error)) in ("MySQLdb", "pymysql"):
+    if _driver_of(type(error)) == MYSQL:
         from threadbridge.mysql_checks import advice
 
         return advice(error)
@@ -99,4 +110,4 @@ def _advice(error: Exception) -> str:
 def _driver_of(kind: type) -> str:
     """The package of the driver whose class it is, or is derived from by the application."""
     packages = [base.__module__.partition(".")[0] for base in kind.__mro__]
-    return next((package for package in packages if package in ("MySQLdb", "pymysql")), packages[0])
+    return MYSQL if MYSQL in packages else packages[0]

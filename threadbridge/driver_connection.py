@@ -11,8 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 from threadbridge import forks
-from threadbridge.database import Database
-from threadbridge.predecessors import ConnectionList, Left
+from threadbridge.database import Database, Session
+from threadbridge.predecessors import ConnectionList, Entry, Left
 
 # Seconds of silence until the kernel asks whether the peer is still there, between two such questions, and how many it
 # may leave unanswered: a lost network is noticed after 60 s, though no query is limited to that.
@@ -26,19 +26,18 @@ LONGEST_SYSTEM_KEEPIDLE = 7200
 class DriverConnection:
     """A connection that the driver has just made, with what it takes to stop its statements. Worker side.
 
-    :param listed: where it is put down, so that another process can end it if this one is killed.
-    :param comment: what each statement is to begin with; see `Database.prepare`.
-
-    Raises what the driver raises when the database cannot say which connection it is.
+    It can be cut at once, since the database may not answer its first statements; `prepare` comes before all others.
     """
 
-    def __init__(
-        self, connection: Any, database: Database, listed: ConnectionList, comment: Callable[[], str] | None = None
-    ) -> None:
+    # Its number in the database's list of processes, if that is known.
+    number: int | None = None
+    session: Session
+    _identity: Any = None
+    _entry: Entry | None = None
+
+    def __init__(self, connection: Any, database: Database) -> None:
         self._connection = connection
         self._database = database
-        self._identity = database.identify(connection)
-        self.number = database.number(self._identity)
         # Asked now: a driver does not answer while another thread uses the connection.
         self._descriptor: int | None = connection.fileno() if hasattr(connection, "fileno") else None
         self._file = None if self._descriptor is None else _file(self._descriptor)
@@ -48,8 +47,20 @@ class DriverConnection:
         if self._descriptor is not None:
             notice_lost_peer(self._descriptor)
         forks.connects(self)
-        self._entry = listed.enter(database, self._identity)
-        self.session = database.prepare(connection, comment)
+
+    def prepare(self, listed: ConnectionList, comment: Callable[[], str] | None = None) -> None:
+        """Ask the database which connection it is, and watch from now on what is sent on it. Worker side.
+
+        :param listed: where it is put down, so that another process can end it if this one is killed.
+        :param comment: what each statement is to begin with; see `Database.prepare`.
+
+        Raises what the driver raises when the database cannot say that.
+        """
+        identity = self._database.identify(self._connection)
+        self.number = self._database.number(identity)
+        self._entry = listed.enter(self._database, identity)
+        self._identity = identity
+        self.session = self._database.prepare(self._connection, comment)
 
     @property
     def descriptor(self) -> int | None:
@@ -72,12 +83,15 @@ class DriverConnection:
 
     def stop(self) -> bool:
         """Stop the statement that runs on it; whether there is one. Raises `StopFailed`."""
-        return self._database.stop(self._connection, self._identity)
+        return self._identity is not None and self._database.stop(self._connection, self._identity)
 
-    def sever(self) -> Left:
-        """Have whoever waits for the database on it fail at once; what is left of it there. Any thread."""
+    def sever(self) -> Left | None:
+        """Have whoever waits for the database on it fail at once; what is left of it there, if that can be found.
+
+        Any thread.
+        """
         self._shut_down()
-        return Left(self._database, self._identity, self._entry)
+        return None if self._identity is None else Left(self._database, self._identity, self._entry)
 
     def _shut_down(self) -> None:
         if self._descriptor is None:

@@ -251,7 +251,7 @@ class Exchange:
     def shed(self) -> None:
         """Refuse a request that the lane has no room for, or has kept waiting for too long: 503. Loop side."""
         if self._stop(State.SHED):
-            self._answer_plainly(HTTPStatus.SERVICE_UNAVAILABLE, {"Retry-After": str(self.lane.retry_after())})
+            self._answer_unavailable()
 
     def expire(self) -> None:
         """Give up a request that was not answered by its deadline: 504, and cancelled. Loop side."""
@@ -345,9 +345,12 @@ class Exchange:
         assert self._channel is not None, "start_stream comes first"
         self._channel.complete()
 
-    def fail(self) -> None:
-        """The application failed: answer 500, or cut the connection when a head is out already. Worker side."""
-        self._hop.post(self._fail)
+    def fail(self, may_be_repeated: bool) -> None:
+        """The application failed: answer 500, or cut the connection when a head is out already. Worker side.
+
+        :param may_be_repeated: answer 503 instead: it was the database that failed, and the request has done nothing.
+        """
+        self._hop.post(self._fail, may_be_repeated)
 
     # The response goes out.
 
@@ -443,14 +446,20 @@ class Exchange:
         if self.move(State.DONE):
             self._ended(self.status)
 
-    def _fail(self) -> None:
+    def _fail(self, may_be_repeated: bool = False) -> None:
         left = self.move(State.FAILED)
         if left is State.RESPONDING:
             self.connection.close()
             self._ended(self.status)
         elif left is not None:
             self._bridge.answered(self)
-            self._answer_plainly(HTTPStatus.INTERNAL_SERVER_ERROR, {})
+            if may_be_repeated:
+                self._answer_unavailable()
+            else:
+                self._answer_plainly(HTTPStatus.INTERNAL_SERVER_ERROR, {})
+
+    def _answer_unavailable(self) -> None:
+        self._answer_plainly(HTTPStatus.SERVICE_UNAVAILABLE, {"Retry-After": str(self.lane.retry_after())})
 
     def _answer_plainly(self, status: HTTPStatus, headers: dict[str, str]) -> None:
         body = f"{status.value} {status.phrase}: {status.description}\n".encode()

@@ -39,6 +39,8 @@ class Guard(Protocol):
 
     def note_failure(self, error: BaseException) -> None: ...
 
+    def note_failed_connect(self) -> None: ...
+
     def may_repeat(self, error: Exception, sql: str) -> bool: ...
 
     def is_outage(self, error: BaseException) -> bool: ...
@@ -57,12 +59,19 @@ class Guard(Protocol):
 
 
 class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
-    """A connection that knows for which requests it is in use: one, or several if the pool shares connections."""
+    """A connection that knows for which requests it is in use: one, or several if the pool shares connections.
 
+    It is made without being connected, so that it can be in use by a request that waits for `connect`.
+    """
+
+    # What `SteadyDBConnection` needs to close one that was never connected.
+    _con: Any = None
+    _closed = _closeable = True
     _transaction: bool
 
     def __init__(self, guard: Guard, *args: Any, **kwargs: Any) -> None:
         self.guard = guard
+        self._parameters = (args, kwargs)
         self.borrows: list[Borrow] = []
         # One on which a statement was stopped is closed when it comes back, and never handed out again: no stop can
         # come late and hit somebody else's statement.
@@ -80,24 +89,43 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
         # Whether the answer to a rollback is still to be read; when, by the monotonic clock, it last came back.
         self._is_rolling_back = False
         self._came_back_at = 0.0
+
+    def connect(self) -> None:
+        """Connect. Worker side. Raises what the driver raises."""
+        args, kwargs = self._parameters
         super().__init__(*args, **kwargs)
 
     def _create(self) -> Any:
-        request = current_or_none()
-        if request is not None and request.cancelled:
-            # DBUtils would run the stopped statement again on it.
-            raise self.guard.cancelled()
-        made = super()._create()
-        database = self.guard.database_of(made)
-        if database is not None:
-            try:
-                self._made = DriverConnection(
-                    made, database, self.guard.connections, _tag if self.guard.tags_queries else None
-                )
-            except BaseException:
-                made.close()
-                raise
+        # DBUtils would run the stopped statement again on it.
+        self._refuse_unwanted()
+        try:
+            made = super()._create()
+            if self._made is not None and self._made is not self._driver:
+                try:
+                    self._made.prepare(self.guard.connections, _tag if self.guard.tags_queries else None)
+                except BaseException:
+                    made.close()
+                    raise
+        except BaseException:
+            self._made = self._driver
+            self.guard.note_failed_connect()
+            raise
         return made
+
+    def _setsession(self, con: Any = None) -> None:
+        """See `SteadyDBConnection`, which calls it first of all on a new connection."""
+        database = self.guard.database_of(con)
+        if database is not None:
+            self._made = DriverConnection(con, database)
+        # Only now: whoever gives up the request from here on finds the connection, and can cut it.
+        self._refuse_unwanted()
+        super()._setsession(con)
+
+    def _refuse_unwanted(self) -> None:
+        """Raise the driver's error for a stopped statement if nobody waits for a new connection."""
+        request = current_or_none()
+        if self.is_abandoned or (request is not None and request.cancelled):
+            raise self.guard.cancelled()
 
     def cursor(self, *args: Any, **kwargs: Any) -> GuardedCursor:
         """See `SteadyDBConnection`."""
@@ -370,7 +398,7 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
 
     def sever(self) -> Sequence[Left]:
         """Have whoever waits for the database on it fail at once; what is left of it there. Any thread."""
-        return [driver.sever() for driver in self._drivers()]
+        return [left for driver in self._drivers() if (left := driver.sever()) is not None]
 
 
 def _tag() -> str:

@@ -16,6 +16,7 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 from threadbridge.current import RunningRequest
 from threadbridge.idempotency_store import Answer, IdempotencyStore, Known, StoreError
 from threadbridge.response_body import ClientDisconnected
+from threadbridge.statements import UNCHANGED
 from threadbridge.wsgi import NO_HEAD, ApplicationError, checked
 
 # The methods that may do something else when they are repeated (RFC 9110, section 9.2.2).
@@ -56,15 +57,23 @@ class Idempotency:
     A keyed request is noted in the store before the application is called. Its answer, if it has at most
     `LONGEST_ANSWER` bytes, is sent when it is complete, closed and stored; a larger one is passed on as it comes, and a
     repetition is refused. An exception is an outcome too: a repetition is answered 500. An answer 429 or 503 with
-    ``Retry-After`` is none: a repetition is run if nothing was committed, and refused otherwise.
+    ``Retry-After`` is none: a repetition is run if nothing was committed, and refused otherwise. Nor is an exception
+    that ``is_outage`` knows if nothing was changed: the server answers it with such a 503.
     """
 
-    def __init__(self, application: WSGIApplication, store: IdempotencyStore, paths: Sequence[str]) -> None:
+    def __init__(
+        self,
+        application: WSGIApplication,
+        store: IdempotencyStore,
+        paths: Sequence[str],
+        is_outage: Callable[[BaseException], bool],
+    ) -> None:
         for pattern in paths:
             if not pattern.startswith(("/", "*")):
                 raise ValueError(f"idempotent_paths: {pattern!r} matches no path; begin it with '/' or '*'")
         self._application = application
         self._store = store
+        self._is_outage = is_outage
         self._matches = re.compile("|".join(fnmatch.translate(pattern) for pattern in paths)).match
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -106,8 +115,11 @@ class Idempotency:
             # Only an answer that was too large to be kept is sent before it is complete.
             self._store.end(key, None, _TOO_LARGE)
             raise
-        except BaseException:
-            self._store.end(key, *_failure(request))
+        except BaseException as error:
+            if self._is_outage(error) and not request.cancelled and request.statements.outcome in UNCHANGED:
+                self._store.forget(key)
+            else:
+                self._store.end(key, *_failure(request))
             raise
         if rest is not None:
             return _Rest(*rest, at_end=lambda: self._store.end(key, None, _TOO_LARGE))
@@ -116,7 +128,7 @@ class Idempotency:
             self._store.end(key, *_failure(request))
         elif collected.asks_for_repetition:
             outcome = request.statements.outcome
-            if outcome in ("none", "rolled back"):
+            if outcome in UNCHANGED:
                 self._store.forget(key)
             else:
                 # Not that answer again: it would be asked for until the key expires.

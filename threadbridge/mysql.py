@@ -32,8 +32,9 @@ STATEMENT_ERRORS = frozenset({1317, 1969, 3024})
 OUTAGE_ERRORS = frozenset({2002, 2003, 2005, 2006, 2013, 2055, 1040, 1203, 1053, 1927})
 # The server answers and keeps the connection, but cannot do its work: ER_UNKNOWN_COM_ERROR, by which a Galera node says
 # that it is no part of the cluster now; ER_ERROR_DURING_COMMIT, as the cluster or the disk is gone, which leaves open
-# what was committed. ER_OPTION_PREVENTS_STATEMENT is one too if the option makes the server read-only.
-UNABLE_ERRORS = frozenset({1047, 1180})
+# what was committed; ER_USER_LIMIT_REACHED, when the account has as many connections, or has run as many statements in
+# this hour, as it may. ER_OPTION_PREVENTS_STATEMENT is one too if the option makes the server read-only.
+UNABLE_ERRORS = frozenset({1047, 1180, 1226})
 ER_OPTION_PREVENTS_STATEMENT = 1290
 
 _IDLE = (

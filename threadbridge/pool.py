@@ -46,7 +46,7 @@ _OF_POOL = (
     *("_maxcached", "_maxconnections", "_maxshared", "_maxusage", "_ping", "_reset", "_setsession", "_wait_lock"),
     *("cache", "connection", "steady_connection", "unshare"),
 )
-_OF_CONNECTION = ("_close", "_create", "_cursor", "_ping_check", "_store")
+_OF_CONNECTION = ("_close", "_create", "_cursor", "_ping_check", "_setsession", "_store")
 _PARAMETERS_OF_CONNECTION = "self creator maxusage setsession failures ping closeable isfatal args kwargs"
 _OF_CURSOR = ("__getattr__", "_clearsizes", "_setsizes")
 
@@ -139,8 +139,8 @@ class PoolGuard:
         self._control_kept_at = -math.inf
         self._aside = Aside()
         watch_collector()
-        # When a statement last succeeded, and when one or a connection last failed because the database was out of
-        # reach, by `time.monotonic`; 0.0 for never. Written by workers, read by anyone.
+        # When a statement last succeeded, and when one failed because the database was out of reach or a connection
+        # could not be made, by `time.monotonic`; 0.0 for never. Written by workers, read by anyone.
         self.last_success = 0.0
         self.last_outage = 0.0
         # What each request holds.
@@ -208,6 +208,10 @@ class PoolGuard:
         if self.is_outage(error):
             self.last_outage = time.monotonic()
 
+    def note_failed_connect(self) -> None:
+        """Remember it too when no connection came about, for whatever reason. Worker side."""
+        self.last_outage = time.monotonic()
+
     def connect_apart(self) -> Any:
         """A connection made as the pool makes its own, but not the pool's; its network timeouts are a few seconds.
 
@@ -219,7 +223,7 @@ class PoolGuard:
         return settings.connect(*settings.args, **{**settings.kwargs, **timeouts})
 
     def overdue(self) -> int:
-        """How many connections are held by requests that nobody waits for any more. Any thread; no lock.
+        """How many places in the pool belong to requests that nobody waits for any more. Any thread; no lock.
 
         These are cancelled, or were not answered by their deadline.
         """
@@ -230,7 +234,9 @@ class PoolGuard:
             for each in list(self._held)
             if each.cancelled or (not each.is_answered and now > (each.deadline or now))
         ]
-        return sum(len(self._held.get(request, ())) for request in late)
+        return sum(
+            not borrow.connection.is_abandoned for request in late for borrow in tuple(self._held.get(request, ()))
+        )
 
     def close(self) -> None:
         """The bridge is at its end: another may have the pool. Any thread."""
@@ -272,11 +278,12 @@ class PoolGuard:
         )
         return True
 
-    def abandon(self, request: RunningRequest) -> int:
-        """Give up the connections of a request whose thread does not come back; how many there were. Any thread.
+    def abandon(self, request: RunningRequest) -> tuple[int, int]:
+        """Give up the connections of a request whose thread does not come back. Any thread.
 
         They are cut, so that the thread can do nothing more on them, and count no more: the thread that takes its
-        place finds a connection.
+        place finds a connection. One that is still being made is closed when it comes, if ever. How many were given up
+        now, and how many the request has kept, since others use them too.
         """
         pool = self._pool
         with pool._lock:
@@ -285,7 +292,11 @@ class PoolGuard:
             self.stopper.end(left for connection in abandoned for left in connection.sever())
             pool._connections -= len(abandoned)
             pool._lock.notify_all()
-        return len(abandoned)
+            kept = sum(not borrow.connection.is_abandoned for borrow in self._held.get(request, ()))
+        if abandoned:
+            # Perhaps it is the database that does not answer.
+            self.last_outage = time.monotonic()
+        return len(abandoned), kept
 
     def defer(self, task: Callable[[], None]) -> bool:
         """Have the task done elsewhere if this thread must not wait for the database; whether that was so.
@@ -349,36 +360,36 @@ class PoolGuard:
         with pool._lock:
             if self._line or not self._has_free():
                 self._wait_in_line(request)
-            pool._connections += 1
             # The one that came back last: it is the least likely to have been closed by the server.
-            steady = pool._idle_cache.pop() if pool._idle_cache else None
-            if steady is not None:
-                self._lend(steady, request)
+            is_idle = bool(pool._idle_cache)
+            steady = pool._idle_cache.pop() if is_idle else self._make()
+            self._lend(steady, request)
+            pool._connections += 1
         try:
-            if steady is None:
-                steady = self._steady_connection()
-                with pool._lock:
-                    self._lend(steady, request)
-            else:
-                # Only now: a ping that is not answered ends with the request.
+            # Only now: a database that does not answer holds up this request, and what it holds can be given up.
+            if is_idle:
                 steady._ping_check()
+            else:
+                self._connect(steady)
+            if steady.is_abandoned:
+                # DBUtils says nothing of an attempt to connect again that has failed.
+                raise self.cancelled()
             return PooledDedicatedDBConnection(pool, steady)
         except BaseException as error:
             self.note_failure(error)
-            if steady is None:
-                with pool._lock:
-                    self._count_off()
-            else:
-                self._discard(steady)
+            self._discard(steady)
             raise
 
     def _steady_connection(self) -> GuardedConnection:
-        pool = self._pool
-        with pool._lock:
-            self._aside.start()
         steady = self._make()
-        self._keep_control()
+        self._connect(steady)
         return steady
+
+    def _connect(self, steady: GuardedConnection) -> None:
+        with self._pool._lock:
+            self._aside.start()
+        steady.connect()
+        self._keep_control()
 
     def _keep_control(self) -> None:
         """Have the connection for stopping queries made or looked after: later the database may have none left."""
@@ -472,7 +483,8 @@ class PoolGuard:
         self._held.setdefault(request, []).append(borrow)
         # An application may keep a connection for longer than a request; the next one is not to be stopped then.
         request.at_end[self] = lambda: self.end(self._held.get(request, ()))
-        if self._database is not None:
+        # The first connection may still have to show which database this is.
+        if self._database is not None or not self._is_known:
             borrow.take_back = request.on_cancel(lambda: self.stopper.stop(borrow), wait=False)
 
     # Hand-back. Any thread: a connection that was forgotten comes back when it is collected.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import importlib
 import math
+import os
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -12,6 +14,8 @@ from threadbridge.control_connection import ControlConnection, ControlConnection
 from threadbridge.database import ConnectionSettings, Session, StopFailed
 from threadbridge.postgresql_session import ACTIVE, IDLE, PostgreSQLSession
 
+# Seconds to connect, for connections whose settings say nothing about it.
+CONNECT_TIMEOUT = 10
 # Seconds to wait for the server's answer to a cancel request.
 CONTROL_TIMEOUT = 3
 
@@ -28,6 +32,9 @@ _TELL = (
     "SELECT extract(epoch FROM pg_postmaster_start_time())::text, "
     "(SELECT {}(pid) FROM pg_stat_activity WHERE pid = %s AND extract(epoch FROM backend_start)::text = %s)"
 )
+
+# In a connection string, be it a URI or not.
+_TIMEOUT_OR_SERVICE = re.compile(r"\b(connect_timeout|service)\s*=").search
 
 QUERY_CANCELED = "57014"
 TOO_MANY_CONNECTIONS = "53300"
@@ -62,7 +69,8 @@ class PostgreSQL:
         self._canceled: type[Exception] = importlib.import_module(f"{driver}.errors").QueryCanceled
         self._settings = settings
         self.driver = driver
-        self.defaults: Mapping[str, Any] = {}
+        # A server or a network that says nothing would be waited for for minutes, or without end.
+        self.defaults: Mapping[str, Any] = {} if _has_timeout(settings) else {"connect_timeout": CONNECT_TIMEOUT}
         self._control = ControlConnections(self._connect, self._error)
         # psycopg 3.2's has a timeout; older ones wait as long as the network does.
         self._cancels_safely = hasattr(getattr(module, "Connection", None), "cancel_safe")
@@ -168,6 +176,16 @@ class PostgreSQL:
     def cancelled(self) -> Exception:
         """See `Database`."""
         return self._canceled("canceling statement: the request was cancelled")
+
+
+def _has_timeout(settings: ConnectionSettings) -> bool:
+    """Whether somebody has chosen how long connecting may take, or may have in a file of services."""
+    kwargs = settings.kwargs
+    if "PGCONNECT_TIMEOUT" in os.environ or "PGSERVICE" in os.environ or "service" in kwargs:
+        return True
+    # psycopg2's name for a connection string, and psycopg's.
+    texts = (*settings.args[:1], kwargs.get("dsn"), kwargs.get("conninfo"))
+    return any(isinstance(text, str) and _TIMEOUT_OR_SERVICE(text) for text in texts)
 
 
 def _tag(connection: Any, comment: Callable[[], str]) -> None:

@@ -6,6 +6,9 @@ import time
 
 from threadbridge.sql_effects import only_reads
 
+# The outcomes, see `Statements.outcome`, after which a request may be repeated.
+UNCHANGED = frozenset({"none", "rolled back"})
+
 # A request may run thousands; of those the latest are worth a look.
 KEPT = 50
 # Characters of a statement's text: one may bring megabytes of data with it.

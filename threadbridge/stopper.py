@@ -81,7 +81,7 @@ class Stoppable(Protocol):
     def sever(self) -> Sequence[Remains] | None:
         """Have whoever waits for the database fail at once, without its help; what is left in the database.
 
-        None if other requests use the connection. The stopper's thread.
+        Nothing while the connection is being made. None if other requests use it. The stopper's thread.
         """
 
 
@@ -137,6 +137,7 @@ class Stopper:
         self._remains: dict[Remains, _End] = {}
         self._no_thread = RepeatedLog(logger)
         self._cut = RepeatedLog(logger)
+        self._unconnected = RepeatedLog(logger)
         self._gone = RepeatedLog(logger)
         self._inherited = RepeatedLog(logger)
         self._forgot = RepeatedLog(logger)
@@ -272,8 +273,17 @@ class Stopper:
         if remains is None:
             self._add(time.monotonic() + LONGEST_PAUSE, lambda: self._go_on(task))
             return
+        if not remains:
+            if not task.what.is_over:
+                self._unconnected.log(
+                    logging.WARNING,
+                    "request %s: cancelled %g s ago but still waiting for a new connection to the database",
+                    task.what.name,
+                    SEVER_AFTER,
+                )
+            return
         self.severed += 1
-        numbers = " and ".join(str(each.number) for each in remains) or "(number unknown)"
+        numbers = " and ".join(str(each.number) for each in remains)
         self._cut.log(
             logging.WARNING,
             "request %s: cancelled %g s ago but still holds connection %s; cutting it, and killing it in the database "

@@ -16,6 +16,7 @@ from threadbridge.forks import leave
 from threadbridge.http_date import http_date
 from threadbridge.response_body import KEPT, MEMORY_LIMIT, ClientDisconnected, FileSource
 from threadbridge.response_head import ResponseHead, response_head
+from threadbridge.statements import UNCHANGED
 
 logger = logging.getLogger("threadbridge")
 
@@ -54,10 +55,11 @@ def call_application(
 
     Never raises: what the application raises is logged, and the client gets a 500, or a cut connection if the head is
     out. There is a traceback in the log unless the error follows from the request's being cancelled or, by
-    ``is_outage``, from the database's being out of reach.
+    ``is_outage``, from the database's being out of reach; then the client gets a 503 if nothing was changed for it.
     """
     call = Call(exchange)
     line = exchange.start_line
+    may_be_repeated = False
     try:
         call.run(application)
     except ClientDisconnected:
@@ -69,10 +71,11 @@ def call_application(
             logger.info("request %s: stopped, because it was cancelled: %r", exchange.id, error)
         elif is_outage(error):
             logger.error("request %s failed: %s %s: %r", exchange.id, line.method, line.path, error)
+            may_be_repeated = exchange.running.statements.outcome in UNCHANGED
         else:
             logger.exception("request %s failed: %s %s", exchange.id, line.method, line.path)
         if not call.complete:
-            exchange.fail()
+            exchange.fail(may_be_repeated)
 
 
 class Call:

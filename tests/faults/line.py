@@ -128,6 +128,11 @@ class FaultyLine:
         await connection.passes.wait()
         connection.close()
 
+    @property
+    def swallowed(self) -> int:
+        """How many connections pass nothing."""
+        return sum(not connection.passes.is_set() for connection in list(self._connections))
+
     # The faults. Each lasts until `mend`.
 
     def swallow(self, *, new: bool) -> None:
@@ -199,7 +204,8 @@ class FaultyLine:
         async def close() -> None:
             for server in self._servers:
                 server.close()
-            await asyncio.sleep(0)
+            if connections := asyncio.all_tasks() - {asyncio.current_task()}:
+                await asyncio.wait(connections, timeout=5)
 
         self._run(close())
         self._loop.call_soon_threadsafe(self._loop.stop)

@@ -64,7 +64,7 @@ class DatabaseHealth:
     """Judges the database by what requests have seen of it, and asks it only when that leaves a doubt.
 
     A statement that succeeded within `LATELY` shows that the database answers. Otherwise, if connections are in use, or
-    the last that was seen of the database was an outage, a thread connects apart from the pool: a long report is told
+    the last that was seen of the database was a failure, a thread connects apart from the pool: a long report is told
     from a database that hangs, and a database that is back is noticed without any request. A pool whose connections
     are all held by requests that nobody waits for is out of order even if the database answers new connections.
 
