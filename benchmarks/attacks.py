@@ -1,6 +1,6 @@
 """What attacks on the clients' port cost the others: ``python -m benchmarks.attacks``, about two minutes.
 
-The exit status is 1 if somebody waited for longer, or the server took more memory, than it may.
+The exit status is 1 if /healthz took longer, or the server more memory, than it may.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tests.attacks import MEGABYTE, Others, attack_with, serving
 class Attack(NamedTuple):
     """An attack, on how many connections, and what it may cost.
 
-    :param slowest: seconds that somebody else waits at most.
+    :param slowest: seconds that /healthz takes at most.
     :param grown: bytes of memory that the server takes more.
     """
 
@@ -35,9 +35,10 @@ ATTACKS = [
     # 200 MB each.
     Attack(attacks.lines_in_chunks, 300),
     Attack(attacks.tiny_chunks, 300),
-    Attack(attacks.incomplete_heads, 3500),
-    Attack(attacks.large_heads_without_bodies, 3500),
-    Attack(attacks.slow_heads, 15_000, slowest=0.19, grown=256 * MEGABYTE),
+    # So many connections take time by themselves: the interpreter looks through all their objects for garbage.
+    Attack(attacks.incomplete_heads, 3500, slowest=1),
+    Attack(attacks.large_heads_without_bodies, 3500, slowest=1),
+    Attack(attacks.slow_heads, 15_000, slowest=0.5, grown=128 * MEGABYTE),
 ]
 
 
@@ -57,7 +58,7 @@ def main() -> int:
             with tempfile.TemporaryDirectory() as directory, serving(Path(directory)) as (server, admin_port):
                 others = Others(server, admin_port)
                 attack_with(attack.make, attack.connections, server, others)
-            missed = others.slowest > attack.slowest or others.grown > attack.grown
+            missed = others.slowest_health > attack.slowest or others.grown > attack.grown
             print(f"{name}, {attack.connections} connections: {others}{' - TOO MUCH' if missed else ''}", flush=True)
             status = max(status, missed)
     return status

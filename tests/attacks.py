@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import requests
@@ -124,34 +126,55 @@ class Others:
     def __init__(self, server: Frontend, admin_port: int) -> None:
         self._server = server
         self._health = f"http://127.0.0.1:{admin_port}/healthz"
-        self.slowest = self.grown = 0.0
         self.ask()
         self._before = memory_of(server)
-        self.slowest = 0.0
+        # The longest time, in seconds, of an answer of the application and of one of /healthz; bytes of memory more.
+        self.slowest = self.slowest_health = 0.0
+        self.grown = 0
 
-    def ask(self) -> None:
+    def ask(self) -> tuple[float, float]:
+        """Ask for both; how long that took."""
+        taken = []
         for url, expected in ((self._server.url, "hello"), (self._health, "ok\n")):
             start = time.monotonic()
             assert requests.get(url, timeout=30).text == expected
-            self.slowest = max(self.slowest, time.monotonic() - start)
+            taken.append(time.monotonic() - start)
+        return taken[0], taken[1]
 
-    def ask_while(self, threads: list[threading.Thread]) -> None:
-        for thread in threads:
-            thread.start()
+    def ask_while(self, goes_on: Callable[[], bool]) -> None:
+        """Ask until this is over, and 20 times at least."""
         for looks in itertools.count():
-            if looks >= 20 and not any(thread.is_alive() for thread in threads):
+            if looks >= 20 and not goes_on():
                 return
-            self.ask()
+            page, health = self.ask()
+            self.slowest, self.slowest_health = max(self.slowest, page), max(self.slowest_health, health)
             self.grown = max(self.grown, memory_of(self._server) - self._before)
 
     def __str__(self) -> str:
-        return f"others waited {self.slowest * 1000:.0f} ms at most, {self.grown / MEGABYTE:.1f} MB more"
+        return (
+            f"others waited {self.slowest * 1000:.0f} ms at most, /healthz took {self.slowest_health * 1000:.0f} ms, "
+            f"{self.grown / MEGABYTE:.1f} MB more"
+        )
 
 
-def attack_with(
-    attack: Callable[[socket.socket], None], count: int, server: Frontend, others: Others, threads: int = 8
-) -> None:
+def attack_with(attack: Callable[[socket.socket], None], count: int, server: Frontend, others: Others) -> None:
     """Attack on so many connections at once, while the others ask."""
+    context = multiprocessing.get_context("fork")
+    sent, release = context.Event(), context.Event()
+    # A process of its own, so that the others do not wait for the attackers' interpreter.
+    attacker = context.Process(target=_attack, args=(attack, count, server, sent, release), daemon=True)
+    attacker.start()
+    try:
+        others.ask_while(lambda: attacker.is_alive() and not sent.is_set())
+        assert sent.is_set(), "the attackers have failed"
+    finally:
+        release.set()
+        attacker.join()
+
+
+def _attack(
+    attack: Callable[[socket.socket], None], count: int, server: Frontend, sent: Event, release: Event, threads: int = 8
+) -> None:
     # Of a few addresses, for each has 28,000 ports at most.
     clients = [connect(server, 2 + number // 10_000) for number in range(count)]
 
@@ -161,6 +184,7 @@ def attack_with(
             with suppress(OSError):
                 attack(client)
 
-    others.ask_while([threading.Thread(target=run, args=(clients[start::threads],)) for start in range(threads)])
-    for client in clients:
-        client.close()
+    with ThreadPoolExecutor(threads) as executor:
+        list(executor.map(run, [clients[start::threads] for start in range(threads)]))
+    sent.set()
+    release.wait()

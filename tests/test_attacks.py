@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import socket
-import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -79,7 +79,11 @@ def test_connections_of_a_few_clients_leave_room_for_the_others(tmp_path: Path) 
                 with suppress(OSError):
                     client.sendall(b"GET / HTTP/1.1\r\nHo")
 
-        others.ask_while([threading.Thread(target=hold, args=(number,)) for number in range(2, 10)])
+        with ThreadPoolExecutor(8) as executor:
+            attackers = [executor.submit(hold, number) for number in range(2, 10)]
+            others.ask_while(lambda: not all(attacker.done() for attacker in attackers))
+            for attacker in attackers:
+                attacker.result()
         with connect(server, 99) as client:
             client.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
             assert client.recv(12) == b"HTTP/1.1 200"
