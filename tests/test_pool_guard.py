@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import logging
 import sqlite3
 import subprocess
@@ -139,6 +140,36 @@ def test_a_function_that_makes_connections_is_as_good_as_a_driver(
     assert isinstance(worker.error, MySQLdb.OperationalError) and worker.error.args[0] == 1317
     assert witness.executions == 1
     pool.close()
+
+
+# The pool's connections are made by a function of the application's, all at the same time.
+PROGRAM = """
+import json, sys, threading
+import MySQLdb
+from concurrent.futures import ThreadPoolExecutor
+from dbutils.pooled_db import PooledDB
+from threadbridge.pool import PoolGuard
+
+together = threading.Barrier(5)
+
+def make():
+    made = MySQLdb.connect(**json.loads(sys.argv[1]))
+    together.wait(30)
+    return made
+
+pool = PooledDB(make, maxconnections=5)
+guard = PoolGuard(pool)
+with ThreadPoolExecutor(5) as threads:
+    connections = list(threads.map(lambda _: pool.connection(), range(5)))
+print(sum(connection._con.number is not None for connection in connections))
+guard.close()
+"""
+
+
+def test_connections_that_are_the_first_at_the_same_time_are_all_guarded(mariadb: dict[str, str]) -> None:
+    # In a process of its own: which driver it is takes longest to see the first time.
+    command = [sys.executable, "-c", PROGRAM, json.dumps(connect_settings(mariadb))]
+    assert subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout == "5\n"
 
 
 def test_an_unknown_driver_works_and_is_mentioned_once(caplog: pytest.LogCaptureFixture) -> None:

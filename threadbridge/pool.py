@@ -257,12 +257,19 @@ class PoolGuard:
     def database_of(self, connection: object) -> Database | None:
         """The kind of database that the driver's connection leads to. Worker side."""
         if not self._is_known:
-            self._is_known = True
-            modules = [kind.__module__ for kind in type(connection).__mro__]
-            self._database = database_of(modules, self._settings)
-            if self._database is None:
-                logger.warning("queries cannot be stopped: threadbridge does not support the driver %s", modules[0])
+            # The first connections are often made at the same time.
+            with self._pool._lock:
+                self._know(connection)
         return self._database
+
+    def _know(self, connection: object) -> None:
+        if self._is_known:
+            return
+        modules = [kind.__module__ for kind in type(connection).__mro__]
+        self._database = database_of(modules, self._settings)
+        self._is_known = True
+        if self._database is None:
+            logger.warning("queries cannot be stopped: threadbridge does not support the driver %s", modules[0])
 
     def may_repeat(self, error: Exception, sql: str) -> bool:
         """Whether a query that failed, the first on its connection, is to be run on another one. Worker side."""
