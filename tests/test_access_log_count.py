@@ -233,10 +233,12 @@ def the_database_dies(site: Site) -> Seen:
     clients = {name: site.send(name, "/query", "POST") for name in ("n1", "n2")}
     site.wait_for(*clients)
     kill_server(site.mariadb)
-    seen = {name: answer(client) for name, client in clients.items()}
-    seen["n3"] = answer(site.send("n3"))
-    assert set(seen.values()) == {500}
-    start_server(site.mariadb)
+    try:
+        seen = {name: answer(client) for name, client in clients.items()}
+        seen["n3"] = answer(site.send("n3"))
+    finally:
+        start_server(site.mariadb)
+    assert set(seen.values()) == {503}
     return seen | {"n4": answer(site.send("n4"))}
 
 

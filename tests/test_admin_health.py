@@ -322,7 +322,7 @@ def test_a_process_without_descriptors_for_clients_can_still_ask_the_database(
         _, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (limit, hard))
         idle = [stack.enter_context(socket.create_connection(("127.0.0.1", site.port))) for _ in range(2 * limit)]
-        wait_until(lambda: "no file descriptors left for new clients" in site.output(), "there are no more")
+        wait_until(lambda: "no file descriptors left for new connections" in site.output(), "there are no more")
         assert database_line(site, "?db=1") == (200, "database: ok")
         for client in idle:
             client.close()

@@ -63,7 +63,14 @@ def postgresql() -> Iterator[dict[str, str]]:
     run("initdb", "--username=test", "--auth=trust", "--no-sync")
     run("pg_ctl", "start", "--wait", f"--log={directory}/log", f"--options=-k {directory} -c listen_addresses=")
     try:
-        yield {"PGHOST": str(directory), "PGUSER": "test", "PGDATABASE": "postgres"}
+        # Without TLS: threads that begin with it together crash where both drivers bring libraries of their own.
+        yield {
+            "PGHOST": str(directory),
+            "PGUSER": "test",
+            "PGDATABASE": "postgres",
+            "PGSSLMODE": "disable",
+            "PGGSSENCMODE": "disable",
+        }
     finally:
         run("pg_ctl", "stop", "--mode=immediate")
         shutil.rmtree(directory)
