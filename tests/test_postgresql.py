@@ -400,8 +400,8 @@ def test_a_stop_that_finds_no_statement_is_not_counted(
     assert told.wait(10)
     stop, answers = DriverConnection.stop, []
 
-    def noted(connection: DriverConnection) -> bool:
-        answers.append(stop(connection))
+    def noted(connection: DriverConnection, *, waits: bool = False) -> bool:
+        answers.append(stop(connection, waits=waits))
         return answers[-1]
 
     monkeypatch.setattr(DriverConnection, "stop", noted)

@@ -74,7 +74,7 @@ class Borrow:
             again = self._executing
             attempt = self._attempt = threading.Event()
         try:
-            return Told(self.connection.stop(), again)
+            return Told(self.connection.stop(waits=again), again)
         finally:
             attempt.set()
 

@@ -111,8 +111,10 @@ class Database(Protocol):
         Raises `StopFailed`.
         """
 
-    def stop(self, connection: Any, identity: Any) -> bool:
+    def stop(self, connection: Any, identity: Any, *, waits: bool = False) -> bool:
         """Stop the statement that runs on the connection; whether there is one.
+
+        :param waits: whether a thread waits for the answer to a statement, so that one runs, or is about to.
 
         In a bounded call (`threadbridge.bounded_calls`): any thread, perhaps several at a time. Raises `StopFailed`.
         """

@@ -81,9 +81,9 @@ class DriverConnection:
         except Exception:  # noqa: BLE001 - whatever the driver raises, it is of no more use
             return False
 
-    def stop(self) -> bool:
-        """Stop the statement that runs on it; whether there is one. Raises `StopFailed`."""
-        return self._identity is not None and self._database.stop(self._connection, self._identity)
+    def stop(self, *, waits: bool = False) -> bool:
+        """See `Database.stop`."""
+        return self._identity is not None and self._database.stop(self._connection, self._identity, waits=waits)
 
     def sever(self) -> Left | None:
         """Have whoever waits for the database on it fail at once; what is left of it there, if that can be found.

@@ -390,10 +390,10 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
     def _drivers(self) -> set[DriverConnection]:
         return {driver for driver in (self._driver, self._made) if driver is not None}
 
-    def stop(self) -> bool:
-        """Stop the statement that runs on it; whether there is one. Raises `StopFailed`."""
+    def stop(self, *, waits: bool = False) -> bool:
+        """Stop the statement that runs on it; whether there is one. See `Database.stop`."""
         # All of them: one may be gone already.
-        found = [driver.stop() for driver in self._drivers()]
+        found = [driver.stop(waits=waits) for driver in self._drivers()]
         return any(found)
 
     def sever(self) -> Sequence[Left]:

@@ -113,9 +113,9 @@ class MySQL:
         """See `Database`."""
         self._control.keep()
 
-    def stop(self, connection: Any, identity: Identity) -> bool:
+    def stop(self, connection: Any, identity: Identity, *, waits: bool = False) -> bool:
         """See `Database`."""
-        return self._control.stop(identity)
+        return self._control.stop(identity, waits)
 
     def end(self, identity: Identity) -> bool:
         """See `Database`."""

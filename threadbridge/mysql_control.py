@@ -94,15 +94,18 @@ class Control:
         """
         self._connections.use(lambda control: execute(control.connection, "DO 0"))
 
-    def stop(self, identity: Identity) -> bool:
-        """Send ``KILL QUERY`` for the connection; whether a statement ran on it then. Raises `StopFailed`."""
+    def stop(self, identity: Identity, waits: bool) -> bool:
+        """Send ``KILL QUERY`` for the connection; whether a statement ran on it then. Raises `StopFailed`.
+
+        :param waits: see `Database.stop`. To ask the server takes it longer than all the rest.
+        """
 
         def stop(control: ControlConnection) -> bool:
             if not self._has(control, identity):
                 return False
-            [count] = row(control.connection, _RUNS, identity.thread_id)
+            runs = waits or row(control.connection, _RUNS, identity.thread_id) != (0,)
             # In any case: a statement may come just now.
-            return self._kill(control, "QUERY", identity) and bool(count)
+            return self._kill(control, "QUERY", identity) and runs
 
         return self._connections.use(stop)
 

@@ -112,7 +112,7 @@ class PostgreSQL:
         if not self._cancels_safely:
             self._control.use(lambda control: _row(control.connection, "SELECT 1"))
 
-    def stop(self, connection: Any, identity: Identity) -> bool:
+    def stop(self, connection: Any, identity: Identity, *, waits: bool = False) -> bool:
         """See `Database`."""
         if connection.closed:
             return False
