@@ -77,7 +77,7 @@ start() {
         die "the socket's path $socket is longer than 107 bytes; choose a directory with a shorter path"
     if ! pid=$(server_pid); then
         [ -d "$data" ] || create_data
-        [ -s "$password_file" ] || die "$password_file is missing; restore it, or remove $directory to begin anew"
+        [ -s "$password_file" ] || die "$password_file is missing; restore it, or remove $directory to start with an empty database"
         # Of a server that was killed.
         rm -f "$pid_file" "$socket"
         setsid mariadbd --no-defaults --datadir="$data" --socket="$socket" --pid-file="$pid_file" \

@@ -6,7 +6,7 @@ usage() {
     cat <<'END'
 usage: scripts/start.sh            set up what is missing, start the database and the frontends, return
        scripts/start.sh stop       answer what has been asked, then stop all of it
-       scripts/start.sh restart    start the frontends anew, one after the other; the others go on answering
+       scripts/start.sh restart    restart the frontends one after the other; the others keep answering
        scripts/start.sh status     what runs; exit status 3 if something does not
        scripts/start.sh check      what will not work well, and what to do; exit status 1 after warnings, 2 after errors.
                                    With --json behind it, for programs
@@ -121,7 +121,7 @@ start_database() {
     fi
     if [ $place = embedded ]; then
         if [ -e "$mariadb/loading" ]; then
-            echo "The sample data was not loaded completely: beginning anew"
+            echo "The sample data was not loaded completely: loading it again"
             scripts/mariadb.sh stop "$mariadb"
             rm -rf "$mariadb"
         fi
@@ -248,8 +248,8 @@ make_directories() {
 
 say_if_root() {
     [ "$(id -u)" -ne 0 ] ||
-        echo "The frontends run as root, and so does what a fault in the application lets in: better start them as an" \
-            "ordinary user to whom this directory belongs" >&2
+        echo "The frontends run as root: a vulnerability in the application would give an attacker the whole machine." \
+            "Start them as an ordinary user who owns this directory" >&2
 }
 
 lock() {
@@ -342,7 +342,7 @@ restart() {
         launched_ports=
     done
     trap - EXIT
-    echo "All frontends have been started anew"
+    echo "All frontends have been restarted"
 }
 
 stop() {

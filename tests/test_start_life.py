@@ -34,7 +34,7 @@ def test_whole_life_with_an_embedded_database(installation: Installation) -> Non
     installation.assert_nothing_remains()
 
     output = installation.run()
-    assert "beginning anew" in output
+    assert "loading it again" in output
     assert "1,000,000 of 1,000,000" in output
     assert output.splitlines()[-3:] == [
         "The application answers:",
