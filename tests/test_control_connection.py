@@ -338,6 +338,31 @@ def test_a_thread_that_could_not_be_started_is_started_with_the_next_request(
     assert "cannot be stopped now, because no thread could be started: can't start new thread" in stopper
 
 
+def test_a_connection_that_is_never_found_is_not_looked_for_without_end(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("threadbridge.stopper.LONGEST_SEARCH", 0.2)
+
+    class Elsewhere:
+        """A connection to a server that another has taken the place of."""
+
+        number, predecessor = 7, None
+
+        def end(self) -> bool:
+            raise StopFailed("the control connection came to b, not to a")
+
+    stopper = Stopper()
+    stopper.start()
+    stopper.end([Elsewhere()])
+    wait_until(lambda: stopper.running == 0, "it is given up")
+    assert stopper.failures >= 2
+    assert own_messages(caplog) == [
+        "connection 7 may still be running a query in the database, and is no longer checked: it was not found for "
+        "0.2 s: the control connection came to b, not to a"
+    ]
+    stopper.close()
+
+
 def test_a_connection_may_end_while_others_take_its_place_on_the_full_list(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -31,6 +31,9 @@ ATTEMPT_TIMEOUT = 4.0
 # Pauses between two looks at a connection that was cut and has not ended in the database; they double.
 FIRST_LOOK = 0.1
 LONGEST_LOOK = 5.0
+# Seconds for which one is looked for that cannot be found, for example as its server is not the one that answers now.
+# Limits in the server end its statement and transaction much sooner.
+LONGEST_SEARCH = 3600.0
 # How many of those are remembered; the oldest is forgotten first.
 MOST_REMAINS = 1000
 
@@ -326,6 +329,9 @@ class Stopper:
             except StopFailed as error:
                 # Perhaps it cannot be found there any more, which says nothing about others.
                 self.failures += 1
+                if time.monotonic() - end.since > LONGEST_SEARCH:
+                    self._give_up(what, error)
+                    return
                 logger.debug("connection %s is not ended: %s", what.number, error)
             else:
                 self._note_success()
@@ -337,6 +343,18 @@ class Stopper:
                     self.killed += 1
         pause, end.pause = end.pause, min(2 * end.pause, LONGEST_LOOK)
         self._add(max(time.monotonic() + pause, self._asked_again_at), lambda: self._look_after(what, end))
+
+    def _give_up(self, what: Remains, error: StopFailed) -> None:
+        with self._changed:
+            self._remains.pop(what, None)
+        self._forgot.log(
+            logging.ERROR,
+            "connection %s may still be running a query in the database, and is no longer checked: it was not found "
+            "for %g s: %s",
+            what.number,
+            LONGEST_SEARCH,
+            error,
+        )
 
     def _forget(self, what: Remains, end: _End) -> None:
         with self._changed:
