@@ -61,6 +61,8 @@ OUTCOMES: dict[str, tuple[tuple[str, ...], str, set[int]]] = {
     "truncated": (("TRUNCATE emptied",), "committed", set()),
     "a table that cannot be made": ((FIRST, "CREATE TABLE accounts (a INT)"), "unknown", {1}),
     "a temporary table": ((FIRST, "CREATE TEMPORARY TABLE helping (a INT)"), "rolled back", set()),
+    "a temporary sequence": ((FIRST, "CREATE TEMPORARY SEQUENCE helping", "rollback"), "committed", {1}),
+    "a default role": ((FIRST, "SET DEFAULT ROLE NONE", "rollback"), "unknown", {1}),
     "a query with WITH": (("WITH a AS (SELECT 1 AS b) SELECT b FROM a", "commit"), "none", set()),
     "to a savepoint": ((FIRST, "SAVEPOINT a", SECOND, "ROLLBACK WORK TO SAVEPOINT a", "commit"), "unknown", {1}),
     "to a savepoint, rolled back": ((FIRST, "SAVEPOINT a", "ROLLBACK TO a", "rollback"), "rolled back", set()),
@@ -126,6 +128,47 @@ def test_a_deadlock_takes_all_of_the_transaction_with_it(
         cursor.execute(THIRD)
         connection.commit()
     assert (request.statements.outcome, accounts()) == ("partly committed", {3})
+
+
+def test_after_a_deadlock_statements_commit_themselves_again(
+    mariadb: dict[str, str], make_pool: Callable[..., Any], witness: Witness, accounts: Callable[[], set[int]]
+) -> None:
+    pool = make_pool(maxconnections=1, autocommit=True)
+    PoolGuard(pool)
+    with running() as request, closing(pool.connection()) as connection, closing(connection.cursor()) as cursor:
+        connection.begin()
+        cursor.execute(FIRST)
+        other = MySQLdb.connect(**connect_settings(mariadb))
+        other.cursor().execute("INSERT INTO accounts SELECT seq + 10, 0 FROM seq_1_to_50")
+        other.cursor().execute(SECOND)
+        blocked = InThread(lambda: other.cursor().execute(f"/* blocked */ {FIRST}"))
+        witness.wait_for("/* blocked */")
+        with pytest.raises(MySQLdb.OperationalError):
+            cursor.execute(SECOND)
+        blocked.join()
+        other.rollback()
+        other.close()
+        cursor.execute(THIRD)
+        connection.rollback()
+    assert (request.statements.outcome, accounts()) == ("partly committed", {3})
+
+
+@pytest.mark.parametrize("autocommit", [True, False])
+def test_of_many_that_meet_a_lock_some_may_have_succeeded(
+    make_pool: Callable[..., Any], witness: Witness, accounts: Callable[[], set[int]], autocommit: bool
+) -> None:
+    pool = make_pool(maxconnections=1, autocommit=autocommit)
+    PoolGuard(pool)
+    witness.rows("START TRANSACTION")
+    witness.rows(SECOND)
+    with running() as request, closing(pool.connection()) as connection, closing(connection.cursor()) as cursor:
+        cursor.execute("SET innodb_lock_wait_timeout = 1")
+        with pytest.raises(MySQLdb.OperationalError) as raised:
+            cursor.executemany("UPDATE accounts SET amount = amount + %s WHERE id = %s", [(1, 1), (1, 2)])
+        assert raised.value.args[0] == 1205
+        connection.commit()
+    witness.rows("ROLLBACK")
+    assert (request.statements.outcome, accounts()) == ("unknown", {1})
 
 
 @pytest.mark.parametrize(("ends", "outcome"), [("commit", "unknown"), ("rollback", "rolled back")])

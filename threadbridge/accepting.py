@@ -134,6 +134,8 @@ class Acceptor:
             self._reserve = None
 
     def _pause(self, why: str) -> None:
+        if self._closed:
+            return
         _exhausted_log.log(
             logging.ERROR,
             "no file descriptors left for new connections: %s. Clients wait, or are answered 503, until others leave; "

@@ -26,9 +26,9 @@ _EXCEPTIONS = [
     for pattern, effect in (
         (rb"begin(?: work)?$|start transaction\b", Effect.COMMITTED),
         (rb"rollback (?:.* )?to\b", Effect.PARTLY_ROLLED_BACK),
-        (rb"(?:create(?: or replace)?|drop) temporary\b", Effect.NOTHING),
+        (rb"(?:create(?: or replace)?|drop) temporary tables?\b", Effect.NOTHING),
         # Whether it has switched autocommit on, which commits, the driver knows.
-        (rb"set .*\b(?:autocommit|password)\b", Effect.PERHAPS_COMMITTED),
+        (rb"set .*\b(?:autocommit|password|default role)\b", Effect.PERHAPS_COMMITTED),
         (rb"set .*\(", Effect.PERHAPS_CHANGED),
         (rb"set ", Effect.NOTHING),
         (rb"(?:explain|desc|describe) .*\banalyze\b", Effect.PERHAPS_CHANGED),

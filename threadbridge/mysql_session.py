@@ -14,6 +14,8 @@ from threadbridge.transaction import Effect
 # Methods of the driver's connection that change the session without a statement.
 _CHANGING = ("change_user", "select_db", "set_character_set", "set_server_option")
 
+# The commit of a statement that commits itself may have failed too late.
+ER_ERROR_DURING_COMMIT = 1180
 # InnoDB has rolled back the whole transaction.
 ER_LOCK_DEADLOCK = 1213
 # It may have, by the server's settings and version: ER_LOCK_WAIT_TIMEOUT, ER_LOCK_TABLE_FULL, ER_CHECKREAD.
@@ -120,18 +122,22 @@ class MySQLSession:
             return Effect.UNKNOWN
         is_commit = effect in (Effect.COMMITTED, Effect.PERHAPS_COMMITTED)
         changes = effect in (Effect.CHANGED, Effect.PERHAPS_CHANGED)
+        # Of several statements some may have succeeded.
+        if changes and self._commits_itself and (is_many or is_lost or number == ER_ERROR_DURING_COMMIT):
+            return Effect.UNKNOWN
         if number == ER_LOCK_DEADLOCK and (sql.upper() == "COMMIT" or not is_commit):
+            # What comes next commits itself if autocommit is on.
+            self._has_begun = False
             return Effect.ROLLED_BACK
         if is_commit:
             return self._perhaps_committed
         if is_lost:
-            return Effect.UNKNOWN if changes and self._commits_itself else Effect.ROLLED_BACK
+            return Effect.ROLLED_BACK
+        if number in MAYBE_ROLLED_BACK and ((changes and is_many) or (self._autocommits and self._has_begun)):
+            return Effect.UNKNOWN
         if number in MAYBE_ROLLED_BACK or effect is Effect.ROLLED_BACK:
             return Effect.PARTLY_ROLLED_BACK
-        if changes and is_many:
-            # It was several statements, of which some may have succeeded.
-            return Effect.UNKNOWN if self._commits_itself else Effect.PERHAPS_CHANGED
-        return Effect.NOTHING
+        return Effect.PERHAPS_CHANGED if changes and is_many else Effect.NOTHING
 
     @property
     def _commits_itself(self) -> bool:

@@ -336,7 +336,8 @@ class Site:
         lines: dict[str, list[str]] = {}
         for path in sorted(self.logs.glob("*.access*.log*")):
             for line in path.read_text(errors="replace").splitlines():
-                match = re.search(r"[?&]id=(\d+)", line)
+                # A process that is killed leaves a part of a line in front of another's.
+                match = re.search(r'"[A-Z]+ \S*[?&]id=(\d+)\S* HTTP/1\.1" ', line)
                 if match is not None:
                     lines.setdefault(match[1], []).append(line)
         return lines
