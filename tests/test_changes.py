@@ -106,6 +106,22 @@ def test_what_is_said_of_changes_is_true(
     assert (request.statements.outcome, accounts()) == (outcome, paid)
 
 
+def deadlock(cursor: Any, mariadb: dict[str, str], witness: Witness) -> None:
+    """End the transaction in which the cursor has executed `FIRST` by a deadlock."""
+    other = MySQLdb.connect(**connect_settings(mariadb))
+    # The database chooses the one that has changed less.
+    other.cursor().execute("INSERT INTO accounts SELECT seq + 10, 0 FROM seq_1_to_50")
+    other.cursor().execute(SECOND)
+    blocked = InThread(lambda: other.cursor().execute(f"/* blocked */ {FIRST}"))
+    witness.wait_for("/* blocked */")
+    with pytest.raises(MySQLdb.OperationalError) as raised:
+        cursor.execute(SECOND)
+    assert raised.value.args[0] == 1213
+    blocked.join()
+    other.rollback()
+    other.close()
+
+
 def test_a_deadlock_takes_all_of_the_transaction_with_it(
     mariadb: dict[str, str], make_pool: Callable[..., Any], witness: Witness, accounts: Callable[[], set[int]]
 ) -> None:
@@ -113,18 +129,8 @@ def test_a_deadlock_takes_all_of_the_transaction_with_it(
     PoolGuard(pool)
     with running() as request, closing(pool.connection()) as connection, closing(connection.cursor()) as cursor:
         cursor.execute(FIRST)
-        other = MySQLdb.connect(**connect_settings(mariadb))
-        # The database chooses the one that has changed less.
-        other.cursor().execute("INSERT INTO accounts SELECT seq + 10, 0 FROM seq_1_to_50")
-        other.cursor().execute(SECOND)
-        blocked = InThread(lambda: other.cursor().execute(f"/* blocked */ {FIRST}"))
-        witness.wait_for("/* blocked */")
-        with pytest.raises(MySQLdb.OperationalError) as raised:
-            cursor.execute(SECOND)
-        assert (raised.value.args[0], request.statements.outcome) == (1213, "rolled back")
-        blocked.join()
-        other.rollback()
-        other.close()
+        deadlock(cursor, mariadb, witness)
+        assert request.statements.outcome == "rolled back"
         cursor.execute(THIRD)
         connection.commit()
     assert (request.statements.outcome, accounts()) == ("partly committed", {3})
@@ -138,16 +144,7 @@ def test_after_a_deadlock_statements_commit_themselves_again(
     with running() as request, closing(pool.connection()) as connection, closing(connection.cursor()) as cursor:
         connection.begin()
         cursor.execute(FIRST)
-        other = MySQLdb.connect(**connect_settings(mariadb))
-        other.cursor().execute("INSERT INTO accounts SELECT seq + 10, 0 FROM seq_1_to_50")
-        other.cursor().execute(SECOND)
-        blocked = InThread(lambda: other.cursor().execute(f"/* blocked */ {FIRST}"))
-        witness.wait_for("/* blocked */")
-        with pytest.raises(MySQLdb.OperationalError):
-            cursor.execute(SECOND)
-        blocked.join()
-        other.rollback()
-        other.close()
+        deadlock(cursor, mariadb, witness)
         cursor.execute(THIRD)
         connection.rollback()
     assert (request.statements.outcome, accounts()) == ("partly committed", {3})

@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import re
 
-from threadbridge.sql_effects import bare, first_word, is_several, statement_in
-from threadbridge.transaction import Effect
+from threadbridge.sql_effects import bare, in_words, statement_in
+from threadbridge.transaction import Effect, Effects
 
 # Procedures, blocks of statements, prepared ones and XA are none of these: they may do anything.
-_BY_WORD = {
-    Effect.NOTHING: b"select show explain describe desc values table help use kill handler savepoint release prepare "
-    b"deallocate checksum get",
-    Effect.CHANGED: b"insert update delete replace load",
-    # Functions cannot commit.
-    Effect.PERHAPS_CHANGED: b"do analyze",
-    Effect.COMMITTED: b"commit lock",
-    Effect.ROLLED_BACK: b"rollback",
-    Effect.CHANGED_AND_COMMITTED: b"create alter drop truncate rename grant revoke",
-    Effect.PERHAPS_COMMITTED: b"unlock flush optimize repair check cache reset install uninstall",
-}
-_EFFECTS = {word: effect for effect, words in _BY_WORD.items() for word in words.split()}
-# Where more than the first word counts: the first that matches.
-_EXCEPTIONS = [
-    (re.compile(pattern).match, effect)
-    for pattern, effect in (
+_EFFECTS = Effects(
+    {
+        Effect.NOTHING: b"select show explain describe desc values table help use kill handler savepoint release "
+        b"prepare deallocate checksum get",
+        Effect.CHANGED: b"insert update delete replace load",
+        # Functions cannot commit.
+        Effect.PERHAPS_CHANGED: b"do analyze",
+        Effect.COMMITTED: b"commit lock",
+        Effect.ROLLED_BACK: b"rollback",
+        Effect.CHANGED_AND_COMMITTED: b"create alter drop truncate rename grant revoke",
+        Effect.PERHAPS_COMMITTED: b"unlock flush optimize repair check cache reset install uninstall",
+    },
+    [
         (rb"begin(?: work)?$|start transaction\b", Effect.COMMITTED),
         (rb"rollback (?:.* )?to\b", Effect.PARTLY_ROLLED_BACK),
         (rb"(?:create(?: or replace)?|drop) temporary tables?\b", Effect.NOTHING),
@@ -35,8 +32,9 @@ _EXCEPTIONS = [
         (rb"analyze (?:\w+ )?tables?\b|load index\b|lock instance\b", Effect.PERHAPS_COMMITTED),
         (rb"with .*(?:(?<!for )\bupdate\b|\bdelete\b)", Effect.PERHAPS_CHANGED),
         (rb"with ", Effect.NOTHING),
-    )
-]
+    ],
+    Effect.UNKNOWN,
+)
 _BEGINS = re.compile(rb"begin\b|start transaction\b|(?:commit|rollback)\b.*\band chain\b").match
 
 
@@ -49,15 +47,6 @@ class Judgement:
 
     def __init__(self, sql: str, escapes: bool) -> None:
         text = statement_in(bare(sql.encode(errors="replace"), escapes=escapes))
-        words = b" ".join(text.split()).strip(b"; (")
-        self.effect = _effect(words)
+        words = in_words(text)
+        self.effect = _EFFECTS.of(words)
         self.begins = _BEGINS(words) is not None
-
-
-def _effect(words: bytes) -> Effect:
-    if is_several(words):
-        return Effect.UNKNOWN
-    for matches, effect in _EXCEPTIONS:
-        if matches(words) is not None:
-            return effect
-    return _EFFECTS.get(first_word(words), Effect.UNKNOWN)

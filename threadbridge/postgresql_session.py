@@ -2,38 +2,35 @@
 
 from __future__ import annotations
 
-import re
 import weakref
 from typing import Any
 
-from threadbridge.sql_effects import bare, first_word, is_several, may_change_session, only_reads
-from threadbridge.transaction import Effect
+from threadbridge.sql_effects import bare, in_words, may_change_session, only_reads
+from threadbridge.transaction import Effect, Effects
 
 # The states of a connection, by which the server says whether a transaction is open, and whether it has failed.
 IDLE, ACTIVE, IN_TRANSACTION, IN_ERROR, LOST = range(5)
 
 # What statements do to the transaction in which they run. Of all others that is not certain, as what they call may
 # write, but in a transaction nothing else can commit.
-_BY_WORD = {
-    Effect.NOTHING: b"select show values table fetch move close declare savepoint release set reset discard listen "
-    b"unlisten notify lock prepare deallocate begin start analyze vacuum checkpoint explain with",
-    Effect.CHANGED: b"insert update delete merge truncate create drop alter refresh comment grant revoke import",
-    Effect.COMMITTED: b"commit end",
-    Effect.ROLLED_BACK: b"rollback abort",
-}
-_EFFECTS = {word: effect for effect, words in _BY_WORD.items() for word in words.split()}
-# Where more than the first word counts: the first that matches.
-_EXCEPTIONS = [
-    (re.compile(pattern).match, effect)
-    for pattern, effect in (
+_EFFECTS = Effects(
+    {
+        Effect.NOTHING: b"select show values table fetch move close declare savepoint release set reset discard listen "
+        b"unlisten notify lock prepare deallocate begin start analyze vacuum checkpoint explain with",
+        Effect.CHANGED: b"insert update delete merge truncate create drop alter refresh comment grant revoke import",
+        Effect.COMMITTED: b"commit end",
+        Effect.ROLLED_BACK: b"rollback abort",
+    },
+    [
         (rb"prepare transaction\b|(?:commit|rollback) prepared\b", Effect.UNKNOWN),
         (rb"rollback (?:.* )?to\b", Effect.PARTLY_ROLLED_BACK),
         (rb"select .*\binto\b", Effect.CHANGED),
         (rb"with .*\b(?:insert into|delete from|merge into|update .* set)\b", Effect.CHANGED),
         (rb"with .*\binto\b", Effect.PERHAPS_CHANGED),
         (rb"explain .*\banalyze\b", Effect.PERHAPS_CHANGED),
-    )
-]
+    ],
+    Effect.PERHAPS_CHANGED,
+)
 
 
 class PostgreSQLSession:
@@ -126,10 +123,4 @@ class PostgreSQLSession:
 
 def _effect(sql: str) -> Effect:
     """What a statement does in a transaction, by its text, if it succeeds."""
-    words = b" ".join(bare(sql.encode(errors="replace"), postgresql=True).split()).strip(b"; (")
-    if is_several(words):
-        return Effect.UNKNOWN
-    for matches, effect in _EXCEPTIONS:
-        if matches(words) is not None:
-            return effect
-    return _EFFECTS.get(first_word(words), Effect.PERHAPS_CHANGED)
+    return _EFFECTS.of(in_words(bare(sql.encode(errors="replace"), postgresql=True)))

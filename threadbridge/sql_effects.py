@@ -2,7 +2,7 @@
 
 In doubt, a statement counts as one that changes things. A stored function that writes, called by a view, is not seen.
 What a statement does to the transaction depends on the kind of database: see `threadbridge.mysql_effects` and
-`threadbridge.postgresql_effects`.
+`threadbridge.postgresql_session`.
 """
 
 from __future__ import annotations
@@ -91,6 +91,11 @@ def _remainder(match: re.Match[bytes]) -> bytes:
         return b" "
     name = found[1:-1]
     return name if found[:1] in (b'"', b"`") and _PLAIN_NAME(name) is not None else b"''"
+
+
+def in_words(text: bytes) -> bytes:
+    """A `bare` text with one space between its words, from its first word on."""
+    return b" ".join(text.split()).strip(b"; (")
 
 
 def is_several(text: bytes) -> bool:

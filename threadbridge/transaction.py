@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping, Sequence
 from enum import Enum
 
+from threadbridge.sql_effects import first_word, is_several
 from threadbridge.statements import Statements
 
 
@@ -25,6 +28,34 @@ class Effect(Enum):
     PARTLY_ROLLED_BACK = "partly rolled back"
     # It may have changed something, and committed or rolled back that and what was open.
     UNKNOWN = "unknown"
+
+
+class Effects:
+    """What the statements of one kind of database do, by their text, if they succeed.
+
+    :param by_word: for each effect the first words of statements that have it.
+    :param exceptions: patterns where more than the first word counts; the first that matches decides.
+    :param otherwise: what all other statements do.
+    """
+
+    def __init__(
+        self, by_word: Mapping[Effect, bytes], exceptions: Sequence[tuple[bytes, Effect]], otherwise: Effect
+    ) -> None:
+        self._by_word = {word: effect for effect, words in by_word.items() for word in words.split()}
+        self._exceptions = [(re.compile(pattern).match, effect) for pattern, effect in exceptions]
+        self._otherwise = otherwise
+
+    def of(self, words: bytes) -> Effect:
+        """What a statement does.
+
+        :param words: see `threadbridge.sql_effects.in_words`.
+        """
+        if is_several(words):
+            return Effect.UNKNOWN
+        for matches, effect in self._exceptions:
+            if matches(words) is not None:
+                return effect
+        return self._by_word.get(first_word(words), self._otherwise)
 
 
 class Transaction:
