@@ -209,7 +209,7 @@ def test_a_stuck_thread_that_shares_its_connection_keeps_it_and_the_log_says_so(
         clients = [server.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n") for _ in range(2)]
         have_it.wait(10)
         clients[0].close()
-        said = "its stuck thread keeps 1 connections of the pool, because other requests share them"
+        said = "its stuck thread keeps 1 connections of the pool as long as other requests use them"
         wait_until(lambda: said in caplog.text, "it is said")
         go_on.set()
         clients[1].close()

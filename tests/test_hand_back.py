@@ -78,6 +78,18 @@ def test_what_was_begun_is_rolled_back_even_where_the_pool_resets_nothing(
     assert witness.notes == ["new"]
 
 
+def test_a_pool_that_resets_nothing_leaves_no_snapshot_of_a_query_on_the_drivers_own_connection(
+    make_pool: Callable[..., Any], witness: Witness
+) -> None:
+    pool = make_pool(maxconnections=1, reset=False)
+    PoolGuard(pool)
+    with running(), closing(pool.connection()) as connection:
+        connection.dbapi_connection.cursor().execute("SELECT COUNT(*) FROM notes")
+    witness.rows("INSERT INTO notes VALUES ('new')")
+    with running(), closing(pool.connection()) as connection:
+        assert one(connection, "SELECT COUNT(*) FROM notes") == 1
+
+
 def test_a_pool_that_resets_nothing_saves_rollbacks_where_nothing_is_open(
     make_pool: Callable[..., Any], witness: Witness
 ) -> None:
@@ -214,7 +226,7 @@ def test_a_connection_does_not_come_back_before_a_kill_under_way(mariadb: dict[s
             connection = pool.connection()
             held.append(connection)
             borrow = held[0].borrows[0]
-            wait_until(lambda: borrow._attempt and not borrow._attempt.is_set(), "the kill is under way")
+            wait_until(lambda: [each.is_set() for each in borrow._attempts] == [False], "the kill is under way")
             closing_now.set()
             connection.close()
 
@@ -230,6 +242,37 @@ def test_a_connection_does_not_come_back_before_a_kill_under_way(mariadb: dict[s
         worker.join()
         assert (worker.error, pool._connections, pool._idle_cache) == (None, 0, [])
         pool.close()
+
+
+def test_a_connection_does_not_come_back_before_the_first_of_two_kills_under_way(
+    mariadb: dict[str, str], witness: Witness
+) -> None:
+    pool = PooledDB(MySQLdb, maxconnections=1, **connect_settings(mariadb))
+    guard = PoolGuard(pool)
+    with running() as request:
+        connection = pool.connection()
+        [borrow] = connection.borrows
+        release = threading.Event()
+        stop = connection._con.stop
+        asked = threading.Event()
+
+        def stop_late(**kwargs: bool) -> bool:
+            asked.set()
+            assert release.wait(10)
+            return bool(stop(**kwargs))
+
+        connection._con.stop = stop_late
+        request.cancel()
+        assert asked.wait(10)
+        connection._con.stop = stop
+        borrow.stop()
+        ended = InThread(connection.close)
+        wait_until(lambda: "end" in functions_of(ended.thread), "the hand-back waits")
+        release.set()
+        ended.join()
+    assert pool._connections == 0
+    guard.close()
+    pool.close()
 
 
 def functions_of(thread: threading.Thread) -> list[str]:

@@ -12,6 +12,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from tests.inprocess import BridgeThread, wait_until
 from tests.processes import Frontend
 from tests.requests_in_threads import in_request, one, running
 from tests.test_predecessors import kill, process, successor
-from threadbridge import predecessors
+from threadbridge import guarded, predecessors
 from threadbridge.current import RunningRequest
 from threadbridge.database import ConnectionSettings, StopFailed
 from threadbridge.driver_connection import DriverConnection
@@ -224,6 +225,77 @@ def test_a_shared_connection_is_stopped_when_nobody_waits_for_any_of_its_request
         assert issubclass(application.results["/stays"], psycopg.Error)
         wait_until(lambda: pool._connections == 0, "the connection is back")
         assert (witness.executions, pool._shared_cache) == (1, [])
+    pool.close()
+
+
+@pytest.mark.parametrize("last", ["is given up", "comes back"])
+def test_a_shared_connection_is_given_up_with_the_last_that_is_not(witness: Witness, last: str) -> None:
+    pool = PooledDB(psycopg, maxconnections=1, maxshared=1)
+    guard = PoolGuard(pool)
+    go_on = [threading.Event() for _ in range(3)]
+    holding = []
+
+    def hold(event: threading.Event) -> None:
+        with closing(pool.connection()) as connection:
+            holding.append(connection._con)
+            assert event.wait(10)
+
+    (first, stuck), (second, other), (third, healthy) = [in_request(partial(hold, event)) for event in go_on]
+    wait_until(lambda: len(holding) == 3, "all share a connection")
+    assert len(set(map(id, holding))) == 1 and pool._connections == 1
+    assert (guard.abandon(first), guard.abandon(second)) == ((0, 1), (0, 1))
+    if last == "is given up":
+        assert guard.abandon(third) == (1, 0)
+    else:
+        go_on[2].set()
+        healthy.join()
+        assert healthy.error is None
+    assert (pool._connections, pool._shared_cache) == (0, [])
+    # The place is free, and nothing of the others' comes to it.
+    with running(), closing(pool.connection()) as connection:
+        assert connection._con is not holding[0] and pool._connections == 1
+        for event, worker in zip(go_on, (stuck, other, healthy), strict=True):
+            event.set()
+            worker.join()
+        assert one(connection) == 1 and pool._connections == 1
+    assert (pool._connections, len(pool._idle_cache)) == (0, 1)
+    guard.close()
+    pool.close()
+
+
+def test_one_that_the_server_has_closed_is_not_handed_out(witness: Witness, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As if some time had passed.
+    monkeypatch.setattr(guarded, "FRESH", 0.0)
+    pool = PooledDB(psycopg, maxconnections=1)
+    guard = PoolGuard(pool)
+    with running(), closing(pool.connection()) as connection:
+        number = one(connection, "SELECT pg_backend_pid()")
+    witness.connection.execute("SELECT pg_terminate_backend(%s, 10000)", (number,))
+    with running(), closing(pool.connection()) as connection:
+        connection.cursor().execute("INSERT INTO notes VALUES ('new')")
+        assert one(connection, "SELECT pg_backend_pid()") != number
+    guard.close()
+    pool.close()
+
+
+def test_one_whose_answer_another_waits_for_is_shared_as_it_is(witness: Witness) -> None:
+    pool = PooledDB(psycopg, maxconnections=1, maxshared=1)
+    guard = PoolGuard(pool)
+    with running(), closing(pool.connection()) as connection:
+        number = one(connection, "SELECT pg_backend_pid()")
+        # An answer that is still to be read: to one who looks only at the socket the connection seems closed.
+        sender = connection._con.dbapi_connection
+        sender.pgconn.send_query(b"SELECT 42")
+        wait_until(lambda: not connection._con._is_quiet(), "the answer is there")
+        _, worker = in_request(pool.connection)
+        worker.join()
+        shared = worker.result
+        assert shared._con.dbapi_connection is sender
+        while sender.pgconn.get_result() is not None:
+            pass
+        assert one(shared, "SELECT pg_backend_pid()") == number
+        shared.close()
+    guard.close()
     pool.close()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -26,10 +27,12 @@ class Borrow:
         self.take_back: Callable[[], None] = lambda: None
         # Whether a statement was not begun, as the request is cancelled; none is, after that.
         self.has_refused = False
+        # Whether the request's thread is not expected to come back.
+        self.is_given_up = False
         self._executing = False
         self._over = False
-        # Set when the database has answered the last order to stop.
-        self._attempt: threading.Event | None = None
+        # For each order to stop, what is set when the database has answered it.
+        self._attempts: list[threading.Event] = []
         self._lock = threading.Lock()
 
     def execute(self, method: Callable[..., Any], *args: Any) -> Any:
@@ -72,7 +75,8 @@ class Borrow:
             # Looked at before: a statement that is marked may come to the server after the order. If none is, there may
             # be one whose rows are still on their way; that one does not miss it, and no other is begun.
             again = self._executing
-            attempt = self._attempt = threading.Event()
+            attempt = threading.Event()
+            self._attempts.append(attempt)
         try:
             return Told(self.connection.stop(waits=again), again)
         finally:
@@ -84,19 +88,14 @@ class Borrow:
             return () if self._over else None
         return self.connection.sever()
 
-    def abandon(self) -> bool:
-        """The request's thread does not come back; whether the connection goes with it. Under the pool's lock."""
-        if self.connection.is_abandoned or len(self.connection.borrows) > 1:
-            return False
-        self.connection.is_abandoned = self.connection.spoilt = True
-        return True
-
     def end(self) -> None:
         """The connection is the request's no more, after a stop that is under way. Any thread that may wait."""
         with self._lock:
             self._over = True
-            attempt = self._attempt
-        if attempt is not None and not attempt.wait(ATTEMPT_TIMEOUT):
-            # The order may still come, and must not hit what the application does next on a connection it has kept.
+        if self._attempts and not self._are_answered(time.monotonic() + ATTEMPT_TIMEOUT):
+            # An order may still come, and must not hit what the application does next on a connection it has kept.
             self.connection.sever()
         self.take_back()
+
+    def _are_answered(self, give_up_at: float) -> bool:
+        return all(attempt.wait(give_up_at - time.monotonic()) for attempt in self._attempts)

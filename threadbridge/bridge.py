@@ -419,7 +419,7 @@ def _give_up_connections(guard: PoolGuard, running: RunningRequest) -> None:
         )
     if kept:
         logger.error(
-            "request %s: its stuck thread keeps %d connections of the pool, because other requests share them",
+            "request %s: its stuck thread keeps %d connections of the pool as long as other requests use them",
             running.id,
             kept,
         )

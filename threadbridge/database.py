@@ -46,10 +46,11 @@ class Session(Protocol):
 
     @property
     def may_be_open(self) -> bool:
-        """Whether a transaction may be open if a statement was sent since the last commit or rollback.
+        """Whether a transaction may be open. Raises what the driver raises when the connection is closed."""
 
-        Raises what the driver raises when the connection is closed.
-        """
+    @property
+    def commits_itself(self) -> bool:
+        """Whether the last statement, if it changed anything, would have been committed with that."""
 
     def sending(self, sql: str, cursor: object) -> None:
         """A statement is about to be sent, by a cursor of the driver's or a method such as its ``commit``."""

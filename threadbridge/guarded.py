@@ -53,6 +53,8 @@ class Guard(Protocol):
 
     def defer(self, task: Callable[[], None]) -> bool: ...
 
+    def lend_kept(self, steady: GuardedConnection, request: RunningRequest) -> Borrow | None: ...
+
     def keep_from_others(self, connection: GuardedConnection, borrow: Borrow) -> bool: ...
 
     def end(self, borrows: Iterable[Borrow]) -> None: ...
@@ -76,13 +78,16 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
         # One on which a statement was stopped is closed when it comes back, and never handed out again: no stop can
         # come late and hit somebody else's statement.
         self.spoilt = False
-        # Which time this is that it is handed out.
+        # Which time this is that it is handed out; whether it has come back since.
         self.lease = 0
+        self.is_idle = False
         # The driver's connection in use, and the last that was made: another one while DBUtils replaces a broken one.
         self._driver: DriverConnection | None = None
         self._made: DriverConnection | None = None
         # Whether nothing was sent since it was handed out, or since the last commit or rollback.
         self._is_untouched = True
+        # Whether a statement has failed because the connection was lost.
+        self._is_lost = False
         self._changes = Transaction()
         # Whether the pool counts it no more, see `PoolGuard.abandon`.
         self.is_abandoned = False
@@ -150,7 +155,7 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
 
         A connection that was lost is not replaced: what is done next must not pass for the rest of its transaction.
         """
-        borrow = self.borrow_of(current_or_none())
+        borrow = self.borrow()
         if borrow is not None and borrow.request.cancelled:
             borrow.refuse()
         has_changes = self._changes.has_changes
@@ -192,9 +197,13 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
 
         Worker side.
         """
-        is_first, self._is_untouched = self._is_untouched, False
-        if is_first and self._ping & 4 and self.may_replace:
-            self._ping_check(4)
+        is_first = self._is_untouched
+        if is_first and (self._is_lost or self._ping & 4) and self.may_replace:
+            if self._is_lost:
+                self.replace()
+            else:
+                self._ping_check(4)
+        self._is_untouched = False
         self.sending(sql, cursor)
         return is_first
 
@@ -202,7 +211,7 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
         """Something is about to be sent that may change data, by a method that is not guarded. Worker side."""
         self._is_untouched = False
         self.announce("COPY")
-        borrow = self.borrow_of(current_or_none())
+        borrow = self.borrow()
         if borrow is not None:
             self._changes.note(Effect.UNKNOWN, borrow.request.statements)
 
@@ -263,6 +272,11 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
             with contextlib.suppress(Exception):
                 effect = self._driver.session.effect_of_failure(sql, error, is_lost=is_lost, is_many=is_many)
             self._changes.note(effect, statements)
+            if is_lost:
+                self._is_lost = True
+                if self._driver.session.commits_itself and not self._transaction:
+                    # Nothing else was lost with it.
+                    self._end_transaction()
         elif not only_reads(sql.encode(errors="replace")):
             self._changes.note(Effect.UNKNOWN, statements)
 
@@ -309,6 +323,7 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
     def clean(self, force: bool) -> None:
         """End what was begun on it, or mark it spoilt. Any thread that may wait."""
         self.lease += 1
+        self.is_idle = True
         self._came_back_at = time.monotonic()
         if self.spoilt:
             # It is about to be closed: the database rolls back what is open.
@@ -340,18 +355,19 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
 
     def _may_be_open(self) -> bool:
         """Whether what was begun, perhaps, is not ended. A transaction goes to no other request, even unread rows."""
-        if self._is_untouched and (self._driver is None or self._driver.session.only_reads):
-            return self._transaction
         return self._transaction or self._driver is None or self._driver.session.may_be_open
 
     def _ping_check(self, ping: int = 1, reconnect: bool = True) -> Any:
         """See `SteadyDBConnection`; with 1 it is handed out. One that came back just now is not asked again."""
-        if ping == 1:
+        # One that others use has perhaps an answer of theirs to read.
+        was_idle = self.is_idle
+        if ping == 1 and was_idle:
+            self.is_idle = False
             self.settle()
             if self._pinger is None and time.monotonic() - self._came_back_at < FRESH and self._is_quiet():
                 return True
-            if not self._ping & 1 and self._driver is not None and not self._is_quiet():
-                # The pool must not ask the database, but this one is closed, and to see that needs no answer.
+            if self._driver is not None and not self._is_quiet():
+                # It is closed. To see that needs no answer, also where the pool or the driver cannot ask the database.
                 self.replace()
         return super()._ping_check(ping, reconnect)
 
@@ -369,17 +385,29 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
     def _is_quiet(self) -> bool:
         return self._driver is not None and self._driver.is_quiet()
 
+    def borrow(self) -> Borrow | None:
+        """The hold on this connection of the request for which it is used now, if it is used for one. Worker side.
+
+        A connection that the application has kept is lent to each request that uses it. In a thread of the
+        application's own, it is the hold of the only request that has the connection.
+        """
+        request = current_or_none()
+        if request is None:
+            borrows = tuple(self.borrows)
+            return borrows[0] if len(borrows) == 1 else None
+        return self.borrow_of(request) or self.guard.lend_kept(self, request)
+
     def borrow_of(self, request: RunningRequest | None) -> Borrow | None:
-        """The request's hold on this connection, if it has one. Worker side."""
-        if request is not None:
-            for borrow in self.borrows:
-                if borrow.request is request:
-                    return borrow
+        """The request's hold on this connection, if it has one. Any thread."""
+        for borrow in tuple(self.borrows):
+            if borrow.request is request:
+                return borrow
         return None
 
     def _store(self, con: Any) -> None:
         """See `SteadyDBConnection`: the driver's connection is in use from now on."""
         super()._store(con)
+        self._is_lost = False
         self._driver = self._made
 
     @property

@@ -24,6 +24,7 @@ class GuardedCursor(SteadyDBCursor):  # type: ignore[misc]
     def __init__(self, connection: GuardedConnection, *args: Any, **kwargs: Any) -> None:
         self._lease = connection.lease
         super().__init__(connection, *args, **kwargs)
+        self._made_by = connection.dbapi_connection
 
     def execute(self, *args: Any, **kwargs: Any) -> Any:
         """See `SteadyDBCursor`."""
@@ -42,16 +43,20 @@ class GuardedCursor(SteadyDBCursor):  # type: ignore[misc]
         # The application may have let the connection go, as pool.connection().cursor() does at once.
         connection.settle()
         sql = _text(name, args, kwargs, self._cursor)
-        borrow = connection.borrow_of(current_or_none())
-        if borrow is None:
+        borrow = connection.borrow()
+        request = current_or_none() if borrow is None else borrow.request
+        if request is None:
             return self._execute(name, sql, args, kwargs)
-        statements = borrow.request.statements
+        statements = request.statements
         statement = statements.begin(sql, connection.number)
         try:
-            result = borrow.execute(self._execute, name, sql, args, kwargs)
+            if borrow is None:
+                result = self._execute(name, sql, args, kwargs)
+            else:
+                result = borrow.execute(self._execute, name, sql, args, kwargs)
         except BaseException as error:
             statements.end(statement, error=type(error).__name__)
-            if not borrow.has_refused:
+            if borrow is None or not borrow.has_refused:
                 connection.note_failure(statements, sql, error, is_many=name == "executemany")
             raise
         statements.end(statement, rows=_rows(self._cursor))
@@ -67,6 +72,8 @@ class GuardedCursor(SteadyDBCursor):  # type: ignore[misc]
         """
         connection: GuardedConnection = self._con
         is_first = connection.begin_statement(sql, self._cursor)
+        if self._made_by is not connection.dbapi_connection and self._lease == connection.lease:
+            self._renew()
         try:
             result = self._call(name, args, kwargs)
         except connection.failures as error:
@@ -92,6 +99,7 @@ class GuardedCursor(SteadyDBCursor):  # type: ignore[misc]
     def _renew(self) -> None:
         """Take a cursor of the connection that has replaced the lost one."""
         lost, self._cursor = self._cursor, self._con.new_cursor(*self._args, **self._kwargs)
+        self._made_by = self._con.dbapi_connection
         with contextlib.suppress(Exception):
             lost.close()
 

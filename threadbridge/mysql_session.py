@@ -47,6 +47,8 @@ class MySQLSession:
         self._without_limit = without_limit
         self._is_unbuffered = False
         self.only_reads = True
+        # Whether anything was sent since the last commit or rollback.
+        self._was_used = False
         self._is_changed = False
         self._can_send = hasattr(connection, "send_query")
         self._made_with_autocommit = connection.get_autocommit()
@@ -63,6 +65,7 @@ class MySQLSession:
 
     def query(self, sql: str | bytes | bytearray, *args: Any, **kwargs: Any) -> Any:
         """Takes the place of the driver's method."""
+        self._was_used = True
         if not (isinstance(sql, bytes) and only_reads(sql)):
             self.only_reads = False
             if not self._is_changed:
@@ -102,7 +105,7 @@ class MySQLSession:
         effect = judgement.effect
         was_switched_on = self._look_at_autocommit()
         if effect in (Effect.CHANGED, Effect.PERHAPS_CHANGED):
-            if self._commits_itself:
+            if self.commits_itself:
                 effect = Effect.CHANGED_AND_COMMITTED if effect is Effect.CHANGED else Effect.UNKNOWN
         elif effect is Effect.PERHAPS_COMMITTED:
             effect = self._perhaps_committed
@@ -123,7 +126,7 @@ class MySQLSession:
         is_commit = effect in (Effect.COMMITTED, Effect.PERHAPS_COMMITTED)
         changes = effect in (Effect.CHANGED, Effect.PERHAPS_CHANGED)
         # Of several statements some may have succeeded.
-        if changes and self._commits_itself and (is_many or is_lost or number == ER_ERROR_DURING_COMMIT):
+        if changes and self.commits_itself and (is_many or is_lost or number == ER_ERROR_DURING_COMMIT):
             return Effect.UNKNOWN
         if number == ER_LOCK_DEADLOCK and (sql.upper() == "COMMIT" or not is_commit):
             # What comes next commits itself if autocommit is on.
@@ -140,8 +143,8 @@ class MySQLSession:
         return Effect.PERHAPS_CHANGED if changes and is_many else Effect.NOTHING
 
     @property
-    def _commits_itself(self) -> bool:
-        """Whether a change is committed with its statement."""
+    def commits_itself(self) -> bool:
+        """See `threadbridge.database.Session`."""
         return self._autocommits and not self._has_begun
 
     @property
@@ -161,13 +164,13 @@ class MySQLSession:
     def ended_transaction(self) -> None:
         """See `threadbridge.database.Session`."""
         self.only_reads = True
-        self._has_begun = False
+        self._was_used = self._has_begun = False
 
     @property
     def may_be_open(self) -> bool:
         """See `threadbridge.database.Session`."""
         connection: Any = self._connection()
-        return not (self.only_reads and connection.get_autocommit())
+        return self._was_used and not (self.only_reads and connection.get_autocommit())
 
     @property
     def is_changed(self) -> bool:
@@ -178,6 +181,7 @@ class MySQLSession:
     def begin_rollback(self) -> bool:
         """See `threadbridge.database.Session`: it lets go of a snapshot; locks are let go before anybody goes on."""
         only_reads, self.only_reads = self.only_reads, True
+        self._was_used = False
         if only_reads and self._can_send:
             self._connection().send_query(b"ROLLBACK")  # type: ignore[union-attr]
             return True

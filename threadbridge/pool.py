@@ -292,18 +292,35 @@ class PoolGuard:
         place finds a connection. One that is still being made is closed when it comes, if ever. How many were given up
         now, and how many the request has kept, since others use them too.
         """
-        pool = self._pool
-        with pool._lock:
+        with self._pool._lock:
             # Under the lock: none of them comes back to the pool, and goes to somebody else, meanwhile.
-            abandoned = [borrow.connection for borrow in self._held.get(request, ()) if borrow.abandon()]
-            self.stopper.end(left for connection in abandoned for left in connection.sever())
-            pool._connections -= len(abandoned)
-            pool._lock.notify_all()
-            kept = sum(not borrow.connection.is_abandoned for borrow in self._held.get(request, ()))
+            held = self._held.get(request, ())
+            for borrow in held:
+                borrow.is_given_up = True
+            abandoned = sum(self._abandon_unless_used(borrow.connection) for borrow in held)
+            kept = sum(not borrow.connection.is_abandoned for borrow in held)
         if abandoned:
             # Perhaps it is the database that does not answer.
             self.last_outage = time.monotonic()
-        return len(abandoned), kept
+        return abandoned, kept
+
+    def _abandon_unless_used(self, steady: GuardedConnection) -> bool:
+        """Give up a connection if all requests that have it are given up; whether it is now. Under the pool's lock."""
+        pool = self._pool
+        if steady.is_abandoned or not (steady.borrows and all(borrow.is_given_up for borrow in steady.borrows)):
+            return False
+        steady.is_abandoned = steady.spoilt = True
+        self._share_no_more(steady)
+        self.stopper.end(steady.sever())
+        pool._connections -= 1
+        pool._lock.notify_all()
+        return True
+
+    def _share_no_more(self, steady: GuardedConnection) -> None:
+        """Under the pool's lock."""
+        pool = self._pool
+        if pool._maxshared:
+            pool._shared_cache[:] = [shared for shared in pool._shared_cache if shared.con is not steady]
 
     def defer(self, task: Callable[[], None]) -> bool:
         """Have the task done elsewhere if this thread must not wait for the database; whether that was so.
@@ -329,13 +346,11 @@ class PoolGuard:
 
         Other requests that are cancelled do not count. The stopper's thread.
         """
-        pool = self._pool
-        with pool._lock:
+        with self._pool._lock:
             if borrow not in connection.borrows or not all(other.request.cancelled for other in connection.borrows):
                 return False
             connection.spoilt = True
-            if pool._maxshared:
-                pool._shared_cache[:] = [shared for shared in pool._shared_cache if shared.con is not connection]
+            self._share_no_more(connection)
             return True
 
     # Hand-out. Worker side, or a thread that the application has started.
@@ -481,6 +496,20 @@ class PoolGuard:
         with self._pool._lock:
             self._pool._lock.notify_all()
 
+    def lend_kept(self, steady: GuardedConnection, request: RunningRequest) -> Borrow | None:
+        """Lend a request a connection that it uses without having asked for it: the application has kept it.
+
+        None if the connection is back in the pool. Worker side.
+        """
+        with self._pool._lock:
+            if steady.is_idle:
+                return None
+            if steady.is_abandoned:
+                steady.is_abandoned = False
+                self._pool._connections += 1
+            self._lend(steady, request)
+        return steady.borrow_of(request)
+
     def _lend(self, steady: GuardedConnection, request: RunningRequest | None) -> None:
         """Under the pool's lock."""
         if request is None:
@@ -541,6 +570,7 @@ class PoolGuard:
                 if borrow in held:
                     held.remove(borrow)
                     borrow.connection.borrows.remove(borrow)
+                    self._abandon_unless_used(borrow.connection)
                 if not held:
                     self._held.pop(borrow.request, None)
 

@@ -42,15 +42,15 @@ class PostgreSQLSession:
         self._made_with_autocommit = bool(connection.autocommit)
         self.only_reads = True
         self._is_changed = False
-        # Before the last statement that was no plain query.
+        # Before the last statement.
         self._before = IDLE
 
     def sending(self, sql: str, cursor: object) -> None:
         """See `Session`."""
         text = sql.encode(errors="replace")
+        self._before = self._state
         if not only_reads(text) or b"set_config" in text:
             self.only_reads = False
-            self._before = self._state
             self._is_changed = self._is_changed or b"set_config" in text or may_change_session(text, postgresql=True)
 
     @property
@@ -82,7 +82,7 @@ class PostgreSQLSession:
             is_certain = self._before == IN_ERROR or after == IDLE
             return Effect.ROLLED_BACK if is_certain else Effect.PERHAPS_COMMITTED
         if after == LOST:
-            return Effect.UNKNOWN if changes and self._commits_itself else Effect.ROLLED_BACK
+            return Effect.UNKNOWN if changes and self.commits_itself else Effect.ROLLED_BACK
         if after == IDLE and changes and (is_many or effect is Effect.PERHAPS_CHANGED):
             return Effect.UNKNOWN
         if after == IN_TRANSACTION and changes and is_many:
@@ -91,8 +91,8 @@ class PostgreSQLSession:
         return Effect.NOTHING
 
     @property
-    def _commits_itself(self) -> bool:
-        """Whether the last change would have been committed with its statement."""
+    def commits_itself(self) -> bool:
+        """See `Session`."""
         return self._before == IDLE and self._autocommits_now()
 
     def ended_transaction(self) -> None:
