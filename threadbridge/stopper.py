@@ -144,6 +144,7 @@ class Stopper:
         self._gone = RepeatedLog(logger)
         self._inherited = RepeatedLog(logger)
         self._forgot = RepeatedLog(logger)
+        self._errors = RepeatedLog(logger)
         # Requests with a query that ran when the database was told to stop it, and which then ended by themselves;
         # attempts to tell it that failed; connections that were cut; and connections that it was told to end, those of
         # dead processes included.
@@ -242,8 +243,10 @@ class Stopper:
                 task = heapq.heappop(self._tasks)
             try:
                 task.run()
-            except Exception:
-                logger.exception("error in the stopper thread; a cancelled query may still be running")
+            except Exception as error:  # noqa: BLE001 - it is logged, and other queries must be stopped
+                self._errors.log(
+                    logging.ERROR, "error in the stopper thread; a cancelled query may still be running", exc_info=error
+                )
             # What it is about may be forgotten, though this thread waits for the next one.
             del task
 
