@@ -339,7 +339,7 @@ class Stopper:
             else:
                 self._note_success()
                 if has_ended:
-                    self._forget(what, end)
+                    self._note_end(what, end)
                     return
                 if not end.told:
                     end.told = True
@@ -347,9 +347,13 @@ class Stopper:
         pause, end.pause = end.pause, min(2 * end.pause, LONGEST_LOOK)
         self._add(max(time.monotonic() + pause, self._asked_again_at), lambda: self._look_after(what, end))
 
-    def _give_up(self, what: Remains, error: StopFailed) -> None:
+    def _forget(self, what: Remains) -> None:
         with self._changed:
+            # The list may have been full meanwhile.
             self._remains.pop(what, None)
+
+    def _give_up(self, what: Remains, error: StopFailed) -> None:
+        self._forget(what)
         self._forgot.log(
             logging.ERROR,
             "connection %s may still be running a query in the database, and is no longer checked: it was not found "
@@ -359,10 +363,8 @@ class Stopper:
             error,
         )
 
-    def _forget(self, what: Remains, end: _End) -> None:
-        with self._changed:
-            # The list may have been full meanwhile.
-            self._remains.pop(what, None)
+    def _note_end(self, what: Remains, end: _End) -> None:
+        self._forget(what)
         seconds = time.monotonic() - end.since
         if what.predecessor is None:
             self._gone.log(
