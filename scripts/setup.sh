@@ -73,7 +73,7 @@ need_test_tools() {
 install_packages() {
     # shellcheck disable=SC2086  # one word per package
     set -- $missing
-    has apt-get || die "these Debian packages, or what corresponds to them here, are missing: $*"
+    has apt-get || die "these Debian packages, or their equivalents on this system, are missing: $*"
     [ "$(id -u)" -eq 0 ] || die "Debian packages are missing. Install them, then try again:
     sudo apt-get install --no-install-recommends $*"
     echo "Installing Debian packages: $*"
@@ -107,7 +107,7 @@ install_project() {
         echo "Creating the virtual environment $root/.venv"
         python3 -m venv --clear .venv
     fi
-    echo "Installing the project and what it needs into $root/.venv"
+    echo "Installing the project and its dependencies into $root/.venv"
     export PIP_CONSTRAINT="$root/constraints.txt" PIP_BUILD_CONSTRAINT="$root/constraints.txt"
     export PIP_DISABLE_PIP_VERSION_CHECK=1
     .venv/bin/python -m pip install pip
@@ -125,7 +125,7 @@ compile_hot_path() {
     log=$compiled.log
     [ ! -d "$compiled" ] || return 0
     if [ -e "$log" ]; then
-        echo "The hot path could not be compiled, see $log; remove that to try again" >&2
+        echo "The hot path could not be compiled, see $log; remove that file to try again" >&2
         return 0
     fi
     echo "Compiling the hot path (about 30 s)"

@@ -5,17 +5,17 @@ set -eu
 usage() {
     cat <<'END'
 usage: scripts/start.sh            set up what is missing, start the database and the frontends, return
-       scripts/start.sh stop       answer what has been asked, then stop all of it
+       scripts/start.sh stop       answer the requests that have arrived, then stop everything
        scripts/start.sh restart    restart the frontends one after the other; the others keep answering
-       scripts/start.sh status     what runs; exit status 3 if something does not
-       scripts/start.sh check      what will not work well, and what to do; exit status 1 after warnings, 2 after errors.
-                                   With --json behind it, for programs
+       scripts/start.sh status     show what is running; the exit status is 3 if something is not
+       scripts/start.sh check      find problems with the configuration, and say what to do; the exit status is 1 if there
+                                   are warnings, 2 if there are errors. `check --json` is for programs
        scripts/start.sh logs       follow the frontends' logs
        scripts/start.sh help       this text
 
 Variables:
-  FRONTENDS    the ports of the frontends on 127.0.0.1, "8000 8001" unless set; operators see what they do at 18000
-               and 18001
+  FRONTENDS    the ports of the frontends on 127.0.0.1, "8000 8001" unless set; their operators' ports are 18000 and
+               18001
   MYSQL_HOST, MYSQL_PORT, MYSQL_UNIX_SOCKET, MYSQL_USER, MYSQL_PASSWORD, MYSQL_PASSWORD_FILE, MYSQL_DATABASE
                where the database is. With none of them set, the application gets a MariaDB of its own in var/mariadb,
                with sample data
@@ -94,8 +94,8 @@ for port in sys.argv[1:]:
         try:
             probe.bind(("127.0.0.1", int(port)))
         except OSError as error:
-            sys.exit(f"start.sh: port {port} of 127.0.0.1 cannot be had ({error.strerror}): "
-                     "stop what uses it, or set FRONTENDS to other ports")
+            sys.exit(f"start.sh: port {port} of 127.0.0.1 is not available ({error.strerror}): "
+                     "stop the program that uses it, or set FRONTENDS to other ports")
 END
 }
 
@@ -116,8 +116,12 @@ start_database() {
     place=embedded
     ! database_is_elsewhere || place=elsewhere
     if [ $# -gt 0 ] && [ "$(cat "$run/database")" != $place ]; then
-        die "the running frontends use a database that is $(cat "$run/database"), and the MYSQL_* variables now say" \
-            "$place: set them as they were, or stop first"
+        if [ $place = embedded ]; then
+            die "the running frontends use the database that MYSQL_* variables named, but none is set now: set them as" \
+                "they were, or run scripts/start.sh stop first"
+        fi
+        die "the running frontends use the embedded MariaDB, but MYSQL_* variables are set now: unset them, or run" \
+            "scripts/start.sh stop first"
     fi
     if [ $place = embedded ]; then
         if [ -e "$mariadb/loading" ]; then
@@ -179,7 +183,7 @@ await() {
     read -r launched <"$run/frontend.$1.pid"
     attempts=0
     until reason=$(answers "$1" / 10 2>&1); do
-        alive "$launched" || die "the frontend on port $1 ended while it started:" \
+        alive "$launched" || die "the frontend on port $1 ended before it was ready:" \
             "$(tail -n 1 "$logs/app.$1.log") (see $logs/app.$1.log)"
         attempts=$((attempts + 1))
         [ $attempts -lt 300 ] || die "the frontend on port $1 does not answer ($reason), see $logs/app.$1.log"
@@ -210,7 +214,7 @@ await_ends() {
                 echo "The frontend on port $ending_port has not ended after $((tenths / 10)) s: killing process $pid"
                 kill -KILL "$pid" 2>/dev/null || true
             elif [ $tenths -gt 0 ] && [ $((tenths % 50)) -eq 0 ]; then
-                echo "The frontend on port $ending_port still answers requests, after $((tenths / 10)) s"
+                echo "The frontend on port $ending_port is still answering requests, after $((tenths / 10)) s"
             fi
             tenths=$((tenths + 1))
             sleep 0.1
@@ -255,7 +259,7 @@ say_if_root() {
 lock() {
     make_directories
     exec 9>"$run/lock"
-    flock -n 9 || die "another start.sh is at work here; try again when it has ended"
+    flock -n 9 || die "another start.sh is running here; try again when it has ended"
 }
 
 frontends_are_valid() {
@@ -275,7 +279,7 @@ frontends_are_valid() {
 
 start() {
     frontends_are_valid ||
-        die "FRONTENDS is \"$FRONTENDS\"; it must be different port numbers (1 to 65535) with spaces between them"
+        die "FRONTENDS is \"$FRONTENDS\"; it must be different port numbers (1 to 65535), separated by spaces"
     lock
     running=
     absent=
@@ -289,7 +293,7 @@ start() {
         fi
     done
     if [ -z "$absent" ] && { database_is_elsewhere || scripts/mariadb.sh status "$mariadb"; }; then
-        echo "The frontends run already, on ports$running: nothing to do"
+        echo "The frontends are already running, on ports$running: nothing to do"
         return
     fi
     set_up
@@ -310,12 +314,12 @@ start() {
     # shellcheck disable=SC2086
     operators=$(operators_ports $FRONTENDS)
     if [ -n "$operators" ]; then
-        echo "Operators see what runs, each here the same:"
+        echo "The operators' page, the same at each of these addresses:"
         for port in $operators; do
             url "$port"
         done
     fi
-    echo "The application answers:"
+    echo "The application:"
     for port in $FRONTENDS; do
         url "$port"
     done
@@ -325,7 +329,7 @@ restart() {
     lock
     ports=$(started_ports)
     if [ -z "$ports" ]; then
-        die "nothing runs; start it with: scripts/start.sh"
+        die "nothing is running; start it with: scripts/start.sh"
     fi
     set_up
     undo_unless_done
@@ -358,7 +362,7 @@ stop() {
     fi
     scripts/mariadb.sh stop "$mariadb"
     rm -f "$run/database"
-    echo "Nothing runs"
+    echo "Everything is stopped"
 }
 
 status() {
@@ -368,7 +372,7 @@ status() {
         if ! pid=$(frontend_pid "$port"); then
             healthy=no
             if [ -e "$run/frontend.$port.pid" ]; then
-                echo "frontend on port $port: dead; its process ended without being asked to, see $logs/app.$port.log"
+                echo "frontend on port $port: dead; its process ended unexpectedly, see $logs/app.$port.log"
             else
                 echo "frontend on port $port: not started"
             fi
@@ -380,12 +384,12 @@ status() {
         fi
     done
     if [ -e "$run/database" ] && [ "$(cat "$run/database")" = elsewhere ]; then
-        echo "database: elsewhere, as the MYSQL_* variables said"
+        echo "database: the one that the MYSQL_* variables named; not checked here"
     elif scripts/mariadb.sh status "$mariadb"; then
         echo "database: MariaDB in $mariadb answers"
     else
         healthy=no
-        echo "database: MariaDB in $mariadb does not run"
+        echo "database: MariaDB in $mariadb is not running"
     fi
     [ $healthy = yes ] || exit 3
 }
@@ -393,11 +397,11 @@ status() {
 # Ends this script with the exit status of the check; $1 is an option for it, or nothing.
 check() {
     if [ ! -x .venv/bin/python ] || { ! database_is_elsewhere && [ ! -d "$mariadb/data" ]; }; then
-        cannot_check "nothing is set up yet; do that with: scripts/start.sh"
+        cannot_check "nothing is set up yet; run scripts/start.sh first"
     fi
     database_is_elsewhere || use_embedded_database
     if ! make_directories || [ ! -w "$run" ]; then
-        cannot_check "$run cannot be written to; see that it belongs to the user who starts the application"
+        cannot_check "$run cannot be written to; make sure that it belongs to the user who starts the application"
     fi
     ports=$(started_ports)
     option=$1

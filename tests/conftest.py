@@ -18,6 +18,7 @@ from dbutils.pooled_db import PooledDB
 from tests.databases import Witness, connect_settings
 from tests.processes import ROOT, TEMPLATES, private_mariadb
 from threadbridge.pool import PoolGuard
+from threadbridge.repeated_log import RepeatedLog
 
 # A shell that runs the suite in the background has SIGINT ignored, and servers would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -43,15 +44,35 @@ FIRST = (
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make the directory of what the databases begin with, for all workers: they have the environment from here."""
+    """Give this run a directory of its own for temporary files; its workers have the environment from here.
+
+    Servers look there for what killed ones have left, and must not find what an earlier run has.
+    """
     if not hasattr(config, "workerinput"):
-        os.environ[TEMPLATES] = tempfile.mkdtemp(prefix="mariadb-templates-")
+        # Those of the tests themselves stay for a while, to be looked at, and have short paths, for Unix sockets.
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
+        directory = tempfile.mkdtemp(prefix="tests-")
+        # Some servers run as other users.
+        os.chmod(directory, 0o1777)
+        tempfile.tempdir = os.environ["TMPDIR"] = directory
+        os.environ[TEMPLATES] = tempfile.mkdtemp(prefix="templates-")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Remove it."""
     if not hasattr(config, "workerinput"):
-        shutil.rmtree(os.environ.pop(TEMPLATES))
+        # A thread of a pool that no test has closed may still write there.
+        shutil.rmtree(os.environ["TMPDIR"], ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def fresh_logs() -> None:
+    """Let each test see the first line about a fault, which a test before it may have caused too."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith("threadbridge."):
+            for log in vars(module).values():
+                if isinstance(log, RepeatedLog):
+                    log._next_at, log._left_out = 0.0, 0
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

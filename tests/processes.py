@@ -81,7 +81,7 @@ PORTS = range(20_000, 32_000)
 _ports = iter(random.SystemRandom().sample(PORTS, len(PORTS)))
 # A port belongs to the process that has locked the byte of its number, until that ends: other workers of pytest, and
 # whatever else runs the tests or the benchmarks at the same time, get others.
-_claims = os.open(Path(tempfile.gettempdir(), f"threadbridge-test-ports-{os.getuid()}"), os.O_RDWR | os.O_CREAT, 0o600)
+_claims = os.open(f"/tmp/threadbridge-test-ports-{os.getuid()}", os.O_RDWR | os.O_CREAT, 0o600)
 
 
 def free_port() -> int:

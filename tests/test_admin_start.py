@@ -15,7 +15,7 @@ def test_the_operators_of_all_frontends_see_all(sample_data: dict[str, str]) -> 
         installation.env.update(sample_data, FRONTENDS=f"{first} {first + 1}")
         output = installation.run()
         pages = [f"http://127.0.0.1:1{port}/" for port in installation.ports]
-        assert output.splitlines()[-6:-3] == ["Operators see what runs, each here the same:", *pages]
+        assert output.splitlines()[-6:-3] == ["The operators' page, the same at each of these addresses:", *pages]
         for page in pages:
             picture = HTTP.get(f"{page}requests.json", timeout=20).json()
             assert sorted(process["pid"] for process in picture["processes"]) == sorted(installation.pids())

@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import http.client
 import io
+import logging
+import os
 import random
+import re
 import socket
 import struct
 import tempfile
@@ -331,20 +334,41 @@ def test_a_file_takes_no_thread(position: int, length: int | None, tmp_path: Pat
     assert len(app.closed) == 4
 
 
-def test_a_file_that_shrinks_while_it_is_sent_is_seen_to_be_cut(
+def test_files_that_shrink_while_they_are_sent_are_cut_with_one_line_in_the_log(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO, "tornado.access")
     path = tmp_path / "file"
     path.write_bytes(bytes(20 * MEGABYTE))
     app = Files(path)
     with BridgeThread(app, threads=1) as server:
+        clients = [server.send(GET) for _ in range(3)]
+        wait_until(lambda: len(app.closed) == 3, "the sending has begun")
+        os.truncate(path, 10 * MEGABYTE)
+        for client in clients:
+            with pytest.raises(http.client.IncompleteRead):
+                read_all(client)
+    assert len([message for message in caplog.messages if "shorter while it was being sent" in message]) == 1
+    assert len(re.findall(f'"GET / HTTP/1.1" 200 {10 * MEGABYTE} .* ending=failed', caplog.text)) == 3
+
+
+@pytest.mark.parametrize("change", ["removed", "renamed", "replaced"])
+def test_a_file_whose_name_goes_while_it_is_sent_is_sent_to_its_end(change: str, tmp_path: Path) -> None:
+    path, other = tmp_path / "file", tmp_path / "other"
+    content = random.Random(7).randbytes(20 * MEGABYTE)
+    path.write_bytes(content)
+    other.write_bytes(b"new")
+    app = Files(path)
+    with BridgeThread(app, threads=1) as server:
         client = server.send(GET)
         wait_until(lambda: bool(app.closed), "the sending has begun")
-        with path.open("r+b") as file:
-            file.truncate(10 * MEGABYTE)
-        with pytest.raises(http.client.IncompleteRead):
-            read_all(client)
-    assert "shorter while it was being sent" in caplog.text
+        if change == "removed":
+            path.unlink()
+        elif change == "renamed":
+            path.rename(other)
+        else:
+            other.rename(path)
+        assert read_all(client) == content
 
 
 def test_something_like_a_file_is_read_by_its_methods() -> None:

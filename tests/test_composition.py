@@ -161,9 +161,16 @@ class Broken(RequestHandler):
         Broken.ended += 1
 
 
+class Short(RequestHandler):
+    async def get(self) -> None:
+        self.set_header("Content-Length", "10")
+        self.write(b"abc")
+        await self.flush()
+
+
 def from_tornado(bridge: Bridge) -> HTTPServer:
     handlers: list[Any] = [("/upload", Upload), ("/limited", Limited), ("/faulty", Faulty), ("/native", Native)]
-    handlers.append(("/broken", Broken))
+    handlers += [("/broken", Broken), ("/short", Short)]
     return HTTPServer(Application(handlers), limits=Limits(max_body_size=1000))
 
 
@@ -207,9 +214,19 @@ def test_a_delegate_that_refuses_a_body_later_is_heard(caplog: pytest.LogCapture
 
 def test_a_delegate_that_fails_is_told_that_its_request_has_ended(caplog: pytest.LogCaptureFixture) -> None:
     with BridgeThread(echo, from_tornado, threads=1) as server:
-        assert server.exchange(b"POST /broken HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nbody") == b""
-    assert Broken.ended == 1
+        for _ in range(3):
+            assert server.exchange(b"POST /broken HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nbody") == b""
+    assert Broken.ended == 3
     assert [str(record.exc_info[1]) for record in caplog.records if record.exc_info] == ["as asked"]
+
+
+def test_responses_that_are_too_short_are_cut_with_one_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    with BridgeThread(echo, from_tornado, threads=1) as server:
+        for _ in range(3):
+            with pytest.raises(http.client.IncompleteRead):
+                server.request(path="/short")
+    [message] = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
+    assert message.endswith(" is 7 bytes shorter than its Content-Length")
 
 
 @pytest.mark.parametrize(

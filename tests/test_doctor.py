@@ -26,11 +26,14 @@ def test_all_is_well(mariadb: dict[str, str]) -> None:
     assert report.subjects == [*NO_DATABASE, "nginx", *MYSQL]
     assert report.settings["queue"] == {"value": "7", "origin": "command line"}
     assert f"Python {sys.version.split()[0]}, threadbridge " in report.message("versions")
-    assert report.message("queues") == "quick: 4 threads, 7 may wait; pool: 10 threads, 7 may wait; for 30 s at most"
+    assert report.message("queues") == (
+        "quick: 4 threads, up to 7 waiting requests; pool: 10 threads, up to 7 waiting requests; a request waits for "
+        "30 s at most"
+    )
     assert "MariaDB" in report.message("database")
-    assert report.message("database").endswith(" answers, as myapplication@localhost")
+    assert report.message("database").endswith(" answers; connected as myapplication@localhost")
     assert report.message("connections").startswith(
-        "processes: 3, each with 10 in its pool and 1 to stop queries: 33; max_connections is 200"
+        "33 are needed (processes: 3, each with 10 in its pool and 1 for stopping queries); max_connections is 200"
     )
     assert "a test query was stopped, " in report.message("stopping queries")
 
@@ -46,7 +49,7 @@ def test_people_read_settings_then_findings_then_a_sum(mariadb: dict[str, str], 
     assert lines[at].startswith(
         f"error    log directory: cannot create files in {tmp_path}/no, which is needed for new log files: "
     )
-    assert lines[at + 1].startswith("         -> check that it exists, ")
+    assert lines[at + 1].startswith("         -> check that the path exists, ")
     assert sum_ == "1 error, 0 warnings\n"
 
 
@@ -168,9 +171,9 @@ def test_directory_of_the_unix_socket_is_no_directory(mariadb: dict[str, str], t
             "60 s",
         ),
         ("proxy_read_timeout 100;", 100, "FILE has no proxy_pass"),
-        ("proxy_read_timeout soon; location / { proxy_pass http://a; }", 100, "FILE:1: 'soon' is not a time"),
+        ("proxy_read_timeout soon; location / { proxy_pass http://a; }", 100, "FILE:1: 'soon' is not a length of time"),
         ("location / { proxy_pass http://a;", 100, "FILE: ends in the middle of a directive or of a block"),
-        ("location / { } }", 100, "FILE:1: a '}' that ends no block"),
+        ("location / { } }", 100, "FILE:1: a '}' without a '{' before it"),
         ("include absent.conf;", 100, "absent.conf cannot be read: No such file or directory"),
         ("include FILE;", 100, "FILE:1 includes FILE, which includes this file"),
         ("include more/*.conf;", 100, "gives up after 7 s (DIRECTORY/more/b.conf:3)"),
@@ -207,9 +210,7 @@ def test_there_is_no_pool(tmp_path: Path) -> None:
 
 def test_the_script_checks_what_it_starts(mariadb: dict[str, str]) -> None:
     with installed() as installation:
-        assert installation.run("check", status=2) == (
-            "start.sh: nothing is set up yet; do that with: scripts/start.sh\n"
-        )
+        assert installation.run("check", status=2) == ("start.sh: nothing is set up yet; run scripts/start.sh first\n")
         installation.env.update(mariadb)
         shutil.copytree(ROOT / "nginx", installation.directory / "nginx")
         # Of the files that may be open the script takes all there are.
@@ -221,12 +222,12 @@ def test_the_script_checks_what_it_starts(mariadb: dict[str, str]) -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, most))
         assert f"the process may open {most}" in output
         assert "processes: 2, each with 10 in its pool" in output
-        assert f"files can be made in {installation.directory}/logs" in output
+        assert f"files can be created in {installation.directory}/logs" in output
         assert output.endswith("\n\n0 errors, 0 warnings\n")
         report = json.loads(installation.run("check", "--json"))
         assert report["settings"]["port"]["value"] == str(installation.ports[0])
         installation.env["MYSQL_UNIX_SOCKET"] = "/nowhere/mariadb.sock"
-        assert "error    database: no connection: " in installation.run("check", status=2)
+        assert "error    database: cannot connect: " in installation.run("check", status=2)
         (installation.directory / "var").rename(installation.directory / "var.away")
         (installation.directory / "var").touch()
         assert "cannot be written to" in installation.run("check", status=2)

@@ -114,13 +114,13 @@ def test_database_allows_too_few_connections(server: dict[str, str]) -> None:
     with changed(server, "max_connections", 25), closing(administrator(server)), closing(administrator(server)):
         report = check(server, "--frontends=2")
         assert report.bad == {}
-        assert report.message("connections").endswith("max_connections is 25, of which others have 2 now")
+        assert report.message("connections").endswith("max_connections is 25, of which other programs use 2 now")
         with closing(administrator(server)), closing(administrator(server)):
             report = check(server, "--frontends=2")
     assert (report.bad, report.status) == ({"connections": "error"}, 2)
     assert report.message("connections") == (
-        "processes: 2, each with 10 in its pool and 1 to stop queries: 22; but max_connections is 25, of which others "
-        "have 4 now"
+        "22 are needed (processes: 2, each with 10 in its pool and 1 for stopping queries), but max_connections is 25, "
+        "of which other programs use 4 now"
     )
     assert "raise max_connections on the server by 1 or more" in report.advice("connections")
 
@@ -143,7 +143,7 @@ def test_pool_without_a_limit_has_a_connection_for_each_thread(server: dict[str,
 def test_user_may_have_one_connection(server: dict[str, str]) -> None:
     report = check({**server, **LIMITED})
     assert report.bad == {"connections": "error", "stopping queries": "error"}
-    assert report.message("connections").endswith(": 11; but max_user_connections is 1")
+    assert report.message("connections").endswith("stopping queries), but max_user_connections is 1")
     assert "raise max_user_connections on the server by 10 or more" in report.advice("connections")
     assert "max_user_connections" in report.message("stopping queries")
 
@@ -194,7 +194,7 @@ def test_database_is_down(server: dict[str, str]) -> None:
         start_server(server)
     assert (report.bad, report.status) == ({"database": "error"}, 2)
     assert report.subjects == [*NO_DATABASE, "nginx", "database"]
-    assert report.message("database").startswith("no connection: Can't connect to local server through socket")
+    assert report.message("database").startswith("cannot connect: Can't connect to local server through socket")
     assert "whether the server runs" in report.advice("database")
 
 
@@ -227,7 +227,7 @@ def test_there_is_no_such_database(mariadb: dict[str, str]) -> None:
 def test_another_kind_of_database(mariadb: dict[str, str], tmp_path: Path) -> None:
     report = check_pool(tmp_path, mariadb, "sqlite")
     assert report.bad == {"database": "warning"}
-    assert report.message("database") == "answers; queries on connections of sqlite3 cannot be stopped"
+    assert report.message("database") == "answers, but queries sent with the driver sqlite3 cannot be stopped"
     report = check_pool(tmp_path, mariadb, "absent")
     assert report.bad == {"database": "error"}
-    assert report.message("database") == "no connection: OperationalError: unable to open database file"
+    assert report.message("database") == "cannot connect: OperationalError: unable to open database file"

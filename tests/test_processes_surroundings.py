@@ -151,4 +151,4 @@ def test_connections_made_by_importing_the_application_are_not_kept_in_the_super
 
 def test_the_check_counts_all_processes(mariadb: dict[str, str]) -> None:
     report = check(mariadb, "--processes=3", "--frontends=2")
-    assert report.message("connections").startswith("processes: 6, each with 10 in its pool")
+    assert report.message("connections").startswith("66 are needed (processes: 6, each with 10 in its pool")

@@ -252,9 +252,8 @@ def test_only_what_leaves_no_trace_is_run_again(
 
 
 def test_each_repetition_is_logged(
-    make_pool: Callable[..., Any], witness: Witness, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    make_pool: Callable[..., Any], witness: Witness, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("threadbridge.pool._rerun_log._next_at", 0.0)
     pool = make_pool(maxconnections=1)
     PoolGuard(pool)
     with caplog.at_level(logging.WARNING, "threadbridge"), running(), closing(pool.connection()) as connection:

@@ -37,7 +37,7 @@ def test_whole_life_with_an_embedded_database(installation: Installation) -> Non
     assert "loading it again" in output
     assert "1,000,000 of 1,000,000" in output
     assert output.splitlines()[-3:] == [
-        "The application answers:",
+        "The application:",
         f"http://127.0.0.1:{first}/",
         f"http://127.0.0.1:{second}/",
     ]
@@ -53,7 +53,7 @@ def test_whole_life_with_an_embedded_database(installation: Installation) -> Non
         log = installation.directory / "logs" / f"app.{port}.access.log"
         wait_until(lambda log=log: '"GET /query/' in log.read_text(), "it is in the log", 30)  # type: ignore[misc]
 
-    assert installation.run() == f"The frontends run already, on ports {first} {second}: nothing to do\n"
+    assert installation.run() == f"The frontends are already running, on ports {first} {second}: nothing to do\n"
     assert installation.pids() == pids
 
     output = installation.run("status")
@@ -72,7 +72,7 @@ def test_whole_life_with_an_embedded_database(installation: Installation) -> Non
     mariadb = int((installation.directory / "var" / "mariadb" / "mariadb.pid").read_text())
     os.kill(mariadb, signal.SIGKILL)
     wait_until(lambda: not os.path.exists(f"/proc/{mariadb}/exe"), "it has died", 30)
-    assert "does not run" in installation.run("status", status=3)
+    assert "is not running" in installation.run("status", status=3)
     assert "Starting MariaDB" in installation.run()
     installation.run("status")
 
@@ -86,4 +86,4 @@ def test_whole_life_with_an_embedded_database(installation: Installation) -> Non
     assert "Stopping MariaDB" in output
     installation.assert_nothing_remains()
     assert "not started" in installation.run("status", status=3)
-    assert installation.run("stop") == "Nothing runs\n"
+    assert installation.run("stop") == "Everything is stopped\n"

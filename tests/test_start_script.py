@@ -117,8 +117,8 @@ def test_port_in_use_is_said_before_anything_starts(installation: Installation) 
     with socket.create_server(("127.0.0.1", installation.ports[1])):
         output = installation.run(status=1)
     assert output == (
-        f"start.sh: port {installation.ports[1]} of 127.0.0.1 cannot be had (Address already in use): "
-        "stop what uses it, or set FRONTENDS to other ports\n"
+        f"start.sh: port {installation.ports[1]} of 127.0.0.1 is not available (Address already in use): "
+        "stop the program that uses it, or set FRONTENDS to other ports\n"
     )
     installation.assert_nothing_remains()
     assert not (installation.directory / "var" / "mariadb").exists()
@@ -163,7 +163,9 @@ def test_frontend_that_ends_while_it_starts_takes_the_others_with_it(with_databa
     )
     output = with_database.run(status=1)
     [message] = complaints(output)
-    assert message.startswith(f"start.sh: the frontend on port {second} ended while it started: a wrong setting (see ")
+    assert message.startswith(
+        f"start.sh: the frontend on port {second} ended before it was ready: a wrong setting (see "
+    )
     with_database.assert_nothing_remains()
 
 
@@ -175,7 +177,7 @@ def test_restart_that_fails_leaves_the_other_frontend_alone(with_database: Insta
     intact = program.read_text()
     program.write_text("import sys\nsys.exit('a mistake in the new version')\n")
     output = with_database.run("restart", status=1)
-    assert f"the frontend on port {first} ended while it started: a mistake in the new version" in output
+    assert f"the frontend on port {first} ended before it was ready: a mistake in the new version" in output
     assert f"frontend on port {first}: dead" in with_database.run("status", status=3)
     assert with_database.pid(second) == pid
     assert HTTP.get(with_database.url(second) + QUERY, timeout=30).status_code == 200
@@ -191,7 +193,7 @@ def test_restart_without_the_settings_of_the_start_changes_no_database(with_data
     for name in settings:
         del with_database.env[name]
     output = with_database.run("restart", status=1)
-    assert "use a database that is elsewhere, and the MYSQL_* variables now say embedded" in output
+    assert "use the database that MYSQL_* variables named, but none is set now" in output
     assert with_database.pids() == pids
     assert with_database.statuses(QUERY) == [200, 200]
 
@@ -220,7 +222,7 @@ def test_second_script_at_the_same_time_is_refused(installation: Installation) -
         fcntl.flock(lock, fcntl.LOCK_EX)
         for command in ("start", "stop", "restart"):
             output = installation.run(command, status=1)
-            assert output == "start.sh: another start.sh is at work here; try again when it has ended\n"
+            assert output == "start.sh: another start.sh is running here; try again when it has ended\n"
 
 
 def test_others_can_neither_read_the_logs_nor_hold_the_lock(installation: Installation) -> None:
@@ -228,7 +230,7 @@ def test_others_can_neither_read_the_logs_nor_hold_the_lock(installation: Instal
     # As an earlier version has left it.
     run.mkdir(parents=True)
     (run / "lock").touch()
-    assert installation.run("stop") == "Nothing runs\n"
+    assert installation.run("stop") == "Everything is stopped\n"
     for directory in (run, installation.directory / "logs"):
         assert stat.S_IMODE(directory.stat().st_mode) == 0o700
     if os.geteuid() == 0:

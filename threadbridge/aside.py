@@ -25,7 +25,7 @@ class Aside:
         self._thread: threading.Thread | None = None
         # Whether something is to be done and, perhaps, no thread does it.
         self.lacks_thread = False
-        self._no_thread = RepeatedLog(logger)
+        self._no_thread, self._failed = RepeatedLog(logger), RepeatedLog(logger)
 
     def start(self) -> None:
         """Start the thread, unless it runs; no two threads may call this at once.
@@ -63,5 +63,5 @@ class Aside:
         while (task := self._tasks.get()) is not None:
             try:
                 task()
-            except Exception:
-                logger.exception("a connection could not be returned to the pool")
+            except Exception as error:  # noqa: BLE001 - it is logged, and there are other connections
+                self._failed.log(logging.ERROR, "a connection could not be returned to the pool", exc_info=error)

@@ -8,6 +8,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from threadbridge.repeated_log import RepeatedLog
+
 logger = logging.getLogger("threadbridge")
 
 # Seconds in each turn of the loop that go to such jobs, unless a single step takes longer.
@@ -23,6 +25,7 @@ class Background:
 
     def __init__(self) -> None:
         self._steps: deque[Callable[[], None]] = deque()
+        self._failed = RepeatedLog(logger)
 
     def add(self, step: Callable[[], None]) -> None:
         """Have a step run soon; a few hundred microseconds are long for one."""
@@ -36,8 +39,8 @@ class Background:
         while True:
             try:
                 self._steps[0]()
-            except Exception:
-                logger.exception("a step of a connection's work failed")
+            except Exception as error:  # noqa: BLE001 - it is logged, and other connections have steps too
+                self._failed.log(logging.ERROR, "a step of a connection's work failed", exc_info=error)
             self._steps.popleft()
             if not self._steps:
                 return

@@ -26,6 +26,7 @@ from threadbridge.lanes import Lane
 from threadbridge.late_changes import LateChanges
 from threadbridge.loop_lag import LoopLag
 from threadbridge.memory import MEMORY_SIZE, Memory
+from threadbridge.repeated_log import RepeatedLog
 from threadbridge.routes import Route
 from threadbridge.slow_log import SlowLog
 from threadbridge.spool import Spool
@@ -203,6 +204,7 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         self._deadline = deadline
         self._cancels = cancel
         self._client_key = client_key
+        self._key_failed = RepeatedLog(logger)
         self._lanes_to_wake: set[Lane] = set()
         self._late_changes = LateChanges()
         self._watch = Watch(self, queue_timeout, self._late_changes)
@@ -242,8 +244,13 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         address = exchange.peer.address
         try:
             return str(client_key(exchange.headers, address))
-        except Exception:
-            logger.exception("request %s: client_key failed; using the client's address instead", exchange.id)
+        except Exception as error:  # noqa: BLE001 - the application's; it is logged, and there is the address
+            self._key_failed.log(
+                logging.ERROR,
+                "request %s: client_key failed; using the client's address instead",
+                exchange.id,
+                exc_info=error,
+            )
             return address
 
     def reconsider(self, probe: Exchange) -> None:

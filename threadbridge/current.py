@@ -6,10 +6,12 @@ import logging
 import threading
 from collections.abc import Callable
 
+from threadbridge.repeated_log import RepeatedLog
 from threadbridge.routes import Route
 from threadbridge.statements import Statements
 
 logger = logging.getLogger("threadbridge")
+_failed = RepeatedLog(logger)
 
 _thread = threading.local()
 
@@ -109,8 +111,8 @@ class RunningRequest:
     def _call(self, callback: Callable[[], object]) -> None:
         try:
             callback()
-        except BaseException:  # also SystemExit: the callbacks behind it must be called
-            logger.exception("request %s: a callback of on_cancel failed", self.id)
+        except BaseException as error:  # noqa: BLE001 - also SystemExit: the callbacks behind it must be called
+            _failed.log(logging.ERROR, "request %s: a callback of on_cancel failed", self.id, exc_info=error)
 
     def enter(self) -> None:
         """Make this the thread's current request. Worker side."""

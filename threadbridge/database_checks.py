@@ -42,19 +42,19 @@ def check_database(pool: Any, load: Load) -> Iterator[Finding]:
         yield _no_answer("database")
         return
     except Exception as error:  # noqa: BLE001 - whatever the driver raises, there is no connection
-        yield Finding("database", Level.ERROR, f"no connection: {_described(error)}", _advice(error))
+        yield Finding("database", Level.ERROR, f"cannot connect: {_described(error)}", _advice(error))
         return
     driver = _driver_of(type(connection))
     if database_of([driver], settings) is None:
         yield Finding(
             "database",
             Level.WARNING,
-            f"answers; queries on connections of {driver} cannot be stopped",
+            f"answers, but queries sent with the driver {driver} cannot be stopped",
             "use another driver: mysqlclient (MySQLdb), psycopg or psycopg2",
         )
         return
     if driver != MYSQL:
-        yield Finding("database", Level.OK, f"answers; nothing more is checked with the driver {driver}")
+        yield Finding("database", Level.OK, f"answers; there are no further checks for the driver {driver}")
         return
     from threadbridge.mysql_checks import MySQLChecks
 

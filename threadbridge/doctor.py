@@ -97,7 +97,7 @@ def _versions(with_pool: bool) -> Finding:
         try:
             found.append(f"{package} {version(package)}")
         except PackageNotFoundError:
-            found.append(f"{package} (not installed, but here)")
+            found.append(f"{package} (not installed: runs from its source tree)")
     return Finding("versions", Level.OK, ", ".join(found))
 
 
@@ -105,19 +105,23 @@ def _hot_path() -> Finding:
     if is_compiled():
         return Finding("hot path", Level.OK, "compiled")
     if os.environ.get(SWITCH) == "0":
-        return Finding("hot path", Level.OK, f"not compiled, as {SWITCH}=0 says")
+        return Finding("hot path", Level.OK, f"not compiled, because {SWITCH} is 0")
     if has_others():
         return Finding(
             "hot path",
             Level.WARNING,
             "the compiled modules do not match the sources, so the sources run, which is slower",
-            "run scripts/setup.sh application, or scripts/start.sh restart, which runs it",
+            "compile them again: scripts/setup.sh application, or scripts/start.sh restart, which includes that",
         )
-    return Finding("hot path", Level.OK, "not compiled, and so slower; docs/performance.md says how to compile it")
+    return Finding(
+        "hot path", Level.OK, "not compiled, which is slower; docs/performance.md explains how to compile it"
+    )
 
 
 def _queues(settings: CommandLineSettings, lanes: Sequence[Lane]) -> Finding:
-    shown = "; ".join(f"{lane.name}: {_count(lane.threads, 'thread')}, {lane.queue} may wait" for lane in lanes)
+    shown = "; ".join(
+        f"{lane.name}: {_count(lane.threads, 'thread')}, up to {lane.queue} waiting requests" for lane in lanes
+    )
     closed = [lane.name for lane in lanes if lane.queue == 0]
     if closed:
         return Finding(
@@ -135,7 +139,7 @@ def _queues(settings: CommandLineSettings, lanes: Sequence[Lane]) -> Finding:
             "s: when the queue is long, requests start with no time left",
             f"set --queue_timeout to less than the deadline, such as {shortest / 6:g}",
         )
-    return Finding("queues", Level.OK, f"{shown}; for {settings['queue_timeout']:g} s at most")
+    return Finding("queues", Level.OK, f"{shown}; a request waits for {settings['queue_timeout']:g} s at most")
 
 
 def _files(lanes: Sequence[Lane], connections: int) -> Finding:
@@ -144,18 +148,22 @@ def _files(lanes: Sequence[Lane], connections: int) -> Finding:
     limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     if limit == resource.RLIM_INFINITY or limit >= needed:
         shown = "any number of" if limit == resource.RLIM_INFINITY else limit
-        return Finding("open files", Level.OK, f"the process may open {shown}, and full queues need about {needed}")
+        return Finding(
+            "open files",
+            Level.OK,
+            f"the process may open {shown} files, and needs about {needed} when its queues are full",
+        )
     how = "LimitNOFILE= in a systemd unit, `ulimit -n` in a shell"
     if most != resource.RLIM_INFINITY and most < needed:
-        how += f", and the hard limit, {most}, with it"
+        how += f"; raise the hard limit too, which is {most}"
     return Finding(
         "open files",
         Level.ERROR if limit < running else Level.WARNING,
-        f"the process may open {limit}; "
+        f"the process may open {limit} files, "
         + (
-            f"with all threads at work it needs about {running}"
+            f"but needs about {running} when all its threads are busy"
             if limit < running
-            else f"with full queues it needs about {needed}, and beyond the limit no client can connect"
+            else f"but needs about {needed} when its queues are full; at the limit no more clients can connect"
         ),
         f"raise the limit to at least {needed} ({how}), or set a smaller --queue",
     )
@@ -165,12 +173,16 @@ def _uploads(largest: int, spool_size: int) -> Finding:
     # As large as one client's bodies may be.
     part = spool_size // PART_PER_CLIENT
     if largest <= part or largest < MEMORY_LIMIT:
-        return Finding("uploads", Level.OK, f"up to {largest} bytes, and {part} bytes of one client at a time")
+        return Finding(
+            "uploads",
+            Level.OK,
+            f"bodies of up to {largest} bytes are accepted, and {part} bytes from one client at a time",
+        )
     return Finding(
         "uploads",
         Level.WARNING,
-        f"bodies of up to {largest} bytes are accepted, but one client may take a quarter of spool_size, which is "
-        f"{part} bytes: larger ones are answered 507",
+        f"bodies of up to {largest} bytes are accepted, but one client may use only a quarter of spool_size, "
+        f"which is {part} bytes: larger bodies are answered 507",
         f"set --spool_size to at least {PART_PER_CLIENT * largest}, or --max_body_size to at most {part}",
     )
 
@@ -185,9 +197,9 @@ def _directories(settings: CommandLineSettings) -> Iterator[Finding]:
         with tempfile.TemporaryFile():
             pass
     except OSError as error:
-        yield _unwritable("temporary files", f"cannot be made: {error}", "TMPDIR sets where they are created")
+        yield _unwritable("temporary files", f"cannot be created: {error}", "the variable TMPDIR sets the directory")
     else:
-        yield Finding("temporary files", Level.OK, f"can be made, in {tempfile.gettempdir()}")
+        yield Finding("temporary files", Level.OK, f"can be created in {tempfile.gettempdir()}")
 
 
 def _log_directory(path: str) -> Finding:
@@ -216,11 +228,11 @@ def _directory(subject: str, path: str, purpose: str) -> Finding:
             pass
     except OSError as error:
         return _unwritable(subject, f"cannot create files in {path}, which is needed for {purpose}: {error.strerror}")
-    return Finding(subject, Level.OK, f"files can be made in {path}")
+    return Finding(subject, Level.OK, f"files can be created in {path}")
 
 
 def _unwritable(subject: str, message: str, hint: str = "") -> Finding:
-    advice = "check that it exists, has room, and belongs to the user who runs the server" + (
+    advice = "check that the path exists, that its disk has free space, and that the server's user may write there" + (
         f"; {hint}" if hint else ""
     )
     return Finding(subject, Level.ERROR, f"{message} (as user id {os.geteuid()})", advice)
@@ -244,13 +256,13 @@ def _nginx(path: str, deadline: float) -> Finding:
         return Finding(
             "nginx",
             Level.WARNING,
-            f"gives up after {shortest.seconds:g} s ({shortest.place}), but a request may take {deadline:g} s: the "
-            "client gets nginx's error page",
+            f"gives up after {shortest.seconds:g} s ({shortest.place}), but a request may take {deadline:g} s: its "
+            "client then gets nginx's error page",
             f"set proxy_read_timeout to more than {deadline:g}, such as {deadline + 20:g}, or --deadline to less than "
             f"{shortest.seconds:g}",
         )
     return Finding(
-        "nginx", Level.WARNING, problem, "set --nginx_config to the file that passes requests to this server"
+        "nginx", Level.WARNING, problem, "set --nginx_config to the nginx file whose proxy_pass leads to this server"
     )
 
 

@@ -30,7 +30,7 @@ from threadbridge.states import ENDINGS, MOVES, State
 
 logger = logging.getLogger("threadbridge")
 
-slow_readers = RepeatedLog(logger)
+slow_readers, _unreadable = RepeatedLog(logger), RepeatedLog(logger)
 
 # Seconds until a thread for the disk is asked for again when none could be started.
 NO_THREAD_PAUSE = 0.25
@@ -420,7 +420,7 @@ class Exchange:
         if error is None:
             self._send((data.result(),))
         else:
-            logger.error("request %s: cannot read the rest of its response: %s", self.id, error)
+            _unreadable.log(logging.ERROR, "request %s: cannot read the rest of its response: %s", self.id, error)
             self._fail()
 
     def _send(self, pieces: Sequence[Buffer]) -> None:

@@ -30,10 +30,12 @@ from threadbridge.http1_parser import Request, RequestParser
 from threadbridge.http_date import http_date
 from threadbridge.memory import Memory
 from threadbridge.push_stream import PushStream
+from threadbridge.repeated_log import RepeatedLog
 from threadbridge.response_head import ResponseHead, response_head
 from threadbridge.sending import Sending
 
 logger = logging.getLogger("threadbridge")
+_failed, _short = RepeatedLog(logger), RepeatedLog(logger)
 
 # How long to read on, and throw away, after a refusal: a connection closed with unread bytes is reset, and the reset
 # may overtake the answer (RFC 9112, section 9.6). nginx's lingering_timeout and lingering_time.
@@ -331,7 +333,7 @@ class HTTP1Connection:
             # The message may quote the request.
             self._refuse(BadRequest(HTTPStatus.BAD_REQUEST, ascii(str(error))[1:-1]))
         else:
-            logger.error("a request from %s failed in the server", self.context, exc_info=error)
+            _failed.log(logging.ERROR, "a request from %s failed in the server", self.context, exc_info=error)
             delegate = self._delegate
             self.close()
             if delegate is not None:
@@ -436,7 +438,12 @@ class HTTP1Connection:
         if self.stream.closed():
             return
         if self._remaining:
-            logger.error("a response to %s is %d bytes shorter than its Content-Length", self.context, self._remaining)
+            _short.log(
+                logging.ERROR,
+                "a response to %s is %d bytes shorter than its Content-Length",
+                self.context,
+                self._remaining,
+            )
             self.close()
             return
         if self._chunked:

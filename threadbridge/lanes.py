@@ -11,6 +11,7 @@ import time
 from typing import Protocol
 
 from threadbridge.fair_queue import FairQueue
+from threadbridge.repeated_log import RepeatedLog
 from threadbridge.worker_threads import WorkerThreads
 
 logger = logging.getLogger("threadbridge")
@@ -68,6 +69,7 @@ class Lane:
         self.threads = threads
         self.queue = queue
         self.deadline = deadline
+        self._failed = RepeatedLog(logger)
         # Paths are bytes as latin-1, as PATH_INFO has them.
         self._matches = re.compile(fnmatch.translate(pattern.encode().decode("latin-1"))).match
         self._lock = threading.Lock()
@@ -221,8 +223,10 @@ class Lane:
             started = time.monotonic()
             try:
                 job.run()
-            except Exception:
-                logger.exception("a request of the lane %s failed in the server", self.name)
+            except Exception as error:  # noqa: BLE001 - it is logged, and the thread must go on
+                self._failed.log(
+                    logging.ERROR, "a request of the lane %s failed in the server", self.name, exc_info=error
+                )
             took = time.monotonic() - started
             with self._lock:
                 self._running.discard(job)

@@ -31,11 +31,9 @@ _ADVICE = {
         (1045, 1130, 1698),
         "check whether the user and the password are right, and whether the user may connect from this host",
     ),
+    **dict.fromkeys((1044, 1049, 1142), "check the name of the database, and the user's privileges on it"),
     **dict.fromkeys(
-        (1044, 1049, 1142), "check whether the name of the database is right, and what the user was granted on it"
-    ),
-    **dict.fromkeys(
-        (1040, 1203, 1226), "raise max_connections, or the limit of the user, or find out who has all the connections"
+        (1040, 1203, 1226), "raise max_connections or the user's own limit, or find out who uses all the connections"
     ),
 }
 
@@ -43,7 +41,7 @@ _ADVICE = {
 def advice(error: Exception) -> str:
     """What to do about an error of the driver's."""
     number = error.args[0] if error.args else 0
-    return _ADVICE.get(number, "look into the server's log, and at how the application connects")
+    return _ADVICE.get(number, "look into the database server's log, and check how the application connects")
 
 
 class MySQLChecks:
@@ -75,7 +73,7 @@ class MySQLChecks:
 
     def _version(self) -> Finding:
         version, user = self._row("SELECT VERSION() AS version, CURRENT_USER() AS user")
-        return Finding("database", Level.OK, f"{version} answers, as {user}")
+        return Finding("database", Level.OK, f"{version} answers; connected as {user}")
 
     def _connections(self) -> Finding:
         allowed, allowed_to_user = self._row("SELECT @@max_connections AS a, @@session.max_user_connections AS b")
@@ -88,8 +86,11 @@ class MySQLChecks:
         others = max(0, connected - own)
         processes, in_pool = self._load.processes, self._load.connections
         needed = processes * (in_pool + CONTROL_CONNECTIONS)
-        use = f"processes: {processes}, each with {in_pool} in its pool and {CONTROL_CONNECTIONS} to stop queries"
-        limits = f"max_connections is {allowed}, of which others have {others} now"
+        use = (
+            f"{needed} are needed (processes: {processes}, each with {in_pool} in its pool and {CONTROL_CONNECTIONS} "
+            "for stopping queries)"
+        )
+        limits = f"max_connections is {allowed}, of which other programs use {others} now"
         too_few, limit = needed - (allowed - others), "max_connections"
         if allowed_to_user and needed - allowed_to_user > too_few:
             limits = f"max_user_connections is {allowed_to_user}"
@@ -98,10 +99,10 @@ class MySQLChecks:
             return Finding(
                 "connections",
                 Level.ERROR,
-                f"{use}: {needed}; but {limits}",
+                f"{use}, but {limits}",
                 f"raise {limit} on the server by {too_few} or more, or make the pool smaller, or start fewer processes",
             )
-        return Finding("connections", Level.OK, f"{use}: {needed}; {limits}")
+        return Finding("connections", Level.OK, f"{use}; {limits}")
 
     def _idle_connections(self) -> Finding:
         [wait] = self._row("SELECT @@session.wait_timeout AS seconds")
@@ -161,7 +162,7 @@ class MySQLChecks:
         return Finding(
             "stopping queries",
             Level.ERROR,
-            f"a test query that was told to stop ended with this instead: {result!r}",
+            f"a test query was told to stop, but ended with this instead: {result!r}",
             "check whether the user may KILL QUERY on its own connections",
         )
 

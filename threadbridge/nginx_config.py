@@ -64,7 +64,7 @@ def _applying(block: list[_Directive], inherited: ReadTimeout | None) -> Iterato
 def _seconds(directive: _Directive) -> float:
     text = " ".join(directive.words[1:])
     if not re.fullmatch(r"(\d+(ms|[smhdwMy])? ?)+", text):
-        raise NginxConfigError(f"{directive.place}: {text!r} is not a time")
+        raise NginxConfigError(f"{directive.place}: {text!r} is not a length of time")
     return sum(int(number) * _UNITS[unit or "s"] for number, unit in re.findall(r"(\d+)(ms|[smhdwMy])?", text))
 
 
@@ -101,7 +101,7 @@ def _directives(file: Path) -> list[_Directive]:
     while position < len(text):
         match = _TOKEN.match(text, position)
         if match is None:
-            raise NginxConfigError(f"{_place(file, text, position)}: not understood")
+            raise NginxConfigError(f"{_place(file, text, position)}: this syntax is not understood")
         mark = match["mark"]
         word = next((part for part in match.group("double", "single", "bare") if part is not None), None)
         if word is not None:
@@ -109,7 +109,7 @@ def _directives(file: Path) -> list[_Directive]:
             words.append(word)
         elif mark == "}":
             if words or len(blocks) == 1:
-                raise NginxConfigError(f"{_place(file, text, position)}: a '}}' that ends no block")
+                raise NginxConfigError(f"{_place(file, text, position)}: a '}}' without a '{{' before it")
             blocks.pop()
         elif mark:
             if not words:

@@ -16,12 +16,11 @@ from typing import Any
 import tornado
 from tornado.ioloop import IOLoop
 from tornado.iostream import BaseIOStream, IOStream, SSLIOStream, StreamClosedError
-from tornado.log import gen_log
 
 from threadbridge.repeated_log import RepeatedLog
 
 logger = logging.getLogger("threadbridge")
-_handshake_log, _read_log = RepeatedLog(logger), RepeatedLog(logger)
+_handshake_log, _read_log, _error_log = RepeatedLog(logger), RepeatedLog(logger), RepeatedLog(logger)
 
 READ_SIZE = 65536
 
@@ -132,10 +131,9 @@ class PushStream(IOStream):
         # `IOStream` would go on to see what it now waits for: still the same.
         try:
             self._handle_read()
-        except Exception as error:
-            gen_log.error("Uncaught exception, closing connection.", exc_info=True)
+        except Exception as error:  # noqa: BLE001 - it is logged here; raised, it would be logged again, without limit
+            _error_log.log(logging.ERROR, "a connection is closed, for the server failed", exc_info=error)
             self.close(exc_info=error)
-            raise
 
     def _handle_rarer_events(self, fd: Any, events: int) -> None:
         if self.paused and events & IOLoop.READ and self._state is not None:

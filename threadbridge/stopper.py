@@ -144,6 +144,7 @@ class Stopper:
         self._gone = RepeatedLog(logger)
         self._inherited = RepeatedLog(logger)
         self._forgot = RepeatedLog(logger)
+        self._errors = RepeatedLog(logger)
         # Requests with a query that ran when the database was told to stop it, and which then ended by themselves;
         # attempts to tell it that failed; connections that were cut; and connections that it was told to end, those of
         # dead processes included.
@@ -242,8 +243,10 @@ class Stopper:
                 task = heapq.heappop(self._tasks)
             try:
                 task.run()
-            except Exception:
-                logger.exception("error in the stopper thread; a cancelled query may still be running")
+            except Exception as error:  # noqa: BLE001 - it is logged, and other queries must be stopped
+                self._errors.log(
+                    logging.ERROR, "error in the stopper thread; a cancelled query may still be running", exc_info=error
+                )
             # What it is about may be forgotten, though this thread waits for the next one.
             del task
 
@@ -336,7 +339,7 @@ class Stopper:
             else:
                 self._note_success()
                 if has_ended:
-                    self._forget(what, end)
+                    self._note_end(what, end)
                     return
                 if not end.told:
                     end.told = True
@@ -344,9 +347,13 @@ class Stopper:
         pause, end.pause = end.pause, min(2 * end.pause, LONGEST_LOOK)
         self._add(max(time.monotonic() + pause, self._asked_again_at), lambda: self._look_after(what, end))
 
-    def _give_up(self, what: Remains, error: StopFailed) -> None:
+    def _forget(self, what: Remains) -> None:
         with self._changed:
+            # The list may have been full meanwhile.
             self._remains.pop(what, None)
+
+    def _give_up(self, what: Remains, error: StopFailed) -> None:
+        self._forget(what)
         self._forgot.log(
             logging.ERROR,
             "connection %s may still be running a query in the database, and is no longer checked: it was not found "
@@ -356,10 +363,8 @@ class Stopper:
             error,
         )
 
-    def _forget(self, what: Remains, end: _End) -> None:
-        with self._changed:
-            # The list may have been full meanwhile.
-            self._remains.pop(what, None)
+    def _note_end(self, what: Remains, end: _End) -> None:
+        self._forget(what)
         seconds = time.monotonic() - end.since
         if what.predecessor is None:
             self._gone.log(

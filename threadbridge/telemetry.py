@@ -10,6 +10,7 @@ from typing import TypeAlias
 
 from threadbridge.exchange import Exchange
 from threadbridge.record import Record, record_of
+from threadbridge.repeated_log import RepeatedLog
 from threadbridge.states import State
 
 logger = logging.getLogger("threadbridge")
@@ -32,6 +33,7 @@ class Telemetry:
         self._records: list[Record] = []
         self._readers: list[Reader] = []
         self._timer: asyncio.TimerHandle | None = None
+        self._failed = RepeatedLog(logger)
 
     def subscribe(self, reader: Reader) -> Callable[[], None]:
         """Have ``reader(records)`` called with all that end from now on, in order; a function that takes that back."""
@@ -77,5 +79,5 @@ class Telemetry:
         for reader in list(self._readers):
             try:
                 reader(records)
-            except Exception:
-                logger.exception("a reader of the telemetry failed")
+            except Exception as error:  # noqa: BLE001 - it is logged, and there are other readers
+                self._failed.log(logging.ERROR, "a reader of the telemetry failed", exc_info=error)

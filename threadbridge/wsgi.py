@@ -14,11 +14,13 @@ from threadbridge.environ import environ_of
 from threadbridge.exchange import Exchange
 from threadbridge.forks import leave
 from threadbridge.http_date import http_date
+from threadbridge.repeated_log import RepeatedLog
 from threadbridge.response_body import KEPT, MEMORY_LIMIT, ClientDisconnected, FileSource
 from threadbridge.response_head import ResponseHead, response_head
 from threadbridge.statements import UNCHANGED
 
 logger = logging.getLogger("threadbridge")
+_outage, _excess = RepeatedLog(logger), RepeatedLog(logger)
 
 # RFC 9110: a token (section 5.6.2), a field value (section 5.5), a reason phrase (RFC 9112, section 4).
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch
@@ -70,7 +72,7 @@ def call_application(
         if exchange.running.cancelled:
             logger.info("request %s: stopped, because it was cancelled: %r", exchange.id, error)
         elif is_outage(error):
-            logger.error("request %s failed: %s %s: %r", exchange.id, line.method, line.path, error)
+            _outage.log(logging.ERROR, "request %s failed: %s %s: %r", exchange.id, line.method, line.path, error)
             may_be_repeated = exchange.running.statements.outcome in UNCHANGED
         else:
             logger.exception("request %s failed: %s %s", exchange.id, line.method, line.path)
@@ -271,7 +273,8 @@ class Call:
             self._length = self._remaining = length
 
     def _log_excess(self) -> None:
-        logger.error(
+        _excess.log(
+            logging.ERROR,
             "request %s: the body is longer than its Content-Length; the excess was not sent",
             self._exchange.id,
         )

@@ -346,7 +346,8 @@ class Site:
         """From when till when, by `time.time`, lines of the access log may have been lost.
 
         A process that is killed takes those with it that it has not written yet. A request that crashes may wait for
-        as long as any other before it does so: the supervisor tells when, to the second.
+        as long as any other before it does so: the supervisor tells when, to the second. It may be killed itself before
+        that is read, and a single process has none, so the faults note when they have killed something.
         """
         ends = re.findall(r"^\[\w (\d{6} \d\d:\d\d:\d\d) .* ended: killed by", self._stderr(), re.MULTILINE)
         ended = [time.mktime(time.strptime(end, "%y%m%d %H:%M:%S")) for end in ends]

@@ -6,6 +6,8 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 
+from threadbridge.repeated_log import RepeatedLog
+
 logger = logging.getLogger("threadbridge")
 
 INTERVAL = 1.0
@@ -23,6 +25,7 @@ class Events:
         self._made = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._closed = False
+        self._failed = RepeatedLog(logger)
         self.readers = 0
 
     async def read(self) -> AsyncGenerator[bytes, None]:
@@ -48,8 +51,8 @@ class Events:
         while True:
             try:
                 self._latest = await self._make()
-            except Exception:
-                logger.exception("the operators' page gets no new picture")
+            except Exception as error:  # noqa: BLE001 - it is logged, and the next may succeed
+                self._failed.log(logging.ERROR, "the operators' page gets no new picture", exc_info=error)
             self._wake()
             await asyncio.sleep(INTERVAL)
 
