@@ -14,6 +14,7 @@ from typing import Any
 import MySQLdb
 import pytest
 from dbutils.pooled_db import PooledDB
+from MySQLdb.connections import Connection
 
 import tests.admin_site
 from tests.admin_site import SqlSite, answer
@@ -107,14 +108,14 @@ def test_a_request_whose_new_connection_says_nothing_is_cut(
 
     swallowed = threading.Event()
 
-    class Connection(MySQLdb.connections.Connection):  # type: ignore[misc]
+    class Silent(Connection):  # type: ignore[misc]
         def query(self, query: Any) -> Any:
             line.swallow(new=False)
             swallowed.set()
             return super().query(query)
 
     # As the guard knows no more of this one than of a function of the application's, it gives no timeouts.
-    pool, _ = make(lambda **settings: Connection(**settings))
+    pool, _ = make(lambda **settings: Silent(**settings))
     request, worker = in_request(pool.connection)
     assert swallowed.wait(10)
     request.cancel()

@@ -49,10 +49,10 @@ def crashing_requests(site: Site, chance: random.Random) -> None:
         site.kills.append(time.time())
         if site.processes == 1:
             with site.restarting():
-                site.ask("/crash?id=0")
+                site.ask(f"/crash?id={site.next_number()}")
                 site.frontend.wait(20)
         else:
-            site.ask("/crash?id=0")
+            site.ask(f"/crash?id={site.next_number()}")
             pause(chance, 0.1, 0.5)
         site.kills.append(time.time())
 
