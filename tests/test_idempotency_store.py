@@ -24,7 +24,7 @@ from tests.forking import is_alive
 from tests.idempotent import Application, detail, is_replayed, post, serve
 from tests.inprocess import BridgeThread, wait_until
 from tests.processes import Frontend
-from threadbridge import Bridge, idempotency_store
+from threadbridge import Bridge, idempotency_file
 from threadbridge.idempotency_store import Answer, IdempotencyStore, StoreError, owner_of
 
 
@@ -114,7 +114,7 @@ def test_a_locked_store_runs_nothing_until_it_is_free(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(idempotency_store, "BUSY_TIMEOUT", 0.1)
+    monkeypatch.setattr(idempotency_file, "BUSY_TIMEOUT", 0.1)
     with serving() as server:
         assert post(server, key="first")[0].status == 201
         other = sqlite3.connect(path, isolation_level=None)
@@ -137,7 +137,7 @@ def test_an_outcome_that_cannot_be_stored_is_never_run_again(
     path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(idempotency_store, "BUSY_TIMEOUT", 0.1)
+    monkeypatch.setattr(idempotency_file, "BUSY_TIMEOUT", 0.1)
     with serving() as server:
         post(server, key="first")
         answers: list[int] = []
@@ -233,7 +233,7 @@ def test_a_disk_that_is_full_when_the_file_is_made_is_over_too(small_disk: Path)
 
 
 def test_a_directory_that_another_has_locked_is_not_waited_for(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(idempotency_store, "BUSY_TIMEOUT", 0.1)
+    monkeypatch.setattr(idempotency_file, "BUSY_TIMEOUT", 0.1)
     with opened(path) as store, opened(path) as other:
         directory = os.open(path.parent, os.O_RDONLY)
         fcntl.flock(directory, fcntl.LOCK_EX)
@@ -273,7 +273,7 @@ def test_a_file_that_others_may_write_to_is_not_used(path: Path) -> None:
 def test_a_key_that_is_to_be_forgotten_is_so_when_the_store_can_be_used_again(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(idempotency_store, "BUSY_TIMEOUT", 0.1)
+    monkeypatch.setattr(idempotency_file, "BUSY_TIMEOUT", 0.1)
     with opened(path) as store:
         assert store.begin(b"k", b"f", "id") is None
         with closing(sqlite3.connect(path, isolation_level=None)) as other:

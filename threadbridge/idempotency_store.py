@@ -2,56 +2,27 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
 import sqlite3
-import stat
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, TypeAlias
 
-from threadbridge import forks
+from threadbridge import forks, idempotency_file
+from threadbridge.idempotency_file import StoreFile
 from threadbridge.repeated_log import RepeatedLog
 
 logger = logging.getLogger("threadbridge")
 
-# Seconds that a thread waits for others that use the store; a transaction takes milliseconds.
-BUSY_TIMEOUT = 5.0
 # Bytes that an entry counts besides its answer: about what it takes with its indexes.
 ENTRY_SIZE = 1024
 # How many expired entries are removed at a time, so that no request pays for thousands.
 SWEEP = 50
-VERSION = 1
-
-_SCHEMA = """
-CREATE TABLE outcomes (
-    key BLOB PRIMARY KEY,
-    fingerprint BLOB NOT NULL,
-    owner TEXT NOT NULL,
-    expires REAL NOT NULL,
-    status TEXT,
-    headers TEXT,
-    body BLOB,
-    request_id TEXT NOT NULL,
-    note TEXT NOT NULL,
-    size INTEGER NOT NULL
-);
-CREATE INDEX outcomes_by_expiry ON outcomes (expires);
-CREATE INDEX outcomes_with_answers ON outcomes (expires) WHERE status IS NOT NULL;
-CREATE TABLE total (bytes INTEGER NOT NULL);
-INSERT INTO total VALUES (0);
-CREATE TRIGGER added AFTER INSERT ON outcomes BEGIN UPDATE total SET bytes = bytes + NEW.size; END;
-CREATE TRIGGER changed AFTER UPDATE OF size ON outcomes BEGIN
-    UPDATE total SET bytes = bytes + NEW.size - OLD.size;
-END;
-CREATE TRIGGER removed AFTER DELETE ON outcomes BEGIN UPDATE total SET bytes = bytes - OLD.size; END;
-"""
 
 _NOT_STORED = "its answer could not be stored"
 
@@ -109,9 +80,7 @@ class IdempotencyStore:
         self._age = age
         self._size = size
         self._lock = threading.Lock()
-        self._connection: sqlite3.Connection | None = None
-        # Of the open file: its device and number.
-        self._opened: tuple[int, int] | None = None
+        self._file = StoreFile(self._path)
         # Endings that could not be written: a note, or None for a key that is to be forgotten. Without them a key would
         # count as running for as long as this process.
         self._unwritten: dict[bytes, str | None] = {}
@@ -261,10 +230,11 @@ class IdempotencyStore:
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         """A transaction that nobody else writes beside, committed at the end of the block. Raises `StoreError`."""
-        if not self._lock.acquire(timeout=BUSY_TIMEOUT):
-            raise self._failed(StoreError(f"other threads of this process have used it for {BUSY_TIMEOUT:g} s"))
+        timeout = idempotency_file.BUSY_TIMEOUT
+        if not self._lock.acquire(timeout=timeout):
+            raise self._failed(StoreError(f"other threads of this process have used it for {timeout:g} s"))
         try:
-            connection = self._open()
+            connection = self._file.open()
             connection.execute("BEGIN IMMEDIATE")
             try:
                 yield connection
@@ -276,7 +246,7 @@ class IdempotencyStore:
         except (sqlite3.Error, OSError, ValueError, StoreError) as error:
             if not isinstance(error, StoreError):
                 # Whatever is wrong, the next one begins with a new connection.
-                self._close()
+                self._file.close()
             raise self._failed(error) from error
         finally:
             self._lock.release()
@@ -286,96 +256,10 @@ class IdempotencyStore:
         self._failures.log(logging.ERROR, "the idempotency store %s cannot be used: %s", self._path, error)
         return StoreError(str(error))
 
-    def _open(self) -> sqlite3.Connection:
-        identity = self._identity()
-        if self._connection is not None and self._opened == identity:
-            return self._connection
-        # Somebody has moved the old file away.
-        self._close()
-        if identity is None:
-            self._make()
-        connection = self._connection = self._connect(self._path)
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        if version != VERSION:
-            raise ValueError(f"it has the format {version}, this version of threadbridge needs {VERSION}; move it away")
-        self._opened = self._identity()
-        return connection
-
-    def _identity(self) -> tuple[int, int] | None:
-        try:
-            status = os.stat(self._path)
-        except FileNotFoundError:
-            return None
-        if status.st_uid not in (os.geteuid(), 0) or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            raise ValueError("others may write to it, and so answer requests; chown and chmod 600, or move it away")
-        return status.st_dev, status.st_ino
-
-    def _make(self) -> None:
-        """Make the file, complete before any process finds it under its name."""
-        new = f"{self._path}.new"
-        directory = os.open(os.path.dirname(self._path), os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            # Several processes may have missed the file at once.
-            self._lock_directory(directory)
-            if os.path.exists(self._path):
-                return
-            # What a file that was removed has left would be taken for part of this one.
-            for left in (new, f"{self._path}-wal", f"{self._path}-shm"):
-                with suppress(FileNotFoundError):
-                    os.unlink(left)
-            os.close(os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-            with closing(self._connect(new)) as connection:
-                connection.executescript(_SCHEMA)
-                connection.execute(f"PRAGMA user_version = {VERSION}")
-                # Last: what is in the log only, because the disk is full, would stay behind.
-                connection.execute("PRAGMA journal_mode = WAL")
-            os.rename(new, self._path)
-        finally:
-            # Or a process that was forked meanwhile would keep it.
-            fcntl.flock(directory, fcntl.LOCK_UN)
-            os.close(directory)
-
-    @staticmethod
-    def _lock_directory(directory: int) -> None:
-        """Lock it, but do not wait for ever: whoever may read it can lock it, too."""
-        give_up_at = time.monotonic() + BUSY_TIMEOUT
-        while True:
-            try:
-                fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except BlockingIOError:
-                if time.monotonic() > give_up_at:
-                    raise
-            time.sleep(0.02)
-
-    def _connect(self, path: str) -> sqlite3.Connection:
-        connection = sqlite3.connect(
-            # Never made here: it would be empty, and stay so.
-            f"{Path(path).as_uri()}?mode=rw",
-            uri=True,
-            timeout=BUSY_TIMEOUT,
-            isolation_level=None,
-            check_same_thread=False,
-        )
-        try:
-            connection.execute("PRAGMA synchronous = FULL")
-            connection.execute(f"PRAGMA journal_size_limit = {16 * 1024 * 1024}")
-        except BaseException:
-            # The exception has it in a frame: it would stay open until garbage is collected.
-            connection.close()
-            raise
-        return connection
-
-    def _close(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.close()
-        self._opened = None
-
     def close(self) -> None:
         """Close the file, after all requests have ended."""
         with self._lock:
-            self._close()
+            self._file.close()
 
 
 def owner_of(pid: int) -> str:
