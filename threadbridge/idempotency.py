@@ -14,7 +14,7 @@ from typing import Any
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from threadbridge.current import RunningRequest
-from threadbridge.idempotency_store import Answer, IdempotencyStore, Known, StoreError
+from threadbridge.idempotency_store import Answer, IdempotencyStore, Known, NoRoom, StoreError
 from threadbridge.response_body import ClientDisconnected
 from threadbridge.statements import UNCHANGED
 from threadbridge.wsgi import NO_HEAD, ApplicationError, checked
@@ -91,8 +91,18 @@ class Idempotency:
             )
         key = hashlib.sha256(text.encode()).digest()
         fingerprint = _fingerprint(environ)
+        request: RunningRequest = environ["threadbridge.request"]
         try:
-            known = self._store.begin(key, fingerprint, environ["threadbridge.request"].id)
+            known = self._store.begin(key, fingerprint, request.id, request.client)
+        except NoRoom:
+            return _problem(
+                start_response,
+                "503 Service Unavailable",
+                "There is no room for another Idempotency-Key of this client",
+                "The request was not run. Earlier keys of this client have to expire first. "
+                "Repeat it later with the same key.",
+                ("Retry-After", "60"),
+            )
         except StoreError:
             # The store has logged it.
             return _problem(

@@ -38,6 +38,27 @@ END;
 CREATE TRIGGER removed AFTER DELETE ON outcomes BEGIN UPDATE total SET bytes = bytes - OLD.size; END;
 """
 
+# How many keys there are, and how many each client has. An earlier version knows nothing of it and can use the file all
+# the same: during an update processes of both do, and none of the keys may be forgotten.
+_COUNTS = (
+    "ALTER TABLE total ADD COLUMN keys INTEGER NOT NULL DEFAULT 0",
+    "UPDATE total SET keys = (SELECT COUNT(*) FROM outcomes)",
+    "CREATE TABLE clients (client BLOB PRIMARY KEY, keys INTEGER NOT NULL) WITHOUT ROWID",
+    "CREATE TABLE holders (key BLOB PRIMARY KEY, client BLOB NOT NULL) WITHOUT ROWID",
+    "CREATE TRIGGER key_added AFTER INSERT ON outcomes BEGIN UPDATE total SET keys = keys + 1; END",
+    """CREATE TRIGGER key_removed AFTER DELETE ON outcomes BEGIN
+        UPDATE total SET keys = keys - 1;
+        DELETE FROM holders WHERE key = OLD.key;
+    END""",
+    """CREATE TRIGGER holder_added AFTER INSERT ON holders BEGIN
+        INSERT INTO clients VALUES (NEW.client, 1) ON CONFLICT (client) DO UPDATE SET keys = keys + 1;
+    END""",
+    """CREATE TRIGGER holder_removed AFTER DELETE ON holders BEGIN
+        UPDATE clients SET keys = keys - 1 WHERE client = OLD.client;
+        DELETE FROM clients WHERE client = OLD.client AND keys = 0;
+    END""",
+)
+
 
 class StoreFile:
     """The file and this process's one connection to it, which its owner guards by a lock. Worker side.
@@ -68,8 +89,18 @@ class StoreFile:
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if version != VERSION:
             raise ValueError(f"it has the format {version}, this version of threadbridge needs {VERSION}; move it away")
+        self._count(connection)
         self._opened = self._identity()
         return connection
+
+    @staticmethod
+    def _count(connection: sqlite3.Connection) -> None:
+        """See to it that keys are counted, in a new file and in one of an earlier version."""
+        connection.execute("BEGIN IMMEDIATE")
+        if connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'clients'").fetchone() is None:
+            for statement in _COUNTS:
+                connection.execute(statement)
+        connection.execute("COMMIT")
 
     def close(self) -> None:
         """Close the connection; the next use opens another."""

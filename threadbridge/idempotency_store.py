@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -21,8 +22,9 @@ logger = logging.getLogger("threadbridge")
 
 # Bytes that an entry counts besides its answer: about what it takes with its indexes.
 ENTRY_SIZE = 1024
-# How many expired entries are removed at a time, so that no request pays for thousands.
+# How many expired entries a request removes, and how many more if it finds no room: none pays for all of a flood.
 SWEEP = 50
+LONG_SWEEP = 1000
 
 _NOT_STORED = "its answer could not be stored"
 
@@ -31,6 +33,10 @@ Headers: TypeAlias = Sequence[tuple[str, str]]
 
 class StoreError(Exception):
     """The store cannot be used at present; the message says why."""
+
+
+class NoRoom(StoreError):
+    """There is no room for another key of this client's."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +71,8 @@ class IdempotencyStore:
     :param path: the SQLite file; it is made when it is missing, readable by its user only. Its directory must be on a
         local disk.
     :param age: seconds for which an outcome is kept.
-    :param size: bytes that all outcomes may take. Beyond it the oldest answers go, but not their keys; when the keys
-        alone are too many, new ones are refused.
+    :param size: bytes that all outcomes may take. Beyond it the oldest answers go, but not their keys. A client may
+        have as many keys as there is room left for: one alone half of all, so that there is always room for others.
 
     Each transaction is on the disk (fsync) before the method returns. One connection for the process, which a lock
     guards; nothing is opened before the first use. Raises ``ValueError`` when the file cannot be there.
@@ -87,6 +93,7 @@ class IdempotencyStore:
         self._owner = ""
         self._failures = RepeatedLog(logger)
         self._recoveries = RepeatedLog(logger)
+        self._refusals = RepeatedLog(logger)
         self._has_failed = False
         self._is_copy = False
         forks.copies(self)
@@ -95,12 +102,14 @@ class IdempotencyStore:
         """This is a forked process: requests end in its parent, which has the connection, too."""
         self._is_copy = True
 
-    def begin(self, key: bytes, fingerprint: bytes, request_id: str) -> Known | None:
-        """Note that a request begins, or give what is known of an earlier one with this key.
+    def begin(self, key: bytes, fingerprint: bytes, request_id: str, client: str) -> Known | None:
+        """Note that a request of a client's begins, or give what is known of an earlier one with this key.
 
-        None: there was none, and this one is noted, durably. Raises `StoreError`; then nothing is noted.
+        None: there was none, and this one is noted, durably. Raises `StoreError`, and `NoRoom` if the client has its
+        share of the keys; then nothing is noted.
         """
         now = time.time()
+        is_refused = False
         late: list[tuple[bytes, str | None]] = []
         try:
             with self._transaction() as connection:
@@ -114,13 +123,26 @@ class IdempotencyStore:
                         self._end(connection, unwritten, None, note)
                 known = self._known(connection, key, now)
                 if known is None:
-                    self._add(connection, key, fingerprint, request_id, now)
+                    # A name of any length takes the same room.
+                    holder = hashlib.sha256(client.encode(errors="surrogatepass")).digest()
+                    # Raised only below: what has expired stays removed.
+                    is_refused = not self._make_room(connection, holder, now)
+                    if not is_refused:
+                        self._add(connection, key, fingerprint, request_id, holder, now)
         except StoreError:
             self._unwritten.update(late)
             raise
         if self._has_failed:
             self._has_failed = False
             self._recoveries.log(logging.WARNING, "the idempotency store %s can be used again", self._path)
+        if is_refused:
+            self._refusals.log(
+                logging.WARNING,
+                "request %s was not run: its client has as many keys in the idempotency store %s as there is room left",
+                request_id,
+                self._path,
+            )
+            raise NoRoom
         return known
 
     def _known(self, connection: sqlite3.Connection, key: bytes, now: float) -> Known | None:
@@ -137,15 +159,24 @@ class IdempotencyStore:
         answer = None if status is None else Answer(status, [tuple(each) for each in json.loads(headers)], body)
         return Known(fingerprint, state, answer, note, request_id)
 
-    def _add(self, connection: sqlite3.Connection, key: bytes, fingerprint: bytes, request_id: str, now: float) -> None:
+    def _add(
+        self,
+        connection: sqlite3.Connection,
+        key: bytes,
+        fingerprint: bytes,
+        request_id: str,
+        holder: bytes,
+        now: float,
+    ) -> None:
         # Once: it takes a file descriptor, of which none may be left.
         self._owner = self._owner or owner_of(os.getpid()) or f"{os.getpid()} -"
         self._forget(connection, key)
-        self._make_room(connection, now)
+        self._drop_answers(connection, ENTRY_SIZE)
         connection.execute(
             "INSERT INTO outcomes VALUES (?, ?, ?, ?, NULL, NULL, NULL, ?, '', ?)",
             (key, fingerprint, self._owner, now + self._age, request_id, ENTRY_SIZE),
         )
+        connection.execute("INSERT INTO holders VALUES (?, ?)", (key, holder))
 
     def end(self, key: bytes, answer: Answer | None, note: str = "") -> None:
         """Note how the request with this key has ended. Never raises: what cannot be written is logged.
@@ -188,19 +219,25 @@ class IdempotencyStore:
         )
         self._drop_answers(connection)
 
-    def _make_room(self, connection: sqlite3.Connection, now: float) -> None:
-        """Remove what has expired; raises `StoreError` when there is no room for another entry."""
-        is_swept = not self._sweep(connection, now)
-        self._drop_answers(connection, ENTRY_SIZE)
-        while self._total(connection) + ENTRY_SIZE > self._size:
-            if is_swept:
-                raise StoreError(f"its {self._size} bytes are full of keys that have not expired")
-            is_swept = not self._sweep(connection, now)
+    def _make_room(self, connection: sqlite3.Connection, holder: bytes, now: float) -> bool:
+        """Remove what has expired; whether the client may have another key then."""
+        self._sweep(connection, now, SWEEP)
+        if self._has_room(connection, holder):
+            return True
+        self._sweep(connection, now, LONG_SWEEP)
+        return self._has_room(connection, holder)
 
-    def _sweep(self, connection: sqlite3.Connection, now: float) -> bool:
-        """Remove some of what has expired; whether there was anything."""
+    def _has_room(self, connection: sqlite3.Connection, holder: bytes) -> bool:
+        # Of what is left, and not a fixed share: a few clients with that would have everything.
+        keys, held = connection.execute(
+            "SELECT keys, COALESCE((SELECT keys FROM clients WHERE client = ?), 0) FROM total", (holder,)
+        ).fetchone()
+        return bool(held < self._size // ENTRY_SIZE - keys)
+
+    def _sweep(self, connection: sqlite3.Connection, now: float, limit: int) -> None:
+        """Remove the oldest of what has expired."""
         expired = connection.execute(
-            "SELECT key, owner FROM outcomes WHERE expires <= ? ORDER BY expires LIMIT ?", (now, SWEEP)
+            "SELECT key, owner FROM outcomes WHERE expires <= ? ORDER BY expires LIMIT ?", (now, limit)
         ).fetchall()
         for key, owner in expired:
             if _lives(owner):
@@ -208,7 +245,6 @@ class IdempotencyStore:
                 connection.execute("UPDATE outcomes SET expires = ? WHERE key = ?", (now + self._age, key))
             else:
                 self._forget(connection, key)
-        return bool(expired)
 
     def _drop_answers(self, connection: sqlite3.Connection, room: int = 0) -> None:
         """Forget the oldest answers until there is room, but not that their requests have run."""
