@@ -149,6 +149,7 @@ def test_an_outage_is_one_line_for_all_requests(own_mariadb: dict[str, str], cap
     pool.close()
 
 
+@pytest.mark.parametrize("wraps", [False, True])
 @pytest.mark.parametrize(
     ("before", "statement", "status", "changes"),
     [
@@ -166,6 +167,7 @@ def test_a_503_for_an_outage_means_that_nothing_was_changed(
     statement: str,
     status: int,
     changes: str,
+    wraps: bool,
 ) -> None:
     caplog.set_level(logging.INFO, "tornado.access")
     witness = Witness(own_mariadb)
@@ -182,7 +184,13 @@ def test_a_503_for_an_outage_means_that_nothing_was_changed(
             cursor.execute(statement)
         raise AssertionError
 
-    with BridgeThread(application, pool=pool) as server:
+    def wrapping(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
+        try:
+            return application(environ, start_response)
+        except MySQLdb.OperationalError as error:
+            raise ServiceError from error
+
+    with BridgeThread(wrapping if wraps else application, pool=pool) as server:
         assert server.request("POST")[0].status == status
         wait_until(lambda: "ending=" in caplog.text, "it is logged")
     [line] = [record.getMessage() for record in caplog.records if record.name == "tornado.access"]
@@ -207,6 +215,69 @@ def test_what_an_outage_has_kept_from_doing_anything_may_be_repeated_with_its_ke
             assert server.request("POST", "/db", headers=key)[0].status == 200
         assert application.entered["/db"] == 3
     pool.close()
+
+
+class ServiceError(Exception):
+    """An application's own."""
+
+
+def wrap(error: Exception, how: str) -> Exception:
+    """An exception of the application's after another."""
+    try:
+        try:
+            raise error
+        except (MySQLdb.OperationalError, ServiceError):
+            wrapped = ServiceError()
+            if how == "explicit":
+                raise wrapped from error
+            if how == "hidden":
+                raise wrapped from None
+            if how == "circular":
+                wrapped.__cause__ = ServiceError()
+                wrapped.__cause__.__cause__ = wrapped
+            raise wrapped  # noqa: B904  as many applications do
+    except ServiceError as raised:
+        return raised
+
+
+@pytest.mark.parametrize(
+    ("how", "status"),
+    [("explicit", 503), ("implicit", 503), ("implicit explicit implicit", 503), ("hidden", 500), ("circular", 500)],
+)
+def test_an_outage_is_one_whatever_the_application_raises_in_its_place(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, how: str, status: int
+) -> None:
+    pool = PooledDB(MySQLdb, maxconnections=1, unix_socket=str(tmp_path / "nobody"))
+    runs: list[str] = []
+
+    def application(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
+        runs.append(how)
+        failure: Exception
+        try:
+            pool.connection()
+        except MySQLdb.OperationalError as error:
+            failure = error
+        for each in how.split():
+            failure = wrap(failure, each)
+        raise failure
+
+    keys: dict[str, Any] = {"idempotent_paths": ["*"], "idempotency_store": str(tmp_path / "store")}
+    with BridgeThread(application, pool=pool, **keys) as server:
+        for _ in range(2):
+            response, _ = server.request("POST", headers={"Idempotency-Key": "key"})
+            assert response.status == status and ("Retry-After" in response.headers) == (status == 503)
+        # What is not one is an outcome, too.
+        assert len(runs) == (2 if status == 503 else 1)
+        # Of the connection the driver's own exceptions tell.
+        guard = server.bridge.guard
+        error = MySQLdb.OperationalError(2006, "gone away")
+        assert guard is not None and guard.is_outage(error)
+        assert not guard.is_outage(wrap(error, "explicit")) and not guard.is_lost(wrap(error, "explicit"))
+    for record in own_records(caplog):
+        if status == 503:
+            assert "ServiceError() after OperationalError(2002, " in record.getMessage() and not record.exc_info
+        else:
+            assert record.exc_info
 
 
 def test_a_request_cancelled_during_an_outage_is_free_at_once(

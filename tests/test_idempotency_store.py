@@ -13,6 +13,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -24,8 +25,8 @@ from tests.forking import is_alive
 from tests.idempotent import Application, detail, is_replayed, post, serve
 from tests.inprocess import BridgeThread, wait_until
 from tests.processes import Frontend
-from threadbridge import Bridge, idempotency_store
-from threadbridge.idempotency_store import Answer, IdempotencyStore, StoreError, owner_of
+from threadbridge import Bridge, idempotency_file
+from threadbridge.idempotency_store import Answer, IdempotencyStore, NoRoom, StoreError, owner_of
 
 
 @pytest.fixture
@@ -61,44 +62,173 @@ def test_what_is_kept_is_bounded_and_no_key_is_lost(path: Path) -> None:
     answer = Answer("200 OK", [("A", "b")], b"x" * 10_000)
     with opened(path, size=100 * 1024) as store:
         for number in range(50):
-            assert store.begin(b"%d" % number, b"f", "id") is None
+            assert store.begin(b"%d" % number, b"f", "id", "client") is None
             store.end(b"%d" % number, answer)
             [(total, counted)] = rows(path, "SELECT (SELECT bytes FROM total), (SELECT SUM(size) FROM outcomes)")
             assert total == counted <= 100 * 1024
-        newest, oldest = store.begin(b"49", b"f", "id"), store.begin(b"0", b"f", "id")
+        newest, oldest = store.begin(b"49", b"f", "id", "client"), store.begin(b"0", b"f", "id", "client")
         assert newest is not None and newest.answer == answer
         assert oldest is not None and oldest.answer is None and "dropped" in oldest.note
         number = 50
-        with pytest.raises(StoreError, match="full of keys"):
+        with pytest.raises(NoRoom):
             for number in range(50, 1000):
-                assert store.begin(b"%d" % number, b"f", "id") is None
+                assert store.begin(b"%d" % number, b"f", "id", f"client {number}") is None
                 store.end(b"%d" % number, answer)
-        assert 90 <= number <= 100
-        assert store.begin(b"1", b"f", "id") is not None
+        assert number == 100
+        assert store.begin(b"1", b"f", "id", "client") is not None
         # It is over when they expire.
         rows(path, "UPDATE outcomes SET expires = 0")
-        assert store.begin(b"next", b"f", "id") is None
+        assert store.begin(b"next", b"f", "id", "client") is None
+
+
+def fill(store: IdempotencyStore, client: str) -> int:
+    """How many keys a client may add."""
+    for number in range(1000):
+        try:
+            assert store.begin(f"{client} {number}".encode(), b"f", "id", client) is None
+        except NoRoom:
+            return number
+        store.end(f"{client} {number}".encode(), None)
+    raise AssertionError("there is no end")
+
+
+def counts(path: Path) -> tuple[int, list[int]]:
+    """How many keys there are, and how many of each client, as they are counted."""
+    [(total, found)] = rows(path, "SELECT (SELECT keys FROM total), (SELECT COUNT(*) FROM outcomes)")
+    assert total == found
+    each = [number for (number,) in rows(path, "SELECT keys FROM clients ORDER BY keys")]
+    assert each == [number for (number,) in rows(path, "SELECT COUNT(*) FROM holders GROUP BY client ORDER BY 1")]
+    return total, each
+
+
+def test_a_client_that_has_its_share_leaves_room_for_others(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with opened(path, size=100 * 1024) as store:
+        assert [fill(store, client) for client in ("one", "two", "three")] == [50, 25, 13]
+        assert counts(path) == (88, [13, 25, 50])
+        [line] = [record.getMessage() for record in caplog.records]
+        assert "request id was not run: its client has as many keys in the idempotency store" in line
+        # It is no failure of the store, of which the next request would have to tell the end.
+        assert store.begin(b"of another", b"f", "id", "four") is None and len(caplog.records) == 1
+        # What has run is known, and is not run again.
+        known = store.begin(b"one 0", b"f", "id", "one")
+        assert known is not None and known.state == "ended"
+        # There is room again when keys expire, or need not be known.
+        rows(path, "UPDATE outcomes SET expires = 0 WHERE CAST(key AS TEXT) LIKE 'two %'")
+        assert fill(store, "two") == 18
+        store.forget(b"of another")
+        assert counts(path) == (81, [13, 18, 50])
+        rows(path, "UPDATE outcomes SET expires = 0")
+        for number in range(3):
+            assert store.begin(b"%d" % number, b"f", "id", "five") is None
+        assert counts(path) == (3, [3])
+
+
+def test_a_request_that_is_refused_removes_what_has_expired(path: Path) -> None:
+    """Or the next one would have to do it again, in vain."""
+    with opened(path, size=100 * 1024) as store:
+        assert [fill(store, "one"), fill(store, "two")] == [50, 25]
+        rows(path, "UPDATE outcomes SET expires = 0 WHERE CAST(key AS TEXT) IN ('two 0', 'two 1')")
+        rows(path, "UPDATE holders SET client = (SELECT client FROM clients WHERE keys = 50)")
+        rows(path, "DELETE FROM clients WHERE keys = 25")
+        rows(path, "UPDATE clients SET keys = 75")
+        with pytest.raises(NoRoom):
+            store.begin(b"more", b"f", "id", "one")
+        assert counts(path) == (73, [73])
+
+
+def test_a_client_whose_keys_have_expired_need_not_wait_until_others_have_removed_them(path: Path) -> None:
+    with opened(path, size=300 * 1024) as store:
+        assert [fill(store, str(number)) for number in range(5)] == [150, 75, 38, 19, 9]
+        rows(path, "UPDATE outcomes SET expires = 0 WHERE CAST(key AS TEXT) LIKE '0 %'")
+        assert store.begin(b"next", b"f", "id", "0") is None
+
+
+# What versions without shares have made; one may be at work while another begins, in an update of several frontends.
+EARLIER = """
+CREATE TABLE outcomes (
+    key BLOB PRIMARY KEY, fingerprint BLOB NOT NULL, owner TEXT NOT NULL, expires REAL NOT NULL, status TEXT,
+    headers TEXT, body BLOB, request_id TEXT NOT NULL, note TEXT NOT NULL, size INTEGER NOT NULL
+);
+CREATE INDEX outcomes_by_expiry ON outcomes (expires);
+CREATE INDEX outcomes_with_answers ON outcomes (expires) WHERE status IS NOT NULL;
+CREATE TABLE total (bytes INTEGER NOT NULL);
+INSERT INTO total VALUES (0);
+CREATE TRIGGER added AFTER INSERT ON outcomes BEGIN UPDATE total SET bytes = bytes + NEW.size; END;
+CREATE TRIGGER changed AFTER UPDATE OF size ON outcomes BEGIN
+    UPDATE total SET bytes = bytes + NEW.size - OLD.size;
+END;
+CREATE TRIGGER removed AFTER DELETE ON outcomes BEGIN UPDATE total SET bytes = bytes - OLD.size; END;
+PRAGMA user_version = 1;
+PRAGMA journal_mode = WAL;
+"""
+
+
+def test_the_file_of_an_earlier_version_can_be_used_also_while_that_runs(path: Path) -> None:
+    def begin_earlier(key: bytes) -> None:
+        owner = owner_of(os.getpid())
+        values = (key, b"f", owner, time.time() + 60, "id", 1024)
+        earlier.execute("INSERT INTO outcomes VALUES (?, ?, ?, ?, NULL, NULL, NULL, ?, '', ?)", values)
+
+    with closing(sqlite3.connect(path, isolation_level=None)) as earlier:
+        earlier.executescript(EARLIER)
+        path.chmod(0o600)
+        begin_earlier(b"before")
+        with opened(path, size=100 * 1024) as store:
+            assert store.begin(b"new", b"f", "id", "client") is None
+            begin_earlier(b"beside")
+            for key in (b"before", b"beside"):
+                known = store.begin(key, b"f", "id", "client")
+                assert known is not None and known.state == "running"
+            earlier.execute("UPDATE outcomes SET owner = '', expires = ?, note = 'by the earlier'", (time.time() + 60,))
+            known = store.begin(b"new", b"f", "id", "client")
+            assert known is not None and known.note == "by the earlier"
+            # Those of the earlier version belong to nobody, but take their places.
+            assert counts(path) == (3, [1]) and fill(store, "client") == 48
+            earlier.execute("DELETE FROM outcomes WHERE key = ?", (b"before",))
+            earlier.execute("DELETE FROM outcomes WHERE key = ?", (b"new",))
+            assert counts(path) == (49, [48])
+        # It has been made ready once.
+        with opened(path) as store:
+            assert store.begin(b"again", b"f", "id", "other") is None and counts(path) == (50, [1, 48])
+
+
+def test_a_client_beyond_its_share_is_told_so_and_others_are_served(
+    application: Application, serving: Callable[..., BridgeThread]
+) -> None:
+    with serving(idempotency_size=64 * 1024, xheaders=True) as server:
+
+        def pay(address: str, key: int) -> int:
+            return post(server, key=str(key), X_Real_IP=address)[0].status
+
+        # A network of 64 bits is one client.
+        assert {pay(f"2001:db8::{number:x}", number) for number in range(32)} == {201}
+        response, body = post(server, key="32", X_Real_IP="2001:db8::ffff")
+        assert response.status == 503 and response.headers["Retry-After"] == "60" and application.runs == 32
+        assert "The request was not run" in detail(body) and "keys of this client" in detail(body)
+        assert is_replayed(post(server, key="0", X_Real_IP="2001:db8::")[0])
+        assert pay("2001:db8:0:1::1", 32) == pay("192.0.2.1", 33) == 201
+        assert post(server, key=None, X_Real_IP="2001:db8::")[0].status == 201, "without a key nothing is limited"
 
 
 def test_what_runs_does_not_expire(path: Path) -> None:
     with opened(path) as store:
-        assert store.begin(b"k", b"f", "id") is None
+        assert store.begin(b"k", b"f", "id", "client") is None
         rows(path, "UPDATE outcomes SET expires = 0")
-        assert store.begin(b"other", b"f", "id") is None
-        known = store.begin(b"k", b"f", "id")
+        assert store.begin(b"other", b"f", "id", "client") is None
+        known = store.begin(b"k", b"f", "id", "client")
         assert known is not None and known.state == "running"
 
 
 def test_the_owner_is_a_process_and_not_its_number(path: Path) -> None:
     with subprocess.Popen(["sleep", "60"]) as other:
         with opened(path) as store:
-            store.begin(b"k", b"f", "id")
+            store.begin(b"k", b"f", "id", "client")
             owner = owner_of(other.pid)
             rows(path, "UPDATE outcomes SET owner = ?", owner)
-            known = store.begin(b"k", b"f", "id")
+            known = store.begin(b"k", b"f", "id", "client")
             assert known is not None and known.state == "running"
             rows(path, "UPDATE outcomes SET owner = ?", f"{owner}0")
-            known = store.begin(b"k", b"f", "id")
+            known = store.begin(b"k", b"f", "id", "client")
             assert known is not None and known.state == "lost"
         other.kill()
 
@@ -114,7 +244,7 @@ def test_a_locked_store_runs_nothing_until_it_is_free(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(idempotency_store, "BUSY_TIMEOUT", 0.1)
+    monkeypatch.setattr(idempotency_file, "BUSY_TIMEOUT", 0.1)
     with serving() as server:
         assert post(server, key="first")[0].status == 201
         other = sqlite3.connect(path, isolation_level=None)
@@ -137,7 +267,7 @@ def test_an_outcome_that_cannot_be_stored_is_never_run_again(
     path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(idempotency_store, "BUSY_TIMEOUT", 0.1)
+    monkeypatch.setattr(idempotency_file, "BUSY_TIMEOUT", 0.1)
     with serving() as server:
         post(server, key="first")
         answers: list[int] = []
@@ -221,11 +351,11 @@ def test_a_disk_that_is_full_when_the_file_is_made_is_over_too(small_disk: Path)
             file.truncate(max(0, file.tell() - room))
         with opened(path) as store:
             try:
-                assert store.begin(b"k", b"f", "id") is None
+                assert store.begin(b"k", b"f", "id", "client") is None
             except StoreError:
                 refused += 1
                 filler.unlink()
-                assert store.begin(b"k", b"f", "id") is None, room
+                assert store.begin(b"k", b"f", "id", "client") is None, room
         for left in small_disk.iterdir():
             left.unlink()
         assert len(os.listdir("/proc/self/fd")) == descriptors, room
@@ -233,15 +363,15 @@ def test_a_disk_that_is_full_when_the_file_is_made_is_over_too(small_disk: Path)
 
 
 def test_a_directory_that_another_has_locked_is_not_waited_for(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(idempotency_store, "BUSY_TIMEOUT", 0.1)
+    monkeypatch.setattr(idempotency_file, "BUSY_TIMEOUT", 0.1)
     with opened(path) as store, opened(path) as other:
         directory = os.open(path.parent, os.O_RDONLY)
         fcntl.flock(directory, fcntl.LOCK_EX)
         for each in (store, other):
             with pytest.raises(StoreError, match="temporarily unavailable"):
-                each.begin(b"k", b"f", "id")
+                each.begin(b"k", b"f", "id", "client")
         os.close(directory)
-        assert other.begin(b"k", b"f", "id") is None and store.begin(b"k", b"f", "id") is not None
+        assert other.begin(b"k", b"f", "id", "client") is None and store.begin(b"k", b"f", "id", "client") is not None
 
 
 def test_a_file_that_is_removed_at_any_moment_is_made_again(path: Path) -> None:
@@ -252,53 +382,53 @@ def test_a_file_that_is_removed_at_any_moment_is_made_again(path: Path) -> None:
         with subprocess.Popen([sys.executable, "-c", removing, path]) as remover:
             for number in range(300):
                 try:
-                    assert store.begin(b"%d" % number, b"f", "id") is None
+                    assert store.begin(b"%d" % number, b"f", "id", "client") is None
                 except StoreError as error:
                     failures.append(str(error))
             remover.kill()
         assert not [failure for failure in failures if "format" in failure]
-        assert store.begin(b"k", b"f", "id") is None and store.begin(b"k", b"f", "id") is not None
+        assert store.begin(b"k", b"f", "id", "client") is None and store.begin(b"k", b"f", "id", "client") is not None
 
 
 def test_a_file_that_others_may_write_to_is_not_used(path: Path) -> None:
     with opened(path) as store:
-        assert store.begin(b"k", b"f", "id") is None
+        assert store.begin(b"k", b"f", "id", "client") is None
         path.chmod(0o660)
         with pytest.raises(StoreError, match="others may write to it"):
-            store.begin(b"k", b"f", "id")
+            store.begin(b"k", b"f", "id", "client")
         path.chmod(0o640)
-        assert store.begin(b"k", b"f", "id") is not None
+        assert store.begin(b"k", b"f", "id", "client") is not None
 
 
 def test_a_key_that_is_to_be_forgotten_is_so_when_the_store_can_be_used_again(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(idempotency_store, "BUSY_TIMEOUT", 0.1)
+    monkeypatch.setattr(idempotency_file, "BUSY_TIMEOUT", 0.1)
     with opened(path) as store:
-        assert store.begin(b"k", b"f", "id") is None
+        assert store.begin(b"k", b"f", "id", "client") is None
         with closing(sqlite3.connect(path, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
             store.forget(b"k")
-        assert store.begin(b"k", b"f", "id") is None
+        assert store.begin(b"k", b"f", "id", "client") is None
         # Only once: now it runs.
-        assert store.begin(b"other", b"f", "id") is None
-        known = store.begin(b"k", b"f", "id")
+        assert store.begin(b"other", b"f", "id", "client") is None
+        known = store.begin(b"k", b"f", "id", "client")
         assert known is not None and known.state == "running"
 
 
 def test_without_file_descriptors_nobody_is_taken_for_dead(path: Path) -> None:
     with opened(path) as store:
-        assert store.begin(b"k", b"f", "id") is None
+        assert store.begin(b"k", b"f", "id", "client") is None
         limits = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
         try:
-            assert store.begin(b"new", b"f", "id") is None
+            assert store.begin(b"new", b"f", "id", "client") is None
             with pytest.raises(StoreError, match="Too many open files"):
-                store.begin(b"k", b"f", "id")
+                store.begin(b"k", b"f", "id", "client")
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, limits)
         for key in (b"k", b"new"):
-            known = store.begin(key, b"f", "id")
+            known = store.begin(key, b"f", "id", "client")
             assert known is not None and known.state == "running"
 
 

@@ -101,7 +101,8 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
     :param tag_queries: have the statements of a request begin with a comment that names it, so that the database's list
         of processes does too. Default False.
     :param client_key: of the request's headers and the client's address makes the name of the client, whose requests
-        take turns with those of others; the default is the address, with IPv6 its /64 network. Called on the loop side.
+        take turns with those of others, and which has its share of the disk and of `idempotency_size`; the default is
+        the address, with IPv6 its /64 network. Called on the loop side.
     :param xheaders: believe what a trusted proxy says of the client, and its ``X-Request-ID``. Default False.
     :param client_address: the headers in which it says that, see `ForwardedHeaders`: ``x-real-ip``,
         ``x-forwarded-for``, ``forwarded`` or ``auto``, the default.
@@ -119,7 +120,7 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         ``Idempotency-Key`` of an earlier one is not run again, but answered with its outcome. Default: none.
     :param idempotency_store: the SQLite file that keeps these outcomes, for all processes of the host.
     :param idempotency_age: seconds for which an outcome is kept. Default: 24 hours.
-    :param idempotency_size: bytes that all outcomes may take. Default 256 MiB.
+    :param idempotency_size: bytes that all outcomes may take, see `IdempotencyStore`. Default 256 MiB.
 
     Raises ``ValueError`` when ``pool``, ``threads``, ``lanes``, ``client_address`` or ``trusted_proxies`` cannot be
     used as given. Loop side, as are all methods but `run`.
@@ -236,7 +237,7 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         line = exchange.start_line
         exchange.lane, route, exchange.is_probe = self._choice.choose(line.method, path_info_of(line.path))
         exchange.time_allowed = exchange.lane.deadline or self._deadline
-        exchange.running = RunningRequest(exchange.id, None, route)
+        exchange.running = RunningRequest(exchange.id, None, route, exchange.client)
         self.exchanges.add(exchange)
         self._watch.start()
 

@@ -22,19 +22,21 @@ class RunningRequest:
     `id` names the request in the logs. `deadline` is the time, by `time.monotonic`, by which it must be answered, or
     None. `cancelled` turns true, and stays so, when nobody waits for the answer any more.
 
-    `route`, `statements`, `is_answered` and `at_end` are the bridge's: what it learns about the requests of this kind,
-    what this one asks of the database, whether its response has begun, so that it has no deadline any more, and what is
-    to be done by the worker when the application's call has ended.
+    `route`, `client`, `statements`, `is_answered` and `at_end` are the bridge's: what it learns about the requests of
+    this kind, the client whose share of the server it takes, what it asks of the database, whether its response has
+    begun, so that it has no deadline any more, and what is to be done by the worker when the application's call has
+    ended.
 
     The callbacks are guarded by a lock; ``cancelled`` is written under it and may be read by anyone. It is re-entrant
     and the request's own: garbage may be collected under it, and then connections be handed back, which takes the
     pool's lock and callbacks.
     """
 
-    def __init__(self, request_id: str, deadline: float | None, route: Route | None = None) -> None:
+    def __init__(self, request_id: str, deadline: float | None, route: Route | None = None, client: str = "") -> None:
         self.id = request_id
         self.deadline = deadline
         self.route = route
+        self.client = client
         self.cancelled = False
         self.is_answered = False
         self.at_end: dict[object, Callable[[], None]] = {}

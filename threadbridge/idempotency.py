@@ -14,10 +14,10 @@ from typing import Any
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from threadbridge.current import RunningRequest
-from threadbridge.idempotency_store import Answer, IdempotencyStore, Known, StoreError
+from threadbridge.idempotency_store import Answer, IdempotencyStore, Known, NoRoom, StoreError
 from threadbridge.response_body import ClientDisconnected
 from threadbridge.statements import UNCHANGED
-from threadbridge.wsgi import NO_HEAD, ApplicationError, checked
+from threadbridge.wsgi import NO_HEAD, ApplicationError, checked, may_be_repeated, outage_behind
 
 # The methods that may do something else when they are repeated (RFC 9110, section 9.2.2).
 METHODS = frozenset({"POST", "PATCH"})
@@ -58,7 +58,7 @@ class Idempotency:
     `LONGEST_ANSWER` bytes, is sent when it is complete, closed and stored; a larger one is passed on as it comes, and a
     repetition is refused. An exception is an outcome too: a repetition is answered 500. An answer 429 or 503 with
     ``Retry-After`` is none: a repetition is run if nothing was committed, and refused otherwise. Nor is an exception
-    that ``is_outage`` knows if nothing was changed: the server answers it with such a 503.
+    after which the server answers with such a 503, see `may_be_repeated`.
     """
 
     def __init__(
@@ -91,8 +91,18 @@ class Idempotency:
             )
         key = hashlib.sha256(text.encode()).digest()
         fingerprint = _fingerprint(environ)
+        request: RunningRequest = environ["threadbridge.request"]
         try:
-            known = self._store.begin(key, fingerprint, environ["threadbridge.request"].id)
+            known = self._store.begin(key, fingerprint, request.id, request.client)
+        except NoRoom:
+            return _problem(
+                start_response,
+                "503 Service Unavailable",
+                "There is no room for another Idempotency-Key of this client",
+                "The request was not run. Earlier keys of this client have to expire first. "
+                "Repeat it later with the same key.",
+                ("Retry-After", "60"),
+            )
         except StoreError:
             # The store has logged it.
             return _problem(
@@ -116,7 +126,7 @@ class Idempotency:
             self._store.end(key, None, _TOO_LARGE)
             raise
         except BaseException as error:
-            if self._is_outage(error) and not request.cancelled and request.statements.outcome in UNCHANGED:
+            if may_be_repeated(request, outage_behind(error, self._is_outage)):
                 self._store.forget(key)
             else:
                 self._store.end(key, *_failure(request))

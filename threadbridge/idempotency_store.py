@@ -2,56 +2,29 @@
 
 from __future__ import annotations
 
-import fcntl
+import hashlib
 import json
 import logging
 import os
 import sqlite3
-import stat
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, TypeAlias
 
-from threadbridge import forks
+from threadbridge import forks, idempotency_file
+from threadbridge.idempotency_file import StoreFile
 from threadbridge.repeated_log import RepeatedLog
 
 logger = logging.getLogger("threadbridge")
 
-# Seconds that a thread waits for others that use the store; a transaction takes milliseconds.
-BUSY_TIMEOUT = 5.0
 # Bytes that an entry counts besides its answer: about what it takes with its indexes.
 ENTRY_SIZE = 1024
-# How many expired entries are removed at a time, so that no request pays for thousands.
+# How many expired entries a request removes, and how many more if it finds no room: none pays for all of a flood.
 SWEEP = 50
-VERSION = 1
-
-_SCHEMA = """
-CREATE TABLE outcomes (
-    key BLOB PRIMARY KEY,
-    fingerprint BLOB NOT NULL,
-    owner TEXT NOT NULL,
-    expires REAL NOT NULL,
-    status TEXT,
-    headers TEXT,
-    body BLOB,
-    request_id TEXT NOT NULL,
-    note TEXT NOT NULL,
-    size INTEGER NOT NULL
-);
-CREATE INDEX outcomes_by_expiry ON outcomes (expires);
-CREATE INDEX outcomes_with_answers ON outcomes (expires) WHERE status IS NOT NULL;
-CREATE TABLE total (bytes INTEGER NOT NULL);
-INSERT INTO total VALUES (0);
-CREATE TRIGGER added AFTER INSERT ON outcomes BEGIN UPDATE total SET bytes = bytes + NEW.size; END;
-CREATE TRIGGER changed AFTER UPDATE OF size ON outcomes BEGIN
-    UPDATE total SET bytes = bytes + NEW.size - OLD.size;
-END;
-CREATE TRIGGER removed AFTER DELETE ON outcomes BEGIN UPDATE total SET bytes = bytes - OLD.size; END;
-"""
+LONG_SWEEP = 1000
 
 _NOT_STORED = "its answer could not be stored"
 
@@ -60,6 +33,10 @@ Headers: TypeAlias = Sequence[tuple[str, str]]
 
 class StoreError(Exception):
     """The store cannot be used at present; the message says why."""
+
+
+class NoRoom(StoreError):
+    """There is no room for another key of this client's."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +71,8 @@ class IdempotencyStore:
     :param path: the SQLite file; it is made when it is missing, readable by its user only. Its directory must be on a
         local disk.
     :param age: seconds for which an outcome is kept.
-    :param size: bytes that all outcomes may take. Beyond it the oldest answers go, but not their keys; when the keys
-        alone are too many, new ones are refused.
+    :param size: bytes that all outcomes may take. Beyond it the oldest answers go, but not their keys. A client may
+        have as many keys as there is room left for: one alone half of all, so that there is always room for others.
 
     Each transaction is on the disk (fsync) before the method returns. One connection for the process, which a lock
     guards; nothing is opened before the first use. Raises ``ValueError`` when the file cannot be there.
@@ -109,15 +86,14 @@ class IdempotencyStore:
         self._age = age
         self._size = size
         self._lock = threading.Lock()
-        self._connection: sqlite3.Connection | None = None
-        # Of the open file: its device and number.
-        self._opened: tuple[int, int] | None = None
+        self._file = StoreFile(self._path)
         # Endings that could not be written: a note, or None for a key that is to be forgotten. Without them a key would
         # count as running for as long as this process.
         self._unwritten: dict[bytes, str | None] = {}
         self._owner = ""
         self._failures = RepeatedLog(logger)
         self._recoveries = RepeatedLog(logger)
+        self._refusals = RepeatedLog(logger)
         self._has_failed = False
         self._is_copy = False
         forks.copies(self)
@@ -126,12 +102,14 @@ class IdempotencyStore:
         """This is a forked process: requests end in its parent, which has the connection, too."""
         self._is_copy = True
 
-    def begin(self, key: bytes, fingerprint: bytes, request_id: str) -> Known | None:
-        """Note that a request begins, or give what is known of an earlier one with this key.
+    def begin(self, key: bytes, fingerprint: bytes, request_id: str, client: str) -> Known | None:
+        """Note that a request of a client's begins, or give what is known of an earlier one with this key.
 
-        None: there was none, and this one is noted, durably. Raises `StoreError`; then nothing is noted.
+        None: there was none, and this one is noted, durably. Raises `StoreError`, and `NoRoom` if the client has its
+        share of the keys; then nothing is noted.
         """
         now = time.time()
+        is_refused = False
         late: list[tuple[bytes, str | None]] = []
         try:
             with self._transaction() as connection:
@@ -145,13 +123,26 @@ class IdempotencyStore:
                         self._end(connection, unwritten, None, note)
                 known = self._known(connection, key, now)
                 if known is None:
-                    self._add(connection, key, fingerprint, request_id, now)
+                    # A name of any length takes the same room.
+                    holder = hashlib.sha256(client.encode(errors="surrogatepass")).digest()
+                    # Raised only below: what has expired stays removed.
+                    is_refused = not self._make_room(connection, holder, now)
+                    if not is_refused:
+                        self._add(connection, key, fingerprint, request_id, holder, now)
         except StoreError:
             self._unwritten.update(late)
             raise
         if self._has_failed:
             self._has_failed = False
             self._recoveries.log(logging.WARNING, "the idempotency store %s can be used again", self._path)
+        if is_refused:
+            self._refusals.log(
+                logging.WARNING,
+                "request %s was not run: its client has as many keys in the idempotency store %s as there is room left",
+                request_id,
+                self._path,
+            )
+            raise NoRoom
         return known
 
     def _known(self, connection: sqlite3.Connection, key: bytes, now: float) -> Known | None:
@@ -168,15 +159,24 @@ class IdempotencyStore:
         answer = None if status is None else Answer(status, [tuple(each) for each in json.loads(headers)], body)
         return Known(fingerprint, state, answer, note, request_id)
 
-    def _add(self, connection: sqlite3.Connection, key: bytes, fingerprint: bytes, request_id: str, now: float) -> None:
+    def _add(
+        self,
+        connection: sqlite3.Connection,
+        key: bytes,
+        fingerprint: bytes,
+        request_id: str,
+        holder: bytes,
+        now: float,
+    ) -> None:
         # Once: it takes a file descriptor, of which none may be left.
         self._owner = self._owner or owner_of(os.getpid()) or f"{os.getpid()} -"
         self._forget(connection, key)
-        self._make_room(connection, now)
+        self._drop_answers(connection, ENTRY_SIZE)
         connection.execute(
             "INSERT INTO outcomes VALUES (?, ?, ?, ?, NULL, NULL, NULL, ?, '', ?)",
             (key, fingerprint, self._owner, now + self._age, request_id, ENTRY_SIZE),
         )
+        connection.execute("INSERT INTO holders VALUES (?, ?)", (key, holder))
 
     def end(self, key: bytes, answer: Answer | None, note: str = "") -> None:
         """Note how the request with this key has ended. Never raises: what cannot be written is logged.
@@ -219,19 +219,25 @@ class IdempotencyStore:
         )
         self._drop_answers(connection)
 
-    def _make_room(self, connection: sqlite3.Connection, now: float) -> None:
-        """Remove what has expired; raises `StoreError` when there is no room for another entry."""
-        is_swept = not self._sweep(connection, now)
-        self._drop_answers(connection, ENTRY_SIZE)
-        while self._total(connection) + ENTRY_SIZE > self._size:
-            if is_swept:
-                raise StoreError(f"its {self._size} bytes are full of keys that have not expired")
-            is_swept = not self._sweep(connection, now)
+    def _make_room(self, connection: sqlite3.Connection, holder: bytes, now: float) -> bool:
+        """Remove what has expired; whether the client may have another key then."""
+        self._sweep(connection, now, SWEEP)
+        if self._has_room(connection, holder):
+            return True
+        self._sweep(connection, now, LONG_SWEEP)
+        return self._has_room(connection, holder)
 
-    def _sweep(self, connection: sqlite3.Connection, now: float) -> bool:
-        """Remove some of what has expired; whether there was anything."""
+    def _has_room(self, connection: sqlite3.Connection, holder: bytes) -> bool:
+        # Of what is left, and not a fixed share: a few clients with that would have everything.
+        keys, held = connection.execute(
+            "SELECT keys, COALESCE((SELECT keys FROM clients WHERE client = ?), 0) FROM total", (holder,)
+        ).fetchone()
+        return bool(held < self._size // ENTRY_SIZE - keys)
+
+    def _sweep(self, connection: sqlite3.Connection, now: float, limit: int) -> None:
+        """Remove the oldest of what has expired."""
         expired = connection.execute(
-            "SELECT key, owner FROM outcomes WHERE expires <= ? ORDER BY expires LIMIT ?", (now, SWEEP)
+            "SELECT key, owner FROM outcomes WHERE expires <= ? ORDER BY expires LIMIT ?", (now, limit)
         ).fetchall()
         for key, owner in expired:
             if _lives(owner):
@@ -239,7 +245,6 @@ class IdempotencyStore:
                 connection.execute("UPDATE outcomes SET expires = ? WHERE key = ?", (now + self._age, key))
             else:
                 self._forget(connection, key)
-        return bool(expired)
 
     def _drop_answers(self, connection: sqlite3.Connection, room: int = 0) -> None:
         """Forget the oldest answers until there is room, but not that their requests have run."""
@@ -261,10 +266,11 @@ class IdempotencyStore:
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         """A transaction that nobody else writes beside, committed at the end of the block. Raises `StoreError`."""
-        if not self._lock.acquire(timeout=BUSY_TIMEOUT):
-            raise self._failed(StoreError(f"other threads of this process have used it for {BUSY_TIMEOUT:g} s"))
+        timeout = idempotency_file.BUSY_TIMEOUT
+        if not self._lock.acquire(timeout=timeout):
+            raise self._failed(StoreError(f"other threads of this process have used it for {timeout:g} s"))
         try:
-            connection = self._open()
+            connection = self._file.open()
             connection.execute("BEGIN IMMEDIATE")
             try:
                 yield connection
@@ -276,7 +282,7 @@ class IdempotencyStore:
         except (sqlite3.Error, OSError, ValueError, StoreError) as error:
             if not isinstance(error, StoreError):
                 # Whatever is wrong, the next one begins with a new connection.
-                self._close()
+                self._file.close()
             raise self._failed(error) from error
         finally:
             self._lock.release()
@@ -286,96 +292,10 @@ class IdempotencyStore:
         self._failures.log(logging.ERROR, "the idempotency store %s cannot be used: %s", self._path, error)
         return StoreError(str(error))
 
-    def _open(self) -> sqlite3.Connection:
-        identity = self._identity()
-        if self._connection is not None and self._opened == identity:
-            return self._connection
-        # Somebody has moved the old file away.
-        self._close()
-        if identity is None:
-            self._make()
-        connection = self._connection = self._connect(self._path)
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        if version != VERSION:
-            raise ValueError(f"it has the format {version}, this version of threadbridge needs {VERSION}; move it away")
-        self._opened = self._identity()
-        return connection
-
-    def _identity(self) -> tuple[int, int] | None:
-        try:
-            status = os.stat(self._path)
-        except FileNotFoundError:
-            return None
-        if status.st_uid not in (os.geteuid(), 0) or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            raise ValueError("others may write to it, and so answer requests; chown and chmod 600, or move it away")
-        return status.st_dev, status.st_ino
-
-    def _make(self) -> None:
-        """Make the file, complete before any process finds it under its name."""
-        new = f"{self._path}.new"
-        directory = os.open(os.path.dirname(self._path), os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            # Several processes may have missed the file at once.
-            self._lock_directory(directory)
-            if os.path.exists(self._path):
-                return
-            # What a file that was removed has left would be taken for part of this one.
-            for left in (new, f"{self._path}-wal", f"{self._path}-shm"):
-                with suppress(FileNotFoundError):
-                    os.unlink(left)
-            os.close(os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-            with closing(self._connect(new)) as connection:
-                connection.executescript(_SCHEMA)
-                connection.execute(f"PRAGMA user_version = {VERSION}")
-                # Last: what is in the log only, because the disk is full, would stay behind.
-                connection.execute("PRAGMA journal_mode = WAL")
-            os.rename(new, self._path)
-        finally:
-            # Or a process that was forked meanwhile would keep it.
-            fcntl.flock(directory, fcntl.LOCK_UN)
-            os.close(directory)
-
-    @staticmethod
-    def _lock_directory(directory: int) -> None:
-        """Lock it, but do not wait for ever: whoever may read it can lock it, too."""
-        give_up_at = time.monotonic() + BUSY_TIMEOUT
-        while True:
-            try:
-                fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except BlockingIOError:
-                if time.monotonic() > give_up_at:
-                    raise
-            time.sleep(0.02)
-
-    def _connect(self, path: str) -> sqlite3.Connection:
-        connection = sqlite3.connect(
-            # Never made here: it would be empty, and stay so.
-            f"{Path(path).as_uri()}?mode=rw",
-            uri=True,
-            timeout=BUSY_TIMEOUT,
-            isolation_level=None,
-            check_same_thread=False,
-        )
-        try:
-            connection.execute("PRAGMA synchronous = FULL")
-            connection.execute(f"PRAGMA journal_size_limit = {16 * 1024 * 1024}")
-        except BaseException:
-            # The exception has it in a frame: it would stay open until garbage is collected.
-            connection.close()
-            raise
-        return connection
-
-    def _close(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.close()
-        self._opened = None
-
     def close(self) -> None:
         """Close the file, after all requests have ended."""
         with self._lock:
-            self._close()
+            self._file.close()
 
 
 def owner_of(pid: int) -> str:

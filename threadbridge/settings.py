@@ -225,8 +225,8 @@ class Settings(TypedDict, total=False):
         Setting(
             None,
             FUNCTION,
-            "A function that derives a client's name from its headers and address: clients take turns by name. By "
-            "default the name is the address.",
+            "A function that derives a client's name from its headers and address. Clients take turns by name, and "
+            "each name has its own share of spool_size and idempotency_size. By default the name is the address.",
         ),
     ]
     address: Annotated[
@@ -430,8 +430,8 @@ class Settings(TypedDict, total=False):
             IDEMPOTENCY_SIZE,
             size(64 * 1024),
             "Maximum size of all stored answers together; each takes 1k in addition to the answer itself. Beyond it, "
-            "the oldest answers are dropped; when there is no room for another key, requests with a new key are "
-            "answered 503.",
+            "the oldest answers are dropped, but not their keys. A client may have as many keys as there is room left "
+            "for, so a single one at most half of all; beyond that, its requests with a new key are answered 503.",
         ),
     ]
     admin_port: Annotated[

@@ -10,6 +10,7 @@ from typing import Any
 from wsgiref.types import WSGIApplication
 from wsgiref.util import FileWrapper
 
+from threadbridge.current import RunningRequest
 from threadbridge.environ import environ_of
 from threadbridge.exchange import Exchange
 from threadbridge.forks import leave
@@ -42,6 +43,8 @@ _HOP_BY_HOP = frozenset(
     }
 )
 
+# How many exceptions that follow from one another are looked at: their chain may be a circle.
+_LONGEST_CHAIN = 100
 
 NO_HEAD = "the application did not call start_response before the body"
 
@@ -56,12 +59,11 @@ def call_application(
     """Call the application for an exchange and send what it answers. Worker side.
 
     Never raises: what the application raises is logged, and the client gets a 500, or a cut connection if the head is
-    out. There is a traceback in the log unless the error follows from the request's being cancelled or, by
-    ``is_outage``, from the database's being out of reach; then the client gets a 503 if nothing was changed for it.
+    out. There is a traceback in the log unless the error follows from the request's being cancelled or, see
+    `outage_behind`, from the database's being out of reach; then the client gets a 503 if nothing was changed for it.
     """
     call = Call(exchange)
     line = exchange.start_line
-    may_be_repeated = False
     try:
         call.run(application)
     except ClientDisconnected:
@@ -69,15 +71,40 @@ def call_application(
     except BaseException as error:
         if exchange.is_copy:
             leave(error)
+        outage = outage_behind(error, is_outage)
         if exchange.running.cancelled:
             logger.info("request %s: stopped, because it was cancelled: %r", exchange.id, error)
-        elif is_outage(error):
-            _outage.log(logging.ERROR, "request %s failed: %s %s: %r", exchange.id, line.method, line.path, error)
-            may_be_repeated = exchange.running.statements.outcome in UNCHANGED
+        elif outage is not None:
+            failure = repr(error) if outage is error else f"{error!r} after {outage!r}"
+            _outage.log(logging.ERROR, "request %s failed: %s %s: %s", exchange.id, line.method, line.path, failure)
         else:
             logger.exception("request %s failed: %s %s", exchange.id, line.method, line.path)
         if not call.complete:
-            exchange.fail(may_be_repeated)
+            exchange.fail(may_be_repeated(exchange.running, outage))
+
+
+def outage_behind(error: BaseException, is_outage: Callable[[BaseException], bool]) -> BaseException | None:
+    """The database's outage that an exception is or follows from; None if it does not.
+
+    Applications and ORMs raise exceptions of their own in the place of the driver's. The chain is that of tracebacks:
+    ``__cause__`` after a ``raise ... from``, which may have hidden the ``__context__``, or else that.
+
+    :param is_outage: knows the driver's exceptions.
+    """
+    link: BaseException | None = error
+    for _ in range(_LONGEST_CHAIN):
+        if link is None or is_outage(link):
+            return link
+        link = link.__cause__ if link.__suppress_context__ else link.__context__
+    return None
+
+
+def may_be_repeated(request: RunningRequest, outage: BaseException | None) -> bool:
+    """Whether a request that has failed has done nothing, because of an outage: it is answered 503, and may run again.
+
+    :param outage: what `outage_behind` has found.
+    """
+    return outage is not None and not request.cancelled and request.statements.outcome in UNCHANGED
 
 
 class Call:
