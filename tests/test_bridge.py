@@ -239,7 +239,7 @@ def test_a_body_longer_than_announced_is_cut_to_it(chunks: list[bytes], caplog: 
     with BridgeThread(app, threads=1) as server:
         received = server.exchange(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n" + get("/"))
     assert [answer.partition(b"\r\n\r\n")[2] for answer in received.split(b"HTTP/1.1 ")[1:]] == [b"hello", b"hello"]
-    # Of the same fault once more within a minute, the log says how often.
+    # The log has a line for the first only: the same fault comes again at once.
     assert caplog.text.count("longer than its Content-Length") == 1
 
 
