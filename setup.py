@@ -16,6 +16,7 @@ if os.environ.get("THREADBRIDGE_COMPILE") == "1":
         from mypyc.build import mypycify
 
         modules = runpy.run_path("threadbridge/compiled.py")["MODULES"]
-        extensions = mypycify([f"threadbridge/{name}.py" for name in modules], group_name="threadbridge._compiled")
+        paths = [f"threadbridge/{name.replace('.', '/')}.py" for name in modules]
+        extensions = mypycify(paths, group_name="threadbridge._compiled")
 
 setup(ext_modules=extensions, setup_requires=needed)

@@ -22,8 +22,8 @@ from benchmarks import wrk
 from benchmarks.subject import Subject
 from tests.processes import Frontend, free_port
 from tests.records import record
-from threadbridge.command_line import main as serve
-from threadbridge.telemetry import Telemetry
+from threadbridge.cli.main import main as serve
+from threadbridge.telemetry.telemetry import Telemetry
 
 WITHOUT, LOGS, PAGE = "without", "logs", "logs and open page"
 SERVE_WITHOUT = "serve-without"

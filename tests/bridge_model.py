@@ -12,8 +12,8 @@ from typing import Any
 from tornado.httputil import HTTPHeaders, ResponseStartLine
 from tornado.iostream import StreamClosedError
 
-from threadbridge.exchange import Exchange
-from threadbridge.states import ENDINGS
+from threadbridge.crossing.exchange import Exchange
+from threadbridge.crossing.states import ENDINGS
 
 ENDED = {state.value for state in ENDINGS}
 

@@ -17,8 +17,8 @@ from dbutils.pooled_db import PooledDB
 
 from tests.databases import Witness, connect_settings
 from tests.processes import ROOT, TEMPLATES, private_mariadb
-from threadbridge.pool import PoolGuard
-from threadbridge.repeated_log import RepeatedLog
+from threadbridge.common.repeated_log import RepeatedLog
+from threadbridge.database.pool import PoolGuard
 
 # A shell that runs the suite in the background has SIGINT ignored, and servers would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from threadbridge.record import Record
+from threadbridge.telemetry.record import Record
 
 
 def record(**fields: Any) -> Record:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from typing import Any
 
-from threadbridge.current import RunningRequest
+from threadbridge.crossing.current import RunningRequest
 
 
 @contextmanager

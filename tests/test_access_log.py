@@ -13,7 +13,7 @@ import pytest
 from tests.inprocess import BridgeThread, wait_until
 from tests.records import record
 from threadbridge import Lane, current
-from threadbridge.access_log import AccessLines
+from threadbridge.telemetry.access_log import AccessLines
 
 COMBINED = re.compile(
     r"(?P<client>\S+) - - \[(?P<time>\d\d/[A-Z][a-z]{2}/\d{4}:\d\d:\d\d:\d\d [+-]\d{4})\] "

@@ -19,7 +19,7 @@ from tests.databases import connect_settings, kill_server, start_server
 from tests.inprocess import reset, wait_until
 from tests.processes import Frontend, private_mariadb
 from tests.test_run import refuses
-from threadbridge.accepting import RESERVED
+from threadbridge.http.accepting import RESERVED
 
 # A request is named by its query. /wait goes on when there is the file "go", /query when its query is stopped; the
 # others do not wait. The file "entered" has the names of those that the application was called for.

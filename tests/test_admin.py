@@ -24,7 +24,7 @@ from tests.inprocess import BridgeThread, wait_until
 from tests.site_process import Process, entered
 from threadbridge.admin.access import Access
 from threadbridge.admin.throttle import FREE_MISTAKES, MISTAKES_AT_ONCE, Throttle
-from threadbridge.states import State
+from threadbridge.crossing.states import State
 
 TOKEN = "correct horse battery staple"
 

@@ -29,7 +29,7 @@ from tests.supervised import Supervised
 from tests.test_control_connection import no_connection_left
 from threadbridge.admin import health
 from threadbridge.admin.health import DATABASE_LIMIT, LATELY, MOST_CHECKS, DatabaseHealth
-from threadbridge.pool import PoolGuard
+from threadbridge.database.pool import PoolGuard
 
 HEALTHY = (200, "lane quick: ok\nlane pool: ok\ndatabase: ok\n")
 

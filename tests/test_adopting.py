@@ -12,7 +12,7 @@ import pytest
 import requests
 
 from tests.processes import ROOT, Frontend
-from threadbridge.settings import ALL, option_name
+from threadbridge.settings.table import ALL, option_name
 
 PAGE = (ROOT / "docs" / "adopting.md").read_text()
 COMMANDS = re.findall(r"^python (-m threadbridge .*)$", PAGE, re.MULTILINE)

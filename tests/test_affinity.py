@@ -14,7 +14,7 @@ import requests
 
 from tests.inprocess import wait_until
 from tests.processes import Frontend
-from threadbridge.affinity import TRIAL, Affinity, choose
+from threadbridge.process.affinity import TRIAL, Affinity, choose
 
 ALL = os.sched_getaffinity(0)
 

@@ -24,7 +24,7 @@ import pytest
 
 from tests.inprocess import BridgeThread, reset, wait_until
 from tests.site_process import Process
-from threadbridge.spool import PART_PER_CLIENT
+from threadbridge.crossing.spool import PART_PER_CLIENT
 
 PLAIN = [("Content-Type", "text/plain")]
 MEGABYTE = 1024 * 1024

@@ -18,7 +18,8 @@ from MySQLdb.cursors import SSCursor
 from tests.cancelling import COUNTED_SLEEP, Application, assert_all_is_well, get, query
 from tests.databases import Witness, connect_settings
 from tests.inprocess import BridgeThread, wait_until
-from threadbridge import current, watch
+from threadbridge import current
+from threadbridge.loop import watch
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 
 from tests.databases import Witness, connect_settings
 from tests.requests_in_threads import InThread, one, running
-from threadbridge.pool import PoolGuard
+from threadbridge.database.pool import PoolGuard
 
 FIRST, SECOND, THIRD = (f"UPDATE accounts SET amount = 1 WHERE id = {number}" for number in (1, 2, 3))  # noqa: S608
 

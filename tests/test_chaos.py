@@ -29,7 +29,7 @@ from tests.databases import Witness, connect_settings, kill_server, start_server
 from tests.inprocess import BridgeThread, wait_until
 from tests.processes import private_mariadb
 from threadbridge import current
-from threadbridge.mysql import OUTAGE_ERRORS
+from threadbridge.database.drivers.mysql import OUTAGE_ERRORS
 
 SECONDS = float(os.environ.get("CHAOS_SECONDS", "20"))
 SEED = int(os.environ.get("CHAOS_SEED", random.SystemRandom().randrange(10**6)))

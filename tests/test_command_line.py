@@ -16,9 +16,9 @@ from tornado.options import OptionParser
 
 from tests.processes import ROOT
 from threadbridge import Lane, serve
-from threadbridge.settings import ALL, CommandLineSettings, Settings, from_keywords, grace_period, resolve
-from threadbridge.settings_page import as_markdown
-from threadbridge.values import FLAG
+from threadbridge.settings.page import as_markdown
+from threadbridge.settings.table import ALL, CommandLineSettings, Settings, from_keywords, grace_period, resolve
+from threadbridge.settings.values import FLAG
 
 APPLICATION = """
 from dbutils.pooled_db import PooledDB
@@ -307,7 +307,7 @@ def test_every_logging_option_of_tornado_is_there_with_its_default() -> None:
 
 def test_the_page_is_up_to_date() -> None:
     page = ROOT / "docs" / "settings.md"
-    assert page.read_text() == as_markdown(), "run: python -m threadbridge.settings_page >docs/settings.md"
+    assert page.read_text() == as_markdown(), "run: python -m threadbridge.settings.page >docs/settings.md"
 
 
 @pytest.mark.parametrize("name", ["_handle_read", "_read_buffer"])
@@ -323,7 +323,7 @@ else:
     made = BaseIOStream.__init__.__code__
     names = tuple(each if each != {name!r} else "_other" for each in made.co_names)
     BaseIOStream.__init__.__code__ = made.replace(co_names=names)
-from threadbridge.command_line import run
+from threadbridge.cli.main import run
 sys.exit(run(lambda environ, start_response: [], threads=1))
 """
     ended = subprocess.run(

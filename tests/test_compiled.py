@@ -21,13 +21,13 @@ compiled = pytest.mark.skipif(not directory().is_dir(), reason="not compiled; sc
 
 APPLICATION = """
 import logging, sys
-import threadbridge.bridge
+import threadbridge.loop.bridge
 
 def app(environ, start_response):
     path = environ["PATH_INFO"]
     if path == "/fails":
         raise LookupError("as asked")
-    body = threadbridge.bridge.__file__.encode() if path == "/file" else environ["wsgi.input"].read() or b"page"
+    body = threadbridge.loop.bridge.__file__.encode() if path == "/file" else environ["wsgi.input"].read() or b"page"
     start_response("200 OK", [("Content-Type", "text/plain"), ("X-Query", environ["QUERY_STRING"])])
     return iter([body, body]) if path == "/streamed" else [body]
 

@@ -22,7 +22,7 @@ from tornado.websocket import websocket_connect
 from tests.inprocess import BridgeThread, wait_until
 from tests.processes import Frontend
 from threadbridge import Bridge, HTTPServer
-from threadbridge.http1 import Limits
+from threadbridge.http.connection import Limits
 
 PLAIN = [("Content-Type", "text/plain")]
 

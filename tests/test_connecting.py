@@ -24,11 +24,11 @@ from tests.faults.line import FaultyLine
 from tests.inprocess import BridgeThread, wait_until
 from tests.requests_in_threads import InThread, in_request, one, running
 from tests.test_control_connection import no_connection_left, number_of_control
-from threadbridge.database import ConnectionSettings
-from threadbridge.driver_connection import KEEPIDLE
-from threadbridge.mysql import CONNECT_TIMEOUT, NETWORK_MARGIN, MySQL
-from threadbridge.pool import PoolGuard
-from threadbridge.postgresql import PostgreSQL
+from threadbridge.database.driver import ConnectionSettings
+from threadbridge.database.driver_connection import KEEPIDLE
+from threadbridge.database.drivers.mysql import CONNECT_TIMEOUT, NETWORK_MARGIN, MySQL
+from threadbridge.database.drivers.postgresql import PostgreSQL
+from threadbridge.database.pool import PoolGuard
 
 
 @pytest.fixture
@@ -194,7 +194,7 @@ def test_readyz_is_true_while_the_network_swallows_those_who_connect(
 def test_a_stuck_thread_that_shares_its_connection_keeps_it_and_the_log_says_so(
     mariadb: dict[str, str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("threadbridge.watch.STUCK_AFTER", 0.05)
+    monkeypatch.setattr("threadbridge.loop.watch.STUCK_AFTER", 0.05)
     monkeypatch.setattr(MySQLdb, "threadsafety", 2)
     pool: Any = PooledDB(MySQLdb, maxconnections=2, maxshared=1, **connect_settings(mariadb))
     have_it, go_on = threading.Barrier(3), threading.Event()
@@ -236,8 +236,8 @@ def test_the_driver_s_timeouts_follow_from_the_limit_for_statements() -> None:
 def test_a_silent_network_ends_a_statement_some_time_after_the_deadline(
     mariadb: dict[str, str], line: FaultyLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("threadbridge.bridge.STATEMENT_MARGIN", 0.2)
-    monkeypatch.setattr("threadbridge.mysql.NETWORK_MARGIN", 0.2)
+    monkeypatch.setattr("threadbridge.loop.bridge.STATEMENT_MARGIN", 0.2)
+    monkeypatch.setattr("threadbridge.database.drivers.mysql.NETWORK_MARGIN", 0.2)
     pool: Any = PooledDB(MySQLdb, maxconnections=1, **connect_settings(mariadb, line.path))
 
     def lose_network(environ: Any) -> None:
@@ -272,7 +272,7 @@ def test_network_timeouts_are_given_to_the_driver_unless_the_application_has_its
     else:
         del own[name]
         limit = 0.5
-        monkeypatch.setattr("threadbridge.mysql.NETWORK_MARGIN", 0.5)
+        monkeypatch.setattr("threadbridge.database.drivers.mysql.NETWORK_MARGIN", 0.5)
     pool, _ = make(MySQLdb, limit, **own)
     connection = pool.connection()
     # What comes after it is not repeated on another connection.
@@ -286,7 +286,7 @@ def test_network_timeouts_are_given_to_the_driver_unless_the_application_has_its
 
 
 def test_the_application_s_own_time_for_connecting_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("threadbridge.mysql.CONNECT_TIMEOUT", 600)
+    monkeypatch.setattr("threadbridge.database.drivers.mysql.CONNECT_TIMEOUT", 600)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = {"host": "127.0.0.1", "port": silent.getsockname()[1], "user": "x"}
         pool: Any = PooledDB(MySQLdb, connect_timeout=1, **address)
@@ -313,7 +313,7 @@ def test_a_postgresql_server_that_accepts_and_says_nothing_is_given_up(
 ) -> None:
     driver = pytest.importorskip(name)
     # libpq waits for 2 s at least.
-    monkeypatch.setattr("threadbridge.postgresql.CONNECT_TIMEOUT", 600 if own else 2)
+    monkeypatch.setattr("threadbridge.database.drivers.postgresql.CONNECT_TIMEOUT", 600 if own else 2)
     kwargs: dict[str, Any] = {"connect_timeout": 2} if own == "argument" else {}
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]

@@ -17,9 +17,9 @@ from MySQLdb.cursors import SSCursor
 from tests.cancelling import COUNTED_SLEEP, Application, assert_all_is_well, get, query
 from tests.databases import Witness, connect_settings, line_to
 from tests.inprocess import BridgeThread, wait_until
-from threadbridge.database import ConnectionSettings, StopFailed
-from threadbridge.mysql import MySQL
-from threadbridge.stopper import Stopper
+from threadbridge.database.driver import ConnectionSettings, StopFailed
+from threadbridge.database.drivers.mysql import MySQL
+from threadbridge.database.stopper import Stopper
 
 
 @pytest.fixture
@@ -341,7 +341,7 @@ def test_a_thread_that_could_not_be_started_is_started_with_the_next_request(
 def test_a_connection_that_is_never_found_is_not_looked_for_without_end(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("threadbridge.stopper.LONGEST_SEARCH", 0.2)
+    monkeypatch.setattr("threadbridge.database.stopper.LONGEST_SEARCH", 0.2)
 
     class Elsewhere:
         """A connection to a server that another has taken the place of."""
@@ -366,7 +366,7 @@ def test_a_connection_that_is_never_found_is_not_looked_for_without_end(
 def test_a_connection_may_end_while_others_take_its_place_on_the_full_list(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("threadbridge.stopper.MOST_REMAINS", 1)
+    monkeypatch.setattr("threadbridge.database.stopper.MOST_REMAINS", 1)
     stopper = Stopper()
     ended = []
 

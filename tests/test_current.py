@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from tests.requests_in_threads import InThread, running
-from threadbridge.current import RunningRequest, current
+from threadbridge.crossing.current import RunningRequest, current
 
 
 def test_there_is_a_current_request_only_where_one_is_served() -> None:

@@ -23,8 +23,8 @@ from tests.databases import Witness, connect_settings, kill_server, line_to, sta
 from tests.inprocess import BridgeThread, wait_until
 from tests.processes import Frontend, private_mariadb
 from threadbridge import current
-from threadbridge.current import RunningRequest
-from threadbridge.pool import PoolGuard
+from threadbridge.crossing.current import RunningRequest
+from threadbridge.database.pool import PoolGuard
 
 CONNECTIONS = 4
 
@@ -398,7 +398,7 @@ def test_a_database_that_does_not_answer_holds_only_its_own_requests_and_not_for
 
 
 def test_a_server_that_accepts_and_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("threadbridge.mysql.CONNECT_TIMEOUT", 1)
+    monkeypatch.setattr("threadbridge.database.drivers.mysql.CONNECT_TIMEOUT", 1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         pool = PooledDB(MySQLdb, maxconnections=2, host="127.0.0.1", port=silent.getsockname()[1], user="x")
         application = Application(pool)

@@ -16,7 +16,8 @@ from wsgiref.types import StartResponse, WSGIEnvironment
 import pytest
 
 from tests.inprocess import BridgeThread, reset, wait_until
-from threadbridge import Lane, current, watch
+from threadbridge import Lane, current
+from threadbridge.loop import watch
 
 SOON = 0.75
 NEVER = 1000.0

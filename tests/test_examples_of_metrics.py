@@ -13,8 +13,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.processes import ROOT
 from threadbridge import Bridge
-from threadbridge.metrics import exposition
-from threadbridge.states import ENDINGS
+from threadbridge.admin.metrics import exposition
+from threadbridge.crossing.states import ENDINGS
 
 ALERTS = (ROOT / "docs" / "examples" / "alerts.yml").read_text()
 DASHBOARD = (ROOT / "docs" / "examples" / "grafana.json").read_text()

@@ -14,7 +14,8 @@ from wsgiref.types import StartResponse, WSGIEnvironment
 import pytest
 
 from tests.inprocess import BridgeThread, wait_until
-from threadbridge.fair_queue import FairQueue, client_of
+from threadbridge.crossing.fair_queue import FairQueue
+from threadbridge.http.forwarded import client_of
 
 
 class Turnstile:

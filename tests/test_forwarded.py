@@ -9,7 +9,7 @@ import pytest
 from tornado.httputil import HTTPHeaders
 
 from tests.test_environ import environ_of, request
-from threadbridge.forwarded import ForwardedHeaders, Peer, Source
+from threadbridge.http.forwarded import ForwardedHeaders, Peer, Source
 
 HEADERS = HTTPHeaders({"X-Real-IP": "1.2.3.4", "X-Forwarded-For": "1.2.3.4", "X-Scheme": "https"})
 

@@ -10,9 +10,9 @@ from wsgiref.types import StartResponse, WSGIEnvironment
 import pytest
 
 from tests.inprocess import BridgeThread, reset, wait_until
-from threadbridge.http1 import LINGER_PAUSE
-from threadbridge.request_body import MEMORY_LIMIT
-from threadbridge.spool import DISK_THREADS
+from threadbridge.crossing.request_body import MEMORY_LIMIT
+from threadbridge.crossing.spool import DISK_THREADS
+from threadbridge.http.connection import LINGER_PAUSE
 
 
 class Application:

@@ -20,9 +20,9 @@ from MySQLdb.cursors import SSCursor
 from tests.databases import Witness, connect_settings, line_to
 from tests.inprocess import wait_until
 from tests.requests_in_threads import InThread, in_request, one, running
-from threadbridge.current import RunningRequest
-from threadbridge.driver_connection import KEEPIDLE, notice_lost_peer
-from threadbridge.pool import PoolGuard
+from threadbridge.crossing.current import RunningRequest
+from threadbridge.database.driver_connection import KEEPIDLE, notice_lost_peer
+from threadbridge.database.pool import PoolGuard
 
 
 def test_no_more_connections_are_kept_than_the_pool_says(make_pool: Callable[..., Any], witness: Witness) -> None:

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from tests.records import record
-from threadbridge.history import KEPT_A_SECOND, SLOTS, History, merged_slots
+from threadbridge.telemetry.history import KEPT_A_SECOND, SLOTS, History, merged_slots
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ import time
 
 import h11
 
-from threadbridge.http1_parser import RequestParser
+from threadbridge.http.parser import RequestParser
 
 SECONDS = float(os.environ.get("FUZZ_SECONDS", "60" if os.environ.get("CI") else "5"))
 SEED = int(os.environ.get("FUZZ_SEED", random.SystemRandom().randrange(10**9)))

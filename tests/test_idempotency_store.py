@@ -25,8 +25,9 @@ from tests.forking import is_alive
 from tests.idempotent import Application, detail, is_replayed, post, serve
 from tests.inprocess import BridgeThread, wait_until
 from tests.processes import Frontend
-from threadbridge import Bridge, idempotency_file
-from threadbridge.idempotency_store import Answer, IdempotencyStore, NoRoom, StoreError, owner_of
+from threadbridge import Bridge
+from threadbridge.worker import idempotency_file
+from threadbridge.worker.idempotency_store import Answer, IdempotencyStore, NoRoom, StoreError, owner_of
 
 
 @pytest.fixture

@@ -17,12 +17,22 @@ def app(environ, start_response):
     return ["\\n".join(sys.modules).encode()]
 """
 
-FOR_CHECK = {"threadbridge.doctor", "threadbridge.nginx_config", "threadbridge.finding", "importlib.metadata"}
-FOR_POOLS = {"threadbridge.pool", "threadbridge.mysql", "threadbridge.postgresql", "dbutils"}
-FOR_SEVERAL_PROCESSES = {"threadbridge.supervisor", "threadbridge.child"}
+FOR_CHECK = {
+    "threadbridge.doctor.report",
+    "threadbridge.doctor.nginx",
+    "threadbridge.doctor.finding",
+    "importlib.metadata",
+}
+FOR_POOLS = {
+    "threadbridge.database.pool",
+    "threadbridge.database.drivers.mysql",
+    "threadbridge.database.drivers.postgresql",
+    "dbutils",
+}
+FOR_SEVERAL_PROCESSES = {"threadbridge.process.supervisor", "threadbridge.process.child"}
 FOR_CONFIG_FILES = {"tomllib"}
-FOR_HELP = {"threadbridge.help_page", "argparse"}
-FOR_HANDLERS_OF_TORNADO = {"threadbridge.http_server"}
+FOR_HELP = {"threadbridge.cli.help_page", "argparse"}
+FOR_HANDLERS_OF_TORNADO = {"threadbridge.loop.http_server"}
 FOR_OPERATORS = {
     "threadbridge.admin",
     "tornado.httpserver",
@@ -33,7 +43,7 @@ FOR_OPERATORS = {
     "tornado.locale",
     "tornado.httpclient",
 }
-FOR_METRICS = {"threadbridge.metrics", "threadbridge.metrics_merge", "prometheus_client"}
+FOR_METRICS = {"threadbridge.admin.metrics", "threadbridge.admin.metrics_merge", "prometheus_client"}
 # Heavy, and easily taken in with another.
 FOR_NOTHING = {"ctypes", "unittest", "pydoc", "sqlite3", "xml", "tornado.options", "tornado.testing"}
 FOR_OTHERS = FOR_CHECK | FOR_POOLS | FOR_SEVERAL_PROCESSES | FOR_CONFIG_FILES | FOR_METRICS | FOR_HELP
@@ -54,5 +64,5 @@ def test_what_only_others_need_is_not_loaded(tmp_path: Path, options: tuple[str,
     arguments = ("-m", "threadbridge", "modules:app", "--threads=2", "--port={port}", *options)
     with Frontend(arguments, env={"PYTHONPATH": f"{ROOT}:{tmp_path}"}) as server:
         loaded = set(requests.get(server.url, timeout=30).text.split())
-    assert "threadbridge.wsgi" in loaded
+    assert "threadbridge.worker.wsgi" in loaded
     assert unneeded & loaded == set()

@@ -14,7 +14,7 @@ from tests.cancelling import COUNTED_SLEEP
 from tests.databases import Witness
 from tests.inprocess import wait_until
 from tests.requests_in_threads import InThread, in_request, one, running
-from threadbridge.pool import PoolGuard
+from threadbridge.database.pool import PoolGuard
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from tests.processes import Frontend
 from tests.test_access_log import lines
 from threadbridge import Lane
 from threadbridge.admin.snapshot import snapshot
-from threadbridge.history import History
+from threadbridge.telemetry.history import History
 
 POST = get("/pay", "POST")
 
@@ -247,7 +247,7 @@ def test_at_the_end_of_the_process_all_that_is_known_is_told(
 def test_a_stuck_thread_that_has_changed_data_is_reported_so_and_its_end_is_told_later(
     payments: Payments, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("threadbridge.watch.STUCK_AFTER", 0.2)
+    monkeypatch.setattr("threadbridge.loop.watch.STUCK_AFTER", 0.2)
     with serving(payments, deadline=0.2) as server:
         assert server.exchange(POST).startswith(b"HTTP/1.1 504 ")
         wait_until(lambda: "its thread is stuck: POST /pay, changes=open;" in caplog.text, "it is reported")

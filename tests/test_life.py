@@ -17,7 +17,7 @@ import requests
 from tests.inprocess import wait_until
 from tests.processes import ROOT
 from tests.site_process import Process, entered
-from threadbridge.notify import watchdog_interval
+from threadbridge.process.systemd import watchdog_interval
 
 # The service manager.
 

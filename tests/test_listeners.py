@@ -20,7 +20,7 @@ from tornado.netutil import bind_sockets
 from tests.inprocess import wait_until
 from tests.processes import free_port
 from tests.site_process import Process, entered
-from threadbridge.listeners import leave_new_connections_to_others
+from threadbridge.sockets.listeners import leave_new_connections_to_others
 
 
 def ask_unix(path: Path, target: str = "/") -> bytes:

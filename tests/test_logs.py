@@ -15,11 +15,11 @@ import requests
 from tests.inprocess import wait_until
 from tests.processes import Frontend
 from threadbridge.compiled import PACKAGE, SWITCH
-from threadbridge.logs import access_log_path
+from threadbridge.process.logs import access_log_path
 
 APPLICATION = """
 import logging
-from threadbridge.logs import RequestIds
+from threadbridge.process.logs import RequestIds
 
 logger = logging.getLogger("app")
 own = logging.FileHandler("own.log", mode="w")

@@ -21,9 +21,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.databases import Witness, connect_settings
 from tests.inprocess import BridgeThread, wait_until
 from threadbridge import Lane
-from threadbridge.loop_lag import INTERVAL
-from threadbridge.metrics import exposition
-from threadbridge.totals import BOUNDS, Distribution
+from threadbridge.admin.metrics import exposition
+from threadbridge.loop.lag import INTERVAL
+from threadbridge.telemetry.totals import BOUNDS, Distribution
 
 REQUEST = b"%b %b HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
 

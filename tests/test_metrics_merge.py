@@ -6,7 +6,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from threadbridge.metrics_merge import merge
+from threadbridge.admin.metrics_merge import merge
 
 
 def of_process(number: int) -> bytes:

@@ -24,10 +24,11 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from tornado.httputil import HTTPHeaders, RequestStartLine
 
 from tests.bridge_model import BridgeModel, Client, Request
-from threadbridge import Bridge, Lane, watch
-from threadbridge.exchange import Exchange
-from threadbridge.lane_choice import QUICK_THREADS
-from threadbridge.spool import PART_PER_CLIENT
+from threadbridge import Bridge, Lane
+from threadbridge.crossing.exchange import Exchange
+from threadbridge.crossing.spool import PART_PER_CLIENT
+from threadbridge.loop import watch
+from threadbridge.loop.lane_choice import QUICK_THREADS
 
 Result = TypeVar("Result")
 

@@ -19,7 +19,7 @@ from tornado.httputil import HTTPHeaders
 
 from tests.nginx_server import Nginx
 from tests.processes import ROOT
-from threadbridge.forwarded import ForwardedHeaders, Peer, Source
+from threadbridge.http.forwarded import ForwardedHeaders, Peer, Source
 
 # A proxy of the machine has no part in this.
 HTTP = requests.Session()

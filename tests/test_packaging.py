@@ -75,5 +75,5 @@ def test_installed_packages_bring_their_types(python: Path, tmp_path: Path) -> N
         check=False,
     )
     assert run.returncode == 0, run.stdout
-    assert "threadbridge.bridge.Bridge" in run.stdout
+    assert "threadbridge.loop.bridge.Bridge" in run.stdout
     assert "myapplication.database.DBConnection" in run.stdout

@@ -11,10 +11,10 @@ import pytest
 
 from tests.inprocess import BridgeThread, wait_until
 from threadbridge import Bridge, HTTPServer
-from threadbridge.http1 import HTTP1Connection
-from threadbridge.push_stream import READ_SIZE
-from threadbridge.request_body import MEMORY_LIMIT
-from threadbridge.spool import DISK_THREADS
+from threadbridge.crossing.request_body import MEMORY_LIMIT
+from threadbridge.crossing.spool import DISK_THREADS
+from threadbridge.http.connection import HTTP1Connection
+from threadbridge.http.stream import READ_SIZE
 
 
 class Held:

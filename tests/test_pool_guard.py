@@ -24,7 +24,7 @@ from tests.inprocess import wait_until
 from tests.processes import ROOT
 from tests.requests_in_threads import in_request, one, running
 from threadbridge import Bridge
-from threadbridge.pool import PoolGuard, pool_size
+from threadbridge.database.pool import PoolGuard, pool_size
 
 
 @pytest.mark.parametrize("pool", [MySQLdb, "db.pool", object()])
@@ -148,7 +148,7 @@ import json, sys, threading
 import MySQLdb
 from concurrent.futures import ThreadPoolExecutor
 from dbutils.pooled_db import PooledDB
-from threadbridge.pool import PoolGuard
+from threadbridge.database.pool import PoolGuard
 
 together = threading.Barrier(5)
 

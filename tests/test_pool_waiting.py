@@ -16,8 +16,8 @@ from dbutils.pooled_db import TooManyConnectionsError
 from tests.databases import Witness
 from tests.inprocess import wait_until
 from tests.requests_in_threads import InThread, in_request, one, running, waits
-from threadbridge.current import RunningRequest
-from threadbridge.pool import PoolGuard
+from threadbridge.crossing.current import RunningRequest
+from threadbridge.database.pool import PoolGuard
 
 
 @pytest.mark.parametrize("blocking", [False, True])

@@ -27,12 +27,12 @@ from tests.inprocess import BridgeThread, wait_until
 from tests.processes import Frontend
 from tests.requests_in_threads import in_request, one, running
 from tests.test_predecessors import kill, process, successor
-from threadbridge import guarded, predecessors
-from threadbridge.current import RunningRequest
-from threadbridge.database import ConnectionSettings, StopFailed
-from threadbridge.driver_connection import DriverConnection
-from threadbridge.pool import PoolGuard
-from threadbridge.postgresql import PostgreSQL
+from threadbridge.crossing.current import RunningRequest
+from threadbridge.database import guarded_connection, predecessors
+from threadbridge.database.driver import ConnectionSettings, StopFailed
+from threadbridge.database.driver_connection import DriverConnection
+from threadbridge.database.drivers.postgresql import PostgreSQL
+from threadbridge.database.pool import PoolGuard
 
 
 def programs() -> Path:
@@ -265,7 +265,7 @@ def test_a_shared_connection_is_given_up_with_the_last_that_is_not(witness: Witn
 
 def test_one_that_the_server_has_closed_is_not_handed_out(witness: Witness, monkeypatch: pytest.MonkeyPatch) -> None:
     # As if some time had passed.
-    monkeypatch.setattr(guarded, "FRESH", 0.0)
+    monkeypatch.setattr(guarded_connection, "FRESH", 0.0)
     pool = PooledDB(psycopg, maxconnections=1)
     guard = PoolGuard(pool)
     with running(), closing(pool.connection()) as connection:

@@ -12,7 +12,7 @@ from dbutils.pooled_db import PooledDB
 
 from tests.requests_in_threads import one, running
 from tests.test_postgresql import Witness, driver, postgresql, witness  # noqa: F401 - fixtures
-from threadbridge.pool import PoolGuard
+from threadbridge.database.pool import PoolGuard
 
 ADD = "INSERT INTO amounts VALUES (1)"
 FAILS = "SELECT 1 / 0"

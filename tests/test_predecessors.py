@@ -24,8 +24,8 @@ from tests.processes import ROOT, Frontend
 from tests.requests_in_threads import one, running
 from tests.site_process import ask_on_its_own
 from tests.supervised import is_gone
-from threadbridge.pool import PoolGuard
-from threadbridge.predecessors import SLOT
+from threadbridge.database.pool import PoolGuard
+from threadbridge.database.predecessors import SLOT
 
 # Goes on when its client is gone, unlike SLEEP, which looks after it.
 COMPUTE = "SELECT BENCHMARK(1000000000000, MD5('{}'))"
@@ -35,7 +35,7 @@ LOCK = "SELECT note FROM notes FOR UPDATE"
 KILLED = """
 import importlib, json, sys
 from dbutils.pooled_db import PooledDB
-from threadbridge.pool import PoolGuard
+from threadbridge.database.pool import PoolGuard
 
 driver, directory, settings, *statements = sys.argv[1:]
 pool = PooledDB(importlib.import_module(driver), maxconnections=2, **json.loads(settings))
@@ -57,7 +57,7 @@ import json, os, sys, time
 import MySQLdb
 from contextlib import closing
 from dbutils.pooled_db import PooledDB
-from threadbridge.command_line import run
+from threadbridge.cli.main import run
 
 pool = PooledDB(MySQLdb, maxconnections=5, **json.loads(os.environ["CONNECT"]))
 

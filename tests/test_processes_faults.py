@@ -14,7 +14,7 @@ from tests.inprocess import wait_until
 from tests.processes import free_port
 from tests.site_process import entered
 from tests.supervised import Supervised, finish, is_gone, said
-from threadbridge.supervisor import DELAYS
+from threadbridge.process.supervisor import DELAYS
 
 
 def starts(server: Supervised) -> int:
@@ -26,7 +26,8 @@ def starts(server: Supervised) -> int:
 # As `python -m threadbridge`, but a process is replaced without a pause.
 PROGRAM = """
 import sys
-from threadbridge import command_line, supervisor
+from threadbridge.cli import main as command_line
+from threadbridge.process import supervisor
 supervisor.DELAYS = (0.0,)
 sys.argv[0] = "program"
 sys.exit(command_line.main())

@@ -19,8 +19,8 @@ from tests.site_process import Process, entered
 from tests.supervised import Supervised, finish, is_gone, pid_of, said
 from tests.test_listeners import ask_unix
 from tests.test_run import established, refuses
-from threadbridge.listeners import bind_for_each
-from threadbridge.settings import from_keywords
+from threadbridge.settings.table import from_keywords
+from threadbridge.sockets.listeners import bind_for_each
 
 # Serving.
 

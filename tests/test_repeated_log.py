@@ -15,11 +15,11 @@ import pytest
 from tests.inprocess import BridgeThread, wait_until
 from tests.requests_in_threads import running
 from threadbridge.admin.events import Events
-from threadbridge.aside import Aside
-from threadbridge.background import Background
-from threadbridge.push_stream import PushStream
-from threadbridge.repeated_log import RepeatedLog
-from threadbridge.stopper import Stopper
+from threadbridge.common.aside import Aside
+from threadbridge.common.repeated_log import RepeatedLog
+from threadbridge.database.stopper import Stopper
+from threadbridge.http.background import Background
+from threadbridge.http.stream import PushStream
 
 
 def test_a_line_stands_for_those_that_were_left_out(caplog: pytest.LogCaptureFixture) -> None:

@@ -19,7 +19,7 @@ from tests.cancelling import COUNTED_SLEEP, Application, assert_all_is_well, que
 from tests.databases import Witness, connect_settings
 from tests.inprocess import BridgeThread, wait_until
 from tests.requests_in_threads import InThread, in_request, one, running
-from threadbridge.pool import PoolGuard
+from threadbridge.database.pool import PoolGuard
 
 
 @pytest.fixture

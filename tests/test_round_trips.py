@@ -13,10 +13,10 @@ from dbutils.pooled_db import PooledDB
 
 from tests.databases import Witness, connect_settings
 from tests.inprocess import wait_until
-from threadbridge import guarded
-from threadbridge.current import RunningRequest
-from threadbridge.mysql_session import MySQLSession
-from threadbridge.pool import PoolGuard
+from threadbridge.crossing.current import RunningRequest
+from threadbridge.database import guarded_connection
+from threadbridge.database.drivers.mysql_session import MySQLSession
+from threadbridge.database.pool import PoolGuard
 
 
 class Requests:
@@ -71,7 +71,7 @@ NUMBER = query("SELECT CONNECTION_ID()")
 def test_a_connection_used_just_now_is_not_pinged(
     make: Callable[..., Requests], witness: Witness, monkeypatch: pytest.MonkeyPatch, fresh: float, pings: int
 ) -> None:
-    monkeypatch.setattr(guarded, "FRESH", fresh)
+    monkeypatch.setattr(guarded_connection, "FRESH", fresh)
     requests = make()
     numbers = {requests.serve(NUMBER)}
     before = counter(witness, "Com_admin_commands"), counter(witness, "Com_rollback")

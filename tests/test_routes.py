@@ -18,8 +18,8 @@ from dbutils.pooled_db import PooledDB
 
 from tests.inprocess import BridgeThread, wait_until
 from threadbridge import Lane
-from threadbridge.lane_choice import QUICK_THREADS
-from threadbridge.routes import MAX_ROUTES, Routes
+from threadbridge.crossing.routes import MAX_ROUTES, Routes
+from threadbridge.loop.lane_choice import QUICK_THREADS
 
 
 def get(path: str, method: str = "GET") -> bytes:

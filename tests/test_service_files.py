@@ -19,7 +19,7 @@ import requests
 
 from tests.inprocess import wait_until
 from tests.processes import ROOT, Frontend
-from threadbridge.settings import ALL
+from threadbridge.settings.table import ALL
 
 UNIT = ROOT / "scripts" / "service" / "myapplication@.service"
 LOGROTATE = ROOT / "scripts" / "service" / "logrotate.conf"

@@ -10,8 +10,8 @@ import pytest
 
 from tests.databases import Witness
 from tests.requests_in_threads import one, running
-from threadbridge.pool import PoolGuard
-from threadbridge.sql_effects import can_be_repeated, may_change_session, only_reads
+from threadbridge.database.pool import PoolGuard
+from threadbridge.sql.effects import can_be_repeated, may_change_session, only_reads
 
 
 def autocommit(connection: Any) -> None:

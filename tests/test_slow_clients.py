@@ -15,10 +15,11 @@ from wsgiref.types import StartResponse, WSGIEnvironment
 import pytest
 
 from tests.inprocess import BridgeThread, wait_until
-from threadbridge import HTTPServer, response_body
-from threadbridge.http1 import Limits
-from threadbridge.memory import Memory
-from threadbridge.spool import BLOCK, PART_PER_CLIENT, BlockFile, Spool
+from threadbridge import HTTPServer
+from threadbridge.crossing import response_body
+from threadbridge.crossing.spool import BLOCK, PART_PER_CLIENT, BlockFile, Spool
+from threadbridge.http.connection import Limits
+from threadbridge.http.memory import Memory
 
 PLAIN = [("Content-Type", "text/plain")]
 MEGABYTE = 1024 * 1024

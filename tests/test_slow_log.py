@@ -17,7 +17,7 @@ from dbutils.pooled_db import PooledDB
 
 from tests.databases import connect_settings
 from tests.inprocess import BridgeThread
-from threadbridge.logs import JSONFormatter
+from threadbridge.process.logs import JSONFormatter
 
 STATEMENTS = ["SELECT SLEEP(0.3), 'secret'", "SELECT 1 UNION SELECT %s"]
 

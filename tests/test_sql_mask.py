@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from threadbridge.sql_mask import masked
+from threadbridge.sql.mask import masked
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ import pytest
 from tests.inprocess import wait_until
 from tests.processes import ROOT
 from tests.site_process import Process
-from threadbridge.standard_error import KEPT_SIZE
+from threadbridge.process.standard_error import KEPT_SIZE
 
 REFERER = "http://localhost/" + 8000 * "x"
 # Enough for what a pipe, or a socket, and the server keep, and as much again.
@@ -154,7 +154,7 @@ def test_a_supervisor_does_its_work_though_nobody_reads(tmp_path: Path) -> None:
 
 FORKS = """
 import logging, os, sys
-from threadbridge.standard_error import StandardError
+from threadbridge.process.standard_error import StandardError
 
 logging.basicConfig(handlers=[StandardError()], level="INFO", format="%(message)s")
 for number in range(200):

@@ -15,7 +15,7 @@ from MySQLdb.cursors import SSCursor, SSDictCursor
 from tests.databases import Witness, connect_settings
 from tests.inprocess import wait_until
 from tests.requests_in_threads import one, running
-from threadbridge.pool import PoolGuard
+from threadbridge.database.pool import PoolGuard
 
 LIMITS = "SELECT CONCAT(@@session.max_statement_time, ' ', @@session.idle_transaction_timeout)"
 

@@ -17,9 +17,9 @@ from tests.databases import Witness, connect_settings
 from tests.inprocess import BridgeThread, wait_until
 from tests.requests_in_threads import in_request, running
 from threadbridge import current
-from threadbridge.current import RunningRequest
-from threadbridge.pool import PoolGuard
-from threadbridge.statements import KEPT, KEPT_TEXT
+from threadbridge.crossing.current import RunningRequest
+from threadbridge.database.pool import PoolGuard
+from threadbridge.sql.statements import KEPT, KEPT_TEXT
 
 CHANGE = "INSERT INTO notes VALUES ('changed')"
 

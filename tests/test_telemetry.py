@@ -13,8 +13,8 @@ import pytest
 
 from tests.inprocess import BridgeThread, wait_until
 from threadbridge import current
-from threadbridge.record import Record
-from threadbridge.telemetry import BATCH, INTERVAL, Telemetry
+from threadbridge.telemetry.record import Record
+from threadbridge.telemetry.telemetry import BATCH, INTERVAL, Telemetry
 
 
 def hello(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:

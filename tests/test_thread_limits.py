@@ -21,8 +21,8 @@ import requests
 from tests.inprocess import wait_until
 from tests.processes import ROOT, free_port
 from tests.site_process import Process, entered
-from threadbridge.inheritance import VARIABLE, Inheritance
-from threadbridge.worker_threads import WorkerThreads
+from threadbridge.common.worker_threads import WorkerThreads
+from threadbridge.sockets.inheritance import VARIABLE, Inheritance
 
 AS_SOMEBODY = ("setpriv", "--reuid=54321", "--inh-caps=+dac_override", "--ambient-caps=+dac_override")
 
@@ -185,7 +185,7 @@ def test_a_process_takes_what_its_supervisor_hands_it_without_another_thread() -
     channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     stacks_file = os.memfd_create("stacks")
     inheritance = Inheritance(7, os.getpid(), theirs, [], [], None, stacks_file, start_limit=0)
-    program = "from threadbridge.inheritance import take_inheritance; print(take_inheritance().number)"
+    program = "from threadbridge.sockets.inheritance import take_inheritance; print(take_inheritance().number)"
     command = ["prlimit", "--nproc=1:1", sys.executable, "-c", program]
     with channel, theirs:
         ended = subprocess.run(

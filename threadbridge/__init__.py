@@ -5,15 +5,15 @@ from typing import TYPE_CHECKING
 from threadbridge.compiled import prefer_compiled
 
 # Before the modules that may have been compiled.
-prefer_compiled(__path__)
+prefer_compiled()
 
-from threadbridge.bridge import Bridge  # noqa: E402
-from threadbridge.current import RunningRequest, current  # noqa: E402
-from threadbridge.lanes import Lane  # noqa: E402
-from threadbridge.server import serve  # noqa: E402
+from threadbridge.crossing.current import RunningRequest, current  # noqa: E402
+from threadbridge.crossing.lanes import Lane  # noqa: E402
+from threadbridge.loop.bridge import Bridge  # noqa: E402
+from threadbridge.process.service import serve  # noqa: E402
 
 if TYPE_CHECKING:
-    from threadbridge.http_server import HTTPServer
+    from threadbridge.loop.http_server import HTTPServer
 
 __all__ = ["Bridge", "HTTPServer", "Lane", "RunningRequest", "current", "serve"]
 
@@ -21,7 +21,7 @@ __all__ = ["Bridge", "HTTPServer", "Lane", "RunningRequest", "current", "serve"]
 def __getattr__(name: str) -> object:
     # Tornado's, from which it derives, takes 0.4 MB with all that it loads, and `serve` has no use for it.
     if name == "HTTPServer":
-        from threadbridge.http_server import HTTPServer
+        from threadbridge.loop.http_server import HTTPServer
 
         return HTTPServer
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

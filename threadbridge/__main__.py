@@ -2,7 +2,7 @@
 
 import sys
 
-from threadbridge.command_line import main
+from threadbridge.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

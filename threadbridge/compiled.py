@@ -7,41 +7,43 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import MutableSequence
-from importlib.machinery import EXTENSION_SUFFIXES
+from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import EXTENSION_SUFFIXES, ModuleSpec, PathFinder
 from importlib.util import source_hash
 from pathlib import Path
+from types import ModuleType
 
 # All that a request goes through, but for what applications or the disk keep waiting. Left out are classes that derive
 # from exceptions or enumerations of Python's own, which mypyc does not know.
 MODULES = (
-    "access_log",
-    "bridge",
-    "chunked_body",
-    "current",
-    "environ",
-    "exchange",
-    "fair_queue",
-    "forwarded",
-    "history",
-    "hop",
-    "http_date",
-    "http1",
-    "http1_parser",
-    "lane_choice",
-    "lanes",
-    "late_changes",
-    "mysql_session",
-    "record",
-    "request_body",
-    "response_head",
-    "routes",
-    "sending",
-    "sql_effects",
-    "statements",
-    "totals",
-    "watch",
-    "wsgi",
+    "crossing.current",
+    "crossing.exchange",
+    "crossing.fair_queue",
+    "crossing.hop",
+    "crossing.lanes",
+    "crossing.request_body",
+    "crossing.routes",
+    "database.drivers.mysql_session",
+    "http.chunked_body",
+    "http.connection",
+    "http.date",
+    "http.forwarded",
+    "http.parser",
+    "http.response_head",
+    "http.sending",
+    "loop.bridge",
+    "loop.lane_choice",
+    "loop.late_changes",
+    "loop.watch",
+    "sql.effects",
+    "sql.statements",
+    "telemetry.access_log",
+    "telemetry.history",
+    "telemetry.record",
+    "telemetry.totals",
+    "worker.environ",
+    "worker.wsgi",
 )
 
 # The package, with the sources.
@@ -55,26 +57,44 @@ SWITCH = "THREADBRIDGE_COMPILED"
 
 def directory() -> Path:
     """Where these very sources, compiled for this very Python, are or would be."""
-    sources = sorted(PACKAGE.glob("*.py"))
+    sources = sorted(PACKAGE.rglob("*.py"))
     # All of them, for what is compiled relies on the types of what is not.
     texts = b"".join(b"%b\0%b\0" % (source.name.encode(), source.read_bytes()) for source in sources)
     return PLACE / f"{source_hash(texts).hex()}-{sys.implementation.cache_tag}"
 
 
-def prefer_compiled(path: MutableSequence[str]) -> None:
-    """Have a package's modules, whose ``__path__`` this is, come from `directory` where they are there.
+class CompiledFinder(MetaPathFinder):
+    """Finds the compiled modules of the package, in `directory`, before their sources."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """See `importlib.abc.MetaPathFinder`."""
+        package, _, _ = fullname.rpartition(".")
+        if package.partition(".")[0] != PACKAGE.name:
+            return None
+        spec = PathFinder.find_spec(fullname, [str(self._directory.joinpath(*package.split(".")))])
+        # A directory alone looks like a package.
+        return spec if spec is not None and spec.has_location else None
+
+
+def prefer_compiled() -> None:
+    """Have this package's modules come from `directory` where they are there.
 
     Not if ``THREADBRIDGE_COMPILED=0`` is in the environment.
     """
     if PLACE.is_dir() and os.environ.get(SWITCH) != "0":
-        compiled = directory() / PACKAGE.name
+        compiled = directory()
         if compiled.is_dir():
-            path.insert(0, str(compiled))
+            sys.meta_path.insert(0, CompiledFinder(compiled))
 
 
 def is_compiled() -> bool:
     """Whether this process runs the compiled modules."""
-    return str(sys.modules["threadbridge.bridge"].__file__).endswith(EXTENSION_SUFFIXES[0])
+    return str(sys.modules["threadbridge.loop.bridge"].__file__).endswith(EXTENSION_SUFFIXES[0])
 
 
 def has_others() -> bool:

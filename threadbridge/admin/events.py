@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 
-from threadbridge.repeated_log import RepeatedLog
+from threadbridge.common.repeated_log import RepeatedLog
 
 logger = logging.getLogger("threadbridge")
 

@@ -11,11 +11,11 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from threadbridge.bridge import Bridge
-from threadbridge.threads import NOT_STARTED
+from threadbridge.common.threads import NOT_STARTED
+from threadbridge.loop.bridge import Bridge
 
 if TYPE_CHECKING:
-    from threadbridge.pool import PoolGuard
+    from threadbridge.database.pool import PoolGuard
 
 # Seconds for which a statement that succeeded shows that the database answers.
 LATELY = 2.0

@@ -20,8 +20,8 @@ from threadbridge.admin.access import loggable
 from threadbridge.admin.health import DATABASE_LIMIT, Readiness
 from threadbridge.admin.peer_answer import MalformedAnswer, parse, parse_processes
 from threadbridge.admin.peer_proof import ANSWER_HEADER, PeerProof
-from threadbridge.listeners import bind_unix_socket
-from threadbridge.private_directory import private_directory
+from threadbridge.common.private_directory import private_directory
+from threadbridge.sockets.listeners import bind_unix_socket
 
 logger = logging.getLogger("threadbridge")
 

@@ -18,8 +18,6 @@ from urllib.parse import quote
 from tornado.httpserver import HTTPServer
 from tornado.iostream import IOStream
 
-from threadbridge import forks
-from threadbridge.accepting import Acceptor
 from threadbridge.admin.access import Access
 from threadbridge.admin.events import Events
 from threadbridge.admin.handlers import local_application, public_application
@@ -30,13 +28,15 @@ from threadbridge.admin.peers import READINESS_LIMIT, Peers, answers_of, process
 from threadbridge.admin.snapshot import snapshot
 from threadbridge.admin.throttle import Throttle
 from threadbridge.admin.view import view
-from threadbridge.bridge import Bridge
-from threadbridge.history import History
-from threadbridge.inheritance import Inheritance
-from threadbridge.listeners import bind_admin, describe
-from threadbridge.repeated_log import RepeatedLog
-from threadbridge.settings import Settings
-from threadbridge.threads import stacks
+from threadbridge.common import forks
+from threadbridge.common.repeated_log import RepeatedLog
+from threadbridge.common.threads import stacks
+from threadbridge.http.accepting import Acceptor
+from threadbridge.loop.bridge import Bridge
+from threadbridge.settings.table import Settings
+from threadbridge.sockets.inheritance import Inheritance
+from threadbridge.sockets.listeners import bind_admin, describe
+from threadbridge.telemetry.history import History
 
 logger = logging.getLogger("threadbridge")
 
@@ -218,7 +218,7 @@ class AdminServer:
     async def own_metrics(self) -> bytes:
         """This process's metrics, in Prometheus' text format."""
         # Only now: a server that nobody measures needs no client of Prometheus.
-        from threadbridge.metrics import exposition
+        from threadbridge.admin.metrics import exposition
 
         found = await self.readiness(asks_database=False)
         # To be about to end is no fault.
@@ -226,7 +226,7 @@ class AdminServer:
 
     async def metrics(self) -> bytes:
         """Those of all processes that serve together, added up."""
-        from threadbridge.metrics_merge import merge
+        from threadbridge.admin.metrics_merge import merge
 
         peers = self.peers.on_this_host(own_group=True)
         own, others = await asyncio.gather(

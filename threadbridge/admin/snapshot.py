@@ -7,10 +7,10 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from threadbridge.bridge import Bridge
-from threadbridge.exchange import Exchange
-from threadbridge.history import LONGEST_TARGET, History
-from threadbridge.states import State
+from threadbridge.crossing.exchange import Exchange
+from threadbridge.crossing.states import State
+from threadbridge.loop.bridge import Bridge
+from threadbridge.telemetry.history import LONGEST_TARGET, History
 
 # Of thousands that wait nobody reads more.
 MOST_ROWS = 200

@@ -7,7 +7,7 @@ import logging
 import math
 import time
 
-from threadbridge.repeated_log import RepeatedLog
+from threadbridge.common.repeated_log import RepeatedLog
 
 logger = logging.getLogger("threadbridge")
 

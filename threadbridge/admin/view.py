@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from threadbridge.admin.snapshot import MOST_ROWS
-from threadbridge.history import KEPT_A_SECOND, SLOT, merged_slots
+from threadbridge.telemetry.history import KEPT_A_SECOND, SLOT, merged_slots
 
 
 def view(own: dict[str, Any], others: Sequence[dict[str, Any]], silent: Sequence[dict[str, str]]) -> dict[str, Any]:

@@ -1,0 +1,120 @@
+"""A request's body: received on the loop side, read by the application as ``wsgi.input``."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import tempfile
+from typing import IO
+
+from threadbridge.crossing.spool import Spool, SpoolFullError
+from threadbridge.http.memory import SMALL_PIECE
+
+# How much a body may take of memory before it goes to a file; Werkzeug and Django draw their lines near there.
+MEMORY_LIMIT = 1024 * 1024
+# How much goes to the file at once: a trip to a disk thread costs more than copying a few kilobytes.
+WRITE_SIZE = 256 * 1024
+# How much stays in memory even when little of the account of memory is left: a file would cost about as much.
+KEPT = 16 * 1024
+
+
+class RequestBody:
+    """The bytes of one request: in memory up to `MEMORY_LIMIT`, in an unnamed temporary file beyond.
+
+    The loop owns it until a worker runs the exchange; disk threads act for the loop, one at a time.
+    """
+
+    # Most requests have no body, so that these stay as they are.
+    size = 0
+    # How much of it is in memory.
+    held = 0
+    _file: IO[bytes] | None = None
+    _reserved = 0
+    _client = ""
+    _writing: asyncio.Future[None] | None = None
+
+    def __init__(self, spool: Spool) -> None:
+        self._spool = spool
+        self._chunks: list[bytes | bytearray] = []
+
+    def append(self, chunk: bytes, client: str) -> asyncio.Future[None] | None:
+        """Keep a piece of a client's; a future, if one is returned, must be done before the next. Loop side.
+
+        The future fails with ``OSError`` when there is no room on the disk. Raises ``RuntimeError`` when no thread can
+        be started for the disk.
+        """
+        self._client = client
+        self.size += len(chunk)
+        self.held += len(chunk)
+        self._spool.memory.add(len(chunk))
+        last = self._chunks[-1] if self._chunks else None
+        if isinstance(last, bytearray) and len(last) < WRITE_SIZE:
+            # Not by +=, which mypyc compiles to a new object.
+            last.extend(chunk)
+        elif last is not None and len(chunk) < SMALL_PIECE:
+            self._chunks.append(bytearray(chunk))
+        else:
+            self._chunks.append(chunk)
+        if self.held < (MEMORY_LIMIT if self._file is None else WRITE_SIZE) and (
+            self.held < KEPT or not self._spool.memory.is_half_full
+        ):
+            return None
+        return self._write_in_thread()
+
+    def complete(self) -> asyncio.Future[None] | None:
+        """Put the rest to the file, if there is one; a future must be done before `open`. Loop side."""
+        return self._write_in_thread() if self._file is not None and self._chunks else None
+
+    def _write_in_thread(self) -> asyncio.Future[None]:
+        self._writing = asyncio.get_running_loop().run_in_executor(self._spool.threads, self._write_out)
+        return self._writing
+
+    def _write_out(self) -> None:
+        if not self._spool.reserve(self.held, self._client):
+            raise SpoolFullError(
+                f"the {self._spool.size} bytes of spool_size, or this client's share of them, are used up"
+            )
+        self._reserved += self.held
+        if self._file is None:
+            # Unbuffered, so that nothing is left to be written, and to fail, when it is closed.
+            self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - lives as long as this object
+        for chunk in self._chunks:
+            view = memoryview(chunk)
+            while view:
+                # In two steps: mypyc would write twice for a call inside of the slice.
+                written = self._file.write(view)
+                view = view[written:]
+        self._drop()
+
+    def _drop(self) -> None:
+        self._chunks.clear()
+        if self.held:
+            self._spool.memory.add(-self.held)
+            self.held = 0
+
+    def open(self) -> IO[bytes]:
+        """The whole body as a file, from its beginning. Worker side, once."""
+        if self._file is None:
+            only = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+            return io.BytesIO(only)
+        self._file.seek(0)
+        return io.BufferedRandom(self._file)  # type: ignore[arg-type]
+
+    def close(self) -> None:
+        """Give memory and disk space back, whatever becomes of the file. Worker side, or a disk thread."""
+        self._drop()
+        reserved, self._reserved = self._reserved, 0
+        try:
+            if self._file is not None:
+                self._file.close()
+                self._file = None
+        finally:
+            if reserved:
+                self._spool.release(reserved, self._client)
+
+    def discard(self) -> None:
+        """Close a body that no worker will read, as soon as nothing is being written to it. Loop side."""
+        if self._writing is None:
+            self.close()
+        else:
+            self._writing.add_done_callback(lambda written: self._spool.clear_up(self.close))

@@ -1,0 +1,314 @@
+"""A response's body on its way from a worker to the loop, for as long as the client takes."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import stat
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from types import BuiltinMethodType
+from typing import IO, Protocol, TypeAlias
+
+from threadbridge.crossing.spool import BlockFile, ClosedFileError, Spool
+from threadbridge.http.memory import SMALL_PIECE
+
+# How much of a body waits in memory before it goes to the disk.
+MEMORY_LIMIT = 1024 * 1024
+# How much is written to the socket at once.
+PIECE = 256 * 1024
+# The same of both, once the account of memory is full.
+KEPT = 16 * 1024
+# How long a worker waits for the client to make room in memory before it writes to the disk: one that reads as fast as
+# a network carries is not worth a file.
+SPILL_DELAY = 0.02
+# A response that finds no room keeps its thread waiting. When others wait for the thread, it is cut if it has done so
+# for more seconds than the first number and one for each so many bytes that its client has taken.
+THREAD_TIME = 10.0
+THREAD_RATE = 1024 * 1024
+# Seconds between two looks for room and for others that wait.
+LOOK_INTERVAL = 0.5
+
+Buffer: TypeAlias = bytes | memoryview
+# What a source has: pieces of the body, nothing more (empty), nothing yet (None), or bytes for a disk thread to fetch.
+Taken: TypeAlias = Sequence[Buffer] | Callable[[], bytes] | None
+
+
+class ClientDisconnected(ConnectionError):
+    """Raised in application code by PEP 3333's ``write()`` when nobody is left to read."""
+
+
+class Source(Protocol):
+    """Where the loop takes a response's body from."""
+
+    def take(self) -> Taken:
+        """What comes next, if it can be had without waiting. Loop side."""
+
+    def close(self) -> None:
+        """Take no more. Loop side."""
+
+
+def piece_size(spool: Spool) -> int:
+    """How much of a response should be given to its connection at once: with little memory left, little. Any thread."""
+    return KEPT if spool.unread.is_full else PIECE
+
+
+class Channel:
+    """A queue of bytes from a worker to the loop: memory first, then a file, and then the worker waits.
+
+    :param spool: where the file may be, the threads that read and close it, and the account of memory.
+    :param client: for whom the disk space is taken.
+    :param wake: called on the worker side when the reader, having found nothing, should look again.
+    :param is_wanted: whether others wait for the worker's thread. Worker side.
+    :param cut: called on the worker side when the reader takes too long, before `put` raises: to close the channel.
+
+    There is one writer and one reader. What is in memory is guarded by a condition, under which nobody waits for the
+    disk. The bytes in memory are older than those in the file: as long as the file has some, new ones go there.
+    """
+
+    def __init__(
+        self,
+        spool: Spool,
+        client: str,
+        wake: Callable[[], None],
+        is_wanted: Callable[[], bool],
+        cut: Callable[[], None],
+    ) -> None:
+        self._spool = spool
+        self._client = client
+        self._wake = wake
+        self._is_wanted = is_wanted
+        self._cut = cut
+        self._chunks: deque[Buffer] = deque()
+        self._in_memory = 0
+        self._file: BlockFile | None = None
+        self._may_spill = True
+        self._in_file = 0
+        # Bytes that the reader has taken, and the seconds for which the writer has waited for it.
+        self._taken = 0
+        self._waited = 0.0
+        self._reader_waits = False
+        self._complete = False
+        self._closed = False
+        self._changed = threading.Condition(threading.Lock())
+
+    # Worker side.
+
+    def put(self, data: Buffer) -> None:
+        """Append bytes, after waiting until there is room. Worker side.
+
+        Raises `ClientDisconnected` once the reader has closed the channel, also while waiting, and when it takes too
+        long while others wait for the thread.
+        """
+        if len(data) <= PIECE:
+            self._put_piece(data)
+            return
+        view = memoryview(data)
+        for start in range(0, len(view), PIECE):
+            self._put_piece(view[start : start + PIECE])
+
+    def complete(self) -> None:
+        """Say that nothing more will come. Worker side."""
+        with self._changed:
+            self._complete = True
+            wake = self._reader_must_wake()
+        if wake:
+            self._wake()
+
+    def _put_piece(self, piece: Buffer) -> None:
+        while True:
+            with self._changed:
+                wake = self._put_in_memory(piece)
+                taken = self._taken
+            if wake is None:
+                wake = self._put_in_file(piece)
+            if wake is not None:
+                break
+            self._wait_for_room(taken)
+        if wake:
+            self._wake()
+
+    def _put_in_memory(self, piece: Buffer) -> bool | None:
+        """Keep a piece in memory, if it may be; whether the reader must be woken, or None if it went nowhere."""
+        if not self._has_memory_for(len(piece)) and self._file is None and not self._spool.unread.is_full:
+            self._changed.wait_for(lambda: self._closed or self._has_memory_for(len(piece)), SPILL_DELAY)
+        if self._closed:
+            raise ClientDisconnected("the client has left before the response was complete")
+        if not self._has_memory_for(len(piece)):
+            return None
+        self._chunks.append(piece)
+        self._in_memory += len(piece)
+        self._spool.unread.add(len(piece))
+        return self._reader_must_wake()
+
+    def _has_memory_for(self, size: int) -> bool:
+        if self._reader_waits:
+            # All others have left.
+            return True
+        limit = KEPT if self._spool.unread.is_full else MEMORY_LIMIT
+        return not self._in_file and self._in_memory + size <= limit
+
+    def _put_in_file(self, piece: Buffer) -> bool | None:
+        """The same with the file."""
+        if not self._may_spill:
+            return None
+        try:
+            file = self._file or self._open_file()
+            if not file.append(piece):
+                return None
+        except ClosedFileError:
+            return None
+        except OSError as error:
+            self._spool.response_log.log(
+                logging.ERROR,
+                "cannot write a response to a temporary file; its thread waits for the client instead: %r",
+                error,
+            )
+            self._may_spill = False
+            return None
+        with self._changed:
+            self._in_file += len(piece)
+            return self._reader_must_wake()
+
+    def _open_file(self) -> BlockFile:
+        file = BlockFile(self._spool, self._client)
+        with self._changed:
+            self._file = file
+            if self._closed:
+                self._discard_file()
+        return file
+
+    def _wait_for_room(self, taken: int) -> None:
+        """Wait until the reader has taken something, or until it is time to see whether others have made room."""
+        began = time.monotonic()
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or self._reader_waits or self._taken > taken, LOOK_INTERVAL)
+            self._waited += time.monotonic() - began
+            is_slow = self._waited > THREAD_TIME + self._taken / THREAD_RATE
+        if is_slow and not self._closed and self._is_wanted():
+            self._cut()
+            raise ClientDisconnected("the client reads too slowly, and others wait for the thread")
+
+    def _reader_must_wake(self) -> bool:
+        waits, self._reader_waits = self._reader_waits, False
+        return waits
+
+    # Loop side.
+
+    def take(self) -> Taken:
+        """See `Source`."""
+        with self._changed:
+            if self._chunks:
+                self._changed.notify()
+                return self._take_from_memory()
+            if self._in_file:
+                return self._read_file
+            if self._complete:
+                return ()
+            self._reader_waits = True
+            # The writer may wait just for this.
+            self._changed.notify()
+            return None
+
+    def _take_from_memory(self) -> Sequence[Buffer]:
+        limit = piece_size(self._spool)
+        pieces = [self._chunks.popleft()]
+        size = len(pieces[0])
+        while self._chunks and size + len(self._chunks[0]) <= limit:
+            size += len(self._chunks[0])
+            pieces.append(self._chunks.popleft())
+        self._count_taken(size)
+        return (b"".join(pieces),) if size < len(pieces) * SMALL_PIECE else pieces
+
+    def _count_taken(self, size: int) -> None:
+        self._in_memory -= size
+        self._taken += size
+        self._spool.unread.add(-size)
+
+    def _read_file(self) -> bytes:
+        """Fetch bytes from the file. Disk thread."""
+        file = self._file
+        if file is None:
+            return b""
+        data = file.take(piece_size(self._spool))
+        with self._changed:
+            self._in_file -= len(data)
+            self._taken += len(data)
+            self._changed.notify()
+        return data
+
+    def close(self) -> None:
+        """Take no more: a waiting or later `put` raises `ClientDisconnected`. Loop side, once."""
+        with self._changed:
+            self._closed = True
+            self._chunks.clear()
+            self._count_taken(self._in_memory)
+            self._changed.notify()
+            self._discard_file()
+
+    def _discard_file(self) -> None:
+        file, self._file = self._file, None
+        if file is not None:
+            self._spool.clear_up(file.close)
+
+
+class FileSource:
+    """A file that is sent without a worker: its descriptor is duplicated, so the application may close its own at once.
+
+    :param file: a regular file that the application has opened; it is sent from its current position.
+    :param limit: send no more bytes than this.
+
+    Raises ``OSError`` when the object is no such file. Made on the worker side.
+    """
+
+    def __init__(self, spool: Spool, file: IO[bytes], limit: int | None) -> None:
+        if not _reads_plainly(file):
+            raise io.UnsupportedOperation("its read() may give other bytes than the file has")
+        descriptor = file.fileno()
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise io.UnsupportedOperation("not a regular file")
+        self._offset = file.tell()
+        self.size = max(0, status.st_size - self._offset)
+        if limit is not None:
+            self.size = min(self.size, limit)
+        self._remaining = self.size
+        self._spool = spool
+        self._descriptor = os.dup(descriptor)
+        # Held while a disk thread reads: the descriptor must not be closed, and given to another file, under it.
+        self._lock = threading.Lock()
+
+    def take(self) -> Taken:
+        """See `Source`."""
+        return self._read if self._remaining else ()
+
+    def _read(self) -> bytes:
+        with self._lock:
+            if self._descriptor < 0:
+                return b""
+            data = os.pread(self._descriptor, min(piece_size(self._spool), self._remaining), self._offset)
+        if not data:
+            raise EOFError(f"the file ended {self._remaining} bytes early: it became shorter while it was being sent")
+        self._offset += len(data)
+        self._remaining -= len(data)
+        return data
+
+    def close(self) -> None:
+        """See `Source`."""
+        self._spool.clear_up(self._close)
+
+    def _close(self) -> None:
+        with self._lock:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+def _reads_plainly(file: IO[bytes]) -> bool:
+    """Whether reading gives just what is in the file: a `gzip.GzipFile` too has a descriptor, of compressed bytes."""
+    read = file.read
+    reader = read.__self__ if isinstance(read, BuiltinMethodType) else None
+    raw = reader.raw if isinstance(reader, (io.BufferedReader, io.BufferedRandom)) else reader
+    return isinstance(raw, io.FileIO)

@@ -1,0 +1,192 @@
+"""What has been done on one MySQL connection: to its data, and whether its session is still as it was made."""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from threadbridge.database.drivers.mysql_effects import Judgement
+from threadbridge.sql.effects import may_change_session, only_reads
+from threadbridge.sql.transaction import Effect
+
+# Methods of the driver's connection that change the session without a statement.
+_CHANGING = ("change_user", "select_db", "set_character_set", "set_server_option")
+
+# The commit of a statement that commits itself may have failed too late.
+ER_ERROR_DURING_COMMIT = 1180
+# InnoDB has rolled back the whole transaction.
+ER_LOCK_DEADLOCK = 1213
+# It may have, by the server's settings and version: ER_LOCK_WAIT_TIMEOUT, ER_LOCK_TABLE_FULL, ER_CHECKREAD.
+MAYBE_ROLLED_BACK = frozenset({1205, 1206, 1020})
+
+
+class MySQLSession:
+    """Sees all statements on a connection as they are sent, with their parameters in them. Worker side.
+
+    See `Session`.
+
+    :param unbuffered: the class of cursors whose rows come while they are fetched.
+    :param without_limit: the first word of their queries, and what takes its place so that they have no limit of time;
+        None if there is none.
+    """
+
+    def __init__(
+        self,
+        connection: Any,
+        comment: Callable[[], str] | None,
+        unbuffered: type,
+        without_limit: tuple[bytes, bytes] | None,
+    ) -> None:
+        # No cycle: a connection that is forgotten is closed at once.
+        self._connection = weakref.ref(connection)
+        self._query = type(connection).query
+        self._comment = comment
+        self._unbuffered = unbuffered
+        self._without_limit = without_limit
+        self._is_unbuffered = False
+        self.only_reads = True
+        # Whether anything was sent since the last commit or rollback.
+        self._was_used = False
+        self._is_changed = False
+        self._can_send = hasattr(connection, "send_query")
+        self._made_with_autocommit = connection.get_autocommit()
+        # What it was when a statement was last judged, and whether a transaction was begun in spite of it.
+        self._autocommits = bool(self._made_with_autocommit)
+        self._has_begun = False
+        # Unless the server's sql_mode has NO_BACKSLASH_ESCAPES, which the driver obeys.
+        self._escapes = connection.escape_string("\\") not in ("\\", b"\\")
+        connection.query = self.query
+        for name in _CHANGING:
+            method = getattr(type(connection), name, None)
+            if method is not None:
+                setattr(connection, name, functools.partial(self._change, method))
+
+    def query(self, sql: str | bytes | bytearray, *args: Any, **kwargs: Any) -> Any:
+        """Takes the place of the driver's method."""
+        self._was_used = True
+        if not (isinstance(sql, bytes) and only_reads(sql)):
+            self.only_reads = False
+            if not self._is_changed:
+                text = sql.encode() if isinstance(sql, str) else bytes(sql)
+                self._is_changed = may_change_session(text, escapes=self._escapes)
+        if self._is_unbuffered:
+            self._is_unbuffered = False
+            sql = self._unlimited(sql)
+        if self._comment is not None:
+            comment = self._comment()
+            sql = comment + sql if isinstance(sql, str) else comment.encode() + sql
+        return self._query(self._connection(), sql, *args, **kwargs)
+
+    def _change(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self._is_changed = True
+        return method(self._connection(), *args, **kwargs)
+
+    def sending(self, sql: str, cursor: object) -> None:
+        """See `Session`; `query` sees it, and what the application sends by itself."""
+        self._is_unbuffered = self._without_limit is not None and isinstance(cursor, self._unbuffered)
+
+    def _unlimited(self, sql: str | bytes | bytearray) -> str | bytes | bytearray:
+        assert self._without_limit is not None
+        word, replacement = self._without_limit
+        text = sql.lstrip()
+        first, rest = text[: len(word)], text[len(word) :]
+        if isinstance(first, str) and isinstance(rest, str):
+            return replacement.decode() + rest if first.lower() == word.decode() else sql
+        assert isinstance(first, (bytes, bytearray)) and isinstance(rest, (bytes, bytearray))
+        return replacement + rest if first.lower() == word else sql
+
+    # What statements do to the transaction.
+
+    def effect(self, sql: str) -> Effect:
+        """See `Session`."""
+        judgement = Judgement(sql, self._escapes)
+        effect = judgement.effect
+        was_switched_on = self._look_at_autocommit()
+        if effect in (Effect.CHANGED, Effect.PERHAPS_CHANGED):
+            if self.commits_itself:
+                effect = Effect.CHANGED_AND_COMMITTED if effect is Effect.CHANGED else Effect.UNKNOWN
+        elif effect is Effect.PERHAPS_COMMITTED:
+            effect = self._perhaps_committed
+        elif effect not in (Effect.NOTHING, Effect.PARTLY_ROLLED_BACK):
+            self._has_begun = judgement.begins
+        if was_switched_on and effect not in (Effect.CHANGED_AND_COMMITTED, Effect.UNKNOWN):
+            # Which commits.
+            return Effect.COMMITTED
+        return effect
+
+    def effect_of_failure(self, sql: str, error: BaseException, *, is_lost: bool, is_many: bool) -> Effect:
+        """See `Session`."""
+        effect = Judgement(sql, self._escapes).effect
+        self._look_at_autocommit()
+        number = error.args[0] if error.args else None
+        if effect in (Effect.UNKNOWN, Effect.CHANGED_AND_COMMITTED):
+            return Effect.UNKNOWN
+        is_commit = effect in (Effect.COMMITTED, Effect.PERHAPS_COMMITTED)
+        changes = effect in (Effect.CHANGED, Effect.PERHAPS_CHANGED)
+        # Of several statements some may have succeeded.
+        if changes and self.commits_itself and (is_many or is_lost or number == ER_ERROR_DURING_COMMIT):
+            return Effect.UNKNOWN
+        if number == ER_LOCK_DEADLOCK and (sql.upper() == "COMMIT" or not is_commit):
+            # What comes next commits itself if autocommit is on.
+            self._has_begun = False
+            return Effect.ROLLED_BACK
+        if is_commit:
+            return self._perhaps_committed
+        if is_lost:
+            return Effect.ROLLED_BACK
+        if number in MAYBE_ROLLED_BACK and ((changes and is_many) or (self._autocommits and self._has_begun)):
+            return Effect.UNKNOWN
+        if number in MAYBE_ROLLED_BACK or effect is Effect.ROLLED_BACK:
+            return Effect.PARTLY_ROLLED_BACK
+        return Effect.PERHAPS_CHANGED if changes and is_many else Effect.NOTHING
+
+    @property
+    def commits_itself(self) -> bool:
+        """See `Session`."""
+        return self._autocommits and not self._has_begun
+
+    @property
+    def _perhaps_committed(self) -> Effect:
+        # Whether a transaction is still open, or what follows commits itself, is not known either.
+        return Effect.UNKNOWN if self._autocommits and self._has_begun else Effect.PERHAPS_COMMITTED
+
+    def _look_at_autocommit(self) -> bool:
+        """See what it is now; whether it was switched on, which ends a transaction."""
+        connection: Any = self._connection()
+        before, self._autocommits = self._autocommits, bool(connection.get_autocommit())
+        if before or not self._autocommits:
+            return False
+        self._has_begun = False
+        return True
+
+    def ended_transaction(self) -> None:
+        """See `Session`."""
+        self.only_reads = True
+        self._was_used = self._has_begun = False
+
+    @property
+    def may_be_open(self) -> bool:
+        """See `Session`."""
+        connection: Any = self._connection()
+        return self._was_used and not (self.only_reads and connection.get_autocommit())
+
+    @property
+    def is_changed(self) -> bool:
+        """See `Session`."""
+        connection: Any = self._connection()
+        return self._is_changed or connection.get_autocommit() != self._made_with_autocommit
+
+    def begin_rollback(self) -> bool:
+        """See `Session`: it lets go of a snapshot; locks are let go before anybody goes on."""
+        only_reads, self.only_reads = self.only_reads, True
+        self._was_used = False
+        if only_reads and self._can_send:
+            self._connection().send_query(b"ROLLBACK")  # type: ignore[union-attr]
+            return True
+        return False
+
+    def end_rollback(self) -> None:
+        """See `Session`."""
+        self._connection().read_query_result()  # type: ignore[union-attr]

@@ -1,0 +1,143 @@
+"""Cursors as the connections of the pool guard make them: each statement is noted, and none is run twice."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from dbutils.steady_db import SteadyDBCursor
+
+from threadbridge.crossing.current import current_or_none
+from threadbridge.sql.statements import KEPT_TEXT
+
+if TYPE_CHECKING:
+    from threadbridge.database.guarded_connection import GuardedConnection
+
+
+class GuardedCursor(SteadyDBCursor):  # type: ignore[misc]
+    """A cursor that begins no statement for a cancelled request."""
+
+    _closed: bool
+    _cursor: Any
+
+    def __init__(self, connection: GuardedConnection, *args: Any, **kwargs: Any) -> None:
+        self._lease = connection.lease
+        super().__init__(connection, *args, **kwargs)
+        self._made_by = connection.dbapi_connection
+
+    def execute(self, *args: Any, **kwargs: Any) -> Any:
+        """See `SteadyDBCursor`."""
+        return self._run("execute", args, kwargs)
+
+    def executemany(self, *args: Any, **kwargs: Any) -> Any:
+        """See `SteadyDBCursor`."""
+        return self._run("executemany", args, kwargs)
+
+    def callproc(self, *args: Any, **kwargs: Any) -> Any:
+        """See `SteadyDBCursor`."""
+        return self._run("callproc", args, kwargs)
+
+    def _run(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        connection: GuardedConnection = self._con
+        # The application may have let the connection go, as pool.connection().cursor() does at once.
+        connection.settle()
+        sql = _text(name, args, kwargs, self._cursor)
+        borrow = connection.borrow()
+        request = current_or_none() if borrow is None else borrow.request
+        if request is None:
+            return self._execute(name, sql, args, kwargs)
+        statements = request.statements
+        statement = statements.begin(sql, connection.number)
+        try:
+            if borrow is None:
+                result = self._execute(name, sql, args, kwargs)
+            else:
+                result = borrow.execute(self._execute, name, sql, args, kwargs)
+        except BaseException as error:
+            statements.end(statement, error=type(error).__name__)
+            if borrow is None or not borrow.has_refused:
+                connection.note_failure(statements, sql, error, is_many=name == "executemany")
+            raise
+        statements.end(statement, rows=_rows(self._cursor))
+        connection.guard.last_success = statement.ended
+        if not connection.only_reads:
+            connection.note_success(statements, sql)
+        return result
+
+    def _execute(self, name: str, sql: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Run a statement, and once more on a new connection only where nothing can be lost or doubled by that.
+
+        DBUtils does so whenever it fails, behind a transaction that is gone.
+        """
+        connection: GuardedConnection = self._con
+        is_first = connection.begin_statement(sql, self._cursor)
+        if self._made_by is not connection.dbapi_connection and self._lease == connection.lease:
+            self._renew()
+        try:
+            result = self._call(name, args, kwargs)
+        except connection.failures as error:
+            if self._no_failover or not (
+                is_first and connection.may_replace and connection.guard.may_repeat(error, sql)
+            ):
+                raise
+            connection.replace()
+            self._renew()
+            connection.sending(sql, self._cursor)
+            result = self._call(name, args, kwargs)
+        return result
+
+    def _call(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        sets_sizes = name.startswith("execute") and (self._inputsizes or self._outputsizes)
+        if sets_sizes:
+            self._setsizes()
+        result = getattr(self._cursor, name)(*args, **kwargs)
+        if sets_sizes:
+            self._clearsizes()
+        return result
+
+    def _renew(self) -> None:
+        """Take a cursor of the connection that has replaced the lost one."""
+        lost, self._cursor = self._cursor, self._con.new_cursor(*self._args, **self._kwargs)
+        self._made_by = self._con.dbapi_connection
+        with contextlib.suppress(Exception):
+            lost.close()
+
+    def __getattr__(self, name: str) -> Any:
+        attribute = super().__getattr__(name)
+        # A driver may have more of them than the DB-API.
+        if name.startswith(("execute", "call")):
+            return lambda *args, **kwargs: self._run(name, args, kwargs)
+        if name.startswith(("copy", "stream")):
+            # It is not seen how that ends.
+            self._con.begin_unseen()
+        return attribute
+
+    def close(self) -> None:
+        """See `SteadyDBCursor`. The driver may first fetch all the rows that are left."""
+        if self._closed:
+            return
+        if self._lease != self._con.lease:
+            # The connection is back in the pool, and may be in use by another thread.
+            self._closed = True
+        elif not self._con.guard.defer(super().close):
+            super().close()
+
+
+def _text(name: str, args: Sequence[Any], kwargs: Mapping[str, Any], cursor: object) -> str:
+    """What a cursor's method is to execute."""
+    sql = args[0] if args else next(iter(kwargs.values()), "")
+    if type(sql) is str and name != "callproc":
+        return sql
+    if isinstance(sql, (bytes, bytearray)):
+        sql = sql[:KEPT_TEXT].decode(errors="replace")
+    elif hasattr(sql, "as_string"):
+        # psycopg's objects for composed statements.
+        sql = sql.as_string(cursor)
+    return f"CALL {sql}" if name == "callproc" else str(sql)
+
+
+def _rows(cursor: Any) -> int:
+    rows = getattr(cursor, "rowcount", -1)
+    # Drivers say "unknown" in different ways: None, -1 or that as an unsigned number.
+    return rows if isinstance(rows, int) and 0 <= rows < 2**63 else -1

@@ -1,0 +1,141 @@
+"""Bodies in chunks (RFC 9112, section 7.1): data is never searched, and framing has bounds."""
+
+from __future__ import annotations
+
+import re
+from http import HTTPStatus
+from typing import Final
+
+from threadbridge.http.bad_request import BadRequest, too_large
+
+# The lines between the data, and the beginnings of such lines. What is matched is never matched in another way again.
+_TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]++"
+_QUOTED = rb'"(?:[\t\x20\x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t\x20-\x7e\x80-\xff])*+"'
+_EXTENSION = rb"[ \t]*+;[ \t]*+" + _TOKEN + rb"(?:[ \t]*+=[ \t]*+(?:" + _TOKEN + rb"|" + _QUOTED + rb"))?"
+_CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16}+)(?:" + _EXTENSION + rb")*\r\n").match
+_PART_OF_CHUNK_SIZE = re.compile(rb"(?:[0-9A-Fa-f]{1,16}+(?:[ \t]*+;[^\r\n\0]*+|[ \t]*+)\r?)?\Z").match
+_TRAILER = re.compile(rb"(?:(" + _TOKEN + rb"):[\t\x20-\x7e\x80-\xff]*+)?\r\n").match
+_PART_OF_TRAILER = re.compile(rb"(?:" + _TOKEN + rb"(?::[\t\x20-\x7e\x80-\xff]*+)?)?\r?\Z").match
+_FRAMING = (b"content-length", b"transfer-encoding")
+
+# Chunks of one byte need five bytes of framing each; beyond sixteen somebody sends framing for its own sake (Go's
+# net/http draws the line there too).
+FRAMING_PER_BYTE = 16
+# The longest line of a chunk's size with its extensions, or of a trailer; heads may be larger, for cookies.
+MAX_LINE = 4096
+# How many chunks are decoded until others have their turn: about 50 microseconds.
+CHUNKS_AT_ONCE = 64
+
+
+# What comes next.
+SIZE: Final = 0
+DATA: Final = 1
+TRAILERS: Final = 2
+END: Final = 3
+
+
+class ChunkedBody:
+    """Decodes one body; all its bytes are given to `decode`, which says how many of them it has taken.
+
+    :param max_body_size: bytes of the body, decoded.
+    :param max_overhead: bytes of its framing, beyond what so large a body justifies.
+    """
+
+    def __init__(self, max_body_size: int, max_overhead: int) -> None:
+        self._max_body_size = max_body_size
+        self._max_overhead = max_overhead
+        self._next = SIZE
+        # How much is to come of a chunk.
+        self._remaining = 0
+        self._overhead = 0
+        self._body_size = 0
+
+    @property
+    def complete(self) -> bool:
+        """Whether the body has ended, its trailers included."""
+        return self._next == END
+
+    def decode(self, data: bytes, position: int) -> tuple[bytes, int, bool]:
+        """Decode some chunks of the bytes from this position on.
+
+        Gives what they hold, joined to one piece; the position behind them; and whether there may be more to decode at
+        once, as after `CHUNKS_AT_ONCE`. Trailers are dropped: RFC 9110, section 6.5.1, forbids to merge them with the
+        headers unless the field is known to allow it. Raises `BadRequest`.
+        """
+        pieces: list[bytes] = []
+        start = position
+        left = CHUNKS_AT_ONCE
+        goes_on = True
+        while goes_on and left:
+            if self._next == DATA:
+                end = min(position + self._remaining, len(data))
+                if end > position:
+                    pieces.append(data[position:end])
+                self._remaining -= end - position
+                # Not overhead.
+                start += end - position
+                position = end
+                # The CRLF after the data is left.
+                goes_on = not self._remaining and len(data) - position >= 2
+                if goes_on:
+                    if not data.startswith(b"\r\n", position):
+                        raise _no_line_end()
+                    position += 2
+                    self._next = SIZE
+                elif not self._remaining and position < len(data) and data[position] != 13:
+                    raise _no_line_end()
+            else:
+                left -= 1
+                match = self._line(data, position)
+                goes_on = match is not None
+                if match is not None:
+                    position = match.end()
+                    goes_on = self._end_of_line(match[1])
+        self._overhead += position - start
+        self._check_overhead(0)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces), position, goes_on
+
+    def _line(self, data: bytes, position: int) -> re.Match[bytes] | None:
+        """The line of the framing that begins there, or None if more of it is to come.
+
+        Raises `BadRequest` for what cannot become one, whatever follows.
+        """
+        whole, part = (_CHUNK_SIZE, _PART_OF_CHUNK_SIZE) if self._next == SIZE else (_TRAILER, _PART_OF_TRAILER)
+        match = whole(data, position)
+        if match is None and part(data, position) is None:
+            raise BadRequest(HTTPStatus.BAD_REQUEST, "the chunks are malformed (RFC 9112, section 7.1)")
+        size = (len(data) if match is None else match.end()) - position
+        if size > MAX_LINE:
+            raise _too_much_framing()
+        self._check_overhead(size)
+        return match
+
+    def _end_of_line(self, content: bytes | None) -> bool:
+        """Heed a line: a chunk's size, a trailer's name or None for the empty one; whether anything follows."""
+        if self._next == TRAILERS:
+            if content is None:
+                self._next = END
+            elif content.lower() in _FRAMING:
+                raise BadRequest(
+                    HTTPStatus.BAD_REQUEST, "a trailer field must not change the framing (RFC 9110, section 6.5.1)"
+                )
+            return content is not None
+        assert content is not None
+        self._remaining = int(content, 16)
+        self._body_size += self._remaining
+        if self._body_size > self._max_body_size:
+            raise too_large(self._max_body_size)
+        self._next = DATA if self._remaining else TRAILERS
+        return True
+
+    def _check_overhead(self, more: int) -> None:
+        if self._overhead + more > self._max_overhead + FRAMING_PER_BYTE * self._body_size:
+            raise _too_much_framing()
+
+
+def _no_line_end() -> BadRequest:
+    return BadRequest(HTTPStatus.BAD_REQUEST, "chunk data is not followed by CRLF (RFC 9112, section 7.1)")
+
+
+def _too_much_framing() -> BadRequest:
+    return BadRequest(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "the chunked body has too much framing for its data")

@@ -1,0 +1,466 @@
+"""HTTP/1.1 requests out of bytes: llhttp parses, and what it lets pass is checked here against RFC 9110 and 9112."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Final
+
+import httptools
+from tornado.httputil import HTTPHeaders, RequestStartLine
+
+from threadbridge.http.bad_request import BadRequest, too_large
+from threadbridge.http.chunked_body import ChunkedBody
+
+# RFC 3986, section 3.2.2 and 3.2.3: reg-name or IP-literal, and a port. Empty is allowed (RFC 9110, section 7.2).
+_HOST = re.compile(r"(?:(?:[A-Za-z0-9._~!$&'()*+,;=-]++|%[0-9A-Fa-f]{2})*+|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?").fullmatch
+# A method of any name is passed on, but llhttp knows only some: of others it gets POST to read, which frames the same.
+_METHODS_OF_LLHTTP = {name.encode(): name for name in ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH")}
+_METHOD = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]*+")
+MAX_METHOD = 32
+# Fields that have one value, but that proxies let pass twice (RFC 9110, sections 5.3 and 8.3).
+_SINGLE = frozenset({"Content-Type"})
+_EMPTY_LINES = b"\r\n\r\n"
+_ABSOLUTE_FORM = re.compile(r"https?://([^/?]+)(.*)", re.IGNORECASE).fullmatch
+
+# As many as Apache's LimitRequestFields and gunicorn's limit_request_fields.
+MAX_HEADERS = 100
+# How much of a request line that is refused is worth a place in the log.
+LOGGED = 1000
+# Names are kept in caches, here, in Tornado and for the environ, which must not grow with what clients send.
+MAX_NAME = 256
+# Parser states.
+HEAD: Final = 0
+LENGTH: Final = 1
+CHUNKS: Final = 2
+DONE: Final = 3
+
+
+class Request:
+    """What has been received of one request."""
+
+    __slots__ = ("body", "complete", "error", "expects_continue", "headers", "keep_alive", "start_line")
+
+    def __init__(self) -> None:
+        # Set together when the head is complete.
+        self.start_line: RequestStartLine | None = None
+        self.headers = HTTPHeaders()
+        self.keep_alive = False
+        self.expects_continue = False
+        # What has come of its body and has not been delivered, decoded.
+        self.body = b""
+        self.complete = False
+        # The request, or what was to become one, is refused; nothing follows it.
+        self.error: BadRequest | None = None
+
+
+class RequestParser:
+    """Turns the bytes of a connection into `Request` objects, one after the other.
+
+    llhttp parses the heads. Bodies are framed here: their data is never searched, and a head, a body and a request end
+    where this says.
+
+    :param max_header_size: bytes of a request's head, and of its framing beyond what its body justifies.
+    :param max_body_size: bytes of a request's body.
+
+    `feed` it with bytes and let it `parse`; when `request` is complete and answered, `next` goes on to the one behind.
+    """
+
+    def __init__(self, max_header_size: int, max_body_size: int) -> None:
+        # The request whose first byte has come and that has not been left behind by `next`.
+        self.request: Request | None = None
+        self._max_header_size = max_header_size
+        self._max_body_size = max_body_size
+        # What has been fed, and how much of it is parsed.
+        self._data = b""
+        self._position = 0
+        self._parser = self._new_parser()
+        self._parser_is_spent = False
+        self._part = HEAD
+        # Of the head that is being received; "" until it has come.
+        self._method = ""
+        self._url = b""
+        self._fields: list[tuple[bytes, bytes]] = []
+        # All bytes of the head that is being received: if they came at once, and else what has come of them.
+        self._whole_head = b""
+        self._head = bytearray()
+        # The size of the head of the request whose body is being received.
+        self._delivered_head = 0
+        # The last host that was found to be one: most connections have no other.
+        self._host = ""
+        # How much is to come of a body with a length.
+        self._remaining = 0
+        self._chunks: ChunkedBody | None = None
+
+    def _new_parser(self) -> httptools.HttpRequestParser:
+        parser = httptools.HttpRequestParser(self)
+        # `_keeps_alive` decides what becomes of the connection. llhttp also heeds Proxy-Connection. `_version` checks
+        # versions.
+        parser.set_dangerous_leniencies(lenient_keep_alive=True, lenient_version=True)
+        return parser
+
+    @property
+    def unparsed(self) -> int:
+        """How many bytes have been fed and not been parsed."""
+        return len(self._data) - self._position
+
+    @property
+    def held(self) -> int:
+        """About how many bytes of memory are taken by what has been fed, without what has been delivered of a body."""
+        request = self.request
+        # llhttp's side keeps a second copy of an incomplete head.
+        held = len(self._data) + 2 * len(self._head) + self._delivered_head
+        return held if request is None else held + len(request.body)
+
+    @property
+    def _received_head(self) -> bytes:
+        return self._whole_head or bytes(self._head)
+
+    @property
+    def request_line(self) -> str:
+        """What has come of the first line of the head that is being received, up to a bound: for the log only."""
+        return self._received_head[:LOGGED].removeprefix(b"\r\n").partition(b"\r\n")[0].decode("latin-1")
+
+    def feed(self, data: bytes) -> None:
+        """Take the next bytes, for `parse`."""
+        if self._position < len(self._data):
+            data = self._data[self._position :] + data
+        self._data = data
+        self._position = 0
+
+    def take_unparsed(self) -> bytes:
+        """The bytes behind the request, which are another protocol's."""
+        data, self._data = self._data[self._position :], b""
+        self._position = 0
+        return data
+
+    def next(self) -> None:
+        """Leave the request, which is complete and answered, behind."""
+        self.request = None
+        self._part = HEAD
+
+    def drop(self) -> None:
+        """Parse nothing more, and keep nothing of what has been fed."""
+        if self.request is None:
+            self.request = Request()
+        self.request.headers = HTTPHeaders()
+        self.request.body = self._data = b""
+        self._position = 0
+        self._delivered_head = 0
+        self._whole_head = b""
+        self._head = bytearray()
+        self._fields = []
+        self._part = DONE
+        self._parser = self._new_parser()
+
+    def parse(self) -> bool:
+        """Parse on, up to the end of the request at most; whether there is more to do on it at once.
+
+        That is so after `CHUNKS_AT_ONCE` chunks, so that others have their turn. What is wrong with the bytes becomes
+        the request's ``error``.
+        """
+        try:
+            if self._part == HEAD:
+                self._parse_head()
+            if self._part == LENGTH:
+                self._parse_length()
+                return False
+            return self._part != DONE and self._part != HEAD and self._parse_chunks()
+        except BadRequest as refusal:
+            self._refuse(refusal)
+            return False
+
+    def _refuse(self, error: BadRequest) -> None:
+        if self.request is None:
+            self.request = Request()
+        self.request.error = error
+        self._part = DONE
+        self._data = b""
+        self._position = 0
+
+    # Heads.
+
+    def _parse_head(self) -> None:
+        """Feed llhttp up to the end of the head, if that has come."""
+        if self._position == len(self._data):
+            return
+        if self._parser_is_spent:
+            # Bodies are kept from it, so that it would take what follows for one.
+            self._parser = self._new_parser()
+            self._parser_is_spent = False
+        data, start = self._data, self._position
+        end = self._end_of_head(data, start)
+        piece = data if not start and end == len(data) else data[start:end]
+        self._position = end
+        if end == len(data):
+            self._data = b""
+            self._position = 0
+        if not self._head and piece.endswith(_EMPTY_LINES):
+            self._whole_head = piece
+            begins_empty = piece.startswith(_EMPTY_LINES)
+        else:
+            self._head += piece
+            begins_empty = self._head.startswith(_EMPTY_LINES)
+        if begins_empty:
+            raise BadRequest(
+                HTTPStatus.BAD_REQUEST, "more than one empty line before the request line (RFC 9112, section 2.2)"
+            )
+        try:
+            self._parser.feed_data(piece if self._method else self._take_method(piece))
+        except httptools.HttpParserUpgrade:
+            # What follows is another protocol's only if the answer says so.
+            self._parser_is_spent = True
+        except httptools.HttpParserCallbackError as error:
+            # Raised around what the callbacks below raise.
+            refusal = error.__context__
+            if not isinstance(refusal, BadRequest):
+                raise
+            raise refusal from None
+        except httptools.HttpParserError as error:
+            raise BadRequest(HTTPStatus.BAD_REQUEST, str(error)) from None
+        if self._part == HEAD:
+            self._check_size()
+            if self._whole_head or self._head.endswith(_EMPTY_LINES):
+                # llhttp waits for more of the preface of HTTP/2.
+                raise BadRequest(HTTPStatus.BAD_REQUEST, "this is not an HTTP/1.1 request")
+
+    def _end_of_head(self, data: bytes, start: int) -> int:
+        if self._head:
+            # The empty line may be cut anywhere.
+            tail = bytes(self._head[-3:])
+            cut = (tail + data[start : start + 3]).find(_EMPTY_LINES)
+            if cut >= 0:
+                return start + cut + len(_EMPTY_LINES) - len(tail)
+        found = data.find(_EMPTY_LINES, start)
+        return len(data) if found < 0 else found + len(_EMPTY_LINES)
+
+    def _take_method(self, piece: bytes) -> bytes:
+        """Return the bytes to feed to llhttp; b"" until the method is known."""
+        if self._whole_head:
+            end = piece.find(b" ", 0, MAX_METHOD)
+            name = _METHODS_OF_LLHTTP.get(piece[: max(end, 0)])
+            if name is not None:
+                self._method = name
+                return piece
+        head = self._received_head
+        start_of_head = head[: MAX_METHOD + 3]
+        # One empty line in front is allowed: RFC 9112, section 2.2.
+        if b"\r\n".startswith(start_of_head):
+            return b""
+        if self.request is None:
+            self.on_message_begin()
+        start = 2 if head.startswith(b"\r\n") else 0
+        end = start_of_head.find(b" ", start)
+        method = start_of_head[start : max(end, start)]
+        if method in _METHODS_OF_LLHTTP:
+            self._method = _METHODS_OF_LLHTTP[method]
+            return head
+        end = _end_of_method(start_of_head, start)
+        if end < 0:
+            return b""
+        self._method = start_of_head[start:end].decode("ascii")
+        return b"POST" + head[end:]
+
+    # Bodies.
+
+    def _parse_length(self) -> None:
+        request, data, start = self.request, self._data, self._position
+        assert request is not None
+        end = min(start + self._remaining, len(data))
+        piece = data if not start and end == len(data) else data[start:end]
+        self._position = end
+        if end == len(data):
+            self._data = b""
+            self._position = 0
+        request.body = request.body + piece if request.body else piece
+        self._remaining -= len(piece)
+        if not self._remaining:
+            self._complete()
+
+    def _parse_chunks(self) -> bool:
+        """Decode some chunks; whether there may be more at once."""
+        request, chunks = self.request, self._chunks
+        assert request is not None and chunks is not None
+        body, self._position, goes_on = chunks.decode(self._data, self._position)
+        request.body = request.body + body if request.body else body
+        if chunks.complete:
+            self._complete()
+        if not goes_on:
+            # Not all of a read is kept for the beginning of a line.
+            self._data = self._data[self._position :]
+            self._position = 0
+        return goes_on
+
+    def _complete(self) -> None:
+        assert self.request is not None
+        self.request.complete = True
+        self._delivered_head = 0
+        self._part = DONE
+
+    # Called by httptools.
+
+    def on_message_begin(self) -> None:
+        if self.request is not None:
+            return
+        self.request = Request()
+        self._url = b""
+        self._fields = []
+
+    def on_url(self, url: bytes) -> None:
+        self._url = self._url + url if self._url else url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if len(name) > MAX_NAME:
+            raise BadRequest(
+                HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"a header name has more than {MAX_NAME} bytes"
+            )
+        self._fields.append((name, value))
+        if len(self._fields) > MAX_HEADERS:
+            raise BadRequest(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"more than {MAX_HEADERS} headers")
+
+    def on_headers_complete(self) -> None:
+        request = self.request
+        assert request is not None
+        method = self._method
+        version = self._take_version()
+        self._check_size()
+        headers = request.headers
+        # What `headers.get` gives, at once.
+        combined: dict[str, str] = {}
+        hosts = 0
+        for name, value in self._fields:
+            field, text = _field_name(name), value.decode("latin-1").rstrip("\t ")
+            hosts += field == "Host"
+            # `HTTPHeaders.add` would check again what llhttp has checked.
+            if field in combined:
+                if field in _SINGLE:
+                    raise BadRequest(HTTPStatus.BAD_REQUEST, f"several {field} headers; expected one")
+                headers.add(field, text)
+                combined[field] += "," + text
+            else:
+                headers[field] = combined[field] = text
+        self._check_host(hosts, combined.get("Host", ""), version)
+        self._check_framing(combined, version)
+        expect = combined.get("Expect", "")
+        if expect and version == "1.1":
+            if expect.lower() != "100-continue":
+                raise BadRequest(HTTPStatus.EXPECTATION_FAILED, "the only supported Expect is 100-continue")
+            request.expects_continue = True
+        target = _origin_form(method, self._url.decode("ascii"), headers)
+        request.keep_alive = _keeps_alive(combined, version)
+        request.start_line = RequestStartLine(method, target, "HTTP/1.1" if version == "1.1" else "HTTP/1.0")
+        self._fields = []
+        size = max(len(self._whole_head), len(self._head))
+        if self._whole_head:
+            self._whole_head = b""
+        else:
+            self._head = bytearray()
+        self._method = ""
+        if self._part == HEAD:
+            self._complete()
+        else:
+            self._delivered_head = size
+            self._parser_is_spent = True
+
+    def _check_size(self) -> None:
+        if max(len(self._whole_head), len(self._head)) > self._max_header_size:
+            if self._received_head.find(b"\r\n", 2, self._max_header_size) < 0:
+                raise BadRequest(HTTPStatus.REQUEST_URI_TOO_LONG, "the request line is too long (RFC 9112, section 3)")
+            raise BadRequest(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "the request's head is too large")
+
+    def _take_version(self) -> str:
+        """The version by which the request is read: a higher minor one counts as 1.1 (RFC 9110, section 2.5).
+
+        Refused is a request line that llhttp reads with leniency: other protocols, more than one space, LF in front.
+        """
+        head = self._received_head
+        # One empty line in front is allowed: RFC 9112, section 2.2.
+        start = 2 if head.startswith(b"\r\n") else 0
+        # Where it must stand, if there is nothing between the parts but what belongs there.
+        position = start + len(self._method) + 1 + len(self._url)
+        sent = head[position : position + len(" HTTP/1.1\r\n")]
+        if sent == b" HTTP/1.1\r\n":
+            return "1.1"
+        if not (sent.startswith(b" HTTP/") and sent.endswith(b"\r\n")):
+            raise BadRequest(HTTPStatus.BAD_REQUEST, "the request line is malformed (RFC 9112, section 3)")
+        version = sent[6:9]
+        if not version.startswith(b"1."):
+            shown = version.decode("latin-1")
+            raise BadRequest(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, f"HTTP/{shown}; expected HTTP/1.1 or HTTP/1.0")
+        return "1.0" if version == b"1.0" else "1.1"
+
+    def _check_host(self, count: int, host: str, version: str) -> None:
+        if count > 1 or (not count and version == "1.1"):
+            raise BadRequest(HTTPStatus.BAD_REQUEST, f"{count} Host headers; expected one (RFC 9112, section 3.2)")
+        if host != self._host:
+            if not _HOST(host):
+                raise BadRequest(HTTPStatus.BAD_REQUEST, "the Host header is not a valid host (RFC 9112, section 3.2)")
+            self._host = host[:MAX_NAME]
+
+    def _check_framing(self, headers: Mapping[str, str], version: str) -> None:
+        coding = headers.get("Transfer-Encoding")
+        if coding is not None:
+            if version == "1.0":
+                raise BadRequest(
+                    HTTPStatus.BAD_REQUEST, "Transfer-Encoding is not allowed in HTTP/1.0 (RFC 9112, section 6.1)"
+                )
+            if coding.lower() != "chunked":
+                raise BadRequest(HTTPStatus.NOT_IMPLEMENTED, "the only supported transfer coding is chunked")
+            self._chunks = ChunkedBody(self._max_body_size, self._max_header_size)
+            self._part = CHUNKS
+            return
+        self._remaining = int(headers.get("Content-Length", 0))
+        if self._remaining > self._max_body_size:
+            raise too_large(self._max_body_size)
+        if self._remaining:
+            self._part = LENGTH
+
+
+@functools.lru_cache(maxsize=1000)
+def _field_name(name: bytes) -> str:
+    """A header's name, in the case that `HTTPHeaders` gives it. Clients send the same few again and again."""
+    return "-".join(word.capitalize() for word in name.decode("ascii").split("-"))
+
+
+def _end_of_method(head: bytes, start: int) -> int:
+    """Where the method of a request line ends; -1 while more of it may come."""
+    match = _METHOD.match(head, start)
+    assert match is not None
+    end = match.end()
+    method = head[start:end]
+    if len(method) > MAX_METHOD:
+        raise BadRequest(HTTPStatus.NOT_IMPLEMENTED, f"the method has more than {MAX_METHOD} characters")
+    if end == len(head):
+        return -1
+    if not method or head[end : end + 1] != b" ":
+        raise BadRequest(HTTPStatus.BAD_REQUEST, "the request line does not begin with a method (RFC 9112, section 3)")
+    if method == b"CONNECT":
+        raise BadRequest(HTTPStatus.NOT_IMPLEMENTED, "CONNECT is not supported: this server is not a proxy")
+    if method != method.upper():
+        # Werkzeug and Django would take "get" for GET, unlike this server and proxies.
+        raise BadRequest(HTTPStatus.NOT_IMPLEMENTED, "lower-case methods are not supported (RFC 9110, section 9.1)")
+    return end
+
+
+def _keeps_alive(headers: Mapping[str, str], version: str) -> bool:
+    """Whether the client wants to go on with the connection (RFC 9112, section 9.3)."""
+    connection = headers.get("Connection")
+    if connection is None:
+        return version == "1.1"
+    options = [option.strip("\t ") for option in connection.lower().split(",")]
+    return "close" not in options and (version == "1.1" or "keep-alive" in options)
+
+
+def _origin_form(method: str, target: str, headers: HTTPHeaders) -> str:
+    """The target as path and query (RFC 9112, section 3.2); the authority of an absolute one becomes the Host."""
+    if "#" in target:
+        raise BadRequest(HTTPStatus.BAD_REQUEST, "the request target contains a fragment (#)")
+    if target.startswith("/") or (target == "*" and method == "OPTIONS"):
+        return target
+    absolute = _ABSOLUTE_FORM(target)
+    if absolute is None or not _HOST(absolute[1]):
+        raise BadRequest(HTTPStatus.BAD_REQUEST, "the request target is neither a path nor an http or https URL")
+    headers["Host"] = absolute[1]
+    return absolute[2] if absolute[2].startswith("/") else "/" + absolute[2]

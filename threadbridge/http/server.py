@@ -1,0 +1,271 @@
+"""Listening sockets and the connections that are accepted there: their time limits, and their end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable, Iterable
+from functools import partial
+from http import HTTPStatus
+from ssl import SSLContext
+from typing import Any, TypeAlias
+
+from tornado.httputil import HTTPConnection, HTTPMessageDelegate
+from tornado.iostream import IOStream
+from tornado.netutil import ssl_wrap_socket
+
+from threadbridge.common import forks
+from threadbridge.common.repeated_log import RepeatedLog
+from threadbridge.http.accepting import RESERVED, Acceptor, refuse
+from threadbridge.http.background import Background
+from threadbridge.http.connection import DRAIN_LINGER, WORTH_REFUSING, HTTP1Connection, Limits
+from threadbridge.http.connections import Connections
+from threadbridge.http.forwarded import peer_of
+from threadbridge.http.memory import Memory
+from threadbridge.http.parser import LOGGED
+from threadbridge.http.stream import PushSSLStream, PushStream
+
+logger = logging.getLogger("threadbridge")
+out_of_memory = RepeatedLog(logger)
+too_many = RepeatedLog(logger)
+too_many_of_one = RepeatedLog(logger)
+
+# Time limits are kept to about this many seconds: one look at all connections costs less than a timer for each.
+SWEEP_INTERVAL = 1.0
+# At most one read of a pipelined request is buffered behind the current one.
+MAX_BUFFER_SIZE = 1024 * 1024
+
+StartRequest: TypeAlias = Callable[[object, HTTPConnection], HTTPMessageDelegate]
+Refused: TypeAlias = Callable[[Any, str, int, int], None]
+
+
+class RequestContext:
+    """Where a connection's requests come from: what handlers find as ``request.connection.context``. Never changed.
+
+    :param address: the client's, as `socket.socket.accept` gives it.
+    :param server_port: the port that the client has connected to; "" on a Unix socket.
+    """
+
+    __slots__ = ("address", "peer", "protocol", "remote_ip", "server_port")
+
+    def __init__(self, address: Any, protocol: str, server_port: str) -> None:
+        self.address = address
+        self.protocol = protocol
+        self.server_port = server_port
+        self.remote_ip: str = address[0] if isinstance(address, tuple) else "0.0.0.0"
+        # Known once for all requests of the connection.
+        self.peer = peer_of(self)
+
+    def __str__(self) -> str:
+        return self.remote_ip if isinstance(self.address, tuple) else str(self.address)
+
+
+def own_port(stream: IOStream) -> str:
+    """The port that a connection's client has connected to; "" on a Unix socket."""
+    try:
+        name = stream.socket.getsockname()
+    except OSError:
+        # The client has left already.
+        return ""
+    return str(name[1]) if isinstance(name, tuple) else ""
+
+
+class ConnectionServer:
+    """Accepts connections and has their requests answered, until it drains. Loop side.
+
+    :param start_request: called for each request, as `tornado.httputil.HTTPServerConnectionDelegate` says.
+    :param refused: told of each request that was refused before it began, see `Bridge.refused`.
+    :param limits: sizes and times that clients must keep to.
+    :param ssl_options: for HTTPS.
+    :param memory: the account of what clients have sent and is not passed on; the default is one of this server.
+    :param unread: the account of responses that clients have not taken; the default is one of this server.
+    :param trusted_proxies: addresses and networks whose connections are not limited for each client, see `Connections`.
+
+    Raises ``ValueError`` for a proxy that is neither an address nor a network.
+    """
+
+    def __init__(
+        self,
+        start_request: StartRequest,
+        refused: Refused,
+        limits: Limits,
+        ssl_options: SSLContext | None = None,
+        memory: Memory | None = None,
+        unread: Memory | None = None,
+        trusted_proxies: Iterable[str] = (),
+    ) -> None:
+        self.start_request = start_request
+        self.refused = refused
+        self.limits = limits
+        self.ssl_options: Any = ssl_options
+        self.draining = False
+        self.background = Background()
+        self.memory = memory or Memory()
+        self.unread = unread or Memory()
+        # Connections that were refused, by what there was too little of.
+        self.refused_connections = {"descriptors": 0, "connections": 0, "client": 0}
+        self._open = Connections(limits.max_connections, limits.max_connections_per_client, trusted_proxies)
+        self._listeners: dict[socket.socket, Acceptor] = {}
+        self._all_closed = asyncio.Event()
+        self._sweeping: asyncio.TimerHandle | None = None
+
+    def context_of(self, stream: IOStream, address: Any) -> object:
+        """Where the requests of a new connection come from."""
+        return RequestContext(address, "http" if self.ssl_options is None else "https", own_port(stream))
+
+    def add_sockets(self, sockets: Iterable[socket.socket]) -> None:
+        """Listen on these sockets."""
+        for listener in sockets:
+            forks.listens(listener)
+            self._listeners[listener] = Acceptor(
+                listener, self._handle_connection, partial(self._refuse, "descriptors"), RESERVED
+            )
+
+    def _handle_connection(self, connection: socket.socket, address: Any) -> None:
+        client = self._open.client_of(address)
+        if not self._open.make_room_for(client):
+            self._refuse_for_limits(client, connection, address)
+            return
+        stream: PushStream
+        try:
+            if self.ssl_options is None:
+                stream = PushStream(connection, max_buffer_size=MAX_BUFFER_SIZE)
+            else:
+                wrapped = ssl_wrap_socket(connection, self.ssl_options, server_side=True, do_handshake_on_connect=False)
+                stream = PushSSLStream(wrapped, max_buffer_size=MAX_BUFFER_SIZE)
+        except OSError as error:
+            logger.info("a client from %s left before it was served: %s", address, error)
+            connection.close()
+            return
+        self._serve(stream, address, client)
+
+    def _refuse_for_limits(self, client: str, connection: socket.socket, address: Any) -> None:
+        if self._open.has_too_many(client):
+            too_many_of_one.log(
+                logging.WARNING,
+                "refused a connection from %s, which already has max_connections_per_client=%d, none of them idle; if "
+                "it is a proxy, add it to trusted_proxies",
+                client,
+                self._open.max_connections_per_client,
+            )
+            self._refuse("client", connection, address)
+        else:
+            too_many.log(
+                logging.WARNING,
+                "refused a connection from %s: max_connections=%d are open, none of them idle",
+                client or "a proxy",
+                self._open.max_connections,
+            )
+            self._refuse("connections", connection, address)
+
+    def _refuse(self, reason: str, connection: socket.socket, address: Any) -> None:
+        self.refused_connections[reason] += 1
+        received, sent = refuse(connection, answers=self.ssl_options is None)
+        context = RequestContext(address, "http" if self.ssl_options is None else "https", "")
+        request_line = received[:LOGGED].partition(b"\r\n")[0].decode("latin-1")
+        self.refused(context, request_line, HTTPStatus.SERVICE_UNAVAILABLE, sent)
+
+    def _serve(self, stream: PushStream, address: Any, client: str) -> None:
+        # A stream's next piece must not wait until the client has acknowledged the last one: that takes it 40 ms.
+        stream.set_nodelay(True)
+        self._all_closed.clear()
+        connection = HTTP1Connection(stream, self.context_of(stream, address), self)
+        self._open.add(connection, client)
+        if self._sweeping is None:
+            self._sweep()
+
+    def on_close(self, server_conn: object) -> None:
+        """Forget a connection; called by it when it is closed or detached."""
+        assert isinstance(server_conn, HTTP1Connection)
+        self._open.discard(server_conn)
+        if not self._open:
+            self._all_closed.set()
+
+    @property
+    def connections(self) -> int:
+        """How many clients' connections are open."""
+        return len(self._open)
+
+    @property
+    def max_connections(self) -> int:
+        """How many may be open."""
+        return self._open.max_connections
+
+    @property
+    def displaced_connections(self) -> int:
+        """How many were closed to make room for others."""
+        return self._open.displaced
+
+    def _sweep(self) -> None:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        self._open.forget()
+        for connection in [connection for connection in self._open if connection.deadline <= now]:
+            self.background.add(partial(_expire, connection, now))
+        self._sweeping = loop.call_later(SWEEP_INTERVAL, self._sweep) if self._open else None
+
+    def make_room(self) -> None:
+        """When the account of memory is full, refuse the largest of the requests that are arriving."""
+        if not self.memory.is_full:
+            return
+        # Some more than needed, for the next request must not ask to look at all connections again.
+        too_much = self.memory.taken - self.memory.size * 7 // 8
+        arriving = [connection for connection in self._open if connection.is_receiving]
+        arriving.sort(key=lambda connection: connection.held, reverse=True)
+        for connection in arriving:
+            if connection.held < WORTH_REFUSING or too_much <= 0:
+                return
+            # Not as the account says: what is being written to the disk is counted until it is there.
+            too_much -= connection.held
+            out_of_memory.log(
+                logging.WARNING,
+                "refused the largest incoming request, from %s: incoming requests hold more than memory_size=%d bytes",
+                connection.context,
+                self.memory.size,
+            )
+            connection.refuse_for("the server's memory for incoming requests is full")
+
+    def stop(self) -> None:
+        """Listen no more. Clients whose connection the kernel has already made are served."""
+        for listener, acceptor in self._listeners.items():
+            self._accept_waiting(listener)
+            acceptor.close()
+            listener.close()
+        self._listeners.clear()
+
+    def _accept_waiting(self, listener: socket.socket) -> None:
+        while True:
+            try:
+                client, address = listener.accept()
+            except OSError:
+                # BlockingIOError: none is waiting; any other: none can be had.
+                return
+            self._handle_connection(client, address)
+
+    async def drain(self) -> None:
+        """Answer what has arrived or is about to, then close; returns when every connection is closed.
+
+        Responses that begin from now on carry ``Connection: close``. Connections that are idle, or become so when a
+        response ends that began before, stay open for about `DRAIN_LINGER` seconds.
+        """
+        self.draining = True
+        if self._open:
+            await asyncio.sleep(DRAIN_LINGER)
+        for connection in list(self._open):
+            connection.close_idle()
+        if self._open:
+            await self._all_closed.wait()
+
+    async def close_all_connections(self) -> None:
+        """Close every connection at once, whatever it is doing; requests end as if their clients had left."""
+        for connection in list(self._open):
+            connection.stream.close()
+        if self._open:
+            await self._all_closed.wait()
+
+
+def _expire(connection: HTTP1Connection, now: float) -> None:
+    # Something may have moved meanwhile.
+    if connection.deadline <= now:
+        connection.expire()

@@ -1,0 +1,47 @@
+"""For a bridge behind another HTTP server than this package's, such as Tornado's own."""
+
+from __future__ import annotations
+
+from asyncio import Future
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+from tornado.httputil import HTTPConnection, HTTPHeaders, parse_response_start_line
+
+from threadbridge.crossing.response_body import Buffer
+from threadbridge.http.response_head import ResponseHead
+
+
+class ForeignConnection:
+    """Gives any `tornado.httputil.HTTPConnection` the methods that an exchange uses. Loop side."""
+
+    def __init__(self, connection: HTTPConnection) -> None:
+        # Not part of `HTTPConnection`, but every server's has them.
+        self._connection = cast(Any, connection)
+        self.context = self._connection.context
+        # The other server does not tell.
+        self.refused_with = 0
+        self.answers_after_end = False
+        self.body_held = 0
+
+    def set_close_callback(self, callback: Callable[[], None] | None) -> None:
+        """See `HTTP1Connection`."""
+        self._connection.set_close_callback(callback)
+
+    def send_head(self, head: ResponseHead, chunk: bytes) -> Future[None]:
+        """See `HTTP1Connection`."""
+        first, _, fields = head.lines.decode("latin-1").partition("\r\n")
+        headers = HTTPHeaders.parse(fields)
+        return cast("Future[None]", self._connection.write_headers(parse_response_start_line(first), headers, chunk))
+
+    def send(self, pieces: Sequence[Buffer]) -> Future[None]:
+        """See `HTTP1Connection`."""
+        return cast("Future[None]", self._connection.write(b"".join(pieces)))
+
+    def finish(self) -> None:
+        """See `HTTP1Connection`."""
+        self._connection.finish()
+
+    def close(self) -> None:
+        """See `HTTP1Connection`."""
+        self._connection.close()

@@ -1,0 +1,54 @@
+"""The signals of a serving process: SIGTERM, SIGINT, SIGHUP and SIGUSR2. Main thread."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import Callable
+from types import FrameType
+
+from threadbridge.common import forks
+
+logger = logging.getLogger("threadbridge")
+
+# Those that may be sent to all processes of a service at any time, and by default end a process.
+_HELD = (signal.SIGHUP, signal.SIGUSR2)
+_came_early: set[int] = set()
+
+
+def hold_signals() -> None:
+    """Keep SIGHUP and SIGUSR2 from ending a process that does not serve yet; `on_signal` makes up for them.
+
+    Call it before the application is imported. A handler of the application's own stays, and programs that it starts
+    get the system's default.
+    """
+    for number in _HELD:
+        if signal.getsignal(number) in (signal.SIG_DFL, signal.SIG_IGN):
+            signal.signal(number, _remember)
+
+
+def _remember(number: int, frame: FrameType | None) -> None:
+    _came_early.add(number)
+
+
+def on_signal(number: signal.Signals, callback: Callable[..., None], *args: object) -> None:
+    """Have the running loop call ``callback(*args)`` for each such signal, and at once for one that was held."""
+    before = signal.getsignal(number)
+    forks.takes_signal(number, signal.SIG_DFL if before is _remember else before)
+    asyncio.get_running_loop().add_signal_handler(number, callback, *args)
+    if number in _came_early:
+        _came_early.discard(number)
+        callback(*args)
+
+
+def warn_of_replaced_handlers() -> None:
+    """Log which handlers of the application's own the server is about to replace."""
+    ours = (signal.SIG_DFL, signal.SIG_IGN, signal.default_int_handler, _remember)
+    for number in (signal.SIGTERM, signal.SIGINT, *_HELD):
+        if signal.getsignal(number) not in ours:
+            logger.warning(
+                "%s: the server uses this signal and has replaced the application's handler; use another signal in the "
+                "application",
+                number.name,
+            )

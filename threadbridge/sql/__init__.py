@@ -1,0 +1,1 @@
+"""What SQL statements are and do, by their text. It knows no driver and no connection."""

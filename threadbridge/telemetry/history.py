@@ -1,0 +1,153 @@
+"""What has ended lately: the slowest requests of the last minute, counts and latencies of the last 15. Loop side."""
+
+from __future__ import annotations
+
+import heapq
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from threadbridge.telemetry.record import Record
+
+MINUTE = 60
+# Of each second of the last minute the slowest requests are kept, so many that were answered and so many others:
+# hundreds a second could not be told apart.
+KEPT_A_SECOND = {"done": 6, "other": 3}
+SLOT = 10
+SLOTS = 15 * 60 // SLOT
+LONGEST_TARGET = 300
+# These were not answered by the application, and so their times say nothing about it.
+UNANSWERED = frozenset({"shed", "abandoned", "refused"})
+
+# Latencies are counted in bins, each 10 % wider than the one before it.
+_SHORTEST = 0.0001
+_BINS_PER_E = 1 / math.log(1.1)
+
+
+def bin_of(seconds: float) -> int:
+    """The bin in which a latency is counted."""
+    return int(math.log(seconds / _SHORTEST) * _BINS_PER_E) if seconds > _SHORTEST else 0
+
+
+def quantiles(bins: Mapping[int, int], wanted: Sequence[float]) -> list[float | None]:
+    """The latencies, in seconds, below which these shares of all lie; to about 5 %."""
+    total = sum(bins.values())
+    if not total:
+        return [None] * len(wanted)
+    ordered = sorted(bins.items())
+    found: list[float | None] = []
+    for share in wanted:
+        left = share * total
+        number = 0
+        for number, count in ordered:  # noqa: B007 - it stays where the share is reached
+            left -= count
+            if left <= 0:
+                break
+        found.append(_SHORTEST * math.exp((number + 0.5) / _BINS_PER_E))
+    return found
+
+
+class Slot:
+    """What ended within `SLOT` seconds."""
+
+    def __init__(self) -> None:
+        self.endings: dict[str, int] = {}
+        self.bins: dict[int, int] = {}
+
+
+class History:
+    """Reads the telemetry's records and keeps what the operators' page shows of them."""
+
+    def __init__(self) -> None:
+        self._slots: dict[int, Slot] = {}
+        # By the second in which they ended and the kind of ending: their durations, with a number that settles ties.
+        self._slowest: dict[tuple[int, str], list[tuple[float, int, Record]]] = {}
+        self._number = 0
+
+    def read(self, records: Sequence[Record]) -> None:
+        """Take in what has ended; a reader for `Telemetry.subscribe`."""
+        second, slot = -1, Slot()
+        for record in records:
+            total = record.total
+            ended = int(record.started_at + total)
+            if ended != second:
+                # Mostly all of them have ended in the same one.
+                second, slot = ended, self._slots.get(ended // SLOT) or self._new_slot(ended // SLOT)
+            ending = record.ending
+            slot.endings[ending] = slot.endings.get(ending, 0) + 1
+            if record.has_run and ending not in UNANSWERED:
+                number = bin_of(total)
+                slot.bins[number] = slot.bins.get(number, 0) + 1
+            kind = "done" if ending == "done" else "other"
+            slowest = self._slowest.get((ended, kind))
+            if slowest is None:
+                slowest = self._new_second(ended, kind)
+            if len(slowest) < KEPT_A_SECOND[kind]:
+                self._number += 1
+                heapq.heappush(slowest, (total, self._number, record))
+            elif total > slowest[0][0]:
+                self._number += 1
+                heapq.heapreplace(slowest, (total, self._number, record))
+
+    def _new_slot(self, number: int) -> Slot:
+        for old in [old for old in self._slots if old < number - SLOTS]:
+            del self._slots[old]
+        return self._slots.setdefault(number, Slot())
+
+    def _new_second(self, second: int, kind: str) -> list[tuple[float, int, Record]]:
+        for old in [old for old in self._slowest if old[0] < second - MINUTE]:
+            del self._slowest[old]
+        return self._slowest.setdefault((second, kind), [])
+
+    def slots(self) -> dict[str, Any]:
+        """The last 15 minutes, slot by slot, as JSON can carry it."""
+        first = int(time.time()) // SLOT - SLOTS
+        return {
+            str(number): {"endings": slot.endings, "bins": slot.bins}
+            for number, slot in self._slots.items()
+            if number > first
+        }
+
+    def finished(self) -> list[dict[str, Any]]:
+        """The slowest requests of each second of the last minute, as JSON can carry them."""
+        since = int(time.time()) - MINUTE
+        return [
+            {
+                "key": record.key,
+                "id": record.id,
+                "client": record.client,
+                "method": record.method,
+                "url": record.target[:LONGEST_TARGET],
+                "lane": record.lane,
+                "status": record.status,
+                "ending": record.ending,
+                "received": record.started_at,
+                "total": round(record.total, 4),
+                "waiting": round(record.wait, 4),
+                "running": round(record.run, 4),
+                "database": round(record.database, 4),
+                "statements": record.statements,
+                "changes": record.changes,
+            }
+            for (second, _), slowest in self._slowest.items()
+            if second > since
+            for _, _, record in slowest
+        ]
+
+
+def merged_slots(several: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The last 15 minutes of several processes together, oldest first: rates, and latencies of what was answered."""
+    slots: dict[int, Slot] = {}
+    for one in several:
+        for slot_number, counts in one.items():
+            slot = slots.setdefault(int(slot_number), Slot())
+            for ending, count in counts["endings"].items():
+                slot.endings[ending] = slot.endings.get(ending, 0) + count
+            for bin_number, count in counts["bins"].items():
+                slot.bins[int(bin_number)] = slot.bins.get(int(bin_number), 0) + count
+    now = int(time.time()) // SLOT
+    for number in range(now - SLOTS + 1, now + 1):
+        slot = slots.get(number) or Slot()
+        p50, p95, p99 = quantiles(slot.bins, (0.5, 0.95, 0.99))
+        yield {"from": number * SLOT, "endings": slot.endings, "p50": p50, "p95": p95, "p99": p99}

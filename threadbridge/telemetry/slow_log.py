@@ -1,0 +1,100 @@
+"""The slow log: each request that took long, with what it asked of the database."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from threadbridge.sql.mask import masked
+from threadbridge.sql.statements import Statement
+from threadbridge.telemetry.access_log import escaped
+from threadbridge.telemetry.record import Record
+
+logger = logging.getLogger("threadbridge.slow")
+
+# How much of a statement's text is shown.
+LONGEST = 2000
+
+
+class SlowRequest:
+    """The message of a log record about a slow request; as text it has a line for each statement. Any thread.
+
+    :param shows_values: whether strings and numbers stay in the statements' texts.
+    """
+
+    def __init__(self, record: Record, statements: Sequence[Statement], shows_values: bool) -> None:
+        self.record = record
+        self._statements = statements
+        self._shows_values = shows_values
+
+    def __str__(self) -> str:
+        record = self.record
+        lines = [
+            f"slow request {record.id}: {escaped(f'{record.method} {record.target}')} from {record.client or 'unix:'} "
+            f"in {record.lane}: {record.status} {record.ending}, waited {1000 * record.wait:.1f} ms, "
+            f"ran {1000 * record.run:.1f} ms, {1000 * record.database:.1f} ms of them in the database, "
+            f"{record.statements} statements"
+        ]
+        left_out = record.statements - len(self._statements)
+        if left_out:
+            lines.append(f"the first {left_out} statements are not kept")
+        for statement in self._statements:
+            took = f"{_milliseconds(statement):.1f} ms" if statement.ended else "still running"
+            rows = "" if statement.rows < 0 else f", {statement.rows} rows"
+            error = f", {statement.error}" if statement.error else ""
+            lines.append(f"{took}{rows}{error}: {self._text(statement)}")
+        return "\n".join(lines)
+
+    def fields(self) -> dict[str, object]:
+        """The same for programs, times in milliseconds; one that still runs has none."""
+        record = self.record
+        return {
+            "request_id": record.id,
+            "client": record.client,
+            "method": record.method,
+            "target": record.target,
+            "lane": record.lane,
+            "status": record.status,
+            "ending": record.ending,
+            "wait_ms": round(1000 * record.wait, 1),
+            "run_ms": round(1000 * record.run, 1),
+            "database_ms": round(1000 * record.database, 1),
+            "statement_count": record.statements,
+            "statements": [
+                {
+                    "sql": self._text(statement),
+                    "ms": round(_milliseconds(statement), 1) if statement.ended else None,
+                    "rows": statement.rows if statement.rows >= 0 else None,
+                    "error": statement.error or None,
+                    "connection_id": statement.connection_id,
+                }
+                for statement in self._statements
+            ],
+        }
+
+    def _text(self, statement: Statement) -> str:
+        sql = statement.sql[: 2 * LONGEST]
+        sql = sql if self._shows_values else masked(sql)
+        sql = "".join(character if character.isprintable() else " " for character in sql)
+        sql = " ".join(sql.split())
+        return sql if len(sql) <= LONGEST else f"{sql[:LONGEST]}..."
+
+
+def _milliseconds(statement: Statement) -> float:
+    return 1000 * (statement.ended - statement.started)
+
+
+class SlowLog:
+    """Logs the slow ones of the requests, at the level WARNING of ``threadbridge.slow``. Loop side.
+
+    :param shows_values: see `SlowRequest`.
+    """
+
+    def __init__(self, shows_values: bool) -> None:
+        self._shows_values = shows_values
+
+    def write(self, records: Sequence[Record]) -> None:
+        """A reader of the telemetry."""
+        for record in records:
+            if record.slow_statements is not None:
+                logger.warning(SlowRequest(record, record.slow_statements, self._shows_values))

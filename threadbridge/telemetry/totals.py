@@ -1,0 +1,76 @@
+"""Sums over all requests since the process began, kept so that each request costs next to nothing."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+
+from threadbridge.crossing.states import State
+from threadbridge.telemetry.record import Record
+
+# Upper bounds in seconds: from a page out of memory to the longest that a request may take by default.
+BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 180.0)
+
+CLASSES = tuple(f"{first}xx" for first in range(10))
+
+# What usually happens is counted from 0 on: whoever watches a number sees its first step.
+USUAL = (
+    *((State.DONE, status) for status in ("2xx", "3xx", "4xx", "5xx")),
+    *((ending, "5xx") for ending in (State.SHED, State.EXPIRED, State.FAILED)),
+    *((ending, "4xx") for ending in (State.ABANDONED, State.REFUSED)),
+)
+
+
+class Distribution:
+    """How many values lie between fixed bounds, and their sum."""
+
+    def __init__(self, bounds: Sequence[float] = BOUNDS) -> None:
+        self.bounds = bounds
+        # One for each bound, of the values up to it and over the one before; the last for those over all.
+        self.counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
+
+    def add(self, value: float) -> None:
+        """Count a value."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
+
+
+class LaneTotals:
+    """The times of a lane's requests, in seconds."""
+
+    def __init__(self) -> None:
+        self.wait = Distribution()
+        self.run = Distribution()
+        self.database = Distribution()
+        self.statements = 0
+
+
+class Totals:
+    """Reads a bridge's records. Loop side.
+
+    :param lanes: the names of its lanes.
+    """
+
+    def __init__(self, lanes: Sequence[str]) -> None:
+        self.lanes = {name: LaneTotals() for name in lanes}
+        # By lane ("" for what was refused before it had one), ending and class of status.
+        self.requests: dict[tuple[str, str, str], int] = {}
+        for name in lanes:
+            self.requests.update({(name, str(ending), status): 0 for ending, status in USUAL})
+        self.requests["", str(State.REFUSED), "4xx"] = 0
+
+    def read(self, records: Sequence[Record]) -> None:
+        """A reader of the telemetry."""
+        requests = self.requests
+        for record in records:
+            key = (record.lane, record.ending, CLASSES[record.status // 100])
+            requests[key] = requests.get(key, 0) + 1
+            if record.has_waited:
+                lane = self.lanes[record.lane]
+                lane.wait.add(record.wait)
+                if record.has_run:
+                    lane.run.add(record.run)
+                if record.statements:
+                    lane.database.add(record.database)
+                    lane.statements += record.statements

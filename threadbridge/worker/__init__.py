@@ -1,0 +1,1 @@
+"""The worker side: the call of the WSGI application (PEP 3333)."""

@@ -1,0 +1,98 @@
+"""The ``environ`` of a request (PEP 3333, section "environ Variables")."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from typing import Any
+from urllib.parse import unquote_to_bytes
+from wsgiref.types import WSGIEnvironment
+from wsgiref.util import FileWrapper
+
+from threadbridge.crossing.exchange import Exchange
+
+_DEFAULT_PORTS = {"http": "80", "https": "443"}
+
+_BASE: dict[str, Any] = {
+    "SCRIPT_NAME": "",
+    "SERVER_SOFTWARE": "threadbridge",
+    "wsgi.version": (1, 0),
+    "wsgi.multithread": True,
+    "wsgi.multiprocess": True,
+    "wsgi.run_once": False,
+    "wsgi.input_terminated": True,
+    "wsgi.file_wrapper": FileWrapper,
+}
+
+
+def environ_of(exchange: Exchange) -> WSGIEnvironment:
+    """Build the environ for the application's call. Worker side.
+
+    A header whose name has an underscore is left out, since it would pass for the one with a hyphen; so is ``Proxy``,
+    which as ``HTTP_PROXY`` would redirect the application's own HTTP clients; so is ``Transfer-Encoding``, since
+    ``wsgi.input`` has the body decoded and ``CONTENT_LENGTH`` tells its length.
+    """
+    method, target, version = exchange.start_line
+    _, _, query = target.partition("?")
+    scheme = exchange.peer.scheme
+    headers = exchange.headers
+    # IPv6 addresses have colons too, in brackets. The port may be empty (RFC 3986, section 3.2.3).
+    authority = headers.get("Host", "")
+    host, colon, port = authority.rpartition(":")
+    if not colon or (port and not port.isdigit()):
+        host, port = authority, ""
+    if not port:
+        port = (not authority and _own_port(exchange)) or _DEFAULT_PORTS[scheme]
+    environ = {
+        **_BASE,
+        "REQUEST_METHOD": method,
+        "PATH_INFO": path_info_of(target),
+        "QUERY_STRING": query,
+        "REQUEST_URI": target,
+        "RAW_URI": target,
+        "SERVER_PROTOCOL": version,
+        "SERVER_NAME": host or "localhost",
+        "SERVER_PORT": port,
+        "REMOTE_ADDR": exchange.peer.address,
+        "wsgi.url_scheme": scheme,
+        "wsgi.input": exchange.body.open(),
+        "wsgi.errors": sys.stderr,
+        "threadbridge.request": exchange.running,
+        "waitress.client_disconnected": lambda: exchange.client_has_left,
+    }
+    if exchange.peer.port:
+        environ["REMOTE_PORT"] = exchange.peer.port
+    if scheme == "https":
+        environ["HTTPS"] = "on"
+    for name, value in headers.get_all():
+        key = _variable(name)
+        if key is None:
+            continue
+        # Several fields of one name are one list (RFC 9110, section 5.3); cookies are joined by RFC 6265's separator.
+        environ[key] = f"{environ[key]}{'; ' if key == 'HTTP_COOKIE' else ','}{value}" if key in environ else value
+    if exchange.body.size or "CONTENT_LENGTH" in environ:
+        environ["CONTENT_LENGTH"] = str(exchange.body.size)
+    return environ
+
+
+def path_info_of(target: str) -> str:
+    """The path of a target in origin form, decoded; its bytes as latin-1 (PEP 3333, "Unicode Issues"). Either side."""
+    path = target.partition("?")[0]
+    if "%" in path:
+        return unquote_to_bytes(path).decode("latin-1")
+    # OPTIONS of the whole server has no path.
+    return "" if path == "*" else path
+
+
+def _own_port(exchange: Exchange) -> str:
+    """The port that the client has connected to; "" on a Unix socket, and behind a server that does not tell."""
+    return str(getattr(exchange.connection.context, "server_port", ""))
+
+
+@functools.lru_cache(maxsize=1000)
+def _variable(name: str) -> str | None:
+    """The variable for a header field; None for one that is left out. Clients send the same few again and again."""
+    if "_" in name or name in ("Proxy", "Transfer-Encoding"):
+        return None
+    key = name.upper().replace("-", "_")
+    return key if key in ("CONTENT_TYPE", "CONTENT_LENGTH") else "HTTP_" + key

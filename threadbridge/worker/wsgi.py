@@ -1,0 +1,334 @@
+"""The server's side of PEP 3333: one call of a WSGI application."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import re
+from collections.abc import Callable
+from typing import Any
+from wsgiref.types import WSGIApplication
+from wsgiref.util import FileWrapper
+
+from threadbridge.common.forks import leave
+from threadbridge.common.repeated_log import RepeatedLog
+from threadbridge.crossing.current import RunningRequest
+from threadbridge.crossing.exchange import Exchange
+from threadbridge.crossing.response_body import KEPT, MEMORY_LIMIT, ClientDisconnected, FileSource
+from threadbridge.http.date import http_date
+from threadbridge.http.response_head import ResponseHead, response_head
+from threadbridge.sql.statements import UNCHANGED
+from threadbridge.worker.environ import environ_of
+
+logger = logging.getLogger("threadbridge")
+_outage, _excess = RepeatedLog(logger), RepeatedLog(logger)
+
+# RFC 9110: a token (section 5.6.2), a field value (section 5.5), a reason phrase (RFC 9112, section 4).
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch
+_FIELD_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*").fullmatch
+_STATUS = re.compile(r"([2-5][0-9][0-9]) ([\t\x20-\x7e\x80-\xff]+)").fullmatch
+
+# They belong to one connection, which is the server's (RFC 9110, section 7.6.1).
+_HOP_BY_HOP = frozenset(
+    {
+        "connection",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
+
+# How many exceptions that follow from one another are looked at: their chain may be a circle.
+_LONGEST_CHAIN = 100
+
+NO_HEAD = "the application did not call start_response before the body"
+
+
+class ApplicationError(Exception):
+    """The application broke PEP 3333; the message says what it did and what is expected."""
+
+
+def call_application(
+    application: WSGIApplication, exchange: Exchange, is_outage: Callable[[BaseException], bool]
+) -> None:
+    """Call the application for an exchange and send what it answers. Worker side.
+
+    Never raises: what the application raises is logged, and the client gets a 500, or a cut connection if the head is
+    out. There is a traceback in the log unless the error follows from the request's being cancelled or, see
+    `outage_behind`, from the database's being out of reach; then the client gets a 503 if nothing was changed for it.
+    """
+    call = Call(exchange)
+    line = exchange.start_line
+    try:
+        call.run(application)
+    except ClientDisconnected:
+        logger.info("request %s: stopped, the client has left", exchange.id)
+    except BaseException as error:
+        if exchange.is_copy:
+            leave(error)
+        outage = outage_behind(error, is_outage)
+        if exchange.running.cancelled:
+            logger.info("request %s: stopped, because it was cancelled: %r", exchange.id, error)
+        elif outage is not None:
+            failure = repr(error) if outage is error else f"{error!r} after {outage!r}"
+            _outage.log(logging.ERROR, "request %s failed: %s %s: %s", exchange.id, line.method, line.path, failure)
+        else:
+            logger.exception("request %s failed: %s %s", exchange.id, line.method, line.path)
+        if not call.complete:
+            exchange.fail(may_be_repeated(exchange.running, outage))
+
+
+def outage_behind(error: BaseException, is_outage: Callable[[BaseException], bool]) -> BaseException | None:
+    """The database's outage that an exception is or follows from; None if it does not.
+
+    Applications and ORMs raise exceptions of their own in the place of the driver's. The chain is that of tracebacks:
+    ``__cause__`` after a ``raise ... from``, which may have hidden the ``__context__``, or else that.
+
+    :param is_outage: knows the driver's exceptions.
+    """
+    link: BaseException | None = error
+    for _ in range(_LONGEST_CHAIN):
+        if link is None or is_outage(link):
+            return link
+        link = link.__cause__ if link.__suppress_context__ else link.__context__
+    return None
+
+
+def may_be_repeated(request: RunningRequest, outage: BaseException | None) -> bool:
+    """Whether a request that has failed has done nothing, because of an outage: it is answered 503, and may run again.
+
+    :param outage: what `outage_behind` has found.
+    """
+    return outage is not None and not request.cancelled and request.statements.outcome in UNCHANGED
+
+
+class Call:
+    """One call of a WSGI application. Worker side, all of it.
+
+    What comes from the application is of any type: that it is PEP 3333's is checked here, and said in its terms.
+    """
+
+    def __init__(self, exchange: Exchange) -> None:
+        self.complete = False
+        self._exchange = exchange
+        self._status = 0
+        self._reason = ""
+        # What `start_response` got, with the Content-Length apart.
+        self._fields: list[tuple[str, str]] | None = None
+        self._length: int | None = None
+        self._names: set[str] = set()
+        self._has_body = True
+        # How much of the announced Content-Length is still to come; None when none is announced.
+        self._remaining: int | None = None
+        self._head_sent = False
+
+    def run(self, application: WSGIApplication) -> None:
+        """Call, iterate, close; raises what the application raises, and `ApplicationError`."""
+        result: Any = application(environ_of(self._exchange), self._start_response)
+        try:
+            if isinstance(result, (list, tuple)):
+                self._send_list(result)
+            elif not (isinstance(result, FileWrapper) and self._send_file(result)):
+                self._send_iterable(result)
+        finally:
+            close = getattr(result, "close", None)
+            if close is not None:
+                close()
+
+    def _send_list(self, chunks: Any) -> None:
+        """Send a body that is there as a whole: its length can be announced, and it crosses in one hop."""
+        body = b"".join(map(checked, chunks))
+        if self._fields is not None and self._remaining is None and not self._head_sent:
+            self._announce(len(body))
+        if body:
+            self._send(body)
+        self._finish()
+
+    def _send_iterable(self, result: Any) -> None:
+        try:
+            chunks = iter(result)
+        except TypeError:
+            raise ApplicationError(f"the application returned {result!r}; expected an iterable of bytes") from None
+        for chunk in chunks:
+            if self.complete:
+                if chunk and self._has_body:
+                    self._log_excess()
+                return
+            # An empty chunk sends no head: the application may still change it.
+            if checked(chunk):
+                self._send(chunk)
+        self._finish()
+
+    def _send_file(self, wrapper: FileWrapper) -> bool:
+        """Have a regular file sent without this thread (PEP 3333, "Optional Platform-Specific File Handling")."""
+        if self._head_sent or not self._has_body:
+            return False
+        try:
+            file = FileSource(self._exchange.spool, wrapper.filelike, self._remaining)
+        except (AttributeError, OSError):
+            # Only something like a file, to be read by its methods.
+            return False
+        if self._remaining is None:
+            self._announce(file.size)
+        elif file.size < self._remaining:
+            file.close()
+            raise ApplicationError(
+                f"the file has {file.size} bytes from its position on, but Content-Length is {self._remaining}"
+            )
+        head = self._head_to_send()
+        assert head is not None
+        self.complete = True
+        self._exchange.respond_with_file(head, file)
+        return True
+
+    def _start_response(self, status: Any, headers: Any, exc_info: Any = None) -> Callable[[bytes], object]:
+        if exc_info is not None:
+            try:
+                if self._head_sent and exc_info[1] is not None:
+                    raise exc_info[1].with_traceback(exc_info[2])
+            finally:
+                exc_info = None
+        elif self._fields is not None:
+            raise ApplicationError("start_response was called twice; the second call must pass exc_info")
+        if not isinstance(status, str):
+            raise ApplicationError(f"the status is {status!r}; expected a str, such as '200 OK'")
+        self._status, self._reason = _parse_status(status)
+        self._has_body = not self._exchange.is_head and self._status not in (204, 205, 304)
+        self._fields = []
+        self._names = set()
+        self._length = self._remaining = None
+        for name, value in headers:
+            if not (isinstance(name, str) and isinstance(value, str)):
+                raise ApplicationError(f"header {name!r}: {value!r}; expected a name and a value, both str")
+            if not _FIELD_VALUE(value):
+                raise ApplicationError(
+                    f"header {name}: {value!r} has a control character or one beyond latin-1 (RFC 9110, section 5.5)"
+                )
+            small = _checked_name(name)
+            self._names.add(small)
+            if small == "content-length":
+                if not (value.isascii() and value.isdigit()):
+                    raise ApplicationError(f"Content-Length is {value!r}; expected digits")
+                if self._length is not None and self._length != int(value):
+                    raise ApplicationError(f"Content-Length is {self._length} and {value}; give it once")
+                self._length = self._remaining = int(value)
+            else:
+                # Django's cookies begin with a space, which is no part of the value (RFC 9110, section 5.5).
+                self._fields.append((name, value.strip(" \t")))
+        return self._write
+
+    def _write(self, data: Any) -> None:
+        if self.complete:
+            if data and self._has_body:
+                self._log_excess()
+        elif checked(data) or not self._head_sent:
+            # Even an empty first piece sends the head (PEP 3333, "The start_response() Callable").
+            self._send(data)
+
+    def _send(self, data: bytes) -> None:
+        """Send a piece of the body, with the head before the first."""
+        head = self._head_to_send()
+        if not self._has_body:
+            data = b""
+            self.complete = True
+        elif self._remaining is not None:
+            if len(data) > self._remaining:
+                self._log_excess()
+                data = data[: self._remaining]
+            self._remaining -= len(data)
+            self.complete = self._remaining == 0
+        if (
+            head is not None
+            and self.complete
+            and (len(data) <= KEPT or (len(data) <= MEMORY_LIMIT and not self._exchange.spool.unread.is_full))
+        ):
+            self._exchange.respond(head, data)
+            return
+        if head is not None:
+            self._exchange.start_stream(head, data)
+        else:
+            self._exchange.stream(data)
+        if self.complete:
+            self._exchange.end_stream()
+
+    def _finish(self) -> None:
+        """The application has no more to say."""
+        if self.complete:
+            return
+        if self._head_sent:
+            if self._remaining:
+                raise ApplicationError(f"the body is {self._remaining} bytes shorter than its Content-Length")
+            self._exchange.end_stream()
+            self.complete = True
+        elif self._has_body and self._remaining:
+            raise ApplicationError(f"there is no body, but Content-Length is {self._remaining}")
+        else:
+            if self._has_body:
+                self._length = 0
+            head = self._head_to_send()
+            assert head is not None
+            self.complete = True
+            self._exchange.respond(head, b"")
+
+    def _head_to_send(self) -> ResponseHead | None:
+        """The head, the first time; None ever after."""
+        if self._head_sent:
+            return None
+        if self._fields is None:
+            raise ApplicationError(NO_HEAD)
+        self._head_sent = True
+        if "date" not in self._names:
+            self._fields.append(("Date", http_date()))
+        if "server" not in self._names:
+            self._fields.append(("Server", "threadbridge"))
+        if "x-request-id" not in self._names:
+            self._fields.append(("X-Request-ID", self._exchange.id))
+        # Whatever the application gives: 204 has no length (RFC 9110, section 8.6), 205 an empty body (15.3.6).
+        if self._status == 204:
+            self._length = None
+        elif self._status == 205:
+            self._length = 0
+        return response_head(self._status, self._reason, self._fields, self._length)
+
+    def _announce(self, length: int) -> None:
+        if self._status not in (204, 205, 304):
+            self._length = self._remaining = length
+
+    def _log_excess(self) -> None:
+        _excess.log(
+            logging.ERROR,
+            "request %s: the body is longer than its Content-Length; the excess was not sent",
+            self._exchange.id,
+        )
+
+
+@functools.lru_cache(maxsize=256)
+def _parse_status(status: str) -> tuple[int, str]:
+    match = _STATUS(status)
+    if match is None:
+        raise ApplicationError(
+            f"the status is {status!r}; expected three digits from 200 to 599, a space and a reason, such as '200 OK'"
+        )
+    return int(match[1]), match[2]
+
+
+@functools.lru_cache(maxsize=256)
+def _checked_name(name: str) -> str:
+    """A header's name in small letters; applications use the same few again and again."""
+    if not _TOKEN(name):
+        raise ApplicationError(f"header name {name!r} is not a token (RFC 9110, section 5.6.2)")
+    if name.lower() in _HOP_BY_HOP:
+        raise ApplicationError(f"header {name} is hop-by-hop; only the server may set it (RFC 9110, section 7.6.1)")
+    return name.lower()
+
+
+def checked(chunk: Any) -> bytes:
+    """A piece of the body, which must be bytes."""
+    if not isinstance(chunk, bytes):
+        raise ApplicationError(f"the body has a {type(chunk).__name__}, {chunk!r:.60}; expected bytes")
+    return chunk
