@@ -10,8 +10,8 @@ extensions = []
 needed = []
 if os.environ.get("THREADBRIDGE_COMPILE") == "1":
     if {"egg_info", "dist_info"} & set(sys.argv):
-        # pip asks what building needs: the compiler, and what has the types that the modules use.
-        needed = ["mypy[mypyc]", "tornado", "httptools"]
+        # pip asks what building needs: the compiler, and what has the types that the modules use, optional ones too.
+        needed = ["mypy[mypyc]", "tornado", "httptools", "prometheus_client", "uvloop"]
     else:
         from mypyc.build import mypycify
 

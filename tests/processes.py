@@ -107,10 +107,11 @@ class Frontend:
         env: Mapping[str, str] | None = None,
         port: int | None = None,
         cwd: Path = ROOT,
+        python: str | Path = sys.executable,
     ) -> None:
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self.command = [sys.executable, *(part.format(port=self.port) for part in arguments)]
+        self.command = [str(python), *(part.format(port=self.port) for part in arguments)]
         self.env = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT), **(env or {})}
         self.cwd = cwd
         self.process: subprocess.Popen[bytes]

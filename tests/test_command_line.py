@@ -290,7 +290,7 @@ def test_serve_knows_no_other_keyword() -> None:
 def test_defaults_are_those_of_the_classes_behind_them() -> None:
     settings = cast(dict[str, Any], from_keywords({}))
     # Of the source: what is compiled does not tell its signature.
-    bridge = runpy.run_path(str(ROOT / "threadbridge" / "bridge.py"))["Bridge"]
+    bridge = runpy.run_path(str(ROOT / "threadbridge" / "loop" / "bridge.py"))["Bridge"]
     for name, parameter in inspect.signature(bridge).parameters.items():
         if name != "application":
             assert settings[name] == parameter.default, name
