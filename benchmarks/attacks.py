@@ -14,8 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from tests import attacks
-from tests.attacks import MEGABYTE, Others, attack_with, serving
+from tests.support import attacks
+from tests.support.attacks import MEGABYTE, Others, attack_with, serving
 
 
 class Attack(NamedTuple):

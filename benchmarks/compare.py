@@ -26,7 +26,7 @@ from benchmarks.report import as_json, facts, markdown
 from benchmarks.rounds import MEMORY_STARTS, Bench, Series
 from benchmarks.subject import CannotStart, Footprint
 from benchmarks.workloads import WORKLOADS, Workload
-from tests.processes import ROOT, private_mariadb
+from tests.support.processes import ROOT, private_mariadb
 
 MEMORY = "memory"
 HAZARDS = "hazards"

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.contenders import CONTENDERS, Contender
-from tests.processes import ROOT
+from tests.support.processes import ROOT
 
 DIRECTORY = ROOT / "var" / "benchmarks-venv"
 REQUIREMENTS = ROOT / "benchmarks" / "requirements.txt"

@@ -18,7 +18,7 @@ from pathlib import Path
 from benchmarks.database import ProcessList
 from benchmarks.servers import command
 from benchmarks.timeline import Bar, Panel, picture
-from tests.processes import ROOT, Frontend, private_mariadb
+from tests.support.processes import ROOT, Frontend, private_mariadb
 
 QUERIES = 50
 CONNECTIONS = 10

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from benchmarks.clients import Refused, ask
 from benchmarks.contenders import APPLICATION, Contender
 from benchmarks.database import ProcessList
-from tests.processes import Frontend
+from tests.support.processes import Frontend
 
 SLOW = 3.0
 STARTS_WITHIN = 30.0

@@ -20,8 +20,8 @@ from statistics import median
 
 from benchmarks import wrk
 from benchmarks.subject import Subject
-from tests.processes import Frontend, free_port
-from tests.records import record
+from tests.support.processes import Frontend, free_port
+from tests.support.records import record
 from threadbridge.cli.main import main as serve
 from threadbridge.telemetry.telemetry import Telemetry
 

@@ -15,8 +15,8 @@ import MySQLdb
 import pytest
 from dbutils.pooled_db import PooledDB
 
-from tests.databases import Witness, connect_settings
-from tests.processes import ROOT, TEMPLATES, private_mariadb
+from tests.support.databases import Witness, connect_settings
+from tests.support.processes import ROOT, TEMPLATES, private_mariadb
 from threadbridge.common.repeated_log import RepeatedLog
 from threadbridge.database.pool import PoolGuard
 

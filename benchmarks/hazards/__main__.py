@@ -31,7 +31,7 @@ from benchmarks.hazards.measures import Figures
 from benchmarks.hazards.overload import overload
 from benchmarks.report import facts
 from benchmarks.subject import CannotStart, Subject, running
-from tests.processes import ROOT, private_mariadb
+from tests.support.processes import ROOT, private_mariadb
 
 
 class Hazard(NamedTuple):

@@ -26,11 +26,11 @@ from typing import IO, Any
 
 import MySQLdb
 
-from tests.databases import connect_settings, kill_server, start_server
 from tests.faults.application import ACCOUNTS, LOCK_WAIT
 from tests.faults.line import FaultyLine
-from tests.inprocess import wait_until
-from tests.processes import ROOT, free_port, private_mariadb
+from tests.support.databases import connect_settings, kill_server, start_server
+from tests.support.inprocess import wait_until
+from tests.support.processes import ROOT, free_port, private_mariadb
 
 CONNECTIONS = 5
 DEADLINE = 8

@@ -10,7 +10,7 @@ from wsgiref.types import StartResponse, WSGIEnvironment
 
 from tests.http_cases.responses import Incomplete, Response, parse_responses
 from tests.http_cases.row import Row, get
-from tests.inprocess import BridgeThread
+from tests.support.inprocess import BridgeThread
 
 # How long to wait for what the server owes; it owes everything at once.
 TIMEOUT = 5

@@ -1,7 +1,7 @@
 """The guard around a DBUtils ``PooledDB``: which request holds which connection, and how their queries are stopped.
 
-This module, `guarded_connection` and `guarded_cursor` are the ones that know DBUtils. What they touch of its privates is
-listed here.
+This module, `guarded_connection` and `guarded_cursor` are the ones that know DBUtils. What they touch of its privates
+is listed here.
 """
 
 from __future__ import annotations

@@ -1,0 +1,366 @@
+"""Health for watchdogs and load balancers: the loop, the workers of each lane, the database."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import os
+import resource
+import signal
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+from urllib.parse import quote
+
+import MySQLdb
+import pytest
+import requests
+from dbutils.pooled_db import PooledDB
+
+from tests.database.test_control_connection import no_connection_left
+from tests.support.admin_site import Site, SqlSite, answer
+from tests.support.databases import Witness, connect_settings, kill_server, line_to, start_server
+from tests.support.inprocess import wait_until
+from tests.support.processes import free_port, private_mariadb
+from tests.support.supervised import Supervised
+from threadbridge.admin import health
+from threadbridge.admin.health import DATABASE_LIMIT, LATELY, MOST_CHECKS, DatabaseHealth
+from threadbridge.database.pool import PoolGuard
+
+HEALTHY = (200, "lane quick: ok\nlane pool: ok\ndatabase: ok\n")
+
+
+def ready(site: Site, query: str = "") -> tuple[int, str]:
+    answered = site.admin(f"/readyz{query}")
+    return answered.status_code, answered.text
+
+
+def database_line(site: Site, query: str = "") -> tuple[int, str]:
+    status, text = ready(site, query)
+    return status, text.splitlines()[-1]
+
+
+def test_workers_that_wait_for_work_or_are_at_it_are_ready(tmp_path: Path) -> None:
+    with Site(tmp_path, "--lane=other:/other/*:1") as site, ExitStack() as stack:
+        expected = (200, "lane other: ok\nlane default: ok\n")
+        assert ready(site) == expected
+        for name in ("one", "two"):
+            site.occupy(stack, name)
+        stack.enter_context(site.send("/"))
+        wait_until(lambda: site.picture()["counts"]["waiting"] == 1, "all threads are busy, and a request waits")
+        assert ready(site) == expected
+        site.finish("one", "two")
+
+
+def test_workers_that_do_not_come_back_are_not(tmp_path: Path) -> None:
+    # POST requests are not cancelled at their deadline; their threads are stuck as long as the flags are not there.
+    with Site(tmp_path, "--deadline=0.5") as site, ExitStack() as stack:
+        clients = []
+        for name in ("one", "two"):
+            clients.append(stack.enter_context(site.send(f"/slow?{tmp_path / name}", "POST")))
+        assert [answer(client)[:12] for client in clients] == [b"HTTP/1.1 504"] * 2
+        wait_until(lambda: ready(site) == (503, "lane default: no thread can run\n"), "they do not come back")
+        assert site.admin("/healthz").text == "ok\n"
+        site.finish("one", "two")
+        wait_until(lambda: ready(site)[0] == 200, "the threads are back")
+
+
+def test_one_that_is_told_to_stop_is_not_ready_but_still_shows_what_runs(tmp_path: Path) -> None:
+    with Site(tmp_path) as site, ExitStack() as stack:
+        site.occupy(stack, "one")
+        site.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: ready(site)[0] == 503, "it drains")
+        assert ready(site)[1] == "draining: this process is about to end\n"
+        picture = site.picture()
+        assert (picture["processes"][0]["draining"], picture["counts"]["running"]) == (True, 1)
+        site.finish("one")
+        assert site.process.wait(20) == 0
+
+
+def test_without_a_pool_there_is_no_database_to_ask(tmp_path: Path) -> None:
+    with Site(tmp_path) as site:
+        assert ready(site, "?db=1") == (503, "lane default: ok\ndatabase: there is no pool to ask\n")
+
+
+def test_several_processes_are_ready_when_each_of_them_is(tmp_path: Path) -> None:
+    port = free_port()
+    with Supervised(tmp_path, f"--admin_port={port}") as server, requests.Session() as session:
+
+        def ask(query: str = "") -> tuple[int, list[str]]:
+            answered = session.get(
+                f"http://127.0.0.1:{port}/readyz{query}", timeout=20, headers={"Connection": "close"}
+            )
+            return answered.status_code, sorted(answered.text.splitlines())
+
+        one, other = sorted(server.pids())
+        both = (200, [f"process {pid}: lane default: ok" for pid in (one, other)])
+        wait_until(lambda: ask() == both, "both are ready")
+        os.kill(other, signal.SIGSTOP)
+        try:
+            silent = [f"process {one}: lane default: ok", f"process {other}: no answer within {DATABASE_LIMIT + 1:g} s"]
+            assert ask() == (503, silent)
+            # The one that answers speaks for itself.
+            assert ask("?process=own") == (200, ["lane default: ok"])
+        finally:
+            os.kill(other, signal.SIGCONT)
+        wait_until(lambda: ask() == both, "the other goes on")
+
+
+# The database.
+
+
+@pytest.fixture(scope="module")
+def own_mariadb() -> Iterator[dict[str, str]]:
+    """A server that the tests of this module may stop, if they let it go on."""
+    with private_mariadb() as variables:
+        yield variables
+
+
+def test_under_load_it_is_ready_at_each_of_hundreds_of_looks(tmp_path: Path, own_mariadb: dict[str, str]) -> None:
+    ended = threading.Event()
+    statuses: Counter[int] = Counter()
+
+    def load(path: str) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", site.port, timeout=30)
+        while not ended.is_set():
+            connection.request("GET", path)
+            answered = connection.getresponse()
+            answered.read()
+            statuses[answered.status] += 1
+        connection.close()
+
+    with SqlSite(tmp_path, own_mariadb) as site:
+        paths = ["/quick"] * 24 + ["/sql?SELECT%201"] * 8
+        threads = [threading.Thread(target=load, args=(path,)) for path in paths]
+        for thread in threads:
+            thread.start()
+        looks: Counter[tuple[int, str]] = Counter()
+        with requests.Session() as session:
+            while looks.total() < 300:
+                answered = session.get(f"http://127.0.0.1:{site.admin_port}/readyz", timeout=20)
+                looks[answered.status_code, answered.text] += 1
+        ended.set()
+        for thread in threads:
+            thread.join()
+        assert looks == {HEALTHY: 300}
+        assert statuses.keys() == {200} and statuses.total() > 200
+
+
+def test_a_database_that_is_down_is_noticed_by_what_fails_and_asked_until_it_is_back(
+    tmp_path: Path, own_mariadb: dict[str, str]
+) -> None:
+    with SqlSite(tmp_path, own_mariadb) as site:
+        assert ready(site) == HEALTHY
+        kill_server(own_mariadb)
+        try:
+            wait_until(lambda: database_line(site, "?db=1")[0] == 503, "with db=1 it is asked at once")
+            # No request has failed yet.
+            assert ready(site) == HEALTHY
+            with site.send("/sql?SELECT%201") as client:
+                assert answer(client).startswith(b"HTTP/1.1 503 ")
+            status, text = database_line(site)
+            assert (status, "database: OperationalError: (2002, " in text) == (503, True), text
+            assert "threadbridge_ready 0.0" in site.admin("/metrics").text
+        finally:
+            start_server(own_mariadb)
+        # Without any request, which a load balancer would not send.
+        wait_until(lambda: ready(site) == HEALTHY, "it is back")
+        assert "threadbridge_ready 1.0" in site.admin("/metrics").text
+        log = site.output()
+        assert log.count("not ready, as /readyz says from now on: lane quick: ok; lane pool: ok; database: Operat") == 1
+        assert log.count("ready again") == 1
+
+
+def test_a_long_report_is_told_from_a_database_that_hangs(tmp_path: Path, own_mariadb: dict[str, str]) -> None:
+    pid = int((Path(own_mariadb["MYSQL_UNIX_SOCKET"]).parent / "mariadb.pid").read_text())
+    with SqlSite(tmp_path, own_mariadb) as site, ExitStack() as stack:
+        # All connections at work.
+        for number in range(3):
+            site.run(stack, f"SELECT {number}, SLEEP(60)")
+        wait_until(lambda: site.admin("/requests.json").text.count("SLEEP(60)") == 3, "all run")
+        last_success = time.monotonic()
+        while time.monotonic() < last_success + LATELY + 0.5:
+            assert ready(site) == HEALTHY
+        assert database_line(site, "?db=1") == (200, "database: ok")
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            waiting = threading.Thread(target=ready, args=(site,))
+            waiting.start()
+            # While one check waits for the server, the loop answers others.
+            assert site.admin("/healthz").elapsed.total_seconds() < DATABASE_LIMIT / 2
+            waiting.join()
+            expected = (503, f"database: no answer to a new connection within {DATABASE_LIMIT:g} s")
+            wait_until(lambda: database_line(site) == expected, "it hangs")
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        wait_until(lambda: ready(site) == HEALTHY, "the server goes on")
+
+
+def test_a_pool_of_connections_that_a_network_has_swallowed_is_not_ready(
+    tmp_path: Path, own_mariadb: dict[str, str]
+) -> None:
+    with line_to(own_mariadb["MYSQL_UNIX_SOCKET"]) as line:
+        mariadb = {**own_mariadb, "MYSQL_UNIX_SOCKET": line.path}
+        with SqlSite(tmp_path, mariadb, "--deadline=2") as site, ExitStack() as stack:
+            for number in range(3):
+                site.run(stack, f"SELECT {number}, SLEEP(60)")
+            wait_until(lambda: site.admin("/requests.json").text.count("SLEEP(60)") == 3, "all run")
+            line.swallow_old()
+            expected = "database: all 3 connections are held by requests that are cancelled or past their deadline"
+            wait_until(lambda: database_line(site) == (503, expected), "they are given up, and do not come back")
+            # New connections would be answered.
+            connection = MySQLdb.connect(**connect_settings(own_mariadb, line.path))
+            connection.close()
+
+
+def test_a_pool_of_connections_that_long_streams_hold_is_ready(tmp_path: Path, own_mariadb: dict[str, str]) -> None:
+    with SqlSite(tmp_path, own_mariadb, "--deadline=0.5") as site, ExitStack() as stack:
+        streams = [stack.enter_context(site.send("/stream?SELECT%201")) for _ in range(3)]
+        for client in streams:
+            assert client.recv(65536).startswith(b"HTTP/1.1 200 OK")
+        begun = time.monotonic()
+        # Long past the deadline, and past the last statement that succeeded.
+        while time.monotonic() < begun + 0.5 + 2 * LATELY + 0.5:
+            assert ready(site) == HEALTHY
+            # They are read on.
+            assert all(client.recv(65536) for client in streams)
+
+
+def status(site: SqlSite, sql: str) -> int:
+    with site.send(f"/sql?{quote(sql)}") as client:
+        return int(answer(client)[9:12])
+
+
+def test_a_password_that_is_not_the_database_s_any_more_is_noticed_by_what_fails(
+    tmp_path: Path, own_mariadb: dict[str, str]
+) -> None:
+    witness = Witness(own_mariadb)
+    with SqlSite(tmp_path, own_mariadb) as site:
+        assert ready(site) == HEALTHY
+        witness.rows("SET PASSWORD = PASSWORD('another')")
+        try:
+            others = set(witness.connections)
+            for number in others:
+                witness.rows(f"KILL {number}")
+            wait_until(lambda: not others & set(witness.connections), "they are gone")
+            # Those that the loss of a connection makes fail, and then one that begins by connecting.
+            wait_until(lambda: "(1045, " in (status(site, "SELECT 1"), site.output())[1], "a connection is refused")
+            wait_until(lambda: database_line(site)[0] == 503, "it is noticed")
+            assert "Access denied" in database_line(site)[1]
+        finally:
+            witness.connection.cursor().execute("SET PASSWORD = PASSWORD(%s)", (witness.settings["password"],))
+        wait_until(lambda: ready(site) == HEALTHY, "the password is right again")
+        # What only the application has done wrong is no matter of the database's.
+        last_success = time.monotonic()
+        while time.monotonic() < last_success + LATELY + 0.5:
+            assert status(site, "SELECT * FROM no_such_table") == 500
+            assert ready(site) == HEALTHY
+    witness.connection.close()
+
+
+def test_a_database_without_connections_left_is_noticed_and_costs_a_503(
+    tmp_path: Path, own_mariadb: dict[str, str]
+) -> None:
+    witness = Witness(own_mariadb)
+    with SqlSite(tmp_path, own_mariadb) as site:
+        # With its session changed, the connection that is ready is closed.
+        assert status(site, "SET @a = 1") == 200
+        with no_connection_left(witness):
+            wait_until(lambda: status(site, "SELECT 1") == 503, "a request fails")
+            wait_until(lambda: "Too many connections" in database_line(site)[1], "it is noticed")
+            assert database_line(site)[0] == 503
+        wait_until(lambda: ready(site) == HEALTHY, "there are some again")
+        assert status(site, "SELECT 1") == 200
+    witness.connection.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="the server lets root in as its administrator")
+def test_an_account_without_connections_left_is_noticed_and_costs_a_503(
+    tmp_path: Path, own_mariadb: dict[str, str]
+) -> None:
+    witness = Witness(own_mariadb)
+    root = MySQLdb.connect(unix_socket=own_mariadb["MYSQL_UNIX_SOCKET"], user="root")
+    account = f"'{own_mariadb['MYSQL_USER']}'@'localhost' WITH MAX_USER_CONNECTIONS"
+    with SqlSite(tmp_path, own_mariadb) as site, closing(root), closing(witness.connection):
+        assert status(site, "SET @a = 1") == 200
+        root.query(f"ALTER USER {account} 1")
+        try:
+            # Those that were made before the limit do not count.
+            with no_connection_left(witness):
+                assert status(site, "SELECT 1") == 503
+                wait_until(lambda: "(1226, " in database_line(site)[1], "it is noticed")
+                assert database_line(site)[0] == 503
+        finally:
+            root.query(f"ALTER USER {account} 0")
+        wait_until(lambda: ready(site) == HEALTHY, "there are some again")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="the server lets root in as its administrator")
+def test_a_database_that_only_reads_is_ready_for_those_who_read(tmp_path: Path, own_mariadb: dict[str, str]) -> None:
+    Witness(own_mariadb).connection.close()
+    root = MySQLdb.connect(unix_socket=own_mariadb["MYSQL_UNIX_SOCKET"], user="root")
+    with SqlSite(tmp_path, own_mariadb) as site, closing(root):
+        root.query("SET GLOBAL read_only = 1")
+        try:
+            assert status(site, "INSERT INTO notes VALUES ('x')") == 503
+            assert ready(site) == HEALTHY
+            assert status(site, "SELECT 1") == 200
+        finally:
+            root.query("SET GLOBAL read_only = 0")
+        assert status(site, "INSERT INTO notes VALUES ('x')") == 200
+
+
+def test_a_process_without_descriptors_for_clients_can_still_ask_the_database(
+    tmp_path: Path, own_mariadb: dict[str, str]
+) -> None:
+    with SqlSite(tmp_path, own_mariadb) as site, ExitStack() as stack:
+        pid, limit = site.process.pid, 80
+        _, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (limit, hard))
+        idle = [stack.enter_context(socket.create_connection(("127.0.0.1", site.port))) for _ in range(2 * limit)]
+        wait_until(lambda: "no file descriptors left for new connections" in site.output(), "there are no more")
+        assert database_line(site, "?db=1") == (200, "database: ok")
+        for client in idle:
+            client.close()
+        wait_until(lambda: ready(site) == HEALTHY, "there are some again")
+
+
+def test_checks_that_hang_are_few_and_hold_up_nothing(
+    own_mariadb: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(health, "DATABASE_LIMIT", 0.1)
+    monkeypatch.setattr(health, "GIVE_UP_AFTER", 0.2)
+    monkeypatch.setattr(health, "FRESH", 0.0)
+    attempts = []
+
+    async def judge() -> None:
+        with line_to(own_mariadb["MYSQL_UNIX_SOCKET"]) as line:
+
+            def connect() -> object:
+                # Of the application's own, and so without timeouts.
+                attempts.append(threading.current_thread())
+                return MySQLdb.connect(**connect_settings(own_mariadb, line.path))
+
+            guard = PoolGuard(PooledDB(connect, maxconnections=1))
+            database = DatabaseHealth(guard)
+            assert await database.problem(always=False) == ""
+            assert await database.problem(always=True) == ""
+            assert len(attempts) == 1
+            line.swallow()
+            problems: Counter[str] = Counter()
+            while (problem := await database.problem(always=True)) != f"{MOST_CHECKS} attempts to connect hang":
+                problems[problem] += 1
+                assert problems.total() < 50
+            assert problems.keys() == {"no answer to a new connection within 0.1 s"}
+            assert len(attempts) == 1 + MOST_CHECKS
+            line.mend()
+            for thread in attempts:
+                await asyncio.to_thread(thread.join)
+            assert await database.problem(always=True) == ""
+            guard.close()
+
+    asyncio.run(judge())

@@ -1,0 +1,379 @@
+"""Several frontends on one host: the page of one shows all of them, and stops what runs in any of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import stat
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from tests.support.admin_site import FROM_PAGE, Site, answer, write_token
+from tests.support.inprocess import wait_until
+from tests.support.processes import free_port
+from threadbridge.admin.peer_answer import MalformedAnswer, parse_processes
+from threadbridge.admin.peer_proof import WINDOW, PeerProof, ProofError
+from threadbridge.admin.peers import PATIENCE
+
+
+def pids(picture: dict[str, Any]) -> set[int]:
+    return {process["pid"] for process in picture["processes"]}
+
+
+def two_sites(tmp_path: Path, stack: ExitStack, *arguments: str) -> tuple[Site, Site]:
+    """Two frontends; each has a directory of its own for its requests' flags."""
+    sites = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        sites.append(stack.enter_context(Site(tmp_path / name, *arguments)))
+    return sites[0], sites[1]
+
+
+def test_those_in_the_run_directory_are_one_picture(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with ExitStack() as stack:
+        one, other = two_sites(tmp_path, stack, f"--run_directory={run}")
+        assert stat.S_IMODE(run.stat().st_mode) == 0o700
+        files = sorted(run.iterdir())
+        assert [stat.S_IMODE(file.stat().st_mode) for file in files] == [0o600, 0o600]
+        assert sorted(file.name for file in files) == sorted(
+            f"{site.process.pid}-{site.process.pid}.sock" for site in (one, other)
+        )
+        both = {one.process.pid, other.process.pid}
+        assert pids(one.picture()) == pids(other.picture()) == both
+        client = other.occupy(stack, "slow", "/cancellable")
+        one.occupy(stack, "mine")
+        picture = one.picture()
+        assert picture["counts"]["running"] == 2
+        row = next(row for row in picture["requests"] if row["url"].endswith("slow"))
+        # The one that is not here, told by its neighbour.
+        assert one.admin(f"/requests/{row['key']}/cancel", "POST", headers=FROM_PAGE).json() == {"stopped": 1}
+        assert answer(client).startswith(b"HTTP/1.1 504 ")
+        wait_until((other.directory / "slow").exists, "it is cancelled")
+        one.finish("mine")
+        assert one.stop() == 0
+        assert [file.name for file in run.iterdir()] == [f"{other.process.pid}-{other.process.pid}.sock"]
+        assert pids(other.picture()) == {other.process.pid}
+
+
+def test_what_a_killed_one_has_left_behind_is_swept(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with ExitStack() as stack:
+        one, other = two_sites(tmp_path, stack, f"--run_directory={run}")
+        (run / "notes.txt").touch()
+        other.process.kill()
+        other.process.wait()
+        picture = one.picture()
+        assert (pids(picture), picture["silent"]) == ({one.process.pid}, [])
+        assert sorted(file.name for file in run.iterdir()) == [f"{one.process.pid}-{one.process.pid}.sock", "notes.txt"]
+
+
+def test_one_that_does_not_answer_is_shown_so_and_delays_nothing(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        one, other = two_sites(tmp_path, stack, f"--run_directory={tmp_path / 'run'}")
+        os.kill(other.process.pid, signal.SIGSTOP)
+        try:
+            [silent] = one.picture()["silent"]
+            assert silent == {"name": f"process {other.process.pid}", "reason": f"no answer within {PATIENCE:g} s"}
+            # From now on nobody waits for it: twenty pictures take less than the patience with it twenty times.
+            began = time.monotonic()
+            for _ in range(20):
+                assert pids(one.picture()) == {one.process.pid}
+            assert time.monotonic() - began < 20 * PATIENCE
+        finally:
+            os.kill(other.process.pid, signal.SIGCONT)
+        wait_until(lambda: pids(one.picture()) == {one.process.pid, other.process.pid}, "it is back")
+
+
+def test_those_that_are_named_and_know_each_other_in_a_circle(tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    write_token(token, "a token that both of them have")
+    bearer = {"Authorization": f"Bearer {token.read_text()}"}
+    ports = [free_port(), free_port()]
+    named = f"127.0.0.1:{ports[0]},http://localhost:{ports[1]},127.0.0.1:{free_port()}"
+    with ExitStack() as stack:
+        sites = []
+        for port in ports:
+            (tmp_path / str(port)).mkdir()
+            site = Site(tmp_path / str(port), f"--admin_peers={named}", f"--admin_token_file={token}", admin_port=port)
+            sites.append(stack.enter_context(site))
+        one, other = sites
+        client = other.occupy(stack, "slow", "/cancellable")
+        picture = one.admin("/requests.json", headers=bearer).json()
+        # Each of them once, itself included, and one that is not there.
+        assert [process["pid"] for process in picture["processes"]].count(one.process.pid) == 1
+        assert pids(picture) == {one.process.pid, other.process.pid}
+        assert [silent["reason"] for silent in picture["silent"]] == ["Connection refused"]
+        [row] = picture["requests"]
+        stop = one.admin(f"/requests/{row['key']}/cancel", "POST", headers={**FROM_PAGE, **bearer})
+        assert stop.json() == {"stopped": 1}
+        assert answer(client).startswith(b"HTTP/1.1 504 ")
+
+
+def test_a_peer_with_another_token_is_silent(tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    write_token(token, "a token that only one has")
+    (tmp_path / "a").mkdir()
+    with (
+        Site(tmp_path, f"--admin_token_file={token}") as locked,
+        Site(tmp_path / "a", f"--admin_peers=127.0.0.1:{locked.admin_port}") as open_one,
+    ):
+        picture = open_one.picture()
+        assert pids(picture) == {open_one.process.pid}
+        assert [silent["reason"] for silent in picture["silent"]] == [
+            "it answers 401 Unauthorized: give the token: log in at /, or send the header Authorization: Bearer TOKEN"
+        ]
+
+
+class Stranger:
+    """Listens where a peer is expected, keeps what it is asked, and answers with ``answer``."""
+
+    def __init__(self, answer: bytes = b"") -> None:
+        self.answer = answer
+        self.asked: list[bytes] = []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                with client:
+                    self.asked.append(client.recv(65536))
+                    client.sendall(self.answer)
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+
+TOKEN = "a token that both of them have"
+
+
+def http_answer(body: bytes) -> bytes:
+    return b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+
+
+def test_a_stranger_at_a_peers_port_gets_no_token_and_is_not_believed(tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    write_token(token, TOKEN)
+    bearer = {"Authorization": f"Bearer {TOKEN}"}
+    with closing(Stranger(http_answer(b'{"processes":[],"stopped":7}'))) as stranger:
+        arguments = (f"--admin_token_file={token}", f"--admin_peers=127.0.0.1:{stranger.port}")
+        with Site(tmp_path, *arguments) as site:
+
+            def picture() -> dict[str, Any]:
+                found: dict[str, Any] = site.admin("/requests.json", headers=bearer).json()
+                return found
+
+            reason = "its answer does not prove that it knows the token"
+            wait_until(lambda: [silent["reason"] for silent in picture()["silent"]] == [reason], "it is not believed")
+            stop = site.admin("/requests/1-1/cancel", "POST", headers={**FROM_PAGE, **bearer})
+            assert stop.status_code == 404
+            assert any(asked.startswith(b"POST /local/requests/1-1/cancel?") for asked in stranger.asked)
+            assert not any(TOKEN.encode() in asked for asked in stranger.asked)
+            # What it has heard is of no use at the frontend itself, nor is what it makes of that.
+            [asked] = [asked for asked in stranger.asked if asked.startswith(b"GET")][-1:]
+            [proof] = [line[15:] for line in asked.decode().split("\r\n") if line.startswith("Authorization: ")]
+            for host in (f"127.0.0.1:{stranger.port}", f"127.0.0.1:{site.admin_port}"):
+                headers = {"Authorization": proof, "Host": host}
+                assert site.admin("/local/processes.json", headers=headers).status_code == 401
+
+
+def test_a_request_among_peers_is_good_for_one_time_place_and_purpose(tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    write_token(token, TOKEN)
+    with Site(tmp_path, f"--admin_token_file={token}") as site:
+        place, path = f"127.0.0.1:{site.admin_port}", "/local/processes.json"
+        proof = PeerProof(TOKEN)
+
+        def ask(authorization: str, path: str = path) -> requests.Response:
+            return site.admin(path, headers={"Authorization": authorization})
+
+        number, authorization = proof.of_request("GET", place, path)
+        answered = ask(authorization)
+        assert answered.status_code == 200
+        assert proof.is_of_answer(answered.headers["X-Threadbridge-Proof"], number, answered.content)
+        assert not proof.is_of_answer(answered.headers["X-Threadbridge-Proof"], number, answered.content + b" ")
+        assert not PeerProof("another token").is_of_answer(
+            answered.headers["X-Threadbridge-Proof"], number, answered.content
+        )
+        again = ask(authorization)
+        assert (again.status_code, "the request is a copy" in again.text) == (401, True)
+        for other in (
+            PeerProof("another token").of_request("GET", place, path),
+            proof.of_request("GET", place, "/local/requests/1-1/cancel"),
+            proof.of_request("POST", place, path),
+            proof.of_request("GET", "127.0.0.1:1", path),
+            ("", "Threadbridge-Peer x"),
+        ):
+            assert ask(other[1]).status_code == 401
+        # It opens nothing but what peers need.
+        _, authorization = proof.of_request("GET", place, "/requests.json")
+        assert ask(authorization, "/requests.json").status_code == 401
+
+
+def test_what_peers_have_asked_is_forgotten_when_it_is_too_old_to_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1_800_000_000.0
+    monkeypatch.setattr(time, "time", lambda: now)
+    proof = PeerProof(TOKEN)
+    request = ("GET", "a:1", "/")
+    for late in (0, WINDOW, WINDOW + 1):
+        _, authorization = proof.of_request(*request)
+        now += late
+        if late > WINDOW:
+            with pytest.raises(ProofError, match="the clocks of the two hosts differ"):
+                proof.check_request(authorization, *request)
+        else:
+            proof.check_request(authorization, *request)
+            with pytest.raises(ProofError, match="the request is a copy"):
+                proof.check_request(authorization, *request)
+    now += 2 * WINDOW
+    proof.check_request(proof.of_request(*request)[1], *request)
+    assert len(proof._used) == 1
+
+
+MALFORMED = [
+    b"",
+    b"\0\xff" * 100,
+    b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n{}",
+    b"HTTP/1.1 999999999999999999999 " + b"x" * 1000 + b"\r\n\r\n",
+    b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n",
+    *map(
+        http_answer,
+        (
+            b"",
+            b"\xff",
+            b"[]",
+            b"{}",
+            b'{"processes":1,"stopped":"many"}',
+            b'{"processes":[[]],"stopped":-1}',
+            b'{"processes":[{}],"stopped":1.5}',
+            b'{"processes":[null],"stopped":1e999}',
+            b"[" * 100_000,
+            b'{"processes":' + b"[" * 100_000,
+        ),
+    ),
+]
+
+
+def test_a_peer_whose_answers_make_no_sense_is_silent(tmp_path: Path) -> None:
+    with closing(Stranger()) as stranger, Site(tmp_path, f"--admin_peers=127.0.0.1:{stranger.port}") as site:
+        for number, answer in enumerate(MALFORMED):
+            stranger.answer = answer
+            # So that both of the answers below are those to what was asked since.
+            asked = len(stranger.asked)
+            picture = site.admin("/requests.json")
+            assert picture.status_code == 200, answer[:100]
+            wait_until(lambda: len(stranger.asked) > asked, f"it is asked: {number}")  # noqa: B023
+            wait_until(lambda: len(site.picture()["silent"]) == 1, f"it is silent: {number}")
+            stop = site.admin("/requests/1-1/cancel", "POST", headers=FROM_PAGE)
+            assert stop.status_code == 404, answer[:100]
+            assert site.admin("/threads").status_code == 200
+        assert "Traceback" not in site.output()
+
+
+def test_each_part_of_a_peers_answer_is_checked(tmp_path: Path) -> None:
+    with Site(tmp_path) as site, ExitStack() as stack:
+        requests.get(site.url, timeout=20)
+        site.occupy(stack, "one")
+        wait_until(lambda: bool(site.picture()["finished"]), "one has ended")
+        document = site.admin("/local/processes.json").json()
+        site.finish("one")
+    whole = json.dumps(document).encode()
+    assert parse_processes(whole) == document["processes"]
+    places = list(_places(document["processes"]))
+    assert len(places) > 40
+    for holder, name in places:
+        kept = holder[name]
+        wrong = [{"a": [1]}, [[1]], -1e30, float("nan"), "x" * 30_000, 10**400]
+        for value in wrong:
+            holder[name] = value
+            with pytest.raises(MalformedAnswer):
+                parse_processes(json.dumps(document).encode())
+        holder[name] = kept
+    bins = document["processes"][0]["slots"].popitem()[1]["bins"]
+    assert all(len(number) <= 3 for number in bins)
+
+
+def _places(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Each single value in a document, by what holds it."""
+    for name in value if isinstance(value, dict) else range(len(value)):
+        if isinstance(value[name], (dict, list)):
+            yield from _places(value[name])
+        else:
+            yield value, name
+
+
+@pytest.mark.parametrize("address", ["9001", "127.0.0.1", "ftp://a:1", "http://127.0.0.1:9000/page", "a:x"])
+def test_a_peers_address_that_cannot_be_used(tmp_path: Path, address: str) -> None:
+    refused = Site(tmp_path, f"--admin_peers={address}").run_to_its_end()
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert f"admin_peers: {address!r}: expected HOST:PORT or a URL with a port" in refused.stderr
+
+
+def test_a_run_directory_that_cannot_be_used(tmp_path: Path) -> None:
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    (tmp_path / "file").touch()
+    cases = {
+        "open": "other users may write there",
+        "file": "File exists",
+        "file/below": "Not a directory",
+        "x" * 100: "bytes for the path of a socket",
+    }
+    for name, complaint in cases.items():
+        refused = Site(tmp_path, f"--run_directory={tmp_path / name}").run_to_its_end()
+        assert (refused.returncode, refused.stderr.count("\n")) == (2, 1), refused.stderr
+        assert complaint in refused.stderr
+
+
+def test_a_process_without_a_port_is_found_too(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with ExitStack() as stack:
+        (tmp_path / "a").mkdir()
+        one = stack.enter_context(Site(tmp_path, f"--run_directory={run}"))
+        hidden = stack.enter_context(Site(tmp_path / "a", f"--run_directory={run}", admin_port=None))
+        assert "operators" not in hidden.output().splitlines()[0]
+        assert pids(one.picture()) == {one.process.pid, hidden.process.pid}
+        # What the socket of a process serves is for its peers alone.
+        [path] = [file for file in run.iterdir() if file.name.endswith(f"-{hidden.process.pid}.sock")]
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(path))
+            client.sendall(b"GET / HTTP/1.0\r\nHost: localhost\r\n\r\n")
+            assert client.recv(65536).startswith(b"HTTP/1.1 404 ")
+
+
+def test_supervised_processes_are_one_picture_and_one_set_of_metrics(tmp_path: Path) -> None:
+    with Site(tmp_path, "--processes=2") as site, ExitStack() as stack:
+        assert f", operators: http://127.0.0.1:{site.admin_port}/)" in site.output()
+        wait_until(lambda: len(site.picture()["processes"]) == 2, "both are found")
+        # Of four, as many as both have threads, whichever the kernel gives them to.
+        for number in range(4):
+            stack.enter_context(site.send(f"/slow?{tmp_path / str(number)}"))
+        wait_until(lambda: len(site.picture()["requests"]) == 4, "all are shown")
+        [*ids] = [row["id"] for row in site.picture()["requests"]]
+        assert len(set(ids)) == 4
+        for name in ids[:2]:
+            assert site.admin(f"/requests/{name}/cancel", "POST", headers=FROM_PAGE).json() == {"stopped": 1}
+        site.finish("0", "1", "2", "3")
+        wait_until(lambda: not site.picture()["requests"], "all have ended")
+
+        def total() -> float:
+            lines = site.admin("/metrics").text.splitlines()
+            return sum(float(line.split()[-1]) for line in lines if line.startswith("threadbridge_requests_total"))
+
+        # Whichever of the two is asked.
+        assert [total() for _ in range(6)] == [4.0] * 6
+        assert site.stop() == 0

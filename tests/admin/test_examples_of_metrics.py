@@ -1,0 +1,93 @@
+"""What the documentation, the alerts and the dashboard say of metrics fits those that exist."""
+
+from __future__ import annotations
+
+import json
+import re
+import sqlite3
+from wsgiref.types import StartResponse, WSGIEnvironment
+
+import pytest
+from dbutils.pooled_db import PooledDB
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.support.processes import ROOT
+from threadbridge import Bridge
+from threadbridge.admin.metrics import exposition
+from threadbridge.crossing.states import ENDINGS
+
+ALERTS = (ROOT / "docs" / "examples" / "alerts.yml").read_text()
+DASHBOARD = (ROOT / "docs" / "examples" / "grafana.json").read_text()
+PAGE = (ROOT / "docs" / "operating.md").read_text()
+RUNBOOK = (ROOT / "docs" / "runbook.md").read_text()
+
+NAME = re.compile(r"\b(?:threadbridge|process)_[a-z_]+\b")
+SELECTOR = re.compile(r"((?:threadbridge|process)_[a-z_]+)(?:\{([^}]*)\})?")
+
+
+def application(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
+    start_response("200 OK", [])
+    return []
+
+
+@pytest.fixture(scope="module")
+def samples() -> dict[str, set[str]]:
+    """The names of all samples of a bridge with a pool, each with the names of its labels."""
+    bridge = Bridge(application, pool=PooledDB(sqlite3, maxconnections=1, database=":memory:"))
+    found: dict[str, set[str]] = {}
+    for family in text_string_to_metric_families(exposition(bridge, is_ready=True).decode()):
+        for sample in family.samples:
+            found.setdefault(sample.name, set()).update(sample.labels)
+    bridge.close()
+    return found
+
+
+def expressions() -> list[str]:
+    in_alerts = re.findall(r"expr: (?:\|\n((?: {10,}.*\n)+)|(.*))", ALERTS)
+    in_dashboard = [target["expr"] for panel in json.loads(DASHBOARD)["panels"] for target in panel.get("targets", ())]
+    return [several or one for several, one in in_alerts] + in_dashboard
+
+
+def test_alerts_and_dashboard_ask_for_what_there_is(samples: dict[str, set[str]]) -> None:
+    assert len(expressions()) == ALERTS.count("expr:") + DASHBOARD.count('"expr"') > 20
+    for expression in expressions():
+        asked = SELECTOR.findall(expression)
+        assert asked or expression.startswith("up{"), expression
+        for name, matchers in asked:
+            assert name in samples, expression
+            labels = set(re.findall(r"(\w+)=", matchers)) - {"job", "instance"}
+            assert labels <= samples[name], expression
+            for grouped in re.findall(r"by \(([^)]*)\)", expression):
+                assert set(grouped.split(", ")) - {"instance"} <= samples[name], expression
+        for ending in re.findall(r'ending=~?"([a-z|]+)"', expression):
+            assert set(ending.split("|")) <= {state.value for state in ENDINGS}, expression
+
+
+def test_the_runbook_says_what_to_do_at_each_alert_and_asks_for_metrics_that_exist(
+    samples: dict[str, set[str]],
+) -> None:
+    [alerts_by_sight] = re.findall(r"^\| what you see \| alert .*?\n\n", RUNBOOK, re.MULTILINE | re.DOTALL)
+    alerts = re.findall(r"- alert: (\w+)", ALERTS)
+    assert set(alerts) == set(re.findall(r"`([A-Z]\w+)`", alerts_by_sight)) != set()
+    asked = set(NAME.findall(RUNBOOK))
+    assert asked and asked <= samples.keys()
+
+
+def test_the_documentation_has_every_metric_and_no_other(samples: dict[str, set[str]]) -> None:
+    table = dict(re.findall(r"^\| `(threadbridge_\w+)` \| (.*?) \|", PAGE, re.MULTILINE))
+    families = {re.sub("_(bucket|count|sum)$", "", name): labels - {"le"} for name, labels in samples.items()}
+    assert {name: set(re.findall(r"`(\w+)`", labels)) for name, labels in table.items()} == {
+        name: labels for name, labels in families.items() if name.startswith("threadbridge_")
+    }
+    of_process = set(re.findall(r"`(process_\w+)`", PAGE))
+    assert of_process == {name for name in families if name.startswith("process_")}
+
+
+def test_the_dashboard_has_every_metric() -> None:
+    families = set(re.findall(r"^\| `(threadbridge_\w+)` \|", PAGE, re.MULTILINE))
+    shown = {re.sub("_(bucket|count|sum)$", "", name) for name in NAME.findall(DASHBOARD)}
+    assert families <= shown
+
+
+def test_the_documentation_has_every_ending() -> None:
+    assert {state.value for state in ENDINGS} <= set(re.findall(r"^\| `([a-z]+)` \|", PAGE, re.MULTILINE))

@@ -1,0 +1,188 @@
+"""The guard around a live PooledDB: what it takes, and what was there before it."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import closing
+from typing import Any
+
+import MySQLdb
+import pytest
+from dbutils import pooled_db
+from dbutils.pooled_db import PooledDB, TooManyConnectionsError
+from dbutils.steady_db import SteadyDBConnection
+
+from tests.support.databases import Witness, connect_settings
+from tests.support.inprocess import wait_until
+from tests.support.processes import ROOT
+from tests.support.requests_in_threads import in_request, one, running
+from threadbridge import Bridge
+from threadbridge.database.pool import PoolGuard, pool_size
+
+
+@pytest.mark.parametrize("pool", [MySQLdb, "db.pool", object()])
+def test_anything_but_a_pool_is_refused_with_advice(pool: object) -> None:
+    with pytest.raises(ValueError, match="is not a PooledDB of DBUtils; give the pool object itself"):
+        Bridge(lambda environ, start_response: [], pool=pool)
+
+
+def test_the_parts_of_dbutils_that_the_guard_leans_on_are_there(make_pool: Callable[..., Any]) -> None:
+    pool = make_pool()
+    assert pool_size(pool) == 2
+    assert isinstance(pool._lock, threading.Condition)
+    with pool._lock:
+        # Re-entrant: garbage that is collected under it may be a connection that comes back.
+        assert pool._lock.acquire(blocking=False)
+        pool._lock.release()
+    assert list(inspect.signature(PooledDB.connection).parameters) == ["self", "shareable"]
+    assert [list(inspect.signature(method).parameters) for method in (PooledDB.cache, PooledDB.unshare)] == [
+        ["self", "con"]
+    ] * 2
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [(SteadyDBConnection, "_ping_check"), (SteadyDBConnection, "_create"), (pooled_db, "TooManyConnectionsError")],
+)
+def test_a_dbutils_that_differs_is_refused_with_advice(
+    make_pool: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, owner: Any, name: str
+) -> None:
+    pool = make_pool()
+    monkeypatch.delattr(owner, name)
+    with pytest.raises(ValueError, match=f"has no {name}; this version of threadbridge was made for DBUtils 3.2"):
+        Bridge(lambda environ, start_response: [], pool=pool)
+
+
+def test_a_pool_that_differs_is_refused_with_advice(make_pool: Callable[..., Any]) -> None:
+    pool = make_pool()
+    del pool._isfatal
+    with pytest.raises(ValueError, match="has no _isfatal; this version"):
+        Bridge(lambda environ, start_response: [], pool=pool)
+
+
+def test_an_unlimited_pool_needs_a_number_of_threads(make_pool: Callable[..., Any]) -> None:
+    with pytest.raises(ValueError, match=r"the pool is unlimited .*; give threads="):
+        Bridge(lambda environ, start_response: [], pool=make_pool(maxconnections=0))
+
+
+def test_dbutils_is_needed_only_with_a_pool() -> None:
+    code = (
+        "import runpy, sys\n"
+        "sys.modules['dbutils'] = None\n"
+        "sys.argv = ['threadbridge', 'wsgiref.simple_server:demo_app', '--threads=4', '--check']\n"
+        "runpy.run_module('threadbridge', run_name='__main__')\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_a_pool_has_one_guard_at_a_time(make_pool: Callable[..., Any]) -> None:
+    pool = make_pool()
+    first = PoolGuard(pool)
+    with pytest.raises(ValueError, match="belongs to another Bridge already"):
+        PoolGuard(pool)
+    with running() as request:
+        held = pool.connection()
+        with closing(pool.connection()):
+            pass
+        first.close()
+        PoolGuard(pool)
+        assert (pool._connections, pool._idle_cache) == (1, [])
+        held.close()
+        assert (pool._connections, pool._idle_cache) == (0, [])
+        with closing(pool.connection()) as connection:
+            assert one(connection) == 1 and connection.borrows[0].request is request
+    assert pool._connections == 0
+
+
+# What was there before it.
+
+
+def test_connections_made_before_the_guard_are_replaced(make_pool: Callable[..., Any], witness: Witness) -> None:
+    before = set(witness.connections)
+    pool = make_pool(mincached=2)
+    held = pool.connection()
+    assert one(held) == 1 and len(set(witness.connections) - before) == 2
+    PoolGuard(pool)
+    wait_until(lambda: len(set(witness.connections) - before) == 1, "the idle connection is closed")
+    # The one in use goes on, counts, and is let go when it comes back.
+    assert one(held) == 1
+    with running(), closing(pool.connection()), pytest.raises(TooManyConnectionsError):
+        pool.connection()
+    held.close()
+    assert pool._connections == 0 and len(pool._idle_cache) == 1
+
+
+# Kinds of databases.
+
+
+def test_a_function_that_makes_connections_is_as_good_as_a_driver(
+    mariadb: dict[str, str], make_pool: Callable[..., Any], witness: Witness
+) -> None:
+    pool = PooledDB(lambda: MySQLdb.connect(**connect_settings(mariadb)), maxconnections=1)
+    PoolGuard(pool)
+
+    def sleep() -> None:
+        with closing(pool.connection()) as connection:
+            one(connection, "SELECT NEXT VALUE FOR executions, SLEEP(20)")
+
+    request, worker = in_request(sleep)
+    witness.wait_for("SLEEP(20)")
+    request.cancel()
+    worker.join()
+    assert isinstance(worker.error, MySQLdb.OperationalError) and worker.error.args[0] == 1317
+    assert witness.executions == 1
+    pool.close()
+
+
+# The pool's connections are made by a function of the application's, all at the same time.
+PROGRAM = """
+import json, sys, threading
+import MySQLdb
+from concurrent.futures import ThreadPoolExecutor
+from dbutils.pooled_db import PooledDB
+from threadbridge.database.pool import PoolGuard
+
+together = threading.Barrier(5)
+
+def make():
+    made = MySQLdb.connect(**json.loads(sys.argv[1]))
+    together.wait(30)
+    return made
+
+pool = PooledDB(make, maxconnections=5)
+guard = PoolGuard(pool)
+with ThreadPoolExecutor(5) as threads:
+    connections = list(threads.map(lambda _: pool.connection(), range(5)))
+print(sum(connection._con.number is not None for connection in connections))
+guard.close()
+"""
+
+
+def test_connections_that_are_the_first_at_the_same_time_are_all_guarded(mariadb: dict[str, str]) -> None:
+    # In a process of its own: which driver it is takes longest to see the first time.
+    command = [sys.executable, "-c", PROGRAM, json.dumps(connect_settings(mariadb))]
+    assert subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout == "5\n"
+
+
+def test_an_unknown_driver_works_and_is_mentioned_once(caplog: pytest.LogCaptureFixture) -> None:
+    pool = PooledDB(sqlite3, maxconnections=1, database=":memory:")
+    PoolGuard(pool)
+    with running() as request:
+        for _ in range(2):
+            connection = pool.connection()
+            assert one(connection) == 1
+            connection.close()
+        request.cancel()
+        with pytest.raises(ConnectionAbortedError):
+            pool.connection()
+    assert pool._connections == 0
+    [record] = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert record.getMessage() == "queries cannot be stopped: threadbridge does not support the driver sqlite3"

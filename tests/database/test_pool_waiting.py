@@ -1,0 +1,155 @@
+"""Who waits for a connection of a guarded pool, and for how long."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from contextlib import closing
+from functools import partial
+from typing import Any
+
+import MySQLdb
+import pytest
+from dbutils.pooled_db import TooManyConnectionsError
+
+from tests.support.databases import Witness
+from tests.support.inprocess import wait_until
+from tests.support.requests_in_threads import InThread, in_request, one, running, waits
+from threadbridge.crossing.current import RunningRequest
+from threadbridge.database.pool import PoolGuard
+
+
+@pytest.mark.parametrize("blocking", [False, True])
+@pytest.mark.parametrize("method", ["connection", "dedicated_connection"])
+def test_a_request_waits_for_a_connection(make_pool: Callable[..., Any], blocking: bool, method: str) -> None:
+    pool = make_pool(maxconnections=1, blocking=blocking)
+    PoolGuard(pool)
+    held = pool.connection()
+
+    def use() -> Any:
+        with closing(getattr(pool, method)()) as connection:
+            return one(connection, "SELECT 42")
+
+    workers = [in_request(use)[1] for _ in range(3)]
+    wait_until(waits(pool, 3), "three requests wait")
+    held.close()
+    for worker in workers:
+        worker.join()
+    assert [worker.result for worker in workers] == [42, 42, 42]
+    assert pool._connections == 0 and len(pool._idle_cache) == 1
+
+
+@pytest.mark.parametrize("blocking", [False, True])
+def test_waiting_for_a_connection_ends_when_the_request_is_cancelled(
+    make_pool: Callable[..., Any], blocking: bool
+) -> None:
+    pool = make_pool(maxconnections=1, blocking=blocking)
+    PoolGuard(pool)
+    with closing(pool.connection()):
+        request, worker = in_request(pool.connection)
+        wait_until(waits(pool), "the request waits")
+        request.cancel()
+        worker.join()
+        assert isinstance(worker.error, MySQLdb.OperationalError) and worker.error.args[0] == 1317
+    assert pool._connections == 0
+    with closing(pool.connection()) as connection:
+        assert one(connection) == 1
+
+
+def test_who_is_cancelled_passes_the_connection_on(make_pool: Callable[..., Any]) -> None:
+    pool = make_pool(maxconnections=1)
+    PoolGuard(pool)
+    held = pool.connection()
+    first, first_worker = in_request(pool.connection)
+    wait_until(waits(pool), "the first waits")
+    _, second_worker = in_request(lambda: one(pool.connection()))
+    wait_until(waits(pool, 2), "the second waits")
+    with pool._lock:
+        # The notice goes to the first, which cannot look before it is cancelled.
+        held.close()
+        first.cancelled = True
+    for worker in (first_worker, second_worker):
+        worker.join()
+    assert isinstance(first_worker.error, MySQLdb.OperationalError) and second_worker.result == 1
+
+
+def test_a_request_does_not_wait_for_itself(make_pool: Callable[..., Any]) -> None:
+    pool = make_pool(maxconnections=1)
+    PoolGuard(pool)
+    with running(), closing(pool.connection()) as connection:
+        with pytest.raises(TooManyConnectionsError):
+            pool.connection()
+        assert one(connection) == 1
+    assert pool._connections == 0
+
+
+def test_a_pool_that_does_not_block_makes_nobody_wait_beyond_the_deadline(make_pool: Callable[..., Any]) -> None:
+    pool = make_pool(maxconnections=1)
+    PoolGuard(pool)
+    with closing(pool.connection()), running(deadline=time.monotonic() + 0.2), pytest.raises(TooManyConnectionsError):
+        pool.connection()
+    assert pool._connections == 0
+
+
+def test_the_applications_own_threads_are_left_alone(make_pool: Callable[..., Any], witness: Witness) -> None:
+    pool = make_pool(maxconnections=1)
+    PoolGuard(pool)
+    request = RunningRequest("other", None)
+    with closing(pool.connection()) as connection:
+        with pytest.raises(TooManyConnectionsError):
+            pool.connection()
+        request.cancel()
+        assert one(connection, "SELECT 42") == 42
+    blocking = make_pool(maxconnections=1, blocking=True)
+    PoolGuard(blocking)
+    held = blocking.connection()
+    worker = InThread(blocking.connection)
+    wait_until(waits(blocking), "the thread waits")
+    held.close()
+    worker.join()
+    assert one(worker.result) == 1
+
+
+def test_requests_get_connections_in_the_order_in_which_they_came(make_pool: Callable[..., Any]) -> None:
+    pool = make_pool(maxconnections=1)
+    PoolGuard(pool)
+    held = pool.connection()
+    order: list[int] = []
+
+    def use(number: int) -> None:
+        with closing(pool.connection()):
+            order.append(number)
+
+    workers = []
+    for number in range(5):
+        workers.append(in_request(partial(use, number))[1])
+        wait_until(waits(pool, number + 1), "it waits")
+    held.close()
+    for worker in workers:
+        worker.join()
+    assert order == [0, 1, 2, 3, 4]
+
+
+def test_a_request_that_holds_a_connection_does_not_stand_in_line_for_another(make_pool: Callable[..., Any]) -> None:
+    pool = make_pool(maxconnections=2, blocking=True)
+    PoolGuard(pool)
+    has_one, may_ask = threading.Event(), threading.Event()
+
+    def use_two() -> Any:
+        with closing(pool.connection()):
+            has_one.set()
+            assert may_ask.wait(10)
+            with closing(pool.connection()) as connection:
+                return one(connection)
+
+    _, worker = in_request(use_two)
+    assert has_one.wait(10)
+    held = pool.connection()
+    in_line = in_request(lambda: pool.connection().close())[1]
+    wait_until(waits(pool), "another waits")
+    may_ask.set()
+    held.close()
+    worker.join()
+    in_line.join()
+    assert (worker.error, worker.result, in_line.error) == (None, 1, None)

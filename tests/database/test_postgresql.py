@@ -1,0 +1,487 @@
+"""The same for PostgreSQL: its queries stop, also on connections that requests share."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+import requests
+from dbutils.pooled_db import PooledDB
+
+from tests.database.test_predecessors import kill, process, successor
+from tests.support.cancelling import Application, get
+from tests.support.databases import line_to
+from tests.support.inprocess import BridgeThread, wait_until
+from tests.support.processes import Frontend
+from tests.support.requests_in_threads import in_request, one, running
+from threadbridge.crossing.current import RunningRequest
+from threadbridge.database import guarded_connection, predecessors
+from threadbridge.database.driver import ConnectionSettings, StopFailed
+from threadbridge.database.driver_connection import DriverConnection
+from threadbridge.database.drivers.postgresql import PostgreSQL
+from threadbridge.database.pool import PoolGuard
+
+
+def programs() -> Path:
+    """Debian keeps the server's programs, of each version, out of the way."""
+    found = shutil.which("initdb")
+    return Path(found).parent if found else max(Path("/usr/lib/postgresql").glob("*/bin/initdb")).parent
+
+
+@pytest.fixture(scope="module")
+def postgresql() -> Iterator[dict[str, str]]:
+    """A private server; gives the ``PG*`` variables that lead to it."""
+    directory = Path(tempfile.mkdtemp(prefix="postgresql-"))
+    # It refuses to run as root.
+    as_user: dict[str, Any] = {}
+    if os.geteuid() == 0:
+        user = pwd.getpwnam("nobody")
+        os.chown(directory, user.pw_uid, user.pw_gid)
+        as_user = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
+
+    def run(program: str, *arguments: str) -> None:
+        subprocess.run(
+            [programs() / program, "--pgdata", directory / "data", *arguments],
+            check=True,
+            cwd=directory,
+            stdout=subprocess.DEVNULL,
+            **as_user,
+        )
+
+    run("initdb", "--username=test", "--auth=trust", "--no-sync")
+    run("pg_ctl", "start", "--wait", f"--log={directory}/log", f"--options=-k {directory} -c listen_addresses=")
+    try:
+        # Without TLS: threads that begin with it together crash where both drivers bring libraries of their own.
+        yield {
+            "PGHOST": str(directory),
+            "PGUSER": "test",
+            "PGDATABASE": "postgres",
+            "PGSSLMODE": "disable",
+            "PGGSSENCMODE": "disable",
+        }
+    finally:
+        run("pg_ctl", "stop", "--mode=immediate")
+        shutil.rmtree(directory)
+
+
+class Witness:
+    """A connection beside those of the pool under test."""
+
+    def __init__(self) -> None:
+        self.connection = psycopg.connect(autocommit=True)
+        self.connection.execute("CREATE SEQUENCE IF NOT EXISTS executions")
+        self.connection.execute("CREATE TABLE IF NOT EXISTS notes (note text)")
+        self._executions = self._next_value
+
+    @property
+    def _next_value(self) -> int:
+        [(value,)] = self.connection.execute("SELECT nextval('executions')").fetchall()
+        return int(value)
+
+    @property
+    def executions(self) -> int:
+        """How often ``nextval('executions')`` was executed since the last look."""
+        before, self._executions = self._executions, self._next_value
+        return self._executions - before - 1
+
+    @property
+    def running(self) -> list[str]:
+        """The statements that run at this moment, but for the witness's own."""
+        sql = (
+            "SELECT query FROM pg_stat_activity "
+            "WHERE state = 'active' AND pid <> pg_backend_pid() AND backend_type = 'client backend'"
+        )
+        return [query for (query,) in self.connection.execute(sql)]
+
+
+@pytest.fixture
+def witness(postgresql: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Witness]:
+    for name, value in postgresql.items():
+        monkeypatch.setenv(name, value)
+    witness = Witness()
+    yield witness
+    witness.connection.close()
+
+
+COUNTED_SLEEP = "SELECT nextval('executions'), pg_sleep(20)"
+
+
+@pytest.mark.parametrize("path", ["/pool/20", "/own/20"])
+def test_the_example_stops_its_query_when_the_client_leaves(
+    postgresql: dict[str, str], witness: Witness, path: str
+) -> None:
+    with Frontend(("docs/examples/postgresql.py", "{port}"), env=postgresql) as server:
+        with socket.create_connection(("127.0.0.1", server.port)) as client:
+            client.sendall(get(path))
+            wait_until(lambda: witness.running == ["SELECT pg_sleep($1)"], "the query runs")
+        wait_until(lambda: witness.running == [], "the query is stopped")
+        assert requests.get(server.url + path.replace("20", "0"), timeout=10).text == "slept for 0 s\n"
+
+
+@pytest.mark.parametrize("maxshared", [0, 2])
+@pytest.mark.parametrize("method", ["connection", "dedicated_connection"])
+def test_a_statement_is_stopped_and_was_executed_once(witness: Witness, maxshared: int, method: str) -> None:
+    pool = PooledDB(psycopg, maxconnections=2, maxshared=maxshared)
+
+    def sleep(environ: Any) -> None:
+        with closing(getattr(pool, method)()) as connection, closing(connection.cursor()) as cursor:
+            cursor.execute("INSERT INTO notes VALUES ('half of it')")
+            cursor.execute(COUNTED_SLEEP)
+
+    application = Application(sleep)
+    with BridgeThread(application, pool=pool) as server:
+        client = server.send(get())
+        wait_until(lambda: COUNTED_SLEEP in witness.running, "the statement runs")
+        client.close()
+        wait_until(lambda: application.ended == 1, "the application is free")
+        assert [type(error) for error in application.errors] == [psycopg.errors.QueryCanceled]
+        assert (witness.executions, witness.running) == (1, [])
+        assert witness.connection.execute("SELECT * FROM notes").fetchall() == []
+        assert (pool._connections, pool._idle_cache) == (0, [])
+    pool.close()
+
+
+def test_the_time_limit_of_a_statement_is_no_reason_to_run_it_again(witness: Witness) -> None:
+    pool = PooledDB(psycopg, maxconnections=1, options="-c statement_timeout=200")
+    PoolGuard(pool)
+    with closing(pool.connection()) as connection, pytest.raises(psycopg.errors.QueryCanceled):
+        connection.cursor().execute(COUNTED_SLEEP)
+    assert (witness.executions, pool._connections) == (1, 0)
+    pool.close()
+
+
+class Meeting:
+    """An application whose requests hold one shared connection together until the test lets each go on."""
+
+    def __init__(self, pool: Any) -> None:
+        self.pool = pool
+        self.holding: list[Any] = []
+        self.go_on = {path: threading.Event() for path in ("/leaves", "/stays")}
+        self.results: dict[str, Any] = {}
+
+    def __call__(self, environ: Any, start_response: Any) -> list[bytes]:
+        path = environ["PATH_INFO"]
+        with closing(self.pool.connection()) as connection:
+            self.holding.append(connection._con)
+            assert self.go_on[path].wait(10)
+            with closing(connection.cursor()) as cursor:
+                try:
+                    cursor.execute(f"SELECT nextval('executions'), pg_sleep({20 if path == '/leaves' else 0.5})")
+                    self.results[path] = cursor.fetchone()
+                except psycopg.Error as error:
+                    self.results[path] = type(error)
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return [b"answered"]
+
+
+def test_a_statement_of_another_request_on_a_shared_connection_is_not_stopped(witness: Witness) -> None:
+    pool = PooledDB(psycopg, maxconnections=2, maxshared=1)
+    application = Meeting(pool)
+    with BridgeThread(application, pool=pool) as server:
+        leaves, stays = server.send(get("/leaves")), server.send(get("/stays"))
+        wait_until(lambda: len(application.holding) == 2, "both have a connection")
+        first, second = application.holding
+        assert first is second
+        application.go_on["/stays"].set()
+        wait_until(lambda: len(witness.running) == 1, "the other's statement runs")
+        leaves.close()
+        with stays:
+            assert stays.recv(1000).startswith(b"HTTP/1.1 200 ")
+        assert application.results["/stays"] is not None and isinstance(application.results["/stays"], tuple)
+        application.go_on["/leaves"].set()
+        wait_until(lambda: "/leaves" in application.results, "the first has ended")
+        assert application.results["/leaves"] is psycopg.errors.QueryCanceled
+        wait_until(lambda: pool._connections == 0, "the connection is back")
+        assert (witness.executions, pool._shared_cache) == (1, [])
+    pool.close()
+
+
+def test_a_shared_connection_is_stopped_when_nobody_waits_for_any_of_its_requests(witness: Witness) -> None:
+    pool = PooledDB(psycopg, maxconnections=2, maxshared=1)
+    application = Meeting(pool)
+    with BridgeThread(application, pool=pool) as server:
+        leaves, stays = server.send(get("/leaves")), server.send(get("/stays"))
+        wait_until(lambda: len(application.holding) == 2, "both have a connection")
+        application.go_on["/leaves"].set()
+        wait_until(lambda: len(witness.running) == 1, "the statement runs")
+        application.go_on["/stays"].set()
+        leaves.close()
+        stays.close()
+        wait_until(lambda: len(application.results) == 2, "both have ended")
+        assert application.results["/leaves"] is psycopg.errors.QueryCanceled
+        assert issubclass(application.results["/stays"], psycopg.Error)
+        wait_until(lambda: pool._connections == 0, "the connection is back")
+        assert (witness.executions, pool._shared_cache) == (1, [])
+    pool.close()
+
+
+@pytest.mark.parametrize("last", ["is given up", "comes back"])
+def test_a_shared_connection_is_given_up_with_the_last_that_is_not(witness: Witness, last: str) -> None:
+    pool = PooledDB(psycopg, maxconnections=1, maxshared=1)
+    guard = PoolGuard(pool)
+    go_on = [threading.Event() for _ in range(3)]
+    holding = []
+
+    def hold(event: threading.Event) -> None:
+        with closing(pool.connection()) as connection:
+            holding.append(connection._con)
+            assert event.wait(10)
+
+    (first, stuck), (second, other), (third, healthy) = [in_request(partial(hold, event)) for event in go_on]
+    wait_until(lambda: len(holding) == 3, "all share a connection")
+    assert len(set(map(id, holding))) == 1 and pool._connections == 1
+    assert (guard.abandon(first), guard.abandon(second)) == ((0, 1), (0, 1))
+    if last == "is given up":
+        assert guard.abandon(third) == (1, 0)
+    else:
+        go_on[2].set()
+        healthy.join()
+        assert healthy.error is None
+    assert (pool._connections, pool._shared_cache) == (0, [])
+    # The place is free, and nothing of the others' comes to it.
+    with running(), closing(pool.connection()) as connection:
+        assert connection._con is not holding[0] and pool._connections == 1
+        for event, worker in zip(go_on, (stuck, other, healthy), strict=True):
+            event.set()
+            worker.join()
+        assert one(connection) == 1 and pool._connections == 1
+    assert (pool._connections, len(pool._idle_cache)) == (0, 1)
+    guard.close()
+    pool.close()
+
+
+def test_one_that_the_server_has_closed_is_not_handed_out(witness: Witness, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As if some time had passed.
+    monkeypatch.setattr(guarded_connection, "FRESH", 0.0)
+    pool = PooledDB(psycopg, maxconnections=1)
+    guard = PoolGuard(pool)
+    with running(), closing(pool.connection()) as connection:
+        number = one(connection, "SELECT pg_backend_pid()")
+    witness.connection.execute("SELECT pg_terminate_backend(%s, 10000)", (number,))
+    with running(), closing(pool.connection()) as connection:
+        connection.cursor().execute("INSERT INTO notes VALUES ('new')")
+        assert one(connection, "SELECT pg_backend_pid()") != number
+    guard.close()
+    pool.close()
+
+
+def test_one_whose_answer_another_waits_for_is_shared_as_it_is(witness: Witness) -> None:
+    pool = PooledDB(psycopg, maxconnections=1, maxshared=1)
+    guard = PoolGuard(pool)
+    with running(), closing(pool.connection()) as connection:
+        number = one(connection, "SELECT pg_backend_pid()")
+        # An answer that is still to be read: to one who looks only at the socket the connection seems closed.
+        sender = connection._con.dbapi_connection
+        sender.pgconn.send_query(b"SELECT 42")
+        wait_until(lambda: not connection._con._is_quiet(), "the answer is there")
+        _, worker = in_request(pool.connection)
+        worker.join()
+        shared = worker.result
+        assert shared._con.dbapi_connection is sender
+        while sender.pgconn.get_result() is not None:
+            pass
+        assert one(shared, "SELECT pg_backend_pid()") == number
+        shared.close()
+    guard.close()
+    pool.close()
+
+
+def test_shared_connections_made_before_the_guard_are_counted_off_once(witness: Witness) -> None:
+    pool = PooledDB(psycopg, maxconnections=3, maxshared=2)
+    held: list[Any] = [pool.connection(), pool.connection(), pool.connection()]
+    assert pool._connections == 2
+    PoolGuard(pool)
+    new = pool.connection()
+    assert new._con not in [connection._con for connection in held]
+    for connection in (*held, new):
+        connection.close()
+    assert (pool._connections, pool._shared_cache, len(pool._idle_cache)) == (0, [], 1)
+    pool.close()
+
+
+def test_the_databases_process_list_names_the_request(witness: Witness) -> None:
+    pool = PooledDB(psycopg, maxconnections=1)
+    guard = PoolGuard(pool, tags_queries=True)
+    request = RunningRequest("7f-00002a", None)
+    request.enter()
+    with closing(pool.connection()) as connection, closing(connection.cursor()) as cursor:
+        cursor.execute("SELECT query, pg_backend_pid() FROM pg_stat_activity WHERE pid = pg_backend_pid()")
+        query, number = cursor.fetchone()
+    request.leave()
+    assert query.startswith("/* 7f-00002a */ SELECT query")
+    [statement] = request.statements.latest
+    assert (statement.connection_id, statement.rows) == (number, 1)
+    guard.close()
+    pool.close()
+
+
+# Limits, and what does not stop.
+
+
+@pytest.fixture(params=["psycopg", "psycopg2"])
+def driver(request: pytest.FixtureRequest) -> Any:
+    """Both drivers, where the second is installed."""
+    return pytest.importorskip(request.param)
+
+
+def test_the_server_ends_a_statement_beyond_the_limit(witness: Witness, driver: Any) -> None:
+    pool = PooledDB(driver, maxconnections=1, dbname="postgres")
+    guard = PoolGuard(pool, statement_limit=0.2)
+    with running(), closing(pool.connection()) as connection:
+        # The setting outlives transactions.
+        connection.rollback()
+        with pytest.raises(driver.Error) as raised:
+            one(connection, COUNTED_SLEEP)
+        assert isinstance(raised.value, driver.errors.QueryCanceled)
+        connection.rollback()
+        assert one(connection, "SELECT current_setting('idle_in_transaction_session_timeout')") == "200ms"
+    assert (witness.executions, pool._connections) == (1, 0)
+    guard.close()
+    pool.close()
+
+
+def test_a_limit_of_the_applications_own_stays(witness: Witness, driver: Any) -> None:
+    pool = PooledDB(driver, maxconnections=1, dbname="postgres", options="-c statement_timeout=7000")
+    guard = PoolGuard(pool, statement_limit=100)
+    with running(), closing(pool.connection()) as connection:
+        assert one(connection, "SELECT current_setting('statement_timeout')") == "7s"
+    guard.close()
+    pool.close()
+
+
+def test_a_statement_is_stopped_with_either_driver(witness: Witness, driver: Any) -> None:
+    pool = PooledDB(driver, maxconnections=1, dbname="postgres")
+    guard = PoolGuard(pool)
+
+    def sleep() -> None:
+        with closing(pool.connection()) as connection:
+            one(connection, COUNTED_SLEEP)
+
+    request, worker = in_request(sleep)
+    wait_until(lambda: COUNTED_SLEEP in witness.running, "the statement runs")
+    request.cancel()
+    worker.join()
+    assert isinstance(worker.error, driver.errors.QueryCanceled)
+    wait_until(lambda: guard.stopper.stops == 1, "it is counted")
+    assert (witness.executions, witness.running) == (1, [])
+    guard.close()
+    pool.close()
+
+
+def test_a_connection_that_the_network_has_lost_is_cut_and_ended(witness: Witness, driver: Any) -> None:
+    """The order to cancel is lost with it, for it goes through the same line; another connection gets through."""
+    witness.connection.execute("TRUNCATE notes")
+    witness.connection.execute("INSERT INTO notes VALUES ('locked')")
+    with (
+        tempfile.TemporaryDirectory(prefix="line-") as directory,
+        line_to(f"{os.environ['PGHOST']}/.s.PGSQL.5432") as line,
+    ):
+        os.symlink(line.path, f"{directory}/.s.PGSQL.5432")
+        pool = PooledDB(driver, maxconnections=1, host=directory, dbname="postgres")
+        guard = PoolGuard(pool)
+
+        def lock_and_sleep() -> None:
+            with closing(pool.connection()) as connection:
+                one(connection, "SELECT * FROM notes FOR UPDATE")
+                one(connection, "SELECT pg_sleep(60)")
+
+        request, worker = in_request(lock_and_sleep)
+        wait_until(lambda: witness.running == ["SELECT pg_sleep(60)"], "it sleeps")
+        line.swallow_old()
+        request.cancel()
+        worker.join()
+        assert isinstance(worker.error, driver.Error)
+        wait_until(lambda: (guard.stopper.severed, guard.stopper.running) == (1, 0), "it has ended in the server")
+        assert witness.connection.execute("SELECT * FROM notes FOR UPDATE NOWAIT").fetchall() == [("locked",)]
+        guard.close()
+        pool.close()
+
+
+def test_no_process_is_ended_that_has_the_number_of_another(witness: Witness, driver: Any) -> None:
+    settings = ConnectionSettings(driver.connect, (), {"dbname": "postgres"})
+    database = PostgreSQL(driver.__name__, settings)
+    with closing(driver.connect(dbname="postgres")) as connection:
+        identity = database.identify(connection)
+        number = witness.connection.info.backend_pid
+        assert database.end(identity._replace(pid=number))
+        assert witness.connection.execute("SELECT 42").fetchall() == [(42,)]
+        with pytest.raises(StopFailed, match="goes through a proxy"):
+            database.end(identity._replace(started=""))
+        assert not database.end(identity)
+        wait_until(lambda: database.end(identity), "it is seen to have ended")
+    database.close()
+
+
+def test_a_successor_ends_what_a_killed_process_has_left(
+    witness: Witness, driver: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predecessors, "INTERVAL", 0.2)
+    settings = {"dbname": "postgres"}
+    witness.connection.execute("TRUNCATE notes")
+    witness.connection.execute("INSERT INTO notes VALUES ('locked')")
+    # Neither looks whether its client is still there.
+    compute = "SELECT count(*) FROM generate_series(1, 1000000000000)"
+    with (
+        process(tmp_path, settings, "SELECT * FROM notes FOR UPDATE", compute, driver=driver.__name__) as dead,
+        process(tmp_path, settings, "SELECT pg_sleep(600)", driver=driver.__name__) as living,
+    ):
+        wait_until(lambda: sorted(witness.running) == [compute, "SELECT pg_sleep(600)"], "both run")
+        # It would find it too.
+        os.kill(living, signal.SIGSTOP)
+        kill(dead)
+        with successor(tmp_path, settings, driver) as (guard, _):
+            wait_until(lambda: guard.stopper.killed == 1, "the server is told to end it")
+            wait_until(lambda: guard.stopper.running == 0, "it has ended")
+            assert witness.running == ["SELECT pg_sleep(600)"]
+            assert witness.connection.execute("SELECT * FROM notes FOR UPDATE NOWAIT").fetchall() == [("locked",)]
+            kill(living)
+            wait_until(lambda: guard.stopper.killed == 2, "the other one is found when it is dead")
+            wait_until(lambda: guard.stopper.running == 0 and witness.running == [], "it has ended")
+            assert (guard.stopper.stops, guard.stopper.failures, guard.stopper.severed) == (0, 0, 0)
+            guard.leave()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_stop_that_finds_no_statement_is_not_counted(
+    witness: Witness, driver: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = PooledDB(driver, maxconnections=1, dbname="postgres")
+    guard = PoolGuard(pool)
+    told, goes_on = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with closing(pool.connection()) as connection:
+            one(connection, "SELECT 1")
+            told.set()
+            assert goes_on.wait(10)
+
+    request, worker = in_request(hold)
+    assert told.wait(10)
+    stop, answers = DriverConnection.stop, []
+
+    def noted(connection: DriverConnection, *, waits: bool = False) -> bool:
+        answers.append(stop(connection, waits=waits))
+        return answers[-1]
+
+    monkeypatch.setattr(DriverConnection, "stop", noted)
+    request.cancel()
+    wait_until(lambda: answers == [False], "the server is told to stop it")
+    goes_on.set()
+    worker.join()
+    guard.close()
+    wait_until(lambda: guard.stopper._thread is None, "the stopper has done all it had to do")
+    assert (worker.error, guard.stopper.stops, guard.stopper.failures) == (None, 0, 0)
+    pool.close()

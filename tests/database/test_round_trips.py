@@ -1,0 +1,214 @@
+"""A connection's way out of the pool and back: nothing is asked that is known, and nothing is lost by that."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from typing import Any
+
+import MySQLdb
+import pytest
+from dbutils.pooled_db import PooledDB
+
+from tests.support.databases import Witness, connect_settings
+from tests.support.inprocess import wait_until
+from threadbridge.crossing.current import RunningRequest
+from threadbridge.database import guarded_connection
+from threadbridge.database.drivers.mysql_session import MySQLSession
+from threadbridge.database.pool import PoolGuard
+
+
+class Requests:
+    """Requests, one after the other, to an application with a pool of one connection."""
+
+    def __init__(self, mariadb: dict[str, str], **parameters: Any) -> None:
+        self.pool = PooledDB(MySQLdb, maxconnections=1, **{**connect_settings(mariadb), **parameters})
+        self.guard = PoolGuard(self.pool)
+
+    def serve(self, use: Callable[[Any], Any]) -> Any:
+        """What the function gives, called with a connection in a request."""
+        request = RunningRequest("test", None)
+        request.enter()
+        try:
+            with closing(self.pool.connection()) as connection:
+                return use(connection)
+        finally:
+            request.leave()
+
+
+@pytest.fixture
+def make(mariadb: dict[str, str]) -> Iterator[Callable[..., Requests]]:
+    made: list[Requests] = []
+
+    def make(**parameters: Any) -> Requests:
+        made.append(Requests(mariadb, **parameters))
+        return made[-1]
+
+    yield make
+    for requests in made:
+        requests.guard.close()
+        requests.pool.close()
+
+
+def query(sql: str) -> Callable[[Any], Any]:
+    def use(connection: Any) -> Any:
+        with closing(connection.cursor()) as cursor:
+            cursor.execute(sql)
+            return cursor.fetchone()
+
+    return use
+
+
+def counter(witness: Witness, name: str) -> int:
+    return int(witness.rows(f"SHOW GLOBAL STATUS LIKE '{name}'")[0][1])
+
+
+NUMBER = query("SELECT CONNECTION_ID()")
+
+
+@pytest.mark.parametrize(("fresh", "pings"), [(1000.0, 0), (0.0, 5)])
+def test_a_connection_used_just_now_is_not_pinged(
+    make: Callable[..., Requests], witness: Witness, monkeypatch: pytest.MonkeyPatch, fresh: float, pings: int
+) -> None:
+    monkeypatch.setattr(guarded_connection, "FRESH", fresh)
+    requests = make()
+    numbers = {requests.serve(NUMBER)}
+    before = counter(witness, "Com_admin_commands"), counter(witness, "Com_rollback")
+    numbers |= {requests.serve(NUMBER) for _ in range(5)}
+    assert len(numbers) == 1
+    # Each is rolled back all the same: a snapshot belongs to one request.
+    after = counter(witness, "Com_admin_commands"), counter(witness, "Com_rollback")
+    assert (after[0] - before[0], after[1] - before[1]) == (pings, 5)
+
+
+def test_a_check_of_the_applications_own_is_always_made(make: Callable[..., Requests]) -> None:
+    checked: list[Any] = []
+    requests = make(ping=checked.append)
+    for _ in range(3):
+        requests.serve(NUMBER)
+    assert len(checked) == 2
+
+
+def begin(connection: Any) -> Any:
+    connection.begin()
+    answer = NUMBER(connection)
+    connection.commit()
+    return answer
+
+
+def raw(connection: Any) -> Any:
+    cursor = connection.dbapi_connection.cursor()
+    cursor.execute("SELECT CONNECTION_ID()")
+    return cursor.fetchone()
+
+
+# Without its checks DBUtils would hand such a connection out, and only replace it for a statement.
+@pytest.mark.parametrize(("use", "ping"), [(NUMBER, 0), (NUMBER, 1), (begin, 1), (raw, 1)])
+def test_a_connection_that_was_killed_between_two_requests_is_replaced_unnoticed(
+    make: Callable[..., Requests], witness: Witness, use: Callable[[Any], Any], ping: int
+) -> None:
+    requests = make(ping=ping, isfatal=None if ping == 0 else lambda error: False)
+    for _ in range(5):
+        [number] = requests.serve(NUMBER)
+        witness.rows(f"KILL {number}")
+        wait_until(lambda number=number: number not in witness.connections, "it is gone")  # type: ignore[misc]
+        [other] = requests.serve(use)
+        assert other != number
+    assert requests.pool._connections == 0
+
+
+def test_a_rollback_that_did_not_succeed_leads_to_another_connection(
+    make: Callable[..., Requests], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(session: MySQLSession) -> None:
+        raise MySQLdb.OperationalError(2013, "Lost connection to server during query")
+
+    requests = make(ping=0)
+    [number] = requests.serve(NUMBER)
+    with monkeypatch.context() as patch:
+        patch.setattr(MySQLSession, "end_rollback", fail)
+        [other] = requests.serve(NUMBER)
+    assert other != number
+    assert requests.serve(NUMBER) == (other,)
+    assert requests.pool._connections == 0
+
+
+def test_no_snapshot_outlives_its_request(make: Callable[..., Requests], witness: Witness) -> None:
+    requests = make()
+    count = query("SELECT COUNT(*) FROM notes")
+    for number in range(50):
+        assert requests.serve(count) == (number,)
+        witness.rows("INSERT INTO notes VALUES ('new')")
+
+
+@pytest.mark.parametrize(
+    "statement", ["INSERT INTO notes VALUES ('x')", "SELECT * FROM notes FOR UPDATE", "SELECT 1; DELETE FROM notes"]
+)
+def test_no_lock_outlives_the_hand_back(make: Callable[..., Requests], witness: Witness, statement: str) -> None:
+    requests = make()
+    witness.rows("INSERT INTO notes VALUES ('locked')")
+
+    def lock(connection: Any) -> None:
+        with closing(connection.cursor()) as cursor:
+            cursor.execute(statement)
+            while cursor.nextset():
+                pass
+
+    for _ in range(50):
+        requests.serve(lock)
+        assert witness.rows("SELECT note FROM notes FOR UPDATE NOWAIT") == (("locked",),)
+
+
+@pytest.mark.parametrize("begun_by", ["begin()", "BEGIN", "START TRANSACTION", "SET autocommit=0"])
+def test_what_was_begun_in_spite_of_autocommit_is_rolled_back(
+    make: Callable[..., Requests], witness: Witness, begun_by: str
+) -> None:
+    requests = make(autocommit=True)
+
+    def use(connection: Any) -> None:
+        with closing(connection.cursor()) as cursor:
+            if begun_by == "begin()":
+                connection.begin()
+            else:
+                cursor.execute(begun_by)
+            cursor.execute("INSERT INTO notes VALUES ('half of it')")
+
+    requests.serve(use)
+    assert requests.serve(query("SELECT COUNT(*) FROM notes")) == (0,)
+    assert witness.notes == []
+
+
+def test_a_connection_is_still_known_after_statements_that_failed_like_broken_ones(
+    make: Callable[..., Requests], witness: Witness, caplog: pytest.LogCaptureFixture
+) -> None:
+    witness.rows("CREATE OR REPLACE PROCEDURE times_out() SIGNAL SQLSTATE 'HY000' SET MYSQL_ERRNO = 1205")
+    requests = make()
+
+    def use(connection: Any) -> Any:
+        for _ in range(3):
+            # DBUtils makes another connection, tries the statement there too, and lets it go again.
+            with closing(connection.cursor()) as cursor, pytest.raises(MySQLdb.OperationalError):
+                cursor.execute("CALL times_out()")
+        [number] = NUMBER(connection)
+        assert connection.number == number
+        kills = witness.kills
+        connection.stop()
+        return witness.kills - kills
+
+    assert requests.serve(use) >= 1
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+def test_a_cursor_outlives_its_connection_as_ever(make: Callable[..., Requests]) -> None:
+    requests = make()
+    request = RunningRequest("test", None)
+    request.enter()
+    for number in range(3):
+        # Nobody keeps the connection, so that it is back in the pool at once.
+        cursor = requests.pool.connection().cursor()
+        assert requests.pool._connections == 0
+        for _ in range(2):
+            cursor.execute("SELECT %s", (number,))
+            assert cursor.fetchone() == (number,)
+    request.leave()

@@ -1,0 +1,102 @@
+"""The benchmarks' commands work; what they measure is not for tests."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+from benchmarks.report import workload_table
+from benchmarks.rounds import Sample, Series, measure
+from benchmarks.subject import Subject
+from benchmarks.workloads import Workload
+from benchmarks.wrk import Load, Measured
+from tests.support.processes import ROOT, Frontend
+
+
+def run(module: str, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", f"benchmarks.{module}", *options]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_a_comparison_is_printed_and_written_down(tmp_path: Path) -> None:
+    options = ("--only=hello-new,select,memory", "--peers=executor", "--rounds=1", "--quick")
+    finished = run("compare", *options, f"--directory={tmp_path}")
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    text = (tmp_path / "compare.md").read_text(encoding="utf-8")
+    assert text in finished.stdout
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    # A head, a line, and two servers in each of four tables, two of which are of memory.
+    heads = ["server", "server", "server: the process with the application, MB", "server: all processes, MB"]
+    assert [row[0] for row in rows[::4]] == heads
+    assert [row[0] for row in rows[2::4]] == ["threadbridge"] * 4
+    assert [row[0] for row in rows[3::4]] == ["WSGIContainer(executor)"] * 4
+    assert "The fastest of the others is WSGIContainer(executor)" in text
+    facts = json.loads((tmp_path / "compare.json").read_text(encoding="utf-8"))
+    assert facts["rounds"] == 1
+    assert list(facts["workloads"]) == ["select", "hello-new"]
+    for workload in facts["workloads"].values():
+        for server in ("threadbridge", "executor"):
+            figures = workload["servers"][server]
+            assert len(figures["rate"]) == 1
+            assert all(rate > 0 for rate in figures["rate"])
+            assert all(p50 <= p99 for p50, p99 in zip(figures["p50"], figures["p99"], strict=True))
+            assert figures["errors"] == {}
+    for starts in facts["memory"].values():
+        [[footprint]] = starts
+        assert footprint["resident"] >= footprint["proportional"] >= footprint["unique"] > 1_000_000
+        assert footprint["resident"] > footprint["anonymous"] > 1_000_000
+    picture = ElementTree.parse(tmp_path / "compare.svg").getroot()
+    bars = picture.findall(".//{http://www.w3.org/2000/svg}rect")
+    # The frame, and two servers in each of three panels.
+    assert len(bars) == 1 + 3 * 2
+
+
+def test_what_a_server_cannot_do_is_said() -> None:
+    series = {name: Series() for name in ("threadbridge", "cheroot", "granian")}
+    # It closes each connection, and accepts no POST.
+    with Frontend(("-m", "http.server", "{port}", "--bind=127.0.0.1")) as frontend:
+        subject = Subject(frontend, {})
+        measure(subject, Workload("", Load("/LICENSE", 2)), series["threadbridge"])
+        measure(subject, Workload("", Load("/missing", 2, keep_alive=False)), series["cheroot"])
+        measure(subject, Workload("", Load("/", 2, "POST", 10)), series["granian"])
+    rows = [[cell.strip() for cell in line.split("|")] for line in workload_table(series).splitlines()]
+    assert rows[2][-2] == "closes connections"
+    assert rows[3][-2] == "failed: answers with status 404"
+    assert rows[4][-2] == "failed: answers with status 501"
+    good = series["threadbridge"].good[0]
+    assert (good.measured.requests > 0, good.measured.errors) == (True, {})
+
+
+def test_a_figure_with_errors_is_marked() -> None:
+    good = Measured(100.0, 100, 1.0, 2.0, 3.0, 4.0, {})
+    series = {
+        "threadbridge": Series([Sample(good, 10.0, 0), None]),
+        "cheroot": Series([Sample(good._replace(rate=50.0, errors={"timeout": 3}), 10.0, 0), None]),
+    }
+    rows = [[cell.strip() for cell in line.split("|")] for line in workload_table(series).splitlines()]
+    assert rows[3][1:4] == ["cheroot", "50! (50-50)", "2.00 (2.00-2.00)"]
+    assert rows[3][-2] == "3 timeout errors"
+
+
+def test_the_hazards_are_measured_and_written_down(tmp_path: Path) -> None:
+    results = tmp_path / "hazards.json"
+    finished = run("hazards", "--servers=threadbridge", "--hazards=stop", f"--json={results}")
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    assert "threadbridge has reached all it must" in finished.stdout
+    facts = json.loads(results.read_text(encoding="utf-8"))
+    assert facts["servers"] == {"threadbridge": {"answered": 20, "exit status": 0, "port": "free"}}
+    assert facts["threads"] == 10
+    assert facts["machine"]["processors"] >= 1
+    assert "tornado" in facts["versions"]
+
+
+def test_an_unknown_server_is_refused_with_the_names_of_those_there_are() -> None:
+    finished = run("hazards", "--servers=apache")
+    assert finished.returncode == 2
+    assert "there is no server 'apache'; there are threadbridge, wsgicontainer" in finished.stderr
+    finished = run("compare", "--peers=apache")
+    assert finished.returncode == 2
+    assert "there is no 'apache'; there are wsgicontainer, executor" in finished.stderr

@@ -1,0 +1,58 @@
+"""What tests of cancelled requests need: an application, its requests, and a look at what is left of them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from contextlib import closing
+from typing import Any
+from wsgiref.types import StartResponse, WSGIEnvironment
+
+from tests.support.databases import Witness
+from tests.support.inprocess import wait_until
+
+COUNTED_SLEEP = "SELECT NEXT VALUE FOR executions, SLEEP(20)"
+
+
+class Application:
+    """Calls a function for each request; its return value is the response. Keeps what the functions raised."""
+
+    def __init__(self, function: Callable[[WSGIEnvironment], object]) -> None:
+        self.errors: list[Exception] = []
+        self.ended = 0
+        self._function = function
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
+        try:
+            body = str(self._function(environ)).encode()
+        except Exception as error:
+            # Without the traceback, which would keep the connection from coming back.
+            self.errors.append(error.with_traceback(None))
+            raise
+        finally:
+            self.ended += 1
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return [body]
+
+
+def get(path: str = "/", method: str = "GET") -> bytes:
+    return f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode()
+
+
+def query(pool: Any, sql: str) -> Any:
+    with closing(pool.connection()) as connection, closing(connection.cursor()) as cursor:
+        cursor.execute(sql)
+        return cursor.fetchone()
+
+
+def assert_all_is_well(pool: Any, witness: Witness) -> None:
+    """Nothing runs in the database, and all connections of the pool are there and in order."""
+    wait_until(lambda: pool._connections == 0, "all connections are back")
+    wait_until(lambda: witness.running == [], "nothing runs")
+    with contextlib.ExitStack() as stack:
+        for _ in range(pool._maxconnections):
+            connection = stack.enter_context(closing(pool.connection()))
+            cursor = stack.enter_context(closing(connection.cursor()))
+            cursor.execute("SELECT 42")
+            assert cursor.fetchone() == (42,)
+    assert pool._connections == 0

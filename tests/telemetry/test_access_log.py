@@ -1,0 +1,163 @@
+"""The access log: what its lines say of requests that end in all ways, and whose programs can read them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import threading
+from wsgiref.types import StartResponse, WSGIEnvironment
+
+import pytest
+
+from tests.support.inprocess import BridgeThread, wait_until
+from tests.support.records import record
+from threadbridge import Lane, current
+from threadbridge.telemetry.access_log import AccessLines
+
+COMBINED = re.compile(
+    r"(?P<client>\S+) - - \[(?P<time>\d\d/[A-Z][a-z]{2}/\d{4}:\d\d:\d\d:\d\d [+-]\d{4})\] "
+    r'"(?P<request>[^"]*)" (?P<status>\d{3}) (?P<sent>\d+) "(?P<referer>[^"]*)" "(?P<agent>[^"]*)" '
+    r"id=(?P<id>\S+) lane=(?P<lane>\S+) wait=(?P<wait>\d+\.\d) run=(?P<run>\d+\.\d) database=(?P<database>\d+\.\d) "
+    r"ending=(?P<ending>[a-z]+)(?: changes=(?P<changes>[a-z-]+))?"
+)
+
+
+@pytest.fixture(autouse=True)
+def _logged(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "tornado.access")
+
+
+def lines(caplog: pytest.LogCaptureFixture) -> list[dict[str, str]]:
+    """The fields of each line."""
+    found = []
+    for logged in caplog.records:
+        if logged.name == "tornado.access":
+            for line in logged.getMessage().splitlines():
+                match = COMBINED.fullmatch(line)
+                assert match is not None, line
+                found.append(match.groupdict())
+    return found
+
+
+class Application:
+    """Answers; for some paths only when the test says so."""
+
+    def __init__(self) -> None:
+        self.entered = threading.Semaphore(0)
+        self.go_on = threading.Event()
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
+        if environ["PATH_INFO"] == "/fails":
+            raise LookupError("as asked")
+        if environ["PATH_INFO"] == "/waits":
+            current().on_cancel(self.go_on.set)
+            self.entered.release()
+            assert self.go_on.wait(10)
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return [b"hello"]
+
+
+def test_a_line_says_who_asked_for_what_and_how_it_ended(caplog: pytest.LogCaptureFixture) -> None:
+    with BridgeThread(Application(), threads=1, lanes=[Lane("own", "/own*", threads=1)], xheaders=True) as server:
+        headers = {"Referer": "http://a/", "User-Agent": "b c", "X-Real-IP": "192.0.2.7", "X-Request-ID": "d-1"}
+        server.request(path="/own?x=1", headers=headers)
+        response, _ = server.request(path="/")
+    first, second = lines(caplog)
+    wanted = {"client": "192.0.2.7", "request": "GET /own?x=1 HTTP/1.1", "status": "200", "sent": "5"}
+    wanted |= {"referer": "http://a/", "agent": "b c", "id": "d-1", "lane": "own", "ending": "done"}
+    assert {name: first[name] for name in wanted} == wanted
+    wanted = {"client": "127.0.0.1", "request": "GET / HTTP/1.1", "lane": "default", "referer": "-", "agent": "-"}
+    wanted |= {"id": response.headers["X-Request-ID"]}
+    assert {name: second[name] for name in wanted} == wanted
+
+
+def test_a_client_that_is_no_address_is_escaped() -> None:
+    # Other servers than this package's may name any.
+    [line] = str(AccessLines([record(client='fe80::1%1 - - "GET admin" 200 <\x9b>')])).splitlines()
+    assert line.startswith("fe80::1%1\\x20-\\x20-\\x20\\x22GET\\x20admin\\x22\\x20200\\x20<\\x9B> - - [")
+
+
+def test_every_ending_has_its_line(caplog: pytest.LogCaptureFixture) -> None:
+    application = Application()
+    lanes = [Lane("late", "/waits", threads=1, queue=0, deadline=0.2)]
+    with BridgeThread(application, threads=1, lanes=lanes) as server:
+        late = server.send(b"GET /waits HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert application.entered.acquire(timeout=10)
+        assert server.request(path="/waits")[0].status == 503
+        assert late.recv(1000).startswith(b"HTTP/1.1 504 ")
+        late.close()
+        wait_until(lambda: server.bridge.lanes[0].busy == 0, "the lane has room")
+        # Only now: the cancellation has set it.
+        application.go_on.clear()
+        assert server.request(path="/fails")[0].status == 500
+        with server.send(b"GET /waits HTTP/1.1\r\nHost: a\r\n\r\n"):
+            assert application.entered.acquire(timeout=10)
+        wait_until(lambda: not server.bridge.exchanges, "the client's leaving is noticed")
+    assert sorted((line["ending"], line["status"]) for line in lines(caplog)) == [
+        ("abandoned", "499"),
+        ("expired", "504"),
+        ("failed", "500"),
+        ("shed", "503"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "request_line"),
+    [
+        (b"nonsense\r\n\r\n", "400", "nonsense"),
+        (b"\x16\x03\x01", "400", r"\x16\x03\x01"),
+        (b"GET / HTTP/1.1\r\n\r\n", "400", "GET / HTTP/1.1"),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nX: " + 100_000 * b"x" + b"\r\n\r\n", "431", "GET / HTTP/1.1"),
+        (b"POST /b HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999999\r\n\r\n", "413", "POST /b HTTP/1.1"),
+        (b"POST /b HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nno\r\n", "400", "POST /b HTTP/1.1"),
+    ],
+)
+def test_what_the_server_refuses_has_its_line(
+    sent: bytes, status: str, request_line: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with BridgeThread(Application(), threads=1) as server:
+        answer = server.exchange(sent)
+        assert answer.startswith(b"HTTP/1.1 " + status.encode())
+    [line] = lines(caplog)
+    assert (line["status"], line["ending"], line["client"]) == (status, "refused", "127.0.0.1")
+    assert line["request"] == request_line
+
+
+@pytest.mark.parametrize(
+    ("sent", "logged"),
+    [
+        ('a"b', r"a\x22b"),
+        ("a\\b", r"a\x5Cb"),
+        ("a\tb", r"a\x09b"),
+        ("a\x1b[1m", r"a\x1B[1m"),
+        ("\u00e4\xff\x80", r"\xE4\xFF\x80"),
+        ("a b", "a b"),
+    ],
+)
+def test_nobody_can_forge_a_line(sent: str, logged: str) -> None:
+    """As nginx does it: http://nginx.org/en/docs/http/ngx_http_log_module.html#log_format."""
+    for field, name in (("target", "request"), ("referer", "referer"), ("user_agent", "agent")):
+        match = COMBINED.fullmatch(str(AccessLines([record(**{field: sent})])))
+        assert match is not None and logged in match[name]
+
+
+def test_what_became_of_changes_is_the_last_field_of_requests_that_made_some() -> None:
+    logged = AccessLines([record(), record(changes="rolled back")])
+    untouched, changed = str(logged).splitlines()
+    match = COMBINED.fullmatch(untouched)
+    assert match is not None and match["changes"] is None
+    match = COMBINED.fullmatch(changed)
+    assert match is not None and (match["ending"], match["changes"]) == ("done", "rolled-back")
+    assert [json.loads(line)["changes"] for line in logged.json.splitlines()] == ["none", "rolled back"]
+
+
+def test_each_line_has_the_time_of_its_end() -> None:
+    text = str(AccessLines([record(), record(total=0.05), record(total=0.2), record(total=60.0)]))
+    assert re.findall(r":(\d\d:\d\d) [+-]", text) == ["13:20", "13:20", "13:21", "14:20"]
+
+
+def test_the_same_for_programs() -> None:
+    parsed = [json.loads(line) for line in AccessLines([record(run=0.0123), record(target='/"\n')]).json.splitlines()]
+    assert parsed[0]["time"] == "2023-11-14T22:13:20.900+00:00"
+    assert (parsed[0]["run_ms"], parsed[0]["status"], parsed[1]["target"]) == (12.3, 200, '/"\n')
