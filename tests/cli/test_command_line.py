@@ -7,6 +7,7 @@ import os
 import runpy
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,7 +19,6 @@ from tests.support.processes import ROOT
 from threadbridge import Lane, serve
 from threadbridge.settings.page import as_markdown
 from threadbridge.settings.table import ALL, CommandLineSettings, Settings, from_keywords, grace_period, resolve
-from threadbridge.settings.values import FLAG
 
 APPLICATION = """
 from dbutils.pooled_db import PooledDB
@@ -137,22 +137,56 @@ def test_what_the_program_says_is_a_default() -> None:
 def test_help_tells_each_option_with_its_default(directory: Path) -> None:
     ended = threadbridge(directory, "--help")
     assert ended.returncode == 0
-    text = " ".join(ended.stdout.split())
+    # Long words are cut at hyphens.
+    text = ended.stdout.translate({ord(each): None for each in " \n"})
     for name, setting in ALL.items():
-        assert f" --{setting.option or name}{'[=' if setting.kind is FLAG else '='}{setting.kind.metavar}" in text
-        assert " ".join(setting.meaning.split()) in text
-    assert "Default: 127.0.0.1" in text
+        entry = f"--{setting.option or name}{setting.kind.metavar}{setting.meaning}"
+        assert entry.replace(" ", "") in text
+    assert "[default:127.0.0.1]" in text
+
+
+def test_shells_can_complete_options_and_their_words(directory: Path) -> None:
+    def complete(*words: str) -> list[str]:
+        program = "import sys; from threadbridge.cli.main import main; sys.argv[0] = 'threadbridge'; sys.exit(main())"
+        ended = subprocess.run(
+            [sys.executable, "-c", program],
+            env={
+                **os.environ,
+                "PYTHONPATH": str(ROOT),
+                "_THREADBRIDGE_COMPLETE": "bash_complete",
+                "COMP_WORDS": " ".join(("threadbridge", *words)),
+                "COMP_CWORD": str(len(words)),
+            },
+            cwd=directory,
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
+        return ended.stdout.split()
+
+    assert complete("--log_rot") == [
+        "plain,--log_rotate_mode",
+        "plain,--log_rotate_when",
+        "plain,--log_rotate_interval",
+    ]
+    assert complete("--rerun", "") == ["plain,safe", "plain,never"]
+    assert complete("--config", "") == ["file,"]
+
+
+def test_the_version_is_that_of_the_package(directory: Path) -> None:
+    assert threadbridge(directory, "--version").stdout == f"threadbridge {version('threadbridge')}\n"
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([], "MODULE:APP is missing: name the WSGI application"),
-        (["site_app:app", "surplus"], "unexpected argument 'surplus'"),
-        (["site_app:app", "--nonsense=1"], "unexpected argument '--nonsense=1'"),
-        (["site_app:app", "--port"], "--port: expected a value, --port=N"),
-        (["site_app:app", "--client-key", "--port=1"], "--client_key: expected a value, --client_key=MODULE:ATTRIBUTE"),
-        (["site_app:app", "-"], "unexpected argument '-'"),
+        (["site_app:app", "surplus"], "Got unexpected extra argument (surplus)"),
+        (["site_app:app", "--nonsense=1"], "No such option '--nonsense'"),
+        (["site_app:app", "--port"], "Option '--port' requires an argument"),
+        (["site_app:app", "--client-key", "--port=1"], "--client_key=--port=1: expected MODULE:ATTRIBUTE"),
+        (["site_app:app", "-"], "Got unexpected extra argument (-)"),
+        (["site_app:app", "--prot=1"], "No such option '--prot'. (Did you mean one of: '--pool', '--port'?)"),
         (["site_app:app", "--port=abc"], "--port=abc: expected a number from 0 to 65535"),
         (["site_app:app", "--port=65536"], "--port=65536: expected a number from 0 to 65535"),
         (["site_app:app", "--threads=0"], "--threads=0: expected a number of at least 1"),
@@ -205,8 +239,12 @@ def test_what_cannot_be_used_is_one_clear_line(directory: Path, arguments: list[
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("nonsense = 1", "site.toml: nonsense: there is no such setting in a config file"),
-        ('config = "other.toml"', "site.toml: config: there is no such setting in a config file"),
+        ("nonsense = 1", "site.toml: nonsense: there is no setting of this name; see --help"),
+        (
+            "max_boddy_size = 1",
+            "site.toml: max_boddy_size: there is no setting of this name; did you mean max_body_size?",
+        ),
+        ('config = "other.toml"', "site.toml: config: this setting cannot be given in a config file"),
         ("port = true", "site.toml: port = True: expected a number from 0 to 65535"),
         ('port = "8000"', "site.toml: port = '8000': expected a number from 0 to 65535"),
         ("port = 70000", "site.toml: port = 70000: expected a number from 0 to 65535"),
@@ -214,7 +252,7 @@ def test_what_cannot_be_used_is_one_clear_line(directory: Path, arguments: list[
         ('address = ["127.0.0.1"]', "site.toml: address = ['127.0.0.1']: expected a text"),
         ('xheaders = "yes"', "site.toml: xheaders = 'yes': expected true or false"),
         ("trusted_proxies = [5]", "site.toml: trusted_proxies = [5]: expected a list of texts"),
-        ("[server]\nport = 8000", "site.toml: server: there is no such setting in a config file"),
+        ("[server]\nport = 8000", "site.toml: server: there is no setting of this name"),
         ("port 8000", "the config file site.toml is not TOML: Expected '='"),
     ],
 )
@@ -224,6 +262,13 @@ def test_a_mistake_in_the_config_file_is_one_clear_line(directory: Path, line: s
     assert ended.returncode == 2
     [said] = ended.stderr.splitlines()
     assert said.startswith(f"python -m threadbridge: {message}")
+
+
+def test_a_variable_that_is_no_setting_names_the_nearest(directory: Path) -> None:
+    ended = threadbridge(directory, "site_app:app", THREADBRIDGE_TREADS="2")
+    assert ended.returncode == 2
+    message = "THREADBRIDGE_TREADS: there is no setting of this name; did you mean THREADBRIDGE_THREADS?; see --help"
+    assert ended.stderr == f"python -m threadbridge: {message}\n"
 
 
 def test_a_mistake_in_the_environment_names_the_variable(directory: Path) -> None:

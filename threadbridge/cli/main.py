@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Unpack, cast
 from wsgiref.types import WSGIApplication
 
-from threadbridge.cli.arguments import asks_for_help, read_arguments
+from threadbridge.cli.options import read_arguments
 from threadbridge.common.threads import NOT_STARTED
 from threadbridge.crossing.lanes import Lane
 from threadbridge.process.logs import set_up_logging
@@ -31,8 +31,9 @@ logger = logging.getLogger("threadbridge")
 
 
 def main() -> int:
-    """Serve the application that the command line names: ``python -m threadbridge MODULE:APP``."""
-    return _run("python -m threadbridge", None, {})
+    """Serve the application that the command line names: ``threadbridge MODULE:APP``, or ``python -m threadbridge``."""
+    name = Path(sys.argv[0]).name
+    return _run("python -m threadbridge" if name == "__main__.py" else name, None, {})
 
 
 def run(application: WSGIApplication, **defaults: Unpack[CommandLineSettings]) -> int:
@@ -47,17 +48,9 @@ def run(application: WSGIApplication, **defaults: Unpack[CommandLineSettings]) -
 
 def _run(program: str, application: WSGIApplication | None, defaults: CommandLineSettings) -> int:
     names_application = application is None
-    if asks_for_help(sys.argv[1:]):
-        # Only now, as all that a server does not need.
-        from threadbridge.cli.help_page import help_page
-
-        print(help_page(program, defaults, names_application=names_application))
-        return 0
     try:
-        options, places = read_arguments(sys.argv[1:])
-        if len(places) > names_application:
-            raise SettingError(f"unexpected argument {places[names_application]!r}")
-        if names_application and not places:
+        options, place = read_arguments(program, sys.argv[1:], defaults, names_application=names_application)
+        if names_application and not place:
             raise SettingError("MODULE:APP is missing: name the WSGI application, such as myapplication:app")
         resolved = resolve(options, os.environ, defaults)
         settings = resolved.values
@@ -82,7 +75,7 @@ def _run(program: str, application: WSGIApplication | None, defaults: CommandLin
         return _listen_and_run(program, settings, Supervisor(settings))
     try:
         if application is None:
-            application = _load_application(places[0])
+            application = _load_application(place)
         with_objects = _with_objects(resolved)
         service = Service(application, with_objects, inheritance)
     except ValueError as error:

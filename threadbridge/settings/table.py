@@ -31,6 +31,8 @@ from threadbridge.settings.values import (
 )
 
 ENVIRONMENT_PREFIX = "THREADBRIDGE_"
+# For building, for running the sources in place of what was compiled, and from a supervisor for its processes.
+OTHER_VARIABLES = frozenset({"THREADBRIDGE_COMPILE", "THREADBRIDGE_COMPILED", "THREADBRIDGE_INHERITANCE"})
 # Seconds for what follows the beginning of the last response: sending it, and the application's `close()`.
 GRACE_MARGIN = 10.0
 _LIMITS = Limits()
@@ -631,11 +633,7 @@ def resolve(
     """
     values = _with_keywords(ALL, defaults)
     origins = dict.fromkeys(ALL, "default")
-    variables = {
-        name: [environment[ENVIRONMENT_PREFIX + name.upper()]]
-        for name in ALL
-        if ENVIRONMENT_PREFIX + name.upper() in environment
-    }
+    variables = _read_environment(environment)
     given = [("environment", variables), ("command line", options)]
     config = options.get("config") or variables.get("config")
     if config is not None:
@@ -659,6 +657,28 @@ def _label(origin: str, name: str, text: str) -> str:
     return f"{origin}: {name} = {text}"
 
 
+def _read_environment(environment: Mapping[str, str]) -> dict[str, Sequence[str]]:
+    """The settings among the environment variables, each as texts."""
+    found: dict[str, Sequence[str]] = {}
+    for variable, text in environment.items():
+        if variable.startswith(ENVIRONMENT_PREFIX) and variable not in OTHER_VARIABLES:
+            name = variable.removeprefix(ENVIRONMENT_PREFIX).lower()
+            if name not in ALL:
+                nearest = _nearest(name, ENVIRONMENT_PREFIX, str.upper)
+                raise SettingError(f"{variable}: there is no setting of this name{nearest}")
+            found[name] = [text]
+    return found
+
+
+def _nearest(name: str, prefix: str = "", spell: Callable[[str], str] = str) -> str:
+    """A hint at the setting that was perhaps meant, to end a message; "" if there is none like it."""
+    # Not above: few make such a mistake.
+    from difflib import get_close_matches
+
+    found = get_close_matches(name, ALL, 1)
+    return f"; did you mean {prefix}{spell(found[0])}?" if found else ""
+
+
 def _read_file(path: str) -> Iterator[tuple[str, Sequence[str]]]:
     """The settings of a config file, each as texts."""
     # Not above: few processes have such a file, and each would keep the parser.
@@ -673,8 +693,10 @@ def _read_file(path: str) -> Iterator[tuple[str, Sequence[str]]]:
         raise SettingError(f"the config file {path} is not TOML: {error}") from None
     for name, value in entries.items():
         setting = ALL.get(name)
-        if setting is None or not setting.in_file:
-            raise SettingError(f"{path}: {name}: there is no such setting in a config file")
+        if setting is None:
+            raise SettingError(f"{path}: {name}: there is no setting of this name{_nearest(name)}")
+        if not setting.in_file:
+            raise SettingError(f"{path}: {name}: this setting cannot be given in a config file")
         values = value if isinstance(value, list) and setting.kind.several else [value]
         if not all(type(one) in setting.kind.in_file for one in values):
             raise SettingError(f"{path}: {name} = {value!r}: expected {setting.kind.expected}")

@@ -30,6 +30,7 @@ class Kind:
     :param show: the text of a Python value.
     :param in_file: the types by which a config file may give it.
     :param several: whether it is a list, which may be given piece by piece.
+    :param words: its texts, if it has only some.
     """
 
     expected: str
@@ -39,6 +40,7 @@ class Kind:
     show: Callable[[Any], str] = str
     in_file: tuple[type, ...] = (str,)
     several: bool = False
+    words: tuple[str, ...] = ()
 
 
 def number(lowest: int, highest: int | None = None) -> Kind:
@@ -80,7 +82,9 @@ def size(lowest: int = 1) -> Kind:
 
 def choice(*words: str) -> Kind:
     """One of some words, in upper or lower case."""
-    return Kind(f"one of {', '.join(words)}", "|".join(words), lambda value: value in words, read=str.lower)
+    return Kind(
+        f"one of {', '.join(words)}", "|".join(words), lambda value: value in words, read=str.lower, words=words
+    )
 
 
 def _read_flag(text: str) -> bool:
@@ -126,6 +130,7 @@ FLAG = Kind(
     read=_read_flag,
     show=lambda value: str(value).lower(),
     in_file=(bool,),
+    words=("true", "false"),
 )
 OCTAL = Kind(
     "octal permissions such as 660",

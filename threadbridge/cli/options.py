@@ -1,0 +1,101 @@
+"""The command line's options, one for each setting: click parses them, prints the help, and completes them in shells."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+
+import click
+from click.shell_completion import CompletionItem
+
+from threadbridge.settings.table import ALL, SERVE, CommandLineSettings, Setting, SettingError, option_name
+from threadbridge.settings.values import FLAG, PATH
+
+_ABOUT = """Serves a WSGI application with a thread for each request that runs.
+
+Options may be written with hyphens or with underscores. They can also come from the environment
+(THREADBRIDGE_PORT=8000) and from the file that --config names; the command line takes precedence over the environment,
+and the environment over the file.
+"""
+
+
+class _Command(click.Command):
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """See `click.Command`; the settings of `serve` stand apart from the others."""
+        options = (parameter for parameter in self.get_params(ctx) if isinstance(parameter, click.Option))
+        rows = {option.name or "": option.get_help_record(ctx) for option in options}
+        groups = {
+            "Serving": SERVE.keys(),
+            "This process and its log": ALL.keys() - SERVE.keys(),
+            "Other options": rows.keys() - ALL.keys(),
+        }
+        for title, names in groups.items():
+            with formatter.section(title):
+                formatter.write_dl([row for name, row in rows.items() if name in names and row is not None])
+
+
+class _Option(click.Option):
+    """Collects the texts that are given for a setting, which says itself what they must look like."""
+
+    def __init__(self, name: str, default: object) -> None:
+        self._setting: Setting = ALL[name]
+        shown = "" if self._setting.kind is FLAG else self._setting.show(default)
+        super().__init__(
+            [name, f"--{option_name(name)}"],
+            multiple=True,
+            type=click.Path() if self._setting.kind is PATH else click.STRING,
+            metavar=self._setting.kind.metavar,
+            help=f"{self._setting.meaning} [default: {shown}]" if shown else self._setting.meaning,
+        )
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """See `click.Option`."""
+        words = self._setting.kind.words
+        if words:
+            return [CompletionItem(word) for word in words if word.startswith(incomplete)]
+        return super().shell_complete(ctx, incomplete)
+
+
+def read_arguments(
+    program: str, arguments: Sequence[str], defaults: CommandLineSettings, *, names_application: bool
+) -> tuple[dict[str, Sequence[str]], str]:
+    """The texts given for each option, in order, by the setting's name; and where the application is.
+
+    Options may also be written as for `tornado.options`: with one dash, with underscores, and flags with a value.
+
+    :param defaults: the defaults that are not those of the table, for the help.
+    :param names_application: whether the application is an argument too; "" stands for it if it is not given.
+
+    Raises `SettingError` for an unknown option, and for one without its value; ``SystemExit`` after ``--help`` and the
+    like.
+    """
+    command = _Command(
+        None,
+        callback=lambda **values: values,
+        params=[_Option(name, defaults.get(name, setting.default)) for name, setting in ALL.items()],
+        context_settings={
+            "token_normalize_func": lambda name: name.replace("-", "_"),
+            "help_option_names": ["-h", "--help"],
+            "max_content_width": 100,
+        },
+        help=_ABOUT,
+    )
+    if names_application:
+        command.params.insert(0, click.Argument(["application"], metavar="MODULE:APP", required=False))
+    click.version_option(package_name="threadbridge", message="%(package)s %(version)s")(command)
+    try:
+        values = command.main(list(_spelled_for_click(arguments)), prog_name=program, standalone_mode=False)
+    except click.ClickException as error:
+        raise SettingError(error.format_message().rstrip(".")) from None
+    if not isinstance(values, dict):
+        raise SystemExit(values)
+    application = values.pop("application", None)
+    return {name: texts for name, texts in values.items() if texts}, application or ""
+
+
+def _spelled_for_click(arguments: Sequence[str]) -> Iterator[str]:
+    flags = {option_name(name) for name, setting in ALL.items() if setting.kind is FLAG}
+    for argument in arguments:
+        spelled = f"-{argument}" if re.match(r"-[A-Za-z][\w-]", argument) else argument
+        is_flag = spelled.startswith("--") and spelled[2:].replace("-", "_") in flags
+        yield f"{spelled}=true" if is_flag else spelled
