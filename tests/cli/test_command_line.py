@@ -240,10 +240,7 @@ def test_what_cannot_be_used_is_one_clear_line(directory: Path, arguments: list[
     ("line", "message"),
     [
         ("nonsense = 1", "site.toml: nonsense: there is no setting of this name; see --help"),
-        (
-            "max_boddy_size = 1",
-            "site.toml: max_boddy_size: there is no setting of this name; did you mean max_body_size?",
-        ),
+        ("treads = 1", "site.toml: treads: there is no setting of this name; did you mean threads?"),
         ('config = "other.toml"', "site.toml: config: this setting cannot be given in a config file"),
         ("port = true", "site.toml: port = True: expected a number from 0 to 65535"),
         ('port = "8000"', "site.toml: port = '8000': expected a number from 0 to 65535"),

@@ -31,7 +31,6 @@ FOR_POOLS = {
 }
 FOR_SEVERAL_PROCESSES = {"threadbridge.process.supervisor", "threadbridge.process.child"}
 FOR_CONFIG_FILES = {"tomllib"}
-FOR_HELP = {"threadbridge.cli.help_page", "argparse"}
 FOR_HANDLERS_OF_TORNADO = {"threadbridge.loop.http_server"}
 FOR_OPERATORS = {
     "threadbridge.admin",
@@ -45,8 +44,8 @@ FOR_OPERATORS = {
 }
 FOR_METRICS = {"threadbridge.admin.metrics", "threadbridge.admin.metrics_merge", "prometheus_client"}
 # Heavy, and easily taken in with another.
-FOR_NOTHING = {"ctypes", "unittest", "pydoc", "sqlite3", "xml", "tornado.options", "tornado.testing"}
-FOR_OTHERS = FOR_CHECK | FOR_POOLS | FOR_SEVERAL_PROCESSES | FOR_CONFIG_FILES | FOR_METRICS | FOR_HELP
+FOR_NOTHING = {"ctypes", "unittest", "pydoc", "argparse", "sqlite3", "xml", "tornado.options", "tornado.testing"}
+FOR_OTHERS = FOR_CHECK | FOR_POOLS | FOR_SEVERAL_PROCESSES | FOR_CONFIG_FILES | FOR_METRICS
 FOR_OTHERS |= FOR_HANDLERS_OF_TORNADO | FOR_NOTHING
 
 

@@ -1,4 +1,4 @@
-"""The command line's options, one for each setting: click parses them, prints the help, and completes them in shells."""
+"""The command line's options, one for each setting: click parses and completes them, and prints the help."""
 
 from __future__ import annotations
 

@@ -18,6 +18,10 @@ A setting can be given in four places. The first that sets it wins:
 3. the TOML file that `--config=FILE` names: `port = 8000`, `trusted_proxies = ["10.0.0.0/8"]`;
 4. the program: `run.py` serves with `port=8888` and `xheaders=True` unless told otherwise.
 
+A name that is no setting is an error in each of them, and the message suggests the nearest one. The same command line is
+also installed as `threadbridge`; `threadbridge --help` lists all options, and shells complete them after
+`eval "$(_THREADBRIDGE_COMPLETE=bash_source threadbridge)"` (`zsh_source` and `fish_source` for the others).
+
 `--check` loads everything, prints each setting with its value and its source, then lists the problems it finds and what
 to do about them, and exits; [Operating it](operating.md#the-check) shows an example. An invalid setting causes one line
 on standard error and exit status 2; if the server cannot listen on its address, the exit status is 1.
