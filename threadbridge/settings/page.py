@@ -18,7 +18,7 @@ A setting can be given in four places. The first that sets it wins:
 3. the TOML file that `--config=FILE` names: `port = 8000`, `trusted_proxies = ["10.0.0.0/8"]`;
 4. the program: `run.py` serves with `port=8888` and `xheaders=True` unless told otherwise.
 
-A name that is no setting is an error in each of them, and the message suggests the nearest one. The same command line is
+An unknown name is an error in each of them, and the message suggests the nearest one. The same command line is
 also installed as `threadbridge`; `threadbridge --help` lists all options, and shells complete them after
 `eval "$(_THREADBRIDGE_COMPLETE=bash_source threadbridge)"` (`zsh_source` and `fish_source` for the others).
 
