@@ -3,13 +3,13 @@
 import sys
 from pathlib import Path
 
+from threadbridge import run
 from threadbridge.process.signals import hold_signals
 
 # Before the import, so that a SIGHUP to all frontends does not end one that starts.
 hold_signals()
 
 from myapplication import app, db  # noqa: E402
-from threadbridge.cli.main import run  # noqa: E402
 
 if __name__ == "__main__":
     proxy = Path(__file__).with_name("nginx") / "proxy.conf"

@@ -13,9 +13,10 @@ from threadbridge.loop.bridge import Bridge  # noqa: E402
 from threadbridge.process.service import serve  # noqa: E402
 
 if TYPE_CHECKING:
+    from threadbridge.cli.main import run
     from threadbridge.loop.http_server import HTTPServer
 
-__all__ = ["Bridge", "HTTPServer", "Lane", "RunningRequest", "current", "serve"]
+__all__ = ["Bridge", "HTTPServer", "Lane", "RunningRequest", "current", "run", "serve"]
 
 
 def __getattr__(name: str) -> object:
@@ -24,4 +25,9 @@ def __getattr__(name: str) -> object:
         from threadbridge.loop.http_server import HTTPServer
 
         return HTTPServer
+    if name == "run":
+        # The command line, which `serve` has no use for either.
+        from threadbridge.cli.main import run
+
+        return run
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

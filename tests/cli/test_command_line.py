@@ -365,7 +365,7 @@ else:
     made = BaseIOStream.__init__.__code__
     names = tuple(each if each != {name!r} else "_other" for each in made.co_names)
     BaseIOStream.__init__.__code__ = made.replace(co_names=names)
-from threadbridge.cli.main import run
+from threadbridge import run
 sys.exit(run(lambda environ, start_response: [], threads=1))
 """
     ended = subprocess.run(

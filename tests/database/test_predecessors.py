@@ -57,7 +57,7 @@ import json, os, sys, time
 import MySQLdb
 from contextlib import closing
 from dbutils.pooled_db import PooledDB
-from threadbridge.cli.main import run
+from threadbridge import run
 
 pool = PooledDB(MySQLdb, maxconnections=5, **json.loads(os.environ["CONNECT"]))
 

@@ -69,6 +69,14 @@ def test_a_program_serves(directory: Path, program: str) -> None:
         assert requests.get(server.url, timeout=10).text == "the shop"
 
 
+def test_the_first_program_takes_the_options_of_the_one_before(directory: Path) -> None:
+    (directory / "program.py").write_text(PROGRAMS[0])
+    with Frontend(("program.py", "--port={port}", "--log_file_prefix=shop.log"), cwd=directory) as server:
+        assert requests.get(server.url, timeout=10).text == "the shop"
+    assert "compiled" in (directory / "shop.log").read_text()
+    assert "GET / HTTP/1.1" in (directory / "shop.access.log").read_text()
+
+
 def test_every_option_that_is_named_exists() -> None:
     options = {option_name(name) for name in ALL}
     cells = [row.split("|")[2] for row in PAGE.splitlines() if row.startswith("| ")]

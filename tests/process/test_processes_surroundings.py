@@ -113,7 +113,7 @@ import os, sys
 from pathlib import Path
 import MySQLdb
 from dbutils.pooled_db import PooledDB
-from threadbridge.cli.main import run
+from threadbridge import run
 
 pool = PooledDB(
     MySQLdb, mincached=3, maxconnections=4, host="localhost", user=os.environ["MYSQL_USER"],
