@@ -73,6 +73,7 @@ def test_the_first_program_takes_the_options_of_the_one_before(directory: Path) 
     (directory / "program.py").write_text(PROGRAMS[0])
     with Frontend(("program.py", "--port={port}", "--log_file_prefix=shop.log"), cwd=directory) as server:
         assert requests.get(server.url, timeout=10).text == "the shop"
+        assert server.stop() == 0
     assert "compiled" in (directory / "shop.log").read_text()
     assert "GET / HTTP/1.1" in (directory / "shop.access.log").read_text()
 
