@@ -1,1 +1,1 @@
-"""What all others may need, and what needs none of them."""
+"""What all others may need, and what needs none of them. Any thread."""

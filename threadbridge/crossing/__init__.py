@@ -1,1 +1,1 @@
-"""What belongs to both sides: requests, lanes, and the bodies on their way between the loop and a worker."""
+"""Requests, lanes, and the bodies on their way between the loop and a worker. Both sides."""

@@ -393,7 +393,7 @@ class Exchange:
             written.add_done_callback(self._pump)
 
     def _pump(self, written: Future[None] | None = None) -> None:
-        """Write what there is of the body; runs again when that has left, or when there is more."""
+        """Write what there is of the body; runs again when that has left, or when there is more. Loop side."""
         if self.ended:
             return
         assert self._source is not None
@@ -471,7 +471,7 @@ class Exchange:
 
     @property
     def is_head(self) -> bool:
-        """Whether the response must have no body because the method is HEAD (RFC 9110, section 9.3.2)."""
+        """Whether the response must have no body because the method is HEAD (RFC 9110, section 9.3.2). Either side."""
         return self.start_line.method == "HEAD"
 
     def _ended(self, status: int) -> None:

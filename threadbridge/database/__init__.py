@@ -1,1 +1,1 @@
-"""The worker side's connections: which request holds which, and how its statements are stopped."""
+"""Which request holds which connection, and how its statements are stopped. Worker side."""

@@ -1,1 +1,1 @@
-"""The loop side: the bridge, which Tornado calls for each request, and what watches over its requests."""
+"""The bridge, which Tornado calls for each request, and what watches over its requests. Loop side."""

@@ -1,1 +1,1 @@
-"""The worker side: the call of the WSGI application (PEP 3333)."""
+"""The call of the WSGI application (PEP 3333). Worker side."""

@@ -1,4 +1,7 @@
-"""The kinds of database: a module for each, and others whose names begin like its own. Only they know drivers."""
+"""The kinds of database: a module for each, and others whose names begin like its own. Only they know drivers.
+
+Worker side.
+"""
 
 from __future__ import annotations
 
