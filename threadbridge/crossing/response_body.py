@@ -199,7 +199,7 @@ class Channel:
     # Loop side.
 
     def take(self) -> Taken:
-        """See `Source`."""
+        """See `Source`. Loop side."""
         with self._changed:
             if self._chunks:
                 self._changed.notify()
