@@ -49,7 +49,7 @@ MODULES = (
 # The package, with the sources.
 PACKAGE = Path(__file__).parent
 # One directory for each state of the sources that was compiled: no other state ever finds it.
-PLACE = PACKAGE.parent / "build" / "compiled"
+BUILD_DIRECTORY = PACKAGE.parent / "build" / "compiled"
 
 # The environment variable that is 0 for a process that is to run the sources: debuggers and profilers show only these.
 SWITCH = "THREADBRIDGE_COMPILED"
@@ -60,7 +60,7 @@ def directory() -> Path:
     sources = sorted(PACKAGE.rglob("*.py"))
     # All of them, for what is compiled relies on the types of what is not.
     texts = b"".join(b"%b\0%b\0" % (source.name.encode(), source.read_bytes()) for source in sources)
-    return PLACE / f"{source_hash(texts).hex()}-{sys.implementation.cache_tag}"
+    return BUILD_DIRECTORY / f"{source_hash(texts).hex()}-{sys.implementation.cache_tag}"
 
 
 class CompiledFinder(MetaPathFinder):
@@ -86,7 +86,7 @@ def prefer_compiled() -> None:
 
     Not if ``THREADBRIDGE_COMPILED=0`` is in the environment.
     """
-    if PLACE.is_dir() and os.environ.get(SWITCH) != "0":
+    if BUILD_DIRECTORY.is_dir() and os.environ.get(SWITCH) != "0":
         compiled = directory()
         if compiled.is_dir():
             sys.meta_path.insert(0, CompiledFinder(compiled))
@@ -99,7 +99,7 @@ def is_compiled() -> bool:
 
 def has_others() -> bool:
     """Whether only other states of the sources, or for another Python, have been compiled."""
-    return not directory().is_dir() and any(entry.is_dir() for entry in PLACE.glob("*"))
+    return not directory().is_dir() and any(entry.is_dir() for entry in BUILD_DIRECTORY.glob("*"))
 
 
 if __name__ == "__main__":

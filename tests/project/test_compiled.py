@@ -15,7 +15,7 @@ import pytest
 from tests.support.doctor_report import check_without_pool
 from tests.support.installation import installed
 from tests.support.processes import ROOT, Frontend
-from threadbridge.compiled import PLACE, SWITCH, directory
+from threadbridge.compiled import BUILD_DIRECTORY, SWITCH, directory
 
 compiled = pytest.mark.skipif(not directory().is_dir(), reason="not compiled; scripts/setup.sh does it")
 
@@ -118,7 +118,7 @@ def test_what_was_compiled_for_another_python_is_not_taken(copy: Path) -> None:
 
 def test_without_a_compiler_the_application_starts_all_the_same() -> None:
     with installed() as site:
-        shutil.rmtree(site.directory / PLACE.relative_to(ROOT), ignore_errors=True)
+        shutil.rmtree(site.directory / BUILD_DIRECTORY.relative_to(ROOT), ignore_errors=True)
         # It has no setup.py.
         for says in ("The hot path cannot be compiled, see ", "The hot path could not be compiled, see "):
             run = subprocess.run(

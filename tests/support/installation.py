@@ -14,7 +14,7 @@ from pathlib import Path
 import requests
 
 from tests.support.processes import ROOT, free_port
-from threadbridge.compiled import PLACE
+from threadbridge.compiled import BUILD_DIRECTORY
 
 # What start.sh asks of a frontend that it has started.
 QUERY = "/query/?report=orders&customer=1&format=json"
@@ -32,8 +32,8 @@ class Installation:
             shutil.copytree(ROOT / name, directory / name)
         for name in ("run.py", "setup.cfg", "constraints.txt"):
             shutil.copy(ROOT / name, directory)
-        if PLACE.is_dir():
-            shutil.copytree(PLACE, directory / PLACE.relative_to(ROOT))
+        if BUILD_DIRECTORY.is_dir():
+            shutil.copytree(BUILD_DIRECTORY, directory / BUILD_DIRECTORY.relative_to(ROOT))
         environment = directory / ".venv"
         environment.mkdir()
         for part in Path(sys.prefix).iterdir():

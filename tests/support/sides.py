@@ -1,7 +1,7 @@
-"""Serves a mixed load and prints each function of the package that ran on the wrong side: ``python -m tests.support.sides``.
+"""Serves a mixed load and prints each function of the package that ran on the wrong side.
 
-A function's side is what its docstring says, or that of its class, module or package. ``Any thread`` and ``Either side``
-allow both; private functions without a docstring are not judged.
+A program: ``python -m tests.support.sides``. A function's side is what its docstring says, or that of its class, module
+or package. ``Any thread`` and ``Either side`` allow both; private functions without a docstring are not judged.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import http.client
+import os
 import sys
 import threading
 from collections import Counter
@@ -86,7 +87,13 @@ class Watcher:
             return
         sides = self.allowed.get((frame.f_code.co_filename, frame.f_code.co_firstlineno))
         name = threading.current_thread().name
-        side = "loop" if threading.get_ident() in self.loop_threads else "worker" if name.startswith("threadbridge-") else ""
+        side = (
+            "loop"
+            if threading.get_ident() in self.loop_threads
+            else "worker"
+            if name.startswith("threadbridge-")
+            else ""
+        )
         if sides is None or not side:
             return
         self.seen.add(frame.f_code)
@@ -97,7 +104,7 @@ class Watcher:
 
 def main() -> None:
     watcher = Watcher()
-    pool = PooledDB(MySQLdb, maxconnections=2, **connect_settings(dict(__import__("os").environ)))
+    pool = PooledDB(MySQLdb, maxconnections=2, **connect_settings(dict(os.environ)))
 
     def application(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes] | Iterator[bytes]:
         path, body = environ["PATH_INFO"], environ["wsgi.input"].read()

@@ -21,7 +21,7 @@ from threadbridge.process.logs import set_up_logging
 from threadbridge.process.service import Service, end_process
 from threadbridge.process.signals import hold_signals
 from threadbridge.settings.table import ALL, CommandLineSettings, Resolved, SettingError, resolve
-from threadbridge.settings.values import Place
+from threadbridge.settings.values import ImportPath
 from threadbridge.sockets.inheritance import take_inheritance
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def _with_objects(resolved: Resolved) -> CommandLineSettings:
     """The settings with the objects themselves in place of the texts that stand for them."""
     values = {**resolved.values}
     for name, value in resolved.values.items():
-        if isinstance(value, Place):
+        if isinstance(value, ImportPath):
             values[name] = _load(value, resolved.label(name))
     ALL["client_key"].checked(values["client_key"], resolved.label("client_key"))
     if resolved.origins["lanes"] != "default":

@@ -99,16 +99,16 @@ class Heartbeat:
                 faulthandler.dump_traceback_later(after, file=self._stacks_file)
             if self._stopped.wait(self._interval):
                 break
-            silent = time.monotonic() - self._beaten
-            if silent < after:
+            stalled_for = time.monotonic() - self._beaten
+            if stalled_for < after:
                 has_logged = False
             elif not has_logged:
                 has_logged = True
-                _log_stacks(silent)
+                _log_stacks(stalled_for)
         faulthandler.cancel_dump_traceback_later()
 
 
-def _log_stacks(silent: float) -> None:
+def _log_stacks(stalled_for: float) -> None:
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     try:
         shown = [f"{names.get(number, f'thread {number}')}\n{calls.rstrip()}" for number, calls in stacks().items()]
@@ -116,7 +116,7 @@ def _log_stacks(silent: float) -> None:
         shown = [f"not known: {error}"]
     logger.error(
         "the event loop has stood still for %.1f s; no client is served. Each thread's calls, innermost first:\n%s",
-        silent,
+        stalled_for,
         "\n".join(shown),
     )
 

@@ -31,7 +31,7 @@ from threadbridge.process.signals import hold_signals, on_signal, warn_of_replac
 from threadbridge.process.standard_error import say
 from threadbridge.process.systemd import feed_watchdog, notify
 from threadbridge.settings.table import Settings, from_keywords, grace_period
-from threadbridge.sockets.inheritance import HURRY, MESSAGE_SIZE, REOPEN, STOP, Inheritance, take_inheritance
+from threadbridge.sockets.inheritance import MESSAGE_SIZE, REOPEN, STOP, STOP_NOW, Inheritance, take_inheritance
 from threadbridge.sockets.listeners import bind, describe, leave_new_connections_to_others, tls_context
 
 if TYPE_CHECKING:
@@ -173,7 +173,7 @@ class Service:
     async def _live(self) -> bool:
         """Serve until a signal comes; whether everything had ended within the grace period."""
         loop = asyncio.get_running_loop()
-        stop, hurry = asyncio.Event(), asyncio.Event()
+        stop, stop_now = asyncio.Event(), asyncio.Event()
 
         def on_stop(reason: str) -> None:
             if not stop.is_set():
@@ -187,7 +187,7 @@ class Service:
             signals.append(number)
             if len(signals) > 1:
                 logger.warning("%s again: stopping at once", number.name)
-                hurry.set()
+                stop_now.set()
             on_stop(number.name)
 
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -196,7 +196,7 @@ class Service:
         # Or else it would end the process: it may be sent to all of a service.
         on_signal(signal.SIGUSR2, logger.warning, "SIGUSR2: only the supervisor (--processes) can reload")
         if self._inheritance is not None:
-            orders = {STOP: lambda: on_stop("supervisor"), HURRY: hurry.set, REOPEN: reopen_log_files}
+            orders = {STOP: lambda: on_stop("supervisor"), STOP_NOW: stop_now.set, REOPEN: reopen_log_files}
             loop.add_reader(self._inheritance.channel, self._obey, self._inheritance.channel, orders)
 
         server = ConnectionServer(
@@ -238,9 +238,9 @@ class Service:
                 leave_new_connections_to_others(listener)
         server.stop()
         drained = asyncio.create_task(self._drain(server))
-        hurried = asyncio.create_task(hurry.wait())
-        await asyncio.wait((drained, hurried), timeout=grace, return_when=asyncio.FIRST_COMPLETED)
-        hurried.cancel()
+        stopped_now = asyncio.create_task(stop_now.wait())
+        await asyncio.wait((drained, stopped_now), timeout=grace, return_when=asyncio.FIRST_COMPLETED)
+        stopped_now.cancel()
         feeding.cancel()
         heartbeat.stop()
         if drained.done():

@@ -28,8 +28,8 @@ from threadbridge.process.signals import on_signal, warn_of_replaced_handlers
 from threadbridge.process.standard_error import say
 from threadbridge.process.systemd import feed_watchdog, notify
 from threadbridge.settings.table import Settings, grace_period
-from threadbridge.settings.values import Place
-from threadbridge.sockets.inheritance import HURRY, REOPEN
+from threadbridge.settings.values import ImportPath
+from threadbridge.sockets.inheritance import REOPEN, STOP_NOW
 from threadbridge.sockets.listeners import bind_admin, bind_for_each, describe, leave_new_connections_to_others
 
 logger = logging.getLogger("threadbridge")
@@ -78,7 +78,7 @@ class Supervisor:
 
     async def _live(self) -> None:
         # Made here because they belong to the loop.
-        self._stop, self._hurry, self._reload = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._stop, self._stop_now, self._reload = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._complete = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             on_signal(number, self._on_stop, number)
@@ -97,9 +97,9 @@ class Supervisor:
     def _on_stop(self, number: signal.Signals) -> None:
         if self._stop.is_set():
             logger.warning("%s again: stopping at once", number.name)
-            self._hurry.set()
+            self._stop_now.set()
             for child in self._children:
-                child.tell(HURRY)
+                child.tell(STOP_NOW)
         else:
             logger.info("%s: stopping %d processes", number.name, len(self._children))
             self._stop.set()
@@ -121,7 +121,7 @@ class Supervisor:
         if not first.is_ready:
             return
         pool: Any = self._settings["pool"]
-        if pool is not None and not isinstance(pool, Place):
+        if pool is not None and not isinstance(pool, ImportPath):
             # The program has imported the application here too: connections that were made by that serve nobody.
             pool.close()
         for number in range(2, self._count + 1):
@@ -235,16 +235,16 @@ class Supervisor:
                 child.heard = min(now, child.heard + late)
             looked_at = now
             for child in self._staying:
-                silent = now - child.heard
-                if child.killed or silent < (limit if child.is_ready else START_FACTOR * limit):
+                stalled_for = now - child.heard
+                if child.killed or stalled_for < (limit if child.is_ready else START_FACTOR * limit):
                     continue
                 if child.is_ready:
-                    logger.error("%s: its event loop has stood still for %.0f s: killing it", child, silent)
+                    logger.error("%s: its event loop has stood still for %.0f s: killing it", child, stalled_for)
                 else:
                     logger.error(
                         "%s does not accept connections after %.0f s: killing it; a start may take %d times watchdog="
                         "%g s, so raise that if the application needs longer",
-                        *(child, silent, START_FACTOR, limit),
+                        *(child, stalled_for, START_FACTOR, limit),
                     )
                 child.kill()
 
@@ -273,11 +273,11 @@ class Supervisor:
         if child.status is None:
             child.stop()
         ended = asyncio.create_task(child.ended.wait())
-        hurried = asyncio.create_task(self._hurry.wait())
+        stopped_now = asyncio.create_task(self._stop_now.wait())
         grace = grace_period(self._settings)
-        await asyncio.wait((ended, hurried), timeout=grace + PATIENCE, return_when=asyncio.FIRST_COMPLETED)
-        hurried.cancel()
-        if self._hurry.is_set():
+        await asyncio.wait((ended, stopped_now), timeout=grace + PATIENCE, return_when=asyncio.FIRST_COMPLETED)
+        stopped_now.cancel()
+        if self._stop_now.is_set():
             await asyncio.wait((ended,), timeout=PATIENCE)
         if child.status is None:
             logger.error("%s did not end when told to: killing it", child)

@@ -15,8 +15,8 @@ _TRUE = ("true", "t", "yes", "on", "1")
 _FALSE = ("false", "f", "no", "off", "0")
 
 
-class Place(str):
-    """Where an object stands, as ``MODULE:ATTRIBUTE``: so the command line, the environment and files name it."""
+class ImportPath(str):
+    """The import path of an object, ``MODULE:ATTRIBUTE``, as options, the environment and config files give it."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def _show_lanes(lanes: list[Lane | str]) -> str:
 
 
 def _show_object(value: object) -> str:
-    return value if isinstance(value, Place) else getattr(value, "__name__", type(value).__name__)
+    return value if isinstance(value, ImportPath) else getattr(value, "__name__", type(value).__name__)
 
 
 TEXT = Kind("a text", "TEXT", lambda value: isinstance(value, str))
@@ -155,11 +155,11 @@ LANES = Kind(
     show=_show_lanes,
     several=True,
 )
-POOL = Kind("a PooledDB", "MODULE:ATTRIBUTE", lambda value: True, read=Place, show=_show_object)
+POOL = Kind("a PooledDB", "MODULE:ATTRIBUTE", lambda value: True, read=ImportPath, show=_show_object)
 FUNCTION = Kind(
     "a function",
     "MODULE:ATTRIBUTE",
-    lambda value: callable(value) or isinstance(value, Place),
-    read=Place,
+    lambda value: callable(value) or isinstance(value, ImportPath),
+    read=ImportPath,
     show=_show_object,
 )

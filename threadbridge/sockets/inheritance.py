@@ -25,7 +25,8 @@ logger = logging.getLogger("threadbridge")
 VARIABLE = "THREADBRIDGE_INHERITANCE"
 
 # What the supervisor says on the channel. When the channel ends, so has the supervisor.
-STOP, HURRY, REOPEN = b"stop", b"hurry", b"reopen"
+# The words are those of earlier versions: after an update, an old supervisor starts new processes.
+STOP, STOP_NOW, REOPEN = b"stop", b"hurry", b"reopen"
 MESSAGE_SIZE = 4096
 
 
