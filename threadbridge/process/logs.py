@@ -86,12 +86,26 @@ def access_log_path(log_file_prefix: str) -> str:
 def _separate_access_log(settings: CommandLineSettings) -> None:
     for handler in logging.root.handlers:
         if isinstance(handler, logging.FileHandler):
-            handler.addFilter(lambda record: not isinstance(record.msg, AccessLines))
+            handler.addFilter(AccessLogFilter(wanted=False))
     path = access_log_path(settings["log_file_prefix"] or "")
     enable_pretty_logging(SimpleNamespace(**{**settings, "log_file_prefix": path, "log_to_stderr": False}), access_log)
     for handler in access_log.handlers:
         # Tornado's own handlers, such as WebSockets, log there too, in another format.
-        handler.addFilter(lambda record: isinstance(record.msg, AccessLines))
+        handler.addFilter(AccessLogFilter(wanted=True))
+
+
+class AccessLogFilter(logging.Filter):
+    """Passes only the lines of the access log, or all but these. Any thread."""
+
+    knows_access_lines = True
+
+    def __init__(self, *, wanted: bool) -> None:
+        super().__init__()
+        self._wanted = wanted
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """See `logging.Filter`."""
+        return isinstance(record.msg, AccessLines) is self._wanted
 
 
 class RequestIds(logging.Filter):
@@ -99,6 +113,8 @@ class RequestIds(logging.Filter):
 
     For handlers of your own, such as one with the format ``%(request_id)s %(message)s``. Any thread.
     """
+
+    knows_access_lines = True
 
     def filter(self, record: logging.LogRecord) -> bool:
         """See `logging.Filter`."""
@@ -111,10 +127,12 @@ class RequestIds(logging.Filter):
 class TextFormatter(LogFormatter):
     """Tornado's lines, with the request's id in their heads; lines of the access log stand bare. Any thread."""
 
+    knows_access_lines = True
+
     def format(self, record: logging.LogRecord) -> str:
         """See `logging.Formatter`."""
         if isinstance(record.msg, AccessLines):
-            return str(record.msg)
+            return record.msg.text
         request_id = getattr(record, "request_id", "")
         record.place = _place(record) or record.name
         record.in_request = f" {request_id}" if request_id else ""
@@ -122,7 +140,9 @@ class TextFormatter(LogFormatter):
 
 
 class JSONFormatter(logging.Formatter):
-    """A JSON object for each line; of an access log's record, one for each request. Any thread."""
+    """A JSON object for each log record; for one of the access log, one for each of its requests. Any thread."""
+
+    knows_access_lines = True
 
     def format(self, record: logging.LogRecord) -> str:
         """See `logging.Formatter`."""
