@@ -20,6 +20,9 @@ from threadbridge.telemetry.slow_log import SlowRequest
 
 logger = logging.getLogger("threadbridge")
 
+# The server's handlers, each with the logger that it belongs to.
+installed: list[tuple[logging.Logger, logging.Handler]] = []
+
 FORMAT = "%(color)s[%(levelname)1.1s %(asctime)s %(place)s%(in_request)s]%(end_color)s %(message)s"
 
 
@@ -33,10 +36,10 @@ def _place(record: logging.LogRecord) -> str:
 
 
 def set_up_logging(settings: CommandLineSettings) -> None:
-    """Have the root logger log as the settings say. Raises ``OSError`` when a log file cannot be opened.
+    """Make the root logger log as the settings say. Raises ``OSError`` when a log file cannot be opened.
 
-    With a log file the lines of the access log, which programs read, have one of their own beside it. Standard error
-    that somebody has to read is written by a thread, see `StandardError`.
+    With a log file, the access log gets a file of its own, because programs read its lines. Standard error that
+    somebody has to read is written by a thread, see `StandardError`.
     """
     enable_pretty_logging(SimpleNamespace(**settings))
     blocks = may_block(sys.stderr, 2)
@@ -46,6 +49,9 @@ def set_up_logging(settings: CommandLineSettings) -> None:
             logging.root.addHandler(StandardError())
     if settings["log_file_prefix"] and settings["access_log"]:
         _separate_access_log(settings)
+    for each in (logger, access_log):
+        # Also when the application sets another level for the root logger.
+        each.setLevel(logging.root.level)
     # For what cannot be said in the log files.
     apart = logging.Logger("threadbridge")
     apart.addHandler(StandardError() if blocks else logging.StreamHandler())
@@ -56,6 +62,16 @@ def set_up_logging(settings: CommandLineSettings) -> None:
             has_color = False
             _report_failures(handler, apart)
         handler.setFormatter(JSONFormatter() if settings["log_json"] else TextFormatter(FORMAT, color=has_color))
+    installed[:] = [(owner, handler) for owner in (logging.root, access_log) for handler in owner.handlers]
+
+
+def in_format(message: str) -> str:
+    """A message of the server's that is printed rather than logged, as JSON if the logs are in JSON. Any thread."""
+    for _, handler in installed:
+        if isinstance(handler.formatter, JSONFormatter):
+            record = logging.LogRecord(logger.name, logging.INFO, __file__, 0, message, None, None)
+            return handler.formatter.format(record)
+    return message
 
 
 def _report_failures(handler: logging.FileHandler, apart: logging.Logger) -> None:
