@@ -20,9 +20,11 @@ from .database import Result, db
 from .parameters import MOST_ROWS, ParameterError, accepted_format, process_request_params, requested_format
 from .reports import REGIONS, REPORTS
 
-# The database is out of reach, has no connection left, is going down, or was told to stop the query. The query is not
-# at fault, and there may be many such errors at once.
-INTERRUPTIONS = {2002, 2003, 2005, 2006, 2013, 1040, 1203, 1053, 1927, 1317, 1969, 3024}
+# The database is out of reach, has no connection left or is going down. The query is not at fault, and there may be
+# many such errors at once.
+OUTAGES = {2002, 2003, 2005, 2006, 2013, 1040, 1203, 1053, 1927}
+# The database was told to stop the query, as when the client has left, or the query has reached a time limit.
+STOPS = {1317, 1969, 3024}
 
 FIELDS_AT_FIRST = {
     "report": "products",
@@ -168,7 +170,11 @@ def too_many_connections(error: TooManyConnections) -> Response:
 
 @app.errorhandler(MySQLdb.Error)
 def database_error(error: MySQLdb.Error) -> Response:
-    if error.args and error.args[0] in INTERRUPTIONS:
+    number = error.args[0] if error.args else None
+    if number in STOPS:
+        app.logger.info("The query was stopped: %s: %s", request.full_path, error)
+        return error_answer(503, "The search was stopped before it was complete. Please try again.")
+    if number in OUTAGES:
         app.logger.error("The database did not answer: %s: %s", request.full_path, error)
     else:
         app.logger.error("The database failed: %s", request.full_path, exc_info=error)

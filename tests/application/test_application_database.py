@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 
 import MySQLdb
 import pytest
+import requests
 from dbutils.pooled_db import TooManyConnections
 from flask.testing import FlaskClient
 
 from myapplication import app, views
 from myapplication.database import DBConnection, SettingsError, connection_settings
-from tests.support.inprocess import wait_until
-from tests.support.processes import ROOT
+from tests.support.inprocess import reset, wait_until
+from tests.support.processes import ROOT, Frontend
 
 BIG_CSV = "/query/?report=journal&from=2025-12-01&format=csv"
 
@@ -219,3 +222,32 @@ def test_the_diagnostic_report_exists_when_it_is_switched_on(sample_data: dict[s
     for setting in ({}, {"MYAPPLICATION_DIAGNOSTICS": "0"}):
         off = python(WAIT, **setting, **sample_data)
         assert off.stdout == "400 report 400 report 400 report 400 report ", off.stderr
+
+
+def waiting_queries(watcher: DBConnection) -> list[int]:
+    """The connections on which the report ``wait`` runs at this moment."""
+    sql = "SELECT id FROM information_schema.processlist WHERE id <> CONNECTION_ID() AND info LIKE %s"
+    return [connection for (connection,) in watcher.query(sql, ("%SLEEP(%",)).rows]
+
+
+def test_clients_that_leave_and_queries_that_are_killed_are_not_taken_for_an_outage(
+    settings: pytest.MonkeyPatch, watcher: DBConnection
+) -> None:
+    with Frontend(env={"MYAPPLICATION_DIAGNOSTICS": "1"}) as server:
+        for _ in range(3):
+            with socket.create_connection(("127.0.0.1", server.port), timeout=30) as client:
+                client.sendall(b"GET /query/?report=wait&seconds=60 HTTP/1.1\r\nHost: a\r\n\r\n")
+                wait_until(lambda: len(waiting_queries(watcher)) == 1, "the query runs")
+                reset(client)
+            wait_until(lambda: not waiting_queries(watcher), "the query is stopped")
+        with ThreadPoolExecutor(1) as asking:
+            killed = asking.submit(requests.get, f"{server.url}/query/?report=wait&seconds=60&format=json", timeout=60)
+            wait_until(lambda: len(waiting_queries(watcher)) == 1, "the query runs")
+            with closing(watcher.pool.dedicated_connection()) as connection, closing(connection.cursor()) as cursor:
+                cursor.execute("KILL QUERY %s", (*waiting_queries(watcher),))
+            answer = killed.result()
+        assert (answer.status_code, answer.json()["error"]["message"][:23]) == (503, "The search was stopped ")
+        assert server.stop() == 0
+        lines = server.output().splitlines()
+    assert sum("The query was stopped: /query/?report=wait&seconds=60" in line for line in lines) == 4
+    assert not any(line.startswith(("[E", "[W")) or "did not answer" in line for line in lines)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import random
 import resource
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -21,10 +23,19 @@ ALL = os.sched_getaffinity(0)
 pytestmark = [pytest.mark.alone, pytest.mark.skipif(len(ALL) < 2, reason="there is one processor only")]
 
 APPLICATION = """
-import hashlib, subprocess, sys, time
+import hashlib, os, random, subprocess, sys, time
 from threadbridge import serve
 
-children = []
+random.seed(7)
+
+def forked():
+    reading, writing = os.pipe()
+    if os.fork() == 0:
+        os.write(writing, b"%d" % len(os.sched_getaffinity(0)))
+        os._exit(0)
+    os.close(writing)
+    with open(reading, "rb") as pipe:
+        return pipe.read()
 
 def app(environ, start_response):
     path = environ["PATH_INFO"]
@@ -35,16 +46,19 @@ def app(environ, start_response):
             pass
     elif path == "/side-by-side":
         hashlib.pbkdf2_hmac("sha256", b"password", b"salt", 200_000)
-    elif path == "/child":
-        children.append(subprocess.Popen(["sleep", "600"]))
-        answer = b"%d" % children[-1].pid
+    elif path == "/subprocess":
+        # As many processors as it may use.
+        answer = subprocess.check_output(["nproc"])
+    elif path == "/system":
+        answer = b"%d" % (os.system("exit $(nproc)") >> 8)
+    elif path == "/fork":
+        answer = forked()
+    elif path == "/random":
+        answer = repr(random.random()).encode()
     start_response("200 OK", [("Content-Type", "text/plain")])
     return [answer]
 
-status = serve(app, threads=4, port={port}, KEYWORDS)
-for child in children:
-    child.kill()
-sys.exit(status)
+sys.exit(serve(app, threads=4, port={port}, KEYWORDS))
 """
 
 
@@ -111,10 +125,35 @@ def test_threads_that_take_turns_are_kept_together_and_what_they_start_is_not() 
     with frontend() as server, frontend("affinity='none'") as other:
         assert are_left_alone(server.process.pid)
         with under_load(server.url + "/takes-turns", 3), under_load(other.url + "/takes-turns", 1):
-            wait_until(lambda: are_together(server.process.pid), "the threads share a processor", 30)
-            child = int(requests.get(server.url + "/child", timeout=30).text)
-            wait_until(lambda: os.sched_getaffinity(child) == ALL, "the child may use all", 30)
+            for path in ("/subprocess", "/system", "/fork"):
+                wait_until(lambda: are_together(server.process.pid), "the threads share a processor", 30)
+                seen = [int(requests.get(server.url + path, timeout=30).text) for _ in range(10)]
+                assert seen == [len(ALL)] * 10, path
+            wait_until(lambda: are_together(server.process.pid), "the threads share a processor again", 30)
             assert are_left_alone(other.process.pid)
+
+
+def test_a_child_that_was_bound_to_the_same_processor_stays_there() -> None:
+    affinity = Affinity()
+    first, second, *_ = sorted(ALL)
+    with subprocess.Popen(["sleep", "600"]) as child:
+        try:
+            os.sched_setaffinity(child.pid, {first})
+            for processor in (first, second, None):
+                affinity._keep_on(processor)
+                assert os.sched_getaffinity(child.pid) == {first}
+        finally:
+            affinity._keep_on(None)
+            child.kill()
+
+
+def test_an_application_that_seeds_the_random_generator_gets_the_numbers_of_its_seed() -> None:
+    with frontend() as server, requests.Session() as session:
+        with under_load(server.url + "/takes-turns", 3):
+            wait_until(lambda: are_together(server.process.pid), "there was a look at the threads", 30)
+        seen = [float(session.get(server.url + "/random", timeout=30).text) for _ in range(20)]
+    expected = random.Random(7)
+    assert seen == [expected.random() for _ in range(20)]
 
 
 def test_threads_that_can_use_several_processors_are_let_go_for_good() -> None:

@@ -174,13 +174,13 @@ def test_places_are_those_of_the_calls_that_log(tmp_path: Path, compiled: str) -
         output = server.output()
     for message, module, call in (
         ("asked for /fails", tmp_path / "log_app.py", "logger.warning("),
-        ("request r-1 failed", PACKAGE / "wsgi.py", "logger.exception("),
-        ("a trusted proxy sends", PACKAGE / "forwarded.py", "self._contradictions.log("),
+        ("request r-1 failed", PACKAGE / "worker" / "wsgi.py", "logger.exception("),
+        ("a trusted proxy sends", PACKAGE / "http" / "forwarded.py", "self._contradictions.log("),
     ):
         found = re.search(rf"^\[. \d{{6}} \S+ ([\w:]+)(?: \S+)?\] {message}", output, re.MULTILINE)
         assert found is not None
         name, _, line = found[1].partition(":")
-        if ", compiled, on " in output and module.parent == PACKAGE:
+        if ", compiled, on " in output and module.is_relative_to(PACKAGE):
             # No frame of the calling function is there to be found.
             assert (name, line) == ("threadbridge", "")
         else:

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
+import pickle
 import re
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from logging.handlers import QueueHandler
+from queue import SimpleQueue
+from typing import Any
 from wsgiref.types import StartResponse, WSGIEnvironment
 
 import pytest
+from tornado.log import access_log
 
 from tests.support.inprocess import BridgeThread, wait_until
 from tests.support.records import record
 from threadbridge import Lane, current
-from threadbridge.telemetry.access_log import AccessLines
+from threadbridge.process.logs import RequestIds, TextFormatter
+from threadbridge.telemetry.access_log import AccessLines, write
 
 COMBINED = re.compile(
     r"(?P<client>\S+) - - \[(?P<time>\d\d/[A-Z][a-z]{2}/\d{4}:\d\d:\d\d:\d\d [+-]\d{4})\] "
@@ -161,3 +170,112 @@ def test_the_same_for_programs() -> None:
     parsed = [json.loads(line) for line in AccessLines([record(run=0.0123), record(target='/"\n')]).json.splitlines()]
     assert parsed[0]["time"] == "2023-11-14T22:13:20.900+00:00"
     assert (parsed[0]["run_ms"], parsed[0]["status"], parsed[1]["target"]) == (12.3, 200, '/"\n')
+
+
+class Seen(logging.Handler):
+    """An application's own handler."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+    @property
+    def messages(self) -> list[str]:
+        return [record.getMessage() for record in self.records]
+
+
+@contextmanager
+def handled_by(*handlers: logging.Handler) -> Iterator[None]:
+    """Only these see the records of the access log: not the handlers of pytest, which are foreign ones too."""
+    before, propagate = access_log.handlers, access_log.propagate
+    access_log.handlers, access_log.propagate = list(handlers), False
+    yield
+    access_log.handlers, access_log.propagate = before, propagate
+
+
+def as_server_makes_it(handler: logging.Handler) -> logging.Handler:
+    handler.setFormatter(TextFormatter("%(message)s", color=False))
+    handler.addFilter(RequestIds())
+    return handler
+
+
+REQUESTS = [record(id=f"r{number}", method="GET", target=f"/{number}?a=%20", total=0.0125) for number in range(8)]
+EXPECTED = str(AccessLines(REQUESTS)).splitlines()
+
+
+def test_a_foreign_handler_gets_one_record_for_each_request() -> None:
+    seen = Seen()
+    output = io.StringIO()
+    with handled_by(as_server_makes_it(logging.StreamHandler(output)), seen):
+        write(REQUESTS)
+    assert seen.messages == EXPECTED
+    assert output.getvalue().splitlines() == EXPECTED
+    assert [each.args for each in seen.records] == [(200, f"GET /{number}?a=%20 (x)", 12.5) for number in range(8)]
+    first = vars(seen.records[0])
+    assert (first["request_id"], first["status"], first["total_ms"]) == ("r0", 200, 12.5)
+
+
+@pytest.mark.parametrize("where", ["logger", "handler", "formatter"])
+def test_foreign_filters_and_formatters_get_one_record_for_each_request(where: str) -> None:
+    asked: list[tuple[int, str]] = []
+
+    class TornadoFilter(logging.Filter):
+        """Reads a record as Tornado makes it."""
+
+        def filter(self, record: logging.LogRecord) -> bool:
+            assert isinstance(record.args, tuple)
+            status, summary, _ = record.args
+            assert isinstance(status, int) and isinstance(summary, str)
+            asked.append((status, summary.split()[1]))
+            return not summary.startswith("GET /3?")
+
+    output = io.StringIO()
+    handler = as_server_makes_it(logging.StreamHandler(output))
+    if where == "formatter":
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        expected = EXPECTED
+    else:
+        filtering = access_log if where == "logger" else handler
+        filtering.addFilter(TornadoFilter())
+        expected = [*EXPECTED[:3], *EXPECTED[4:]]
+    with handled_by(handler):
+        write(REQUESTS)
+    access_log.filters.clear()
+    assert output.getvalue().splitlines() == expected
+    assert asked == ([] if where == "formatter" else [(200, f"/{number}?a=%20") for number in range(8)])
+
+
+def test_the_server_s_own_handlers_get_one_record_for_all() -> None:
+    written: list[str] = []
+
+    class Stream(io.StringIO):
+        def write(self, text: str) -> int:
+            written.append(text)
+            return len(text)
+
+    errors_only = Seen()
+    errors_only.setLevel(logging.ERROR)
+    with handled_by(as_server_makes_it(logging.StreamHandler(Stream())), errors_only):
+        write(REQUESTS)
+    assert written == ["\n".join(EXPECTED) + "\n"]
+
+
+def test_records_have_what_the_application_s_record_factory_gives() -> None:
+    previous = logging.getLogRecordFactory()
+
+    def factory(*args: Any, **keywords: Any) -> logging.LogRecord:
+        made = previous(*args, **keywords)
+        made.request_id = made.trace = "of the factory"
+        return made
+
+    queue: SimpleQueue[logging.LogRecord] = SimpleQueue()
+    logging.setLogRecordFactory(factory)
+    with handled_by(QueueHandler(queue)):
+        write(REQUESTS[:1])
+    logging.setLogRecordFactory(previous)
+    # As it would cross to another process.
+    crossed = pickle.loads(pickle.dumps(queue.get_nowait()))  # noqa: S301 - its own
+    assert (crossed.getMessage(), crossed.trace, crossed.request_id) == (EXPECTED[0], "of the factory", "r0")

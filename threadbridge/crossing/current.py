@@ -148,6 +148,12 @@ def current_or_none() -> RunningRequest | None:
     return request
 
 
+def is_cancelled() -> bool:
+    """Whether this thread serves a request that was cancelled: nobody waits for its answer. Any thread."""
+    request = current_or_none()
+    return request is not None and request.cancelled
+
+
 def is_cancelling() -> bool:
     """Whether this thread is telling an application of a cancellation. Any thread."""
     cancelling: bool = getattr(_thread, "is_cancelling", False)

@@ -61,6 +61,8 @@ class Dispatcher(Protocol):
     """What an exchange needs of the bridge that made it."""
 
     spool: Spool
+    # Whether the application may run in other processes too.
+    multiprocess: bool
 
     def admit(self, exchange: Exchange) -> None: ...
 
@@ -274,6 +276,11 @@ class Exchange:
     def client_has_left(self) -> bool:
         """Whether nobody is left to read a response. Either side."""
         return self.state is State.ABANDONED
+
+    @property
+    def is_multiprocess(self) -> bool:
+        """Whether the application may run in other processes too. Either side."""
+        return self._bridge.multiprocess
 
     @property
     def is_copy(self) -> bool:

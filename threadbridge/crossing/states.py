@@ -19,8 +19,8 @@ class State(enum.StrEnum):
     FAILED = "failed"
     REFUSED = "refused"
 
-    # `Enum` hashes the name, in Python.
-    __hash__ = object.__hash__
+    # That of `Enum` hashes the name, so that equal texts would have other hashes, and is written in Python.
+    __hash__ = str.__hash__
 
 
 ENDINGS = frozenset({State.DONE, State.SHED, State.EXPIRED, State.ABANDONED, State.FAILED, State.REFUSED})

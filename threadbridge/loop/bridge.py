@@ -34,7 +34,7 @@ from threadbridge.telemetry.slow_log import SlowLog
 from threadbridge.telemetry.telemetry import Telemetry
 from threadbridge.telemetry.totals import Totals
 from threadbridge.worker.environ import path_info_of
-from threadbridge.worker.wsgi import call_application
+from threadbridge.worker.wsgi import call_application, check_application
 
 if TYPE_CHECKING:
     from threadbridge.database.pool import PoolGuard
@@ -121,8 +121,8 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
     :param idempotency_age: seconds for which an outcome is kept. Default: 24 hours.
     :param idempotency_size: bytes that all outcomes may take, see `IdempotencyStore`. Default 256 MiB.
 
-    Raises ``ValueError`` when ``pool``, ``threads``, ``lanes``, ``client_address`` or ``trusted_proxies`` cannot be
-    used as given. Loop side, as are all methods but `run`.
+    Raises ``ValueError`` when ``application``, ``pool``, ``threads``, ``lanes``, ``client_address`` or
+    ``trusted_proxies`` cannot be used as given. Loop side, as are all methods but `run`.
     """
 
     def __init__(
@@ -177,7 +177,10 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
                 resets_sessions=reset_sessions,
                 statement_limit=statement_limit,
             )
+        check_application(application)
         self.application = application
+        # Whether other processes may run the same application; a program that knows that none does says so here.
+        self.multiprocess = True
         self._idempotency: Idempotency | None = None
         if bool(idempotent_paths) != bool(idempotency_store):
             raise ValueError("idempotent_paths and idempotency_store: give both, or neither")

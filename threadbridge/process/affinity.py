@@ -11,6 +11,8 @@ import asyncio
 import logging
 import os
 import random
+import sys
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -26,6 +28,8 @@ LIGHT, FULL, PARALLEL = 0.1, 0.9, 1.5
 MARGIN = 0.2
 # How often the processor is seen to be full until there is a trial; after each trial twice as often.
 PATIENCE, MOST_PATIENCE = 4, 32
+# The audit events of a thread that is about to start a process, or to become another program.
+STARTS = frozenset({"os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.system", "subprocess.Popen"})
 
 
 def choose(processor: int | None, busy: float, idle: dict[int, float], *, is_patient: bool, coin: float) -> int | None:
@@ -49,15 +53,21 @@ def choose(processor: int | None, busy: float, idle: dict[int, float], *, is_pat
 
 
 class Affinity:
-    """Looks twice a second at what the process takes, and moves its threads. Loop side.
+    """Checks twice a second how much processor time the process takes, and moves its threads. Loop side.
 
-    Threads and child processes whose affinity somebody else has set are left alone.
+    Threads whose affinity somebody else has set are left alone, and no other process is ever touched. A new process
+    inherits the affinity of the thread that starts it, so a thread that is about to start one is let go first, by an
+    audit hook (PEP 578), and is not moved back for a while. Processes that start without an audit event inherit the
+    one processor: those of `multiprocessing`'s methods ``spawn`` and ``forkserver``, and of C extensions.
 
-    Raises ``OSError`` where the system does not say what is needed, and ``AttributeError`` where it has no affinity.
+    The loop owns all state but `_started` and the affinity of threads, which a lock guards: any thread starts
+    processes.
+
+    Raises ``OSError`` where the system does not provide the figures, and ``AttributeError`` where it has no affinity.
     """
 
     def __init__(self) -> None:
-        # Of its own: the application may have seeded the process's.
+        # Its own: the application may have seeded the global one, and expects the numbers of that seed.
         self._chance = random.Random()
         self._all = os.sched_getaffinity(0)
         self._processor: int | None = None
@@ -66,12 +76,27 @@ class Affinity:
         self._at = time.monotonic()
         self._used = time.process_time()
         self._idle = _idle_seconds()
+        self._process = os.getpid()
+        # The threads that were let go since the last look because they start a process.
+        self._started: set[int] = set()
+        # Re-entrant: garbage may be collected under it, and a finalizer may start a process.
+        self._lock = threading.RLock()
 
     def start(self) -> None:
-        """Begin, unless there is one processor only."""
-        # A container may number them otherwise than the kernel.
+        """Begin, unless there is only one processor."""
+        # In a container the kernel's numbers may be others than those in the file.
         if len(self._all) > 1 and self._all <= self._idle.keys():
+            sys.addaudithook(self._on_audit_event)
             self._set_timer()
+
+    def _on_audit_event(self, event: str, arguments: tuple[object, ...]) -> None:
+        """Let the calling thread use all processors if it is about to start a process. Any thread."""
+        # Forked processes have the hook too, but not the threads that it is about.
+        if event in STARTS and os.getpid() == self._process:
+            with self._lock, suppress(OSError):
+                if os.sched_getaffinity(0) == {self._processor}:
+                    self._started.add(threading.get_native_id())
+                    os.sched_setaffinity(0, self._all)
 
     def _set_timer(self, seconds: float = INTERVAL) -> None:
         asyncio.get_running_loop().call_later(seconds, self._look)
@@ -108,41 +133,18 @@ class Affinity:
         if self._processor is None and processor is None:
             return
         # First: if there is no file descriptor left for it, nothing has changed.
-        threads = _threads("self")
-        before, self._processor = self._processor, processor
-        ours = (self._all, {before})
+        threads = [int(name) for name in os.listdir("/proc/self/task")]
         wanted = self._all if processor is None else {processor}
-        for thread in threads:
-            # One that was started by another has its affinity.
-            with suppress(ProcessLookupError):
-                if os.sched_getaffinity(thread) in ours:
-                    os.sched_setaffinity(thread, wanted)
-        # They are started with their parent's, and know nothing of it.
-        self._let_go_children("self", (wanted, {before}))
-
-    def _let_go_children(self, parent: int | str, ours: tuple[set[int], set[int | None]]) -> None:
-        for child in _children(parent):
-            self._let_go_children(child, ours)
-            for thread in _threads(child):
-                with suppress(ProcessLookupError, PermissionError):
-                    if os.sched_getaffinity(thread) in ours:
-                        os.sched_setaffinity(thread, self._all)
-
-
-def _threads(process: int | str) -> list[int]:
-    try:
-        return [int(name) for name in os.listdir(f"/proc/{process}/task")]
-    except (FileNotFoundError, ProcessLookupError):
-        # It has ended.
-        return []
-
-
-def _children(process: int | str) -> list[int]:
-    found: list[int] = []
-    for thread in _threads(process):
-        with suppress(OSError):
-            found += map(int, Path(f"/proc/{process}/task/{thread}/children").read_text().split())
-    return found
+        with self._lock:
+            before, self._processor = self._processor, processor
+            ours = (self._all, {before})
+            started, self._started = self._started, set()
+            for thread in threads:
+                if thread not in started:
+                    # A new thread has the affinity of the one that started it. It may have ended.
+                    with suppress(ProcessLookupError):
+                        if os.sched_getaffinity(thread) in ours:
+                            os.sched_setaffinity(thread, wanted)
 
 
 def _idle_seconds() -> dict[int, float]:

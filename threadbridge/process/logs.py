@@ -20,6 +20,9 @@ from threadbridge.telemetry.slow_log import SlowRequest
 
 logger = logging.getLogger("threadbridge")
 
+# The server's handlers, each with the logger that it belongs to.
+installed: list[tuple[logging.Logger, logging.Handler]] = []
+
 FORMAT = "%(color)s[%(levelname)1.1s %(asctime)s %(place)s%(in_request)s]%(end_color)s %(message)s"
 
 
@@ -33,10 +36,10 @@ def _place(record: logging.LogRecord) -> str:
 
 
 def set_up_logging(settings: CommandLineSettings) -> None:
-    """Have the root logger log as the settings say. Raises ``OSError`` when a log file cannot be opened.
+    """Make the root logger log as the settings say. Raises ``OSError`` when a log file cannot be opened.
 
-    With a log file the lines of the access log, which programs read, have one of their own beside it. Standard error
-    that somebody has to read is written by a thread, see `StandardError`.
+    With a log file, the access log gets a file of its own, because programs read its lines. Standard error that
+    somebody has to read is written by a thread, see `StandardError`.
     """
     enable_pretty_logging(SimpleNamespace(**settings))
     blocks = may_block(sys.stderr, 2)
@@ -46,6 +49,9 @@ def set_up_logging(settings: CommandLineSettings) -> None:
             logging.root.addHandler(StandardError())
     if settings["log_file_prefix"] and settings["access_log"]:
         _separate_access_log(settings)
+    for each in (logger, access_log):
+        # Also when the application sets another level for the root logger.
+        each.setLevel(logging.root.level)
     # For what cannot be said in the log files.
     apart = logging.Logger("threadbridge")
     apart.addHandler(StandardError() if blocks else logging.StreamHandler())
@@ -56,6 +62,16 @@ def set_up_logging(settings: CommandLineSettings) -> None:
             has_color = False
             _report_failures(handler, apart)
         handler.setFormatter(JSONFormatter() if settings["log_json"] else TextFormatter(FORMAT, color=has_color))
+    installed[:] = [(owner, handler) for owner in (logging.root, access_log) for handler in owner.handlers]
+
+
+def in_format(message: str) -> str:
+    """A message of the server's that is printed rather than logged, as JSON if the logs are in JSON. Any thread."""
+    for _, handler in installed:
+        if isinstance(handler.formatter, JSONFormatter):
+            record = logging.LogRecord(logger.name, logging.INFO, __file__, 0, message, None, None)
+            return handler.formatter.format(record)
+    return message
 
 
 def _report_failures(handler: logging.FileHandler, apart: logging.Logger) -> None:
@@ -86,12 +102,26 @@ def access_log_path(log_file_prefix: str) -> str:
 def _separate_access_log(settings: CommandLineSettings) -> None:
     for handler in logging.root.handlers:
         if isinstance(handler, logging.FileHandler):
-            handler.addFilter(lambda record: not isinstance(record.msg, AccessLines))
+            handler.addFilter(AccessLogFilter(wanted=False))
     path = access_log_path(settings["log_file_prefix"] or "")
     enable_pretty_logging(SimpleNamespace(**{**settings, "log_file_prefix": path, "log_to_stderr": False}), access_log)
     for handler in access_log.handlers:
         # Tornado's own handlers, such as WebSockets, log there too, in another format.
-        handler.addFilter(lambda record: isinstance(record.msg, AccessLines))
+        handler.addFilter(AccessLogFilter(wanted=True))
+
+
+class AccessLogFilter(logging.Filter):
+    """Passes only the lines of the access log, or all but these. Any thread."""
+
+    knows_access_lines = True
+
+    def __init__(self, *, wanted: bool) -> None:
+        super().__init__()
+        self._wanted = wanted
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """See `logging.Filter`."""
+        return isinstance(record.msg, AccessLines) is self._wanted
 
 
 class RequestIds(logging.Filter):
@@ -99,6 +129,8 @@ class RequestIds(logging.Filter):
 
     For handlers of your own, such as one with the format ``%(request_id)s %(message)s``. Any thread.
     """
+
+    knows_access_lines = True
 
     def filter(self, record: logging.LogRecord) -> bool:
         """See `logging.Filter`."""
@@ -111,10 +143,12 @@ class RequestIds(logging.Filter):
 class TextFormatter(LogFormatter):
     """Tornado's lines, with the request's id in their heads; lines of the access log stand bare. Any thread."""
 
+    knows_access_lines = True
+
     def format(self, record: logging.LogRecord) -> str:
         """See `logging.Formatter`."""
         if isinstance(record.msg, AccessLines):
-            return str(record.msg)
+            return record.msg.text
         request_id = getattr(record, "request_id", "")
         record.place = _place(record) or record.name
         record.in_request = f" {request_id}" if request_id else ""
@@ -122,7 +156,9 @@ class TextFormatter(LogFormatter):
 
 
 class JSONFormatter(logging.Formatter):
-    """A JSON object for each line; of an access log's record, one for each request. Any thread."""
+    """A JSON object for each log record; for one of the access log, one for each of its requests. Any thread."""
+
+    knows_access_lines = True
 
     def format(self, record: logging.LogRecord) -> str:
         """See `logging.Formatter`."""

@@ -24,9 +24,10 @@ from threadbridge.http.server import ConnectionServer
 from threadbridge.http.stream import check_tornado
 from threadbridge.loop.bridge import Bridge
 from threadbridge.process.affinity import Affinity
+from threadbridge.process.application_logging import demote_errors_of_cancelled_requests, keep_logging, restore_logging
 from threadbridge.process.heartbeat import Heartbeat, open_stderr
 from threadbridge.process.interpreter import loop_factory, settle
-from threadbridge.process.logs import reopen_log_files
+from threadbridge.process.logs import in_format, reopen_log_files
 from threadbridge.process.signals import hold_signals, on_signal, warn_of_replaced_handlers
 from threadbridge.process.standard_error import say
 from threadbridge.process.systemd import feed_watchdog, notify
@@ -109,6 +110,8 @@ class Service:
             idempotency_age=settings["idempotency_age"],
             idempotency_size=settings["idempotency_size"],
         )
+        # Other processes may run the same application: those of the supervisor, or what else listens at this port.
+        self._bridge.multiprocess = inheritance is not None or settings["reuse_port"]
         self._loop_factory = loop_factory(settings["loop"])
         self._limits = Limits(
             max_header_size=settings["max_header_size"],
@@ -154,6 +157,8 @@ class Service:
 
     def run(self) -> int:
         """Serve until a signal comes; give the exit status, or end the process if requests or threads are left."""
+        restore_logging()
+        demote_errors_of_cancelled_requests()
         settle(self._settings["switch_interval"])
         warn_of_replaced_handlers()
         with asyncio.Runner(loop_factory=self._loop_factory) as runner:
@@ -218,6 +223,7 @@ class Service:
             # Not the directory that a supervisor makes for its processes, which the next one would not find.
             self._bridge.guard.connections.begin(self._settings["run_directory"])
         feeding = asyncio.create_task(feed_watchdog())
+        keeping = asyncio.create_task(keep_logging())
         heartbeat = self._start_heartbeat()
         try:
             self._say_where()
@@ -242,6 +248,7 @@ class Service:
         await asyncio.wait((drained, stopped_now), timeout=grace, return_when=asyncio.FIRST_COMPLETED)
         stopped_now.cancel()
         feeding.cancel()
+        keeping.cancel()
         heartbeat.stop()
         if drained.done():
             drained.result()
@@ -292,7 +299,7 @@ class Service:
         places = " and ".join(self._places())
         if self._inheritance is None:
             operators = self._admin.address if self._admin is not None else ""
-            say(f"Serving on {places} (pid {os.getpid()}{operators and f', operators: {operators}'})")
+            say(in_format(f"Serving on {places} (pid {os.getpid()}{operators and f', operators: {operators}'})"))
         self._tell("READY=1", f"STATUS=Serving on {places}")
 
     def _obey(self, channel: socket.socket, orders: Mapping[bytes, Callable[[], None]]) -> None:

@@ -151,6 +151,11 @@ class StandardError(logging.Handler):
                 self._changed.wait()
             return self._waiting.popleft()
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether `close` was called: at the interpreter's end, or by `logging.config`."""
+        return self._is_closed
+
     def flush(self) -> None:
         """Wait until all is written, but not for long."""
         if os.getpid() == self._owner:

@@ -23,7 +23,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from threadbridge.process.child import Child
-from threadbridge.process.logs import reopen_log_files
+from threadbridge.process.logs import in_format, reopen_log_files
 from threadbridge.process.signals import on_signal, warn_of_replaced_handlers
 from threadbridge.process.standard_error import say
 from threadbridge.process.systemd import feed_watchdog, notify
@@ -130,7 +130,7 @@ class Supervisor:
         scheme = "https" if self._settings["certfile"] else "http"
         places = " and ".join(describe(listener, scheme) for listener in self._listeners[0])
         operators = "".join(f", operators: {describe(listener, 'http')}" for listener in self._admin_listeners)
-        say(f"Serving on {places} (pid {os.getpid()}, {self._count} processes{operators})")
+        say(in_format(f"Serving on {places} (pid {os.getpid()}, {self._count} processes{operators})"))
         notify("READY=1", f"STATUS=Serving on {places} with {self._count} processes")
 
     def _start(self, number: int, failures: int = 0) -> Child | None:

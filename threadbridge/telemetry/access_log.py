@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -17,30 +18,76 @@ MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", 
 
 
 class AccessLines:
-    """The message of a log record that stands for several requests; as text it is their lines. Any thread."""
+    """The message of a log record that stands for one request or several. Any thread.
 
-    def __init__(self, records: Sequence[Record]) -> None:
-        self.records = records
-        # Kept, for handlers that look at the size of their file ask twice.
+    :param has_args: whether the log record has arguments, see `write`; as its message stands the text alone.
+    """
+
+    def __init__(self, records: Sequence[Record], *, has_args: bool = False) -> None:
+        self._records = records
+        self._has_args = has_args
+        # Kept because handlers that limit the size of their file format each record twice.
         self._text = ""
         self._json = ""
 
     def __str__(self) -> str:
+        # A log record's message is `str(msg) % args`: this one must not show the arguments.
+        return f"{self.text.replace('%', '%%')}%.0s%.0s%.0s" if self._has_args else self.text
+
+    @property
+    def text(self) -> str:
+        """A line for each request."""
         if not self._text:
-            self._text = _lines(self.records)
+            self._text = _lines(self._records)
         return self._text
 
     @property
     def json(self) -> str:
-        """The same for programs: an object a line."""
+        """A JSON object for each request, one a line."""
         if not self._json:
-            self._json = "\n".join([json.dumps(_fields(record)) for record in self.records])
+            self._json = "\n".join([json.dumps(_object(record)) for record in self._records])
         return self._json
 
 
 def write(records: Sequence[Record]) -> None:
-    """Log these requests, in one record of the logger ``tornado.access``. A reader of the telemetry. Loop side."""
-    access_log.info(AccessLines(records))
+    """Log these requests by the logger ``tornado.access``. A reader of the telemetry. Loop side.
+
+    Each has a log record of its own, with the attributes of `fields` and the ``args`` of Tornado's
+    (`tornado.web.Application.log_request`): status, ``"METHOD TARGET (CLIENT)"``, milliseconds. Only where nothing but
+    this package's handlers sees them, one log record stands for all: under load 1 µs a request instead of 20.
+    """
+    if not access_log.isEnabledFor(logging.INFO):
+        return
+    if _only_own_handlers_see_it():
+        access_log.handle(_log_record(AccessLines(records), ()))
+        return
+    for record in records:
+        summary = f"{record.method} {record.target} ({record.client})"
+        log_record = _log_record(AccessLines([record], has_args=True), (record.status, summary, 1000 * record.total))
+        # Not `extra`: it refuses names that a record factory of the application's has given.
+        log_record.__dict__.update(fields(record))
+        access_log.handle(log_record)
+
+
+def _log_record(lines: AccessLines, args: tuple[object, ...]) -> logging.LogRecord:
+    # Not `access_log.info`: it looks for the calling function, which compiled is not on Python's stack.
+    return access_log.makeRecord(access_log.name, logging.INFO, "access_log.py", 0, lines, args, None)
+
+
+def _only_own_handlers_see_it() -> bool:
+    """Whether all that reads records of the access log knows that `AccessLines` may stand for several requests."""
+    # Sentry replaces this method to read all records.
+    if access_log.filters or logging.Logger.callHandlers.__module__ != logging.__name__:
+        return False
+    logger: logging.Logger | None = access_log
+    while logger is not None:
+        for handler in logger.handlers:
+            if handler.level <= logging.INFO and not all(
+                getattr(each, "knows_access_lines", False) for each in (handler.formatter, *handler.filters)
+            ):
+                return False
+        logger = logger.parent if logger.propagate else None
+    return True
 
 
 def escaped(text: str) -> str:
@@ -72,12 +119,12 @@ def _lines(records: Sequence[Record]) -> str:
 def _line(record: Record, stamp: str) -> str:
     request = f"{record.method} {record.target} {record.version}".strip() or "-"
     referer, agent = record.referer or "-", record.user_agent or "-"
-    # An address as it is; other servers may give another text.
+    # An address needs no escaping, but servers other than this package's may give any text.
     client = record.client or "unix:"
     if not _is_plain(client + request + referer + agent):
         request, referer, agent = escaped(request), escaped(referer), escaped(agent)
         client = escaped(client).replace(" ", "\\x20")
-    # At the very end, and only where there is something to tell: programs that read the lines go on doing so.
+    # At the very end, and only if there is something to say, so that programs can still read the lines.
     changes = "" if record.changes == "none" else f" changes={as_field(record.changes)}"
     return (
         f'{client} - - [{stamp}] "{request}" {record.status} {record.sent} "{referer}" "{agent}" '
@@ -87,16 +134,14 @@ def _line(record: Record, stamp: str) -> str:
 
 
 def _milliseconds(seconds: float) -> str:
-    """With a tenth; what formats floats takes longer than all the rest of a line."""
+    """With one decimal. Formatting a float takes longer than the rest of a line."""
     tenths = int(10_000 * seconds + 0.5)
     return f"{tenths // 10}.{tenths % 10}"
 
 
-def _fields(record: Record) -> dict[str, object]:
+def fields(record: Record) -> dict[str, object]:
+    """What the access log says of a request, by the names of docs/operating.md, "Log fields". Any thread."""
     return {
-        "time": iso_time(record.started_at + record.total),
-        "level": "info",
-        "logger": access_log.name,
         "request_id": record.id,
         "client": record.client,
         "method": record.method,
@@ -115,6 +160,11 @@ def _fields(record: Record) -> dict[str, object]:
         "changes": record.changes,
         "ending": record.ending,
     }
+
+
+def _object(record: Record) -> dict[str, object]:
+    ended_at = iso_time(record.started_at + record.total)
+    return {"time": ended_at, "level": "info", "logger": access_log.name, **fields(record)}
 
 
 def _is_plain(text: str) -> bool:

@@ -1,4 +1,4 @@
-"""What is known of each request when it has ended, and whoever wants to read it."""
+"""Makes a record of each request that has ended and hands it to the readers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from threadbridge.telemetry.record import Record, record_of
 
 logger = logging.getLogger("threadbridge")
 
-# Readers get what has ended at most so late, and about so many at once: the loop is not theirs for long.
+# Seconds after which readers get a record at the latest, and about how many at once, so that they do not hold the loop
+# for long.
 INTERVAL = 0.1
 BATCH = 200
 
@@ -23,9 +24,9 @@ Reader: TypeAlias = Callable[[Sequence[Record]], None]
 
 
 class Telemetry:
-    """Makes the records of a bridge, a tenth of a second's at a time, and hands them to the readers. Loop side.
+    """Makes the records of a bridge and hands them to the readers, ten times a second. Loop side.
 
-    :param slow_after: seconds of waiting and running, or in the database, from which on a request is slow; 0: none is.
+    :param slow_after: see `record_of`; 0: no request is slow.
     """
 
     def __init__(self, slow_after: float = 0.0) -> None:
@@ -36,29 +37,29 @@ class Telemetry:
         self._failed = RepeatedLog(logger)
 
     def subscribe(self, reader: Reader) -> Callable[[], None]:
-        """Have ``reader(records)`` called with all that end from now on, in order; a function that takes that back."""
+        """Call ``reader(records)`` with all records from now on, in order; returns a function that unsubscribes it."""
         self._readers.append(reader)
         return lambda: self._readers.remove(reader)
 
     def finished(self, exchange: Exchange) -> Record:
-        """An exchange has ended; its record."""
+        """Make and return the record of an exchange that has ended."""
         # At once: its memory is the next request's, while it is still in the processor's caches.
         record = record_of(exchange, self._slow_after)
         self._add(record)
         return record
 
     def refused(self, client: str, request_line: str, status: int, sent: int) -> None:
-        """The server has refused what came before it was an exchange."""
-        method, _, rest = request_line.partition(" ")
-        target, _, version = rest.rpartition(" ")
-        nothing = (0.0, 0.0, 0.0, 0.0, 0, "none")
-        times = (time.time(), time.monotonic())
-        self._add(
-            Record(
-                "", "", client, method, target, version, status, str(State.REFUSED), "", sent, *nothing, *times,
-                "", "", False, False, None,
-            )
-        )  # fmt: skip
+        """Record what the server has refused before it became an exchange."""
+        record = Record()
+        record.client = client
+        record.method, _, rest = request_line.partition(" ")
+        record.target, _, record.version = rest.rpartition(" ")
+        record.status = status
+        record.ending = str(State.REFUSED)
+        record.sent = sent
+        record.started_at = time.time()
+        record.started = time.monotonic()
+        self._add(record)
 
     def _add(self, record: Record) -> None:
         self._records.append(record)
@@ -72,7 +73,7 @@ class Telemetry:
         self.flush()
 
     def flush(self) -> None:
-        """Give the readers all that has ended until now. What a reader raises is logged."""
+        """Hand all new records to the readers. What a reader raises is logged."""
         if not self._records:
             return
         records, self._records = self._records, []

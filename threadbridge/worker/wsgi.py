@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import logging
 import re
 from collections.abc import Callable
@@ -23,12 +24,14 @@ from threadbridge.worker.environ import environ_of
 logger = logging.getLogger("threadbridge")
 _outage, _excess = RepeatedLog(logger), RepeatedLog(logger)
 
-# RFC 9110: a token (section 5.6.2), a field value (section 5.5), a reason phrase (RFC 9112, section 4).
+# RFC 9110: a token (section 5.6.2), a field value (section 5.5), a reason phrase (RFC 9112, section 4). Clients take
+# statuses from 600 on for 5xx (section 15).
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch
 _FIELD_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*").fullmatch
-_STATUS = re.compile(r"([2-5][0-9][0-9]) ([\t\x20-\x7e\x80-\xff]+)").fullmatch
+_STATUS = re.compile(r"([2-9][0-9][0-9])(?: ([\t\x20-\x7e\x80-\xff]*))?").fullmatch
 
-# They belong to one connection, which is the server's (RFC 9110, section 7.6.1).
+# The fields of one connection, which only the server knows (RFC 9110, section 7.6.1): what an application says there
+# is not sent.
 _HOP_BY_HOP = frozenset(
     {
         "connection",
@@ -43,6 +46,9 @@ _HOP_BY_HOP = frozenset(
     }
 )
 
+# Those that an application has set, each logged once.
+_dropped: set[str] = set()
+
 # How many exceptions that follow from one another are looked at: their chain may be a circle.
 _LONGEST_CHAIN = 100
 
@@ -51,6 +57,24 @@ NO_HEAD = "the application did not call start_response before the body"
 
 class ApplicationError(Exception):
     """The application broke PEP 3333; the message says what it did and what is expected."""
+
+
+def check_application(application: object) -> None:
+    """Raise ``ValueError`` if this cannot be called as PEP 3333 says; a factory of applications is taken for one."""
+    try:
+        signature = inspect.signature(application)  # type: ignore[arg-type]
+    except TypeError:
+        raise ValueError(f"{application!r} cannot be called; expected a WSGI application") from None
+    except ValueError:
+        # Written in C, it may say nothing.
+        return
+    try:
+        signature.bind("environ", "start_response")
+    except TypeError:
+        raise ValueError(
+            f"{application!r} is called with {signature}, but a WSGI application with (environ, start_response) "
+            "(PEP 3333). If it is a factory, give what it returns; ASGI applications cannot be served"
+        ) from None
 
 
 def call_application(
@@ -143,7 +167,9 @@ class Call:
     def _send_list(self, chunks: Any) -> None:
         """Send a body that is there as a whole: its length can be announced, and it crosses in one hop."""
         body = b"".join(map(checked, chunks))
-        if self._fields is not None and self._remaining is None and not self._head_sent:
+        # To a HEAD, an empty list says nothing of the body that a GET would have (RFC 9110, section 8.6).
+        is_known = bool(body) or not self._exchange.is_head
+        if is_known and self._fields is not None and self._remaining is None and not self._head_sent:
             self._announce(len(body))
         if body:
             self._send(body)
@@ -153,7 +179,10 @@ class Call:
         try:
             chunks = iter(result)
         except TypeError:
-            raise ApplicationError(f"the application returned {result!r}; expected an iterable of bytes") from None
+            hint = "; is it a factory of applications?" if callable(result) else ""
+            raise ApplicationError(
+                f"the application returned {result!r}; expected an iterable of bytes{hint}"
+            ) from None
         for chunk in chunks:
             if self.complete:
                 if chunk and self._has_body:
@@ -211,7 +240,9 @@ class Call:
                 )
             small = _checked_name(name)
             self._names.add(small)
-            if small == "content-length":
+            if small in _HOP_BY_HOP:
+                self._log_dropped(name)
+            elif small == "content-length":
                 if not (value.isascii() and value.isdigit()):
                     raise ApplicationError(f"Content-Length is {value!r}; expected digits")
                 if self._length is not None and self._length != int(value):
@@ -299,6 +330,17 @@ class Call:
         if self._status not in (204, 205, 304):
             self._length = self._remaining = length
 
+    def _log_dropped(self, name: str) -> None:
+        if name.lower() not in _dropped:
+            _dropped.add(name.lower())
+            logger.warning(
+                "request %s: the application sets the header %s, which only the server may set (RFC 9110, section "
+                "7.6.1), so it is not sent: %s; this is logged once",
+                self._exchange.id,
+                name,
+                self._exchange.start_line.path,
+            )
+
     def _log_excess(self) -> None:
         _excess.log(
             logging.ERROR,
@@ -312,18 +354,16 @@ def _parse_status(status: str) -> tuple[int, str]:
     match = _STATUS(status)
     if match is None:
         raise ApplicationError(
-            f"the status is {status!r}; expected three digits from 200 to 599, a space and a reason, such as '200 OK'"
+            f"the status is {status!r}; expected three digits from 200 on, a space and a reason, such as '200 OK'"
         )
-    return int(match[1]), match[2]
+    return int(match[1]), match[2] or ""
 
 
 @functools.lru_cache(maxsize=256)
 def _checked_name(name: str) -> str:
-    """A header's name in small letters; applications use the same few again and again."""
+    """A header's name in lower case, cached: applications use the same few again and again."""
     if not _TOKEN(name):
         raise ApplicationError(f"header name {name!r} is not a token (RFC 9110, section 5.6.2)")
-    if name.lower() in _HOP_BY_HOP:
-        raise ApplicationError(f"header {name} is hop-by-hop; only the server may set it (RFC 9110, section 7.6.1)")
     return name.lower()
 
 
