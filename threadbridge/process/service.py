@@ -25,7 +25,7 @@ from threadbridge.http.stream import check_tornado
 from threadbridge.loop.bridge import Bridge
 from threadbridge.process.affinity import Affinity
 from threadbridge.process.heartbeat import Heartbeat, open_stderr
-from threadbridge.process.interpreter import loop_factory, settle
+from threadbridge.process.interpreter import loop_factory, settle, warn_of_idle_loops
 from threadbridge.process.logs import reopen_log_files
 from threadbridge.process.signals import hold_signals, on_signal, warn_of_replaced_handlers
 from threadbridge.process.standard_error import say
@@ -46,7 +46,12 @@ CANCEL_TIME = 1.0
 JOIN_INTERVAL = 0.1
 
 
-def serve(application: WSGIApplication, **settings: Unpack[Settings]) -> int:
+def serve(
+    application: WSGIApplication,
+    *,
+    on_start: Callable[[], object] | None = None,
+    **settings: Unpack[Settings],
+) -> int:
     """Serve a WSGI application until SIGTERM or SIGINT; give the process's exit status.
 
     The keywords are the settings of docs/settings.md, with their meanings, units and defaults; ``pool`` or ``threads``
@@ -55,6 +60,10 @@ def serve(application: WSGIApplication, **settings: Unpack[Settings]) -> int:
     cancelled and cut: the process ends with status 1. SIGHUP opens the log files anew. With ``processes`` the program
     is run anew in each of them, from its beginning until it comes here, and this process supervises them: it replaces
     those that die, and all, one after the other, at SIGUSR2.
+
+    ``on_start`` is called on the loop as soon as connections are accepted, in each process that serves. Use it to start
+    what belongs to the loop, such as a `tornado.ioloop.PeriodicCallback`: `serve` runs a loop of its own, so callbacks
+    that you schedule before the call never run. If it raises an exception, so does `serve`.
 
     Raises ``ValueError`` for a setting that cannot be used, and ``OSError`` when the address cannot be listened on.
     Call it in the main thread, which becomes the loop's.
@@ -68,7 +77,7 @@ def serve(application: WSGIApplication, **settings: Unpack[Settings]) -> int:
 
         service = Supervisor(values)
     else:
-        service = Service(application, values, inheritance)
+        service = Service(application, values, inheritance, on_start)
     service.listen()
     return service.run()
 
@@ -77,11 +86,16 @@ class Service:
     """The life of a process that serves an application: construct, `listen`, `run`. Loop side."""
 
     def __init__(
-        self, application: WSGIApplication, settings: Settings, inheritance: Inheritance | None = None
+        self,
+        application: WSGIApplication,
+        settings: Settings,
+        inheritance: Inheritance | None = None,
+        on_start: Callable[[], object] | None = None,
     ) -> None:
         """Prepare everything that does not need the address; raises ``ValueError``."""
         check_tornado()
         self._settings = settings
+        self._on_start = on_start
         self._bridge = Bridge(
             application,
             pool=settings["pool"],
@@ -156,6 +170,7 @@ class Service:
         """Serve until a signal comes; give the exit status, or end the process if requests or threads are left."""
         settle(self._settings["switch_interval"])
         warn_of_replaced_handlers()
+        warn_of_idle_loops()
         with asyncio.Runner(loop_factory=self._loop_factory) as runner:
             has_ended = runner.run(self._live())
         # The loop has let go of them, and the process may still wait for threads of the application's own.
@@ -220,6 +235,8 @@ class Service:
         feeding = asyncio.create_task(feed_watchdog())
         heartbeat = self._start_heartbeat()
         try:
+            if self._on_start is not None:
+                self._on_start()
             self._say_where()
             how = "compiled" if is_compiled() else "not compiled"
             logger.info("Python %s, %s, on %s", platform.python_version(), how, type(loop).__module__.partition(".")[0])
