@@ -299,7 +299,7 @@ def test_a_limit_of_tornado_s_is_enforced() -> None:
     ("parameters", "message"),
     [
         ({"no_keep_alive": True}, "send the header Connection: close"),
-        ({"decompress_request": True}, "decompress those"),
+        ({"decompress_request": True}, "decompress them"),
         ({"body_timeout": 3}, r"limits=Limits\(body_timeout=...\)"),
         ({"chunk_size": 1024}, "leave it out"),
         ({"max_buffer_size": 1024}, "leave it out"),

@@ -230,9 +230,13 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         """
         assert request.connection is not None and request.method is not None and request.uri is not None
         exchange = cast(Exchange, self.start_request(None, request.connection))
-        exchange.headers_received(
-            httputil.RequestStartLine(request.method, request.uri, request.version), request.headers
-        )
+        line = httputil.RequestStartLine(request.method, request.uri, request.version)
+        context = exchange.connection.context
+        own = context.remote_ip, context.protocol
+        # With `xheaders` the context has changed back by now; the request still has what the proxy said.
+        context.remote_ip, context.protocol = request.remote_ip, request.protocol
+        exchange.headers_received(line, request.headers)
+        context.remote_ip, context.protocol = own
         if exchange.ended:
             # The lane is full, and the client has been told.
             return

@@ -29,7 +29,7 @@ _INSTEAD = {
     "body_timeout": "to Tornado it is the time for a whole body; use limits=Limits(transfer_timeout=...) for that, or "
     "limits=Limits(body_timeout=...) for the longest pause in a body",
     "no_keep_alive": "send the header Connection: close with each response, or turn keep-alive off in the proxy",
-    "decompress_request": "bodies are passed on as they arrive; decompress those with a Content-Encoding in the handler",
+    "decompress_request": "bodies are passed on as they arrive; decompress them in the handler",
     "chunk_size": "leave it out; bodies are delivered as they arrive",
     "max_buffer_size": "leave it out; use limits=Limits(max_body_size=...) to limit the size of bodies",
 }
