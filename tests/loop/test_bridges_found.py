@@ -13,7 +13,7 @@ from tornado.web import Application, FallbackHandler, RequestHandler
 from tests.support.inprocess import BridgeThread, wait_until
 from threadbridge import Bridge, HTTPServer
 from threadbridge.admin.metrics import exposition
-from threadbridge.http.connection import Limits
+from threadbridge.http.limits import Limits
 from threadbridge.telemetry.record import Record
 
 

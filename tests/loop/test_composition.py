@@ -22,7 +22,7 @@ from tornado.websocket import websocket_connect
 from tests.support.inprocess import BridgeThread, wait_until
 from tests.support.processes import Frontend
 from threadbridge import Bridge, HTTPServer
-from threadbridge.http.connection import Limits
+from threadbridge.http.limits import Limits
 
 PLAIN = [("Content-Type", "text/plain")]
 

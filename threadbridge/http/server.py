@@ -19,9 +19,10 @@ from threadbridge.common import forks
 from threadbridge.common.repeated_log import RepeatedLog
 from threadbridge.http.accepting import RESERVED, Acceptor, refuse
 from threadbridge.http.background import Background
-from threadbridge.http.connection import DRAIN_LINGER, WORTH_REFUSING, HTTP1Connection, Limits
+from threadbridge.http.connection import HTTP1Connection
 from threadbridge.http.connections import Connections
 from threadbridge.http.forwarded import peer_of
+from threadbridge.http.limits import DRAIN_LINGER, WORTH_REFUSING, Limits
 from threadbridge.http.memory import Memory
 from threadbridge.http.parser import LOGGED
 from threadbridge.http.stream import PushSSLStream, PushStream

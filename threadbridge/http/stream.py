@@ -24,7 +24,7 @@ _handshake_log, _read_log, _error_log = RepeatedLog(logger), RepeatedLog(logger)
 
 READ_SIZE = 65536
 
-# What this module and `threadbridge.http.connection` use of the privates of Tornado's streams.
+# The private methods and attributes of Tornado's streams that this module uses.
 _METHODS = ("_add_io_state", "_check_closed", "_do_ssl_handshake", "_handle_events", "_handle_read", "_is_connreset")
 _ATTRIBUTES = ("_closed", "_read_buffer", "_read_buffer_size", "_state", "_total_write_done_index", "_write_buffer")
 
@@ -83,6 +83,12 @@ class PushStream(IOStream):
         except OSError:
             # BlockingIOError: nothing has; any other: nothing more will be had.
             return False
+
+    def give_back(self, data: bytes) -> None:
+        """Put bytes back that were received, for the methods of `IOStream` to read; it has no public way to do it."""
+        if data:
+            self._read_buffer[:0] = data
+            self._read_buffer_size += len(data)
 
     def acknowledged(self) -> int:
         """How many bytes the client's system has got; of use is the difference between two answers while `writing`."""

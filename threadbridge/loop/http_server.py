@@ -13,7 +13,7 @@ from tornado.iostream import IOStream
 from tornado.routing import RuleRouter
 from tornado.web import Application
 
-from threadbridge.http.connection import Limits
+from threadbridge.http.limits import Limits
 from threadbridge.http.server import ConnectionServer, Refused, StartRequest, own_port
 from threadbridge.http.stream import check_tornado
 from threadbridge.loop.bridge import Bridge

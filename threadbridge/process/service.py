@@ -19,7 +19,7 @@ from wsgiref.types import WSGIApplication
 from threadbridge.common.threads import NOT_STARTED
 from threadbridge.compiled import is_compiled
 from threadbridge.crossing.lanes import Lane
-from threadbridge.http.connection import Limits
+from threadbridge.http.limits import Limits
 from threadbridge.http.server import ConnectionServer
 from threadbridge.http.stream import check_tornado
 from threadbridge.loop.bridge import Bridge
