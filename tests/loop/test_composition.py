@@ -247,7 +247,7 @@ def test_a_handler_sets_the_largest_body_of_its_request(limit: int, size: int, s
     if status == 200:
         assert received.endswith(b"\r\n\r\n%d" % size)
     if status == 413:
-        assert received.endswith(b"the body of this request has at most %d bytes\n" % limit)
+        assert received.endswith(b"the body is larger than the limit of %d bytes\n" % limit)
 
 
 def test_a_handler_sets_the_time_for_its_body() -> None:

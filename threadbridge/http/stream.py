@@ -84,6 +84,14 @@ class PushStream(IOStream):
             # BlockingIOError: nothing has; any other: nothing more will be had.
             return False
 
+    def end_sending(self) -> bool:
+        """Tell the client that nothing follows what has been sent; False if it has left."""
+        try:
+            self.socket.shutdown(socket.SHUT_WR)
+        except OSError:
+            return False
+        return True
+
     def give_back(self, data: bytes) -> None:
         """Put bytes back that were received, for the methods of `IOStream` to read; it has no public way to do it."""
         if data:
@@ -197,6 +205,10 @@ class PushSSLStream(SSLIOStream, PushStream):
 
     def _send_at_once(self, pieces: Sequence[bytes | memoryview]) -> int:
         return self.write_to_fd(memoryview(b"".join(pieces)))
+
+    def end_sending(self) -> bool:
+        """Do nothing: an end that TLS has not announced looks like an attack (RFC 8446, section 6.1)."""
+        return True
 
     def has_unread(self) -> bool:
         """Not known: what the kernel has are parts of records."""
