@@ -16,8 +16,8 @@ from tests.support.admin_site import Site
 from tests.support.inprocess import BridgeThread, wait_until
 from threadbridge import Bridge, HTTPServer
 from threadbridge.admin.server import MAX_CONNECTIONS
-from threadbridge.http.connection import Limits
 from threadbridge.http.connections import Connections, default_max_connections
+from threadbridge.http.limits import Limits
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 PART = b"GET / HTTP/1.1\r\nHo"

@@ -12,7 +12,7 @@ import pytest
 from tests.support.inprocess import BridgeThread, reset, wait_until
 from threadbridge.crossing.request_body import MEMORY_LIMIT
 from threadbridge.crossing.spool import DISK_THREADS
-from threadbridge.http.connection import LINGER_PAUSE
+from threadbridge.http.limits import LINGER_PAUSE
 
 
 class Application:

@@ -15,7 +15,7 @@ from tests.http_cases.row import chunked, get, post, with_line
 from tests.http_cases.runner import Recorder
 from tests.support.inprocess import BridgeThread, wait_until
 from threadbridge import HTTPServer
-from threadbridge.http.connection import Limits
+from threadbridge.http.limits import Limits
 
 SIZES = Limits(max_header_size=2000, max_body_size=1000)
 # Kept to about a second more: that often the server looks.

@@ -13,7 +13,7 @@ from tests.support.inprocess import BridgeThread, wait_until
 from threadbridge import Bridge, HTTPServer
 from threadbridge.crossing.request_body import MEMORY_LIMIT
 from threadbridge.crossing.spool import DISK_THREADS
-from threadbridge.http.connection import HTTP1Connection
+from threadbridge.http.server_connection import HTTP1ServerConnection
 from threadbridge.http.stream import READ_SIZE
 
 
@@ -36,7 +36,7 @@ class Held:
         return self._http
 
     @property
-    def connection(self) -> HTTP1Connection:
+    def connection(self) -> HTTP1ServerConnection:
         [connection] = self._http._open
         return connection
 

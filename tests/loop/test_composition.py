@@ -22,7 +22,7 @@ from tornado.websocket import websocket_connect
 from tests.support.inprocess import BridgeThread, wait_until
 from tests.support.processes import Frontend
 from threadbridge import Bridge, HTTPServer
-from threadbridge.http.connection import Limits
+from threadbridge.http.limits import Limits
 
 PLAIN = [("Content-Type", "text/plain")]
 
@@ -247,7 +247,7 @@ def test_a_handler_sets_the_largest_body_of_its_request(limit: int, size: int, s
     if status == 200:
         assert received.endswith(b"\r\n\r\n%d" % size)
     if status == 413:
-        assert received.endswith(b"the body of this request has at most %d bytes\n" % limit)
+        assert received.endswith(b"the body is larger than the limit of %d bytes\n" % limit)
 
 
 def test_a_handler_sets_the_time_for_its_body() -> None:
@@ -299,7 +299,7 @@ def test_a_limit_of_tornado_s_is_enforced() -> None:
     ("parameters", "message"),
     [
         ({"no_keep_alive": True}, "send the header Connection: close"),
-        ({"decompress_request": True}, "decompress those"),
+        ({"decompress_request": True}, "decompress them"),
         ({"body_timeout": 3}, r"limits=Limits\(body_timeout=...\)"),
         ({"chunk_size": 1024}, "leave it out"),
         ({"max_buffer_size": 1024}, "leave it out"),

@@ -8,8 +8,8 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from threadbridge.http.connection import HTTP1Connection
 from threadbridge.http.forwarded import LOOPBACK, client_of
+from threadbridge.http.server_connection import HTTP1ServerConnection
 
 # Descriptors that are not for clients by default: the database, logs, temporary files, operators, the application's.
 KEPT_FREE = 64
@@ -49,17 +49,17 @@ class Connections:
         # How many were closed to make room for others.
         self.displaced = 0
         self._proxies = [ipaddress.ip_network(proxy) for proxy in (*LOOPBACK, *trusted_proxies)]
-        self._open: dict[HTTP1Connection, str] = {}
+        self._open: dict[HTTP1ServerConnection, str] = {}
         self._counts: dict[str, int] = {}
         # What could be closed for others at the last look; the first to go is the last.
-        self._idle: dict[str, list[tuple[float, HTTP1Connection]]] = {}
-        self._arriving: list[HTTP1Connection] = []
+        self._idle: dict[str, list[tuple[float, HTTP1ServerConnection]]] = {}
+        self._arriving: list[HTTP1ServerConnection] = []
         self._look_at = 0.0
 
     def __len__(self) -> int:
         return len(self._open)
 
-    def __iter__(self) -> Iterator[HTTP1Connection]:
+    def __iter__(self) -> Iterator[HTTP1ServerConnection]:
         return iter(self._open)
 
     def client_of(self, address: Any) -> str:
@@ -73,13 +73,13 @@ class Connections:
         ip = ipaddress.ip_address(address[0].partition("%")[0] if "/" in client else client)
         return "" if any(ip in network for network in self._proxies) else client
 
-    def add(self, connection: HTTP1Connection, client: str) -> None:
+    def add(self, connection: HTTP1ServerConnection, client: str) -> None:
         """Count a connection."""
         self._open[connection] = client
         if client:
             self._counts[client] = self._counts.get(client, 0) + 1
 
-    def discard(self, connection: HTTP1Connection) -> None:
+    def discard(self, connection: HTTP1ServerConnection) -> None:
         """Count a connection no more; does nothing with one that is not counted."""
         client = self._open.pop(connection, "")
         if client:
@@ -152,7 +152,7 @@ class Connections:
         self._arriving.sort(key=lambda each: (self._counts[self._open[each]], -each.deadline))
         return True
 
-    def _displace(self, connection: HTTP1Connection) -> None:
+    def _displace(self, connection: HTTP1ServerConnection) -> None:
         self.displaced += 1
         # Now: its callback comes with the loop's next turn.
         self.discard(connection)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import re
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Final
@@ -13,24 +11,26 @@ from tornado.httputil import HTTPHeaders, RequestStartLine
 
 from threadbridge.http.bad_request import BadRequest, too_large
 from threadbridge.http.chunked_body import ChunkedBody
+from threadbridge.http.request_rules import (
+    MAX_METHOD,
+    MAX_NAME,
+    check_field,
+    check_host,
+    check_transfer_coding,
+    combine,
+    end_of_method,
+    expects_continue,
+    keeps_alive,
+    origin_form,
+    version_of,
+)
 
-# RFC 3986, section 3.2.2 and 3.2.3: reg-name or IP-literal, and a port. Empty is allowed (RFC 9110, section 7.2).
-_HOST = re.compile(r"(?:(?:[A-Za-z0-9._~!$&'()*+,;=-]++|%[0-9A-Fa-f]{2})*+|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?").fullmatch
-# A method of any name is passed on, but llhttp knows only some: of others it gets POST to read, which frames the same.
+# This server accepts any method, but llhttp knows only some: for others it is fed POST, which has the same framing.
 _METHODS_OF_LLHTTP = {name.encode(): name for name in ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH")}
-_METHOD = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]*+")
-MAX_METHOD = 32
-# Fields that have one value, but that proxies let pass twice (RFC 9110, sections 5.3 and 8.3).
-_SINGLE = frozenset({"Content-Type"})
 _EMPTY_LINES = b"\r\n\r\n"
-_ABSOLUTE_FORM = re.compile(r"https?://([^/?]+)(.*)", re.IGNORECASE).fullmatch
 
-# As many as Apache's LimitRequestFields and gunicorn's limit_request_fields.
-MAX_HEADERS = 100
-# How much of a request line that is refused is worth a place in the log.
+# How many bytes of a request line that is refused are logged.
 LOGGED = 1000
-# Names are kept in caches, here, in Tornado and for the environ, which must not grow with what clients send.
-MAX_NAME = 256
 # Parser states.
 HEAD: Final = 0
 LENGTH: Final = 1
@@ -96,7 +96,7 @@ class RequestParser:
 
     def _new_parser(self) -> httptools.HttpRequestParser:
         parser = httptools.HttpRequestParser(self)
-        # `_keeps_alive` decides what becomes of the connection. llhttp also heeds Proxy-Connection. `_version` checks
+        # `keeps_alive` decides what becomes of the connection. llhttp also heeds Proxy-Connection. `_version` checks
         # versions.
         parser.set_dangerous_leniencies(lenient_keep_alive=True, lenient_version=True)
         return parser
@@ -257,7 +257,7 @@ class RequestParser:
         if method in _METHODS_OF_LLHTTP:
             self._method = _METHODS_OF_LLHTTP[method]
             return head
-        end = _end_of_method(start_of_head, start)
+        end = end_of_method(start_of_head, start)
         if end < 0:
             return b""
         self._method = start_of_head[start:end].decode("ascii")
@@ -312,44 +312,21 @@ class RequestParser:
         self._url = self._url + url if self._url else url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if len(name) > MAX_NAME:
-            raise BadRequest(
-                HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"a header name has more than {MAX_NAME} bytes"
-            )
         self._fields.append((name, value))
-        if len(self._fields) > MAX_HEADERS:
-            raise BadRequest(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"more than {MAX_HEADERS} headers")
+        check_field(name, len(self._fields))
 
     def on_headers_complete(self) -> None:
         request = self.request
         assert request is not None
-        method = self._method
-        version = self._take_version()
+        method, headers = self._method, request.headers
+        version = version_of(self._received_head, method, self._url)
         self._check_size()
-        headers = request.headers
-        # What `headers.get` gives, at once.
-        combined: dict[str, str] = {}
-        hosts = 0
-        for name, value in self._fields:
-            field, text = _field_name(name), value.decode("latin-1").rstrip("\t ")
-            hosts += field == "Host"
-            # `HTTPHeaders.add` would check again what llhttp has checked.
-            if field in combined:
-                if field in _SINGLE:
-                    raise BadRequest(HTTPStatus.BAD_REQUEST, f"several {field} headers; expected one")
-                headers.add(field, text)
-                combined[field] += "," + text
-            else:
-                headers[field] = combined[field] = text
-        self._check_host(hosts, combined.get("Host", ""), version)
-        self._check_framing(combined, version)
-        expect = combined.get("Expect", "")
-        if expect and version == "1.1":
-            if expect.lower() != "100-continue":
-                raise BadRequest(HTTPStatus.EXPECTATION_FAILED, "the only supported Expect is 100-continue")
-            request.expects_continue = True
-        target = _origin_form(method, self._url.decode("ascii"), headers)
-        request.keep_alive = _keeps_alive(combined, version)
+        values = combine(self._fields, headers)
+        self._check_host(values, version)
+        self._check_framing(values, version)
+        request.expects_continue = expects_continue(values, version)
+        target = origin_form(method, self._url.decode("ascii"), headers)
+        request.keep_alive = keeps_alive(values, version)
         request.start_line = RequestStartLine(method, target, "HTTP/1.1" if version == "1.1" else "HTTP/1.0")
         self._fields = []
         size = max(len(self._whole_head), len(self._head))
@@ -370,44 +347,19 @@ class RequestParser:
                 raise BadRequest(HTTPStatus.REQUEST_URI_TOO_LONG, "the request line is too long (RFC 9112, section 3)")
             raise BadRequest(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "the request's head is too large")
 
-    def _take_version(self) -> str:
-        """The version by which the request is read: a higher minor one counts as 1.1 (RFC 9110, section 2.5).
-
-        Refused is a request line that llhttp reads with leniency: other protocols, more than one space, LF in front.
-        """
-        head = self._received_head
-        # One empty line in front is allowed: RFC 9112, section 2.2.
-        start = 2 if head.startswith(b"\r\n") else 0
-        # Where it must stand, if there is nothing between the parts but what belongs there.
-        position = start + len(self._method) + 1 + len(self._url)
-        sent = head[position : position + len(" HTTP/1.1\r\n")]
-        if sent == b" HTTP/1.1\r\n":
-            return "1.1"
-        if not (sent.startswith(b" HTTP/") and sent.endswith(b"\r\n")):
-            raise BadRequest(HTTPStatus.BAD_REQUEST, "the request line is malformed (RFC 9112, section 3)")
-        version = sent[6:9]
-        if not version.startswith(b"1."):
-            shown = version.decode("latin-1")
-            raise BadRequest(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, f"HTTP/{shown}; expected HTTP/1.1 or HTTP/1.0")
-        return "1.0" if version == b"1.0" else "1.1"
-
-    def _check_host(self, count: int, host: str, version: str) -> None:
-        if count > 1 or (not count and version == "1.1"):
-            raise BadRequest(HTTPStatus.BAD_REQUEST, f"{count} Host headers; expected one (RFC 9112, section 3.2)")
-        if host != self._host:
-            if not _HOST(host):
-                raise BadRequest(HTTPStatus.BAD_REQUEST, "the Host header is not a valid host (RFC 9112, section 3.2)")
+    def _check_host(self, headers: Mapping[str, str], version: str) -> None:
+        host = headers.get("Host")
+        if host is None:
+            if version == "1.1":
+                raise BadRequest(HTTPStatus.BAD_REQUEST, "no Host header; expected one (RFC 9112, section 3.2)")
+        elif host != self._host:
+            check_host(host)
             self._host = host[:MAX_NAME]
 
     def _check_framing(self, headers: Mapping[str, str], version: str) -> None:
         coding = headers.get("Transfer-Encoding")
         if coding is not None:
-            if version == "1.0":
-                raise BadRequest(
-                    HTTPStatus.BAD_REQUEST, "Transfer-Encoding is not allowed in HTTP/1.0 (RFC 9112, section 6.1)"
-                )
-            if coding.lower() != "chunked":
-                raise BadRequest(HTTPStatus.NOT_IMPLEMENTED, "the only supported transfer coding is chunked")
+            check_transfer_coding(coding, version)
             self._chunks = ChunkedBody(self._max_body_size, self._max_header_size)
             self._part = CHUNKS
             return
@@ -416,51 +368,3 @@ class RequestParser:
             raise too_large(self._max_body_size)
         if self._remaining:
             self._part = LENGTH
-
-
-@functools.lru_cache(maxsize=1000)
-def _field_name(name: bytes) -> str:
-    """A header's name, in the case that `HTTPHeaders` gives it. Clients send the same few again and again."""
-    return "-".join(word.capitalize() for word in name.decode("ascii").split("-"))
-
-
-def _end_of_method(head: bytes, start: int) -> int:
-    """Where the method of a request line ends; -1 while more of it may come."""
-    match = _METHOD.match(head, start)
-    assert match is not None
-    end = match.end()
-    method = head[start:end]
-    if len(method) > MAX_METHOD:
-        raise BadRequest(HTTPStatus.NOT_IMPLEMENTED, f"the method has more than {MAX_METHOD} characters")
-    if end == len(head):
-        return -1
-    if not method or head[end : end + 1] != b" ":
-        raise BadRequest(HTTPStatus.BAD_REQUEST, "the request line does not begin with a method (RFC 9112, section 3)")
-    if method == b"CONNECT":
-        raise BadRequest(HTTPStatus.NOT_IMPLEMENTED, "CONNECT is not supported: this server is not a proxy")
-    if method != method.upper():
-        # Werkzeug and Django would take "get" for GET, unlike this server and proxies.
-        raise BadRequest(HTTPStatus.NOT_IMPLEMENTED, "lower-case methods are not supported (RFC 9110, section 9.1)")
-    return end
-
-
-def _keeps_alive(headers: Mapping[str, str], version: str) -> bool:
-    """Whether the client wants to go on with the connection (RFC 9112, section 9.3)."""
-    connection = headers.get("Connection")
-    if connection is None:
-        return version == "1.1"
-    options = [option.strip("\t ") for option in connection.lower().split(",")]
-    return "close" not in options and (version == "1.1" or "keep-alive" in options)
-
-
-def _origin_form(method: str, target: str, headers: HTTPHeaders) -> str:
-    """The target as path and query (RFC 9112, section 3.2); the authority of an absolute one becomes the Host."""
-    if "#" in target:
-        raise BadRequest(HTTPStatus.BAD_REQUEST, "the request target contains a fragment (#)")
-    if target.startswith("/") or (target == "*" and method == "OPTIONS"):
-        return target
-    absolute = _ABSOLUTE_FORM(target)
-    if absolute is None or not _HOST(absolute[1]):
-        raise BadRequest(HTTPStatus.BAD_REQUEST, "the request target is neither a path nor an http or https URL")
-    headers["Host"] = absolute[1]
-    return absolute[2] if absolute[2].startswith("/") else "/" + absolute[2]

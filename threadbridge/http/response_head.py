@@ -1,32 +1,55 @@
-"""The head of a response, made on the side where there is time for it."""
+"""The head of a response: its status line and header fields as bytes."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
+from itertools import chain
 from typing import NamedTuple
+
+from tornado.httputil import HTTPHeaders, ResponseStartLine
+
+_UNSAFE = re.compile(r"[\r\n\0]").search
 
 
 class ResponseHead(NamedTuple):
-    """A status line and header fields as bytes, each line with its end; and what a connection must know of them.
+    """A status line and header fields, each line with its CRLF; and what a connection must know about them.
 
-    ``Connection`` and ``Transfer-Encoding`` are the connection's, which adds them.
+    The connection itself adds ``Connection`` and ``Transfer-Encoding``.
     """
 
     status: int
     lines: bytes
     # The Content-Length, which is among the lines.
     length: int | None
-    # Whether the connection is to be closed after the response.
+    # Whether the connection must close after the response.
     close: bool = False
 
 
 def response_head(status: int, reason: str, fields: Iterable[tuple[str, str]], length: int | None) -> ResponseHead:
-    """A head of these fields and, unless ``length`` is None, a ``Content-Length``. Either side.
+    """Make a head of these fields and, unless ``length`` is None, a ``Content-Length``. Either side.
 
-    Whoever calls it has made sure that there is no CR, LF or NUL in them. Raises ``UnicodeEncodeError`` for what is not
+    The caller has checked that they contain no CR, LF or NUL. Raises ``UnicodeEncodeError`` for text that is not
     latin-1.
     """
     lines = [f"HTTP/1.1 {status} {reason}\r\n", *[f"{name}: {value}\r\n" for name, value in fields]]
     if length is not None:
         lines.append(f"Content-Length: {length}\r\n")
     return ResponseHead(status, "".join(lines).encode("latin-1"), length)
+
+
+def head_from_tornado(start_line: ResponseStartLine, headers: HTTPHeaders) -> ResponseHead:
+    """Make a head of what `tornado.httputil.HTTPConnection.write_headers` takes.
+
+    Leaves out ``Transfer-Encoding`` and, except with status 101, ``Connection``. Raises ``ValueError`` for a CR, LF or
+    NUL in the status or a header, and for a ``Content-Length`` that is not all digits.
+    """
+    left_out = ("Transfer-Encoding", "Content-Length", "Connection" if start_line.code != 101 else "")
+    fields = [(name, value) for name, value in headers.get_all() if name not in left_out]
+    if any(_UNSAFE(text) for text in (start_line.reason, *chain.from_iterable(fields))):
+        raise ValueError("a CR, LF or NUL in the status or in a header")
+    length = headers.get("Content-Length")
+    if length is not None and not (length.isascii() and length.isdigit()):
+        raise ValueError(f"Content-Length is {length!r}; expected digits")
+    head = response_head(start_line.code, start_line.reason, fields, None if length is None else int(length))
+    return head._replace(close=headers.get("Connection", "").lower() == "close")

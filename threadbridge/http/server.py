@@ -19,11 +19,12 @@ from threadbridge.common import forks
 from threadbridge.common.repeated_log import RepeatedLog
 from threadbridge.http.accepting import RESERVED, Acceptor, refuse
 from threadbridge.http.background import Background
-from threadbridge.http.connection import DRAIN_LINGER, WORTH_REFUSING, HTTP1Connection, Limits
 from threadbridge.http.connections import Connections
 from threadbridge.http.forwarded import peer_of
+from threadbridge.http.limits import DRAIN_LINGER, WORTH_REFUSING, Limits
 from threadbridge.http.memory import Memory
 from threadbridge.http.parser import LOGGED
+from threadbridge.http.server_connection import HTTP1ServerConnection
 from threadbridge.http.stream import PushSSLStream, PushStream
 
 logger = logging.getLogger("threadbridge")
@@ -170,14 +171,14 @@ class ConnectionServer:
         # A stream's next piece must not wait until the client has acknowledged the last one: that takes it 40 ms.
         stream.set_nodelay(True)
         self._all_closed.clear()
-        connection = HTTP1Connection(stream, self.context_of(stream, address), self)
+        connection = HTTP1ServerConnection(stream, self.context_of(stream, address), self)
         self._open.add(connection, client)
         if self._sweeping is None:
             self._sweep()
 
     def on_close(self, server_conn: object) -> None:
         """Forget a connection; called by it when it is closed or detached."""
-        assert isinstance(server_conn, HTTP1Connection)
+        assert isinstance(server_conn, HTTP1ServerConnection)
         self._open.discard(server_conn)
         if not self._open:
             self._all_closed.set()
@@ -265,7 +266,7 @@ class ConnectionServer:
             await self._all_closed.wait()
 
 
-def _expire(connection: HTTP1Connection, now: float) -> None:
+def _expire(connection: HTTP1ServerConnection, now: float) -> None:
     # Something may have moved meanwhile.
     if connection.deadline <= now:
         connection.expire()

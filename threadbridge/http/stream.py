@@ -24,7 +24,7 @@ _handshake_log, _read_log, _error_log = RepeatedLog(logger), RepeatedLog(logger)
 
 READ_SIZE = 65536
 
-# What this module and `threadbridge.http.connection` use of the privates of Tornado's streams.
+# The private methods and attributes of Tornado's streams that this module uses.
 _METHODS = ("_add_io_state", "_check_closed", "_do_ssl_handshake", "_handle_events", "_handle_read", "_is_connreset")
 _ATTRIBUTES = ("_closed", "_read_buffer", "_read_buffer_size", "_state", "_total_write_done_index", "_write_buffer")
 
@@ -83,6 +83,20 @@ class PushStream(IOStream):
         except OSError:
             # BlockingIOError: nothing has; any other: nothing more will be had.
             return False
+
+    def end_sending(self) -> bool:
+        """Tell the client that nothing follows what has been sent; False if it has left."""
+        try:
+            self.socket.shutdown(socket.SHUT_WR)
+        except OSError:
+            return False
+        return True
+
+    def give_back(self, data: bytes) -> None:
+        """Put bytes back that were received, for the methods of `IOStream` to read; it has no public way to do it."""
+        if data:
+            self._read_buffer[:0] = data
+            self._read_buffer_size += len(data)
 
     def acknowledged(self) -> int:
         """How many bytes the client's system has got; of use is the difference between two answers while `writing`."""
@@ -191,6 +205,10 @@ class PushSSLStream(SSLIOStream, PushStream):
 
     def _send_at_once(self, pieces: Sequence[bytes | memoryview]) -> int:
         return self.write_to_fd(memoryview(b"".join(pieces)))
+
+    def end_sending(self) -> bool:
+        """Do nothing: an end that TLS has not announced looks like an attack (RFC 8446, section 6.1)."""
+        return True
 
     def has_unread(self) -> bool:
         """Not known: what the kernel has are parts of records."""

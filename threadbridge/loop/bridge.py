@@ -226,6 +226,30 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         connection = request_conn if isinstance(request_conn, HTTP1Connection) else ForeignConnection(request_conn)
         return cast(httputil.HTTPMessageDelegate, Exchange(self, self._hop, connection))
 
+    def __call__(self, request: httputil.HTTPServerRequest) -> None:
+        """Answer a request whose body Tornado has received, as `tornado.wsgi.WSGIContainer` does.
+
+        This is for `tornado.web.FallbackHandler`.
+        """
+        assert request.connection is not None and request.method is not None and request.uri is not None
+        exchange = cast(Exchange, self.start_request(None, request.connection))
+        line = httputil.RequestStartLine(request.method, request.uri, request.version)
+        context = exchange.connection.context
+        own = context.remote_ip, context.protocol
+        # With `xheaders` the context has changed back by now; the request still has what the proxy said.
+        context.remote_ip, context.protocol = request.remote_ip, request.protocol
+        exchange.headers_received(line, request.headers)
+        context.remote_ip, context.protocol = own
+        if exchange.ended:
+            # The lane is full, and the client has been told.
+            return
+        exchange.connection.set_close_callback(exchange.on_connection_close)
+        spooled = exchange.data_received(request.body) if request.body else None
+        if spooled is None:
+            _finish(exchange)
+        else:
+            asyncio.ensure_future(spooled).add_done_callback(lambda _: _finish(exchange))
+
     def admit(self, exchange: Exchange) -> None:
         """Give an exchange whose head is known its client's address and its lane, and count it."""
         context = exchange.connection.context
@@ -416,6 +440,11 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
             self._idempotency.close()
         if self.guard is not None:
             self.guard.leave()
+
+
+def _finish(exchange: Exchange) -> None:
+    if not exchange.ended:
+        exchange.finish()
 
 
 def _give_up_connections(guard: PoolGuard, running: RunningRequest) -> None:

@@ -1,7 +1,8 @@
-"""Tornado's `HTTPServer` with this package's HTTP/1.1 connection, time limits and draining."""
+"""Tornado's `HTTPServer` with this package's HTTP/1.1 parser, time limits and draining."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -9,85 +10,109 @@ from tornado.httpserver import HTTPServer as TornadoHTTPServer
 from tornado.httpserver import _HTTPRequestContext
 from tornado.httputil import HTTPServerConnectionDelegate
 from tornado.iostream import IOStream
+from tornado.routing import RuleRouter
+from tornado.web import Application
 
-from threadbridge.http.connection import Limits
+from threadbridge.http.limits import Limits
 from threadbridge.http.server import ConnectionServer, Refused, StartRequest, own_port
 from threadbridge.http.stream import check_tornado
 from threadbridge.loop.bridge import Bridge
 
-# The fields of `Limits` that Tornado's parameters stand for.
+# Tornado's parameters that set a field of `Limits`.
 _LIMITS = {
     "max_header_size": "max_header_size",
     "max_body_size": "max_body_size",
     "idle_connection_timeout": "idle_timeout",
 }
-# What to do in place of Tornado's other parameters.
+# What to use instead of Tornado's other parameters.
 _INSTEAD = {
-    "body_timeout": "it is the time for a whole body there; limits=Limits(body_timeout=...) is the longest pause in it",
-    "no_keep_alive": "send the header Connection: close with each response, or limit connections in the proxy",
-    "decompress_request": "bodies are passed on as they come; decompress those with Content-Encoding in the handler",
+    "body_timeout": "to Tornado it is the time for a whole body; use limits=Limits(transfer_timeout=...) for that, or "
+    "limits=Limits(body_timeout=...) for the longest pause in a body",
+    "no_keep_alive": "send the header Connection: close with each response, or turn keep-alive off in the proxy",
+    "decompress_request": "bodies are passed on as they arrive; decompress them in the handler",
     "chunk_size": "leave it out; bodies are delivered as they arrive",
-    "max_buffer_size": "leave it out; limits bound what is kept of a request",
+    "max_buffer_size": "leave it out; use limits=Limits(max_body_size=...) to limit the size of bodies",
 }
 
 
 class HTTPServer(ConnectionServer, TornadoHTTPServer):
-    """An HTTP/1.1 server: Tornado's, but stricter in what it accepts, and with a way to stop that loses no request.
+    """A `tornado.httpserver.HTTPServer` that accepts only valid requests and can stop without losing one.
 
-    :param request_callback: as for `tornado.httpserver.HTTPServer`: a `Bridge`, a `RuleRouter`, a
-        `tornado.web.Application`.
-    :param limits: sizes and times that clients must keep to.
+    :param request_callback: as for Tornado's server: a `Bridge`, a `tornado.routing.RuleRouter`, a
+        `tornado.web.Application` or a function.
+    :param limits: sizes and times that clients must keep to; see `Limits` for the defaults.
 
-    Of Tornado's other parameters ``ssl_options``, ``xheaders``, ``protocol`` and ``trusted_downstream`` have their
-    meaning, and ``max_header_size``, ``max_body_size`` and ``idle_connection_timeout`` stand for fields of ``limits``.
-    Raises ``ValueError`` for the others, and for one of these together with ``limits``. Loop side.
+    Tornado's parameters ``ssl_options``, ``xheaders``, ``protocol`` and ``trusted_downstream`` mean what they mean
+    there; ``max_header_size``, ``max_body_size`` and ``idle_connection_timeout`` set fields of ``limits``. All other
+    parameters raise ``ValueError``, as do those three together with ``limits``.
+
+    The server looks for bridges in the rules of routers and applications, and in the ``fallback`` of a
+    `tornado.web.FallbackHandler`, when it is constructed. Their metrics include its connections. The first of them
+    records the requests that the server refuses, and sets how much memory incoming requests and unread responses may
+    take. A bridge behind a router class of your own, or in a rule that you add later, is not found.
+
+    Loop side.
     """
 
     def __init__(self, *arguments: Any, **parameters: Any) -> None:
-        # As in Tornado's: `initialize` has had them.
+        # Like Tornado's constructor: `tornado.util.Configurable` has already passed the arguments to `initialize`.
         pass
 
     def initialize(  # type: ignore[override]
         self, request_callback: Any, limits: Limits | None = None, **parameters: Any
     ) -> None:
-        """Called by the constructor; see the class."""
+        """Initialize the server; `tornado.util.Configurable` calls this when one is constructed."""
         check_tornado()
         limits = _limits(limits, parameters)
         TornadoHTTPServer.initialize(self, request_callback, **parameters)
         start_request: StartRequest = partial(TornadoHTTPServer.start_request, self)
         if isinstance(request_callback, HTTPServerConnectionDelegate) and not self.xheaders:
-            # Nothing is to be done in between.
+            # Nothing of Tornado's is needed in between.
             start_request = request_callback.start_request
         refused: Refused = _forget
         memory = unread = None
         proxies = list(self.trusted_downstream or ())
-        if isinstance(request_callback, Bridge):
-            request_callback.servers.append(self)
-            refused = request_callback.refused
-            memory, unread = request_callback.spool.memory, request_callback.spool.unread
-            proxies += request_callback.trusted_proxies
+        bridges = list(dict.fromkeys(_bridges(request_callback)))
+        if bridges:
+            refused = bridges[0].refused
+            memory, unread = bridges[0].spool.memory, bridges[0].spool.unread
+        for bridge in bridges:
+            bridge.servers.append(self)
+            proxies += bridge.trusted_proxies
         ConnectionServer.__init__(self, start_request, refused, limits, self.ssl_options, memory, unread, proxies)
 
     def context_of(self, stream: IOStream, address: Any) -> object:
-        """Tornado's, which knows ``protocol`` and ``xheaders``."""
+        """Return Tornado's own context, which supports ``protocol`` and ``xheaders``."""
         context = _HTTPRequestContext(stream, address, self.protocol, self.trusted_downstream)
-        # As in a `RequestContext`.
+        # `RequestContext` has it too.
         context.server_port = own_port(stream)  # type: ignore[attr-defined]
         return context
 
 
+def _bridges(target: object) -> Iterator[Bridge]:
+    """Find the bridges to which a callback can route requests."""
+    if isinstance(target, Bridge):
+        yield target
+    elif isinstance(target, Application):
+        yield from _bridges(target.default_router)
+    elif isinstance(target, RuleRouter):
+        for rule in target.rules:
+            yield from _bridges(rule.target)
+            yield from _bridges(rule.target_kwargs.get("fallback"))
+
+
 def _limits(limits: Limits | None, parameters: dict[str, Any]) -> Limits:
-    """The limits that Tornado's parameters, which are taken out, stand for; raises ``ValueError``."""
+    """Take the parameters that set limits out of ``parameters``; raises ``ValueError`` for unsupported ones."""
     given = {name: parameters.pop(name) for name in (*_LIMITS, *_INSTEAD) if name in parameters}
-    # None and False stand for Tornado's own default there.
+    # To Tornado None and False mean its default.
     given = {name: value for name, value in given.items() if value not in (None, False)}
     for name, value in given.items():
         if name in _INSTEAD:
-            raise ValueError(f"HTTPServer does not know {name}={value!r}: {_INSTEAD[name]}")
+            raise ValueError(f"HTTPServer does not support {name}={value!r}: {_INSTEAD[name]}")
         if limits is not None:
             raise ValueError(f"{name}={value!r} besides limits: give limits=Limits({_LIMITS[name]}={value!r}, ...)")
     return limits or Limits(**{_LIMITS[name]: value for name, value in given.items()})
 
 
 def _forget(context: object, request_line: str, status: int, sent: int) -> None:
-    """Only a bridge keeps records of what was refused."""
+    """Ignore a refused request: there is no bridge to record it."""

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import sys
 from collections.abc import Callable
 from importlib.util import find_spec
+
+from tornado.ioloop import IOLoop
+
+logger = logging.getLogger("threadbridge")
 
 
 def loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
@@ -33,3 +38,15 @@ def settle(switch_interval: float) -> None:
     # many a request.
     gc.collect()
     gc.freeze()
+
+
+def warn_of_idle_loops() -> None:
+    """Log a warning if callbacks have been scheduled on an `IOLoop`, before this process starts a loop of its own."""
+    # Tornado has no public way to ask: `IOLoop.current` makes a loop when there is none.
+    for loop in getattr(IOLoop, "_ioloop_for_asyncio", ()):
+        if not loop.is_closed() and (getattr(loop, "_scheduled", None) or getattr(loop, "_ready", None)):
+            logger.warning(
+                "callbacks were scheduled on an IOLoop before serve() was called; they never run, because serve() runs "
+                "a loop of its own: schedule them in serve(..., on_start=...)"
+            )
+            return

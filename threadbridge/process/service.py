@@ -19,14 +19,14 @@ from wsgiref.types import WSGIApplication
 from threadbridge.common.threads import NOT_STARTED
 from threadbridge.compiled import is_compiled
 from threadbridge.crossing.lanes import Lane
-from threadbridge.http.connection import Limits
+from threadbridge.http.limits import Limits
 from threadbridge.http.server import ConnectionServer
 from threadbridge.http.stream import check_tornado
 from threadbridge.loop.bridge import Bridge
 from threadbridge.process.affinity import Affinity
 from threadbridge.process.application_logging import demote_errors_of_cancelled_requests, keep_logging, restore_logging
 from threadbridge.process.heartbeat import Heartbeat, open_stderr
-from threadbridge.process.interpreter import loop_factory, settle
+from threadbridge.process.interpreter import loop_factory, settle, warn_of_idle_loops
 from threadbridge.process.logs import in_format, reopen_log_files
 from threadbridge.process.signals import hold_signals, on_signal, warn_of_replaced_handlers
 from threadbridge.process.standard_error import say
@@ -47,7 +47,12 @@ CANCEL_TIME = 1.0
 JOIN_INTERVAL = 0.1
 
 
-def serve(application: WSGIApplication, **settings: Unpack[Settings]) -> int:
+def serve(
+    application: WSGIApplication,
+    *,
+    on_start: Callable[[], object] | None = None,
+    **settings: Unpack[Settings],
+) -> int:
     """Serve a WSGI application until SIGTERM or SIGINT; give the process's exit status.
 
     The keywords are the settings of docs/settings.md, with their meanings, units and defaults; ``pool`` or ``threads``
@@ -56,6 +61,10 @@ def serve(application: WSGIApplication, **settings: Unpack[Settings]) -> int:
     cancelled and cut: the process ends with status 1. SIGHUP opens the log files anew. With ``processes`` the program
     is run anew in each of them, from its beginning until it comes here, and this process supervises them: it replaces
     those that die, and all, one after the other, at SIGUSR2.
+
+    ``on_start`` is called on the loop as soon as connections are accepted, in each process that serves. Use it to start
+    what belongs to the loop, such as a `tornado.ioloop.PeriodicCallback`: `serve` runs a loop of its own, so callbacks
+    that you schedule before the call never run. If it raises an exception, so does `serve`.
 
     Raises ``ValueError`` for a setting that cannot be used, and ``OSError`` when the address cannot be listened on.
     Call it in the main thread, which becomes the loop's.
@@ -69,7 +78,7 @@ def serve(application: WSGIApplication, **settings: Unpack[Settings]) -> int:
 
         service = Supervisor(values)
     else:
-        service = Service(application, values, inheritance)
+        service = Service(application, values, inheritance, on_start)
     service.listen()
     return service.run()
 
@@ -78,11 +87,16 @@ class Service:
     """The life of a process that serves an application: construct, `listen`, `run`. Loop side."""
 
     def __init__(
-        self, application: WSGIApplication, settings: Settings, inheritance: Inheritance | None = None
+        self,
+        application: WSGIApplication,
+        settings: Settings,
+        inheritance: Inheritance | None = None,
+        on_start: Callable[[], object] | None = None,
     ) -> None:
         """Prepare everything that does not need the address; raises ``ValueError``."""
         check_tornado()
         self._settings = settings
+        self._on_start = on_start
         self._bridge = Bridge(
             application,
             pool=settings["pool"],
@@ -161,6 +175,7 @@ class Service:
         demote_errors_of_cancelled_requests()
         settle(self._settings["switch_interval"])
         warn_of_replaced_handlers()
+        warn_of_idle_loops()
         with asyncio.Runner(loop_factory=self._loop_factory) as runner:
             has_ended = runner.run(self._live())
         # The loop has let go of them, and the process may still wait for threads of the application's own.
@@ -226,6 +241,8 @@ class Service:
         keeping = asyncio.create_task(keep_logging())
         heartbeat = self._start_heartbeat()
         try:
+            if self._on_start is not None:
+                self._on_start()
             self._say_where()
             how = "compiled" if is_compiled() else "not compiled"
             logger.info("Python %s, %s, on %s", platform.python_version(), how, type(loop).__module__.partition(".")[0])

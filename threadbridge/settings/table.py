@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal, TypedDict, cast, get_type_hints
 from tornado.httputil import HTTPHeaders
 
 from threadbridge.crossing.lanes import Lane
-from threadbridge.http.connection import Limits
 from threadbridge.http.forwarded import Source
+from threadbridge.http.limits import Limits
 from threadbridge.http.memory import MEMORY_SIZE
 from threadbridge.loop.bridge import IDEMPOTENCY_AGE, IDEMPOTENCY_SIZE, SPOOL_SIZE
 from threadbridge.settings.values import (
