@@ -11,22 +11,27 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
+from email.utils import parsedate_to_datetime
 from functools import partial
+from http.cookies import SimpleCookie
 from itertools import count, cycle, islice
 from pathlib import Path
 from wsgiref.types import StartResponse, WSGIEnvironment
 
 import pytest
 import requests
+from tornado.web import create_signed_value
 
 from tests.support.admin_site import FROM_PAGE, Site, answer, write_token
 from tests.support.inprocess import BridgeThread, wait_until
 from tests.support.site_process import Process, entered
 from threadbridge.admin.access import Access
+from threadbridge.admin.authorization import SESSION
 from threadbridge.admin.throttle import FREE_MISTAKES, MISTAKES_AT_ONCE, Throttle
 from threadbridge.crossing.states import State
 
 TOKEN = "correct horse battery staple"
+BEARER = {"Authorization": f"Bearer {TOKEN}"}
 
 
 @pytest.fixture
@@ -51,12 +56,12 @@ def test_it_shows_what_runs_what_waits_and_what_has_ended(site: Site) -> None:
     with ExitStack() as stack:
         clients = [site.occupy(stack, "one"), site.occupy(stack, "two", "/cancellable")]
         clients.append(stack.enter_context(site.send(f"/slow?{site.directory / 'three'}", "POST")))
-        wait_until(lambda: site.picture()["counts"]["waiting"] == 1, "the third waits")
-        picture = site.picture()
-        [process] = picture["processes"]
-        assert (process["pid"], process["where"]) == (site.process.pid, [f"{site.url}/"])
+        wait_until(lambda: site.document()["counts"]["waiting"] == 1, "the third waits")
+        document = site.document()
+        [process] = document["processes"]
+        assert (process["pid"], process["addresses"]) == (site.process.pid, [f"{site.url}/"])
         assert process["lanes"] == [{"name": "default", "threads": 2, "busy": 2, "queued": 1, "queue": 1000}]
-        rows = picture["requests"]
+        rows = document["requests"]
         # What runs is first, and what runs for longer.
         assert [(row["state"], row["method"], row["url"].rpartition("/")[2]) for row in rows] == [
             ("running", "GET", "one"),
@@ -69,13 +74,13 @@ def test_it_shows_what_runs_what_waits_and_what_has_ended(site: Site) -> None:
         ids = [row["id"] for row in rows]
         site.finish("one", "two", "three")
         assert [b"200 OK" in answer(client) for client in clients] == [True] * 3
-    wait_until(lambda: not site.picture()["requests"], "all have ended")
-    picture = site.picture()
-    finished = {bar["id"]: bar for bar in picture["finished"]}
+    wait_until(lambda: not site.document()["requests"], "all have ended")
+    document = site.document()
+    finished = {bar["id"]: bar for bar in document["finished"]}
     assert [(finished[name]["ending"], finished[name]["status"]) for name in ids] == [("done", 200)] * 3
     assert finished[ids[2]]["waiting"] > 0
-    assert sum(slot["endings"].get("done", 0) for slot in picture["history"]) == 3
-    slots = [slot for slot in picture["history"] if slot["endings"]]
+    assert sum(slot["endings"].get("done", 0) for slot in document["history"]) == 3
+    slots = [slot for slot in document["history"] if slot["endings"]]
     assert all(0 < slot["p50"] <= slot["p95"] <= slot["p99"] for slot in slots)
 
 
@@ -85,7 +90,7 @@ def test_it_answers_at_once_with_a_thousand_waiting(tmp_path: Path) -> None:
         site.occupy(stack, "two")
         for _ in range(1000):
             stack.enter_context(site.send("/"))
-        wait_until(lambda: site.picture()["counts"]["waiting"] == 1000, "a thousand wait", 30)
+        wait_until(lambda: site.document()["counts"]["waiting"] == 1000, "a thousand wait", 30)
         session = stack.enter_context(requests.Session())
         slowest = {}
         for path in ("/healthz", "/requests.json"):
@@ -96,25 +101,42 @@ def test_it_answers_at_once_with_a_thousand_waiting(tmp_path: Path) -> None:
                 times.append(time.perf_counter() - began)
             slowest[path] = sorted(times)[len(times) // 2]
         print("median seconds with 1,000 waiting:", slowest)
-        picture = site.picture()
-        assert picture["counts"] == {"receiving": 0, "waiting": 1000, "running": 2, "sending": 0}
+        document = site.document()
+        assert document["counts"] == {"receiving": 0, "waiting": 1000, "running": 2, "sending": 0}
         # A bounded part of them, what runs first.
-        assert len(picture["requests"]) == 200
-        assert [row["state"] for row in picture["requests"][:3]] == ["running", "running", "waiting"]
+        assert len(document["requests"]) == 200
+        assert [row["state"] for row in document["requests"][:3]] == ["running", "running", "waiting"]
         site.finish("one", "two")
 
 
-def test_the_page_gets_a_picture_a_second_and_does_not_hold_up_the_end(site: Site) -> None:
+def test_the_page_gets_an_event_a_second_and_does_not_delay_the_end(site: Site) -> None:
     with requests.get(f"http://127.0.0.1:{site.admin_port}/events", stream=True, timeout=20) as stream:
         assert stream.headers["Content-Type"] == "text/event-stream"
         lines = stream.iter_lines()
-        pictures = [json.loads(line.removeprefix(b"data: ")) for line in islice(lines, 3) if line]
-        assert pictures[0].keys() == site.picture().keys()
-        assert pictures[1]["now"] > pictures[0]["now"]
+        documents = [json.loads(line.removeprefix(b"data: ")) for line in islice(lines, 3) if line]
+        assert documents[0].keys() == site.document().keys()
+        assert documents[1]["now"] > documents[0]["now"]
         site.process.send_signal(signal.SIGTERM)
         # The stream ends in order, and so does the process.
         assert all(not line or line.startswith(b"data: ") for line in lines)
         assert site.process.wait(20) == 0
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/readyz?db=1", "/metrics", "/requests.json", "/", "/nothing"])
+def test_head_is_answered_like_get_without_the_body(quiet_site: Site, path: str) -> None:
+    with socket.create_connection(("127.0.0.1", quiet_site.admin_port), timeout=20) as client:
+        client.sendall(f"HEAD {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+        head, end, body = answer(client).partition(b"\r\n\r\n")
+    full = quiet_site.admin(path)
+    assert (int(head[9:12]), end, body) == (full.status_code, b"\r\n\r\n", b"")
+    headers = dict(line.split(": ", 1) for line in head.decode().split("\r\n")[1:])
+    assert headers["Content-Type"] == full.headers["Content-Type"]
+    assert int(headers["Content-Length"]) > 0
+
+
+def test_head_of_the_events_ends_at_once(quiet_site: Site) -> None:
+    answered = quiet_site.admin("/events", "HEAD")
+    assert (answered.status_code, answered.headers["Content-Type"]) == (200, "text/event-stream")
 
 
 # Stopping a request.
@@ -125,7 +147,7 @@ def test_a_running_request_is_stopped_whatever_its_method(site: Site, method: st
     with ExitStack() as stack:
         client = stack.enter_context(site.send(f"/cancellable?{site.directory / 'flag'}", method))
         wait_until(lambda: entered(site.directory / "flag"), "it runs")
-        [row] = site.picture()["requests"]
+        [row] = site.document()["requests"]
         stopped = site.admin(f"/requests/{row['key']}/cancel", "POST", headers=FROM_PAGE)
         assert (stopped.status_code, stopped.json()) == (200, {"stopped": 1})
         assert answer(client).startswith(b"HTTP/1.1 504 ")
@@ -135,8 +157,8 @@ def test_a_running_request_is_stopped_whatever_its_method(site: Site, method: st
         lambda: f"request {row['id']}: stopped by an operator (127.0.0.1): {method} /canc" in site.output(),
         "it is logged",
     )
-    wait_until(lambda: bool(site.picture()["finished"]), "it has ended")
-    assert [(bar["id"], bar["ending"]) for bar in site.picture()["finished"]] == [(row["id"], "expired")]
+    wait_until(lambda: bool(site.document()["finished"]), "it has ended")
+    assert [(bar["id"], bar["ending"]) for bar in site.document()["finished"]] == [(row["id"], "expired")]
 
 
 def test_a_waiting_request_is_stopped_and_never_runs(site: Site) -> None:
@@ -144,23 +166,23 @@ def test_a_waiting_request_is_stopped_and_never_runs(site: Site) -> None:
         site.occupy(stack, "one")
         site.occupy(stack, "two")
         client = stack.enter_context(site.send(f"/slow?{site.directory / 'three'}"))
-        wait_until(lambda: site.picture()["counts"]["waiting"] == 1, "it waits")
-        row = site.picture()["requests"][-1]
+        wait_until(lambda: site.document()["counts"]["waiting"] == 1, "it waits")
+        row = site.document()["requests"][-1]
         assert site.admin(f"/requests/{row['key']}/cancel", "POST", headers=FROM_PAGE).status_code == 200
         assert answer(client).startswith(b"HTTP/1.1 503 ")
         site.finish("one", "two")
-        wait_until(lambda: not site.picture()["requests"], "all have ended")
+        wait_until(lambda: not site.document()["requests"], "all have ended")
     assert not entered(site.directory / "three")
 
 
 def test_a_request_that_still_arrives_is_stopped(site: Site) -> None:
     with socket.create_connection(("127.0.0.1", site.port), timeout=20) as client:
         client.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nab")
-        wait_until(lambda: site.picture()["counts"]["receiving"] == 1, "its head is there")
-        picture = site.picture()
-        [row] = picture["requests"]
+        wait_until(lambda: site.document()["counts"]["receiving"] == 1, "its head is there")
+        document = site.document()
+        [row] = document["requests"]
         assert (row["state"], row["waiting"], row["running"]) == ("receiving", 0, 0)
-        assert 0 <= picture["now"] - row["since"] < 30
+        assert 0 <= document["now"] - row["since"] < 30
         assert site.admin(f"/requests/{row['key']}/cancel", "POST", headers=FROM_PAGE).status_code == 200
         assert client.recv(65536).startswith(b"HTTP/1.1 503 ")
 
@@ -203,13 +225,13 @@ def test_requests_of_one_name_are_told_apart(tmp_path: Path) -> None:
             head = f"GET /cancellable?{tmp_path / name} HTTP/1.1\r\nHost: a\r\nX-Request-ID: ..\r\n\r\n"
             client.sendall(head.encode())
             wait_until(partial(entered, tmp_path / name), f"{name} runs")
-        rows = site.picture()["requests"]
+        rows = site.document()["requests"]
         assert [row["id"] for row in rows] == [".."] * 3
         assert len({row["key"] for row in rows}) == 3
         stopped = site.admin(f"/requests/{rows[1]['key']}/cancel", "POST", headers=FROM_PAGE)
         assert stopped.json() == {"stopped": 1}
-        wait_until(lambda: len(site.picture()["requests"]) == 2, "one of them has ended")
-        assert [row["key"] for row in site.picture()["requests"]] == [rows[0]["key"], rows[2]["key"]]
+        wait_until(lambda: len(site.document()["requests"]) == 2, "one of them has ended")
+        assert [row["key"] for row in site.document()["requests"]] == [rows[0]["key"], rows[2]["key"]]
         # An id stands for all that have it. Clients of HTTP take away a path of dots.
         with socket.create_connection(("127.0.0.1", site.admin_port), timeout=20) as client:
             client.sendall(
@@ -217,8 +239,8 @@ def test_requests_of_one_name_are_told_apart(tmp_path: Path) -> None:
                 b"Content-Length: 0\r\nConnection: close\r\n\r\n"
             )
             assert answer(client).endswith(b'{"stopped":2}')
-        wait_until(lambda: len(site.picture()["finished"]) == 3, "all have ended")
-        assert {bar["key"] for bar in site.picture()["finished"]} == {row["key"] for row in rows}
+        wait_until(lambda: len(site.document()["finished"]) == 3, "all have ended")
+        assert {bar["key"] for bar in site.document()["finished"]} == {row["key"] for row in rows}
 
 
 def test_a_request_that_is_not_there_cannot_be_stopped(quiet_site: Site) -> None:
@@ -248,7 +270,7 @@ def test_under_its_own_names_it_is(quiet_site: Site, host: str) -> None:
 def test_other_sites_pages_stop_nothing(site: Site) -> None:
     with ExitStack() as stack:
         site.occupy(stack, "one")
-        [row] = site.picture()["requests"]
+        [row] = site.document()["requests"]
         path = f"/requests/{row['key']}/cancel"
         # What a form of another site can send, and what its script could if it were allowed to.
         assert site.admin(path, "POST").status_code == 403
@@ -256,7 +278,7 @@ def test_other_sites_pages_stop_nothing(site: Site) -> None:
         assert site.admin(path, "POST", headers=foreign).status_code == 403
         assert site.admin(path, "POST", headers={**FROM_PAGE, "Origin": "null"}).status_code == 403
         assert "Access-Control-Allow-Origin" not in site.admin(path, "OPTIONS", headers=foreign).headers
-        assert [row["state"] for row in site.picture()["requests"]] == ["running"]
+        assert [row["state"] for row in site.document()["requests"]] == ["running"]
         own = {**FROM_PAGE, "Origin": f"http://127.0.0.1:{site.admin_port}"}
         assert site.admin(path, "POST", headers=own).status_code == 200
         site.finish("one")
@@ -316,10 +338,40 @@ def test_with_a_token_only_who_has_it_is_answered(tmp_path: Path, token_file: Pa
         assert "HttpOnly" in cookie and "SameSite=Strict" in cookie and TOKEN not in cookie
         [(name, value)] = right.cookies.items()
         assert site.admin("/requests.json", cookies={name: value}).status_code == 200
-        until, _, proof = value.partition(".")
-        for forged in (f"{int(until) + 1}.{proof}", f"{until}.", proof, f"1.{proof}", "x.y"):
+        for forged in (value[:-1], value.replace("|1:0|", "|1:1|"), value + "0", "operator", ""):
+            assert forged != value
             assert site.admin("/requests.json", cookies={name: forged}).status_code == 401, forged
         assert TOKEN not in site.output()
+
+
+def test_a_session_ends_after_twelve_hours_and_holds_in_all_processes(tmp_path: Path, token_file: Path) -> None:
+    secret = Access("127.0.0.1", str(token_file)).cookie_secret
+    with Site(tmp_path, f"--admin_token_file={token_file}", "--processes=2") as site:
+        login = site.admin("/login", "POST", data={"token": TOKEN})
+        [(name, cookie)] = SimpleCookie(login.headers["Set-Cookie"]).items()
+        assert abs(parsedate_to_datetime(cookie["expires"]).timestamp() - time.time() - 12 * 3600) < 60
+        wait_until(lambda: len(site.admin("/threads", headers=BEARER).text.split("\nProcess ")) == 2, "both answer")
+        # Each connection may reach either process.
+        session = {name: cookie.value}
+        assert [site.admin("/requests.json", cookies=session).status_code for _ in range(20)] == [200] * 20
+
+        def made(hours: float) -> str:
+            """A session that began so many hours ago."""
+            then = time.time() - hours * 3600
+            return create_signed_value(secret, name, SESSION, clock=lambda: then).decode()
+
+        statuses = [site.admin("/requests.json", cookies={name: made(hours)}).status_code for hours in (11.9, 12)]
+        assert statuses == [200, 401]
+
+
+def test_sessions_end_with_the_token(tmp_path: Path, token_file: Path) -> None:
+    with Site(tmp_path, f"--admin_token_file={token_file}") as site:
+        cookies = site.admin("/login", "POST", data={"token": TOKEN}).cookies
+        port = site.admin_port
+    for token, status in ((TOKEN, 200), ("another token than before", 401)):
+        write_token(token_file, token)
+        with Site(tmp_path, f"--admin_token_file={token_file}", admin_port=port) as site:
+            assert site.admin("/requests.json", cookies=cookies).status_code == status
 
 
 def test_beyond_loopback_a_token_is_needed(tmp_path: Path, token_file: Path) -> None:
@@ -456,7 +508,7 @@ def test_a_port_that_is_taken(tmp_path: Path) -> None:
 def test_the_stacks_tell_what_each_worker_does_and_for_which_request(site: Site) -> None:
     with ExitStack() as stack:
         site.occupy(stack, "one")
-        [row] = site.picture()["requests"]
+        [row] = site.document()["requests"]
         text = site.admin("/threads").text
         assert text.startswith(f"Process {site.process.pid}, {site.url}/. ")
         # The worker first.

@@ -51,7 +51,7 @@ def test_workers_that_wait_for_work_or_are_at_it_are_ready(tmp_path: Path) -> No
         for name in ("one", "two"):
             site.occupy(stack, name)
         stack.enter_context(site.send("/"))
-        wait_until(lambda: site.picture()["counts"]["waiting"] == 1, "all threads are busy, and a request waits")
+        wait_until(lambda: site.document()["counts"]["waiting"] == 1, "all threads are busy, and a request waits")
         assert ready(site) == expected
         site.finish("one", "two")
 
@@ -75,8 +75,8 @@ def test_one_that_is_told_to_stop_is_not_ready_but_still_shows_what_runs(tmp_pat
         site.process.send_signal(signal.SIGTERM)
         wait_until(lambda: ready(site)[0] == 503, "it drains")
         assert ready(site)[1] == "draining: this process is about to end\n"
-        picture = site.picture()
-        assert (picture["processes"][0]["draining"], picture["counts"]["running"]) == (True, 1)
+        document = site.document()
+        assert (document["processes"][0]["draining"], document["counts"]["running"]) == (True, 1)
         site.finish("one")
         assert site.process.wait(20) == 0
 
@@ -101,8 +101,11 @@ def test_several_processes_are_ready_when_each_of_them_is(tmp_path: Path) -> Non
         wait_until(lambda: ask() == both, "both are ready")
         os.kill(other, signal.SIGSTOP)
         try:
-            silent = [f"process {one}: lane default: ok", f"process {other}: no answer within {DATABASE_LIMIT + 1:g} s"]
-            assert ask() == (503, silent)
+            expected = [
+                f"process {one}: lane default: ok",
+                f"process {other}: no answer within {DATABASE_LIMIT + 1:g} s",
+            ]
+            assert ask() == (503, expected)
             # The one that answers speaks for itself.
             assert ask("?process=own") == (200, ["lane default: ok"])
         finally:

@@ -51,7 +51,7 @@ def site(tmp_path: Path, mariadb: dict[str, str]) -> Iterator[SqlSite]:
         yield site
 
 
-def keep_picture(browser: Chrome, name: str) -> None:
+def keep_screenshot(browser: Chrome, name: str) -> None:
     ARTEFACTS.mkdir(exist_ok=True)
     assert browser.save_screenshot(str(ARTEFACTS / f"admin-{name}.png"))
 
@@ -88,9 +88,9 @@ def test_rows_come_with_slow_queries_and_go_with_them(browser: Chrome, site: Sql
         assert sorted(int(thread) for thread in threads) == sorted(numbers_of(witness, "SLEEP(60)"))
         assert texts(browser, "#lanes .full b") == ["pool"]
         assert texts(browser, "#running") == ["3"]
-        keep_picture(browser, "slow-queries-desktop")
+        keep_screenshot(browser, "slow-queries-desktop")
         show_as(browser, DESKTOP, "dark")
-        keep_picture(browser, "slow-queries-desktop-dark")
+        keep_screenshot(browser, "slow-queries-desktop-dark")
     # Their clients have left.
     wait_for(browser, lambda browser: "499 abandoned" in texts(browser, "#rows .leaving .badge"))
     wait_for(browser, lambda browser: texts(browser, "#rows tr") == [])
@@ -113,7 +113,7 @@ def test_the_button_stops_the_query_that_hurts(browser: Chrome, site: SqlSite, w
         button.click()
         wait_for(browser, lambda browser: texts(browser, "#rows .leaving .badge") == ["504 expired"])
         assert texts(browser, "#rows .leaving .facts") == ["stopped by you"]
-        keep_picture(browser, "stopped-desktop")
+        keep_screenshot(browser, "stopped-desktop")
         assert answer(client).startswith(b"HTTP/1.1 504 ")
         wait_until(lambda: not numbers_of(witness, "SELECT 1, SLEEP"), "the database has stopped it")
         # The other one goes on.
@@ -201,7 +201,7 @@ def test_it_keeps_up_with_two_hundred_requests_a_second(browser: Chrome, site: S
     assert len(seen) >= 4
     wait_for(browser, lambda browser: texts(browser, "#rates-legend .done") == [f"{sent:,} done"])
     assert browser.execute_script("return document.querySelectorAll('#timeline .run').length") > 20
-    keep_picture(browser, "load-desktop")
+    keep_screenshot(browser, "load-desktop")
 
 
 def test_a_phone_never_scrolls_sideways(browser: Chrome, site: SqlSite) -> None:
@@ -216,10 +216,10 @@ def test_a_phone_never_scrolls_sideways(browser: Chrome, site: SqlSite) -> None:
         assert browser.execute_script("return document.documentElement.scrollWidth") == PHONE[0]
         button = browser.find_element(By.CSS_SELECTOR, "#rows .stop")
         assert button.rect["height"] >= 44
-        keep_picture(browser, "slow-queries-phone")
+        keep_screenshot(browser, "slow-queries-phone")
         browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", button)
         show_as(browser, PHONE, "dark")
-        keep_picture(browser, "slow-queries-phone-dark")
+        keep_screenshot(browser, "slow-queries-phone-dark")
 
 
 def test_a_server_that_is_gone_is_told(browser: Chrome, site: SqlSite) -> None:
@@ -236,7 +236,7 @@ def test_the_token_is_asked_for_once(browser: Chrome, tmp_path: Path, mariadb: d
         browser.get(site.page)
         browser.find_element(By.NAME, "token").send_keys("wrong", Keys.ENTER)
         wait_for(browser, lambda browser: "wrong" in browser.current_url)
-        keep_picture(browser, "login-desktop")
+        keep_screenshot(browser, "login-desktop")
         browser.find_element(By.NAME, "token").send_keys("correct horse battery staple", Keys.ENTER)
         wait_for(browser, lambda browser: texts(browser, "#live") == ["live"])
         assert browser.current_url == site.page

@@ -25,8 +25,8 @@ from threadbridge.admin.peer_proof import WINDOW, PeerProof, ProofError
 from threadbridge.admin.peers import PATIENCE
 
 
-def pids(picture: dict[str, Any]) -> set[int]:
-    return {process["pid"] for process in picture["processes"]}
+def pids(document: dict[str, Any]) -> set[int]:
+    return {process["pid"] for process in document["processes"]}
 
 
 def two_sites(tmp_path: Path, stack: ExitStack, *arguments: str) -> tuple[Site, Site]:
@@ -38,7 +38,7 @@ def two_sites(tmp_path: Path, stack: ExitStack, *arguments: str) -> tuple[Site, 
     return sites[0], sites[1]
 
 
-def test_those_in_the_run_directory_are_one_picture(tmp_path: Path) -> None:
+def test_a_page_shows_all_processes_of_the_run_directory(tmp_path: Path) -> None:
     run = tmp_path / "run"
     with ExitStack() as stack:
         one, other = two_sites(tmp_path, stack, f"--run_directory={run}")
@@ -49,12 +49,12 @@ def test_those_in_the_run_directory_are_one_picture(tmp_path: Path) -> None:
             f"{site.process.pid}-{site.process.pid}.sock" for site in (one, other)
         )
         both = {one.process.pid, other.process.pid}
-        assert pids(one.picture()) == pids(other.picture()) == both
+        assert pids(one.document()) == pids(other.document()) == both
         client = other.occupy(stack, "slow", "/cancellable")
         one.occupy(stack, "mine")
-        picture = one.picture()
-        assert picture["counts"]["running"] == 2
-        row = next(row for row in picture["requests"] if row["url"].endswith("slow"))
+        document = one.document()
+        assert document["counts"]["running"] == 2
+        row = next(row for row in document["requests"] if row["url"].endswith("slow"))
         # The one that is not here, told by its neighbour.
         assert one.admin(f"/requests/{row['key']}/cancel", "POST", headers=FROM_PAGE).json() == {"stopped": 1}
         assert answer(client).startswith(b"HTTP/1.1 504 ")
@@ -62,7 +62,7 @@ def test_those_in_the_run_directory_are_one_picture(tmp_path: Path) -> None:
         one.finish("mine")
         assert one.stop() == 0
         assert [file.name for file in run.iterdir()] == [f"{other.process.pid}-{other.process.pid}.sock"]
-        assert pids(other.picture()) == {other.process.pid}
+        assert pids(other.document()) == {other.process.pid}
 
 
 def test_what_a_killed_one_has_left_behind_is_swept(tmp_path: Path) -> None:
@@ -72,8 +72,8 @@ def test_what_a_killed_one_has_left_behind_is_swept(tmp_path: Path) -> None:
         (run / "notes.txt").touch()
         other.process.kill()
         other.process.wait()
-        picture = one.picture()
-        assert (pids(picture), picture["silent"]) == ({one.process.pid}, [])
+        document = one.document()
+        assert (pids(document), document["unreachable"]) == ({one.process.pid}, [])
         assert sorted(file.name for file in run.iterdir()) == [f"{one.process.pid}-{one.process.pid}.sock", "notes.txt"]
 
 
@@ -82,16 +82,37 @@ def test_one_that_does_not_answer_is_shown_so_and_delays_nothing(tmp_path: Path)
         one, other = two_sites(tmp_path, stack, f"--run_directory={tmp_path / 'run'}")
         os.kill(other.process.pid, signal.SIGSTOP)
         try:
-            [silent] = one.picture()["silent"]
-            assert silent == {"name": f"process {other.process.pid}", "reason": f"no answer within {PATIENCE:g} s"}
-            # From now on nobody waits for it: twenty pictures take less than the patience with it twenty times.
+            [peer] = one.document()["unreachable"]
+            assert peer == {"name": f"process {other.process.pid}", "reason": f"no answer within {PATIENCE:g} s"}
+            # Later answers do not wait for it: twenty of them take less than twenty times the patience.
             began = time.monotonic()
             for _ in range(20):
-                assert pids(one.picture()) == {one.process.pid}
+                assert pids(one.document()) == {one.process.pid}
             assert time.monotonic() - began < 20 * PATIENCE
         finally:
             os.kill(other.process.pid, signal.SIGCONT)
-        wait_until(lambda: pids(one.picture()) == {one.process.pid, other.process.pid}, "it is back")
+        wait_until(lambda: pids(one.document()) == {one.process.pid, other.process.pid}, "it is back")
+
+
+def test_a_process_that_has_left_the_port_is_still_shown(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with ExitStack() as stack:
+        one = stack.enter_context(Site(tmp_path, f"--run_directory={run}"))
+        (tmp_path / "b").mkdir()
+        supervised = stack.enter_context(Site(tmp_path / "b", "--processes=2", f"--run_directory={run}"))
+        supervised.occupy(stack, "slow")
+        wait_until(lambda: len(one.document()["processes"]) == 3, "all are found")
+        supervised.process.kill()
+
+        def shown() -> list[tuple[bool, int]]:
+            processes = one.document()["processes"]
+            return [(process["draining"], process["counts"]["running"]) for process in processes]
+
+        # The one that was idle ends, and the busy one closes its port, for the next supervisor.
+        wait_until(lambda: sorted(shown()) == [(False, 0), (True, 1)], "the one with the request is shown")
+        assert one.document()["unreachable"] == []
+        supervised.finish("slow")
+        wait_until(lambda: len(one.document()["processes"]) == 1, "it has ended too")
 
 
 def test_those_that_are_named_and_know_each_other_in_a_circle(tmp_path: Path) -> None:
@@ -108,18 +129,18 @@ def test_those_that_are_named_and_know_each_other_in_a_circle(tmp_path: Path) ->
             sites.append(stack.enter_context(site))
         one, other = sites
         client = other.occupy(stack, "slow", "/cancellable")
-        picture = one.admin("/requests.json", headers=bearer).json()
+        document = one.admin("/requests.json", headers=bearer).json()
         # Each of them once, itself included, and one that is not there.
-        assert [process["pid"] for process in picture["processes"]].count(one.process.pid) == 1
-        assert pids(picture) == {one.process.pid, other.process.pid}
-        assert [silent["reason"] for silent in picture["silent"]] == ["Connection refused"]
-        [row] = picture["requests"]
+        assert [process["pid"] for process in document["processes"]].count(one.process.pid) == 1
+        assert pids(document) == {one.process.pid, other.process.pid}
+        assert [peer["reason"] for peer in document["unreachable"]] == ["Connection refused"]
+        [row] = document["requests"]
         stop = one.admin(f"/requests/{row['key']}/cancel", "POST", headers={**FROM_PAGE, **bearer})
         assert stop.json() == {"stopped": 1}
         assert answer(client).startswith(b"HTTP/1.1 504 ")
 
 
-def test_a_peer_with_another_token_is_silent(tmp_path: Path) -> None:
+def test_a_peer_with_another_token_is_unreachable(tmp_path: Path) -> None:
     token = tmp_path / "token"
     write_token(token, "a token that only one has")
     (tmp_path / "a").mkdir()
@@ -127,9 +148,9 @@ def test_a_peer_with_another_token_is_silent(tmp_path: Path) -> None:
         Site(tmp_path, f"--admin_token_file={token}") as locked,
         Site(tmp_path / "a", f"--admin_peers=127.0.0.1:{locked.admin_port}") as open_one,
     ):
-        picture = open_one.picture()
-        assert pids(picture) == {open_one.process.pid}
-        assert [silent["reason"] for silent in picture["silent"]] == [
+        document = open_one.document()
+        assert pids(document) == {open_one.process.pid}
+        assert [peer["reason"] for peer in document["unreachable"]] == [
             "it answers 401 Unauthorized: give the token: log in at /, or send the header Authorization: Bearer TOKEN"
         ]
 
@@ -172,12 +193,12 @@ def test_a_stranger_at_a_peers_port_gets_no_token_and_is_not_believed(tmp_path: 
         arguments = (f"--admin_token_file={token}", f"--admin_peers=127.0.0.1:{stranger.port}")
         with Site(tmp_path, *arguments) as site:
 
-            def picture() -> dict[str, Any]:
+            def document() -> dict[str, Any]:
                 found: dict[str, Any] = site.admin("/requests.json", headers=bearer).json()
                 return found
 
             reason = "its answer does not prove that it knows the token"
-            wait_until(lambda: [silent["reason"] for silent in picture()["silent"]] == [reason], "it is not believed")
+            wait_until(lambda: [peer["reason"] for peer in document()["unreachable"]] == [reason], "it is not believed")
             stop = site.admin("/requests/1-1/cancel", "POST", headers={**FROM_PAGE, **bearer})
             assert stop.status_code == 404
             assert any(asked.startswith(b"POST /local/requests/1-1/cancel?") for asked in stranger.asked)
@@ -268,16 +289,16 @@ MALFORMED = [
 ]
 
 
-def test_a_peer_whose_answers_make_no_sense_is_silent(tmp_path: Path) -> None:
+def test_a_peer_with_malformed_answers_is_unreachable(tmp_path: Path) -> None:
     with closing(Stranger()) as stranger, Site(tmp_path, f"--admin_peers=127.0.0.1:{stranger.port}") as site:
         for number, answer in enumerate(MALFORMED):
             stranger.answer = answer
             # So that both of the answers below are those to what was asked since.
             asked = len(stranger.asked)
-            picture = site.admin("/requests.json")
-            assert picture.status_code == 200, answer[:100]
+            answered = site.admin("/requests.json")
+            assert answered.status_code == 200, answer[:100]
             wait_until(lambda: len(stranger.asked) > asked, f"it is asked: {number}")  # noqa: B023
-            wait_until(lambda: len(site.picture()["silent"]) == 1, f"it is silent: {number}")
+            wait_until(lambda: len(site.document()["unreachable"]) == 1, f"it is unreachable: {number}")
             stop = site.admin("/requests/1-1/cancel", "POST", headers=FROM_PAGE)
             assert stop.status_code == 404, answer[:100]
             assert site.admin("/threads").status_code == 200
@@ -288,7 +309,7 @@ def test_each_part_of_a_peers_answer_is_checked(tmp_path: Path) -> None:
     with Site(tmp_path) as site, ExitStack() as stack:
         requests.get(site.url, timeout=20)
         site.occupy(stack, "one")
-        wait_until(lambda: bool(site.picture()["finished"]), "one has ended")
+        wait_until(lambda: bool(site.document()["finished"]), "one has ended")
         document = site.admin("/local/processes.json").json()
         site.finish("one")
     whole = json.dumps(document).encode()
@@ -346,7 +367,7 @@ def test_a_process_without_a_port_is_found_too(tmp_path: Path) -> None:
         one = stack.enter_context(Site(tmp_path, f"--run_directory={run}"))
         hidden = stack.enter_context(Site(tmp_path / "a", f"--run_directory={run}", admin_port=None))
         assert "operators" not in hidden.output().splitlines()[0]
-        assert pids(one.picture()) == {one.process.pid, hidden.process.pid}
+        assert pids(one.document()) == {one.process.pid, hidden.process.pid}
         # What the socket of a process serves is for its peers alone.
         [path] = [file for file in run.iterdir() if file.name.endswith(f"-{hidden.process.pid}.sock")]
         with socket.socket(socket.AF_UNIX) as client:
@@ -355,20 +376,20 @@ def test_a_process_without_a_port_is_found_too(tmp_path: Path) -> None:
             assert client.recv(65536).startswith(b"HTTP/1.1 404 ")
 
 
-def test_supervised_processes_are_one_picture_and_one_set_of_metrics(tmp_path: Path) -> None:
+def test_supervised_processes_share_a_page_and_their_metrics(tmp_path: Path) -> None:
     with Site(tmp_path, "--processes=2") as site, ExitStack() as stack:
         assert f", operators: http://127.0.0.1:{site.admin_port}/)" in site.output()
-        wait_until(lambda: len(site.picture()["processes"]) == 2, "both are found")
+        wait_until(lambda: len(site.document()["processes"]) == 2, "both are found")
         # Of four, as many as both have threads, whichever the kernel gives them to.
         for number in range(4):
             stack.enter_context(site.send(f"/slow?{tmp_path / str(number)}"))
-        wait_until(lambda: len(site.picture()["requests"]) == 4, "all are shown")
-        [*ids] = [row["id"] for row in site.picture()["requests"]]
+        wait_until(lambda: len(site.document()["requests"]) == 4, "all are shown")
+        [*ids] = [row["id"] for row in site.document()["requests"]]
         assert len(set(ids)) == 4
         for name in ids[:2]:
             assert site.admin(f"/requests/{name}/cancel", "POST", headers=FROM_PAGE).json() == {"stopped": 1}
         site.finish("0", "1", "2", "3")
-        wait_until(lambda: not site.picture()["requests"], "all have ended")
+        wait_until(lambda: not site.document()["requests"], "all have ended")
 
         def total() -> float:
             lines = site.admin("/metrics").text.splitlines()

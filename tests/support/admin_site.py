@@ -72,8 +72,8 @@ class Site(Process):
         address = f"http://127.0.0.1:{self.admin_port}{path}"
         return requests.request(method, address, timeout=20, allow_redirects=False, **parameters)
 
-    def picture(self) -> dict[str, Any]:
-        """What it shows."""
+    def document(self) -> dict[str, Any]:
+        """The document that the operators' page shows."""
         found: dict[str, Any] = self.admin("/requests.json").json()
         return found
 

@@ -46,7 +46,7 @@ export function rate(value) {
 }
 
 // http://127.0.0.1:8000/ -> :8000
-export function placeOf(process) {
-  const place = (process.where[0] || `process ${process.pid}`).replace(/^https?:\/\//, '').replace(/\/$/, '');
-  return place.replace(/^(127\.0\.0\.1|localhost)(?=:)/, '');
+export function addressOf(process) {
+  const address = (process.addresses[0] || `process ${process.pid}`).replace(/^https?:\/\//, '').replace(/\/$/, '');
+  return address.replace(/^(127\.0\.0\.1|localhost)(?=:)/, '');
 }

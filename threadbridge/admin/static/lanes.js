@@ -1,6 +1,6 @@
 // Each lane of each process: its threads as cells, and how many requests wait for one.
 
-import { element, number, placeOf, setText } from './elements.js';
+import { element, number, addressOf, setText } from './elements.js';
 
 const MOST_CELLS = 40;
 
@@ -36,7 +36,7 @@ function made(key, lane) {
 
 function update(item, lane, several) {
   setText(item.querySelector('b'), lane.name);
-  setText(item.querySelector('small'), several ? placeOf(lane.process) : '');
+  setText(item.querySelector('small'), several ? addressOf(lane.process) : '');
   setText(item.querySelector('.work'), `${number(lane.busy)} of ${number(lane.threads)} busy`);
   setText(item.querySelector('.queue'), lane.queued ? `${number(lane.queued)} waiting` : 'none waiting');
   const cells = item.querySelectorAll('.cells i');

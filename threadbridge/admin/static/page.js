@@ -1,6 +1,6 @@
 // Reads the stream of pictures, one a second, and gives each to the parts of the page.
 
-import { byId, duration, element, number, placeOf, rate, setText } from './elements.js';
+import { byId, duration, element, number, addressOf, rate, setText } from './elements.js';
 import { drawLatencies, drawRates } from './history.js';
 import { drawLanes } from './lanes.js';
 import { Rows } from './rows.js';
@@ -37,17 +37,17 @@ function show(picture) {
   document.title = `${busy} running${picture.counts.waiting ? `, ${picture.counts.waiting} waiting` : ''} – threadbridge`;
 }
 
-function showProcesses({ processes, process: own, silent }) {
+function showProcesses({ processes, process: own, unreachable }) {
   const items = processes.map((process) => {
-    const name = element('span', {}, placeOf(process));
+    const name = element('span', {}, addressOf(process));
     const item = element('li', { class: process.draining ? 'draining' : 'answers' }, name);
     item.title = `process ${process.pid}, since ${new Date(process.started * 1000).toLocaleString()}`;
     if (process.draining) item.append(element('small', {}, 'draining'));
     if (process.key === own && processes.length > 1) item.append(element('small', {}, 'this one'));
     return item;
   });
-  for (const { name, reason } of silent) {
-    items.push(element('li', { class: 'silent' }, element('span', {}, name), element('small', {}, reason)));
+  for (const { name, reason } of unreachable) {
+    items.push(element('li', { class: 'unreachable' }, element('span', {}, name), element('small', {}, reason)));
   }
   const list = byId('processes');
   const signature = items.map((item) => item.className + item.textContent).join('\n');

@@ -1,6 +1,6 @@
 // The table of the requests that run or wait, each with the button that stops it.
 
-import { byId, duration, element, number, placeOf, setText } from './elements.js';
+import { byId, duration, element, number, addressOf, setText } from './elements.js';
 import { ENDINGS, meaning } from './endings.js';
 
 // Seconds: what is younger is over before anybody has read it; from when on a request is slow, and very slow; how long
@@ -35,7 +35,7 @@ export class Rows {
   }
 
   show(picture, now) {
-    const places = new Map(picture.processes.map((process) => [process.key, placeOf(process)]));
+    const places = new Map(picture.processes.map((process) => [process.key, addressOf(process)]));
     const several = picture.processes.length > 1;
     const present = new Set();
     const listed = picture.requests.filter((request) => request.state !== 'running' || picture.now - request.since >= YOUNG);
