@@ -80,6 +80,7 @@ def test_it_shows_what_runs_what_waits_and_what_has_ended(site: Site) -> None:
     assert [(finished[name]["ending"], finished[name]["status"]) for name in ids] == [("done", 200)] * 3
     assert finished[ids[2]]["waiting"] > 0
     assert sum(slot["endings"].get("done", 0) for slot in document["history"]) == 3
+    assert 0 < document["latencies"]["p50"] <= document["latencies"]["p95"] <= document["latencies"]["p99"]
     slots = [slot for slot in document["history"] if slot["endings"]]
     assert all(0 < slot["p50"] <= slot["p95"] <= slot["p99"] for slot in slots)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from selenium.webdriver import Chrome
+from selenium.webdriver import ActionChains, Chrome
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
@@ -38,6 +38,7 @@ def started_browser() -> Iterator[Chrome]:
 def browser(started_browser: Chrome) -> Iterator[Chrome]:
     """After the test nothing may have been blocked or have failed in it."""
     show_as(started_browser, DESKTOP)
+    move_pointer_away(started_browser)
     started_browser.get_log("browser")  # type: ignore[no-untyped-call]
     yield started_browser
     complaints = started_browser.get_log("browser")  # type: ignore[no-untyped-call]
@@ -49,6 +50,12 @@ def browser(started_browser: Chrome) -> Iterator[Chrome]:
 def site(tmp_path: Path, mariadb: dict[str, str]) -> Iterator[SqlSite]:
     with SqlSite(tmp_path, mariadb) as site:
         yield site
+
+
+def move_pointer_away(browser: Chrome) -> None:
+    actions = ActionChains(browser)
+    actions.w3c_actions.pointer_action.move_to_location(0, 0)  # type: ignore[no-untyped-call]
+    actions.perform()
 
 
 def keep_screenshot(browser: Chrome, name: str) -> None:
@@ -63,7 +70,7 @@ def numbers_of(witness: Witness, sql: str) -> list[int]:
 
 
 def rows(browser: Chrome, state: str = "running") -> list[str]:
-    return texts(browser, f'#rows tr[data-state="{state}"]:not(.leaving)')
+    return texts(browser, f'#rows tr[data-state="{state}"]:not(.ended)')
 
 
 def open_page(browser: Chrome, site: SqlSite) -> None:
@@ -84,15 +91,17 @@ def test_rows_come_with_slow_queries_and_go_with_them(browser: Chrome, site: Sql
         # The longest first; each with its SQL and the database's own number for it.
         sql = texts(browser, "#rows .sql")
         assert sql[0] == SLOW and sql[1].startswith("SELECT 2") and sql[2].startswith("SELECT 3")
-        threads = [text.partition("its thread ")[2].split(" ")[0] for text in texts(browser, "#rows .facts")[:3]]
-        assert sorted(int(thread) for thread in threads) == sorted(numbers_of(witness, "SLEEP(60)"))
+        numbers = [
+            text.partition("database connection ")[2].split(" ")[0] for text in texts(browser, "#rows .facts")[:3]
+        ]
+        assert sorted(map(int, numbers)) == sorted(numbers_of(witness, "SLEEP(60)"))
         assert texts(browser, "#lanes .full b") == ["pool"]
         assert texts(browser, "#running") == ["3"]
         keep_screenshot(browser, "slow-queries-desktop")
         show_as(browser, DESKTOP, "dark")
         keep_screenshot(browser, "slow-queries-desktop-dark")
     # Their clients have left.
-    wait_for(browser, lambda browser: "499 abandoned" in texts(browser, "#rows .leaving .badge"))
+    wait_for(browser, lambda browser: "499 abandoned" in texts(browser, "#rows tr.ended .badge"))
     wait_for(browser, lambda browser: texts(browser, "#rows tr") == [])
 
 
@@ -111,15 +120,112 @@ def test_the_button_stops_the_query_that_hurts(browser: Chrome, site: SqlSite, w
         assert button.text == "Stop"
         button.click()
         button.click()
-        wait_for(browser, lambda browser: texts(browser, "#rows .leaving .badge") == ["504 expired"])
-        assert texts(browser, "#rows .leaving .facts") == ["stopped by you"]
+        wait_for(browser, lambda browser: texts(browser, "#rows tr.ended .badge") == ["504 expired"])
+        assert texts(browser, "#rows tr.ended .facts") == ["stopped by you"]
         keep_screenshot(browser, "stopped-desktop")
         assert answer(client).startswith(b"HTTP/1.1 504 ")
         wait_until(lambda: not numbers_of(witness, "SELECT 1, SLEEP"), "the database has stopped it")
         # The other one goes on.
         assert len(numbers_of(witness, "SELECT 2, SLEEP")) == 1
         assert len(rows(browser)) == 1
+        # It stays as long as the pointer is there.
+        assert len(texts(browser, "#rows tr")) == 2
+        move_pointer_away(browser)
         wait_for(browser, lambda browser: len(texts(browser, "#rows tr")) == 1)
+
+
+def stop_buttons(browser: Chrome) -> dict[str, float]:
+    """The top of each button in the table, by its request's key, from top to bottom."""
+    found: dict[str, float] = browser.execute_script(
+        "return Object.fromEntries([...document.querySelectorAll('#rows tr')].map("
+        "row => [row.dataset.key, row.querySelector('.stop').getBoundingClientRect().top]))"
+    )
+    return found
+
+
+def test_rows_keep_their_places_while_the_pointer_is_over_them(browser: Chrome, site: SqlSite) -> None:
+    open_page(browser, site)
+    with ExitStack() as stack:
+        clients = []
+        for number in range(1, 7):
+            clients.append(stack.enter_context(site.send(f"/sql?{quote(f'SELECT {number}, SLEEP(60)')}")))
+            expected = (min(number, 3), max(0, number - 3))
+            wait_for(browser, lambda browser: (len(rows(browser)), len(rows(browser, "waiting"))) == expected)  # noqa: B023
+        before = stop_buttons(browser)
+        ActionChains(browser).move_to_element(browser.find_elements(By.CSS_SELECTOR, "#rows .stop")[4]).perform()
+        # One that runs ends, one that waited runs, one that waits ends, and one comes.
+        clients[0].close()
+        wait_for(browser, lambda browser: texts(browser, "#rows tr.ended .badge") == ["499 abandoned"])
+        clients[5].close()
+        wait_for(browser, lambda browser: len(texts(browser, "#rows tr.ended")) == 2)
+        site.run(stack, "SELECT 7, SLEEP(60)")
+        wait_for(browser, lambda browser: len(texts(browser, "#rows tr")) == 7)
+        wait_for(browser, lambda browser: len(rows(browser)) == 3)
+        then = browser.execute_script("return performance.now()")
+        wait_for(browser, lambda browser: browser.execute_script("return performance.now()") > then + 7000)
+        after = stop_buttons(browser)
+        assert list(after)[:6] == list(before)
+        assert {key: after[key] for key in before} == before
+        assert browser.find_element(By.CSS_SELECTOR, "#rows tr.ended").is_displayed()
+        assert not browser.find_element(By.CSS_SELECTOR, "#rows tr.ended .stop").is_displayed()
+        keep_screenshot(browser, "held-desktop")
+        move_pointer_away(browser)
+        wait_for(browser, lambda browser: texts(browser, "#rows tr.ended") == [])
+        assert list(stop_buttons(browser))[:4] == list(before)[1:5]
+
+
+def test_the_table_does_not_grow_forever_under_a_resting_pointer(browser: Chrome, site: SqlSite) -> None:
+    with ExitStack() as stack:
+        for number in range(4):
+            site.run(stack, f"SELECT {number}, SLEEP(60)")
+        open_page(browser, site)
+        wait_for(browser, lambda browser: len(rows(browser)) == 3)
+        ActionChains(browser).move_to_element(browser.find_element(By.CSS_SELECTOR, "#rows .stop")).perform()
+        browser.execute_script("document.getElementById('more').click()")
+        for _ in range(2):
+            with ExitStack() as waiting:
+                for number in range(60):
+                    site.run(waiting, f"SELECT {number}")
+                wait_for(browser, lambda browser: len(rows(browser, "waiting")) > 8)
+            wait_for(browser, lambda browser: len(rows(browser, "waiting")) == 1)
+        assert len(texts(browser, "#rows tr.ended")) == 100
+
+
+def test_waiting_is_a_warning_once_it_lasts(browser: Chrome, site: SqlSite) -> None:
+    open_page(browser, site)
+    judge = (
+        "const done = arguments[arguments.length - 1];"
+        "import('/static/waiting.js').then(({isWaitingLong}) => done(["
+        "isWaitingLong(0, []), isWaitingLong(1, [{waiting: 0.9}]), isWaitingLong(2, [{waiting: 0.1}, {waiting: 1.1}]),"
+        "isWaitingLong(3, [])]))"
+    )
+    assert browser.execute_async_script(judge) == [False, False, True, True]
+    look = (
+        "const [bad] = document.querySelectorAll('#waiting-figure.bad, #lanes .queued');"
+        "const wait = document.getElementById('longest-wait').textContent.replace('the longest for ', '');"
+        "return [wait, bad !== undefined]"
+    )
+    with ExitStack() as stack:
+        for number in range(4):
+            site.run(stack, f"SELECT {number}, SLEEP(60)")
+        seen: set[tuple[str, bool]] = set()
+
+        def lasts(browser: Chrome) -> bool:
+            text, bad = browser.execute_script(look)
+            seen.add((text, bad))
+            return bool(bad)
+
+        wait_for(browser, lasts)
+    for text, bad in seen:
+        assert bad == (text.endswith(" s") and float(text.split()[0]) >= 1), text
+
+
+def test_latencies_are_quantiles(browser: Chrome, site: SqlSite) -> None:
+    open_page(browser, site)
+    wait_for(browser, lambda browser: all(text.endswith("s") for text in texts(browser, ".quantiles b")))
+    assert [text.split()[0] for text in texts(browser, ".quantiles span")] == ["p50", "p95", "p99"]
+    assert [text.split()[0] for text in texts(browser, "#latencies-legend li")] == ["p50", "p95", "p99"]
+    assert all(text.endswith("ms") for text in texts(browser, "#latencies-legend li"))
 
 
 def test_the_keyboard_is_enough(browser: Chrome, site: SqlSite, witness: Witness) -> None:
@@ -139,11 +245,17 @@ def test_the_keyboard_is_enough(browser: Chrome, site: SqlSite, witness: Witness
         assert focused.accessible_name.startswith("Stop GET /sql?SELECT")
         focused.send_keys(Keys.ENTER)
         focused.send_keys(Keys.ENTER)
-        wait_for(browser, lambda browser: texts(browser, "#rows .leaving .id") == [first])
+        wait_for(browser, lambda browser: texts(browser, "#rows tr.ended .id") == [first])
         # The next one's button has the focus: it was not lost with the row.
         assert browser.switch_to.active_element.text == "Stop"
         wait_until(lambda: len(numbers_of(witness, "SLEEP(60)")) == 1, "one is stopped, one goes on")
         assert "stopped by you" in texts(browser, "#announcement")[0]
+        # The row stays until the focus has left the table.
+        then = browser.execute_script("return performance.now()")
+        wait_for(browser, lambda browser: browser.execute_script("return performance.now()") > then + 7000)
+        assert texts(browser, "#rows tr.ended .id") == [first]
+        browser.switch_to.active_element.send_keys(Keys.TAB)
+        wait_for(browser, lambda browser: texts(browser, "#rows tr.ended") == [])
 
 
 def test_a_long_queue_is_folded(browser: Chrome, site: SqlSite) -> None:
@@ -204,6 +316,23 @@ def test_it_keeps_up_with_two_hundred_requests_a_second(browser: Chrome, site: S
     keep_screenshot(browser, "load-desktop")
 
 
+def test_on_a_phone_the_charts_are_on_the_first_screen(browser: Chrome, site: SqlSite) -> None:
+    show_as(browser, PHONE)
+    with ExitStack() as stack:
+        for number in range(6):
+            site.run(stack, f"SELECT {number}, SLEEP(60)")
+        open_page(browser, site)
+        wait_for(browser, lambda browser: len(rows(browser)) == 3 and len(rows(browser, "waiting")) == 3)
+        bottom = "return document.querySelector(arguments[0]).getBoundingClientRect().bottom"
+        for chart in ("#rates svg", "#latencies svg", "#timeline svg"):
+            assert 0 < browser.execute_script(bottom, chart) <= PHONE[1], chart
+        keep_screenshot(browser, "charts-phone")
+        # The buttons are one tap away.
+        browser.find_element(By.LINK_TEXT, "running").click()
+        top = "return document.querySelector('#rows .stop').getBoundingClientRect().bottom"
+        wait_for(browser, lambda browser: 0 < browser.execute_script(top) < PHONE[1])
+
+
 def test_a_phone_never_scrolls_sideways(browser: Chrome, site: SqlSite) -> None:
     show_as(browser, PHONE)
     with ExitStack() as stack:
@@ -225,7 +354,7 @@ def test_a_phone_never_scrolls_sideways(browser: Chrome, site: SqlSite) -> None:
 def test_a_server_that_is_gone_is_told(browser: Chrome, site: SqlSite) -> None:
     open_page(browser, site)
     site.process.kill()
-    wait_for(browser, lambda browser: texts(browser, "#live") == ["no answer: what you see is old"])
+    wait_for(browser, lambda browser: texts(browser, "#live") == ["no answer: the page is out of date"])
     browser.get("about:blank")
     browser.get_log("browser")  # type: ignore[no-untyped-call]
 

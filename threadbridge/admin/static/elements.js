@@ -1,5 +1,5 @@
-// Makes elements and texts. Whatever comes from a request or a query goes through textContent and setAttribute alone,
-// which never read it as HTML.
+// Makes elements and texts. Text from requests and queries goes only through textContent and setAttribute, which never
+// parse it as HTML.
 
 const SVG = 'http://www.w3.org/2000/svg';
 
@@ -23,7 +23,7 @@ export function byId(id) {
   return document.getElementById(id);
 }
 
-// Changes nothing that is the same already: a screen reader, and a selection, stay where they are.
+// Leaves equal text alone, so that screen readers and selections keep their position.
 export function setText(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }
