@@ -1,4 +1,4 @@
-"""The operators' page in a real browser: real queries come and go, and are stopped from there."""
+"""The operators' page in a real browser: it shows real queries and stops them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.admin_site import SqlSite, answer, write_token
 from tests.support.databases import Witness
 from tests.support.inprocess import wait_until
 
-# The browser reports each error status, the end of the server that it reads from, and how it likes forms.
+# The browser logs each error status, the end of the stream of events, and advice on forms.
 EXPECTED = ("the server responded with a status of", "/events - Failed to load resource", "'recommendation'")
 SLOW = (
     "SELECT c.name, SUM(l.amount) AS revenue, SLEEP(60) FROM (SELECT 'North' AS name, 1 AS id) c "
@@ -36,7 +36,7 @@ def started_browser() -> Iterator[Chrome]:
 
 @pytest.fixture
 def browser(started_browser: Chrome) -> Iterator[Chrome]:
-    """After the test nothing may have been blocked or have failed in it."""
+    """The shared browser; after the test its log must contain no errors."""
     show_as(started_browser, DESKTOP)
     move_pointer_away(started_browser)
     started_browser.get_log("browser")  # type: ignore[no-untyped-call]
@@ -64,7 +64,7 @@ def keep_screenshot(browser: Chrome, name: str) -> None:
 
 
 def numbers_of(witness: Witness, sql: str) -> list[int]:
-    """The database's own numbers of the connections that run this."""
+    """The numbers of the database connections that are running this."""
     found = witness.rows("SELECT id, info FROM information_schema.processlist WHERE id <> CONNECTION_ID()")
     return [number for number, info in found if info is not None and sql in info]
 
@@ -78,7 +78,7 @@ def open_page(browser: Chrome, site: SqlSite) -> None:
     wait_for(browser, lambda browser: texts(browser, "#live") == ["live"])
 
 
-def test_rows_come_with_slow_queries_and_go_with_them(browser: Chrome, site: SqlSite, witness: Witness) -> None:
+def test_slow_queries_have_rows_while_they_run(browser: Chrome, site: SqlSite, witness: Witness) -> None:
     open_page(browser, site)
     assert texts(browser, "#nothing:not([hidden])") != []
     with ExitStack() as stack:
@@ -88,7 +88,7 @@ def test_rows_come_with_slow_queries_and_go_with_them(browser: Chrome, site: Sql
         site.run(stack, "SELECT 3, SLEEP(60)")
         site.run(stack, "SELECT 4, SLEEP(60)")
         wait_for(browser, lambda browser: (len(rows(browser)), len(rows(browser, "waiting"))) == (3, 1))
-        # The longest first; each with its SQL and the database's own number for it.
+        # The oldest first, each with its SQL and its database connection.
         sql = texts(browser, "#rows .sql")
         assert sql[0] == SLOW and sql[1].startswith("SELECT 2") and sql[2].startswith("SELECT 3")
         numbers = [
@@ -105,7 +105,7 @@ def test_rows_come_with_slow_queries_and_go_with_them(browser: Chrome, site: Sql
     wait_for(browser, lambda browser: texts(browser, "#rows tr") == [])
 
 
-def test_the_button_stops_the_query_that_hurts(browser: Chrome, site: SqlSite, witness: Witness) -> None:
+def test_the_button_stops_one_query(browser: Chrome, site: SqlSite, witness: Witness) -> None:
     open_page(browser, site)
     with ExitStack() as stack:
         client = stack.enter_context(site.send(f"/sql?{quote('SELECT 1, SLEEP(60)')}"))
@@ -114,7 +114,7 @@ def test_the_button_stops_the_query_that_hurts(browser: Chrome, site: SqlSite, w
         wait_for(browser, lambda browser: len(rows(browser)) == 2)
         button = browser.find_element(By.CSS_SELECTOR, "#rows tr .stop")
         button.click()
-        # It asks back, in its place, and takes no for an answer.
+        # It asks for confirmation, in its place, and Escape cancels.
         assert button.text == "Really stop?"
         button.send_keys(Keys.ESCAPE)
         assert button.text == "Stop"
@@ -125,10 +125,10 @@ def test_the_button_stops_the_query_that_hurts(browser: Chrome, site: SqlSite, w
         keep_screenshot(browser, "stopped-desktop")
         assert answer(client).startswith(b"HTTP/1.1 504 ")
         wait_until(lambda: not numbers_of(witness, "SELECT 1, SLEEP"), "the database has stopped it")
-        # The other one goes on.
+        # The other query continues.
         assert len(numbers_of(witness, "SELECT 2, SLEEP")) == 1
         assert len(rows(browser)) == 1
-        # It stays as long as the pointer is there.
+        # The row stays while the pointer is there.
         assert len(texts(browser, "#rows tr")) == 2
         move_pointer_away(browser)
         wait_for(browser, lambda browser: len(texts(browser, "#rows tr")) == 1)
@@ -153,7 +153,7 @@ def test_rows_keep_their_places_while_the_pointer_is_over_them(browser: Chrome, 
             wait_for(browser, lambda browser: (len(rows(browser)), len(rows(browser, "waiting"))) == expected)  # noqa: B023
         before = stop_buttons(browser)
         ActionChains(browser).move_to_element(browser.find_elements(By.CSS_SELECTOR, "#rows .stop")[4]).perform()
-        # One that runs ends, one that waited runs, one that waits ends, and one comes.
+        # A running request ends, a waiting one runs, another waiting one ends, and a new one arrives.
         clients[0].close()
         wait_for(browser, lambda browser: texts(browser, "#rows tr.ended .badge") == ["499 abandoned"])
         clients[5].close()
@@ -226,9 +226,22 @@ def test_latencies_are_quantiles(browser: Chrome, site: SqlSite) -> None:
     assert [text.split()[0] for text in texts(browser, ".quantiles span")] == ["p50", "p95", "p99"]
     assert [text.split()[0] for text in texts(browser, "#latencies-legend li")] == ["p50", "p95", "p99"]
     assert all(text.endswith("ms") for text in texts(browser, "#latencies-legend li"))
+    # Three of the longest fit side by side on any screen.
+    fits = (
+        "const done = arguments[arguments.length - 1];"
+        "import('/static/elements.js').then(({shortDuration}) => done([0.999, 72, 3600, 5969].map(seconds => {"
+        "  for (const b of document.querySelectorAll('.quantiles b')) b.textContent = shortDuration(seconds);"
+        "  const box = document.querySelector('.quantiles');"
+        "  return [shortDuration(seconds), box.scrollWidth <= box.clientWidth];"
+        "})))"
+    )
+    for size in (PHONE, (820, 1180), (1130, 800), DESKTOP, (1900, 1000)):
+        show_as(browser, size)
+        expected = [[text, True] for text in ("999 ms", "72 s", "60 min", "99 min")]
+        assert browser.execute_async_script(fits) == expected, size
 
 
-def test_the_keyboard_is_enough(browser: Chrome, site: SqlSite, witness: Witness) -> None:
+def test_everything_works_by_keyboard(browser: Chrome, site: SqlSite, witness: Witness) -> None:
     with ExitStack() as stack:
         for number in (1, 2):
             site.run(stack, f"SELECT {number}, SLEEP(60)")
@@ -246,7 +259,7 @@ def test_the_keyboard_is_enough(browser: Chrome, site: SqlSite, witness: Witness
         focused.send_keys(Keys.ENTER)
         focused.send_keys(Keys.ENTER)
         wait_for(browser, lambda browser: texts(browser, "#rows tr.ended .id") == [first])
-        # The next one's button has the focus: it was not lost with the row.
+        # The next row's button has the focus.
         assert browser.switch_to.active_element.text == "Stop"
         wait_until(lambda: len(numbers_of(witness, "SLEEP(60)")) == 1, "one is stopped, one goes on")
         assert "stopped by you" in texts(browser, "#announcement")[0]
@@ -271,7 +284,7 @@ def test_a_long_queue_is_folded(browser: Chrome, site: SqlSite) -> None:
         assert len(texts(browser, "#rows tr")) == 11
 
 
-def test_hostile_texts_are_shown_and_nothing_else(browser: Chrome, site: SqlSite) -> None:
+def test_markup_in_requests_is_shown_as_text(browser: Chrome, site: SqlSite) -> None:
     script = "<script>document.title='hacked'</script><img src=x onerror=\"document.title='hacked'\">"
     with ExitStack() as stack:
         sql = f"SELECT '{script.replace(chr(39), '')}', SLEEP(60)"
@@ -286,7 +299,7 @@ def test_hostile_texts_are_shown_and_nothing_else(browser: Chrome, site: SqlSite
 
 def test_it_keeps_up_with_two_hundred_requests_a_second(browser: Chrome, site: SqlSite) -> None:
     open_page(browser, site)
-    # The first of all was sent before.
+    # The site has sent one itself.
     sent = 1
 
     def load() -> None:
@@ -294,7 +307,7 @@ def test_it_keeps_up_with_two_hundred_requests_a_second(browser: Chrome, site: S
         connection = http.client.HTTPConnection("127.0.0.1", site.port, timeout=20)
         began = time.monotonic()
         while sent < 1200:
-            # As many as should have been sent by now, whatever the machine was busy with.
+            # Catch up, however busy the machine is.
             while sent < (time.monotonic() - began) * 200:
                 connection.request("GET", "/sql?SELECT%201" if sent % 4 == 0 else "/quick")
                 connection.getresponse().read()
@@ -309,7 +322,7 @@ def test_it_keeps_up_with_two_hundred_requests_a_second(browser: Chrome, site: S
         seen.add(texts(browser, "#rates-legend .done")[0])
         assert texts(browser, "#live") == ["live"]
         loader.join(0.2)
-    # It went on while they came, and has counted each of them.
+    # The page was updated meanwhile, and has counted every request.
     assert len(seen) >= 4
     wait_for(browser, lambda browser: texts(browser, "#rates-legend .done") == [f"{sent:,} done"])
     assert browser.execute_script("return document.querySelectorAll('#timeline .run').length") > 20
@@ -351,7 +364,7 @@ def test_a_phone_never_scrolls_sideways(browser: Chrome, site: SqlSite) -> None:
         keep_screenshot(browser, "slow-queries-phone-dark")
 
 
-def test_a_server_that_is_gone_is_told(browser: Chrome, site: SqlSite) -> None:
+def test_the_page_says_when_the_server_is_gone(browser: Chrome, site: SqlSite) -> None:
     open_page(browser, site)
     site.process.kill()
     wait_for(browser, lambda browser: texts(browser, "#live") == ["no answer: the page is out of date"])

@@ -1,4 +1,4 @@
-"""The frontends that scripts/start.sh starts have an operators' port each, which shows all of them."""
+"""Each frontend that scripts/start.sh starts has an operators' port, which shows all of them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tests.process.test_service_files import four_digit_port
 from tests.support.installation import HTTP, installed
 
 
-def test_the_operators_of_all_frontends_see_all(sample_data: dict[str, str]) -> None:
+def test_each_operators_port_shows_all_frontends(sample_data: dict[str, str]) -> None:
     with installed() as installation:
         first = four_digit_port()
         installation.ports = [first, first + 1]

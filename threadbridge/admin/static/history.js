@@ -47,7 +47,7 @@ export function drawLatencies(box, legend, { history }) {
   const decades = [];
   for (let value = lowest; value <= highest * 1.01; value *= 10) decades.push(value);
   const place = (value) => Math.log(value / lowest) / Math.log(highest / lowest);
-  const frame = new Frame(box, history.length, place, decades, shortDuration);
+  const frame = new Frame(box, history.length, place, decades, axisDuration);
   if (!frame.width) return;
   for (const name of QUANTILES) {
     frame.add(shape('path', { class: `curve ${name}`, d: curve(history, name, frame) }));
@@ -121,6 +121,6 @@ function niceCeiling(value) {
   return [1, 2, 4, 5, 10].map((factor) => factor * power).find((nice) => nice >= value * 0.999);
 }
 
-function shortDuration(seconds) {
+function axisDuration(seconds) {
   return seconds < 0.9 ? `${Number((seconds * 1000).toPrecision(1))} ms` : `${Math.round(seconds)} s`;
 }

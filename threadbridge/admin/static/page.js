@@ -1,6 +1,6 @@
 // Reads the stream of events, one a second, and passes each to the parts of the page.
 
-import { addressOf, byId, duration, element, number, rate, setText } from './elements.js';
+import { addressOf, byId, duration, element, number, rate, setText, shortDuration } from './elements.js';
 import { drawLatencies, drawRates } from './history.js';
 import { drawLanes } from './lanes.js';
 import { Rows } from './rows.js';
@@ -75,7 +75,7 @@ function showFigures({ processes, counts, requests, latencies, history, slot, no
   const answered = slots.reduce((sum, one) => sum + total(one), 0);
   const served = clock - Math.min(...processes.map((process) => process.started));
   setText(byId('rate'), rate(answered / Math.max(1, Math.min(served, clock - slots[0].from))));
-  for (const [name, value] of Object.entries(latencies)) setText(byId(name), value === null ? '–' : duration(value));
+  for (const [name, value] of Object.entries(latencies)) setText(byId(name), value === null ? '–' : shortDuration(value));
   const kinds = {};
   for (const one of slots) {
     for (const [ending, count] of Object.entries(one.endings)) {
