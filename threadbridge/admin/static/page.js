@@ -91,11 +91,11 @@ function showFigures({ processes, counts, requests, latencies, history, slot, no
 
 function showShown({ requests, counts, finished, kept_a_second: kept, processes }) {
   const all = Object.values(counts).reduce((sum, count) => sum + count, 0);
-  const several = processes.length > 1 ? ` in ${processes.length} processes` : '';
+  const several = processes.length > 1 ? ` of ${processes.length} processes` : '';
   const more = all > requests.length ? ` Only ${number(requests.length)} of ${number(all)} are listed.` : '';
   const young = rows.young ? ` Not listed: ${number(rows.young)} that began just now.` : '';
   // A line more or less would move the rows.
-  if (!rows.held) setText(byId('shown'), all ? `Running ones first${several}, then those that wait; the longest at the top.${more}${young}` : '');
+  if (!rows.held) setText(byId('shown'), all ? `Running requests${several} first, then waiting ones; the longest at the top.${more}${young}` : '');
   byId('nothing').hidden = all > rows.young || rows.size > 0;
   const sample = `Of each second the ${kept.done} slowest answered requests and the ${kept.other} slowest others, and all that are listed.`;
   setText(byId('sampled'), finished.length ? sample : 'No request has ended in it.');
