@@ -1,4 +1,4 @@
-"""Health for watchdogs and load balancers: the loop, the workers of each lane, the database."""
+"""Readiness for load balancers: the event loop, the threads of each lane, the database."""
 
 from __future__ import annotations
 
@@ -44,20 +44,20 @@ def database_line(site: Site, query: str = "") -> tuple[int, str]:
     return status, text.splitlines()[-1]
 
 
-def test_workers_that_wait_for_work_or_are_at_it_are_ready(tmp_path: Path) -> None:
+def test_idle_and_busy_workers_are_ready(tmp_path: Path) -> None:
     with Site(tmp_path, "--lane=other:/other/*:1") as site, ExitStack() as stack:
         expected = (200, "lane other: ok\nlane default: ok\n")
         assert ready(site) == expected
         for name in ("one", "two"):
             site.occupy(stack, name)
         stack.enter_context(site.send("/"))
-        wait_until(lambda: site.picture()["counts"]["waiting"] == 1, "all threads are busy, and a request waits")
+        wait_until(lambda: site.document()["counts"]["waiting"] == 1, "all threads are busy, and a request waits")
         assert ready(site) == expected
         site.finish("one", "two")
 
 
-def test_workers_that_do_not_come_back_are_not(tmp_path: Path) -> None:
-    # POST requests are not cancelled at their deadline; their threads are stuck as long as the flags are not there.
+def test_stuck_workers_are_not_ready(tmp_path: Path) -> None:
+    # POST requests are not cancelled at their deadline: their threads are stuck until the flags exist.
     with Site(tmp_path, "--deadline=0.5") as site, ExitStack() as stack:
         clients = []
         for name in ("one", "two"):
@@ -69,14 +69,14 @@ def test_workers_that_do_not_come_back_are_not(tmp_path: Path) -> None:
         wait_until(lambda: ready(site)[0] == 200, "the threads are back")
 
 
-def test_one_that_is_told_to_stop_is_not_ready_but_still_shows_what_runs(tmp_path: Path) -> None:
+def test_a_draining_process_is_not_ready_but_still_shows_its_requests(tmp_path: Path) -> None:
     with Site(tmp_path) as site, ExitStack() as stack:
         site.occupy(stack, "one")
         site.process.send_signal(signal.SIGTERM)
         wait_until(lambda: ready(site)[0] == 503, "it drains")
         assert ready(site)[1] == "draining: this process is about to end\n"
-        picture = site.picture()
-        assert (picture["processes"][0]["draining"], picture["counts"]["running"]) == (True, 1)
+        document = site.document()
+        assert (document["processes"][0]["draining"], document["counts"]["running"]) == (True, 1)
         site.finish("one")
         assert site.process.wait(20) == 0
 
@@ -86,7 +86,7 @@ def test_without_a_pool_there_is_no_database_to_ask(tmp_path: Path) -> None:
         assert ready(site, "?db=1") == (503, "lane default: ok\ndatabase: there is no pool to ask\n")
 
 
-def test_several_processes_are_ready_when_each_of_them_is(tmp_path: Path) -> None:
+def test_several_processes_are_ready_if_each_of_them_is(tmp_path: Path) -> None:
     port = free_port()
     with Supervised(tmp_path, f"--admin_port={port}") as server, requests.Session() as session:
 
@@ -101,9 +101,12 @@ def test_several_processes_are_ready_when_each_of_them_is(tmp_path: Path) -> Non
         wait_until(lambda: ask() == both, "both are ready")
         os.kill(other, signal.SIGSTOP)
         try:
-            silent = [f"process {one}: lane default: ok", f"process {other}: no answer within {DATABASE_LIMIT + 1:g} s"]
-            assert ask() == (503, silent)
-            # The one that answers speaks for itself.
+            expected = [
+                f"process {one}: lane default: ok",
+                f"process {other}: no answer within {DATABASE_LIMIT + 1:g} s",
+            ]
+            assert ask() == (503, expected)
+            # The process that answers is ready itself.
             assert ask("?process=own") == (200, ["lane default: ok"])
         finally:
             os.kill(other, signal.SIGCONT)
@@ -115,12 +118,12 @@ def test_several_processes_are_ready_when_each_of_them_is(tmp_path: Path) -> Non
 
 @pytest.fixture(scope="module")
 def own_mariadb() -> Iterator[dict[str, str]]:
-    """A server that the tests of this module may stop, if they let it go on."""
+    """A server that this module's tests may stop, if they start it again."""
     with private_mariadb() as variables:
         yield variables
 
 
-def test_under_load_it_is_ready_at_each_of_hundreds_of_looks(tmp_path: Path, own_mariadb: dict[str, str]) -> None:
+def test_under_load_it_is_ready_at_every_check(tmp_path: Path, own_mariadb: dict[str, str]) -> None:
     ended = threading.Event()
     statuses: Counter[int] = Counter()
 
@@ -150,7 +153,7 @@ def test_under_load_it_is_ready_at_each_of_hundreds_of_looks(tmp_path: Path, own
         assert statuses.keys() == {200} and statuses.total() > 200
 
 
-def test_a_database_that_is_down_is_noticed_by_what_fails_and_asked_until_it_is_back(
+def test_an_outage_is_noticed_by_failing_requests_and_checked_until_it_ends(
     tmp_path: Path, own_mariadb: dict[str, str]
 ) -> None:
     with SqlSite(tmp_path, own_mariadb) as site:
@@ -167,7 +170,7 @@ def test_a_database_that_is_down_is_noticed_by_what_fails_and_asked_until_it_is_
             assert "threadbridge_ready 0.0" in site.admin("/metrics").text
         finally:
             start_server(own_mariadb)
-        # Without any request, which a load balancer would not send.
+        # Without any request: a load balancer would not send one.
         wait_until(lambda: ready(site) == HEALTHY, "it is back")
         assert "threadbridge_ready 1.0" in site.admin("/metrics").text
         log = site.output()
@@ -178,7 +181,7 @@ def test_a_database_that_is_down_is_noticed_by_what_fails_and_asked_until_it_is_
 def test_a_long_report_is_told_from_a_database_that_hangs(tmp_path: Path, own_mariadb: dict[str, str]) -> None:
     pid = int((Path(own_mariadb["MYSQL_UNIX_SOCKET"]).parent / "mariadb.pid").read_text())
     with SqlSite(tmp_path, own_mariadb) as site, ExitStack() as stack:
-        # All connections at work.
+        # All connections are in use.
         for number in range(3):
             site.run(stack, f"SELECT {number}, SLEEP(60)")
         wait_until(lambda: site.admin("/requests.json").text.count("SLEEP(60)") == 3, "all run")
@@ -190,7 +193,7 @@ def test_a_long_report_is_told_from_a_database_that_hangs(tmp_path: Path, own_ma
         try:
             waiting = threading.Thread(target=ready, args=(site,))
             waiting.start()
-            # While one check waits for the server, the loop answers others.
+            # While one check waits for the database, the loop answers other requests.
             assert site.admin("/healthz").elapsed.total_seconds() < DATABASE_LIMIT / 2
             waiting.join()
             expected = (503, f"database: no answer to a new connection within {DATABASE_LIMIT:g} s")
@@ -200,7 +203,7 @@ def test_a_long_report_is_told_from_a_database_that_hangs(tmp_path: Path, own_ma
         wait_until(lambda: ready(site) == HEALTHY, "the server goes on")
 
 
-def test_a_pool_of_connections_that_a_network_has_swallowed_is_not_ready(
+def test_a_pool_whose_connections_the_network_has_lost_is_not_ready(
     tmp_path: Path, own_mariadb: dict[str, str]
 ) -> None:
     with line_to(own_mariadb["MYSQL_UNIX_SOCKET"]) as line:
@@ -217,16 +220,16 @@ def test_a_pool_of_connections_that_a_network_has_swallowed_is_not_ready(
             connection.close()
 
 
-def test_a_pool_of_connections_that_long_streams_hold_is_ready(tmp_path: Path, own_mariadb: dict[str, str]) -> None:
+def test_a_pool_whose_connections_long_streams_hold_is_ready(tmp_path: Path, own_mariadb: dict[str, str]) -> None:
     with SqlSite(tmp_path, own_mariadb, "--deadline=0.5") as site, ExitStack() as stack:
         streams = [stack.enter_context(site.send("/stream?SELECT%201")) for _ in range(3)]
         for client in streams:
             assert client.recv(65536).startswith(b"HTTP/1.1 200 OK")
         begun = time.monotonic()
-        # Long past the deadline, and past the last statement that succeeded.
+        # Long after the deadline, and after the last successful statement.
         while time.monotonic() < begun + 0.5 + 2 * LATELY + 0.5:
             assert ready(site) == HEALTHY
-            # They are read on.
+            # The clients keep reading.
             assert all(client.recv(65536) for client in streams)
 
 
@@ -235,9 +238,7 @@ def status(site: SqlSite, sql: str) -> int:
         return int(answer(client)[9:12])
 
 
-def test_a_password_that_is_not_the_database_s_any_more_is_noticed_by_what_fails(
-    tmp_path: Path, own_mariadb: dict[str, str]
-) -> None:
+def test_a_changed_password_is_noticed_by_failing_requests(tmp_path: Path, own_mariadb: dict[str, str]) -> None:
     witness = Witness(own_mariadb)
     with SqlSite(tmp_path, own_mariadb) as site:
         assert ready(site) == HEALTHY
@@ -247,14 +248,14 @@ def test_a_password_that_is_not_the_database_s_any_more_is_noticed_by_what_fails
             for number in others:
                 witness.rows(f"KILL {number}")
             wait_until(lambda: not others & set(witness.connections), "they are gone")
-            # Those that the loss of a connection makes fail, and then one that begins by connecting.
+            # First requests fail because their connections are lost, then one because it must connect.
             wait_until(lambda: "(1045, " in (status(site, "SELECT 1"), site.output())[1], "a connection is refused")
             wait_until(lambda: database_line(site)[0] == 503, "it is noticed")
             assert "Access denied" in database_line(site)[1]
         finally:
             witness.connection.cursor().execute("SET PASSWORD = PASSWORD(%s)", (witness.settings["password"],))
         wait_until(lambda: ready(site) == HEALTHY, "the password is right again")
-        # What only the application has done wrong is no matter of the database's.
+        # The application's own mistakes do not count.
         last_success = time.monotonic()
         while time.monotonic() < last_success + LATELY + 0.5:
             assert status(site, "SELECT * FROM no_such_table") == 500
@@ -262,12 +263,10 @@ def test_a_password_that_is_not_the_database_s_any_more_is_noticed_by_what_fails
     witness.connection.close()
 
 
-def test_a_database_without_connections_left_is_noticed_and_costs_a_503(
-    tmp_path: Path, own_mariadb: dict[str, str]
-) -> None:
+def test_a_database_without_free_connections_is_not_ready(tmp_path: Path, own_mariadb: dict[str, str]) -> None:
     witness = Witness(own_mariadb)
     with SqlSite(tmp_path, own_mariadb) as site:
-        # With its session changed, the connection that is ready is closed.
+        # The session is changed, so the idle connection is closed.
         assert status(site, "SET @a = 1") == 200
         with no_connection_left(witness):
             wait_until(lambda: status(site, "SELECT 1") == 503, "a request fails")
@@ -279,9 +278,7 @@ def test_a_database_without_connections_left_is_noticed_and_costs_a_503(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="the server lets root in as its administrator")
-def test_an_account_without_connections_left_is_noticed_and_costs_a_503(
-    tmp_path: Path, own_mariadb: dict[str, str]
-) -> None:
+def test_an_account_without_free_connections_is_not_ready(tmp_path: Path, own_mariadb: dict[str, str]) -> None:
     witness = Witness(own_mariadb)
     root = MySQLdb.connect(unix_socket=own_mariadb["MYSQL_UNIX_SOCKET"], user="root")
     account = f"'{own_mariadb['MYSQL_USER']}'@'localhost' WITH MAX_USER_CONNECTIONS"
@@ -289,7 +286,7 @@ def test_an_account_without_connections_left_is_noticed_and_costs_a_503(
         assert status(site, "SET @a = 1") == 200
         root.query(f"ALTER USER {account} 1")
         try:
-            # Those that were made before the limit do not count.
+            # Connections made before the limit do not count.
             with no_connection_left(witness):
                 assert status(site, "SELECT 1") == 503
                 wait_until(lambda: "(1226, " in database_line(site)[1], "it is noticed")
@@ -300,7 +297,7 @@ def test_an_account_without_connections_left_is_noticed_and_costs_a_503(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="the server lets root in as its administrator")
-def test_a_database_that_only_reads_is_ready_for_those_who_read(tmp_path: Path, own_mariadb: dict[str, str]) -> None:
+def test_a_read_only_database_is_ready(tmp_path: Path, own_mariadb: dict[str, str]) -> None:
     Witness(own_mariadb).connection.close()
     root = MySQLdb.connect(unix_socket=own_mariadb["MYSQL_UNIX_SOCKET"], user="root")
     with SqlSite(tmp_path, own_mariadb) as site, closing(root):
@@ -314,7 +311,7 @@ def test_a_database_that_only_reads_is_ready_for_those_who_read(tmp_path: Path, 
         assert status(site, "INSERT INTO notes VALUES ('x')") == 200
 
 
-def test_a_process_without_descriptors_for_clients_can_still_ask_the_database(
+def test_a_process_without_descriptors_for_clients_can_still_check_the_database(
     tmp_path: Path, own_mariadb: dict[str, str]
 ) -> None:
     with SqlSite(tmp_path, own_mariadb) as site, ExitStack() as stack:
@@ -329,7 +326,7 @@ def test_a_process_without_descriptors_for_clients_can_still_ask_the_database(
         wait_until(lambda: ready(site) == HEALTHY, "there are some again")
 
 
-def test_checks_that_hang_are_few_and_hold_up_nothing(
+def test_few_checks_may_hang_and_they_delay_nothing(
     own_mariadb: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(health, "DATABASE_LIMIT", 0.1)
@@ -341,7 +338,7 @@ def test_checks_that_hang_are_few_and_hold_up_nothing(
         with line_to(own_mariadb["MYSQL_UNIX_SOCKET"]) as line:
 
             def connect() -> object:
-                # Of the application's own, and so without timeouts.
+                # The application's own function, without timeouts.
                 attempts.append(threading.current_thread())
                 return MySQLdb.connect(**connect_settings(own_mariadb, line.path))
 

@@ -1,4 +1,4 @@
-"""The operators' page in a real browser: real queries come and go, and are stopped from there."""
+"""The operators' page in a real browser: it shows real queries and stops them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from selenium.webdriver import Chrome
+from selenium.webdriver import ActionChains, Chrome
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
@@ -20,7 +20,7 @@ from tests.support.admin_site import SqlSite, answer, write_token
 from tests.support.databases import Witness
 from tests.support.inprocess import wait_until
 
-# The browser reports each error status, the end of the server that it reads from, and how it likes forms.
+# The browser logs each error status, the end of the stream of events, and advice on forms.
 EXPECTED = ("the server responded with a status of", "/events - Failed to load resource", "'recommendation'")
 SLOW = (
     "SELECT c.name, SUM(l.amount) AS revenue, SLEEP(60) FROM (SELECT 'North' AS name, 1 AS id) c "
@@ -36,8 +36,9 @@ def started_browser() -> Iterator[Chrome]:
 
 @pytest.fixture
 def browser(started_browser: Chrome) -> Iterator[Chrome]:
-    """After the test nothing may have been blocked or have failed in it."""
+    """The shared browser; after the test its log must contain no errors."""
     show_as(started_browser, DESKTOP)
+    move_pointer_away(started_browser)
     started_browser.get_log("browser")  # type: ignore[no-untyped-call]
     yield started_browser
     complaints = started_browser.get_log("browser")  # type: ignore[no-untyped-call]
@@ -51,19 +52,25 @@ def site(tmp_path: Path, mariadb: dict[str, str]) -> Iterator[SqlSite]:
         yield site
 
 
-def keep_picture(browser: Chrome, name: str) -> None:
+def move_pointer_away(browser: Chrome) -> None:
+    actions = ActionChains(browser)
+    actions.w3c_actions.pointer_action.move_to_location(0, 0)  # type: ignore[no-untyped-call]
+    actions.perform()
+
+
+def keep_screenshot(browser: Chrome, name: str) -> None:
     ARTEFACTS.mkdir(exist_ok=True)
     assert browser.save_screenshot(str(ARTEFACTS / f"admin-{name}.png"))
 
 
 def numbers_of(witness: Witness, sql: str) -> list[int]:
-    """The database's own numbers of the connections that run this."""
+    """The numbers of the database connections that are running this."""
     found = witness.rows("SELECT id, info FROM information_schema.processlist WHERE id <> CONNECTION_ID()")
     return [number for number, info in found if info is not None and sql in info]
 
 
 def rows(browser: Chrome, state: str = "running") -> list[str]:
-    return texts(browser, f'#rows tr[data-state="{state}"]:not(.leaving)')
+    return texts(browser, f'#rows tr[data-state="{state}"]:not(.ended)')
 
 
 def open_page(browser: Chrome, site: SqlSite) -> None:
@@ -71,7 +78,7 @@ def open_page(browser: Chrome, site: SqlSite) -> None:
     wait_for(browser, lambda browser: texts(browser, "#live") == ["live"])
 
 
-def test_rows_come_with_slow_queries_and_go_with_them(browser: Chrome, site: SqlSite, witness: Witness) -> None:
+def test_slow_queries_have_rows_while_they_run(browser: Chrome, site: SqlSite, witness: Witness) -> None:
     open_page(browser, site)
     assert texts(browser, "#nothing:not([hidden])") != []
     with ExitStack() as stack:
@@ -81,22 +88,24 @@ def test_rows_come_with_slow_queries_and_go_with_them(browser: Chrome, site: Sql
         site.run(stack, "SELECT 3, SLEEP(60)")
         site.run(stack, "SELECT 4, SLEEP(60)")
         wait_for(browser, lambda browser: (len(rows(browser)), len(rows(browser, "waiting"))) == (3, 1))
-        # The longest first; each with its SQL and the database's own number for it.
+        # The oldest first, each with its SQL and its database connection.
         sql = texts(browser, "#rows .sql")
         assert sql[0] == SLOW and sql[1].startswith("SELECT 2") and sql[2].startswith("SELECT 3")
-        threads = [text.partition("its thread ")[2].split(" ")[0] for text in texts(browser, "#rows .facts")[:3]]
-        assert sorted(int(thread) for thread in threads) == sorted(numbers_of(witness, "SLEEP(60)"))
+        numbers = [
+            text.partition("database connection ")[2].split(" ")[0] for text in texts(browser, "#rows .facts")[:3]
+        ]
+        assert sorted(map(int, numbers)) == sorted(numbers_of(witness, "SLEEP(60)"))
         assert texts(browser, "#lanes .full b") == ["pool"]
         assert texts(browser, "#running") == ["3"]
-        keep_picture(browser, "slow-queries-desktop")
+        keep_screenshot(browser, "slow-queries-desktop")
         show_as(browser, DESKTOP, "dark")
-        keep_picture(browser, "slow-queries-desktop-dark")
+        keep_screenshot(browser, "slow-queries-desktop-dark")
     # Their clients have left.
-    wait_for(browser, lambda browser: "499 abandoned" in texts(browser, "#rows .leaving .badge"))
+    wait_for(browser, lambda browser: "499 abandoned" in texts(browser, "#rows tr.ended .badge"))
     wait_for(browser, lambda browser: texts(browser, "#rows tr") == [])
 
 
-def test_the_button_stops_the_query_that_hurts(browser: Chrome, site: SqlSite, witness: Witness) -> None:
+def test_the_button_stops_one_query(browser: Chrome, site: SqlSite, witness: Witness) -> None:
     open_page(browser, site)
     with ExitStack() as stack:
         client = stack.enter_context(site.send(f"/sql?{quote('SELECT 1, SLEEP(60)')}"))
@@ -105,24 +114,134 @@ def test_the_button_stops_the_query_that_hurts(browser: Chrome, site: SqlSite, w
         wait_for(browser, lambda browser: len(rows(browser)) == 2)
         button = browser.find_element(By.CSS_SELECTOR, "#rows tr .stop")
         button.click()
-        # It asks back, in its place, and takes no for an answer.
+        # It asks for confirmation, in its place, and Escape cancels.
         assert button.text == "Really stop?"
         button.send_keys(Keys.ESCAPE)
         assert button.text == "Stop"
         button.click()
         button.click()
-        wait_for(browser, lambda browser: texts(browser, "#rows .leaving .badge") == ["504 expired"])
-        assert texts(browser, "#rows .leaving .facts") == ["stopped by you"]
-        keep_picture(browser, "stopped-desktop")
+        wait_for(browser, lambda browser: texts(browser, "#rows tr.ended .badge") == ["504 expired"])
+        assert texts(browser, "#rows tr.ended .facts") == ["stopped by you"]
+        keep_screenshot(browser, "stopped-desktop")
         assert answer(client).startswith(b"HTTP/1.1 504 ")
         wait_until(lambda: not numbers_of(witness, "SELECT 1, SLEEP"), "the database has stopped it")
-        # The other one goes on.
+        # The other query continues.
         assert len(numbers_of(witness, "SELECT 2, SLEEP")) == 1
         assert len(rows(browser)) == 1
+        # The row stays while the pointer is there.
+        assert len(texts(browser, "#rows tr")) == 2
+        move_pointer_away(browser)
         wait_for(browser, lambda browser: len(texts(browser, "#rows tr")) == 1)
 
 
-def test_the_keyboard_is_enough(browser: Chrome, site: SqlSite, witness: Witness) -> None:
+def stop_buttons(browser: Chrome) -> dict[str, float]:
+    """The top of each button in the table, by its request's key, from top to bottom."""
+    found: dict[str, float] = browser.execute_script(
+        "return Object.fromEntries([...document.querySelectorAll('#rows tr')].map("
+        "row => [row.dataset.key, row.querySelector('.stop').getBoundingClientRect().top]))"
+    )
+    return found
+
+
+def test_rows_keep_their_places_while_the_pointer_is_over_them(browser: Chrome, site: SqlSite) -> None:
+    open_page(browser, site)
+    with ExitStack() as stack:
+        clients = []
+        for number in range(1, 7):
+            clients.append(stack.enter_context(site.send(f"/sql?{quote(f'SELECT {number}, SLEEP(60)')}")))
+            expected = (min(number, 3), max(0, number - 3))
+            wait_for(browser, lambda browser: (len(rows(browser)), len(rows(browser, "waiting"))) == expected)  # noqa: B023
+        before = stop_buttons(browser)
+        ActionChains(browser).move_to_element(browser.find_elements(By.CSS_SELECTOR, "#rows .stop")[4]).perform()
+        # A running request ends, a waiting one runs, another waiting one ends, and a new one arrives.
+        clients[0].close()
+        wait_for(browser, lambda browser: texts(browser, "#rows tr.ended .badge") == ["499 abandoned"])
+        clients[5].close()
+        wait_for(browser, lambda browser: len(texts(browser, "#rows tr.ended")) == 2)
+        site.run(stack, "SELECT 7, SLEEP(60)")
+        wait_for(browser, lambda browser: len(texts(browser, "#rows tr")) == 7)
+        wait_for(browser, lambda browser: len(rows(browser)) == 3)
+        then = browser.execute_script("return performance.now()")
+        wait_for(browser, lambda browser: browser.execute_script("return performance.now()") > then + 7000)
+        after = stop_buttons(browser)
+        assert list(after)[:6] == list(before)
+        assert {key: after[key] for key in before} == before
+        assert browser.find_element(By.CSS_SELECTOR, "#rows tr.ended").is_displayed()
+        assert not browser.find_element(By.CSS_SELECTOR, "#rows tr.ended .stop").is_displayed()
+        keep_screenshot(browser, "held-desktop")
+        move_pointer_away(browser)
+        wait_for(browser, lambda browser: texts(browser, "#rows tr.ended") == [])
+        assert list(stop_buttons(browser))[:4] == list(before)[1:5]
+
+
+def test_the_table_does_not_grow_forever_under_a_resting_pointer(browser: Chrome, site: SqlSite) -> None:
+    with ExitStack() as stack:
+        for number in range(4):
+            site.run(stack, f"SELECT {number}, SLEEP(60)")
+        open_page(browser, site)
+        wait_for(browser, lambda browser: len(rows(browser)) == 3)
+        ActionChains(browser).move_to_element(browser.find_element(By.CSS_SELECTOR, "#rows .stop")).perform()
+        browser.execute_script("document.getElementById('more').click()")
+        for _ in range(2):
+            with ExitStack() as waiting:
+                for number in range(60):
+                    site.run(waiting, f"SELECT {number}")
+                wait_for(browser, lambda browser: len(rows(browser, "waiting")) > 8)
+            wait_for(browser, lambda browser: len(rows(browser, "waiting")) == 1)
+        assert len(texts(browser, "#rows tr.ended")) == 100
+
+
+def test_waiting_is_a_warning_once_it_lasts(browser: Chrome, site: SqlSite) -> None:
+    open_page(browser, site)
+    judge = (
+        "const done = arguments[arguments.length - 1];"
+        "import('/static/waiting.js').then(({isWaitingLong}) => done(["
+        "isWaitingLong(0, []), isWaitingLong(1, [{waiting: 0.9}]), isWaitingLong(2, [{waiting: 0.1}, {waiting: 1.1}]),"
+        "isWaitingLong(3, [])]))"
+    )
+    assert browser.execute_async_script(judge) == [False, False, True, True]
+    look = (
+        "const [bad] = document.querySelectorAll('#waiting-figure.bad, #lanes .queued');"
+        "const wait = document.getElementById('longest-wait').textContent.replace('the longest for ', '');"
+        "return [wait, bad !== undefined]"
+    )
+    with ExitStack() as stack:
+        for number in range(4):
+            site.run(stack, f"SELECT {number}, SLEEP(60)")
+        seen: set[tuple[str, bool]] = set()
+
+        def lasts(browser: Chrome) -> bool:
+            text, bad = browser.execute_script(look)
+            seen.add((text, bad))
+            return bool(bad)
+
+        wait_for(browser, lasts)
+    for text, bad in seen:
+        assert bad == (text.endswith(" s") and float(text.split()[0]) >= 1), text
+
+
+def test_latencies_are_quantiles(browser: Chrome, site: SqlSite) -> None:
+    open_page(browser, site)
+    wait_for(browser, lambda browser: all(text.endswith("s") for text in texts(browser, ".quantiles b")))
+    assert [text.split()[0] for text in texts(browser, ".quantiles span")] == ["p50", "p95", "p99"]
+    assert [text.split()[0] for text in texts(browser, "#latencies-legend li")] == ["p50", "p95", "p99"]
+    assert all(text.endswith("ms") for text in texts(browser, "#latencies-legend li"))
+    # Three of the longest fit side by side on any screen.
+    fits = (
+        "const done = arguments[arguments.length - 1];"
+        "import('/static/elements.js').then(({shortDuration}) => done([0.999, 72, 3600, 5969].map(seconds => {"
+        "  for (const b of document.querySelectorAll('.quantiles b')) b.textContent = shortDuration(seconds);"
+        "  const box = document.querySelector('.quantiles');"
+        "  return [shortDuration(seconds), box.scrollWidth <= box.clientWidth];"
+        "})))"
+    )
+    for size in (PHONE, (820, 1180), (1130, 800), DESKTOP, (1900, 1000)):
+        show_as(browser, size)
+        expected = [[text, True] for text in ("999 ms", "72 s", "60 min", "99 min")]
+        assert browser.execute_async_script(fits) == expected, size
+
+
+def test_everything_works_by_keyboard(browser: Chrome, site: SqlSite, witness: Witness) -> None:
     with ExitStack() as stack:
         for number in (1, 2):
             site.run(stack, f"SELECT {number}, SLEEP(60)")
@@ -139,11 +258,17 @@ def test_the_keyboard_is_enough(browser: Chrome, site: SqlSite, witness: Witness
         assert focused.accessible_name.startswith("Stop GET /sql?SELECT")
         focused.send_keys(Keys.ENTER)
         focused.send_keys(Keys.ENTER)
-        wait_for(browser, lambda browser: texts(browser, "#rows .leaving .id") == [first])
-        # The next one's button has the focus: it was not lost with the row.
+        wait_for(browser, lambda browser: texts(browser, "#rows tr.ended .id") == [first])
+        # The next row's button has the focus.
         assert browser.switch_to.active_element.text == "Stop"
         wait_until(lambda: len(numbers_of(witness, "SLEEP(60)")) == 1, "one is stopped, one goes on")
         assert "stopped by you" in texts(browser, "#announcement")[0]
+        # The row stays until the focus has left the table.
+        then = browser.execute_script("return performance.now()")
+        wait_for(browser, lambda browser: browser.execute_script("return performance.now()") > then + 7000)
+        assert texts(browser, "#rows tr.ended .id") == [first]
+        browser.switch_to.active_element.send_keys(Keys.TAB)
+        wait_for(browser, lambda browser: texts(browser, "#rows tr.ended") == [])
 
 
 def test_a_long_queue_is_folded(browser: Chrome, site: SqlSite) -> None:
@@ -159,7 +284,7 @@ def test_a_long_queue_is_folded(browser: Chrome, site: SqlSite) -> None:
         assert len(texts(browser, "#rows tr")) == 11
 
 
-def test_hostile_texts_are_shown_and_nothing_else(browser: Chrome, site: SqlSite) -> None:
+def test_markup_in_requests_is_shown_as_text(browser: Chrome, site: SqlSite) -> None:
     script = "<script>document.title='hacked'</script><img src=x onerror=\"document.title='hacked'\">"
     with ExitStack() as stack:
         sql = f"SELECT '{script.replace(chr(39), '')}', SLEEP(60)"
@@ -174,7 +299,7 @@ def test_hostile_texts_are_shown_and_nothing_else(browser: Chrome, site: SqlSite
 
 def test_it_keeps_up_with_two_hundred_requests_a_second(browser: Chrome, site: SqlSite) -> None:
     open_page(browser, site)
-    # The first of all was sent before.
+    # The site has sent one itself.
     sent = 1
 
     def load() -> None:
@@ -182,7 +307,7 @@ def test_it_keeps_up_with_two_hundred_requests_a_second(browser: Chrome, site: S
         connection = http.client.HTTPConnection("127.0.0.1", site.port, timeout=20)
         began = time.monotonic()
         while sent < 1200:
-            # As many as should have been sent by now, whatever the machine was busy with.
+            # Catch up, however busy the machine is.
             while sent < (time.monotonic() - began) * 200:
                 connection.request("GET", "/sql?SELECT%201" if sent % 4 == 0 else "/quick")
                 connection.getresponse().read()
@@ -197,11 +322,28 @@ def test_it_keeps_up_with_two_hundred_requests_a_second(browser: Chrome, site: S
         seen.add(texts(browser, "#rates-legend .done")[0])
         assert texts(browser, "#live") == ["live"]
         loader.join(0.2)
-    # It went on while they came, and has counted each of them.
+    # The page was updated meanwhile, and has counted every request.
     assert len(seen) >= 4
     wait_for(browser, lambda browser: texts(browser, "#rates-legend .done") == [f"{sent:,} done"])
     assert browser.execute_script("return document.querySelectorAll('#timeline .run').length") > 20
-    keep_picture(browser, "load-desktop")
+    keep_screenshot(browser, "load-desktop")
+
+
+def test_on_a_phone_the_charts_are_on_the_first_screen(browser: Chrome, site: SqlSite) -> None:
+    show_as(browser, PHONE)
+    with ExitStack() as stack:
+        for number in range(6):
+            site.run(stack, f"SELECT {number}, SLEEP(60)")
+        open_page(browser, site)
+        wait_for(browser, lambda browser: len(rows(browser)) == 3 and len(rows(browser, "waiting")) == 3)
+        bottom = "return document.querySelector(arguments[0]).getBoundingClientRect().bottom"
+        for chart in ("#rates svg", "#latencies svg", "#timeline svg"):
+            assert 0 < browser.execute_script(bottom, chart) <= PHONE[1], chart
+        keep_screenshot(browser, "charts-phone")
+        # The buttons are one tap away.
+        browser.find_element(By.LINK_TEXT, "running").click()
+        top = "return document.querySelector('#rows .stop').getBoundingClientRect().bottom"
+        wait_for(browser, lambda browser: 0 < browser.execute_script(top) < PHONE[1])
 
 
 def test_a_phone_never_scrolls_sideways(browser: Chrome, site: SqlSite) -> None:
@@ -216,16 +358,16 @@ def test_a_phone_never_scrolls_sideways(browser: Chrome, site: SqlSite) -> None:
         assert browser.execute_script("return document.documentElement.scrollWidth") == PHONE[0]
         button = browser.find_element(By.CSS_SELECTOR, "#rows .stop")
         assert button.rect["height"] >= 44
-        keep_picture(browser, "slow-queries-phone")
+        keep_screenshot(browser, "slow-queries-phone")
         browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", button)
         show_as(browser, PHONE, "dark")
-        keep_picture(browser, "slow-queries-phone-dark")
+        keep_screenshot(browser, "slow-queries-phone-dark")
 
 
-def test_a_server_that_is_gone_is_told(browser: Chrome, site: SqlSite) -> None:
+def test_the_page_says_when_the_server_is_gone(browser: Chrome, site: SqlSite) -> None:
     open_page(browser, site)
     site.process.kill()
-    wait_for(browser, lambda browser: texts(browser, "#live") == ["no answer: what you see is old"])
+    wait_for(browser, lambda browser: texts(browser, "#live") == ["no answer: the page is out of date"])
     browser.get("about:blank")
     browser.get_log("browser")  # type: ignore[no-untyped-call]
 
@@ -236,7 +378,7 @@ def test_the_token_is_asked_for_once(browser: Chrome, tmp_path: Path, mariadb: d
         browser.get(site.page)
         browser.find_element(By.NAME, "token").send_keys("wrong", Keys.ENTER)
         wait_for(browser, lambda browser: "wrong" in browser.current_url)
-        keep_picture(browser, "login-desktop")
+        keep_screenshot(browser, "login-desktop")
         browser.find_element(By.NAME, "token").send_keys("correct horse battery staple", Keys.ENTER)
         wait_for(browser, lambda browser: texts(browser, "#live") == ["live"])
         assert browser.current_url == site.page

@@ -1,4 +1,4 @@
-"""Several frontends on one host: the page of one shows all of them, and stops what runs in any of them."""
+"""Several frontends on one host: each one's page shows all of them, and stops requests in any of them."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from threadbridge.admin.peer_proof import WINDOW, PeerProof, ProofError
 from threadbridge.admin.peers import PATIENCE
 
 
-def pids(picture: dict[str, Any]) -> set[int]:
-    return {process["pid"] for process in picture["processes"]}
+def pids(document: dict[str, Any]) -> set[int]:
+    return {process["pid"] for process in document["processes"]}
 
 
 def two_sites(tmp_path: Path, stack: ExitStack, *arguments: str) -> tuple[Site, Site]:
-    """Two frontends; each has a directory of its own for its requests' flags."""
+    """Two frontends, each with its own directory for its requests' flags."""
     sites = []
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
@@ -38,7 +38,7 @@ def two_sites(tmp_path: Path, stack: ExitStack, *arguments: str) -> tuple[Site, 
     return sites[0], sites[1]
 
 
-def test_those_in_the_run_directory_are_one_picture(tmp_path: Path) -> None:
+def test_a_page_shows_all_processes_of_the_run_directory(tmp_path: Path) -> None:
     run = tmp_path / "run"
     with ExitStack() as stack:
         one, other = two_sites(tmp_path, stack, f"--run_directory={run}")
@@ -49,52 +49,73 @@ def test_those_in_the_run_directory_are_one_picture(tmp_path: Path) -> None:
             f"{site.process.pid}-{site.process.pid}.sock" for site in (one, other)
         )
         both = {one.process.pid, other.process.pid}
-        assert pids(one.picture()) == pids(other.picture()) == both
+        assert pids(one.document()) == pids(other.document()) == both
         client = other.occupy(stack, "slow", "/cancellable")
         one.occupy(stack, "mine")
-        picture = one.picture()
-        assert picture["counts"]["running"] == 2
-        row = next(row for row in picture["requests"] if row["url"].endswith("slow"))
-        # The one that is not here, told by its neighbour.
+        document = one.document()
+        assert document["counts"]["running"] == 2
+        row = next(row for row in document["requests"] if row["url"].endswith("slow"))
+        # The other process stops its request when this one asks it to.
         assert one.admin(f"/requests/{row['key']}/cancel", "POST", headers=FROM_PAGE).json() == {"stopped": 1}
         assert answer(client).startswith(b"HTTP/1.1 504 ")
         wait_until((other.directory / "slow").exists, "it is cancelled")
         one.finish("mine")
         assert one.stop() == 0
         assert [file.name for file in run.iterdir()] == [f"{other.process.pid}-{other.process.pid}.sock"]
-        assert pids(other.picture()) == {other.process.pid}
+        assert pids(other.document()) == {other.process.pid}
 
 
-def test_what_a_killed_one_has_left_behind_is_swept(tmp_path: Path) -> None:
+def test_the_socket_of_a_killed_process_is_removed(tmp_path: Path) -> None:
     run = tmp_path / "run"
     with ExitStack() as stack:
         one, other = two_sites(tmp_path, stack, f"--run_directory={run}")
         (run / "notes.txt").touch()
         other.process.kill()
         other.process.wait()
-        picture = one.picture()
-        assert (pids(picture), picture["silent"]) == ({one.process.pid}, [])
+        document = one.document()
+        assert (pids(document), document["unreachable"]) == ({one.process.pid}, [])
         assert sorted(file.name for file in run.iterdir()) == [f"{one.process.pid}-{one.process.pid}.sock", "notes.txt"]
 
 
-def test_one_that_does_not_answer_is_shown_so_and_delays_nothing(tmp_path: Path) -> None:
+def test_a_process_that_does_not_answer_is_marked_and_delays_nothing(tmp_path: Path) -> None:
     with ExitStack() as stack:
         one, other = two_sites(tmp_path, stack, f"--run_directory={tmp_path / 'run'}")
         os.kill(other.process.pid, signal.SIGSTOP)
         try:
-            [silent] = one.picture()["silent"]
-            assert silent == {"name": f"process {other.process.pid}", "reason": f"no answer within {PATIENCE:g} s"}
-            # From now on nobody waits for it: twenty pictures take less than the patience with it twenty times.
+            [peer] = one.document()["unreachable"]
+            assert peer == {"name": f"process {other.process.pid}", "reason": f"no answer within {PATIENCE:g} s"}
+            # Later answers do not wait for it: twenty of them take less than twenty times the patience.
             began = time.monotonic()
             for _ in range(20):
-                assert pids(one.picture()) == {one.process.pid}
+                assert pids(one.document()) == {one.process.pid}
             assert time.monotonic() - began < 20 * PATIENCE
         finally:
             os.kill(other.process.pid, signal.SIGCONT)
-        wait_until(lambda: pids(one.picture()) == {one.process.pid, other.process.pid}, "it is back")
+        wait_until(lambda: pids(one.document()) == {one.process.pid, other.process.pid}, "it is back")
 
 
-def test_those_that_are_named_and_know_each_other_in_a_circle(tmp_path: Path) -> None:
+def test_a_process_that_has_left_the_port_is_still_shown(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with ExitStack() as stack:
+        one = stack.enter_context(Site(tmp_path, f"--run_directory={run}"))
+        (tmp_path / "b").mkdir()
+        supervised = stack.enter_context(Site(tmp_path / "b", "--processes=2", f"--run_directory={run}"))
+        supervised.occupy(stack, "slow")
+        wait_until(lambda: len(one.document()["processes"]) == 3, "all are found")
+        supervised.process.kill()
+
+        def shown() -> list[tuple[bool, int]]:
+            processes = one.document()["processes"]
+            return [(process["draining"], process["counts"]["running"]) for process in processes]
+
+        # The idle process ends; the busy one closes its port, for the next supervisor.
+        wait_until(lambda: sorted(shown()) == [(False, 0), (True, 1)], "the one with the request is shown")
+        assert one.document()["unreachable"] == []
+        supervised.finish("slow")
+        wait_until(lambda: len(one.document()["processes"]) == 1, "it has ended too")
+
+
+def test_named_peers_may_name_each_other_in_a_circle(tmp_path: Path) -> None:
     token = tmp_path / "token"
     write_token(token, "a token that both of them have")
     bearer = {"Authorization": f"Bearer {token.read_text()}"}
@@ -108,18 +129,18 @@ def test_those_that_are_named_and_know_each_other_in_a_circle(tmp_path: Path) ->
             sites.append(stack.enter_context(site))
         one, other = sites
         client = other.occupy(stack, "slow", "/cancellable")
-        picture = one.admin("/requests.json", headers=bearer).json()
-        # Each of them once, itself included, and one that is not there.
-        assert [process["pid"] for process in picture["processes"]].count(one.process.pid) == 1
-        assert pids(picture) == {one.process.pid, other.process.pid}
-        assert [silent["reason"] for silent in picture["silent"]] == ["Connection refused"]
-        [row] = picture["requests"]
+        document = one.admin("/requests.json", headers=bearer).json()
+        # Each is shown once, including the one that is asked; the third does not exist.
+        assert [process["pid"] for process in document["processes"]].count(one.process.pid) == 1
+        assert pids(document) == {one.process.pid, other.process.pid}
+        assert [peer["reason"] for peer in document["unreachable"]] == ["Connection refused"]
+        [row] = document["requests"]
         stop = one.admin(f"/requests/{row['key']}/cancel", "POST", headers={**FROM_PAGE, **bearer})
         assert stop.json() == {"stopped": 1}
         assert answer(client).startswith(b"HTTP/1.1 504 ")
 
 
-def test_a_peer_with_another_token_is_silent(tmp_path: Path) -> None:
+def test_a_peer_with_another_token_is_unreachable(tmp_path: Path) -> None:
     token = tmp_path / "token"
     write_token(token, "a token that only one has")
     (tmp_path / "a").mkdir()
@@ -127,15 +148,15 @@ def test_a_peer_with_another_token_is_silent(tmp_path: Path) -> None:
         Site(tmp_path, f"--admin_token_file={token}") as locked,
         Site(tmp_path / "a", f"--admin_peers=127.0.0.1:{locked.admin_port}") as open_one,
     ):
-        picture = open_one.picture()
-        assert pids(picture) == {open_one.process.pid}
-        assert [silent["reason"] for silent in picture["silent"]] == [
+        document = open_one.document()
+        assert pids(document) == {open_one.process.pid}
+        assert [peer["reason"] for peer in document["unreachable"]] == [
             "it answers 401 Unauthorized: give the token: log in at /, or send the header Authorization: Bearer TOKEN"
         ]
 
 
-class Stranger:
-    """Listens where a peer is expected, keeps what it is asked, and answers with ``answer``."""
+class Impostor:
+    """Listens at a peer's address, records the requests, and answers with ``answer``."""
 
     def __init__(self, answer: bytes = b"") -> None:
         self.answer = answer
@@ -164,43 +185,42 @@ def http_answer(body: bytes) -> bytes:
     return b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
 
 
-def test_a_stranger_at_a_peers_port_gets_no_token_and_is_not_believed(tmp_path: Path) -> None:
+def test_an_impostor_at_a_peers_port_gets_no_token_and_is_not_believed(tmp_path: Path) -> None:
     token = tmp_path / "token"
     write_token(token, TOKEN)
     bearer = {"Authorization": f"Bearer {TOKEN}"}
-    with closing(Stranger(http_answer(b'{"processes":[],"stopped":7}'))) as stranger:
-        arguments = (f"--admin_token_file={token}", f"--admin_peers=127.0.0.1:{stranger.port}")
+    with closing(Impostor(http_answer(b'{"processes":[],"stopped":7}'))) as impostor:
+        arguments = (f"--admin_token_file={token}", f"--admin_peers=127.0.0.1:{impostor.port}")
         with Site(tmp_path, *arguments) as site:
 
-            def picture() -> dict[str, Any]:
-                found: dict[str, Any] = site.admin("/requests.json", headers=bearer).json()
-                return found
+            def reasons() -> list[str]:
+                return [peer["reason"] for peer in site.admin("/requests.json", headers=bearer).json()["unreachable"]]
 
             reason = "its answer does not prove that it knows the token"
-            wait_until(lambda: [silent["reason"] for silent in picture()["silent"]] == [reason], "it is not believed")
+            wait_until(lambda: reasons() == [reason], "it is not believed")
             stop = site.admin("/requests/1-1/cancel", "POST", headers={**FROM_PAGE, **bearer})
             assert stop.status_code == 404
-            assert any(asked.startswith(b"POST /local/requests/1-1/cancel?") for asked in stranger.asked)
-            assert not any(TOKEN.encode() in asked for asked in stranger.asked)
-            # What it has heard is of no use at the frontend itself, nor is what it makes of that.
-            [asked] = [asked for asked in stranger.asked if asked.startswith(b"GET")][-1:]
+            assert any(asked.startswith(b"POST /local/requests/1-1/cancel?") for asked in impostor.asked)
+            assert not any(TOKEN.encode() in asked for asked in impostor.asked)
+            # The proofs that it has received are worthless at the frontend itself, under either host.
+            [asked] = [asked for asked in impostor.asked if asked.startswith(b"GET")][-1:]
             [proof] = [line[15:] for line in asked.decode().split("\r\n") if line.startswith("Authorization: ")]
-            for host in (f"127.0.0.1:{stranger.port}", f"127.0.0.1:{site.admin_port}"):
+            for host in (f"127.0.0.1:{impostor.port}", f"127.0.0.1:{site.admin_port}"):
                 headers = {"Authorization": proof, "Host": host}
                 assert site.admin("/local/processes.json", headers=headers).status_code == 401
 
 
-def test_a_request_among_peers_is_good_for_one_time_place_and_purpose(tmp_path: Path) -> None:
+def test_a_proof_is_valid_for_one_time_host_and_request(tmp_path: Path) -> None:
     token = tmp_path / "token"
     write_token(token, TOKEN)
     with Site(tmp_path, f"--admin_token_file={token}") as site:
-        place, path = f"127.0.0.1:{site.admin_port}", "/local/processes.json"
+        host, path = f"127.0.0.1:{site.admin_port}", "/local/processes.json"
         proof = PeerProof(TOKEN)
 
         def ask(authorization: str, path: str = path) -> requests.Response:
             return site.admin(path, headers={"Authorization": authorization})
 
-        number, authorization = proof.of_request("GET", place, path)
+        number, authorization = proof.of_request("GET", host, path)
         answered = ask(authorization)
         assert answered.status_code == 200
         assert proof.is_of_answer(answered.headers["X-Threadbridge-Proof"], number, answered.content)
@@ -211,19 +231,19 @@ def test_a_request_among_peers_is_good_for_one_time_place_and_purpose(tmp_path: 
         again = ask(authorization)
         assert (again.status_code, "the request is a copy" in again.text) == (401, True)
         for other in (
-            PeerProof("another token").of_request("GET", place, path),
-            proof.of_request("GET", place, "/local/requests/1-1/cancel"),
-            proof.of_request("POST", place, path),
+            PeerProof("another token").of_request("GET", host, path),
+            proof.of_request("GET", host, "/local/requests/1-1/cancel"),
+            proof.of_request("POST", host, path),
             proof.of_request("GET", "127.0.0.1:1", path),
             ("", "Threadbridge-Peer x"),
         ):
             assert ask(other[1]).status_code == 401
-        # It opens nothing but what peers need.
-        _, authorization = proof.of_request("GET", place, "/requests.json")
+        # It gives access to nothing but the peers' addresses.
+        _, authorization = proof.of_request("GET", host, "/requests.json")
         assert ask(authorization, "/requests.json").status_code == 401
 
 
-def test_what_peers_have_asked_is_forgotten_when_it_is_too_old_to_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nonces_are_forgotten_once_they_have_expired(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1_800_000_000.0
     monkeypatch.setattr(time, "time", lambda: now)
     proof = PeerProof(TOKEN)
@@ -268,16 +288,16 @@ MALFORMED = [
 ]
 
 
-def test_a_peer_whose_answers_make_no_sense_is_silent(tmp_path: Path) -> None:
-    with closing(Stranger()) as stranger, Site(tmp_path, f"--admin_peers=127.0.0.1:{stranger.port}") as site:
+def test_a_peer_with_malformed_answers_is_unreachable(tmp_path: Path) -> None:
+    with closing(Impostor()) as impostor, Site(tmp_path, f"--admin_peers=127.0.0.1:{impostor.port}") as site:
         for number, answer in enumerate(MALFORMED):
-            stranger.answer = answer
-            # So that both of the answers below are those to what was asked since.
-            asked = len(stranger.asked)
-            picture = site.admin("/requests.json")
-            assert picture.status_code == 200, answer[:100]
-            wait_until(lambda: len(stranger.asked) > asked, f"it is asked: {number}")  # noqa: B023
-            wait_until(lambda: len(site.picture()["silent"]) == 1, f"it is silent: {number}")
+            impostor.answer = answer
+            # Both answers below are to be based on a later request.
+            asked = len(impostor.asked)
+            answered = site.admin("/requests.json")
+            assert answered.status_code == 200, answer[:100]
+            wait_until(lambda: len(impostor.asked) > asked, f"it is asked: {number}")  # noqa: B023
+            wait_until(lambda: len(site.document()["unreachable"]) == 1, f"it is unreachable: {number}")
             stop = site.admin("/requests/1-1/cancel", "POST", headers=FROM_PAGE)
             assert stop.status_code == 404, answer[:100]
             assert site.admin("/threads").status_code == 200
@@ -288,14 +308,14 @@ def test_each_part_of_a_peers_answer_is_checked(tmp_path: Path) -> None:
     with Site(tmp_path) as site, ExitStack() as stack:
         requests.get(site.url, timeout=20)
         site.occupy(stack, "one")
-        wait_until(lambda: bool(site.picture()["finished"]), "one has ended")
+        wait_until(lambda: bool(site.document()["finished"]), "one has ended")
         document = site.admin("/local/processes.json").json()
         site.finish("one")
     whole = json.dumps(document).encode()
     assert parse_processes(whole) == document["processes"]
-    places = list(_places(document["processes"]))
-    assert len(places) > 40
-    for holder, name in places:
+    scalars = list(_scalars(document["processes"]))
+    assert len(scalars) > 40
+    for holder, name in scalars:
         kept = holder[name]
         wrong = [{"a": [1]}, [[1]], -1e30, float("nan"), "x" * 30_000, 10**400]
         for value in wrong:
@@ -307,23 +327,23 @@ def test_each_part_of_a_peers_answer_is_checked(tmp_path: Path) -> None:
     assert all(len(number) <= 3 for number in bins)
 
 
-def _places(value: Any) -> Iterator[tuple[Any, Any]]:
-    """Each single value in a document, by what holds it."""
+def _scalars(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Each scalar in a document: its container, and its name or index."""
     for name in value if isinstance(value, dict) else range(len(value)):
         if isinstance(value[name], (dict, list)):
-            yield from _places(value[name])
+            yield from _scalars(value[name])
         else:
             yield value, name
 
 
 @pytest.mark.parametrize("address", ["9001", "127.0.0.1", "ftp://a:1", "http://127.0.0.1:9000/page", "a:x"])
-def test_a_peers_address_that_cannot_be_used(tmp_path: Path, address: str) -> None:
+def test_a_malformed_peer_address_is_refused(tmp_path: Path, address: str) -> None:
     refused = Site(tmp_path, f"--admin_peers={address}").run_to_its_end()
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
     assert f"admin_peers: {address!r}: expected HOST:PORT or a URL with a port" in refused.stderr
 
 
-def test_a_run_directory_that_cannot_be_used(tmp_path: Path) -> None:
+def test_an_unusable_run_directory_is_refused(tmp_path: Path) -> None:
     (tmp_path / "open").mkdir()
     (tmp_path / "open").chmod(0o777)
     (tmp_path / "file").touch()
@@ -346,8 +366,8 @@ def test_a_process_without_a_port_is_found_too(tmp_path: Path) -> None:
         one = stack.enter_context(Site(tmp_path, f"--run_directory={run}"))
         hidden = stack.enter_context(Site(tmp_path / "a", f"--run_directory={run}", admin_port=None))
         assert "operators" not in hidden.output().splitlines()[0]
-        assert pids(one.picture()) == {one.process.pid, hidden.process.pid}
-        # What the socket of a process serves is for its peers alone.
+        assert pids(one.document()) == {one.process.pid, hidden.process.pid}
+        # Its socket serves only its peers.
         [path] = [file for file in run.iterdir() if file.name.endswith(f"-{hidden.process.pid}.sock")]
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(str(path))
@@ -355,25 +375,25 @@ def test_a_process_without_a_port_is_found_too(tmp_path: Path) -> None:
             assert client.recv(65536).startswith(b"HTTP/1.1 404 ")
 
 
-def test_supervised_processes_are_one_picture_and_one_set_of_metrics(tmp_path: Path) -> None:
+def test_supervised_processes_share_a_page_and_their_metrics(tmp_path: Path) -> None:
     with Site(tmp_path, "--processes=2") as site, ExitStack() as stack:
         assert f", operators: http://127.0.0.1:{site.admin_port}/)" in site.output()
-        wait_until(lambda: len(site.picture()["processes"]) == 2, "both are found")
-        # Of four, as many as both have threads, whichever the kernel gives them to.
+        wait_until(lambda: len(site.document()["processes"]) == 2, "both are found")
+        # Four requests fill all threads, whichever process the kernel gives them to.
         for number in range(4):
             stack.enter_context(site.send(f"/slow?{tmp_path / str(number)}"))
-        wait_until(lambda: len(site.picture()["requests"]) == 4, "all are shown")
-        [*ids] = [row["id"] for row in site.picture()["requests"]]
+        wait_until(lambda: len(site.document()["requests"]) == 4, "all are shown")
+        [*ids] = [row["id"] for row in site.document()["requests"]]
         assert len(set(ids)) == 4
         for name in ids[:2]:
             assert site.admin(f"/requests/{name}/cancel", "POST", headers=FROM_PAGE).json() == {"stopped": 1}
         site.finish("0", "1", "2", "3")
-        wait_until(lambda: not site.picture()["requests"], "all have ended")
+        wait_until(lambda: not site.document()["requests"], "all have ended")
 
         def total() -> float:
             lines = site.admin("/metrics").text.splitlines()
             return sum(float(line.split()[-1]) for line in lines if line.startswith("threadbridge_requests_total"))
 
-        # Whichever of the two is asked.
+        # Each connection may reach either process.
         assert [total() for _ in range(6)] == [4.0] * 6
         assert site.stop() == 0

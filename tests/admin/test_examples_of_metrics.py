@@ -1,4 +1,4 @@
-"""What the documentation, the alerts and the dashboard say of metrics fits those that exist."""
+"""The documentation, the alerts and the dashboard use the metrics that exist."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def application(environ: WSGIEnvironment, start_response: StartResponse) -> list
 
 @pytest.fixture(scope="module")
 def samples() -> dict[str, set[str]]:
-    """The names of all samples of a bridge with a pool, each with the names of its labels."""
+    """The label names of all samples of a bridge with a pool, by the sample's name."""
     bridge = Bridge(application, pool=PooledDB(sqlite3, maxconnections=1, database=":memory:"))
     found: dict[str, set[str]] = {}
     for family in text_string_to_metric_families(exposition(bridge, is_ready=True).decode()):
@@ -48,7 +48,7 @@ def expressions() -> list[str]:
     return [several or one for several, one in in_alerts] + in_dashboard
 
 
-def test_alerts_and_dashboard_ask_for_what_there_is(samples: dict[str, set[str]]) -> None:
+def test_alerts_and_dashboard_use_existing_metrics(samples: dict[str, set[str]]) -> None:
     assert len(expressions()) == ALERTS.count("expr:") + DASHBOARD.count('"expr"') > 20
     for expression in expressions():
         asked = SELECTOR.findall(expression)
@@ -63,7 +63,7 @@ def test_alerts_and_dashboard_ask_for_what_there_is(samples: dict[str, set[str]]
             assert set(ending.split("|")) <= {state.value for state in ENDINGS}, expression
 
 
-def test_the_runbook_says_what_to_do_at_each_alert_and_asks_for_metrics_that_exist(
+def test_the_runbook_covers_each_alert_and_uses_existing_metrics(
     samples: dict[str, set[str]],
 ) -> None:
     [alerts_by_sight] = re.findall(r"^\| what you see \| alert .*?\n\n", RUNBOOK, re.MULTILINE | re.DOTALL)

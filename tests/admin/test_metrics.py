@@ -1,4 +1,4 @@
-"""The metrics: Prometheus' own parser reads them, and they agree with the access log to the request."""
+"""The metrics: Prometheus' own parser reads them, and they agree exactly with the access log."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ REQUEST = b"%b %b HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
 
 
 class Samples:
-    """All samples of a page of metrics."""
+    """The samples of one exposition."""
 
     def __init__(self, text: bytes) -> None:
         self.values: dict[tuple[str, frozenset[tuple[str, str]]], float] = {}
@@ -44,12 +44,12 @@ class Samples:
         return self.values[f"threadbridge_{name}", frozenset(labels.items())]
 
     def all(self, name: str) -> Iterator[tuple[dict[str, str], float]]:
-        """The samples of this name."""
+        """The samples with this name."""
         return ((dict(labels), value) for (found, labels), value in self.values.items() if found == name)
 
 
 def metrics_of(server: BridgeThread) -> Samples:
-    """As an operators' port does it: on the loop."""
+    """Collect the metrics on the loop, as the operators' port does."""
     seen: list[bytes] = []
     server.loop.call_soon_threadsafe(lambda: seen.append(exposition(server.bridge, is_ready=True)))
     wait_until(lambda: bool(seen), "the loop gives the metrics")
@@ -60,7 +60,7 @@ def total(samples: Samples) -> float:
     return sum(value for _, value in samples.all("threadbridge_requests_total"))
 
 
-def test_they_agree_with_the_access_log_to_the_request(caplog: pytest.LogCaptureFixture) -> None:
+def test_they_agree_with_the_access_log(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.CRITICAL, "threadbridge")
     caplog.set_level(logging.INFO, "tornado.access")
 
@@ -117,7 +117,7 @@ def test_they_agree_with_the_access_log_to_the_request(caplog: pytest.LogCapture
         assert samples("request_database_seconds_count", lane=lane) == 0
 
 
-def test_what_happens_now(mariadb: dict[str, str]) -> None:
+def test_gauges_show_the_present(mariadb: dict[str, str]) -> None:
     pool = PooledDB(MySQLdb, maxconnections=2, blocking=True, **connect_settings(mariadb))
 
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
@@ -156,7 +156,7 @@ def test_what_happens_now(mariadb: dict[str, str]) -> None:
     pool.close()
 
 
-def test_a_loop_that_is_held_up_is_seen() -> None:
+def test_a_blocked_loop_is_measured() -> None:
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
         start_response("200 OK", [("Content-Type", "text/plain")])
         return []
@@ -168,7 +168,7 @@ def test_a_loop_that_is_held_up_is_seen() -> None:
         wait_until(lambda: metrics_of(server)("loop_lag_seconds_sum") >= 0.5, "the lag is seen")
 
 
-def test_large_bodies_and_the_process_are_seen() -> None:
+def test_large_bodies_and_the_process_are_measured() -> None:
     entered, go_on = threading.Event(), threading.Event()
 
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
@@ -192,7 +192,7 @@ def test_large_bodies_and_the_process_are_seen() -> None:
     assert one == 1 and set(versions) == {"version", "python", "tornado", "compiled"} and all(versions.values())
 
 
-def test_a_value_on_a_bound_is_below_it() -> None:
+def test_a_value_equal_to_a_bound_counts_below_it() -> None:
     distribution = Distribution()
     for value in (0.0, BOUNDS[0], BOUNDS[1], BOUNDS[-1], BOUNDS[-1] + 1):
         distribution.add(value)

@@ -1,4 +1,4 @@
-"""Metrics of several processes on one page."""
+"""The merged metrics of several processes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from threadbridge.admin.metrics_merge import merge
 
 
 def of_process(number: int) -> bytes:
-    """What a process gives; each has done as much as its number says."""
+    """The metrics of one process, in proportion to its number."""
     registry = CollectorRegistry()
     ended = Counter("requests", "Requests that have ended.", ["ending", "lane"], registry=registry)
     ended.labels("done", "pool").inc(number)
@@ -33,7 +33,7 @@ def samples(text: bytes) -> dict[tuple[str, str], float]:
     }
 
 
-def test_samples_of_equal_name_and_labels_are_added_up() -> None:
+def test_samples_with_equal_name_and_labels_are_summed() -> None:
     assert samples(merge([of_process(1), of_process(2), of_process(4)])) == {
         ("requests_total", "done,pool"): 7,
         ("requests_total", "failed,only 1"): 1,
@@ -56,13 +56,13 @@ def test_one_page_stays_as_it_is_and_none_is_empty() -> None:
     assert merge([]) == b""
 
 
-def test_types_and_meanings_are_kept() -> None:
+def test_types_and_descriptions_are_kept() -> None:
     lines = merge([of_process(1), of_process(2)]).decode().splitlines()
     assert lines.count("# TYPE requests_total counter") == 1
     assert lines.count("# HELP seconds How long it took.\\nIn all.") == 1
     assert lines.count("# TYPE seconds histogram") == 1
 
 
-def test_what_is_no_metrics_is_refused() -> None:
+def test_other_texts_are_refused() -> None:
     with pytest.raises(ValueError):
         merge([of_process(1), b"<html>502 Bad Gateway</html>"])

@@ -105,19 +105,19 @@ def in_the_background(fault: Fault) -> str:
     return "a step of a connection's work failed"
 
 
-def picturing(fault: Fault) -> str:
+def making_events(fault: Fault) -> str:
     async def make() -> bytes:
         if fault.count == 3:
-            return b"picture"
+            return b"event"
         fault()
         raise AssertionError
 
     async def run() -> None:
-        async with aclosing(Events(make).read()) as pictures:
-            assert [await anext(pictures) for _ in range(4)][-1] == b"picture"
+        async with aclosing(Events(make).read()) as events:
+            assert [await anext(events) for _ in range(4)][-1] == b"event"
 
     asyncio.run(run())
-    return "the operators' page gets no new picture"
+    return "cannot update the operators' page"
 
 
 def receiving(fault: Fault) -> str:
@@ -136,7 +136,7 @@ def receiving(fault: Fault) -> str:
     return "a connection is closed, for the server failed"
 
 
-@pytest.mark.parametrize("fails", [on_cancel, handing_back, stopping, in_the_background, picturing, receiving])
+@pytest.mark.parametrize("fails", [on_cancel, handing_back, stopping, in_the_background, making_events, receiving])
 def test_a_fault_that_is_repeated_is_one_line(
     fails: Callable[[Fault], str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

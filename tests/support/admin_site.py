@@ -16,8 +16,8 @@ from tests.support.site_process import Process, entered
 
 FROM_PAGE = {"X-Threadbridge": "test"}
 
-# /sql?SELECT... runs that; /stream does so too, and then streams with the connection in its hands until its client has
-# left. Everything else is answered at once.
+# /sql?SELECT... runs the query; /stream does too, and then streams, holding its connection, until the client leaves.
+# All other requests are answered at once.
 SQL_APPLICATION = """
 import os
 import time
@@ -68,17 +68,17 @@ class Site(Process):
         super().__init__(directory, "--port={port}", *port, *arguments)
 
     def admin(self, path: str, method: str = "GET", **parameters: Any) -> requests.Response:
-        """Ask the operators' port."""
+        """Send a request to the operators' port."""
         address = f"http://127.0.0.1:{self.admin_port}{path}"
         return requests.request(method, address, timeout=20, allow_redirects=False, **parameters)
 
-    def picture(self) -> dict[str, Any]:
-        """What it shows."""
+    def document(self) -> dict[str, Any]:
+        """The document that the operators' page shows."""
         found: dict[str, Any] = self.admin("/requests.json").json()
         return found
 
     def send(self, path: str, method: str = "GET") -> socket.socket:
-        """A connection on which this request has been sent."""
+        """Send a request, and return its connection."""
         client = socket.create_connection(("127.0.0.1", self.port), timeout=20)
         client.sendall(
             f"{method} {path} HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode()
@@ -86,19 +86,19 @@ class Site(Process):
         return client
 
     def occupy(self, stack: ExitStack, name: str, path: str = "/slow") -> socket.socket:
-        """A request that runs until ``finish(name)``."""
+        """Send a request that runs until ``finish(name)``, and wait until it runs."""
         client = stack.enter_context(self.send(f"{path}?{self.directory / name}"))
         wait_until(lambda: entered(self.directory / name), f"{name} runs")
         return client
 
     def finish(self, *names: str) -> None:
-        """Let these requests go on."""
+        """Let these requests end."""
         for name in names:
             (self.directory / name).touch()
 
 
 class SqlSite(Site):
-    """A frontend that runs what it is asked to, with an operators' port."""
+    """A frontend that runs the SQL in its requests, with an operators' port."""
 
     def __init__(self, directory: Path, mariadb: dict[str, str], *arguments: str) -> None:
         self.directory = directory
@@ -114,12 +114,12 @@ class SqlSite(Site):
 
     def start(self) -> None:
         super().start()
-        # From now on it is known that these need the pool.
+        # Now the server knows that these requests need the pool.
         with self.send("/sql?SELECT%201") as client:
             assert b"200 OK" in answer(client)
 
     def run(self, stack: ExitStack, sql: str, path: str = "/sql") -> None:
-        """Have this run until it is stopped or ends."""
+        """Send a request that runs this SQL; its client leaves when the stack is closed."""
         stack.enter_context(self.send(f"{path}?{quote(sql)}"))
 
 
@@ -128,6 +128,6 @@ def answer(client: socket.socket) -> bytes:
 
 
 def write_token(path: Path, token: str) -> None:
-    """A token file as it must be."""
+    """Write a token file that only its owner can read."""
     path.write_text(token)
     path.chmod(0o600)

@@ -1,4 +1,4 @@
-"""The operators' port: what runs, what has run lately, health, and a way to stop a request. All of it is loop side."""
+"""The operators' port: shows running and recent requests, stops them, and serves health and metrics. Loop side."""
 
 from threadbridge.admin.server import AdminServer
 

@@ -1,4 +1,4 @@
-"""Who may use the operators' port: under which names it is asked, and by which token. Loop side."""
+"""Who may use the operators' port: by which host names, with which token, through which proxies. Loop side."""
 
 from __future__ import annotations
 
@@ -7,28 +7,31 @@ import hmac
 import ipaddress
 import os
 import re
-import time
 from collections.abc import Iterable
 from urllib.parse import urlsplit
 
 from tornado.httputil import HTTPServerRequest
 
+from threadbridge.admin.peer_proof import PeerProof
+from threadbridge.admin.throttle import Throttle
+
 SHORTEST_TOKEN = 16
-# Random hexadecimal digits have more, even only sixteen of them.
+# Even sixteen random hexadecimal digits nearly always contain more.
 FEWEST_CHARACTERS = 6
-SESSION = 12 * 3600
+# How long a browser stays logged in.
+SESSION_DAYS = 0.5
 
 
 class Access:
     """The rules for one port.
 
-    :param address: what the port listens on; one that is not loopback needs a token.
-    :param token_file: the file with the token, or None.
-    :param names: the host names by which proxies lead here.
-    :param trusted_proxies: addresses and networks, besides loopback, whose word on scheme and client is taken.
+    :param address: the address that the port listens on; it must be loopback if there is no token.
+    :param token_file: the path of the file with the token, or None.
+    :param names: the host names under which proxies offer the port.
+    :param trusted_proxies: addresses and networks, besides loopback, whose headers on scheme and client are believed.
 
-    A page elsewhere may have its own name point to this machine (DNS rebinding): its requests then come from the
-    operator's browser, but under that name, which is not one of these. Raises ``ValueError``.
+    A page of another site may make its own name point to this machine (DNS rebinding). The operator's browser then
+    sends its requests here, but under that name, which is unknown. Raises ``ValueError``.
     """
 
     def __init__(
@@ -43,46 +46,55 @@ class Access:
         self._proxies = [ipaddress.ip_network(proxy) for proxy in trusted_proxies]
         if address:
             self._names.add(address.lower())
+        # "" if none is required.
         self.token = _token(token_file) if token_file is not None else ""
         if not self.token and not is_loopback(address):
             raise ValueError(
                 f"admin_address {address or 'of all interfaces'} is not loopback: give admin_token_file, a file with "
                 f"{SHORTEST_TOKEN} characters or more that nobody can guess"
             )
+        # Derived from the token: a session holds in all processes that share the port, and after a restart.
+        self.cookie_secret = self.token and hmac.new(self.token.encode(), b"session", hashlib.sha256).hexdigest()
+        self.proof = PeerProof(self.token) if self.token else None
+        self.throttle = Throttle()
 
     def add_names(self, names: Iterable[str]) -> None:
-        """Serve under these names too."""
+        """Accept these host names too."""
         self._names.update(name.lower() for name in names)
 
     def knows_host(self, host: str, local_address: str) -> bool:
-        """Whether the request's ``Host`` names this port; ``local_address`` is where its connection has arrived."""
+        """Whether a ``Host`` header names this port.
+
+        :param local_address: the address of this end of the connection.
+        """
         try:
             name = urlsplit(f"//{host}").hostname or ""
         except ValueError:
             return False
         return name in self._names or is_loopback(name) or name == local_address
 
-    def is_own_place(self, host: str, arrived_at: tuple[str, int]) -> bool:
-        """Whether ``Host`` names this very port, directly or by a proxy, and not another one of the same machine."""
+    def names_this_port(self, host: str, local_port: int) -> bool:
+        """Whether a ``Host`` header names this port, directly or by a proxy, and not another one of this machine."""
         try:
-            place = urlsplit(f"//{host}")
-            port = place.port or 80
+            parts = urlsplit(f"//{host}")
+            port = parts.port or 80
         except ValueError:
             return False
-        return place.hostname in self._public_names or port == arrived_at[1]
+        return parts.hostname in self._public_names or port == local_port
 
     def scheme_of(self, request: HTTPServerRequest) -> str:
-        """``https`` if the browser used that, as far as a trusted proxy says so."""
-        said = request.headers.get("X-Forwarded-Proto", "").rpartition(",")[2].strip().lower()
-        return said if said in ("http", "https") and self._is_proxy(request.remote_ip) else request.protocol
+        """The scheme that the browser used; behind a trusted proxy, the one in ``X-Forwarded-Proto``."""
+        forwarded = request.headers.get("X-Forwarded-Proto", "").rpartition(",")[2].strip().lower()
+        believed = forwarded in ("http", "https") and self._is_proxy(request.remote_ip)
+        return forwarded if believed else request.protocol
 
     def client_of(self, request: HTTPServerRequest) -> str:
-        """The address of who asks, for the log; behind a trusted proxy also that which the proxy names."""
+        """The client's address for the log; behind a trusted proxy, the one in ``X-Forwarded-For`` and the proxy's."""
         address = request.remote_ip or "unix:"
-        said = request.headers.get("X-Forwarded-For", "").rpartition(",")[2].strip()
-        if not said or not self._is_proxy(request.remote_ip):
+        forwarded = request.headers.get("X-Forwarded-For", "").rpartition(",")[2].strip()
+        if not forwarded or not self._is_proxy(request.remote_ip):
             return address
-        return f"{loggable(said)}, by the proxy {address}"
+        return f"{loggable(forwarded)}, by the proxy {address}"
 
     def _is_proxy(self, address: str | None) -> bool:
         try:
@@ -92,36 +104,18 @@ class Access:
         return ip.is_loopback or any(ip in network for network in self._proxies)
 
     def accepts_token(self, token: str) -> bool:
-        """Whether this is the token; always when there is none."""
+        """Whether this is the token; always true if none is required."""
         return not self.token or hmac.compare_digest(token.encode(), self.token.encode())
-
-    def accepts(self, authorization: str, session: str) -> bool:
-        """Whether the ``Authorization`` header or the session's cookie shows that the operator knows the token."""
-        token = bearer_token(authorization)
-        if not self.token or (token is not None and self.accepts_token(token)):
-            return True
-        until = session.partition(".")[0]
-        if not (until.isascii() and until.isdecimal() and len(until) < 12 and int(until) > time.time()):
-            return False
-        return hmac.compare_digest(session.encode(), self._session(int(until)).encode())
-
-    def new_session(self) -> str:
-        """What the cookie of an operator who has given the token holds; other processes with the token accept it."""
-        return self._session(int(time.time()) + SESSION)
-
-    def _session(self, until: int) -> str:
-        proof = hmac.new(self.token.encode(), f"operator's session until {until}".encode(), hashlib.sha256)
-        return f"{until}.{proof.hexdigest()}"
 
 
 def bearer_token(authorization: str) -> str | None:
-    """The token in an ``Authorization`` header of the scheme ``Bearer`` (RFC 6750); None if it has another one."""
+    """The token in an ``Authorization`` header with the scheme ``Bearer`` (RFC 6750); None with another scheme."""
     scheme, _, token = authorization.partition(" ")
     return token.strip() if scheme.lower() == "bearer" else None
 
 
 def loggable(text: str) -> str:
-    """The text with nothing in it that means anything to a terminal, and not too much of it."""
+    """At most 100 characters of the text, with those replaced that a terminal might interpret."""
     return re.sub(r"[^0-9A-Za-z.:,;/\[\]() _-]", "?", text)[:100]
 
 
@@ -132,7 +126,7 @@ def _name(name: str) -> str:
 
 
 def is_loopback(name: str) -> bool:
-    """Whether this name or address can mean nothing but this machine."""
+    """Whether this host name or address always means this machine."""
     try:
         return ipaddress.ip_address(name).is_loopback
     except ValueError:
@@ -148,9 +142,9 @@ def _token(path: str) -> str:
         raise ValueError(f"admin_token_file {path}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise ValueError(f"admin_token_file {path}: expected ASCII characters") from None
-    # systemd's credentials are readable by the group root, by an access control list; nobody is in that.
-    not_for_all = 0o037 if status.st_gid == 0 else 0o077
-    if status.st_mode & not_for_all:
+    # systemd makes its credentials readable for the group root, through an access control list; the group is empty.
+    forbidden = 0o037 if status.st_gid == 0 else 0o077
+    if status.st_mode & forbidden:
         raise ValueError(f"admin_token_file {path}: other users may read or change it; chmod 600 {path}")
     advice = "such as the output of: openssl rand -hex 32"
     if len(token) < SHORTEST_TOKEN:

@@ -1,4 +1,4 @@
-"""Server-sent events: one picture a second, made once for all who watch, and only while somebody does. Loop side."""
+"""Server-sent events: one a second, made once for all readers, and only while there are any. Loop side."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ from threadbridge.common.repeated_log import RepeatedLog
 
 logger = logging.getLogger("threadbridge")
 
+# Seconds between events.
 INTERVAL = 1.0
 
 
 class Events:
     """Makes an event every `INTERVAL` seconds as long as there are readers.
 
-    Each reader gets the latest: who is slow misses some, and none wait in memory.
+    Each reader gets the latest event: slow readers miss some, and none are queued in memory.
+
+    :param make: makes one event, in the format of server-sent events.
     """
 
     def __init__(self, make: Callable[[], Awaitable[bytes]]) -> None:
@@ -29,7 +32,7 @@ class Events:
         self.readers = 0
 
     async def read(self) -> AsyncGenerator[bytes, None]:
-        """The latest event, then each new one; ends when the port is closed."""
+        """Yield the latest event, then each new one; end when the port is closed."""
         self.readers += 1
         try:
             if self._task is None:
@@ -51,8 +54,8 @@ class Events:
         while True:
             try:
                 self._latest = await self._make()
-            except Exception as error:  # noqa: BLE001 - it is logged, and the next may succeed
-                self._failed.log(logging.ERROR, "the operators' page gets no new picture", exc_info=error)
+            except Exception as error:  # noqa: BLE001 - it is logged, and the next attempt may succeed
+                self._failed.log(logging.ERROR, "cannot update the operators' page", exc_info=error)
             self._wake()
             await asyncio.sleep(INTERVAL)
 
@@ -66,7 +69,7 @@ class Events:
             self._task = None
 
     def close(self) -> None:
-        """End all readers."""
+        """End all readers' streams."""
         self._closed = True
         self._end()
         self._wake()

@@ -1,4 +1,4 @@
-"""Whether this process can do its work: each lane's threads, and the database. Loop side, unless it says otherwise."""
+"""Readiness: whether each lane has threads that can run, and whether the database answers. Loop side."""
 
 from __future__ import annotations
 
@@ -17,22 +17,23 @@ from threadbridge.loop.bridge import Bridge
 if TYPE_CHECKING:
     from threadbridge.database.pool import PoolGuard
 
-# Seconds for which a statement that succeeded shows that the database answers.
+# Seconds for which a successful statement proves that the database answers.
 LATELY = 2.0
-# Seconds that the database may take to accept a connection and answer on it.
+# Seconds that the database may take to accept a connection and answer a query.
 DATABASE_LIMIT = 2.0
-# Seconds for which the answer to a check counts: however often it is wanted, the database is asked no more often.
+# Seconds for which the result of a check holds: limits how often the database is asked.
 FRESH = 0.5
-# Seconds after which a check that hangs is left alone, and how many such may hang before no more are begun.
+# Seconds after which a hanging check is abandoned, and how many may hang before no more are started.
 GIVE_UP_AFTER = 10.0
 MOST_CHECKS = 3
 
 
 @dataclass(frozen=True)
 class Readiness:
-    """Whether requests should be sent to a process, and what was found.
+    """Whether requests should be sent to a process.
 
-    :param draining: the process is about to end, which is no fault.
+    :param draining: whether the process is about to end; not a fault.
+    :param findings: the results of the checks, a line each.
     """
 
     ready: bool
@@ -41,9 +42,9 @@ class Readiness:
 
 
 async def readiness(bridge: Bridge, database: DatabaseHealth | None, draining: bool, asks_database: bool) -> Readiness:
-    """What there is to say of this process; within `DATABASE_LIMIT`.
+    """The readiness of this process; takes at most `DATABASE_LIMIT` seconds.
 
-    :param asks_database: ask the database in any case, and not only when it is in doubt.
+    :param asks_database: check the database even if nothing casts doubt on it.
     """
     if draining:
         return Readiness(False, True, ("draining: this process is about to end",))
@@ -61,27 +62,27 @@ async def readiness(bridge: Bridge, database: DatabaseHealth | None, draining: b
 
 
 class DatabaseHealth:
-    """Judges the database by what requests have seen of it, and asks it only when that leaves a doubt.
+    """Judges the database by the requests' statements, and queries it itself only in case of doubt.
 
-    A statement that succeeded within `LATELY` shows that the database answers. Otherwise, if connections are in use, or
-    the last that was seen of the database was a failure, a thread connects apart from the pool: a long report is told
-    from a database that hangs, and a database that is back is noticed without any request. A pool whose connections
-    are all held by requests that nobody waits for is out of order even if the database answers new connections.
+    A statement that succeeded within `LATELY` proves that the database answers. Otherwise, if connections are in use or
+    the latest event was a failure, a thread makes a connection outside the pool: so a long report can be told from a
+    database that hangs, and a recovery is noticed without any request. If all of the pool's connections are held by
+    requests that are cancelled or overdue, there is a problem even if the database accepts new connections.
 
     :param guard: the guard of the bridge's pool.
     """
 
     def __init__(self, guard: PoolGuard) -> None:
         self._guard = guard
-        # Since when all connections are held by such requests; 0.0: they are not.
+        # Since when such requests have held all connections, in monotonic time; 0.0 if they do not.
         self._all_overdue_since = 0.0
         self._latest: _Check | None = None
         self._hanging: list[_Check] = []
 
     async def problem(self, always: bool) -> str:
-        """What is wrong with the database, or ""; within `DATABASE_LIMIT`.
+        """What is wrong with the database, or ""; takes at most `DATABASE_LIMIT` seconds.
 
-        :param always: ask the database also when no request has had to do with it.
+        :param always: query the database even if nothing casts doubt on it.
         """
         guard = self._guard
         now = time.monotonic()
@@ -95,10 +96,10 @@ class DatabaseHealth:
         if succeeded_lately:
             return ""
         if always or guard.in_use or guard.last_outage > guard.last_success:
-            return await self._asked(now)
+            return await self._check(now)
         return ""
 
-    async def _asked(self, now: float) -> str:
+    async def _check(self, now: float) -> str:
         check = self._latest
         if check is None or (check.done.done() and now - check.ended > FRESH) or check.hangs(now):
             if check is not None and not check.done.done():
@@ -110,7 +111,7 @@ class DatabaseHealth:
             try:
                 check = self._latest = _Check(self._guard)
             except NOT_STARTED as error:
-                return f"not asked: {error}"
+                return f"not checked: {error}"
         await asyncio.wait((check.done,), timeout=DATABASE_LIMIT)
         return (
             check.done.result() if check.done.done() else f"no answer to a new connection within {DATABASE_LIMIT:g} s"
@@ -118,30 +119,30 @@ class DatabaseHealth:
 
 
 class _Check:
-    """One attempt to connect and run a statement, in a daemon thread: one that hangs must not hold up the end.
+    """One attempt to connect and run a statement, in a daemon thread: if it hangs, the process can still end.
 
-    Raises one of `NOT_STARTED` when the thread cannot be started.
+    The thread makes, uses and closes the connection. Raises one of `NOT_STARTED` if the thread cannot be started.
     """
 
     def __init__(self, guard: PoolGuard) -> None:
         self._guard = guard
         self._loop = asyncio.get_running_loop()
         self._began = time.monotonic()
-        # Of its connection, while it has one; for others only under the lock.
+        # Of the connection, while there is one. The thread sets it; other threads may use it only under the lock.
         self._descriptor: int | None = None
         self._lock = threading.Lock()
-        # What was wrong, or ""; and when that was known.
+        # The problem, or "", and when it was known. The loop sets both.
         self.done: asyncio.Future[str] = self._loop.create_future()
         self.ended = 0.0
         threading.Thread(target=self._ask, name="threadbridge-check", daemon=True).start()
 
     def hangs(self, now: float) -> bool:
-        """Whether it has taken too long to be waited for."""
+        """Whether it has taken longer than `GIVE_UP_AFTER` seconds."""
         return not self.done.done() and now - self._began > GIVE_UP_AFTER
 
     def sever(self) -> None:
-        """Let the thread wait no more for an answer on the connection, if it has one."""
-        # Not waiting for the lock: the thread has it while it closes the connection.
+        """Shut the connection down, if there is one, so that the thread stops waiting for an answer."""
+        # Do not wait for the lock: the thread holds it while it closes the connection.
         if self._lock.acquire(blocking=False):
             try:
                 if self._descriptor is not None:
@@ -151,25 +152,25 @@ class _Check:
                 self._lock.release()
 
     def _ask(self) -> None:
-        """The thread."""
+        """Run in the thread."""
         try:
             connection = self._guard.connect_apart()
             try:
-                # Asked now: a driver does not answer while another thread uses the connection.
+                # Read now: other threads must not use the connection.
                 self._descriptor = connection.fileno() if hasattr(connection, "fileno") else None
                 cursor = connection.cursor()
                 cursor.execute("SELECT 1")
                 cursor.fetchall()
                 cursor.close()
             finally:
-                # Afterwards the number may be another file's.
+                # Once the connection is closed, the number may belong to another file.
                 with self._lock:
                     self._descriptor = None
                     connection.close()
             problem = ""
-        except Exception as error:  # noqa: BLE001 - whatever the driver raises, the database cannot be used
+        except Exception as error:  # noqa: BLE001 - whatever the driver raises, the database is unusable
             problem = f"{type(error).__name__}: {error}"
-        # The loop may have ended meanwhile: nobody asks any more.
+        # The loop may have been closed in the meantime.
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._end, problem)
 

@@ -1,4 +1,4 @@
-"""The numbers for Prometheus, in its text format. Loop side."""
+"""The metrics of one process, in Prometheus' text format. Loop side."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from threadbridge.telemetry.totals import Distribution
 
 
 def exposition(bridge: Bridge, is_ready: bool) -> bytes:
-    """All metrics of a bridge and of its process; they count each request that has ended until now.
+    """All metrics of a bridge and its process, including every request that has ended by now.
 
-    :param is_ready: whether this process has no fault that keeps it from serving.
+    :param is_ready: whether this process is free of faults that keep it from serving.
     """
     bridge.telemetry.flush()
     registry = CollectorRegistry(auto_describe=False)
@@ -31,7 +31,7 @@ def exposition(bridge: Bridge, is_ready: bool) -> bytes:
 
 
 class _BridgeCollector(Collector):
-    """Makes the families of metrics, at the time of asking."""
+    """Makes the metric families when they are collected."""
 
     def __init__(self, bridge: Bridge, is_ready: bool) -> None:
         self._bridge = bridge

@@ -1,4 +1,4 @@
-"""Makes one page of metrics of those that several processes give, in Prometheus' text format. Any thread."""
+"""Merges the metrics of several processes, in Prometheus' text format. Any thread."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector, CollectorRegistry
 
 _Key = tuple[str, tuple[tuple[str, str], ...]]
 
-# What no sum makes sense of: times at which something began, and constants that only carry labels.
+# Samples that must not be summed: start times, and constants that only carry labels.
 _NO_SUMS: tuple[tuple[str, Callable[[float, float], float]], ...] = (
     ("_created", min),
     ("_start_time_seconds", min),
@@ -20,11 +20,11 @@ _NO_SUMS: tuple[tuple[str, Callable[[float, float], float]], ...] = (
 
 
 def merge(texts: Sequence[bytes]) -> bytes:
-    """One page for all: samples of equal name and labels are added up.
+    """The sums of the samples that have the same name and labels.
 
-    Of times at which something began (``_created``, ``_start_time_seconds``) the earliest is taken.
+    Of start times (``_created``, ``_start_time_seconds``) the earliest is kept.
 
-    Raises ``ValueError`` for a text that is not in Prometheus' format.
+    Raises ``ValueError`` if a text is not in Prometheus' format.
     """
     merged = _Merged()
     for text in texts:
@@ -36,7 +36,7 @@ def merge(texts: Sequence[bytes]) -> bytes:
 
 class _Merged(Collector):
     def __init__(self) -> None:
-        # By their names; and for each the values of its samples.
+        # Both by the family's name.
         self._families: dict[str, Metric] = {}
         self._values: dict[str, dict[_Key, float]] = {}
 

@@ -1,4 +1,4 @@
-"""Checks what a peer says of itself: what is not as expected must break neither this process nor the page."""
+"""Validates the answers of peers: a malformed one must break neither this process nor the page."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 Check = Callable[[Any], bool]
 
-# Far beyond all that a frontend says of itself.
+# Far more than any frontend sends.
 LONGEST_TEXT = 20_000
 LARGEST_NUMBER = 1e15
 MOST_ITEMS = 2_000
@@ -18,11 +18,11 @@ MOST_PROCESSES = 500
 
 
 class MalformedAnswer(ValueError):
-    """An answer that is not that of a frontend."""
+    """An answer that no frontend would give; the message says why."""
 
 
 def parse(body: bytes) -> dict[str, Any]:
-    """The object that the body is in JSON; raises `MalformedAnswer`."""
+    """Parse a JSON object; raises `MalformedAnswer`."""
     try:
         document = json.loads(body)
     except (ValueError, RecursionError):
@@ -33,7 +33,7 @@ def parse(body: bytes) -> dict[str, Any]:
 
 
 def parse_processes(body: bytes) -> list[dict[str, Any]]:
-    """The processes that a frontend knows; raises `MalformedAnswer`."""
+    """Parse a list of processes, as in ``/local/processes.json``; raises `MalformedAnswer`."""
     processes: Any = parse(body).get("processes")
     if not _list_of(_object(_PROCESS), MOST_PROCESSES)(processes):
         raise MalformedAnswer("its answer is not that of a frontend")
@@ -42,7 +42,7 @@ def parse_processes(body: bytes) -> list[dict[str, Any]]:
 
 
 def parse_stopped(body: bytes) -> int:
-    """How many requests a frontend has stopped; raises `MalformedAnswer`."""
+    """Parse the number of requests that a frontend has stopped; raises `MalformedAnswer`."""
     stopped: Any = parse(body).get("stopped")
     if not _count(stopped):
         raise MalformedAnswer("its answer is not that of a frontend")
@@ -54,7 +54,7 @@ def _text(value: Any) -> bool:
 
 
 def _number(value: Any) -> bool:
-    # JSON has neither infinite numbers nor NaN, but Python's parser takes them, and numbers of any size.
+    # Python's parser accepts infinity, NaN and numbers of any size.
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         return False
     return abs(value) <= LARGEST_NUMBER and math.isfinite(value)
@@ -81,7 +81,7 @@ def _list_of(check: Check, most: int = MOST_ITEMS) -> Check:
 
 
 def _by_number(check: Check, digits: int) -> Check:
-    """An object whose names are whole numbers of at most so many digits."""
+    """An object whose names are whole numbers with at most this many digits."""
     return lambda value: (
         isinstance(value, dict)
         and len(value) <= MOST_ITEMS
@@ -94,7 +94,7 @@ def _counts(value: Any) -> bool:
 
 
 def _object(fields: Mapping[str, Check]) -> Check:
-    """An object with these fields, and others of one value each, such as a later version may have."""
+    """An object with these fields; a later version may add others, if their values are scalars."""
     return lambda value: (
         isinstance(value, dict)
         and fields.keys() <= value.keys()
@@ -122,7 +122,7 @@ _PROCESS = {
     **dict.fromkeys(("key", "admin"), _text),
     **dict.fromkeys(("now", "started"), _number),
     "pid": _count,
-    "where": _list_of(_text),
+    "addresses": _list_of(_text),
     "draining": _flag,
     "lanes": _list_of(_object(_LANE)),
     "counts": _counts,

@@ -1,4 +1,4 @@
-"""Other frontends: found in the run directory or named by the settings, and asked. Loop side."""
+"""Other frontends: finds them in the run directory or the settings, and asks them. Loop side."""
 
 from __future__ import annotations
 
@@ -25,33 +25,34 @@ from threadbridge.sockets.listeners import bind_unix_socket
 
 logger = logging.getLogger("threadbridge")
 
-# Seconds that a peer may take; and so long a page waits for one that has answered before.
+# Seconds that a peer may take to answer, and seconds that a page waits for one that has answered before.
 TIME_LIMIT = 2.0
 PATIENCE = 0.3
-# Bytes; that of five hundred processes is smaller.
+# Bytes; the answer for five hundred processes is smaller.
 LARGEST_ANSWER = 32 * 1024 * 1024
-# Seconds that a process may take to say whether it is ready, asking the database included.
+# Seconds that a process may take to check its readiness, including a query of the database.
 READINESS_LIMIT = DATABASE_LIMIT + 1.0
-# Of a Unix socket's path, with the zero at its end (unix(7)).
+# Bytes of a Unix socket's path, without the terminating zero (unix(7)).
 LONGEST_PATH = 107
 _SOCKET_NAME = re.compile(r"([0-9]+)-([0-9]+)\.sock")
 
 
-class Silent(Exception):
-    """A peer that did not answer, or not as it should; the message says how."""
+class PeerError(Exception):
+    """A peer gave no answer, or a wrong one; the message says how."""
 
 
-class Gone(Silent):
-    """A peer at whose address nothing listens any more: it has ended, or is about to."""
+class PeerGone(PeerError):
+    """Nothing listens at the peer's address: it has ended, or is about to."""
 
 
 class Peer:
-    """Another process, and what it has said last.
+    """Another frontend, and its latest answer.
 
-    :param name: for people.
-    :param address: the beginning of its URLs.
-    :param path: its Unix socket; None for one that is asked by TCP.
-    :param pid: of a process on this host; 0 for one that is asked by TCP.
+    :param name: its name on the page.
+    :param address: the base of its URLs.
+    :param path: the path of its Unix socket; None to use TCP.
+    :param proof: makes and checks the proofs of the token; None to do without.
+    :param pid: its pid if it is found on this host, otherwise 0.
     """
 
     def __init__(self, name: str, address: str, path: str | None, proof: PeerProof | None = None, pid: int = 0) -> None:
@@ -67,15 +68,15 @@ class Peer:
             resolver=None if path is None else _PathResolver(path),
         )
         self._asking: asyncio.Task[list[dict[str, Any]]] | None = None
-        # Why it did not answer the last time; nobody waits for one that did not.
+        # Why its latest answer is missing, or ""; the page does not wait for such a peer.
         self._problem = ""
 
     async def ask(self, path: str, method: str = "GET", limit: float = TIME_LIMIT) -> HTTPResponse:
-        """Its answer; raises `Silent` when it has none within ``limit`` seconds, or the status of an error."""
+        """Its answer; raises `PeerError` if there is none within ``limit`` seconds, or if its status is an error."""
         headers = {"X-Threadbridge": "peer"}
-        number = ""
+        nonce = ""
         if self._proof is not None:
-            number, headers["Authorization"] = self._proof.of_request(method, urlsplit(self._address).netloc, path)
+            nonce, headers["Authorization"] = self._proof.of_request(method, urlsplit(self._address).netloc, path)
         request = HTTPRequest(
             self._address + path,
             method,
@@ -88,33 +89,33 @@ class Peer:
         try:
             answer = await self._client.fetch(request)
         except HTTPTimeoutError:
-            raise Silent(f"no answer within {limit:g} s") from None
+            raise PeerError(f"no answer within {limit:g} s") from None
         except HTTPClientError as error:
             reason = f"{error.code} {error.message}"
             first_line = (error.response.body if error.response else b"").decode(errors="replace").partition("\n")[0]
-            # A frontend says why.
-            raise Silent(f"it answers {loggable(first_line if first_line.startswith(reason) else reason)}") from None
+            # A frontend gives the reason in its first line.
+            raise PeerError(f"it answers {loggable(first_line if first_line.startswith(reason) else reason)}") from None
         except (ConnectionRefusedError, FileNotFoundError) as error:
-            raise Gone(error.strerror) from None
+            raise PeerGone(error.strerror) from None
         except OSError as error:
-            raise Silent(error.strerror or str(error)) from None
-        except Exception as error:  # noqa: BLE001 - whatever bytes it sends, and whatever Tornado makes of them
-            raise Silent(f"its answer is not HTTP: {loggable(str(error))}") from None
+            raise PeerError(error.strerror or str(error)) from None
+        except Exception as error:  # noqa: BLE001 - whatever Tornado raises for whatever bytes
+            raise PeerError(f"its answer is not HTTP: {loggable(str(error))}") from None
         if self._proof is not None and not self._proof.is_of_answer(
-            answer.headers.get(ANSWER_HEADER, ""), number, answer.body
+            answer.headers.get(ANSWER_HEADER, ""), nonce, answer.body
         ):
-            raise Silent("its answer does not prove that it knows the token")
+            raise PeerError("its answer does not prove that it knows the token")
         return answer
 
     async def processes(self) -> list[dict[str, Any]]:
-        """What it says of itself and of those it knows; raises `Silent`, without delay if it was silent before."""
+        """The processes that it knows; raises `PeerError`, at once if the previous attempt failed."""
         if self._asking is None or self._asking.done():
             self._asking = asyncio.create_task(self._ask_processes())
         await asyncio.wait((self._asking,), timeout=0 if self._problem else PATIENCE)
         if not self._asking.done():
             self._problem = self._problem or f"no answer within {PATIENCE:g} s"
         if self._problem:
-            raise Silent(self._problem)
+            raise PeerError(self._problem)
         return self._asking.result()
 
     async def _ask_processes(self) -> list[dict[str, Any]]:
@@ -122,19 +123,19 @@ class Peer:
         try:
             processes = parse_processes((await self.ask("/local/processes.json")).body)
             self._problem = ""
-        except (MalformedAnswer, Silent) as problem:
+        except (MalformedAnswer, PeerError) as problem:
             self._problem = str(problem)
         return processes
 
     def close(self) -> None:
-        """Ask no more."""
+        """Cancel what is being asked."""
         if self._asking is not None:
             self._asking.cancel()
         self._client.close()
 
 
 class _PathResolver(Resolver):
-    """Leads to a Unix socket, whatever host is asked for."""
+    """Resolves every host to a Unix socket."""
 
     def initialize(self, path: str) -> None:
         self._path = path
@@ -150,10 +151,10 @@ class _PathResolver(Resolver):
 class Peers:
     """All other frontends that this one knows.
 
-    :param addresses: of their operators' ports, ``HOST:PORT`` or URLs.
-    :param directory: where processes of this host find each other, each by a socket ``GROUP-PID.sock``; or None.
-    :param group: the processes of one number serve together.
-    :param proof: by which those that are named and this one prove that they know the token; None without one.
+    :param addresses: the operators' ports of named peers: ``HOST:PORT`` or URLs.
+    :param directory: the run directory, where each process of this host has a socket ``GROUP-PID.sock``; or None.
+    :param group: processes with the same number serve together.
+    :param proof: proves the token to named peers, and checks their proofs; None if there is no token.
 
     Raises ``ValueError`` for an address or a directory that cannot be used.
     """
@@ -167,21 +168,21 @@ class Peers:
 
     @property
     def names(self) -> list[str]:
-        """The hosts of those that are named by address."""
+        """The hosts of the named peers."""
         return [urlsplit(peer._address).hostname or "" for peer in self._named]
 
     def bind(self) -> tuple[socket.socket, Callable[[], None]] | None:
-        """The socket by which others on this host find this process, and what removes its file; raises ``OSError``."""
+        """Bind this process's socket in the run directory; return it and what removes it; raises ``OSError``."""
         return None if self._directory is None else bind_unix_socket(str(self._directory / self._own), 0o600)
 
     def on_this_host(self, *, own_group: bool = False) -> list[Peer]:
-        """Those whose sockets are in the run directory now. What a process has left behind that is gone is removed."""
+        """The peers whose sockets are in the run directory now; removes the sockets of dead processes."""
         if self._directory is None:
             return []
         try:
             present = os.listdir(self._directory)
         except FileNotFoundError:
-            # Somebody has removed it: nobody is to be found there.
+            # Somebody has removed the directory.
             present = []
         names = {
             name: match for name in present if name != self._own and (match := _SOCKET_NAME.fullmatch(name)) is not None
@@ -190,8 +191,8 @@ class Peers:
             if not _is_alive(int(names[name][2])):
                 (self._directory / name).unlink(missing_ok=True)
                 del names[name]
-        for gone in self._found.keys() - names.keys():
-            self._found.pop(gone).close()
+        for name in self._found.keys() - names.keys():
+            self._found.pop(name).close()
         for name, match in names.items():
             if name not in self._found:
                 path = str(self._directory / name)
@@ -200,41 +201,41 @@ class Peers:
         return [self._found[name] for name in sorted(wanted)]
 
     def all(self) -> list[Peer]:
-        """Those on this host and those that are named."""
+        """The peers on this host and the named ones."""
         return [*self.on_this_host(), *self._named]
 
     def close(self) -> None:
-        """Ask nobody any more."""
+        """Cancel what is being asked of peers."""
         for peer in [*self._named, *self._found.values()]:
             peer.close()
 
 
 async def processes_of(peers: Iterable[Peer]) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
-    """What all of them say, and who of them is silent, for which reason."""
+    """The processes that the peers know, and the peers that did not answer, with reasons."""
     asked = list(peers)
     answers = await asyncio.gather(*(peer.processes() for peer in asked), return_exceptions=True)
     processes: list[dict[str, Any]] = []
-    silent = []
+    unreachable = []
     for peer, answer in zip(asked, answers, strict=True):
-        if isinstance(answer, Silent):
-            silent.append({"name": peer.name, "reason": str(answer)})
+        if isinstance(answer, PeerError):
+            unreachable.append({"name": peer.name, "reason": str(answer)})
         elif isinstance(answer, BaseException):
             raise answer
         else:
             processes += answer
-    return processes, silent
+    return processes, unreachable
 
 
 async def readiness_of(peer: Peer, asks_database: bool) -> Readiness | None:
-    """What a process of this host says of itself; None if it is gone."""
+    """The readiness of another process on this host; None if it is gone."""
     try:
         answer = await peer.ask(f"/local/ready.json?db={int(asks_database)}", limit=READINESS_LIMIT)
         found = parse(answer.body)
         findings = tuple(loggable(str(finding)) for finding in found["findings"])
         return Readiness(found["ready"] is True, found["draining"] is True, findings)
-    except Gone:
+    except PeerGone:
         return None
-    except (MalformedAnswer, Silent) as problem:
+    except (MalformedAnswer, PeerError) as problem:
         return Readiness(False, False, (str(problem),))
     except (LookupError, TypeError):
         return Readiness(False, False, ("its answer is not that of a frontend",))
@@ -243,10 +244,10 @@ async def readiness_of(peer: Peer, asks_database: bool) -> Readiness | None:
 async def answers_of(
     peers: Iterable[Peer], path: str, method: str = "GET", limit: float = TIME_LIMIT
 ) -> list[HTTPResponse]:
-    """The answers of those that give one within ``limit`` seconds."""
+    """The answers that arrive within ``limit`` seconds."""
     answers = await asyncio.gather(*(peer.ask(path, method, limit) for peer in peers), return_exceptions=True)
     for answer in answers:
-        if isinstance(answer, BaseException) and not isinstance(answer, Silent):
+        if isinstance(answer, BaseException) and not isinstance(answer, PeerError):
             raise answer
     return [answer for answer in answers if isinstance(answer, HTTPResponse)]
 

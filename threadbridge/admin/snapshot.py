@@ -1,4 +1,4 @@
-"""What one process does at this moment, as JSON can carry it. Loop side."""
+"""What one process is doing now, as JSON can carry it. Loop side."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from threadbridge.crossing.states import State
 from threadbridge.loop.bridge import Bridge
 from threadbridge.telemetry.history import LONGEST_TARGET, History
 
-# Of thousands that wait nobody reads more.
+# Requests listed: nobody reads thousands.
 MOST_ROWS = 200
+# Characters.
 LONGEST_SQL = 2000
-# The names of the states for people who never read the source.
+# The names of the states on the page.
 SHOWN = {
     State.RECEIVING: "receiving",
     State.QUEUED: "waiting",
@@ -25,7 +26,7 @@ SHOWN = {
 
 
 def snapshot(bridge: Bridge, history: History) -> dict[str, Any]:
-    """The process's lanes, its requests (what runs first, then by age), and what has ended lately."""
+    """The process's lanes, its requests (running ones first, then by age), and those that ended recently."""
     now, wall = time.monotonic(), time.time()
     counts = dict.fromkeys(SHOWN.values(), 0)
     for exchange in bridge.exchanges:
@@ -52,7 +53,7 @@ def snapshot(bridge: Bridge, history: History) -> dict[str, Any]:
 
 
 def oldest(exchanges: set[Exchange]) -> Sequence[Exchange]:
-    """At most `MOST_ROWS`: what runs before what waits, and the longest first."""
+    """At most `MOST_ROWS` requests: running ones before waiting ones, and the oldest first."""
     return heapq.nsmallest(MOST_ROWS, exchanges, key=_order)
 
 
@@ -61,14 +62,14 @@ def _order(exchange: Exchange) -> tuple[bool, float]:
 
 
 def _since(exchange: Exchange) -> float:
-    """When it began what it does now: to run, to wait or to arrive."""
+    """When its present state began: running, waiting or receiving."""
     return exchange.run_at or exchange.queued_at or exchange.started
 
 
 def _row(exchange: Exchange, now: float, wall: float) -> dict[str, Any]:
     began = exchange.run_at or exchange.answered_at or now
     statements = exchange.running.statements
-    # One look: the worker goes on meanwhile.
+    # Read once: the worker changes it at the same time.
     latest = statements.latest[-1] if statements.latest else None
     runs = latest is not None and not latest.ended
     return {

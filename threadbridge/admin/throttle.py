@@ -1,4 +1,4 @@
-"""Bounds how fast tokens can be guessed at the operators' port. Loop side."""
+"""Limits how fast tokens can be guessed at the operators' port. Loop side."""
 
 from __future__ import annotations
 
@@ -11,36 +11,39 @@ from threadbridge.common.repeated_log import RepeatedLog
 
 logger = logging.getLogger("threadbridge")
 
-# So often a client may be wrong without any delay; then it waits a second, and twice as long each time up to a minute.
+# Mistakes of one client without delay. Each further one doubles the delay, from one second up to a minute.
 FREE_MISTAKES = 5
 LONGEST_DELAY = 60.0
-# Seconds without a mistake after which a client's are forgotten.
+# Seconds without a mistake after which a client starts from zero.
 FORGOTTEN_AFTER = 15 * 60.0
-# Mistakes of all clients together: so many at once, and then one a second.
+# Mistakes of all clients together without delay; then one a second.
 MISTAKES_AT_ONCE = 50
-# Of more clients the oldest are forgotten.
+# Clients remembered; beyond that the one whose latest mistake is oldest is forgotten.
 MOST_CLIENTS = 1000
 
 _wrong_token = RepeatedLog(logger)
 
 
 class Throttle:
-    """Counts wrong tokens, by client and in all, and says how long to wait until the next one is looked at."""
+    """Counts wrong tokens, per client and in total, and derives how long a client must wait before its next attempt."""
 
     def __init__(self) -> None:
-        # For each client how often it was wrong, and when it may try again; the one that was wrong last at the end.
+        # For each client the number of mistakes, and when it may try again; in the order of the latest mistakes.
         self._mistakes: dict[str, tuple[int, float]] = {}
-        # By when all that were made would be allowed for at one a second.
+        # When all mistakes so far would be allowed at a rate of one a second.
         self._paid_by = 0.0
 
     def delay(self, address: str) -> int:
-        """Whole seconds until a token from this address is looked at; 0 for now."""
+        """Seconds, rounded up, until a token from this address is checked; 0 if it is checked now."""
         now = time.monotonic()
         _, again_at = self._mistakes.get(_client(address), (0, 0.0))
         return math.ceil(max(0.0, again_at - now, self._paid_by - now - MISTAKES_AT_ONCE + 1))
 
-    def wrong(self, address: str, where: str) -> None:
-        """A wrong token came from this address; ``where`` says how, for the log."""
+    def wrong(self, address: str, source: str) -> None:
+        """Count and log a wrong token from this address.
+
+        :param source: the part of the request that it was in, for the log.
+        """
         now = time.monotonic()
         client = _client(address)
         count, again_at = self._mistakes.pop(client, (0, 0.0))
@@ -52,11 +55,11 @@ class Throttle:
         if len(self._mistakes) > MOST_CLIENTS:
             del self._mistakes[next(iter(self._mistakes))]
         self._paid_by = max(self._paid_by, now) + 1.0
-        _wrong_token.log(logging.WARNING, "operators' port: a wrong token from %s, %s", address or "unix:", where)
+        _wrong_token.log(logging.WARNING, "operators' port: a wrong token from %s, %s", address or "unix:", source)
 
 
 def _client(address: str) -> str:
-    """One client: an IPv4 address, or an IPv6 network of 64 bits, all of which may be one machine's."""
+    """The client at an address: an IPv4 address, or an IPv6 network of 64 bits, which one machine may own."""
     try:
         ip = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:

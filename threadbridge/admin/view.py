@@ -1,4 +1,4 @@
-"""The document that the operators' page shows: several processes in one picture."""
+"""The document that the operators' page shows: several processes as one. Loop side."""
 
 from __future__ import annotations
 
@@ -8,13 +8,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from threadbridge.admin.snapshot import MOST_ROWS
-from threadbridge.telemetry.history import KEPT_A_SECOND, SLOT, merged_slots
+from threadbridge.telemetry.history import KEPT_A_SECOND, MINUTE, SLOT, merged_slots, quantiles
+
+SHOWN_OF_PROCESSES = ("key", "pid", "addresses", "admin", "started", "draining", "lanes", "counts")
 
 
-def view(own: dict[str, Any], others: Sequence[dict[str, Any]], silent: Sequence[dict[str, str]]) -> dict[str, Any]:
-    """All processes as one: each once, however many ways lead to it."""
+def view(
+    own: dict[str, Any], others: Sequence[dict[str, Any]], unreachable: Sequence[dict[str, str]]
+) -> dict[str, Any]:
+    """All processes as one; each counts once, even if several peers know it."""
     processes = list({process["key"]: process for process in [*others, own]}.values())
-    processes.sort(key=lambda process: (process["where"], process["pid"]))
+    processes.sort(key=lambda process: (process["addresses"], process["pid"]))
     counts: Counter[str] = Counter()
     for process in processes:
         counts.update(process["counts"])
@@ -22,24 +26,33 @@ def view(own: dict[str, Any], others: Sequence[dict[str, Any]], silent: Sequence
     return {
         "now": own["now"],
         "process": own["key"],
-        "processes": [
-            {name: process[name] for name in ("key", "pid", "where", "admin", "started", "draining", "lanes", "counts")}
-            for process in processes
-        ],
-        "silent": list(silent),
+        "processes": [{name: process[name] for name in SHOWN_OF_PROCESSES} for process in processes],
+        "unreachable": list(unreachable),
         "counts": counts,
-        # What runs before what waits, and the longest first.
+        # Running requests before waiting ones, and the oldest first.
         "requests": heapq.nsmallest(MOST_ROWS, rows, key=lambda row: (not row["running"], row["since"])),
         "finished": _slowest([_unique(bar, process["key"]) for process in processes for bar in process["finished"]]),
         "kept_a_second": KEPT_A_SECOND,
+        "latencies": _latencies(processes, own["now"]),
         "slot": SLOT,
         "history": list(merged_slots(process["slots"] for process in processes)),
     }
 
 
 def _unique(row: dict[str, Any], process: str) -> dict[str, Any]:
-    """The row with its process, and with a key that no other process's row has; what was never a request has none."""
+    """The row with its process, and with a key that no row of another process has; refused requests have no key."""
     return {**row, "process": process, "key": row["key"] and f"{process}-{row['key']}"}
+
+
+def _latencies(processes: Sequence[dict[str, Any]], now: float) -> dict[str, float | None]:
+    """The quantiles of the last minute in seconds, to the slot; None if nothing was answered."""
+    first = int(now - MINUTE) // SLOT
+    bins: Counter[int] = Counter()
+    for process in processes:
+        for number, slot in process["slots"].items():
+            if int(number) > first:
+                bins.update({int(bin_number): count for bin_number, count in slot["bins"].items()})
+    return dict(zip(("p50", "p95", "p99"), quantiles(bins, (0.5, 0.95, 0.99)), strict=True))
 
 
 def _slowest(bars: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -251,7 +251,7 @@ class Service:
             # While this process still listens, nobody takes the file for one that was left behind.
             self._remove_socket_file()
             if self._admin is not None:
-                self._admin.draining = True
+                self._admin.drain()
 
         grace = grace_period(self._settings)
         self._stop_by = time.monotonic() + grace

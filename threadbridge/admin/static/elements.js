@@ -1,5 +1,5 @@
-// Makes elements and texts. Whatever comes from a request or a query goes through textContent and setAttribute alone,
-// which never read it as HTML.
+// Makes elements and texts. Text from requests and queries goes only through textContent and setAttribute, which never
+// parse it as HTML.
 
 const SVG = 'http://www.w3.org/2000/svg';
 
@@ -23,7 +23,7 @@ export function byId(id) {
   return document.getElementById(id);
 }
 
-// Changes nothing that is the same already: a screen reader, and a selection, stay where they are.
+// Leaves equal text alone, so that screen readers and selections keep their position.
 export function setText(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }
@@ -37,6 +37,15 @@ export function duration(seconds) {
   return `${Math.floor(whole / 3600)} h ${Math.floor((whole % 3600) / 60)} min`;
 }
 
+// At most six characters, for narrow places.
+export function shortDuration(seconds) {
+  if (seconds < 0.0095) return `${(seconds * 1000).toFixed(1)} ms`;
+  if (seconds < 0.9995) return `${Math.round(seconds * 1000)} ms`;
+  if (seconds < 9.95) return `${seconds.toFixed(1)} s`;
+  if (seconds < 99.5) return `${Math.round(seconds)} s`;
+  return seconds < 5970 ? `${Math.round(seconds / 60)} min` : `${Math.round(seconds / 3600)} h`;
+}
+
 export function number(value) {
   return value.toLocaleString('en');
 }
@@ -46,7 +55,7 @@ export function rate(value) {
 }
 
 // http://127.0.0.1:8000/ -> :8000
-export function placeOf(process) {
-  const place = (process.where[0] || `process ${process.pid}`).replace(/^https?:\/\//, '').replace(/\/$/, '');
-  return place.replace(/^(127\.0\.0\.1|localhost)(?=:)/, '');
+export function addressOf(process) {
+  const address = (process.addresses[0] || `process ${process.pid}`).replace(/^https?:\/\//, '').replace(/\/$/, '');
+  return address.replace(/^(127\.0\.0\.1|localhost)(?=:)/, '');
 }

@@ -1,13 +1,15 @@
-// The last 15 minutes, in slots of some seconds: how many requests ended how, and how long they took.
+// Charts of the last 15 minutes, in slots of some seconds: the requests by ending, and their latencies.
 
 import { duration, element, number, rate, shape } from './elements.js';
 import { ENDINGS, meaning } from './endings.js';
 
 const HEIGHT = 170;
+const LOW_HEIGHT = 96;
+const NARROW = 500;
 const LEFT = 52;
 const BOTTOM = 20;
 const TOP = 8;
-const QUANTILES = [['p50', 'half within'], ['p95', '95 % within'], ['p99', '99 % within']];
+const QUANTILES = ['p50', 'p95', 'p99'];
 
 export function drawRates(box, legend, { history, slot, now }) {
   const elapsed = (one) => Math.min(slot, now - one.from);
@@ -39,26 +41,26 @@ export function drawRates(box, legend, { history, slot, now }) {
 }
 
 export function drawLatencies(box, legend, { history }) {
-  const values = history.flatMap((one) => QUANTILES.map(([name]) => one[name])).filter((value) => value !== null);
+  const values = history.flatMap((one) => QUANTILES.map((name) => one[name])).filter((value) => value !== null);
   const lowest = values.length ? Math.min(0.01, 10 ** Math.floor(Math.log10(Math.min(...values)))) : 0.01;
   const highest = values.length ? Math.max(1, 10 ** Math.ceil(Math.log10(Math.max(...values)) - 0.0001)) : 1;
   const decades = [];
   for (let value = lowest; value <= highest * 1.01; value *= 10) decades.push(value);
   const place = (value) => Math.log(value / lowest) / Math.log(highest / lowest);
-  const frame = new Frame(box, history.length, place, decades, shortDuration);
+  const frame = new Frame(box, history.length, place, decades, axisDuration);
   if (!frame.width) return;
-  for (const [name] of QUANTILES) {
+  for (const name of QUANTILES) {
     frame.add(shape('path', { class: `curve ${name}`, d: curve(history, name, frame) }));
     history.forEach((one, index) => {
-      // One that stands alone would be no line.
+      // A single point makes no line.
       const alone = one[name] !== null && (history[index - 1]?.[name] ?? null) === null && (history[index + 1]?.[name] ?? null) === null;
       if (alone) frame.add(shape('circle', { class: `dot ${name}`, cx: frame.x(index) + frame.step / 2, cy: frame.y(one[name]), r: 2 }));
     });
   }
   frame.show();
   const latest = [...history].reverse().find((one) => one.p50 !== null);
-  const texts = QUANTILES.map(([name, text]) => `${text} ${latest === undefined ? '–' : duration(latest[name])}`);
-  legend.replaceChildren(...QUANTILES.map(([name], index) => element('li', { class: name }, element('i'), texts[index])));
+  const texts = QUANTILES.map((name) => `${name} ${latest === undefined ? '–' : duration(latest[name])}`);
+  legend.replaceChildren(...QUANTILES.map((name, index) => element('li', { class: name }, element('i'), texts[index])));
   box.setAttribute('aria-label', `Latest latencies: ${texts.join(', ')}`);
 }
 
@@ -76,14 +78,15 @@ function curve(history, name, frame) {
   return path;
 }
 
-// The axes of a chart; what is added stands in front of them.
+// A chart's axes; the shapes that are added are drawn on top of them.
 class Frame {
   constructor(box, slots, place, marks, text) {
     this.box = box;
     this.place = place;
     this.width = box.clientWidth;
+    this.height = this.width < NARROW ? LOW_HEIGHT : HEIGHT;
     this.step = (this.width - LEFT) / slots;
-    this.image = shape('svg', { width: this.width, height: HEIGHT, viewBox: `0 0 ${this.width} ${HEIGHT}` });
+    this.image = shape('svg', { width: this.width, height: this.height, viewBox: `0 0 ${this.width} ${this.height}` });
     const lines = shape('g', { class: 'axis' });
     for (const mark of marks) {
       const y = this.y(mark);
@@ -91,7 +94,7 @@ class Frame {
       lines.append(shape('text', { x: LEFT - 6, y: y + 4, 'text-anchor': 'end' }, text(mark)));
     }
     for (const [share, label, anchor] of [[0, '−15 min', 'start'], [1 / 3, '−10', 'middle'], [2 / 3, '−5', 'middle'], [1, 'now', 'end']]) {
-      lines.append(shape('text', { x: LEFT + share * (this.width - LEFT), y: HEIGHT - 4, 'text-anchor': anchor }, label));
+      lines.append(shape('text', { x: LEFT + share * (this.width - LEFT), y: this.height - 4, 'text-anchor': anchor }, label));
     }
     this.image.append(lines);
   }
@@ -101,7 +104,7 @@ class Frame {
   }
 
   y(value) {
-    return HEIGHT - BOTTOM - this.place(value) * (HEIGHT - BOTTOM - TOP);
+    return this.height - BOTTOM - this.place(value) * (this.height - BOTTOM - TOP);
   }
 
   add(node) {
@@ -118,6 +121,6 @@ function niceCeiling(value) {
   return [1, 2, 4, 5, 10].map((factor) => factor * power).find((nice) => nice >= value * 0.999);
 }
 
-function shortDuration(seconds) {
+function axisDuration(seconds) {
   return seconds < 0.9 ? `${Number((seconds * 1000).toPrecision(1))} ms` : `${Math.round(seconds)} s`;
 }

@@ -1,16 +1,18 @@
-// Each lane of each process: its threads as cells, and how many requests wait for one.
+// The lanes of all processes: their threads as cells, and how many requests wait for one.
 
-import { element, number, placeOf, setText } from './elements.js';
+import { addressOf, element, number, setText } from './elements.js';
+import { isWaitingLong } from './waiting.js';
 
 const MOST_CELLS = 40;
 
-export function drawLanes(list, processes) {
+export function drawLanes(list, processes, requests) {
   const lanes = processes.flatMap((process) => process.lanes.map((lane) => ({ ...lane, process })));
   const known = new Map([...list.children].map((item) => [item.dataset.key, item]));
   const items = lanes.map((lane) => {
     const key = `${lane.process.key} ${lane.name} ${lane.threads}`;
     const item = known.get(key) || made(key, lane);
-    update(item, lane, processes.length > 1);
+    const waits = requests.filter((row) => row.state === 'waiting' && row.process === lane.process.key && row.lane === lane.name);
+    update(item, lane, processes.length > 1, isWaitingLong(lane.queued, waits));
     known.delete(key);
     return item;
   });
@@ -34,14 +36,14 @@ function made(key, lane) {
   return item;
 }
 
-function update(item, lane, several) {
+function update(item, lane, several, isLong) {
   setText(item.querySelector('b'), lane.name);
-  setText(item.querySelector('small'), several ? placeOf(lane.process) : '');
+  setText(item.querySelector('small'), several ? addressOf(lane.process) : '');
   setText(item.querySelector('.work'), `${number(lane.busy)} of ${number(lane.threads)} busy`);
   setText(item.querySelector('.queue'), lane.queued ? `${number(lane.queued)} waiting` : 'none waiting');
   const cells = item.querySelectorAll('.cells i');
   const filled = Math.ceil((Math.min(lane.busy, lane.threads) * cells.length) / lane.threads);
   cells.forEach((cell, index) => cell.classList.toggle('busy', index < filled));
   item.classList.toggle('full', lane.busy >= lane.threads);
-  item.classList.toggle('queued', lane.queued > 0);
+  item.classList.toggle('queued', isLong);
 }

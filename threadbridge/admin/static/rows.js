@@ -1,18 +1,21 @@
-// The table of the requests that run or wait, each with the button that stops it.
+// The table of the running and waiting requests, each with the button that stops it.
 
-import { byId, duration, element, number, placeOf, setText } from './elements.js';
+import { addressOf, byId, duration, element, number, setText } from './elements.js';
 import { ENDINGS, meaning } from './endings.js';
 
-// Seconds: what is younger is over before anybody has read it; from when on a request is slow, and very slow; how long
-// one that has ended can still be read.
+// Seconds: younger requests are not listed, because they end before anybody has read them; older ones are slow, and very
+// slow; ended ones stay for a while, and longer if the operator has stopped them.
 const YOUNG = 0.3;
 const SLOW = 1;
 const VERY_SLOW = 10;
-const FAREWELL = 2.5;
-const LONG_FAREWELL = 6;
+const ENDED_STAY = 2.5;
+const STOPPED_STAY = 6;
+// Seconds for which a button waits for the second press.
 const ARMED = 5;
-const MOST_FAREWELLS = 15;
-// So many that wait are listed until somebody wants to see the others.
+// Ended rows that stay, also while the table is held still.
+const MOST_ENDED = 15;
+const MOST_ENDED_HELD = 100;
+// Waiting requests that are listed before the operator asks for all.
 const FIRST = 8;
 
 export class Rows {
@@ -20,49 +23,58 @@ export class Rows {
     this.body = body;
     this.announce = announce;
     this.rows = new Map();
-    this.leaving = new Set();
+    this.ended = new Set();
+    this.held = false;
     this.young = 0;
     this.all = false;
     this.more = byId('more');
     this.more.addEventListener('click', () => {
       this.all = !this.all;
-      this.show(this.picture, this.picture.now);
+      this.show(this.data, this.data.now);
     });
   }
 
   get size() {
-    return this.rows.size + this.leaving.size;
+    return this.rows.size + this.ended.size;
   }
 
-  show(picture, now) {
-    const places = new Map(picture.processes.map((process) => [process.key, placeOf(process)]));
-    const several = picture.processes.length > 1;
-    const present = new Set();
-    const listed = picture.requests.filter((request) => request.state !== 'running' || picture.now - request.since >= YOUNG);
-    this.young = picture.requests.length - listed.length;
-    this.picture = picture;
+  show(data, now) {
+    this.data = data;
+    this.hold();
+    const addresses = new Map(data.processes.map((process) => [process.key, addressOf(process)]));
+    const several = data.processes.length > 1;
+    const requests = new Map(data.requests.map((request) => [request.key, request]));
+    const listed = data.requests.filter((request) => request.state !== 'running' || data.now - request.since >= YOUNG);
+    this.young = data.requests.length - listed.length;
     this.fold(listed);
-    const wanted = listed.map((request) => {
-      const key = keyOf(request);
-      present.add(key);
-      if (!this.rows.has(key)) this.rows.set(key, new Row(request, this.announce));
-      const row = this.rows.get(key);
-      row.update(request, picture.now, several ? places.get(request.process) : '');
+    const keys = new Set(listed.map((request) => request.key));
+    if (this.held) for (const key of this.rows.keys()) if (requests.has(key)) keys.add(key);
+    const current = [...keys].map((key) => {
+      const request = requests.get(key);
+      const row = this.rows.get(key) || new Row(request, this.announce);
+      this.rows.set(key, row);
+      row.update(request, data.now, several ? addresses.get(request.process) : '');
       return row;
     });
-    const ended = new Map(picture.finished.map((bar) => [keyOf(bar), bar]));
-    const alive = new Set(picture.requests.map(keyOf));
+    const finished = new Map(data.finished.map((bar) => [bar.key, bar]));
     for (const [key, row] of this.rows) {
-      if (present.has(key)) continue;
+      if (keys.has(key)) continue;
       this.rows.delete(key);
-      if (alive.has(key)) row.remove();
-      else this.sayGoodbye(row, ended.get(key));
+      if (requests.has(key)) row.remove();
+      else this.end(row, finished.get(key));
     }
-    this.place(wanted);
+    this.place(current);
     this.tick(now);
   }
 
-  // What waits is alike, and stands between the operator and the rest of the page.
+  // While the operator points at a row, has moved the focus there by keyboard or has armed a button, no row moves: the
+  // press would hit another button.
+  hold() {
+    this.held = this.body.matches(':hover') || this.body.querySelector(':focus-visible, .armed') !== null;
+    for (const row of [...this.rows.values(), ...this.ended]) row.hold(this.held);
+  }
+
+  // Waiting requests look alike, and would push the rest of the page down.
   fold(listed) {
     const waiting = listed.filter((request) => request.state === 'waiting').length;
     const others = waiting - FIRST;
@@ -73,40 +85,48 @@ export class Rows {
     if (!this.all) listed.splice(listed.length - others);
   }
 
-  // Moves only what stands in the wrong place: a button that is moved would lose the focus.
-  place(wanted) {
+  place(current) {
+    if (this.held) {
+      for (const row of current) {
+        if (row.node.isConnected) continue;
+        this.body.append(row.node);
+        row.hold(true);
+      }
+      return;
+    }
+    // Only rows in the wrong place are moved: a moved button would lose the focus.
     let next = this.body.firstElementChild;
-    for (const { node } of wanted) {
-      while (next !== null && next.classList.contains('leaving')) next = next.nextElementSibling;
+    for (const { node } of current) {
+      while (next !== null && next.classList.contains('ended')) next = next.nextElementSibling;
       if (next === node) next = next.nextElementSibling;
       else this.body.insertBefore(node, next);
     }
   }
 
-  sayGoodbye(row, bar) {
-    const worthIt = row.stopping || row.age(row.seen) > SLOW;
-    if (!worthIt || this.leaving.size >= MOST_FAREWELLS) {
+  end(row, bar) {
+    const isShown = row.stopping || row.age(row.seen) > SLOW;
+    if (!this.held && (!isShown || this.ended.size >= MOST_ENDED)) {
       row.remove();
       return;
     }
-    this.leaving.add(row);
     row.end(bar);
-    const stay = row.stopping ? LONG_FAREWELL : FAREWELL;
-    setTimeout(() => row.node.classList.add('fading'), (stay - 1) * 1000);
-    setTimeout(() => {
-      this.leaving.delete(row);
-      row.node.remove();
-      byId('nothing').hidden = this.size > 0;
-    }, stay * 1000);
+    row.stays = isShown ? performance.now() + (row.stopping ? STOPPED_STAY : ENDED_STAY) * 1000 : 0;
+    this.ended.add(row);
+    // Somebody may have left the pointer there for the night.
+    if (this.ended.size > MOST_ENDED_HELD) this.drop(this.ended.values().next().value);
+  }
+
+  drop(row) {
+    this.ended.delete(row);
+    row.remove();
   }
 
   tick(now) {
     for (const row of this.rows.values()) row.tick(now);
+    this.hold();
+    if (this.held) return;
+    for (const row of this.ended) if (row.stays <= performance.now()) this.drop(row);
   }
-}
-
-function keyOf(request) {
-  return request.key;
 }
 
 class Row {
@@ -118,10 +138,11 @@ class Row {
     this.waited = element('small');
     this.url = element('span', { class: 'url' });
     this.sql = element('code', { class: 'sql' });
+    this.query = element('div', { class: 'query' }, this.sql);
     this.facts = element('small', { class: 'facts' });
     this.client = element('span');
     this.lane = element('span');
-    this.place = element('small');
+    this.address = element('small');
     this.badge = element('span', { class: 'badge' });
     this.button = element('button', { type: 'button', class: 'stop' }, 'Stop');
     this.button.addEventListener('click', () => this.pressed());
@@ -132,16 +153,16 @@ class Row {
       'tr',
       {},
       element('td', { class: 'time' }, this.time, this.waited),
-      element('td', { class: 'what' }, line, this.sql, this.facts),
+      element('td', { class: 'what' }, line, this.query, this.facts),
       element('td', { class: 'who' }, this.client, element('small', { class: 'id' }, request.id)),
-      element('td', { class: 'lane' }, this.lane, this.place),
+      element('td', { class: 'lane' }, this.lane, this.address),
       element('td', { class: 'act' }, this.button),
     );
     this.node.dataset.key = request.key;
     this.button.setAttribute('aria-label', `Stop ${request.method} ${request.url}`);
   }
 
-  update(request, seen, place) {
+  update(request, seen, address) {
     this.request = request;
     this.seen = seen;
     this.node.dataset.state = request.state;
@@ -149,12 +170,18 @@ class Row {
     this.url.title = request.url;
     setText(this.client, request.client || 'local socket');
     setText(this.lane, request.lane);
-    setText(this.place, place);
+    setText(this.address, address);
     this.sql.hidden = request.sql === null;
     if (request.sql !== null) {
       setText(this.sql, request.sql.replace(/\s+/g, ' ').trim());
       this.sql.title = request.sql;
     }
+  }
+
+  // Keep the height, whatever the SQL is from now on: all else in a row has the same height at all times.
+  hold(held) {
+    if (!held) this.query.style.height = '';
+    else if (!this.query.style.height) this.query.style.height = `${this.query.getBoundingClientRect().height}px`;
   }
 
   age(now) {
@@ -172,7 +199,7 @@ class Row {
     const facts = [];
     if (sql !== null) {
       facts.push(`in the database for ${duration(Math.max(0, sqlRunning + passed))}`);
-      if (connection !== null) facts.push(`its thread ${connection}`);
+      if (connection !== null) facts.push(`database connection ${connection}`);
     }
     if (statements > (sql === null ? 0 : 1)) {
       facts.push(`${statements} statements, ${duration(database + (sql === null ? 0 : passed))}`);
@@ -181,7 +208,7 @@ class Row {
     setText(this.facts, facts.join(' · '));
   }
 
-  // Once to ask, once more to do it.
+  // The first press arms the button, the second stops the request.
   pressed() {
     if (this.stopping) return;
     if (this.armed === null) {
@@ -229,33 +256,33 @@ class Row {
   }
 
   end(bar) {
+    this.disarm();
     this.node.classList.remove('stopping');
-    this.node.classList.add('leaving');
-    this.giveFocusAway();
-    this.button.remove();
-    this.sql.hidden = true;
-    const how = bar === undefined || !ENDINGS.includes(bar.ending) ? 'ended' : bar.ending;
+    this.node.classList.add('ended');
+    this.node.dataset.state = 'ended';
+    this.moveFocus();
+    // It keeps its place, invisibly: a row without a button may be lower.
+    this.button.disabled = true;
+    const ending = bar === undefined || !ENDINGS.includes(bar.ending) ? 'ended' : bar.ending;
     const status = bar === undefined ? '' : `${bar.status} `;
-    const by = this.stopping ? 'stopped by you' : '';
-    const text = by || (how === 'ended' ? '' : meaning(how));
-    this.badge.className = `badge ${how}`;
-    setText(this.badge, `${status}${how}`);
-    setText(this.facts, text);
-    setText(this.waited, 'in all');
+    this.badge.className = `badge ${ending}`;
+    setText(this.badge, `${status}${ending}`);
+    setText(this.facts, this.stopping ? 'stopped by you' : ending === 'ended' ? '' : meaning(ending));
+    setText(this.waited, 'in total');
     setText(this.time, duration(bar === undefined ? this.age(this.seen) : bar.total));
-    if (this.stopping) this.announce(`${this.request.method} ${this.request.url}: ${status}${how}, stopped by you`);
+    if (this.stopping) this.announce(`${this.request.method} ${this.request.url}: ${status}${ending}, stopped by you`);
   }
 
   remove() {
-    this.giveFocusAway();
+    this.moveFocus();
     this.node.remove();
   }
 
-  // Whoever works by keyboard goes on with the next row.
-  giveFocusAway() {
+  // Keyboard users continue with the next row.
+  moveFocus() {
     if (document.activeElement !== this.button) return;
     let next = this.node.nextElementSibling;
-    while (next !== null && next.classList.contains('leaving')) next = next.nextElementSibling;
+    while (next !== null && next.classList.contains('ended')) next = next.nextElementSibling;
     (next === null ? byId('requests') : next.querySelector('.stop')).focus();
   }
 }

@@ -1,15 +1,18 @@
-// The last minute: each request a bar in the first line that is free, in which it then stays.
+// The last minute: each request is a bar; it takes the first free line, and stays in it.
 
 import { duration, element, shape } from './elements.js';
 import { ENDINGS, meaning } from './endings.js';
 
 const SECONDS = 60;
+// Lines at most; a phone has the requests below the chart, which must not move them, and so has a fixed number.
 const LINES = 16;
+const NARROW_LINES = 6;
+const NARROW = 500;
 const LINE = 13;
 const BAR = 9;
 const DATABASE = 3;
 const AXIS = 22;
-// Bars are at least so wide, in pixels, and so far apart.
+// The least width of a bar, and the least gap between two, in pixels.
 const NARROWEST = 3;
 const GAP = 2;
 
@@ -24,15 +27,16 @@ export class Timeline {
     );
   }
 
-  draw(picture) {
-    const { now } = picture;
+  draw(data) {
+    const { now } = data;
     const width = this.box.clientWidth;
     if (!width) return;
     const x = (time) => width - ((now - time) * width) / SECONDS;
-    const bars = [...picture.finished.map(ofFinished), ...picture.requests.filter(isUnderWay).map((row) => ofRow(row, now))];
+    const bars = [...data.finished.map(ofFinished), ...data.requests.filter(isUnderWay).map((row) => ofRow(row, now))];
     const shown = bars.filter((bar) => bar.end > now - SECONDS).sort((one, other) => one.start - other.start);
-    const { assigned, omitted } = this.assign(shown, x);
-    const used = Math.max(4, ...assigned.values()) + 1;
+    const isNarrow = width < NARROW;
+    const { assigned, omitted } = this.assign(shown, x, isNarrow ? NARROW_LINES : LINES);
+    const used = isNarrow ? NARROW_LINES : Math.max(4, ...assigned.values()) + 1;
     const height = used * LINE + AXIS;
     const image = shape('svg', { width, height, viewBox: `0 0 ${width} ${height}` }, ...axis(width, height));
     for (const bar of shown) {
@@ -44,16 +48,16 @@ export class Timeline {
     if (omitted) this.box.append(element('p', { class: 'omitted' }, `${omitted} more at the same time`));
   }
 
-  // A bar stays in its line for as long as it is drawn; a new one takes the first that is free.
-  assign(bars, x) {
-    const taken = Array.from({ length: LINES }, () => []);
+  // A bar stays in its line as long as it is drawn; a new one takes the first free line.
+  assign(bars, x, lines) {
+    const taken = Array.from({ length: lines }, () => []);
     const assigned = new Map();
     const waiting = [];
     for (const bar of bars) {
       bar.left = x(bar.start);
       bar.right = Math.max(x(bar.end), bar.left + NARROWEST);
       const line = this.lines.get(bar.key);
-      if (line === undefined) waiting.push(bar);
+      if (line === undefined || line >= lines) waiting.push(bar);
       else {
         taken[line].push(bar);
         assigned.set(bar.key, line);
@@ -89,7 +93,7 @@ function ofFinished(bar) {
     end,
     database: bar.database,
     kind: ENDINGS.includes(bar.ending) ? bar.ending : 'done',
-    text: `${bar.method} ${bar.url}\n${bar.status} ${bar.ending} after ${duration(bar.total)}: waited ${duration(bar.waiting)}, ran ${duration(bar.running)}, of that ${duration(bar.database)} in the database${changesOf(bar)}\n${bar.client} · ${bar.lane} · ${bar.id}`,
+    text: `${bar.method} ${bar.url}\n${bar.status} ${bar.ending} after ${duration(bar.total)}: waited ${duration(bar.waiting)}, ran ${duration(bar.running)}, ${duration(bar.database)} of it in the database${changesOf(bar)}\n${bar.client} · ${bar.lane} · ${bar.id}`,
   };
 }
 
