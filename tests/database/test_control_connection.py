@@ -42,10 +42,10 @@ def set_password(witness: Witness, password: str) -> None:
 
 
 def number_of_control(pool: Any) -> int:
-    """The number of the connection for stopping queries, once there is one."""
-    kept = pool.connection.__self__._database._control._connections._kept
-    wait_until(lambda: bool(kept), "there is a connection for stopping queries")
-    number: int = kept[0].connection.thread_id()
+    """The number of the control connection, once there is one."""
+    idle = pool.connection.__self__._database._control._connections._idle
+    wait_until(lambda: bool(idle), "there is a control connection")
+    number: int = idle[0].connection.thread_id()
     return number
 
 
@@ -151,7 +151,7 @@ def test_a_control_connection_that_was_lost_is_made_again(pool: Any, witness: Wi
             lose(number_of_control(pool), witness)
             client.close()
             wait_until(lambda count=count: application.ended == count, "the application is free")  # type: ignore[misc]
-            server.bridge.guard._control_kept_at = -math.inf  # type: ignore[union-attr]
+            server.bridge.guard._control_checked_at = -math.inf  # type: ignore[union-attr]
         assert_all_is_well(pool, witness)
         assert witness.executions == 2
 
@@ -190,7 +190,7 @@ def test_only_what_ran_when_it_was_stopped_is_counted(
             goes_on.set()
         wait_until(lambda: application.ended == 1 and pool._connections == 0, "the application is free")
         stopper = server.bridge.guard.stopper  # type: ignore[union-attr]
-    wait_until(lambda: stopper._thread is None, "the stopper has done all it had to do")
+    wait_until(lambda: stopper._thread.thread is None, "the stopper has done all it had to do")
     assert (stopper.stops, stopper.failures, stopper.severed) == (int(path == "/rows"), 0, 0)
 
 
@@ -228,16 +228,16 @@ def test_no_number_is_killed_that_the_server_gave_to_another_connection(
         for wrong in (identity._replace(thread_id=witness.connection.thread_id()), identity._replace(server="another")):
             kills = witness.kills
             with pytest.raises(StopFailed):
-                database.stop(connection, wrong)
+                database.stop_query(connection, wrong)
             assert witness.kills == kills
         kills = witness.kills
         # It is told to, though nothing runs.
-        assert not database.stop(connection, identity)
+        assert not database.stop_query(connection, identity)
         assert witness.kills == kills + 1
-        assert not database.end(identity)
-        wait_until(lambda: database.end(identity), "it is seen to have ended")
+        assert not database.kill(identity)
+        wait_until(lambda: database.kill(identity), "it is seen to have ended")
     # Whoever asks about another server process of this name than the one that gave the number hears that it is gone.
-    assert not database.stop(connection, identity._replace(mark="", made=0))
+    assert not database.stop_query(connection, identity._replace(mark="", made=0))
     database.close()
     wait_until(lambda: witness.connections == [], "nothing is left")
 
@@ -348,12 +348,12 @@ def test_a_connection_that_is_never_found_is_not_looked_for_without_end(
 
         number, predecessor = 7, None
 
-        def end(self) -> bool:
+        def kill(self) -> bool:
             raise StopFailed("the control connection came to b, not to a")
 
     stopper = Stopper()
     stopper.start()
-    stopper.end([Elsewhere()])
+    stopper.kill([Elsewhere()])
     wait_until(lambda: stopper.running == 0, "it is given up")
     assert stopper.failures >= 2
     assert own_messages(caplog) == [
@@ -366,7 +366,7 @@ def test_a_connection_that_is_never_found_is_not_looked_for_without_end(
 def test_a_connection_may_end_while_others_take_its_place_on_the_full_list(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("threadbridge.database.stopper.MOST_REMAINS", 1)
+    monkeypatch.setattr("threadbridge.database.stopper.MAX_ORPHANS", 1)
     stopper = Stopper()
     ended = []
 
@@ -378,14 +378,14 @@ def test_a_connection_may_end_while_others_take_its_place_on_the_full_list(
         def __init__(self, number: int) -> None:
             self.number = number
 
-        def end(self) -> bool:
+        def kill(self) -> bool:
             if self.number:
-                stopper.end([Ending(self.number - 1)])
+                stopper.kill([Ending(self.number - 1)])
             ended.append(self.number)
             return True
 
     stopper.start()
-    stopper.end([Ending(1)])
+    stopper.kill([Ending(1)])
     wait_until(lambda: (ended, stopper.running) == ([1, 0], 0), "the other has ended too")
     assert "KeyError" not in caplog.text
     stopper.close()

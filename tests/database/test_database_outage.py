@@ -337,7 +337,7 @@ def test_a_kill_meant_for_a_server_that_is_gone_hits_nobody_on_the_next(
     witness = Witness(own_mariadb)
     witness.wait_for("SLEEP(0.5)")
     request.cancelled = True
-    assert connection.borrows[0].stop() == (False, False)
+    assert connection.borrows[0].stop_query() == (False, False)
     thread.join()
     assert answers == [(0,)]
     assert witness.kills == 0

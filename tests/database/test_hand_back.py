@@ -211,7 +211,7 @@ def test_a_connection_kept_beyond_its_request_is_not_stopped_for_it(
     witness.wait_for("SLEEP(0.5)")
     first.cancel()
     # The stopper may have been told of it before the first request ended.
-    assert borrow.is_over and not borrow.stop().hit
+    assert borrow.is_over and not borrow.stop_query().was_running
     worker.join()
     assert (worker.error, worker.result) == (None, 0)
 
@@ -253,7 +253,7 @@ def test_a_connection_does_not_come_back_before_the_first_of_two_kills_under_way
         connection = pool.connection()
         [borrow] = connection.borrows
         release = threading.Event()
-        stop = connection._con.stop
+        stop = connection._con.stop_query
         asked = threading.Event()
 
         def stop_late(**kwargs: bool) -> bool:
@@ -261,11 +261,11 @@ def test_a_connection_does_not_come_back_before_the_first_of_two_kills_under_way
             assert release.wait(10)
             return bool(stop(**kwargs))
 
-        connection._con.stop = stop_late
+        connection._con.stop_query = stop_late
         request.cancel()
         assert asked.wait(10)
-        connection._con.stop = stop
-        borrow.stop()
+        connection._con.stop_query = stop
+        borrow.stop_query()
         ended = InThread(connection.close)
         wait_until(lambda: "end" in functions_of(ended.thread), "the hand-back waits")
         release.set()

@@ -24,7 +24,8 @@ from tests.support.inprocess import wait_until
 from tests.support.processes import ROOT
 from tests.support.requests_in_threads import in_request, one, running
 from threadbridge import Bridge
-from threadbridge.database.pool import PoolGuard, pool_size
+from threadbridge.database.dbutils_check import pool_size
+from threadbridge.database.pool import PoolGuard
 
 
 @pytest.mark.parametrize("pool", [MySQLdb, "db.pool", object()])

@@ -416,12 +416,12 @@ def test_no_process_is_ended_that_has_the_number_of_another(witness: Witness, dr
     with closing(driver.connect(dbname="postgres")) as connection:
         identity = database.identify(connection)
         number = witness.connection.info.backend_pid
-        assert database.end(identity._replace(pid=number))
+        assert database.kill(identity._replace(pid=number))
         assert witness.connection.execute("SELECT 42").fetchall() == [(42,)]
         with pytest.raises(StopFailed, match="goes through a proxy"):
-            database.end(identity._replace(started=""))
-        assert not database.end(identity)
-        wait_until(lambda: database.end(identity), "it is seen to have ended")
+            database.kill(identity._replace(started=""))
+        assert not database.kill(identity)
+        wait_until(lambda: database.kill(identity), "it is seen to have ended")
     database.close()
 
 
@@ -470,18 +470,18 @@ def test_a_stop_that_finds_no_statement_is_not_counted(
 
     request, worker = in_request(hold)
     assert told.wait(10)
-    stop, answers = DriverConnection.stop, []
+    stop, answers = DriverConnection.stop_query, []
 
     def noted(connection: DriverConnection, *, waits: bool = False) -> bool:
         answers.append(stop(connection, waits=waits))
         return answers[-1]
 
-    monkeypatch.setattr(DriverConnection, "stop", noted)
+    monkeypatch.setattr(DriverConnection, "stop_query", noted)
     request.cancel()
     wait_until(lambda: answers == [False], "the server is told to stop it")
     goes_on.set()
     worker.join()
     guard.close()
-    wait_until(lambda: guard.stopper._thread is None, "the stopper has done all it had to do")
+    wait_until(lambda: guard.stopper._thread.thread is None, "the stopper has done all it had to do")
     assert (worker.error, guard.stopper.stops, guard.stopper.failures) == (None, 0, 0)
     pool.close()

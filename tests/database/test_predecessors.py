@@ -231,7 +231,7 @@ def test_what_is_ended_is_counted_and_nothing_else_is_touched(
             # Its own list is the third: until what it has found is ended, it may be killed too.
             remaining = lists(tmp_path)
             assert len(remaining) == 3 and len(set(files) & set(remaining)) == 2
-            guard.connections._look()
+            guard.connections._search()
             assert counters(guard) == (0, 0, 0, 1, 0)
             guard.leave()
             assert set(lists(tmp_path)) == set(files) & set(remaining)
@@ -315,7 +315,7 @@ def test_the_list_is_as_long_as_there_are_connections_at_a_time(
         # A list that somebody removes is made again.
         before = file.read_bytes()
         file.unlink()
-        guard.connections._look()
+        guard.connections._search()
         [again] = lists(tmp_path)
         assert again != file and again.read_bytes() == before
         guard.leave()
@@ -365,6 +365,6 @@ def test_a_list_that_cannot_be_read_is_said_and_removed(
             # All of it appears at once, for the stopper's thread looks too.
             (tmp_path / "new").write_text(text)
             (tmp_path / "new").rename(tmp_path / f"{guard.connections._prefix}0")
-            guard.connections._look()
+            guard.connections._search()
             wait_until(lambda: lists(tmp_path) == [], "it is removed")
     assert ["cannot read a dead process" in message for message in messages(caplog)] == [True, True]

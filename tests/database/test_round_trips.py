@@ -187,13 +187,13 @@ def test_a_connection_is_still_known_after_statements_that_failed_like_broken_on
 
     def use(connection: Any) -> Any:
         for _ in range(3):
-            # DBUtils makes another connection, tries the statement there too, and lets it go again.
+            # DBUtils makes another connection, tries the statement there too, and closes it again.
             with closing(connection.cursor()) as cursor, pytest.raises(MySQLdb.OperationalError):
                 cursor.execute("CALL times_out()")
         [number] = NUMBER(connection)
         assert connection.number == number
         kills = witness.kills
-        connection.stop()
+        connection.stop_query()
         return witness.kills - kills
 
     assert requests.serve(use) >= 1

@@ -19,7 +19,7 @@ from tests.support.requests_in_threads import in_request, running
 from threadbridge import current
 from threadbridge.crossing.current import RunningRequest
 from threadbridge.database.pool import PoolGuard
-from threadbridge.sql.statements import KEPT, KEPT_TEXT
+from threadbridge.sql.statements import MAX_LATEST, MAX_TEXT
 
 CHANGE = "INSERT INTO notes VALUES ('changed')"
 
@@ -95,13 +95,15 @@ def test_a_statement_is_seen_while_it_runs(mariadb: dict[str, str], witness: Wit
 
 def test_what_is_kept_of_a_request_is_bounded(request_of: Callable[..., RunningRequest]) -> None:
     def use(cursor: Any) -> None:
-        for number in range(KEPT + 10):
-            cursor.execute(f"SELECT {number}, '{'x' * 2 * KEPT_TEXT}'")
+        for number in range(MAX_LATEST + 10):
+            cursor.execute(f"SELECT {number}, '{'x' * 2 * MAX_TEXT}'")
 
     statements = request_of(use).statements
-    assert statements.count == KEPT + 10
-    assert [each.sql[:10] for each in statements.latest] == [f"SELECT {number}," for number in range(10, KEPT + 10)]
-    assert {len(each.sql) for each in statements.latest} == {KEPT_TEXT}
+    assert statements.count == MAX_LATEST + 10
+    assert [each.sql[:10] for each in statements.latest] == [
+        f"SELECT {number}," for number in range(10, MAX_LATEST + 10)
+    ]
+    assert {len(each.sql) for each in statements.latest} == {MAX_TEXT}
 
 
 @pytest.mark.parametrize("kind", [SSCursor, DictCursor])
