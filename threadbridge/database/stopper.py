@@ -211,13 +211,13 @@ class Stopper:
             self._thread.add(time.monotonic() + LONGEST_PAUSE, lambda: self._continue(task))
             return
         if not orphans:
-            if not task.what.is_over:
-                self._unconnected.log(
-                    logging.WARNING,
-                    "request %s: cancelled %g s ago but still waiting for a new connection to the database",
-                    task.what.name,
-                    SEVER_AFTER,
-                )
+            # Logged even if the request no longer holds the connection: being cut may have freed it just now.
+            self._unconnected.log(
+                logging.WARNING,
+                "request %s: cancelled %g s ago but still waiting for a new connection to the database",
+                task.what.name,
+                SEVER_AFTER,
+            )
             return
         self.severed += 1
         numbers = " and ".join(str(orphan.number) for orphan in orphans)
