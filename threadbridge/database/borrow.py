@@ -36,17 +36,15 @@ class HeldConnection(Protocol):
 
 
 class Pool(Protocol):
-    """What this module needs of a pool."""
+    """What this module needs of a pool.
 
+    :param lock: the pool's own, re-entrant lock.
+    :param can_stop_queries: whether the driver is supported, as far as is known.
+    """
+
+    lock: threading.Condition
     stopper: Stopper
-
-    @property
-    def lock(self) -> threading.Condition:
-        """The pool's own, re-entrant lock."""
-
-    @property
-    def can_stop_queries(self) -> bool:
-        """Whether the driver is supported, as far as is known."""
+    can_stop_queries: bool
 
     def cancelled(self) -> Exception:
         """The error to raise for a statement of a cancelled request."""
@@ -237,7 +235,8 @@ class Borrows:
                 if borrow in held:
                     held.remove(borrow)
                     borrow.connection.borrows.remove(borrow)
-                    self._abandon_if_unused(borrow.connection)
+                    if borrow.connection.borrows:
+                        self._abandon_if_unused(borrow.connection)
                 if not held:
                     self._by_request.pop(borrow.request, None)
 
@@ -258,13 +257,11 @@ class Borrows:
         return abandoned, shared
 
     def _abandon_if_unused(self, connection: HeldConnection) -> bool:
-        """Cut a connection if the threads of all requests that hold it are gone; returns whether it was cut now.
+        """Cut a connection if none of the requests that hold it has its thread; returns whether it was cut now.
 
         Under the pool's lock.
         """
-        if connection.is_abandoned or not connection.borrows:
-            return False
-        if not all(borrow.is_abandoned for borrow in connection.borrows):
+        if connection.is_abandoned or not all(borrow.is_abandoned for borrow in connection.borrows):
             return False
         connection.is_abandoned = connection.must_close = True
         self._pool.stop_sharing(connection)

@@ -65,7 +65,7 @@ class ChangeRecorder:
 
     def record_rollback(self, session: Session | None) -> None:
         """Record that the transaction is rolled back, by a statement or because the connection ended. Any thread."""
-        if not self.has_changes:
+        if not self._transaction.has_changes:
             return
         effect = Effect.ROLLED_BACK
         if session is not None:

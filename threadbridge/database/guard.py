@@ -37,6 +37,7 @@ class Guard(abc.ABC):
     DBUtils' own code that hands out shared connections. It is re-entrant: a connection may be collected under it, and
     then comes back.
 
+    :param lock: the pool's own.
     :param settings: how the pool makes its connections.
     :param drivers: the modules by which the driver may be recognised; if they do not tell, the first connection does.
     :param tags_queries: whether each statement of a request begins with a comment that names the request.
@@ -47,6 +48,7 @@ class Guard(abc.ABC):
 
     def __init__(
         self,
+        lock: threading.Condition,
         settings: ConnectionSettings,
         drivers: Sequence[str],
         *,
@@ -55,6 +57,7 @@ class Guard(abc.ABC):
         resets_sessions: bool,
     ) -> None:
         self.closed: bool = False
+        self.lock = lock
         self.tags_queries = tags_queries
         self.resets_sessions = resets_sessions
         # How many queries were repeated.
@@ -67,6 +70,8 @@ class Guard(abc.ABC):
         self._settings = settings
         self._database: Database | None = database_of(drivers, settings)
         self._is_known = self._database is not None
+        # See `borrow.Pool`. Until the first connection is made, the driver may be unknown.
+        self.can_stop_queries: bool = True
         self.borrows = Borrows(self)
         self._start_afresh()
         watch_collector()
@@ -79,6 +84,8 @@ class Guard(abc.ABC):
 
     def become_copy(self) -> None:
         """This is a forked process: its parent owns the connections, and other threads' work is not continued."""
+        # Another thread of the parent's may have held the old one.
+        self.lock = threading.Condition()
         self.borrows.clear()
         self._start_afresh()
 
@@ -100,11 +107,6 @@ class Guard(abc.ABC):
             self._background.start()
 
     # What the pool must provide; see `borrow.Pool`.
-
-    @property
-    @abc.abstractmethod
-    def lock(self) -> threading.Condition:
-        """See `borrow.Pool`."""
 
     @abc.abstractmethod
     def stop_sharing(self, connection: HeldConnection) -> None:
@@ -137,14 +139,9 @@ class Guard(abc.ABC):
         modules = [kind.__module__ for kind in type(connection).__mro__]
         self._database = database_of(modules, self._settings)
         self._is_known = True
-        if self._database is None:
+        self.can_stop_queries = self._database is not None
+        if not self.can_stop_queries:
             logger.warning("queries cannot be stopped: threadbridge does not support the driver %s", modules[0])
-
-    @property
-    def can_stop_queries(self) -> bool:
-        """See `borrow.Pool`."""
-        # Until the first connection is made, the driver may be unknown.
-        return self._database is not None or not self._is_known
 
     def cancelled(self) -> Exception:
         """The error to raise for a statement of a cancelled request: the driver's for a stopped statement."""

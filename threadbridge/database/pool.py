@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import math
-import threading
 import time
 from collections.abc import Callable
 from typing import Any, Literal
@@ -55,6 +54,7 @@ class PoolGuard(Guard):
             raise ValueError("this pool belongs to another Bridge already; give both applications to one, or two pools")
         self._pool = pool
         super().__init__(
+            pool._lock,
             connection_settings(pool, statement_limit),
             [creator_module(pool)],
             tags_queries=tags_queries,
@@ -95,13 +95,13 @@ class PoolGuard(Guard):
 
     def become_copy(self) -> None:
         """See `Guard`."""
+        super().become_copy()
         pool = self._pool
-        pool._lock = threading.Condition()
+        pool._lock = self.lock
         pool._idle_cache = []
         if pool._maxshared:
             pool._shared_cache = []
         pool._connections = 0
-        super().become_copy()
         self._open_line()
 
     @property
@@ -144,12 +144,6 @@ class PoolGuard(Guard):
         return is_fatal is None or is_fatal(error)
 
     # What `Borrows` needs.
-
-    @property
-    def lock(self) -> threading.Condition:
-        """See `borrow.Pool`."""
-        lock: threading.Condition = self._pool._lock
-        return lock
 
     def stop_sharing(self, connection: HeldConnection) -> None:
         """See `borrow.Pool`."""
