@@ -1,4 +1,4 @@
-"""Who waits for a connection of a guarded pool, and for how long."""
+"""Waiting for a connection of a guarded pool: in which order, and for how long."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_waiting_for_a_connection_ends_when_the_request_is_cancelled(
         assert one(connection) == 1
 
 
-def test_who_is_cancelled_passes_the_connection_on(make_pool: Callable[..., Any]) -> None:
+def test_a_cancelled_request_passes_the_connection_on(make_pool: Callable[..., Any]) -> None:
     pool = make_pool(maxconnections=1)
     PoolGuard(pool)
     held = pool.connection()
@@ -66,7 +66,7 @@ def test_who_is_cancelled_passes_the_connection_on(make_pool: Callable[..., Any]
     _, second_worker = in_request(lambda: one(pool.connection()))
     wait_until(waits(pool, 2), "the second waits")
     with pool._lock:
-        # The notice goes to the first, which cannot look before it is cancelled.
+        # The notification goes to the first, which is cancelled before it can wake up.
         held.close()
         first.cancelled = True
     for worker in (first_worker, second_worker):
@@ -84,7 +84,7 @@ def test_a_request_does_not_wait_for_itself(make_pool: Callable[..., Any]) -> No
     assert pool._connections == 0
 
 
-def test_a_pool_that_does_not_block_makes_nobody_wait_beyond_the_deadline(make_pool: Callable[..., Any]) -> None:
+def test_with_a_pool_that_does_not_block_no_request_waits_past_its_deadline(make_pool: Callable[..., Any]) -> None:
     pool = make_pool(maxconnections=1)
     PoolGuard(pool)
     with closing(pool.connection()), running(deadline=time.monotonic() + 0.2), pytest.raises(TooManyConnectionsError):
@@ -131,7 +131,7 @@ def test_requests_get_connections_in_the_order_in_which_they_came(make_pool: Cal
     assert order == [0, 1, 2, 3, 4]
 
 
-def test_a_request_that_holds_a_connection_does_not_stand_in_line_for_another(make_pool: Callable[..., Any]) -> None:
+def test_a_request_that_holds_a_connection_does_not_wait_in_line_for_another(make_pool: Callable[..., Any]) -> None:
     pool = make_pool(maxconnections=2, blocking=True)
     PoolGuard(pool)
     has_one, may_ask = threading.Event(), threading.Event()
