@@ -263,16 +263,16 @@ def test_waiting_for_a_connection_ends_with_the_client(
     pool.close()
 
 
-# What the application is told.
+# Telling the application.
 
 
 def test_the_application_learns_that_its_client_has_left(pool: Any) -> None:
-    told = threading.Event()
+    called = threading.Event()
     seen: dict[str, Any] = {}
 
     def tell() -> None:
         seen["thread"] = threading.current_thread().name
-        told.set()
+        called.set()
 
     def application(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
         request = current()
@@ -281,7 +281,7 @@ def test_the_application_learns_that_its_client_has_left(pool: Any) -> None:
         seen["deadline"] = request.deadline
         request.on_cancel(tell)
         seen["ready"] = True
-        assert told.wait(10)
+        assert called.wait(10)
         seen["after"] = (request.cancelled, environ["waitress.client_disconnected"]())
         seen["done"] = True
         start_response("200 OK", [])

@@ -239,10 +239,10 @@ def test_statements_of_an_unknown_driver_leave_the_outcome_unknown() -> None:
 def test_a_refused_statement_has_changed_nothing(make_pool: Callable[..., Any]) -> None:
     pool = make_pool(maxconnections=1)
     PoolGuard(pool)
-    asked = threading.Event()
+    notified = threading.Event()
     with running() as request, closing(pool.connection()) as connection, closing(connection.cursor()) as cursor:
-        request.on_cancel(asked.set)
+        request.on_cancel(notified.set)
         request.cancel()
         with pytest.raises(MySQLdb.OperationalError):
             cursor.execute("CALL pay()")
-    assert asked.is_set() and request.statements.outcome == "none"
+    assert notified.is_set() and request.statements.outcome == "none"

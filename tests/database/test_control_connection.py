@@ -186,7 +186,7 @@ def test_only_what_ran_when_it_was_stopped_is_counted(
             client = server.send(get(path))
             assert holds.wait(10)
             client.close()
-            wait_until(lambda: witness.kills > kills, "the database is told to stop it")
+            wait_until(lambda: witness.kills > kills, "a kill is sent")
             goes_on.set()
         wait_until(lambda: application.ended == 1 and pool._connections == 0, "the application is free")
         stopper = server.bridge.guard.stopper  # type: ignore[union-attr]

@@ -252,16 +252,16 @@ def test_a_connection_does_not_come_back_before_the_first_of_two_kills_under_way
         [borrow] = connection.borrows
         release = threading.Event()
         stop = connection._con.stop_query
-        asked = threading.Event()
+        stopping = threading.Event()
 
         def stop_late(**kwargs: bool) -> bool:
-            asked.set()
+            stopping.set()
             assert release.wait(10)
             return bool(stop(**kwargs))
 
         connection._con.stop_query = stop_late
         request.cancel()
-        assert asked.wait(10)
+        assert stopping.wait(10)
         connection._con.stop_query = stop
         borrow.stop_query()
         ended = InThread(connection.close)

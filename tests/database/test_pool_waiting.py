@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 from typing import Any
+from wsgiref.types import StartResponse, WSGIEnvironment
 
 import MySQLdb
 import pytest
 from dbutils.pooled_db import TooManyConnectionsError
 
 from tests.support.databases import Witness
-from tests.support.inprocess import wait_until
+from tests.support.inprocess import BridgeThread, wait_until
 from tests.support.requests_in_threads import InThread, in_request, one, running, waits
 from threadbridge.crossing.current import RunningRequest
 from threadbridge.database.pool import PoolGuard
@@ -153,3 +156,30 @@ def test_a_request_that_holds_a_connection_does_not_wait_in_line_for_another(mak
     worker.join()
     in_line.join()
     assert (worker.error, worker.result, in_line.error) == (None, 1, None)
+
+
+def test_a_forked_process_does_not_wait_in_its_parents_line(make_pool: Callable[..., Any]) -> None:
+    def application(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
+        start_response("204 No Content", [])
+        return []
+
+    pool = make_pool(maxconnections=1, blocking=True)
+    with BridgeThread(application, pool=pool) as server:
+        # From its first request on, a server takes care of forked processes.
+        assert server.request()[0].status == 204
+        held = pool.connection()
+        worker = in_request(lambda: pool.connection().close())[1]
+        wait_until(waits(pool), "a request waits")
+        child = os.fork()
+        if child == 0:
+            # Ends the child if it waits.
+            signal.alarm(10)
+            try:
+                with closing(pool.connection()) as connection:
+                    os._exit(one(connection, "SELECT 42"))
+            finally:
+                os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 42
+        held.close()
+        worker.join()
+        assert worker.error is None

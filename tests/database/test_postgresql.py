@@ -443,7 +443,7 @@ def test_a_successor_kills_the_queries_of_a_killed_process(
         os.kill(living, signal.SIGSTOP)
         kill(dead)
         with successor(tmp_path, settings, driver) as (guard, _):
-            wait_until(lambda: guard.stopper.killed == 1, "the server is told to end it")
+            wait_until(lambda: guard.stopper.killed == 1, "the server is asked to end it")
             wait_until(lambda: guard.stopper.running == 0, "it has ended")
             assert witness.running == ["SELECT pg_sleep(600)"]
             assert witness.connection.execute("SELECT * FROM notes FOR UPDATE NOWAIT").fetchall() == [("locked",)]
@@ -460,16 +460,16 @@ def test_a_stop_that_finds_no_statement_is_not_counted(
 ) -> None:
     pool = PooledDB(driver, maxconnections=1, dbname="postgres")
     guard = PoolGuard(pool)
-    told, goes_on = threading.Event(), threading.Event()
+    executed, goes_on = threading.Event(), threading.Event()
 
     def hold() -> None:
         with closing(pool.connection()) as connection:
             one(connection, "SELECT 1")
-            told.set()
+            executed.set()
             assert goes_on.wait(10)
 
     request, worker = in_request(hold)
-    assert told.wait(10)
+    assert executed.wait(10)
     stop, answers = DriverConnection.stop_query, []
 
     def noted(connection: DriverConnection, *, waits: bool = False) -> bool:
@@ -478,7 +478,7 @@ def test_a_stop_that_finds_no_statement_is_not_counted(
 
     monkeypatch.setattr(DriverConnection, "stop_query", noted)
     request.cancel()
-    wait_until(lambda: answers == [False], "the server is told to stop it")
+    wait_until(lambda: answers == [False], "a stop is sent to the server")
     goes_on.set()
     worker.join()
     guard.close()

@@ -223,7 +223,7 @@ def test_killed_connections_are_counted_and_no_others_are_touched(
             kill(pid)
         kills = witness.kills
         with successor(tmp_path, settings) as (guard, _):
-            wait_until(lambda: guard.stopper.killed == 1, "the database is told to end one")
+            wait_until(lambda: guard.stopper.killed == 1, "one is killed")
             wait_until(lambda: guard.stopper.running == 0, "it has ended")
             others = ["another", "living"]
             wait_until(lambda: sorted(sql.split("'")[1] for sql in witness.running) == others, "the others go on")
@@ -256,7 +256,7 @@ def test_a_successor_that_is_killed_has_a_successor(tmp_path: Path, mariadb: dic
                 kill(second)
             with successor(tmp_path, settings) as (guard, _):
                 # The database is out of reach when it starts.
-                wait_until(lambda: guard.stopper.failures >= 1, "it cannot be asked")
+                wait_until(lambda: guard.stopper.failures >= 1, "the database cannot be reached")
                 assert len(witness.running) == 1
                 witness.connection.cursor().execute("SET PASSWORD = PASSWORD(%s)", (settings["password"],))
                 wait_until(lambda: guard.stopper.running == 0, "it has ended")

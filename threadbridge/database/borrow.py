@@ -189,7 +189,7 @@ class Borrows:
         )
 
     def lend(self, connection: HeldConnection, request: RunningRequest | None) -> None:
-        """Record that a request, if it is one, holds the connection. Under the pool's lock."""
+        """Record that a request holds the connection; None for a thread without one. Under the pool's lock."""
         if request is None:
             return
         borrow = Borrow(self, connection, request)
@@ -200,8 +200,8 @@ class Borrows:
         if self._pool.can_stop_queries:
             borrow.withdraw_callback = request.on_cancel(lambda: self._pool.stopper.stop(borrow), wait=False)
 
-    def lend_unasked(self, connection: HeldConnection, request: RunningRequest) -> Borrow | None:
-        """Lend a request a connection that it uses without having asked for it, as the application holds it.
+    def lend_held(self, connection: HeldConnection, request: RunningRequest) -> Borrow | None:
+        """Lend a request a connection that it uses although an earlier request got it from the pool.
 
         Returns None if the connection is back in the pool. Worker side.
         """
@@ -224,7 +224,7 @@ class Borrows:
         if request is None:
             borrows = tuple(connection.borrows)
             return borrows[0] if len(borrows) == 1 else None
-        return borrow_of(connection, request) or self.lend_unasked(connection, request)
+        return borrow_of(connection, request) or self.lend_held(connection, request)
 
     def end(self, borrows: Iterable[Borrow]) -> None:
         """End borrows, after attempts to stop their queries that are under way. Any thread that may wait."""
@@ -270,7 +270,7 @@ class Borrows:
         return True
 
     def keep_from_others(self, borrow: Borrow) -> bool:
-        """Hand the connection out to nobody after this borrow; returns whether its query may now be stopped.
+        """Make sure that no other request gets the connection; returns whether its query may now be stopped.
 
         It may not if the borrow is over, or another request that is not cancelled holds the connection too. The
         stopper's thread.

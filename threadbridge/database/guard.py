@@ -1,6 +1,6 @@
-"""What guards a connection pool, whoever made the pool: its database, its borrows, and the threads that clean up.
+"""The general part of a pool's guard: the pool's database, its borrows, and the threads that clean up.
 
-`PoolGuard` adds what is particular to DBUtils.
+This module knows no pool; `PoolGuard` adds what is particular to DBUtils.
 """
 
 from __future__ import annotations
@@ -79,12 +79,12 @@ class Guard(abc.ABC):
     def _start_afresh(self) -> None:
         self.stopper = Stopper()
         self.connections = ConnectionList(self._settings, self.stopper, self._database_by)
-        # Gives back connections where the thread that lets go of them must not wait.
+        # Gives back connections for threads that must not wait for the database.
         self._background = Aside()
 
     def become_copy(self) -> None:
         """This is a forked process: its parent owns the connections, and other threads' work is not continued."""
-        # Another thread of the parent's may have held the old one.
+        # Another thread may have held the old one when the process forked.
         self.lock = threading.Condition()
         self.borrows.clear()
         self._start_afresh()

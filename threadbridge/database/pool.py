@@ -223,7 +223,7 @@ class PoolGuard(Guard):
         self._check_control()
 
     def _check_control(self) -> None:
-        """Have the control connection made or checked now: when it is needed, the database may have none left."""
+        """Have the control connection made or checked now: when it is needed, the database may refuse new ones."""
         now = time.monotonic()
         if self._database is not None and not self.closed and now >= self._control_checked_at + CONTROL_INTERVAL:
             self._control_checked_at = now

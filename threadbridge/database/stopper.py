@@ -1,4 +1,4 @@
-"""Stops the queries of cancelled requests, and ends connections that nobody uses any more in the database."""
+"""Stops the queries of cancelled requests, and kills orphaned connections in the database."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ class Stopper:
         self._thread.add(task.since, lambda: self._continue(task))
 
     def kill(self, orphans: Iterable[Orphan]) -> None:
-        """End connections that nobody uses any more in the database. Any thread; returns at once."""
+        """End orphaned connections in the database. Any thread; returns at once."""
         for orphan in orphans:
             self._remember(orphan)
 

@@ -1,4 +1,4 @@
-"""The control connection, which stops queries on others; it stays open, as the database may have no other left."""
+"""The control connection, which stops queries on others. It stays open, as the database may later refuse new ones."""
 
 from __future__ import annotations
 
