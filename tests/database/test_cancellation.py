@@ -1,4 +1,4 @@
-"""When a client leaves, what runs for it in the database stops: all of it, and nothing else."""
+"""When a client leaves, its queries in the database stop: all of them, and no others."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def pool(mariadb: dict[str, str]) -> Iterator[Any]:
     pool.close()
 
 
-# A statement that runs.
+# Stopping a running statement.
 
 
 @pytest.mark.parametrize("method", ["connection", "dedicated_connection"])
@@ -55,10 +55,10 @@ def test_a_statement_is_stopped_and_was_executed_once(
     pool.close()
 
 
-def test_nothing_is_run_for_a_client_that_left_while_it_waited(pool: Any, witness: Witness) -> None:
+def test_a_queued_request_does_not_run_once_its_client_has_left(pool: Any, witness: Witness) -> None:
     application = Application(lambda environ: query(pool, COUNTED_SLEEP if environ["QUERY_STRING"] else "SELECT 1"))
     with BridgeThread(application, pool=pool) as server:
-        # From now on it is known that such requests belong to the pool's lane.
+        # From now on, such requests are known to use the pool, and go to its lane.
         server.request()
         running = [server.send(get("/?slow")) for _ in range(3)]
         wait_until(lambda: len(witness.running) == 3, "all connections are in use")
@@ -120,7 +120,7 @@ def test_a_transaction_is_rolled_back(pool: Any, witness: Witness, explicitly: b
             if explicitly:
                 connection.begin()
             cursor.execute("INSERT INTO notes VALUES ('half of it')")
-            # An application that carries on regardless.
+            # An application that ignores the error.
             with contextlib.suppress(MySQLdb.Error):
                 cursor.execute(COUNTED_SLEEP)
 
@@ -132,12 +132,12 @@ def test_a_transaction_is_rolled_back(pool: Any, witness: Witness, explicitly: b
         wait_until(lambda: application.ended == 1, "the application is free")
         assert_all_is_well(pool, witness)
         assert (witness.executions, witness.notes) == (1, [])
-        # No lock is left.
+        # No lock remains.
         witness.rows("DELETE FROM notes")
 
 
 def kill_comes_first(witness: Witness) -> Callable[[Any], bool]:
-    """A check for PooledDB, made between the guard's look at the request and the statement.
+    """A ping for PooledDB, called after the guard has checked the request and before the statement.
 
     In a request it lets the client leave, and waits until a KILL has found nothing to kill.
     """
@@ -166,13 +166,13 @@ def test_a_statement_that_begins_just_after_the_kill_is_stopped(mariadb: dict[st
 
 
 def fetch_all(pool: Any) -> int:
-    """Some 20 s of rows, one after the other. Each is more than the server keeps back."""
+    """Rows for about 20 s, each larger than the server's buffer."""
     with closing(pool.connection()) as connection, closing(connection.cursor(SSCursor)) as cursor:
         cursor.execute("SELECT SLEEP(0.02), REPEAT('x', 70000) FROM seq_1_to_1000")
         return sum(1 for _ in cursor)
 
 
-def test_rows_that_are_still_coming_are_stopped(pool: Any, witness: Witness) -> None:
+def test_a_query_is_stopped_while_its_rows_arrive(pool: Any, witness: Witness) -> None:
     application = Application(lambda environ: fetch_all(pool))
     with BridgeThread(application, pool=pool) as server:
         client = server.send(get())
@@ -183,7 +183,7 @@ def test_rows_that_are_still_coming_are_stopped(pool: Any, witness: Witness) -> 
         assert_all_is_well(pool, witness)
 
 
-def test_rows_that_began_to_come_just_after_the_kill_are_stopped(mariadb: dict[str, str], witness: Witness) -> None:
+def test_a_query_whose_rows_arrive_just_after_the_kill_is_stopped(mariadb: dict[str, str], witness: Witness) -> None:
     pool = PooledDB(MySQLdb, maxconnections=1, ping=(4, kill_comes_first(witness)), **connect_settings(mariadb))
     application = Application(lambda environ: fetch_all(pool))
     with BridgeThread(application, pool=pool) as server:
@@ -216,7 +216,7 @@ def test_a_streamed_response_stops_with_its_client(pool: Any, witness: Witness) 
         assert_all_is_well(pool, witness)
 
 
-# Which requests.
+# Which requests are cancelled.
 
 
 @pytest.mark.parametrize(
@@ -263,16 +263,16 @@ def test_waiting_for_a_connection_ends_with_the_client(
     pool.close()
 
 
-# What the application is told.
+# Telling the application.
 
 
 def test_the_application_learns_that_its_client_has_left(pool: Any) -> None:
-    told = threading.Event()
+    called = threading.Event()
     seen: dict[str, Any] = {}
 
     def tell() -> None:
         seen["thread"] = threading.current_thread().name
-        told.set()
+        called.set()
 
     def application(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
         request = current()
@@ -281,7 +281,7 @@ def test_the_application_learns_that_its_client_has_left(pool: Any) -> None:
         seen["deadline"] = request.deadline
         request.on_cancel(tell)
         seen["ready"] = True
-        assert told.wait(10)
+        assert called.wait(10)
         seen["after"] = (request.cancelled, environ["waitress.client_disconnected"]())
         seen["done"] = True
         start_response("200 OK", [])
@@ -298,7 +298,7 @@ def test_the_application_learns_that_its_client_has_left(pool: Any) -> None:
     assert seen["thread"].startswith("threadbridge-cancel")
 
 
-# What its method protects is stopped some time after its deadline; what does not react loses its connection.
+# Requests whose method protects them are stopped after their deadline; stuck threads lose their connection.
 
 
 @pytest.fixture
@@ -308,7 +308,7 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_soon")
-def test_a_post_far_beyond_its_deadline_is_stopped_and_leaves_no_lock(pool: Any, witness: Witness) -> None:
+def test_a_post_far_past_its_deadline_is_stopped_and_leaves_no_lock(pool: Any, witness: Witness) -> None:
     def update(environ: WSGIEnvironment) -> None:
         with closing(pool.connection()) as connection, closing(connection.cursor()) as cursor:
             cursor.execute("INSERT INTO notes VALUES ('half')")

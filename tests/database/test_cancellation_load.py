@@ -19,7 +19,7 @@ from tests.support.inprocess import BridgeThread, wait_until
 from threadbridge import current
 
 
-def test_thousands_of_cancellations_hit_nobody_else(mariadb: dict[str, str], witness: Witness) -> None:
+def test_thousands_of_cancellations_affect_no_other_request(mariadb: dict[str, str], witness: Witness) -> None:
     pool = PooledDB(MySQLdb, maxconnections=8, **connect_settings(mariadb))
     foreign: list[BaseException] = []
     counts = {"cancelled": 0, "answered": 0}
@@ -33,7 +33,7 @@ def test_thousands_of_cancellations_hit_nobody_else(mariadb: dict[str, str], wit
                 with closing(pool.connection()) as connection, closing(connection.cursor()) as cursor:
                     cursor.execute("SELECT %s, SLEEP(%s)", (number, random.random() / 200))
                     answer = cursor.fetchone()
-                    # An interrupted SLEEP gives 1 where it gives no error.
+                    # If an interrupted SLEEP raises no error, it returns 1.
                     assert answer == (number, 0) or request.cancelled, answer
         except Exception as error:
             if not request.cancelled:

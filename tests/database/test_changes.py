@@ -1,4 +1,4 @@
-"""What is said of a request's changes agrees with the table, or is that it is not known."""
+"""The outcome given for a request's changes agrees with the table, or is "unknown"."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FIRST, SECOND, THIRD = (f"UPDATE accounts SET amount = 1 WHERE id = {number}" fo
 
 @pytest.fixture
 def accounts(witness: Witness) -> Iterator[Callable[[], set[int]]]:
-    """Three accounts of 0; gives those that something was paid into."""
+    """Three accounts with a balance of 0; returns those that were paid into."""
     # A failed test may leave locks.
     witness.rows("SET lock_wait_timeout = 5")
     witness.rows("CREATE OR REPLACE TABLE accounts (id INT PRIMARY KEY, amount INT NOT NULL) ENGINE=InnoDB")
@@ -32,7 +32,7 @@ def accounts(witness: Witness) -> Iterator[Callable[[], set[int]]]:
     witness.rows("DROP PROCEDURE pay")
 
 
-# What a request does before it hands its connection back; what is said of it, and which accounts are paid into then.
+# What a request does before it gives back its connection; its outcome; which accounts were paid into.
 OUTCOMES: dict[str, tuple[tuple[str, ...], str, set[int]]] = {
     "a procedure": (("CALL pay()",), "unknown", {1}),
     "a block": ((f"BEGIN NOT ATOMIC {FIRST}; COMMIT; END",), "unknown", {1}),
@@ -84,7 +84,7 @@ OUTCOMES: dict[str, tuple[tuple[str, ...], str, set[int]]] = {
 
 
 @pytest.mark.parametrize("name", OUTCOMES)
-def test_what_is_said_of_changes_is_true(
+def test_the_outcome_of_changes_is_true(
     make_pool: Callable[..., Any], witness: Witness, accounts: Callable[[], set[int]], name: str
 ) -> None:
     steps, outcome, paid = OUTCOMES[name]
@@ -109,7 +109,7 @@ def test_what_is_said_of_changes_is_true(
 def deadlock(cursor: Any, mariadb: dict[str, str], witness: Witness) -> None:
     """End the transaction in which the cursor has executed `FIRST` by a deadlock."""
     other = MySQLdb.connect(**connect_settings(mariadb))
-    # The database chooses the one that has changed less.
+    # The database rolls back the transaction that has changed less.
     other.cursor().execute("INSERT INTO accounts SELECT seq + 10, 0 FROM seq_1_to_50")
     other.cursor().execute(SECOND)
     blocked = InThread(lambda: other.cursor().execute(f"/* blocked */ {FIRST}"))
@@ -122,7 +122,7 @@ def deadlock(cursor: Any, mariadb: dict[str, str], witness: Witness) -> None:
     other.close()
 
 
-def test_a_deadlock_takes_all_of_the_transaction_with_it(
+def test_a_deadlock_rolls_back_the_whole_transaction(
     mariadb: dict[str, str], make_pool: Callable[..., Any], witness: Witness, accounts: Callable[[], set[int]]
 ) -> None:
     pool = make_pool(maxconnections=1)
@@ -151,7 +151,7 @@ def test_after_a_deadlock_statements_commit_themselves_again(
 
 
 @pytest.mark.parametrize("autocommit", [True, False])
-def test_of_many_that_meet_a_lock_some_may_have_succeeded(
+def test_of_many_statements_that_time_out_on_a_lock_some_may_have_succeeded(
     make_pool: Callable[..., Any], witness: Witness, accounts: Callable[[], set[int]], autocommit: bool
 ) -> None:
     pool = make_pool(maxconnections=1, autocommit=autocommit)
@@ -200,10 +200,10 @@ def test_changes_on_one_connection_are_not_committed_by_another(
     assert (request.statements.outcome, accounts()) == ("partly committed", {2})
 
 
-def test_a_rollback_that_was_not_sent_has_rolled_nothing_back(
+def test_a_rollback_that_was_not_sent_rolls_nothing_back(
     make_pool: Callable[..., Any], accounts: Callable[[], set[int]]
 ) -> None:
-    """The driver refuses to send it before all rows are fetched."""
+    """The driver refuses to send a rollback before all rows are fetched."""
     pool = make_pool(maxconnections=1)
     PoolGuard(pool)
     with running() as request, closing(pool.connection()) as connection:
@@ -212,7 +212,7 @@ def test_a_rollback_that_was_not_sent_has_rolled_nothing_back(
         rows.execute("SELECT seq FROM seq_1_to_10000")
         with pytest.raises(MySQLdb.ProgrammingError):
             connection.rollback()
-        # It has noticed the error first.
+        # The error was recorded first.
         with contextlib.suppress(MySQLdb.ProgrammingError):
             rows.fetchall()
         rows.close()
@@ -220,7 +220,7 @@ def test_a_rollback_that_was_not_sent_has_rolled_nothing_back(
     assert (request.statements.outcome, accounts()) == ("committed", {1})
 
 
-def test_nothing_is_known_of_a_statement_of_an_unknown_driver() -> None:
+def test_statements_of_an_unknown_driver_leave_the_outcome_unknown() -> None:
     import sqlite3
 
     from dbutils.pooled_db import PooledDB
@@ -236,13 +236,13 @@ def test_nothing_is_known_of_a_statement_of_an_unknown_driver() -> None:
     pool.close()
 
 
-def test_a_statement_that_was_not_begun_has_changed_nothing(make_pool: Callable[..., Any]) -> None:
+def test_a_refused_statement_has_changed_nothing(make_pool: Callable[..., Any]) -> None:
     pool = make_pool(maxconnections=1)
     PoolGuard(pool)
-    asked = threading.Event()
+    notified = threading.Event()
     with running() as request, closing(pool.connection()) as connection, closing(connection.cursor()) as cursor:
-        request.on_cancel(asked.set)
+        request.on_cancel(notified.set)
         request.cancel()
         with pytest.raises(MySQLdb.OperationalError):
             cursor.execute("CALL pay()")
-    assert asked.is_set() and request.statements.outcome == "none"
+    assert notified.is_set() and request.statements.outcome == "none"

@@ -1,4 +1,4 @@
-"""Connecting to the database fails or hangs: whoever waits for it is known, and its place in the pool comes back."""
+"""Connecting to the database fails or hangs: the waiting request is known, and its slot in the pool comes back."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ def make(make_pool: Callable[..., Any], line: FaultyLine) -> Make:
 
 
 def without_timeouts(**settings: Any) -> Any:
-    """Connects as an application's own function may: nobody else can give it timeouts."""
+    """Connects like an application's own function, to which no timeouts can be passed."""
     return MySQLdb.connect(**settings)
 
 
-# The place in the pool of a request whose connection does not come.
+# The slot in the pool of a request whose connection is never made.
 
 
-def test_a_request_that_is_connecting_for_ever_is_known_and_given_up(
+def test_a_request_that_connects_forever_is_counted_and_abandoned(
     make: Make, line: FaultyLine, witness: Witness
 ) -> None:
     pool, guard = make(without_timeouts)
@@ -74,7 +74,7 @@ def test_a_request_that_is_connecting_for_ever_is_known_and_given_up(
     assert (guard.abandon(request), guard.abandon(request)) == ((1, 0), (0, 0))
     assert (pool._connections, guard.overdue()) == (0, 0)
     line.swallow(new=False)
-    # Another request has the place, while the first goes on waiting; and what comes late is closed, and no more.
+    # Another request has the slot while the first goes on waiting; a connection that comes late is only closed.
     with running(), closing(pool.connection()) as connection:
         assert one(connection) == 1 and worker.thread.is_alive()
         line.mend()
@@ -82,11 +82,11 @@ def test_a_request_that_is_connecting_for_ever_is_known_and_given_up(
         assert isinstance(worker.error, MySQLdb.OperationalError) and worker.error.args[0] == 1317
         assert pool._connections == 1
     assert (pool._connections, len(pool._idle_cache)) == (0, 1)
-    # The pool's own, and that for stopping queries.
+    # The pool's own, and the control connection.
     wait_until(lambda: len(set(witness.connections) - before) == 2, "the late one is closed")
 
 
-def test_a_connection_that_comes_after_its_request_was_cancelled_is_closed_and_counted_off(
+def test_a_connection_made_after_its_request_was_cancelled_is_closed_and_not_counted(
     make: Make, line: FaultyLine
 ) -> None:
     pool, guard = make(without_timeouts)
@@ -101,10 +101,10 @@ def test_a_connection_that_comes_after_its_request_was_cancelled_is_closed_and_c
     assert guard.abandon(request) == (0, 0)
 
 
-def test_a_request_whose_new_connection_says_nothing_is_cut(
+def test_a_new_connection_that_does_not_answer_is_cut(
     make: Make, line: FaultyLine, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The network is lost between the connecting and the first statement on the connection."""
+    """The network is lost between connecting and the first statement."""
 
     swallowed = threading.Event()
 
@@ -114,7 +114,7 @@ def test_a_request_whose_new_connection_says_nothing_is_cut(
             swallowed.set()
             return super().query(query)
 
-    # As the guard knows no more of this one than of a function of the application's, it gives no timeouts.
+    # The guard treats this like an application's function, and passes no timeouts.
     pool, _ = make(lambda **settings: Silent(**settings))
     request, worker = in_request(pool.connection)
     assert swallowed.wait(10)
@@ -122,10 +122,11 @@ def test_a_request_whose_new_connection_says_nothing_is_cut(
     worker.join()
     assert isinstance(worker.error, MySQLdb.OperationalError) and worker.error.args[0] in (2006, 2013)
     assert pool._connections == 0
-    assert "cancelled 5 s ago but still waiting for a new connection to the database" in caplog.text
+    message = "cancelled 5 s ago but still waiting for a new connection to the database"
+    wait_until(lambda: message in caplog.text, "that is logged")
 
 
-def test_a_request_that_connects_again_for_ever_is_given_up(make: Make, line: FaultyLine, witness: Witness) -> None:
+def test_a_request_that_reconnects_forever_is_abandoned(make: Make, line: FaultyLine, witness: Witness) -> None:
     pool, guard = make(without_timeouts)
     with running(), closing(pool.connection()) as connection:
         number = one(connection, "SELECT CONNECTION_ID()")
@@ -147,9 +148,7 @@ def test_a_request_that_connects_again_for_ever_is_given_up(make: Make, line: Fa
         assert one(connection) == 1
 
 
-def test_a_connection_that_cannot_be_made_says_nothing_of_what_was_begun_on_another(
-    make: Make, witness: Witness
-) -> None:
+def test_a_failed_connect_does_not_affect_a_transaction_on_another_connection(make: Make, witness: Witness) -> None:
     pool, _ = make(maxconnections=2)
     with running() as request, closing(pool.connection()) as connection, closing(connection.cursor()) as cursor:
         cursor.execute("INSERT INTO notes VALUES ('begun')")
@@ -160,7 +159,7 @@ def test_a_connection_that_cannot_be_made_says_nothing_of_what_was_begun_on_anot
         assert request.statements.outcome == "committed"
 
 
-def test_readyz_is_true_while_the_network_swallows_those_who_connect(
+def test_readyz_is_true_while_the_network_swallows_new_connections(
     tmp_path: Path, mariadb: dict[str, str], line: FaultyLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     application = tests.support.admin_site.SQL_APPLICATION.replace(
@@ -173,7 +172,7 @@ def test_readyz_is_true_while_the_network_swallows_those_who_connect(
         return answered.status_code, answered.text.splitlines()[-1]
 
     with SqlSite(tmp_path, {**mariadb, "MYSQL_UNIX_SOCKET": line.path}, "--deadline=2") as site, ExitStack() as stack:
-        # With its session changed, the connection that is ready is closed.
+        # Its session was changed, so the connection is closed when it comes back.
         with site.send("/sql?SET%20%40a%3D1") as client:
             answer(client)
         line.swallow(new=True)
@@ -183,9 +182,9 @@ def test_readyz_is_true_while_the_network_swallows_those_who_connect(
         wait_until(lambda: database() == (503, expected), "all places are taken")
         said = "cut 1 connections of the pool that its stuck thread held or waited for; the pool can open others"
         wait_until(lambda: site.output().count(said) == 3, "they are given up", seconds=30)
-        # Nothing uses the pool now; the network is as it was.
+        # Nothing uses the pool now, and the network works again.
         assert database() == (503, "database: no answer to a new connection within 2 s")
-        # Those that have begun to connect are lost for good.
+        # Connections that were being made are lost for good.
         line.swallow(new=False)
         wait_until(lambda: database() == (200, "database: ok"), "it is ready")
         clients = [stack.enter_context(site.send("/sql?SELECT%201")) for _ in range(3)]
@@ -219,10 +218,10 @@ def test_a_stuck_thread_that_shares_its_connection_keeps_it_and_the_log_says_so(
     pool.close()
 
 
-# How long the driver waits.
+# The driver's timeouts.
 
 
-def test_the_driver_s_timeouts_follow_from_the_limit_for_statements() -> None:
+def test_the_drivers_timeouts_follow_from_the_statement_limit() -> None:
     def defaults(limit: float) -> Any:
         return MySQL("MySQLdb", ConnectionSettings(MySQLdb.connect, (), {}, statement_limit=limit)).defaults
 
@@ -246,14 +245,14 @@ def test_a_silent_network_ends_a_statement_some_time_after_the_deadline(
         with closing(pool.connection()) as connection:
             one(connection)
             line.swallow(new=True)
-            # Not the first statement, which would be repeated on another connection.
+            # Not the first statement, which would run again on another connection.
             one(connection)
 
     application = Application(lose_network)
     with BridgeThread(application, pool=pool, deadline=0.5) as server, ExitStack() as stack:
         stack.callback(line.mend)
         began = time.monotonic()
-        # Not cancelled: for that it would be too early.
+        # Not cancelled, as it is too early for that.
         assert server.request("POST")[0].status == 504
         wait_until(lambda: application.ended == 1, "the driver has given up")
         assert time.monotonic() - began < 4
@@ -266,7 +265,7 @@ def test_a_silent_network_ends_a_statement_some_time_after_the_deadline(
 def test_network_timeouts_are_given_to_the_driver_unless_the_application_has_its_own(
     make: Make, line: FaultyLine, monkeypatch: pytest.MonkeyPatch, name: str, is_the_application_s: bool
 ) -> None:
-    # The other one must not be what ends the waiting.
+    # The other timeout must not end the waiting.
     own: dict[str, Any] = {"read_timeout": 600, "write_timeout": 600}
     limit = 600.0
     if is_the_application_s:
@@ -277,17 +276,17 @@ def test_network_timeouts_are_given_to_the_driver_unless_the_application_has_its
         monkeypatch.setattr("threadbridge.database.drivers.mysql.NETWORK_MARGIN", 0.5)
     pool, _ = make(MySQLdb, limit, **own)
     connection = pool.connection()
-    # What comes after it is not repeated on another connection.
+    # Statements after it do not run again on another connection.
     one(connection)
     line.swallow(new=True)
-    # A thread of the application's own, which nobody cancels. What is sent fits into no buffer, or is short.
+    # A thread of the application's own, which is never cancelled. The statement fills all buffers, or is short.
     sql = "SELECT '" + 16_000_000 * "x" + "'" if name == "write_timeout" else "SELECT 1"
     worker = InThread(lambda: one(connection, sql))
     worker.join()
     assert isinstance(worker.error, MySQLdb.OperationalError) and worker.error.args[0] in (2006, 2013)
 
 
-def test_the_application_s_own_time_for_connecting_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_applications_own_connect_timeout_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("threadbridge.database.drivers.mysql.CONNECT_TIMEOUT", 600)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = {"host": "127.0.0.1", "port": silent.getsockname()[1], "user": "x"}
@@ -310,11 +309,11 @@ def test_the_application_s_own_time_for_connecting_counts(monkeypatch: pytest.Mo
         ("psycopg2", "environment"),
     ],
 )
-def test_a_postgresql_server_that_accepts_and_says_nothing_is_given_up(
+def test_connecting_to_a_silent_postgresql_server_times_out(
     monkeypatch: pytest.MonkeyPatch, name: str, own: str | None
 ) -> None:
     driver = pytest.importorskip(name)
-    # libpq waits for 2 s at least.
+    # libpq waits for at least 2 s.
     monkeypatch.setattr("threadbridge.database.drivers.postgresql.CONNECT_TIMEOUT", 600 if own else 2)
     kwargs: dict[str, Any] = {"connect_timeout": 2} if own == "argument" else {}
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -335,7 +334,7 @@ def test_a_postgresql_server_that_accepts_and_says_nothing_is_given_up(
         guard.close()
 
 
-def test_a_file_of_services_may_say_how_long_connecting_to_postgresql_takes() -> None:
+def test_a_service_file_may_set_the_connect_timeout_of_postgresql() -> None:
     def defaults(*args: Any, **kwargs: Any) -> Any:
         return PostgreSQL("psycopg", ConnectionSettings(lambda: None, args, kwargs)).defaults
 
@@ -343,7 +342,7 @@ def test_a_file_of_services_may_say_how_long_connecting_to_postgresql_takes() ->
     assert defaults("service=mine") == defaults(service="mine") == defaults(conninfo="postgresql:///?service=a") == {}
 
 
-def test_the_kernel_notices_a_lost_peer_of_a_connection_of_the_pool(make: Make, line: FaultyLine) -> None:
+def test_the_kernel_detects_a_lost_peer_of_a_pool_connection(make: Make, line: FaultyLine) -> None:
     pool, _ = make(MySQLdb, unix_socket="", host="127.0.0.1", port=line.port)
     with (
         closing(pool.connection()) as connection,

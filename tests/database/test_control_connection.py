@@ -1,4 +1,4 @@
-"""Queries are stopped by way of a connection of its own, which may fail like any other."""
+"""Queries are stopped from a control connection, which may fail like any other."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ def set_password(witness: Witness, password: str) -> None:
 
 
 def number_of_control(pool: Any) -> int:
-    """The number of the connection for stopping queries, once there is one."""
-    kept = pool.connection.__self__._database._control._connections._kept
-    wait_until(lambda: bool(kept), "there is a connection for stopping queries")
-    number: int = kept[0].connection.thread_id()
+    """The number of the control connection, once there is one."""
+    idle = pool.connection.__self__._database._control._connections._idle
+    wait_until(lambda: bool(idle), "there is a control connection")
+    number: int = idle[0].connection.thread_id()
     return number
 
 
@@ -93,7 +93,7 @@ def no_connection_left(witness: Witness) -> Iterator[None]:
             other.close()
 
 
-def test_queries_are_stopped_though_the_database_has_no_connection_left(
+def test_queries_are_stopped_even_if_the_database_has_no_connection_left(
     pool: Any, witness: Witness, caplog: pytest.LogCaptureFixture
 ) -> None:
     application = Application(lambda environ: query(pool, COUNTED_SLEEP))
@@ -127,7 +127,7 @@ def test_a_query_that_cannot_be_stopped_is_remembered_until_it_is(
         with no_connection_left(witness):
             for client in clients:
                 client.close()
-            # The statements themselves go on, but nobody waits for them.
+            # The statements themselves go on, but no thread waits for them.
             wait_until(lambda: application.ended == 3, "the application is free")
             assert len(witness.running) == 3
             assert {error.args[0] for error in application.errors} == {2013}
@@ -142,7 +142,7 @@ def test_a_query_that_cannot_be_stopped_is_remembered_until_it_is(
     assert "has ended in the database, killed on request" in rest[-1]
 
 
-def test_a_control_connection_that_was_lost_is_made_again(pool: Any, witness: Witness) -> None:
+def test_a_lost_control_connection_is_replaced(pool: Any, witness: Witness) -> None:
     application = Application(lambda environ: query(pool, COUNTED_SLEEP))
     with BridgeThread(application, pool=pool) as server:
         for count in (1, 2):
@@ -151,7 +151,7 @@ def test_a_control_connection_that_was_lost_is_made_again(pool: Any, witness: Wi
             lose(number_of_control(pool), witness)
             client.close()
             wait_until(lambda count=count: application.ended == count, "the application is free")  # type: ignore[misc]
-            server.bridge.guard._control_kept_at = -math.inf  # type: ignore[union-attr]
+            server.bridge.guard._control_checked_at = -math.inf  # type: ignore[union-attr]
         assert_all_is_well(pool, witness)
         assert witness.executions == 2
 
@@ -180,17 +180,17 @@ def test_only_what_ran_when_it_was_stopped_is_counted(
     kills = witness.kills
     with BridgeThread(application, pool=pool) as server:
         if path == "/short":
-            # Nobody leaves before it has ended, and nothing is stopped.
+            # The client leaves only after the statement has ended, so nothing is stopped.
             assert server.request(path=path)[0].status == 200
         else:
             client = server.send(get(path))
             assert holds.wait(10)
             client.close()
-            wait_until(lambda: witness.kills > kills, "the database is told to stop it")
+            wait_until(lambda: witness.kills > kills, "a kill is sent")
             goes_on.set()
         wait_until(lambda: application.ended == 1 and pool._connections == 0, "the application is free")
         stopper = server.bridge.guard.stopper  # type: ignore[union-attr]
-    wait_until(lambda: stopper._thread is None, "the stopper has done all it had to do")
+    wait_until(lambda: stopper._thread.thread is None, "the stopper has done all it had to do")
     assert (stopper.stops, stopper.failures, stopper.severed) == (int(path == "/rows"), 0, 0)
 
 
@@ -198,7 +198,7 @@ def test_only_what_ran_when_it_was_stopped_is_counted(
 
 
 @pytest.mark.parametrize("statement", ["SELECT RELEASE_ALL_LOCKS()", "DO RELEASE_ALL_LOCKS()"])
-def test_a_query_is_stopped_though_the_application_has_released_all_locks(
+def test_a_query_is_stopped_even_if_the_application_has_released_all_locks(
     pool: Any, witness: Witness, statement: str
 ) -> None:
     wait_until(lambda: int(witness.rows("SHOW STATUS LIKE 'Uptime'")[0][1]) > 2, "the server is no new one")
@@ -218,34 +218,32 @@ def test_a_query_is_stopped_though_the_application_has_released_all_locks(
         assert_all_is_well(pool, witness)
 
 
-def test_no_number_is_killed_that_the_server_gave_to_another_connection(
-    mariadb: dict[str, str], witness: Witness
-) -> None:
+def test_a_connection_that_reuses_the_number_is_not_killed(mariadb: dict[str, str], witness: Witness) -> None:
     database = MySQL("MySQLdb", ConnectionSettings(MySQLdb.connect, (), connect_settings(mariadb)))
     with contextlib.closing(MySQLdb.connect(**connect_settings(mariadb))) as connection:
         identity = database.identify(connection)
-        # As a proxy would name it, or a server of the same name that gave the number to somebody else.
+        # As behind a proxy, or on a server of the same name that gave the number to another connection.
         for wrong in (identity._replace(thread_id=witness.connection.thread_id()), identity._replace(server="another")):
             kills = witness.kills
             with pytest.raises(StopFailed):
-                database.stop(connection, wrong)
+                database.stop_query(connection, wrong)
             assert witness.kills == kills
         kills = witness.kills
-        # It is told to, though nothing runs.
-        assert not database.stop(connection, identity)
+        # A stop is sent although nothing runs.
+        assert not database.stop_query(connection, identity)
         assert witness.kills == kills + 1
-        assert not database.end(identity)
-        wait_until(lambda: database.end(identity), "it is seen to have ended")
-    # Whoever asks about another server process of this name than the one that gave the number hears that it is gone.
-    assert not database.stop(connection, identity._replace(mark="", made=0))
+        assert not database.kill(identity)
+        wait_until(lambda: database.kill(identity), "it is seen to have ended")
+    # For another server process of the same name than the one that assigned the number, the answer is that it is gone.
+    assert not database.stop_query(connection, identity._replace(mark="", made=0))
     database.close()
     wait_until(lambda: witness.connections == [], "nothing is left")
 
 
-# A network that loses the connections there were.
+# A network that loses the existing connections.
 
 
-def test_a_connection_that_the_network_has_lost_is_cut_and_ended_in_the_database(
+def test_a_connection_lost_by_the_network_is_cut_and_killed_in_the_database(
     mariadb: dict[str, str], witness: Witness, caplog: pytest.LogCaptureFixture
 ) -> None:
     witness.rows("INSERT INTO notes VALUES ('locked')")
@@ -282,10 +280,10 @@ def test_a_connection_that_the_network_has_lost_is_cut_and_ended_in_the_database
     assert "has ended in the database" in messages[-1]
 
 
-def test_a_function_that_connects_and_does_not_return_delays_nobody_for_long(
+def test_a_connect_function_that_does_not_return_delays_others_only_briefly(
     mariadb: dict[str, str], witness: Witness
 ) -> None:
-    """The database accepts and does not answer; the application's function knows no timeouts."""
+    """The database accepts and does not answer; the application's function takes no timeouts."""
     with line_to(mariadb["MYSQL_UNIX_SOCKET"]) as line:
         pool = PooledDB(lambda: MySQLdb.connect(**connect_settings(mariadb, line.path)), maxconnections=2)
         application = Application(lambda environ: query(pool, COUNTED_SLEEP))
@@ -308,7 +306,7 @@ def test_a_function_that_connects_and_does_not_return_delays_nobody_for_long(
 # Threads that cannot be started.
 
 
-def test_a_thread_that_could_not_be_started_is_started_with_the_next_request(
+def test_a_thread_that_could_not_start_starts_with_the_next_request(
     pool: Any, witness: Witness, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start = threading.Thread.start
@@ -338,22 +336,22 @@ def test_a_thread_that_could_not_be_started_is_started_with_the_next_request(
     assert "cannot be stopped now, because no thread could be started: can't start new thread" in stopper
 
 
-def test_a_connection_that_is_never_found_is_not_looked_for_without_end(
+def test_the_search_for_a_connection_that_cannot_be_found_ends(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("threadbridge.database.stopper.LONGEST_SEARCH", 0.2)
 
     class Elsewhere:
-        """A connection to a server that another has taken the place of."""
+        """A connection to a server that another has replaced."""
 
         number, predecessor = 7, None
 
-        def end(self) -> bool:
+        def kill(self) -> bool:
             raise StopFailed("the control connection came to b, not to a")
 
     stopper = Stopper()
     stopper.start()
-    stopper.end([Elsewhere()])
+    stopper.kill([Elsewhere()])
     wait_until(lambda: stopper.running == 0, "it is given up")
     assert stopper.failures >= 2
     assert own_messages(caplog) == [
@@ -363,29 +361,29 @@ def test_a_connection_that_is_never_found_is_not_looked_for_without_end(
     stopper.close()
 
 
-def test_a_connection_may_end_while_others_take_its_place_on_the_full_list(
+def test_a_connection_may_end_after_the_full_list_has_dropped_it(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("threadbridge.database.stopper.MOST_REMAINS", 1)
+    monkeypatch.setattr("threadbridge.database.stopper.MAX_ORPHANS", 1)
     stopper = Stopper()
     ended = []
 
     class Ending:
-        """A connection that is gone at once; another is given up meanwhile."""
+        """A connection that ends at once; another is added meanwhile."""
 
         predecessor = None
 
         def __init__(self, number: int) -> None:
             self.number = number
 
-        def end(self) -> bool:
+        def kill(self) -> bool:
             if self.number:
-                stopper.end([Ending(self.number - 1)])
+                stopper.kill([Ending(self.number - 1)])
             ended.append(self.number)
             return True
 
     stopper.start()
-    stopper.end([Ending(1)])
+    stopper.kill([Ending(1)])
     wait_until(lambda: (ended, stopper.running) == ([1, 0], 0), "the other has ended too")
     assert "KeyError" not in caplog.text
     stopper.close()

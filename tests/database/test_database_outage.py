@@ -1,4 +1,4 @@
-"""The database fails: who suffers, what is logged, and that all is well as soon as it is back."""
+"""The database fails: which requests fail, what is logged, and everything works again once it is back."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def own_mariadb() -> Iterator[dict[str, str]]:
 
 
 class Clients:
-    """Clients that ask for a page again and again, each as soon as it has its answer."""
+    """Clients that request a page again and again, each as soon as it has its answer."""
 
     def __init__(self, url: str, number: int) -> None:
         self.statuses: list[int] = []
@@ -153,9 +153,9 @@ def test_an_outage_is_one_line_for_all_requests(own_mariadb: dict[str, str], cap
 @pytest.mark.parametrize(
     ("before", "statement", "status", "changes"),
     [
-        # What was begun is rolled back.
+        # The transaction is rolled back.
         ("INSERT INTO notes VALUES ('begun')", "SELECT 1", 503, "rolled back"),
-        # Nobody knows.
+        # It cannot be known.
         ("INSERT INTO notes VALUES ('begun')", "COMMIT", 500, "unknown"),
         ("COMMIT", "SELECT 1", 500, "committed"),
     ],
@@ -199,7 +199,7 @@ def test_a_503_for_an_outage_means_that_nothing_was_changed(
     pool.close()
 
 
-def test_what_an_outage_has_kept_from_doing_anything_may_be_repeated_with_its_key(
+def test_a_request_that_failed_in_an_outage_may_be_repeated_with_its_key(
     own_mariadb: dict[str, str], tmp_path: Path
 ) -> None:
     pool = PooledDB(MySQLdb, maxconnections=1, **connect_settings(own_mariadb))
@@ -218,11 +218,11 @@ def test_what_an_outage_has_kept_from_doing_anything_may_be_repeated_with_its_ke
 
 
 class ServiceError(Exception):
-    """An application's own."""
+    """An application's own exception."""
 
 
 def wrap(error: Exception, how: str) -> Exception:
-    """An exception of the application's after another."""
+    """An exception that the application raises in place of another."""
     try:
         try:
             raise error
@@ -244,7 +244,7 @@ def wrap(error: Exception, how: str) -> Exception:
     ("how", "status"),
     [("explicit", 503), ("implicit", 503), ("implicit explicit implicit", 503), ("hidden", 500), ("circular", 500)],
 )
-def test_an_outage_is_one_whatever_the_application_raises_in_its_place(
+def test_an_outage_is_recognised_behind_the_applications_own_exceptions(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, how: str, status: int
 ) -> None:
     pool = PooledDB(MySQLdb, maxconnections=1, unix_socket=str(tmp_path / "nobody"))
@@ -266,9 +266,9 @@ def test_an_outage_is_one_whatever_the_application_raises_in_its_place(
         for _ in range(2):
             response, _ = server.request("POST", headers={"Idempotency-Key": "key"})
             assert response.status == status and ("Retry-After" in response.headers) == (status == 503)
-        # What is not one is an outcome, too.
+        # Without an outage, the answer is kept for repetitions, errors too.
         assert len(runs) == (2 if status == 503 else 1)
-        # Of the connection the driver's own exceptions tell.
+        # Only the driver's own exceptions say whether the connection was lost.
         guard = server.bridge.guard
         error = MySQLdb.OperationalError(2006, "gone away")
         assert guard is not None and guard.is_outage(error)
@@ -305,7 +305,7 @@ def test_a_request_cancelled_during_an_outage_is_free_at_once(
 
 
 @pytest.mark.parametrize("marks", [True, False])
-def test_a_kill_meant_for_a_server_that_is_gone_hits_nobody_on_the_next(
+def test_a_kill_for_a_server_that_is_gone_hits_no_query_on_its_successor(
     own_mariadb: dict[str, str], monkeypatch: pytest.MonkeyPatch, marks: bool
 ) -> None:
     witness = Witness(own_mariadb)
@@ -337,7 +337,7 @@ def test_a_kill_meant_for_a_server_that_is_gone_hits_nobody_on_the_next(
     witness = Witness(own_mariadb)
     witness.wait_for("SLEEP(0.5)")
     request.cancelled = True
-    assert connection.borrows[0].stop() == (False, False)
+    assert connection.borrows[0].stop_query() == (False, False)
     thread.join()
     assert answers == [(0,)]
     assert witness.kills == 0
@@ -351,7 +351,7 @@ def test_a_kill_meant_for_a_server_that_is_gone_hits_nobody_on_the_next(
 # A network that swallows everything.
 
 
-def test_a_database_that_does_not_answer_holds_only_its_own_requests_and_not_for_ever(
+def test_a_silent_database_holds_up_only_its_own_requests_and_not_forever(
     own_mariadb: dict[str, str], caplog: pytest.LogCaptureFixture
 ) -> None:
     witness = Witness(own_mariadb)
@@ -379,9 +379,9 @@ def test_a_database_that_does_not_answer_holds_only_its_own_requests_and_not_for
                 assert server.request(path="/quick")[0].status == 200
                 with client:
                     assert client.recv(100).startswith(b"HTTP/1.1 504 ")
-            # Each at most its deadline, which is looked at four times a second.
+            # Each takes at most its deadline, which is checked four times a second.
             assert time.monotonic() - swallowed < 4
-            # The threads and the connections' places are free again, though nothing passes yet.
+            # The threads and the pool's slots are free again, though the network still swallows everything.
             wait_until(lambda: pool._connections == 0, "all connections are given up", seconds=20)
             wait_until(lambda: sum(application.left.values()) == sum(application.entered.values()), "threads are free")
             line.mend()
@@ -390,14 +390,14 @@ def test_a_database_that_does_not_answer_holds_only_its_own_requests_and_not_for
             assert pool._connections == 0
         pool.close()
     messages = [record.getMessage() for record in own_records(caplog)]
-    # Each once, however many requests, but for what the last statement about connections leaves out.
+    # Each once, however many requests, except those that the last message about connections leaves out.
     assert [message[:19] for message in messages[:2]] == ["cannot stop cancell", messages[1][:19]]
     assert "cancelled 5 s ago but still holds connection" in messages[1]
     assert all("cancelled" in each or "in the database" in each for each in messages) and len(messages) < 6
     witness.connection.close()
 
 
-def test_a_server_that_accepts_and_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_connecting_to_a_silent_server_times_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("threadbridge.database.drivers.mysql.CONNECT_TIMEOUT", 1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         pool = PooledDB(MySQLdb, maxconnections=2, host="127.0.0.1", port=silent.getsockname()[1], user="x")

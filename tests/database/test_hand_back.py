@@ -1,4 +1,4 @@
-"""Connections of a guarded pool come back: every one, in order, and none to the wrong hands."""
+"""Connections of a guarded pool come back: all of them, in good order, and none to the wrong request."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from threadbridge.database.driver_connection import KEEPIDLE, notice_lost_peer
 from threadbridge.database.pool import PoolGuard
 
 
-def test_no_more_connections_are_kept_than_the_pool_says(make_pool: Callable[..., Any], witness: Witness) -> None:
+def test_the_pool_caches_no_more_connections_than_its_limit(make_pool: Callable[..., Any], witness: Witness) -> None:
     before = set(witness.connections)
     pool = make_pool(maxconnections=5, maxcached=2)
     PoolGuard(pool)
@@ -33,11 +33,11 @@ def test_no_more_connections_are_kept_than_the_pool_says(make_pool: Callable[...
         for connection in [pool.connection() for _ in range(5)]:
             connection.close()
     assert pool._connections == 0 and len(pool._idle_cache) == 2
-    # And there is the one for stopping queries.
+    # There is also the control connection.
     wait_until(lambda: len(set(witness.connections) - before) == 3, "the others are closed")
 
 
-def test_a_connection_that_cannot_be_made_leaves_its_place_free(make_pool: Callable[..., Any]) -> None:
+def test_a_failed_connect_frees_its_slot_in_the_pool(make_pool: Callable[..., Any]) -> None:
     pool = make_pool(maxconnections=1, password="wrong")
     PoolGuard(pool)
     with running():
@@ -47,7 +47,7 @@ def test_a_connection_that_cannot_be_made_leaves_its_place_free(make_pool: Calla
     assert pool._connections == 0
 
 
-def test_what_was_begun_is_rolled_back_when_a_connection_comes_back(
+def test_a_transaction_is_rolled_back_when_its_connection_comes_back(
     make_pool: Callable[..., Any], witness: Witness
 ) -> None:
     pool = make_pool(maxconnections=1)
@@ -60,7 +60,7 @@ def test_what_was_begun_is_rolled_back_when_a_connection_comes_back(
     assert witness.notes == []
 
 
-def test_what_was_begun_is_rolled_back_even_where_the_pool_resets_nothing(
+def test_a_transaction_is_rolled_back_even_if_the_pool_does_not_reset(
     make_pool: Callable[..., Any], witness: Witness
 ) -> None:
     pool = make_pool(maxconnections=1, reset=False)
@@ -69,7 +69,7 @@ def test_what_was_begun_is_rolled_back_even_where_the_pool_resets_nothing(
         connection.cursor().execute("INSERT INTO notes VALUES ('not committed')")
     assert request.statements.outcome == "rolled back"
     with running(), closing(pool.connection()) as connection:
-        # Which begins a snapshot: it is not the next request's.
+        # This begins a snapshot, which the next request must not see.
         assert one(connection, "SELECT COUNT(*) FROM notes") == 0
     witness.rows("INSERT INTO notes VALUES ('new')")
     with running(), closing(pool.connection()) as connection:
@@ -78,7 +78,7 @@ def test_what_was_begun_is_rolled_back_even_where_the_pool_resets_nothing(
     assert witness.notes == ["new"]
 
 
-def test_a_pool_that_resets_nothing_leaves_no_snapshot_of_a_query_on_the_drivers_own_connection(
+def test_without_reset_a_query_on_the_drivers_own_connection_leaves_no_snapshot(
     make_pool: Callable[..., Any], witness: Witness
 ) -> None:
     pool = make_pool(maxconnections=1, reset=False)
@@ -90,9 +90,7 @@ def test_a_pool_that_resets_nothing_leaves_no_snapshot_of_a_query_on_the_drivers
         assert one(connection, "SELECT COUNT(*) FROM notes") == 1
 
 
-def test_a_pool_that_resets_nothing_saves_rollbacks_where_nothing_is_open(
-    make_pool: Callable[..., Any], witness: Witness
-) -> None:
+def test_without_reset_no_rollback_is_sent_if_nothing_is_open(make_pool: Callable[..., Any], witness: Witness) -> None:
     def rollbacks() -> int:
         return int(witness.rows("SHOW GLOBAL STATUS LIKE 'Com_rollback'")[0][1])
 
@@ -106,7 +104,7 @@ def test_a_pool_that_resets_nothing_saves_rollbacks_where_nothing_is_open(
 
 
 @pytest.mark.parametrize("what", ["connection", "cursor"])
-def test_what_was_forgotten_does_not_block_the_loop(mariadb: dict[str, str], witness: Witness, what: str) -> None:
+def test_a_forgotten_connection_does_not_block_the_loop(mariadb: dict[str, str], witness: Witness, what: str) -> None:
     with line_to(mariadb["MYSQL_UNIX_SOCKET"]) as line:
         pool = PooledDB(MySQLdb, maxconnections=1, **connect_settings(mariadb, line.path))
         PoolGuard(pool)
@@ -114,11 +112,11 @@ def test_what_was_forgotten_does_not_block_the_loop(mariadb: dict[str, str], wit
         kept: list[Any] = []
 
         def forget() -> None:
-            # A cycle, as exceptions and frames make them: only the collector finds it.
+            # A reference cycle, like those of exceptions and frames, which only the collector finds.
             cycle: list[Any] = [pool.connection()]
             cycle.append(cycle)
             if what == "connection":
-                # What stands behind it is not garbage, and so has to be rolled back.
+                # The connection in the pool is not garbage, so it must be rolled back.
                 kept.append(cycle[0]._con)
                 cycle[0].cursor().execute("INSERT INTO notes VALUES ('to be rolled back')")
             else:
@@ -154,7 +152,7 @@ def test_what_was_forgotten_does_not_block_the_loop(mariadb: dict[str, str], wit
 
 
 @pytest.mark.parametrize("serving", [True, False])
-def test_what_was_forgotten_blocks_nobody_who_holds_a_lock(
+def test_a_forgotten_connection_does_not_block_a_thread_that_holds_a_lock(
     mariadb: dict[str, str], witness: Witness, serving: bool
 ) -> None:
     with line_to(mariadb["MYSQL_UNIX_SOCKET"]) as line:
@@ -165,7 +163,7 @@ def test_what_was_forgotten_blocks_nobody_who_holds_a_lock(
         def forget() -> None:
             cycle: list[Any] = [pool.connection()]
             cycle.append(cycle)
-            # What stands behind it is not garbage, and so has to be rolled back.
+            # The connection in the pool is not garbage, so it must be rolled back.
             kept.append(cycle[0]._con)
             cycle[0].cursor().execute("INSERT INTO notes VALUES ('to be rolled back')")
 
@@ -185,7 +183,7 @@ def test_what_was_forgotten_blocks_nobody_who_holds_a_lock(
         pool.close()
 
 
-def test_a_connection_kept_beyond_its_request_is_not_stopped_for_it(
+def test_a_connection_held_beyond_its_request_is_not_stopped_for_that_request(
     make_pool: Callable[..., Any], witness: Witness
 ) -> None:
     pool = make_pool()
@@ -210,8 +208,8 @@ def test_a_connection_kept_beyond_its_request_is_not_stopped_for_it(
     assert left.wait(10)
     witness.wait_for("SLEEP(0.5)")
     first.cancel()
-    # The stopper may have been told of it before the first request ended.
-    assert borrow.is_over and not borrow.stop().hit
+    # The stopper may have got the borrow before the first request ended.
+    assert borrow.is_over and not borrow.stop_query().was_running
     worker.join()
     assert (worker.error, worker.result) == (None, 0)
 
@@ -253,19 +251,19 @@ def test_a_connection_does_not_come_back_before_the_first_of_two_kills_under_way
         connection = pool.connection()
         [borrow] = connection.borrows
         release = threading.Event()
-        stop = connection._con.stop
-        asked = threading.Event()
+        stop = connection._con.stop_query
+        stopping = threading.Event()
 
         def stop_late(**kwargs: bool) -> bool:
-            asked.set()
+            stopping.set()
             assert release.wait(10)
             return bool(stop(**kwargs))
 
-        connection._con.stop = stop_late
+        connection._con.stop_query = stop_late
         request.cancel()
-        assert asked.wait(10)
-        connection._con.stop = stop
-        borrow.stop()
+        assert stopping.wait(10)
+        connection._con.stop_query = stop
+        borrow.stop_query()
         ended = InThread(connection.close)
         wait_until(lambda: "end" in functions_of(ended.thread), "the hand-back waits")
         release.set()
@@ -294,7 +292,7 @@ def test_a_cursor_closed_late_leaves_the_connections_next_user_alone(
         _, worker = in_request(lambda: one(pool.connection(), "SELECT SLEEP(0.3)"))
         witness.wait_for("SLEEP(0.3)")
         cursor.close()
-        # Had the driver's cursor been closed, which asks the connection for more results, there were no rows any more.
+        # If the driver's cursor had been closed, which reads the connection's remaining results, no rows would be left.
         assert cursor.fetchone() == (42,)
         worker.join()
         assert (worker.error, worker.result) == (None, 0)
@@ -302,7 +300,7 @@ def test_a_cursor_closed_late_leaves_the_connections_next_user_alone(
 
 
 @pytest.mark.parametrize("what", ["rows that nobody fetched", "closed by the application"])
-def test_a_connection_that_is_not_in_order_is_not_kept(
+def test_a_broken_connection_does_not_go_back_to_the_pool(
     make_pool: Callable[..., Any], witness: Witness, what: str
 ) -> None:
     pool = make_pool(maxconnections=1, ping=0)
@@ -319,7 +317,7 @@ def test_a_connection_that_is_not_in_order_is_not_kept(
             assert one(connection) == 1
 
 
-def test_connections_of_a_thread_that_does_not_come_back_are_given_up(
+def test_connections_of_a_thread_that_does_not_come_back_are_abandoned(
     make_pool: Callable[..., Any], witness: Witness
 ) -> None:
     pool = make_pool(maxconnections=1)
@@ -336,7 +334,7 @@ def test_connections_of_a_thread_that_does_not_come_back_are_given_up(
     stuck, worker = in_request(be_stuck)
     assert in_the_middle.wait(10)
     assert (guard.abandon(stuck), guard.abandon(stuck)) == ((1, 0), (0, 0))
-    # Another has a connection, and is not kept from anything by what the first has locked.
+    # Another request gets a connection, and is not blocked by the first one's locks.
     with running(), closing(pool.connection()) as connection, closing(connection.cursor()) as cursor:
         wait_until(lambda: one(connection, "SELECT COUNT(*) FROM information_schema.innodb_trx") == 0, "rolled back")
         cursor.execute("DELETE FROM notes")
@@ -349,13 +347,13 @@ def test_connections_of_a_thread_that_does_not_come_back_are_given_up(
     assert len(pool._idle_cache) == 1
 
 
-def test_a_peer_that_is_gone_is_noticed_by_the_kernel() -> None:
+def test_the_kernel_detects_a_lost_peer() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
         notice_lost_peer(client.fileno())
         assert client.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
         assert client.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == KEEPIDLE
         assert client.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 60_000
-        # Times that somebody has chosen stay.
+        # Times that the application has set are not changed.
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 7)
         notice_lost_peer(client.fileno())
         assert client.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 7

@@ -1,4 +1,4 @@
-"""Connections that the application uses beyond a request, in threads of its own, or after giving them back."""
+"""Connections that the application uses beyond a request, in its own threads, or after giving them back."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def pool(make_pool: Callable[..., Any]) -> Any:
 
 
 def keep(pool: Any) -> Any:
-    """A connection that an earlier request has asked for."""
+    """A connection that an earlier request got from the pool."""
     with running():
         return pool.connection()
 
 
 @pytest.mark.parametrize("asked_for", ["in an earlier request", "in no request"])
-def test_what_a_request_does_on_a_kept_connection_is_seen(pool: Any, witness: Witness, asked_for: str) -> None:
+def test_statements_on_a_held_connection_are_recorded(pool: Any, witness: Witness, asked_for: str) -> None:
     PoolGuard(pool)
     kept = keep(pool) if asked_for == "in an earlier request" else pool.connection()
     for note in ("first", "second"):
@@ -43,7 +43,7 @@ def test_what_a_request_does_on_a_kept_connection_is_seen(pool: Any, witness: Wi
     assert pool._connections == 0 and len(pool._idle_cache) == 1
 
 
-def test_a_query_on_a_kept_connection_is_stopped(pool: Any, witness: Witness) -> None:
+def test_a_query_on_a_held_connection_is_stopped(pool: Any, witness: Witness) -> None:
     PoolGuard(pool)
     kept = keep(pool)
     request, worker = in_request(lambda: kept.cursor().execute(COUNTED_SLEEP))
@@ -51,14 +51,14 @@ def test_a_query_on_a_kept_connection_is_stopped(pool: Any, witness: Witness) ->
     request.cancel()
     worker.join()
     assert isinstance(worker.error, MySQLdb.OperationalError) and worker.error.args[0] == 1317
-    # The next request's is not.
+    # The next request's query is not stopped.
     with running():
         assert one(kept, "SELECT SLEEP(0.1)") == 0
     kept.close()
     assert pool._connections == 0
 
 
-def test_a_kept_connection_works_again_after_a_thread_was_given_up_on_it(pool: Any, witness: Witness) -> None:
+def test_a_held_connection_works_again_after_its_thread_was_abandoned(pool: Any, witness: Witness) -> None:
     guard = PoolGuard(pool)
     kept = keep(pool)
     in_the_middle, go_on = threading.Event(), threading.Event()
@@ -85,7 +85,7 @@ def test_a_kept_connection_works_again_after_a_thread_was_given_up_on_it(pool: A
     assert (pool._connections, witness.notes) == (0, [])
 
 
-def test_a_request_is_answerable_for_what_its_other_threads_do_on_its_connection(pool: Any, witness: Witness) -> None:
+def test_other_threads_statements_on_a_requests_connection_count_as_its_own(pool: Any, witness: Witness) -> None:
     PoolGuard(pool)
 
     def work() -> InThread:
@@ -107,7 +107,7 @@ def test_a_request_is_answerable_for_what_its_other_threads_do_on_its_connection
     assert witness.notes == ["by another thread"]
 
 
-def test_another_thread_begins_no_statement_for_a_cancelled_request(pool: Any, witness: Witness) -> None:
+def test_another_thread_executes_no_statement_for_a_cancelled_request(pool: Any, witness: Witness) -> None:
     PoolGuard(pool)
     with running() as request:
         connection = pool.connection()
@@ -120,13 +120,13 @@ def test_another_thread_begins_no_statement_for_a_cancelled_request(pool: Any, w
     assert witness.executions == 0
 
 
-def test_what_is_done_with_a_cursor_of_a_connection_given_back_is_seen(
+def test_statements_on_a_cursor_whose_connection_was_given_back_are_recorded(
     make_pool: Callable[..., Any], witness: Witness
 ) -> None:
     pool = make_pool(maxconnections=1, autocommit=True)
     PoolGuard(pool)
     with running() as request:
-        # The connection goes back at once.
+        # The connection goes back to the pool at once.
         cursor = pool.connection().cursor()
         assert len(pool._idle_cache) == 1
         cursor.execute("INSERT INTO notes VALUES ('late')")
@@ -134,7 +134,7 @@ def test_what_is_done_with_a_cursor_of_a_connection_given_back_is_seen(
     assert witness.notes == ["late"] and pool._connections == 0
 
 
-def test_a_kept_connection_with_autocommit_is_replaced_once_it_is_lost(
+def test_a_held_connection_with_autocommit_is_replaced_once_it_is_lost(
     make_pool: Callable[..., Any], witness: Witness
 ) -> None:
     pool = make_pool(maxconnections=1, autocommit=True)
@@ -150,7 +150,7 @@ def test_a_kept_connection_with_autocommit_is_replaced_once_it_is_lost(
     assert witness.notes == ["kept"]
 
 
-def test_in_a_transaction_that_was_begun_it_is_not(make_pool: Callable[..., Any], witness: Witness) -> None:
+def test_a_held_connection_in_a_transaction_is_not_replaced(make_pool: Callable[..., Any], witness: Witness) -> None:
     pool = make_pool(maxconnections=1, autocommit=True)
     PoolGuard(pool)
     kept = keep(pool)

@@ -1,4 +1,4 @@
-"""The guard around a live PooledDB: what it takes, and what was there before it."""
+"""The guard of a live PooledDB: which pools it accepts, and connections that were made before it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ from tests.support.inprocess import wait_until
 from tests.support.processes import ROOT
 from tests.support.requests_in_threads import in_request, one, running
 from threadbridge import Bridge
-from threadbridge.database.pool import PoolGuard, pool_size
+from threadbridge.database.dbutils_check import pool_size
+from threadbridge.database.pool import PoolGuard
 
 
 @pytest.mark.parametrize("pool", [MySQLdb, "db.pool", object()])
@@ -33,12 +34,12 @@ def test_anything_but_a_pool_is_refused_with_advice(pool: object) -> None:
         Bridge(lambda environ, start_response: [], pool=pool)
 
 
-def test_the_parts_of_dbutils_that_the_guard_leans_on_are_there(make_pool: Callable[..., Any]) -> None:
+def test_dbutils_has_what_the_guard_needs(make_pool: Callable[..., Any]) -> None:
     pool = make_pool()
     assert pool_size(pool) == 2
     assert isinstance(pool._lock, threading.Condition)
     with pool._lock:
-        # Re-entrant: garbage that is collected under it may be a connection that comes back.
+        # Re-entrant, as a connection that is collected under it comes back.
         assert pool._lock.acquire(blocking=False)
         pool._lock.release()
     assert list(inspect.signature(PooledDB.connection).parameters) == ["self", "shareable"]
@@ -102,7 +103,7 @@ def test_a_pool_has_one_guard_at_a_time(make_pool: Callable[..., Any]) -> None:
     assert pool._connections == 0
 
 
-# What was there before it.
+# Connections made before the guard.
 
 
 def test_connections_made_before_the_guard_are_replaced(make_pool: Callable[..., Any], witness: Witness) -> None:
@@ -112,7 +113,7 @@ def test_connections_made_before_the_guard_are_replaced(make_pool: Callable[...,
     assert one(held) == 1 and len(set(witness.connections) - before) == 2
     PoolGuard(pool)
     wait_until(lambda: len(set(witness.connections) - before) == 1, "the idle connection is closed")
-    # The one in use goes on, counts, and is let go when it comes back.
+    # The one in use goes on working, counts, and is closed when it comes back.
     assert one(held) == 1
     with running(), closing(pool.connection()), pytest.raises(TooManyConnectionsError):
         pool.connection()
@@ -123,7 +124,7 @@ def test_connections_made_before_the_guard_are_replaced(make_pool: Callable[...,
 # Kinds of databases.
 
 
-def test_a_function_that_makes_connections_is_as_good_as_a_driver(
+def test_a_function_may_make_the_connections(
     mariadb: dict[str, str], make_pool: Callable[..., Any], witness: Witness
 ) -> None:
     pool = PooledDB(lambda: MySQLdb.connect(**connect_settings(mariadb)), maxconnections=1)
@@ -142,7 +143,7 @@ def test_a_function_that_makes_connections_is_as_good_as_a_driver(
     pool.close()
 
 
-# The pool's connections are made by a function of the application's, all at the same time.
+# The application's function makes the pool's connections, all at the same time.
 PROGRAM = """
 import json, sys, threading
 import MySQLdb
@@ -166,13 +167,13 @@ guard.close()
 """
 
 
-def test_connections_that_are_the_first_at_the_same_time_are_all_guarded(mariadb: dict[str, str]) -> None:
-    # In a process of its own: which driver it is takes longest to see the first time.
+def test_first_connections_made_at_the_same_time_are_all_guarded(mariadb: dict[str, str]) -> None:
+    # In a process of its own, as recognising the driver takes longest the first time.
     command = [sys.executable, "-c", PROGRAM, json.dumps(connect_settings(mariadb))]
     assert subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout == "5\n"
 
 
-def test_an_unknown_driver_works_and_is_mentioned_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unknown_driver_works_and_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     pool = PooledDB(sqlite3, maxconnections=1, database=":memory:")
     PoolGuard(pool)
     with running() as request:

@@ -1,20 +1,23 @@
-"""Who waits for a connection of a guarded pool, and for how long."""
+"""Waiting for a connection of a guarded pool: in which order, and for how long."""
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 from typing import Any
+from wsgiref.types import StartResponse, WSGIEnvironment
 
 import MySQLdb
 import pytest
 from dbutils.pooled_db import TooManyConnectionsError
 
 from tests.support.databases import Witness
-from tests.support.inprocess import wait_until
+from tests.support.inprocess import BridgeThread, wait_until
 from tests.support.requests_in_threads import InThread, in_request, one, running, waits
 from threadbridge.crossing.current import RunningRequest
 from threadbridge.database.pool import PoolGuard
@@ -57,7 +60,7 @@ def test_waiting_for_a_connection_ends_when_the_request_is_cancelled(
         assert one(connection) == 1
 
 
-def test_who_is_cancelled_passes_the_connection_on(make_pool: Callable[..., Any]) -> None:
+def test_a_cancelled_request_passes_the_connection_on(make_pool: Callable[..., Any]) -> None:
     pool = make_pool(maxconnections=1)
     PoolGuard(pool)
     held = pool.connection()
@@ -66,7 +69,7 @@ def test_who_is_cancelled_passes_the_connection_on(make_pool: Callable[..., Any]
     _, second_worker = in_request(lambda: one(pool.connection()))
     wait_until(waits(pool, 2), "the second waits")
     with pool._lock:
-        # The notice goes to the first, which cannot look before it is cancelled.
+        # The notification goes to the first, which is cancelled before it can wake up.
         held.close()
         first.cancelled = True
     for worker in (first_worker, second_worker):
@@ -84,7 +87,7 @@ def test_a_request_does_not_wait_for_itself(make_pool: Callable[..., Any]) -> No
     assert pool._connections == 0
 
 
-def test_a_pool_that_does_not_block_makes_nobody_wait_beyond_the_deadline(make_pool: Callable[..., Any]) -> None:
+def test_with_a_pool_that_does_not_block_no_request_waits_past_its_deadline(make_pool: Callable[..., Any]) -> None:
     pool = make_pool(maxconnections=1)
     PoolGuard(pool)
     with closing(pool.connection()), running(deadline=time.monotonic() + 0.2), pytest.raises(TooManyConnectionsError):
@@ -131,7 +134,7 @@ def test_requests_get_connections_in_the_order_in_which_they_came(make_pool: Cal
     assert order == [0, 1, 2, 3, 4]
 
 
-def test_a_request_that_holds_a_connection_does_not_stand_in_line_for_another(make_pool: Callable[..., Any]) -> None:
+def test_a_request_that_holds_a_connection_does_not_wait_in_line_for_another(make_pool: Callable[..., Any]) -> None:
     pool = make_pool(maxconnections=2, blocking=True)
     PoolGuard(pool)
     has_one, may_ask = threading.Event(), threading.Event()
@@ -153,3 +156,30 @@ def test_a_request_that_holds_a_connection_does_not_stand_in_line_for_another(ma
     worker.join()
     in_line.join()
     assert (worker.error, worker.result, in_line.error) == (None, 1, None)
+
+
+def test_a_forked_process_does_not_wait_in_its_parents_line(make_pool: Callable[..., Any]) -> None:
+    def application(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
+        start_response("204 No Content", [])
+        return []
+
+    pool = make_pool(maxconnections=1, blocking=True)
+    with BridgeThread(application, pool=pool) as server:
+        # From its first request on, a server takes care of forked processes.
+        assert server.request()[0].status == 204
+        held = pool.connection()
+        worker = in_request(lambda: pool.connection().close())[1]
+        wait_until(waits(pool), "a request waits")
+        child = os.fork()
+        if child == 0:
+            # Ends the child if it waits.
+            signal.alarm(10)
+            try:
+                with closing(pool.connection()) as connection:
+                    os._exit(one(connection, "SELECT 42"))
+            finally:
+                os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 42
+        held.close()
+        worker.join()
+        assert worker.error is None

@@ -1,4 +1,4 @@
-"""The same for PostgreSQL: its queries stop, also on connections that requests share."""
+"""The guard with PostgreSQL: queries stop, also on connections that requests share."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from threadbridge.database.pool import PoolGuard
 
 
 def programs() -> Path:
-    """Debian keeps the server's programs, of each version, out of the way."""
+    """Debian does not put the server's programs, of which there may be several versions, on the PATH."""
     found = shutil.which("initdb")
     return Path(found).parent if found else max(Path("/usr/lib/postgresql").glob("*/bin/initdb")).parent
 
@@ -45,7 +45,7 @@ def programs() -> Path:
 def postgresql() -> Iterator[dict[str, str]]:
     """A private server; gives the ``PG*`` variables that lead to it."""
     directory = Path(tempfile.mkdtemp(prefix="postgresql-"))
-    # It refuses to run as root.
+    # The server refuses to run as root.
     as_user: dict[str, Any] = {}
     if os.geteuid() == 0:
         user = pwd.getpwnam("nobody")
@@ -64,7 +64,7 @@ def postgresql() -> Iterator[dict[str, str]]:
     run("initdb", "--username=test", "--auth=trust", "--no-sync")
     run("pg_ctl", "start", "--wait", f"--log={directory}/log", f"--options=-k {directory} -c listen_addresses=")
     try:
-        # Without TLS: threads that begin with it together crash where both drivers bring libraries of their own.
+        # Without TLS: with both drivers' own libraries, threads that initialise it at the same time crash.
         yield {
             "PGHOST": str(directory),
             "PGUSER": "test",
@@ -78,7 +78,7 @@ def postgresql() -> Iterator[dict[str, str]]:
 
 
 class Witness:
-    """A connection beside those of the pool under test."""
+    """A connection besides those of the pool under test."""
 
     def __init__(self) -> None:
         self.connection = psycopg.connect(autocommit=True)
@@ -93,13 +93,13 @@ class Witness:
 
     @property
     def executions(self) -> int:
-        """How often ``nextval('executions')`` was executed since the last look."""
+        """How often ``nextval('executions')`` was executed since the last call."""
         before, self._executions = self._executions, self._next_value
         return self._executions - before - 1
 
     @property
     def running(self) -> list[str]:
-        """The statements that run at this moment, but for the witness's own."""
+        """The statements that are running now, except the witness's own."""
         sql = (
             "SELECT query FROM pg_stat_activity "
             "WHERE state = 'active' AND pid <> pg_backend_pid() AND backend_type = 'client backend'"
@@ -154,7 +154,7 @@ def test_a_statement_is_stopped_and_was_executed_once(witness: Witness, maxshare
     pool.close()
 
 
-def test_the_time_limit_of_a_statement_is_no_reason_to_run_it_again(witness: Witness) -> None:
+def test_a_statement_that_hits_its_time_limit_is_not_run_again(witness: Witness) -> None:
     pool = PooledDB(psycopg, maxconnections=1, options="-c statement_timeout=200")
     PoolGuard(pool)
     with closing(pool.connection()) as connection, pytest.raises(psycopg.errors.QueryCanceled):
@@ -164,7 +164,7 @@ def test_the_time_limit_of_a_statement_is_no_reason_to_run_it_again(witness: Wit
 
 
 class Meeting:
-    """An application whose requests hold one shared connection together until the test lets each go on."""
+    """An application whose requests hold one shared connection until the test lets each continue."""
 
     def __init__(self, pool: Any) -> None:
         self.pool = pool
@@ -229,7 +229,7 @@ def test_a_shared_connection_is_stopped_when_nobody_waits_for_any_of_its_request
 
 
 @pytest.mark.parametrize("last", ["is given up", "comes back"])
-def test_a_shared_connection_is_given_up_with_the_last_that_is_not(witness: Witness, last: str) -> None:
+def test_a_shared_connection_is_abandoned_with_its_last_request(witness: Witness, last: str) -> None:
     pool = PooledDB(psycopg, maxconnections=1, maxshared=1)
     guard = PoolGuard(pool)
     go_on = [threading.Event() for _ in range(3)]
@@ -251,7 +251,7 @@ def test_a_shared_connection_is_given_up_with_the_last_that_is_not(witness: Witn
         healthy.join()
         assert healthy.error is None
     assert (pool._connections, pool._shared_cache) == (0, [])
-    # The place is free, and nothing of the others' comes to it.
+    # The slot is free, and nothing of the other requests is left in it.
     with running(), closing(pool.connection()) as connection:
         assert connection._con is not holding[0] and pool._connections == 1
         for event, worker in zip(go_on, (stuck, other, healthy), strict=True):
@@ -263,7 +263,7 @@ def test_a_shared_connection_is_given_up_with_the_last_that_is_not(witness: Witn
     pool.close()
 
 
-def test_one_that_the_server_has_closed_is_not_handed_out(witness: Witness, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_connection_closed_by_the_server_is_not_handed_out(witness: Witness, monkeypatch: pytest.MonkeyPatch) -> None:
     # As if some time had passed.
     monkeypatch.setattr(guarded_connection, "FRESH", 0.0)
     pool = PooledDB(psycopg, maxconnections=1)
@@ -278,12 +278,12 @@ def test_one_that_the_server_has_closed_is_not_handed_out(witness: Witness, monk
     pool.close()
 
 
-def test_one_whose_answer_another_waits_for_is_shared_as_it_is(witness: Witness) -> None:
+def test_a_connection_on_which_a_request_waits_is_shared_as_it_is(witness: Witness) -> None:
     pool = PooledDB(psycopg, maxconnections=1, maxshared=1)
     guard = PoolGuard(pool)
     with running(), closing(pool.connection()) as connection:
         number = one(connection, "SELECT pg_backend_pid()")
-        # An answer that is still to be read: to one who looks only at the socket the connection seems closed.
+        # An answer that is still to be read; judged by its socket alone, the connection looks closed.
         sender = connection._con.dbapi_connection
         sender.pgconn.send_query(b"SELECT 42")
         wait_until(lambda: not connection._con._is_quiet(), "the answer is there")
@@ -299,7 +299,7 @@ def test_one_whose_answer_another_waits_for_is_shared_as_it_is(witness: Witness)
     pool.close()
 
 
-def test_shared_connections_made_before_the_guard_are_counted_off_once(witness: Witness) -> None:
+def test_shared_connections_made_before_the_guard_are_counted_in_once(witness: Witness) -> None:
     pool = PooledDB(psycopg, maxconnections=3, maxshared=2)
     held: list[Any] = [pool.connection(), pool.connection(), pool.connection()]
     assert pool._connections == 2
@@ -328,20 +328,20 @@ def test_the_databases_process_list_names_the_request(witness: Witness) -> None:
     pool.close()
 
 
-# Limits, and what does not stop.
+# Limits, and queries that do not stop.
 
 
 @pytest.fixture(params=["psycopg", "psycopg2"])
 def driver(request: pytest.FixtureRequest) -> Any:
-    """Both drivers, where the second is installed."""
+    """Both drivers, if the second is installed."""
     return pytest.importorskip(request.param)
 
 
-def test_the_server_ends_a_statement_beyond_the_limit(witness: Witness, driver: Any) -> None:
+def test_the_server_ends_a_statement_at_the_limit(witness: Witness, driver: Any) -> None:
     pool = PooledDB(driver, maxconnections=1, dbname="postgres")
     guard = PoolGuard(pool, statement_limit=0.2)
     with running(), closing(pool.connection()) as connection:
-        # The setting outlives transactions.
+        # The setting survives a rollback.
         connection.rollback()
         with pytest.raises(driver.Error) as raised:
             one(connection, COUNTED_SLEEP)
@@ -353,7 +353,7 @@ def test_the_server_ends_a_statement_beyond_the_limit(witness: Witness, driver: 
     pool.close()
 
 
-def test_a_limit_of_the_applications_own_stays(witness: Witness, driver: Any) -> None:
+def test_the_applications_own_limit_is_not_changed(witness: Witness, driver: Any) -> None:
     pool = PooledDB(driver, maxconnections=1, dbname="postgres", options="-c statement_timeout=7000")
     guard = PoolGuard(pool, statement_limit=100)
     with running(), closing(pool.connection()) as connection:
@@ -381,8 +381,8 @@ def test_a_statement_is_stopped_with_either_driver(witness: Witness, driver: Any
     pool.close()
 
 
-def test_a_connection_that_the_network_has_lost_is_cut_and_ended(witness: Witness, driver: Any) -> None:
-    """The order to cancel is lost with it, for it goes through the same line; another connection gets through."""
+def test_a_connection_lost_by_the_network_is_cut_and_killed(witness: Witness, driver: Any) -> None:
+    """The cancel request is lost with it, as it takes the same line; another connection gets through."""
     witness.connection.execute("TRUNCATE notes")
     witness.connection.execute("INSERT INTO notes VALUES ('locked')")
     with (
@@ -410,40 +410,40 @@ def test_a_connection_that_the_network_has_lost_is_cut_and_ended(witness: Witnes
         pool.close()
 
 
-def test_no_process_is_ended_that_has_the_number_of_another(witness: Witness, driver: Any) -> None:
+def test_a_server_process_that_reuses_the_number_is_not_killed(witness: Witness, driver: Any) -> None:
     settings = ConnectionSettings(driver.connect, (), {"dbname": "postgres"})
     database = PostgreSQL(driver.__name__, settings)
     with closing(driver.connect(dbname="postgres")) as connection:
         identity = database.identify(connection)
         number = witness.connection.info.backend_pid
-        assert database.end(identity._replace(pid=number))
+        assert database.kill(identity._replace(pid=number))
         assert witness.connection.execute("SELECT 42").fetchall() == [(42,)]
         with pytest.raises(StopFailed, match="goes through a proxy"):
-            database.end(identity._replace(started=""))
-        assert not database.end(identity)
-        wait_until(lambda: database.end(identity), "it is seen to have ended")
+            database.kill(identity._replace(started=""))
+        assert not database.kill(identity)
+        wait_until(lambda: database.kill(identity), "it is seen to have ended")
     database.close()
 
 
-def test_a_successor_ends_what_a_killed_process_has_left(
+def test_a_successor_kills_the_queries_of_a_killed_process(
     witness: Witness, driver: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(predecessors, "INTERVAL", 0.2)
     settings = {"dbname": "postgres"}
     witness.connection.execute("TRUNCATE notes")
     witness.connection.execute("INSERT INTO notes VALUES ('locked')")
-    # Neither looks whether its client is still there.
+    # Neither checks whether its client is still there.
     compute = "SELECT count(*) FROM generate_series(1, 1000000000000)"
     with (
         process(tmp_path, settings, "SELECT * FROM notes FOR UPDATE", compute, driver=driver.__name__) as dead,
         process(tmp_path, settings, "SELECT pg_sleep(600)", driver=driver.__name__) as living,
     ):
         wait_until(lambda: sorted(witness.running) == [compute, "SELECT pg_sleep(600)"], "both run")
-        # It would find it too.
+        # Otherwise this guard would find it too.
         os.kill(living, signal.SIGSTOP)
         kill(dead)
         with successor(tmp_path, settings, driver) as (guard, _):
-            wait_until(lambda: guard.stopper.killed == 1, "the server is told to end it")
+            wait_until(lambda: guard.stopper.killed == 1, "the server is asked to end it")
             wait_until(lambda: guard.stopper.running == 0, "it has ended")
             assert witness.running == ["SELECT pg_sleep(600)"]
             assert witness.connection.execute("SELECT * FROM notes FOR UPDATE NOWAIT").fetchall() == [("locked",)]
@@ -460,28 +460,28 @@ def test_a_stop_that_finds_no_statement_is_not_counted(
 ) -> None:
     pool = PooledDB(driver, maxconnections=1, dbname="postgres")
     guard = PoolGuard(pool)
-    told, goes_on = threading.Event(), threading.Event()
+    executed, goes_on = threading.Event(), threading.Event()
 
     def hold() -> None:
         with closing(pool.connection()) as connection:
             one(connection, "SELECT 1")
-            told.set()
+            executed.set()
             assert goes_on.wait(10)
 
     request, worker = in_request(hold)
-    assert told.wait(10)
-    stop, answers = DriverConnection.stop, []
+    assert executed.wait(10)
+    stop, answers = DriverConnection.stop_query, []
 
     def noted(connection: DriverConnection, *, waits: bool = False) -> bool:
         answers.append(stop(connection, waits=waits))
         return answers[-1]
 
-    monkeypatch.setattr(DriverConnection, "stop", noted)
+    monkeypatch.setattr(DriverConnection, "stop_query", noted)
     request.cancel()
-    wait_until(lambda: answers == [False], "the server is told to stop it")
+    wait_until(lambda: answers == [False], "a stop is sent to the server")
     goes_on.set()
     worker.join()
     guard.close()
-    wait_until(lambda: guard.stopper._thread is None, "the stopper has done all it had to do")
+    wait_until(lambda: guard.stopper._thread.thread is None, "the stopper has done all it had to do")
     assert (worker.error, guard.stopper.stops, guard.stopper.failures) == (None, 0, 0)
     pool.close()

@@ -1,4 +1,4 @@
-"""The same for PostgreSQL, whose drivers say whether a transaction is open, or has failed."""
+"""Outcomes with PostgreSQL, whose drivers say whether a transaction is open, or has failed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from threadbridge.database.pool import PoolGuard
 ADD = "INSERT INTO amounts VALUES (1)"
 FAILS = "SELECT 1 / 0"
 
-# With autocommit or not; what a request does before it hands its connection back; what is said of it; how many rows
+# With autocommit or not; what a request does before it gives back its connection; its outcome; how many rows
 # there are then.
 OUTCOMES: dict[str, tuple[bool, tuple[str, ...], str, int]] = {
     "committed": (False, (ADD, "commit"), "committed", 1),
@@ -58,7 +58,7 @@ OUTCOMES: dict[str, tuple[bool, tuple[str, ...], str, int]] = {
 
 
 @pytest.mark.parametrize("name", OUTCOMES)
-def test_what_is_said_of_changes_is_true(witness: Witness, driver: Any, name: str) -> None:  # noqa: F811 - fixtures
+def test_the_outcome_of_changes_is_true(witness: Witness, driver: Any, name: str) -> None:  # noqa: F811 - fixtures
     autocommit, steps, outcome, count = OUTCOMES[name]
     for sql in (
         "DROP TABLE IF EXISTS amounts, once, made",
@@ -90,7 +90,7 @@ def test_what_is_said_of_changes_is_true(witness: Witness, driver: Any, name: st
     assert (request.statements.outcome, found) == (outcome, count)
 
 
-def test_what_is_copied_is_not_seen(witness: Witness) -> None:  # noqa: F811
+def test_a_copy_leaves_the_outcome_unknown(witness: Witness) -> None:  # noqa: F811
     pool = PooledDB(psycopg, maxconnections=1)
     guard = PoolGuard(pool)
     with running() as request, closing(pool.connection()) as connection, closing(connection.cursor()) as cursor:

@@ -1,4 +1,4 @@
-"""What a killed process has left running in the database is ended by the next one; and nothing else is."""
+"""Another process ends what a killed one left running in the database, and nothing else."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from tests.support.supervised import is_gone
 from threadbridge.database.pool import PoolGuard
 from threadbridge.database.predecessors import SLOT
 
-# Goes on when its client is gone, unlike SLEEP, which looks after it.
+# Runs on when its client is gone, unlike SLEEP, which checks for it.
 COMPUTE = "SELECT BENCHMARK(1000000000000, MD5('{}'))"
 LOCK = "SELECT note FROM notes FOR UPDATE"
 
-# Executes statements on a connection of a pool under guard.
+# Executes statements on a connection of a guarded pool.
 KILLED = """
 import importlib, json, sys
 from dbutils.pooled_db import PooledDB
@@ -48,10 +48,10 @@ for sql in statements:
     cursor.fetchall()
 """
 
-# Only looks for what others have left.
+# Only searches for lists of dead processes.
 IDLE = KILLED.partition("connection =")[0] + "import time\ntime.sleep(600)\n"
 
-# /compute holds a row's lock and computes; /sleep sleeps; /fork leaves a copy of the process that outlives it.
+# /compute holds a row lock and computes; /sleep sleeps; /fork leaves a copy of the process that outlives it.
 PROGRAM = """
 import json, os, sys, time
 import MySQLdb
@@ -83,7 +83,7 @@ sys.exit(run(app, pool=pool))
 
 @pytest.fixture(autouse=True)
 def nothing_goes_on(witness: Witness) -> Iterator[None]:
-    """What the test has left running is ended."""
+    """Kills what the test left running."""
     yield
     for number in witness.connections:
         with suppress(MySQLdb.OperationalError):
@@ -95,7 +95,7 @@ def nothing_goes_on(witness: Witness) -> Iterator[None]:
 def process(
     directory: Path, settings: dict[str, Any], *statements: str, driver: str = "MySQLdb", program: str = KILLED
 ) -> Iterator[int]:
-    """A process that executes these; gives its pid."""
+    """A process that executes these statements; returns its pid."""
     command = [sys.executable, "-c", program, driver, str(directory), json.dumps(settings), *statements]
     with subprocess.Popen(command, cwd=ROOT) as started:
         try:
@@ -111,7 +111,7 @@ def kill(pid: int) -> None:
 
 @contextmanager
 def successor(directory: Path, settings: dict[str, Any], driver: Any = MySQLdb) -> Iterator[tuple[PoolGuard, Any]]:
-    """A guard that looks for what others have left."""
+    """A guard that searches for lists of dead processes."""
     pool = PooledDB(driver, maxconnections=2, **settings)
     guard = PoolGuard(pool)
     guard.connections.begin(str(directory))
@@ -139,7 +139,7 @@ def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 @pytest.mark.parametrize("how", ["the supervisor's", "a fresh start"])
-def test_a_successor_ends_what_its_killed_predecessor_has_left(
+def test_a_successor_kills_the_queries_of_its_killed_predecessor(
     tmp_path: Path, mariadb: dict[str, str], witness: Witness, how: str
 ) -> None:
     (tmp_path / "program.py").write_text(PROGRAM)
@@ -153,7 +153,7 @@ def test_a_successor_ends_what_its_killed_predecessor_has_left(
         foreign = stack.enter_context(closing(MySQLdb.connect(**connect_settings(mariadb))))
         stack.callback(lambda: witness.rows(f"KILL {foreign.thread_id()}"))
         foreign.query_sent = foreign.send_query(b"SELECT SLEEP(600), 'foreign'")
-        # One that is no child of it, and starts first.
+        # Not a child of the process, and started first.
         with frontend as server:
             sibling = stack.enter_context(
                 Frontend(("program.py", "--port={port}", "--deadline=600"), env=env, cwd=tmp_path)
@@ -169,12 +169,12 @@ def test_a_successor_ends_what_its_killed_predecessor_has_left(
             with pytest.raises(MySQLdb.OperationalError):
                 witness.rows(LOCK + " NOWAIT")
             if processes == "1":
-                # A copy must not pass for the process.
+                # A copy must not be taken for the process.
                 clients.append(ask_on_its_own(server.port, "/fork"))
                 wait_until(lambda: (tmp_path / "copy").exists() and clients[-1].recv(9) != b"", "there is a copy")
                 copy = int((tmp_path / "copy").read_text())
                 stack.callback(os.kill, copy, signal.SIGKILL)
-                # The sibling would do it too.
+                # Otherwise the sibling would do it too.
                 os.kill(sibling.process.pid, signal.SIGSTOP)
                 kill(pid)
                 assert [sql for sql in witness.running if "BENCHMARK" in sql] == [computes]
@@ -192,7 +192,7 @@ def test_a_successor_ends_what_its_killed_predecessor_has_left(
             for client in clients:
                 client.close()
             assert server.stop() == 0
-        # What ends by itself leaves no list.
+        # A process that ends by itself leaves no list.
         assert sibling.stop() == 0
         assert lists(tmp_path / f"threadbridge-{os.geteuid()}") == []
 
@@ -201,7 +201,7 @@ def test_a_successor_ends_what_its_killed_predecessor_has_left(
 
 
 @pytest.mark.parametrize("first", [[], ["SELECT RELEASE_ALL_LOCKS()"]], ids=["marked", "mark lost"])
-def test_what_is_ended_is_counted_and_nothing_else_is_touched(
+def test_killed_connections_are_counted_and_no_others_are_touched(
     tmp_path: Path, mariadb: dict[str, str], witness: Witness, caplog: pytest.LogCaptureFixture, first: list[str]
 ) -> None:
     settings = connect_settings(mariadb)
@@ -209,13 +209,13 @@ def test_what_is_ended_is_counted_and_nothing_else_is_touched(
     with (
         process(tmp_path, settings, *first, COMPUTE.format("dead")) as dead,
         process(tmp_path, settings, "SELECT SLEEP(600), 'living'") as living,
-        # Its pool connects in another way.
+        # Its pool connects in another way, so it does nothing.
         process(tmp_path, {**settings, "charset": "latin1"}, COMPUTE.format("another")) as other,
     ):
         number = witness.wait_for("MD5('dead')")
         witness.wait_for("'living'")
         witness.wait_for("MD5('another')")
-        # It would find it too.
+        # Otherwise this guard would find it too.
         os.kill(living, signal.SIGSTOP)
         files = lists(tmp_path)
         assert len(files) == 3
@@ -223,15 +223,15 @@ def test_what_is_ended_is_counted_and_nothing_else_is_touched(
             kill(pid)
         kills = witness.kills
         with successor(tmp_path, settings) as (guard, _):
-            wait_until(lambda: guard.stopper.killed == 1, "the database is told to end one")
+            wait_until(lambda: guard.stopper.killed == 1, "one is killed")
             wait_until(lambda: guard.stopper.running == 0, "it has ended")
             others = ["another", "living"]
             wait_until(lambda: sorted(sql.split("'")[1] for sql in witness.running) == others, "the others go on")
             assert (counters(guard), witness.kills - kills) == ((0, 0, 0, 1, 0), 1)
-            # Its own list is the third: until what it has found is ended, it may be killed too.
+            # Its own list is the third, as it may be killed before what it found has ended.
             remaining = lists(tmp_path)
             assert len(remaining) == 3 and len(set(files) & set(remaining)) == 2
-            guard.connections._look()
+            guard.connections._search()
             assert counters(guard) == (0, 0, 0, 1, 0)
             guard.leave()
             assert set(lists(tmp_path)) == set(files) & set(remaining)
@@ -256,7 +256,7 @@ def test_a_successor_that_is_killed_has_a_successor(tmp_path: Path, mariadb: dic
                 kill(second)
             with successor(tmp_path, settings) as (guard, _):
                 # The database is out of reach when it starts.
-                wait_until(lambda: guard.stopper.failures >= 1, "it cannot be asked")
+                wait_until(lambda: guard.stopper.failures >= 1, "the database cannot be reached")
                 assert len(witness.running) == 1
                 witness.connection.cursor().execute("SET PASSWORD = PASSWORD(%s)", (settings["password"],))
                 wait_until(lambda: guard.stopper.running == 0, "it has ended")
@@ -286,7 +286,7 @@ def test_connections_that_have_ended_are_not_counted(
 
 
 def test_a_function_of_the_applications_connects(tmp_path: Path, mariadb: dict[str, str], witness: Witness) -> None:
-    """Which driver it uses is known from the list, before anything has connected."""
+    """The list names the driver, so nothing need have connected before."""
     settings = connect_settings(mariadb)
     of_its_own = (
         "importlib.import_module(driver)",
@@ -299,7 +299,7 @@ def test_a_function_of_the_applications_connects(tmp_path: Path, mariadb: dict[s
             wait_until(lambda: witness.running == [], "it has ended")
 
 
-def test_the_list_is_as_long_as_there_are_connections_at_a_time(
+def test_the_list_is_as_long_as_the_most_connections_at_a_time(
     tmp_path: Path, mariadb: dict[str, str], witness: Witness
 ) -> None:
     with successor(tmp_path, connect_settings(mariadb)) as (guard, pool):
@@ -312,24 +312,24 @@ def test_the_list_is_as_long_as_there_are_connections_at_a_time(
         assert len(numbers) == 20
         [file] = lists(tmp_path)
         assert file.stat().st_size <= 4 * SLOT
-        # A list that somebody removes is made again.
+        # A list that was removed is created again.
         before = file.read_bytes()
         file.unlink()
-        guard.connections._look()
+        guard.connections._search()
         [again] = lists(tmp_path)
         assert again != file and again.read_bytes() == before
         guard.leave()
         assert lists(tmp_path) == []
 
 
-def test_after_a_full_disk_each_connection_has_a_place_of_its_own(
+def test_after_a_full_disk_each_connection_has_its_own_slot(
     tmp_path: Path, mariadb: dict[str, str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    # A log record would keep the error, and with it all that was at hand when it came.
+    # A log record would keep the exception alive, and with it the frames and their connections.
     caplog.set_level(logging.CRITICAL, "threadbridge")
     with successor(tmp_path, connect_settings(mariadb)) as (_, pool):
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-        # The list may be made, and name nothing.
+        # The list can be created, but no connection written to it.
         resource.setrlimit(resource.RLIMIT_FSIZE, (SLOT, limits[1]))
         try:
             with running(), closing(pool.connection()) as unlisted:
@@ -345,7 +345,7 @@ def test_after_a_full_disk_each_connection_has_a_place_of_its_own(
             assert {thread_id for thread_id, *_ in listed} == numbers
 
 
-def test_a_directory_that_cannot_be_used_is_said_and_harms_nothing(
+def test_an_unusable_directory_is_logged_and_harms_nothing(
     tmp_path: Path, mariadb: dict[str, str], caplog: pytest.LogCaptureFixture
 ) -> None:
     tmp_path.chmod(0o777)
@@ -356,15 +356,15 @@ def test_a_directory_that_cannot_be_used_is_said_and_harms_nothing(
     assert "other users may write there" in messages(caplog)[0]
 
 
-def test_a_list_that_cannot_be_read_is_said_and_removed(
+def test_an_unreadable_list_is_logged_and_removed(
     tmp_path: Path, mariadb: dict[str, str], caplog: pytest.LogCaptureFixture
 ) -> None:
     with successor(tmp_path, connect_settings(mariadb)) as (guard, _):
-        # The last was made and not written to.
+        # The last was created and not written to.
         for text in ("no list\n", '{"pid": 1, "driver": "MySQLdb"}\n[1]\n', ""):
-            # All of it appears at once, for the stopper's thread looks too.
+            # Renamed, so that it appears complete: the stopper's thread searches too.
             (tmp_path / "new").write_text(text)
             (tmp_path / "new").rename(tmp_path / f"{guard.connections._prefix}0")
-            guard.connections._look()
+            guard.connections._search()
             wait_until(lambda: lists(tmp_path) == [], "it is removed")
     assert ["cannot read a dead process" in message for message in messages(caplog)] == [True, True]

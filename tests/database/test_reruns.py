@@ -1,4 +1,4 @@
-"""No statement is run twice, and none outside its transaction; DBUtils alone does both."""
+"""No statement runs twice, and none outside its transaction; DBUtils alone does both."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def pool(mariadb: dict[str, str]) -> Iterator[Any]:
 
 @pytest.fixture
 def accounts(witness: Witness) -> Iterator[Callable[[], list[int]]]:
-    """Two accounts of 1,000 each; gives what is in them."""
+    """Two accounts of 1,000 each; returns their balances."""
     witness.rows("CREATE OR REPLACE TABLE accounts (id INT PRIMARY KEY, amount INT NOT NULL) ENGINE=InnoDB")
     witness.rows("INSERT INTO accounts VALUES (1, 1000), (2, 1000)")
     yield lambda: [amount for (amount,) in witness.rows("SELECT amount FROM accounts ORDER BY id")]
@@ -39,13 +39,13 @@ def accounts(witness: Witness) -> Iterator[Callable[[], list[int]]]:
 
 
 def move(cursor: Any, source: int, target: int) -> Iterator[None]:
-    """Moves 1 in two statements; stops between them."""
+    """Moves 1 in two statements, and pauses between them."""
     cursor.execute("UPDATE accounts SET amount = amount - 1 WHERE id = %s", (source,))
     yield
     cursor.execute("UPDATE accounts SET amount = amount + 1 WHERE id = %s", (target,))
 
 
-# Errors of a statement, by the way in which the database is brought to raise them.
+# Errors of a statement, by the way in which the test provokes them.
 STATEMENT_ERRORS = {
     "lock wait timeout": (1205, "CALL fails(1205)"),
     "deadlock": (1213, "CALL fails(1213)"),
@@ -101,10 +101,10 @@ def test_a_deadlock_costs_one_request_its_transaction_and_the_other_nothing(
 
 
 @pytest.mark.parametrize("how", ["KILL", "maxusage", "ping=2", "ping=4", "ping=7"])
-def test_a_lost_connection_takes_its_whole_transaction_with_it(
+def test_a_lost_connection_loses_its_whole_transaction(
     make_pool: Callable[..., Any], witness: Witness, accounts: Callable[[], list[int]], how: str
 ) -> None:
-    # DBUtils would go on with the second half on a new connection, and commit that.
+    # DBUtils would execute the second half on a new connection, and commit that.
     ping = int(how[5:]) if how.startswith("ping") else 1
     pool = make_pool(maxconnections=1, ping=ping, maxusage=2 if how == "maxusage" else None)
     PoolGuard(pool)
@@ -131,7 +131,7 @@ def test_statements_fail_until_the_end_of_a_transaction_that_was_lost(
         cursor = connection.cursor()
         for _ in move(cursor, 1, 2):
             witness.rows(f"KILL {one(connection, 'SELECT CONNECTION_ID()')}")
-            # An application that overlooks the error must not commit the second half.
+            # An application that ignores the error must not commit the second half.
             for _ in range(2):
                 with pytest.raises(MySQLdb.OperationalError):
                     cursor.execute("SELECT 1")
@@ -146,7 +146,7 @@ def test_statements_fail_until_the_end_of_a_transaction_that_was_lost(
 def test_a_commit_that_was_lost_does_not_succeed_the_second_time(
     make_pool: Callable[..., Any], witness: Witness, accounts: Callable[[], list[int]]
 ) -> None:
-    # DBUtils would commit on a new connection, where there is nothing to commit.
+    # DBUtils would commit on a new connection, which has nothing to commit.
     pool = make_pool(maxconnections=1)
     PoolGuard(pool)
     with running() as request, closing(pool.connection()) as connection:
@@ -183,7 +183,7 @@ def test_a_connection_that_was_lost_at_its_commit_is_replaced_when_it_comes_back
     assert witness.notes == ["kept"]
 
 
-def test_connections_are_replaced_after_as_many_statements_as_the_pool_says(make_pool: Callable[..., Any]) -> None:
+def test_connections_are_replaced_after_maxusage_statements(make_pool: Callable[..., Any]) -> None:
     pool = make_pool(maxconnections=1, maxusage=3)
     PoolGuard(pool)
     numbers = []
@@ -193,7 +193,7 @@ def test_connections_are_replaced_after_as_many_statements_as_the_pool_says(make
     assert len(set(numbers[:3])) == len(set(numbers[3:])) == 1 and len(set(numbers)) == 2
 
 
-# What is run again, on a new connection, when the old one was lost before it.
+# What runs again on a new connection, when the old one was lost.
 REPEATED = {
     "a plain query": ((), "SELECT COUNT(*) FROM accounts WHERE id IN (1, 2)", True),
     "quoted names": ((), "SELECT COUNT(`id`) FROM `accounts` WHERE `id` IN (1, 2) AND 'a -- b' <> '('", True),
@@ -262,7 +262,7 @@ def test_each_repetition_is_logged(
     assert len(caplog.messages) == 1 and "is run again" in caplog.messages[0]
 
 
-def test_nothing_is_run_again_where_that_is_not_wanted(make_pool: Callable[..., Any], witness: Witness) -> None:
+def test_nothing_is_run_again_if_reruns_are_off(make_pool: Callable[..., Any], witness: Witness) -> None:
     pool = make_pool(maxconnections=1)
     guard = PoolGuard(pool, rerun="never")
     with running(), closing(pool.connection()) as connection:
@@ -297,7 +297,7 @@ def test_a_connection_that_was_lost_in_the_pool_is_replaced_when_it_is_handed_ou
     assert witness.notes == ["written"] * 3
 
 
-# A server that answers and cannot work.
+# A server that answers but cannot do its work.
 
 READ_ONLY = "The MariaDB server is running with the --read-only option so it cannot execute this statement"
 
@@ -313,7 +313,7 @@ READ_ONLY = "The MariaDB server is running with the --read-only option so it can
         (1290, READ_ONLY.replace("read-only", "secure-file-priv"), False),
     ],
 )
-def test_a_server_that_cannot_work_is_an_outage_and_its_connection_is_let_go(
+def test_a_server_that_cannot_work_is_an_outage_and_its_connection_is_closed(
     make_pool: Callable[..., Any], witness: Witness, number: int, text: str, is_outage: bool
 ) -> None:
     witness.rows(
@@ -328,7 +328,7 @@ def test_a_server_that_cannot_work_is_an_outage_and_its_connection_is_let_go(
         cursor.execute("INSERT INTO notes VALUES ('not lost')")
         with pytest.raises(MySQLdb.OperationalError) as raised:
             cursor.execute("UPDATE notes SET note = cannot(%s, %s)", (number, text))
-        # The transaction is as it was, as far as the connection is concerned: it was not lost.
+        # The connection was not lost, so neither was the transaction.
         assert (one(connection, "SELECT CONNECTION_ID()"), request.statements.outcome) == (before, "open")
         assert not guard.may_repeat(raised.value, "SELECT 1")
     assert raised.value.args == (number, text)
@@ -339,7 +339,7 @@ def test_a_server_that_cannot_work_is_an_outage_and_its_connection_is_let_go(
         assert (one(connection, "SELECT CONNECTION_ID()") != before) == is_outage
 
 
-def test_what_a_failed_commit_has_committed_is_not_known(make_pool: Callable[..., Any]) -> None:
+def test_the_outcome_of_a_failed_commit_is_unknown(make_pool: Callable[..., Any]) -> None:
     pool = make_pool()
     PoolGuard(pool)
     with running() as request, closing(pool.connection()) as connection, closing(connection.cursor()) as cursor:

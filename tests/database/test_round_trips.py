@@ -1,4 +1,4 @@
-"""A connection's way out of the pool and back: nothing is asked that is known, and nothing is lost by that."""
+"""A connection's way out of the pool and back: no needless round trips, and no harm from saving them."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from threadbridge.database.pool import PoolGuard
 
 
 class Requests:
-    """Requests, one after the other, to an application with a pool of one connection."""
+    """Sequential requests to an application with a pool of one connection."""
 
     def __init__(self, mariadb: dict[str, str], **parameters: Any) -> None:
         self.pool = PooledDB(MySQLdb, maxconnections=1, **{**connect_settings(mariadb), **parameters})
         self.guard = PoolGuard(self.pool)
 
     def serve(self, use: Callable[[Any], Any]) -> Any:
-        """What the function gives, called with a connection in a request."""
+        """Call the function with a connection, in a request, and return its result."""
         request = RunningRequest("test", None)
         request.enter()
         try:
@@ -77,12 +77,12 @@ def test_a_connection_used_just_now_is_not_pinged(
     before = counter(witness, "Com_admin_commands"), counter(witness, "Com_rollback")
     numbers |= {requests.serve(NUMBER) for _ in range(5)}
     assert len(numbers) == 1
-    # Each is rolled back all the same: a snapshot belongs to one request.
+    # Each is rolled back all the same, as a snapshot belongs to one request.
     after = counter(witness, "Com_admin_commands"), counter(witness, "Com_rollback")
     assert (after[0] - before[0], after[1] - before[1]) == (pings, 5)
 
 
-def test_a_check_of_the_applications_own_is_always_made(make: Callable[..., Requests]) -> None:
+def test_the_applications_own_ping_is_always_called(make: Callable[..., Requests]) -> None:
     checked: list[Any] = []
     requests = make(ping=checked.append)
     for _ in range(3):
@@ -103,7 +103,7 @@ def raw(connection: Any) -> Any:
     return cursor.fetchone()
 
 
-# Without its checks DBUtils would hand such a connection out, and only replace it for a statement.
+# Without its pings, DBUtils would hand out such a connection, and replace it only for a statement.
 @pytest.mark.parametrize(("use", "ping"), [(NUMBER, 0), (NUMBER, 1), (begin, 1), (raw, 1)])
 def test_a_connection_that_was_killed_between_two_requests_is_replaced_unnoticed(
     make: Callable[..., Requests], witness: Witness, use: Callable[[Any], Any], ping: int
@@ -118,7 +118,7 @@ def test_a_connection_that_was_killed_between_two_requests_is_replaced_unnoticed
     assert requests.pool._connections == 0
 
 
-def test_a_rollback_that_did_not_succeed_leads_to_another_connection(
+def test_a_connection_whose_rollback_failed_is_replaced(
     make: Callable[..., Requests], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(session: MySQLSession) -> None:
@@ -161,7 +161,7 @@ def test_no_lock_outlives_the_hand_back(make: Callable[..., Requests], witness: 
 
 
 @pytest.mark.parametrize("begun_by", ["begin()", "BEGIN", "START TRANSACTION", "SET autocommit=0"])
-def test_what_was_begun_in_spite_of_autocommit_is_rolled_back(
+def test_a_transaction_begun_in_spite_of_autocommit_is_rolled_back(
     make: Callable[..., Requests], witness: Witness, begun_by: str
 ) -> None:
     requests = make(autocommit=True)
@@ -179,7 +179,7 @@ def test_what_was_begun_in_spite_of_autocommit_is_rolled_back(
     assert witness.notes == []
 
 
-def test_a_connection_is_still_known_after_statements_that_failed_like_broken_ones(
+def test_a_connection_is_still_known_after_errors_that_look_like_a_lost_one(
     make: Callable[..., Requests], witness: Witness, caplog: pytest.LogCaptureFixture
 ) -> None:
     witness.rows("CREATE OR REPLACE PROCEDURE times_out() SIGNAL SQLSTATE 'HY000' SET MYSQL_ERRNO = 1205")
@@ -187,25 +187,25 @@ def test_a_connection_is_still_known_after_statements_that_failed_like_broken_on
 
     def use(connection: Any) -> Any:
         for _ in range(3):
-            # DBUtils makes another connection, tries the statement there too, and lets it go again.
+            # DBUtils makes another connection, tries the statement there too, and closes it again.
             with closing(connection.cursor()) as cursor, pytest.raises(MySQLdb.OperationalError):
                 cursor.execute("CALL times_out()")
         [number] = NUMBER(connection)
         assert connection.number == number
         kills = witness.kills
-        connection.stop()
+        connection.stop_query()
         return witness.kills - kills
 
     assert requests.serve(use) >= 1
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
-def test_a_cursor_outlives_its_connection_as_ever(make: Callable[..., Requests]) -> None:
+def test_a_cursor_may_outlive_its_connection(make: Callable[..., Requests]) -> None:
     requests = make()
     request = RunningRequest("test", None)
     request.enter()
     for number in range(3):
-        # Nobody keeps the connection, so that it is back in the pool at once.
+        # Nothing refers to the connection, so it is back in the pool at once.
         cursor = requests.pool.connection().cursor()
         assert requests.pool._connections == 0
         for _ in range(2):

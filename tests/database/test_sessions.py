@@ -26,7 +26,7 @@ def other_character_set(connection: Any) -> None:
     connection.dbapi_connection.set_character_set("latin1")
 
 
-# What a request does, and a query that shows whether another finds it.
+# What a request does, and a query that shows whether another request sees it.
 LEFT_BEHIND: dict[str, tuple[str | Callable[[Any], None], str]] = {
     "a variable": ("SET @left = 1", "SELECT @left"),
     "a variable, set in a query": ("SELECT @left := 1", "SELECT @left"),
@@ -90,7 +90,7 @@ def test_what_a_request_leaves_on_a_connection(
         assert (found == clean) == (resets or name == "table locks"), (found, clean)
         assert (connection.number == number) == (not resets)
     if resets:
-        # Would wait for a lock that is left.
+        # This would wait for a lock that was not released.
         witness.rows("SELECT COUNT(*) FROM notes")
 
 
@@ -120,7 +120,7 @@ def test_where_a_string_ends_depends_on_the_servers_settings(make_pool: Callable
         "DROP TABLE IF EXISTS made_and_dropped",
     ],
 )
-def test_a_connection_whose_session_is_as_it_was_stays(
+def test_a_connection_whose_session_is_unchanged_is_reused(
     make_pool: Callable[..., Any], witness: Witness, sql: str
 ) -> None:
     pool = make_pool(maxconnections=1)
@@ -134,7 +134,7 @@ def test_a_connection_whose_session_is_as_it_was_stays(
     assert len(numbers) == 1
 
 
-def test_effects_that_are_in_doubt_count() -> None:
+def test_doubtful_statements_count_as_changes() -> None:
     for sql in (b"", b"unknown", b"/*!40101 SET NAMES utf8 */", b"INSERT INTO t VALUES (1); SET @a = 1", b"DO 1"):
         assert not only_reads(sql) and may_change_session(sql) and not can_be_repeated(sql), sql
     for sql in (b"SELECT f(1)", b"SELECT a FROM t WHERE b IN (1) AND unknown_function (2)", b"SELECT /* f(1) */ 1"):

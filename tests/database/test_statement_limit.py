@@ -1,4 +1,4 @@
-"""The database itself limits how long statements, and locks without statements, may take: also without the frontend."""
+"""The database itself limits how long statements, and idle transactions with locks, may last, without the frontend."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def limits_of(pool: Any) -> str:
         return str(one(connection, LIMITS))
 
 
-def test_a_statement_beyond_the_limit_fails_once_on_a_connection_that_is_in_order(
+def test_a_statement_at_the_limit_fails_once_and_its_connection_stays_intact(
     make: Callable[..., Any], witness: Witness
 ) -> None:
     pool = make(0.3)
@@ -63,14 +63,14 @@ def test_a_statement_beyond_the_limit_fails_once_on_a_connection_that_is_in_orde
         (210.0, {"init_command": "SET idle_transaction_timeout = 9"}, "210.000000 9"),
     ],
 )
-def test_what_the_application_has_chosen_stays(
+def test_the_applications_own_limit_is_not_changed(
     make: Callable[..., Any], limit: float, parameters: dict[str, Any], expected: str
 ) -> None:
     assert limits_of(make(limit, **parameters)) == expected
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="the server lets root in as its administrator")
-def test_no_limit_is_a_choice_of_the_operators_too(make: Callable[..., Any], mariadb: dict[str, str]) -> None:
+def test_the_operator_may_choose_no_limit(make: Callable[..., Any], mariadb: dict[str, str]) -> None:
     root = MySQLdb.connect(unix_socket=mariadb["MYSQL_UNIX_SOCKET"], user="root")
     cursor = root.cursor()
     cursor.execute("SET GLOBAL max_statement_time = 500")
@@ -86,7 +86,7 @@ def test_no_limit_is_a_choice_of_the_operators_too(make: Callable[..., Any], mar
 def test_rows_that_are_fetched_slowly_have_no_limit(make: Callable[..., Any], kind: type) -> None:
     pool = make(0.3)
     with running(), closing(pool.connection()) as connection, closing(connection.cursor(kind)) as cursor:
-        # One second and more, before the first row and between rows.
+        # More than a second, before the first row and between rows.
         cursor.execute(" \n SELECT SLEEP(0.3), REPEAT('x', 70000) AS x FROM seq_1_to_5")
         assert len(cursor.fetchall()) == 5
         # The next is limited again.
@@ -97,9 +97,7 @@ def test_rows_that_are_fetched_slowly_have_no_limit(make: Callable[..., Any], ki
         assert [list(row.values() if isinstance(row, dict) else row) for row in cursor] == [["y"]]
 
 
-def test_a_transaction_that_nobody_goes_on_with_lets_go_of_its_locks(
-    make: Callable[..., Any], witness: Witness
-) -> None:
+def test_a_transaction_that_is_not_continued_releases_its_locks(make: Callable[..., Any], witness: Witness) -> None:
     witness.rows("INSERT INTO notes VALUES ('locked')")
     pool = make(1.0)
     with running(), closing(pool.connection()) as connection:

@@ -1,4 +1,4 @@
-"""What a request asks of the database is kept with it, and the database can be told which request asks."""
+"""The statements of a request are recorded, and can name the request to the database."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from tests.support.requests_in_threads import in_request, running
 from threadbridge import current
 from threadbridge.crossing.current import RunningRequest
 from threadbridge.database.pool import PoolGuard
-from threadbridge.sql.statements import KEPT, KEPT_TEXT
+from threadbridge.sql.statements import MAX_LATEST, MAX_TEXT
 
 CHANGE = "INSERT INTO notes VALUES ('changed')"
 
 
 @pytest.fixture
 def request_of(mariadb: dict[str, str]) -> Iterator[Callable[..., RunningRequest]]:
-    """Has a function use a cursor in a request; gives the request, at its end."""
+    """Makes a function use a cursor in a request; returns the request when it has ended."""
     guards: list[PoolGuard] = []
 
     def run(use: Callable[[Any], object], request_id: str = "7f-00002a", **parameters: Any) -> RunningRequest:
@@ -47,7 +47,7 @@ def request_of(mariadb: dict[str, str]) -> Iterator[Callable[..., RunningRequest
         guard.close()
 
 
-def test_statements_are_kept_in_order(request_of: Callable[..., RunningRequest], witness: Witness) -> None:
+def test_statements_are_recorded_in_order(request_of: Callable[..., RunningRequest], witness: Witness) -> None:
     witness.rows("CREATE OR REPLACE PROCEDURE gives_two() SELECT 1 UNION SELECT 2")
     numbers: list[int] = []
 
@@ -75,7 +75,7 @@ def test_statements_are_kept_in_order(request_of: Callable[..., RunningRequest],
     assert statements.seconds == pytest.approx(sum(each.ended - each.started for each in statements.latest))
 
 
-def test_a_statement_is_seen_while_it_runs(mariadb: dict[str, str], witness: Witness) -> None:
+def test_a_statement_is_recorded_while_it_runs(mariadb: dict[str, str], witness: Witness) -> None:
     pool = PooledDB(MySQLdb, maxconnections=1, **connect_settings(mariadb))
 
     def application(environ: Any, start_response: Any) -> list[bytes]:
@@ -93,19 +93,21 @@ def test_a_statement_is_seen_while_it_runs(mariadb: dict[str, str], witness: Wit
     pool.close()
 
 
-def test_what_is_kept_of_a_request_is_bounded(request_of: Callable[..., RunningRequest]) -> None:
+def test_the_record_of_a_request_is_bounded(request_of: Callable[..., RunningRequest]) -> None:
     def use(cursor: Any) -> None:
-        for number in range(KEPT + 10):
-            cursor.execute(f"SELECT {number}, '{'x' * 2 * KEPT_TEXT}'")
+        for number in range(MAX_LATEST + 10):
+            cursor.execute(f"SELECT {number}, '{'x' * 2 * MAX_TEXT}'")
 
     statements = request_of(use).statements
-    assert statements.count == KEPT + 10
-    assert [each.sql[:10] for each in statements.latest] == [f"SELECT {number}," for number in range(10, KEPT + 10)]
-    assert {len(each.sql) for each in statements.latest} == {KEPT_TEXT}
+    assert statements.count == MAX_LATEST + 10
+    assert [each.sql[:10] for each in statements.latest] == [
+        f"SELECT {number}," for number in range(10, MAX_LATEST + 10)
+    ]
+    assert {len(each.sql) for each in statements.latest} == {MAX_TEXT}
 
 
 @pytest.mark.parametrize("kind", [SSCursor, DictCursor])
-def test_other_cursors_of_the_driver_work_as_ever(mariadb: dict[str, str], kind: Any) -> None:
+def test_other_cursors_of_the_driver_work(mariadb: dict[str, str], kind: Any) -> None:
     pool = PooledDB(MySQLdb, maxconnections=1, cursorclass=kind, **connect_settings(mariadb))
     guard = PoolGuard(pool, tags_queries=True)
     request = RunningRequest("test", None)
@@ -114,7 +116,7 @@ def test_other_cursors_of_the_driver_work_as_ever(mariadb: dict[str, str], kind:
         cursor.execute("SELECT 1 AS one UNION SELECT 2")
         assert len(cursor.fetchall()) == 2
     request.leave()
-    # Only the driver knows how many rows are still to come.
+    # Only the driver knows how many rows are still to be fetched.
     assert [each.rows for each in request.statements.latest] == [-1 if kind is SSCursor else 2]
     guard.close()
     pool.close()
@@ -136,14 +138,14 @@ def test_the_databases_process_list_names_the_request(mariadb: dict[str, str], w
     with BridgeThread(application, pool=pool, tag_queries=True) as server:
         client = server.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         witness.wait_for("SLEEP(20)")
-        # Beside it the connection is made by which it can be stopped.
+        # Meanwhile, the control connection is made.
         wait_until(lambda: witness.running == [f"/* {ids[0]} */ SELECT SLEEP(20)"], "it runs alone")
         client.close()
     pool.close()
 
 
 def current_statement(cursor: Any) -> str:
-    """The text of the statement by which this is asked, as the database has it."""
+    """The text of this very statement, as the database has it."""
     cursor.execute("SELECT info, %s, '100%%' FROM information_schema.processlist WHERE id = CONNECTION_ID()", (1,))
     return str(cursor.fetchone()[0])
 
@@ -163,7 +165,7 @@ def test_statements_without_a_request_are_not_tagged(mariadb: dict[str, str]) ->
     pool.close()
 
 
-def test_a_tag_leaves_statements_what_they_are(
+def test_a_tag_does_not_change_what_a_statement_is(
     mariadb: dict[str, str], request_of: Callable[..., RunningRequest], witness: Witness
 ) -> None:
     witness.rows("CREATE OR REPLACE PROCEDURE gives(value INT) SELECT value")
@@ -188,7 +190,7 @@ def test_a_tag_leaves_statements_what_they_are(
     assert witness.notes == ["a", "b", "c"]
 
 
-# What a request does, statement by statement and by methods of the connection, and what becomes of it.
+# What a request does, by statements and by methods of the connection, and the outcome.
 OUTCOMES: dict[str, tuple[tuple[str, ...], str]] = {
     "nothing": ((), "none"),
     "queries": (("SELECT 1", "SELECT note FROM notes FOR UPDATE", "commit"), "none"),
@@ -209,9 +211,7 @@ OUTCOMES: dict[str, tuple[tuple[str, ...], str]] = {
 
 
 @pytest.mark.parametrize("name", OUTCOMES)
-def test_what_has_become_of_a_requests_changes_is_known(
-    make_pool: Callable[..., Any], witness: Witness, name: str
-) -> None:
+def test_the_outcome_of_a_requests_changes_is_known(make_pool: Callable[..., Any], witness: Witness, name: str) -> None:
     steps, outcome = OUTCOMES[name]
     pool = make_pool(maxconnections=1)
     PoolGuard(pool)
@@ -226,11 +226,11 @@ def test_what_has_become_of_a_requests_changes_is_known(
                 else:
                     getattr(connection, step)()
         assert request.statements.outcome == outcome
-    # What was open has been rolled back with the connection.
+    # The open transaction has been rolled back with the connection.
     assert request.statements.outcome == {"open": "rolled back"}.get(outcome, outcome)
 
 
-def test_a_change_that_still_runs_is_open(make_pool: Callable[..., Any], witness: Witness) -> None:
+def test_a_change_that_is_still_running_is_open(make_pool: Callable[..., Any], witness: Witness) -> None:
     pool = make_pool(maxconnections=1)
     PoolGuard(pool)
     request, worker = in_request(lambda: query(pool, "INSERT INTO notes SELECT GET_LOCK('held by the witness', 20)"))

@@ -1,4 +1,4 @@
-"""``--check``: each thing that it can find, but in the database, is brought about in a real process."""
+"""``--check``: provokes each of its findings, except those about the database, in a real process."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_all_is_well(mariadb: dict[str, str]) -> None:
     assert "a test query was stopped, " in report.message("stopping queries")
 
 
-def test_people_read_settings_then_findings_then_a_sum(mariadb: dict[str, str], tmp_path: Path) -> None:
+def test_the_text_report_has_settings_then_findings_then_a_total(mariadb: dict[str, str], tmp_path: Path) -> None:
     ended = run_check(["run.py", f"--log_file_prefix={tmp_path}/no/a.log"], mariadb)
     assert (ended.returncode, ended.stderr) == (2, "")
     settings, findings, sum_ = ended.stdout.split("\n\n")
@@ -72,13 +72,13 @@ def test_bodies_that_no_client_could_upload(mariadb: dict[str, str]) -> None:
     assert check(mariadb, "--max_body_size=100M", "--spool_size=400M").bad == {}
 
 
-def test_nobody_may_wait(mariadb: dict[str, str]) -> None:
+def test_no_request_may_wait(mariadb: dict[str, str]) -> None:
     report = check(mariadb, "--queue=0")
     assert (report.bad, report.status) == ({"queues": "warning"}, 1)
     assert "no queue in lane quick, pool" in report.message("queues")
 
 
-def test_waiting_may_take_all_the_time_there_is(mariadb: dict[str, str]) -> None:
+def test_waiting_may_take_the_whole_deadline(mariadb: dict[str, str]) -> None:
     report = check(mariadb, "--queue_timeout=20", "--deadline=20")
     assert report.bad == {"queues": "warning"}
     assert "may wait 20 s for a thread, but its deadline is after 20 s" in report.message("queues")
@@ -87,7 +87,7 @@ def test_waiting_may_take_all_the_time_there_is(mariadb: dict[str, str]) -> None
 
 @pytest.mark.parametrize(("limit", "level"), [(60, "error"), (500, "warning"), (1073, "warning"), (1074, "ok")])
 def test_too_few_files_may_be_open(mariadb: dict[str, str], limit: int, level: str) -> None:
-    # 14 threads, 10 connections, 50 of its own, and 2 times 500 that wait.
+    # 14 threads, 10 connections, 50 of its own, and 2 times 500 waiting requests.
     report = check(mariadb, "--queue=500", limits=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit)))
     assert report.level("open files") == level
     assert f"the process may open {limit}" in report.message("open files")
@@ -101,11 +101,11 @@ def test_temporary_files_cannot_be_made(mariadb: dict[str, str]) -> None:
 
 
 def without_superpowers() -> Sequence[str]:
-    """What makes of root somebody for whom permissions count."""
+    """The command that runs as root, but subject to file permissions."""
     return ("setpriv", "--bounding-set=-dac_override,-dac_read_search") if os.geteuid() == 0 else ()
 
 
-def test_log_directory_may_not_be_written(mariadb: dict[str, str], tmp_path: Path) -> None:
+def test_log_directory_is_not_writable(mariadb: dict[str, str], tmp_path: Path) -> None:
     log = tmp_path / "logs" / "app.log"
     log.parent.mkdir()
     assert check(mariadb, f"--log_file_prefix={log}").bad == {}
@@ -117,7 +117,7 @@ def test_log_directory_may_not_be_written(mariadb: dict[str, str], tmp_path: Pat
     assert f"as user id {os.geteuid()}" in report.message("log directory")
 
 
-def test_log_file_may_be_written_but_not_rotated(mariadb: dict[str, str], tmp_path: Path) -> None:
+def test_log_file_is_writable_but_cannot_be_rotated(mariadb: dict[str, str], tmp_path: Path) -> None:
     log = tmp_path / "logs" / "app.log"
     log.parent.mkdir()
     log.write_text("before\n")
@@ -128,7 +128,7 @@ def test_log_file_may_be_written_but_not_rotated(mariadb: dict[str, str], tmp_pa
     assert log.read_text() == "before\n"
 
 
-def test_log_file_belongs_to_somebody_else(mariadb: dict[str, str], tmp_path: Path) -> None:
+def test_log_file_belongs_to_another_user(mariadb: dict[str, str], tmp_path: Path) -> None:
     log = tmp_path / "app.log"
     log.write_text("before\n")
     log.chmod(0o400)
@@ -137,7 +137,7 @@ def test_log_file_belongs_to_somebody_else(mariadb: dict[str, str], tmp_path: Pa
     assert "Permission denied" in report.message("log file")
 
 
-def test_directory_of_the_unix_socket_is_no_directory(mariadb: dict[str, str], tmp_path: Path) -> None:
+def test_directory_of_the_unix_socket_is_not_a_directory(mariadb: dict[str, str], tmp_path: Path) -> None:
     assert check(mariadb, f"--unix_socket={tmp_path}/a.sock").bad == {}
     (tmp_path / "file").touch()
     report = check(mariadb, f"--unix_socket={tmp_path}/file/a.sock")
@@ -213,7 +213,7 @@ def test_the_script_checks_what_it_starts(mariadb: dict[str, str]) -> None:
         assert installation.run("check", status=2) == ("start.sh: nothing is set up yet; run scripts/start.sh first\n")
         installation.env.update(mariadb)
         shutil.copytree(ROOT / "nginx", installation.directory / "nginx")
-        # Of the files that may be open the script takes all there are.
+        # The script raises the limit of open files as far as it may.
         allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (500, most))
         try:

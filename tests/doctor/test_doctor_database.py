@@ -1,4 +1,4 @@
-"""``--check``: each thing that it can find about a database is brought about, on a real one."""
+"""``--check``: provokes each of its findings about a database, on a real one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ADMINISTRATOR = {"user": "administrator", "password": "not a secret"}
 LIMITED = {"MYSQL_USER": "limited", "MYSQL_PASSWORD_FILE": "", "MYSQL_PASSWORD": "limited-password"}
 
 
-# Pools that lead to a database in their own ways.
+# Pools that connect to a database in different ways.
 POOLS = (
     SITE
     + """
@@ -59,7 +59,7 @@ balanced = PooledDB(connect, maxconnections=2, **settings)
 
 
 def check_pool(directory: Path, env: dict[str, str], name: str, *arguments: str) -> Report:
-    """What the doctor says of one of the pools in `POOLS`."""
+    """The doctor's report on one of the pools in `POOLS`."""
     (directory / "site_app.py").write_text(POOLS)
     command = ["-m", "threadbridge", "site_app:app", f"--pool=site_app:{name}", "--json", *arguments]
     return Report(run_check(command, env, cwd=directory))
@@ -67,7 +67,7 @@ def check_pool(directory: Path, env: dict[str, str], name: str, *arguments: str)
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[dict[str, str]]:
-    """A server with two more users: one that may do all, and one that may have one connection."""
+    """A server with two more users: one with all privileges, and one limited to one connection."""
     with private_mariadb() as made:
         directory = Path(made["MYSQL_UNIX_SOCKET"]).parent
         subprocess.run([MARIADB_SCRIPT, "stop", directory], check=True)
@@ -98,7 +98,7 @@ def administrator(server: dict[str, str]) -> Any:
 
 @contextmanager
 def changed(server: dict[str, str], variable: str, value: int | str) -> Iterator[None]:
-    """The server's variable has this value inside the block."""
+    """Sets a variable of the server inside the block."""
     with closing(administrator(server)) as connection, closing(connection.cursor()) as cursor:
         cursor.execute(f"SELECT @@GLOBAL.{variable}")
         [before] = cursor.fetchone()
@@ -125,7 +125,7 @@ def test_database_allows_too_few_connections(server: dict[str, str]) -> None:
     assert "raise max_connections on the server by 1 or more" in report.advice("connections")
 
 
-def test_connections_of_the_frontends_themselves_are_counted_once(server: dict[str, str]) -> None:
+def test_the_frontends_own_connections_are_counted_once(server: dict[str, str]) -> None:
     with (
         changed(server, "max_connections", 24),
         closing(MySQLdb.connect(**connect_settings(server))),
@@ -173,7 +173,7 @@ def test_clocks_differ(mariadb: dict[str, str], tmp_path: Path, pool: str, how: 
     assert report.bad == {"clock": "warning"}
     message = re.fullmatch(r"the database's clock is (\d+) s (.+) this machine's", report.message("clock"))
     assert message is not None
-    # The pool's clock stands still while it is looked at.
+    # The clock of the pool's database stands still meanwhile.
     assert 3580 < int(message[1]) < 3620
     assert message[2] == how
 
@@ -198,7 +198,7 @@ def test_database_is_down(server: dict[str, str]) -> None:
     assert "whether the server runs" in report.advice("database")
 
 
-def test_database_says_nothing(mariadb: dict[str, str]) -> None:
+def test_database_does_not_answer(mariadb: dict[str, str]) -> None:
     with line_to(mariadb["MYSQL_UNIX_SOCKET"]) as line:
         line.swallow()
         begun = time.monotonic()

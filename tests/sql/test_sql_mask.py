@@ -1,4 +1,4 @@
-"""No value that stands in a statement's text is left in the masked one; all else is."""
+"""Masking removes each value from a statement's text, and nothing else."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from threadbridge.sql.mask import masked
         ("VALUES (%s, %(name)s, ?, :name)", "VALUES (%s, %(name)s, ?, :name)"),
         ("SELECT 1 -- of 'bob'\nFROM t /* who is 7 */ WHERE b = 2", "SELECT ?  \nFROM t   WHERE b = ?"),
         (r"('a\\', 'b')", "(?, ?)"),
-        # From here on two databases read it differently.
+        # From here on, two databases read it differently.
         (r"(1, 'O\'Brien', 'secret')", "(?, ?"),
         (r"('a\', 'secret', \'')", "(?"),
         ("(1, $$it's$$, 'secret')", "(?, ?"),
@@ -43,5 +43,5 @@ VALUES = st.sampled_from(
 
 
 @given(st.lists(WORDS | VALUES))
-def test_no_string_is_left_whatever_stands_around_it(parts: list[str]) -> None:
+def test_strings_are_masked_whatever_surrounds_them(parts: list[str]) -> None:
     assert SECRET not in masked(" ".join(parts))

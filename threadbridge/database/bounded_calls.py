@@ -1,4 +1,4 @@
-"""Calls that may never return: each in a thread of its own, which is left behind when it takes too long."""
+"""Calls that may never return: each runs in a thread of its own, which is abandoned if it takes too long."""
 
 from __future__ import annotations
 
@@ -9,38 +9,38 @@ from typing import TypeVar
 from threadbridge.common.threads import NOT_STARTED
 from threadbridge.database.driver import StopFailed
 
-# Threads that may be left behind at a time. Each has perhaps a connection, and memory.
-MOST_LEFT_BEHIND = 4
+# Abandoned threads that may be running at a time; each uses memory, and perhaps a connection.
+MAX_ABANDONED = 4
 
 _thread = threading.local()
 _Result = TypeVar("_Result")
 
 
 class NoAnswer(StopFailed):
-    """A call that was left behind, for it took too long."""
+    """A call took too long and was abandoned."""
 
 
 class BoundedCalls:
-    """Calls functions with a limit on the time that the caller waits. For one thread at a time.
+    """Calls functions and waits a limited time for each. For one thread, which owns all state.
 
-    :param timeout: seconds until a call is left behind.
+    :param timeout: seconds until a call is abandoned.
 
-    A driver's own timeouts are not enough: a function of the application's that connects may have none.
+    The driver's own timeouts are not enough: the application's function for connecting may have none.
     """
 
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout
-        self._left_behind: list[threading.Thread] = []
+        self._abandoned: list[threading.Thread] = []
 
     def call(self, function: Callable[[], _Result]) -> _Result:
-        """What the function gives.
+        """Call the function and return its result.
 
-        Raises `NoAnswer` when it takes too long; `StopFailed` when it raises anything, when too many are left behind,
-        and when no thread can be started.
+        Raises `NoAnswer` if it takes too long; `StopFailed` if it raises anything, if too many calls are abandoned, or
+        if no thread can be started.
         """
-        self._left_behind = [thread for thread in self._left_behind if thread.is_alive()]
-        if len(self._left_behind) >= MOST_LEFT_BEHIND:
-            raise StopFailed(f"{MOST_LEFT_BEHIND} earlier attempts have not returned")
+        self._abandoned = [thread for thread in self._abandoned if thread.is_alive()]
+        if len(self._abandoned) >= MAX_ABANDONED:
+            raise StopFailed(f"{MAX_ABANDONED} earlier attempts have not returned")
         results: list[_Result] = []
         errors: list[StopFailed] = []
         done = threading.Event()
@@ -51,7 +51,7 @@ class BoundedCalls:
                 results.append(function())
             except StopFailed as error:
                 errors.append(error)
-            except BaseException as error:  # noqa: BLE001 - whatever a function of the application's raises
+            except BaseException as error:  # noqa: BLE001 - whatever the application's function raises
                 errors.append(StopFailed(repr(error)))
             done.set()
 
@@ -61,7 +61,7 @@ class BoundedCalls:
         except NOT_STARTED as error:
             raise StopFailed(f"no thread for it: {error}") from error
         if not done.wait(self._timeout):
-            self._left_behind.append(thread)
+            self._abandoned.append(thread)
             raise NoAnswer(f"no answer within {self._timeout:g} s")
         if errors:
             raise errors[0]
@@ -69,6 +69,6 @@ class BoundedCalls:
 
 
 def is_bounded_call() -> bool:
-    """Whether this thread makes such a call. Any thread."""
+    """Whether the caller runs in a bounded call. Any thread."""
     calling: bool = getattr(_thread, "is_calling", False)
     return calling

@@ -1,4 +1,4 @@
-"""What the pool guard must know of a kind of database."""
+"""What the pool guard needs to know about a kind of database."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from threadbridge.sql.transaction import Effect
 class ConnectionSettings:
     """How the pool makes its connections: ``connect(*args, **kwargs)``.
 
-    A driver's own function takes timeouts, too; one of the application's need not.
-
+    :param takes_timeouts: whether ``connect`` is the driver's own, which takes timeouts; the application's may not.
     :param statement_limit: seconds that a statement on a connection of the pool may take; 0 for no limit.
     """
 
@@ -30,16 +29,16 @@ class StopFailed(Exception):
 
 
 class Session(Protocol):
-    """What has been done on one connection since it was made. Worker side.
+    """The database session of one connection: what has been sent on it since it was made. Worker side.
 
-    :param only_reads: whether nothing but plain queries was sent since the last commit or rollback.
+    :param only_reads: whether only plain queries were sent since the last commit or rollback.
     """
 
     only_reads: bool
 
     @property
     def is_changed(self) -> bool:
-        """Whether its settings, variables, temporary tables or locks may be others than when it was made.
+        """Whether its settings, variables, temporary tables or locks may differ from those when it was made.
 
         Raises what the driver raises when the connection is closed.
         """
@@ -50,96 +49,100 @@ class Session(Protocol):
 
     @property
     def commits_itself(self) -> bool:
-        """Whether the last statement, if it changed anything, would have been committed with that."""
+        """Whether the last statement, if it changed data, was committed by itself (autocommit)."""
 
     def sending(self, sql: str, cursor: object) -> None:
-        """A statement is about to be sent, by a cursor of the driver's or a method such as its ``commit``."""
+        """Note that a cursor of the driver's, or a method such as ``commit``, is about to send a statement."""
 
     def effect(self, sql: str) -> Effect:
-        """What the statement that was sent last, and succeeded, has done to the transaction.
+        """What the statement that was sent last, and succeeded, did to the transaction.
 
-        For those that are no plain queries. Raises what the driver raises when the connection is closed.
+        Not for plain queries. Raises what the driver raises when the connection is closed.
         """
 
     def effect_of_failure(self, sql: str, error: BaseException, *, is_lost: bool, is_many: bool) -> Effect:
-        """As `effect`, for a statement that has failed.
+        """Like `effect`, for a statement that failed.
 
         :param is_lost: whether the connection was lost.
         :param is_many: whether it was ``executemany``.
         """
 
     def ended_transaction(self) -> None:
-        """A commit or a rollback has succeeded."""
+        """Note that a commit or a rollback has succeeded."""
 
     def begin_rollback(self) -> bool:
-        """Send a rollback, unless somebody might see whether it is done already; whether it was sent."""
+        """Send a rollback without waiting for the answer, if nothing depends on that; returns whether it was sent."""
 
     def end_rollback(self) -> None:
-        """Wait for its answer; raises the driver's error."""
+        """Read the answer to that rollback; raises the driver's error."""
 
 
 class Database(Protocol):
-    """One kind of database.
+    """A kind of database.
 
-    A module in `drivers` with a class like this, and a line in `drivers.database_of`, add another.
+    To add one, add a module to `drivers` with a class like this, and a line to `drivers.database_of`.
+
+    :param driver: the name of the driver's package.
+    :param defaults: arguments of ``connect`` that apply unless the pool's settings contain them.
+    :param timeouts: arguments of ``connect`` for connections that must not hang; these override the pool's settings.
     """
 
-    # The name of the driver's package.
     driver: str
-    # For connections whose settings say nothing about it.
     defaults: Mapping[str, Any]
-    # For connections that must not hang, whatever their settings say.
     timeouts: Mapping[str, Any]
 
     def identify(self, connection: Any) -> Any:
-        """What `stop` needs to find the connection in its server; read when it is made. Worker side."""
+        """What identifies the connection in its server, read when it is made. Worker side."""
 
     def number(self, identity: Any) -> int | None:
-        """The connection's number in the database's list of processes, by what `identify` gave. Worker side."""
+        """The connection's number in the database's process list. Worker side.
+
+        :param identity: as `identify` returned it.
+        """
 
     def parts_of(self, identity: Any) -> list[Any] | None:
-        """What `identify` gave, to be written down for another process; None if that could not find the connection."""
+        """The identity as JSON for another process; None if another process could not find the connection by it."""
 
     def identity_of(self, parts: list[Any]) -> Any:
-        """The opposite of `parts_of`. Raises ``TypeError`` for what that has not given."""
+        """The inverse of `parts_of`. Raises ``TypeError`` if the parts are not from there."""
 
     def prepare(self, connection: Any, comment: Callable[[], str] | None) -> Session:
-        """Watch what is sent on the connection, and begin it with what ``comment`` gives then, if there is one.
+        """Start observing what is sent on the connection. Worker side.
 
-        Worker side.
+        :param comment: called for each statement, and gives the text to put in front of it; None for no text.
         """
 
     def keep_control(self) -> None:
-        """See to it that `stop` and `end` need no new connection, if they need one. In a bounded call.
+        """Make or check the control connection, if `stop_query` or `kill` will need one. In a bounded call.
 
         Raises `StopFailed`.
         """
 
-    def stop(self, connection: Any, identity: Any, *, waits: bool = False) -> bool:
-        """Stop the statement that runs on the connection; whether there is one.
+    def stop_query(self, connection: Any, identity: Any, *, waits: bool = False) -> bool:
+        """Stop the statement that is running on the connection; returns whether there was one.
 
-        :param waits: whether a thread waits for the answer to a statement, so that one runs, or is about to.
+        :param waits: whether a thread is waiting for the answer to a statement, so that one is running, or about to.
 
-        In a bounded call (see `bounded_calls`): any thread, perhaps several at a time. Raises `StopFailed`.
+        In a bounded call (see `bounded_calls`): any thread, and several may call it at once. Raises `StopFailed`.
         """
 
-    def end(self, identity: Any) -> bool:
-        """End the connection in the server; whether it is seen to have ended. In a bounded call.
+    def kill(self, identity: Any) -> bool:
+        """End the connection in the server; returns whether it had already ended. In a bounded call.
 
         Raises `StopFailed`.
         """
 
     def close(self) -> None:
-        """Keep no connection for `stop` and `end` any more."""
+        """Close the control connection, and keep none from now on."""
 
     def is_statement_error(self, error: BaseException) -> bool:
-        """Whether the error means that a statement was stopped, on a connection that is in order."""
+        """Whether the error means that a statement was stopped while its connection is intact."""
 
     def is_outage(self, error: BaseException) -> bool:
         """Whether the error means that the database cannot be reached, or cannot do its work for now."""
 
     def is_lost(self, error: BaseException) -> bool:
-        """Whether it is such an error, and the connection and what was begun on it has gone with it."""
+        """Whether the error is an outage in which the connection was lost, and its transaction with it."""
 
     def cancelled(self) -> Exception:
-        """The error that the driver raises for a stopped statement, to be raised for one that is not begun."""
+        """The error that the driver raises for a stopped statement, to be raised for one that is refused."""

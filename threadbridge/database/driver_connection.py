@@ -1,4 +1,4 @@
-"""A connection of the driver's: how its statements are stopped, and how it is cut when nothing else helps."""
+"""A driver's connection: how its statements are stopped, and how it is cut if that does not help."""
 
 from __future__ import annotations
 
@@ -12,24 +12,25 @@ from typing import Any
 
 from threadbridge.common import forks
 from threadbridge.database.driver import Database, Session
-from threadbridge.database.predecessors import ConnectionList, Entry, Left
+from threadbridge.database.predecessors import ConnectionList, Entry, OrphanedConnection
 
-# Seconds of silence until the kernel asks whether the peer is still there, between two such questions, and how many it
-# may leave unanswered: a lost network is noticed after 60 s, though no query is limited to that.
+# TCP keepalive: seconds of silence until the first probe, seconds between probes, and how many may go unanswered. So a
+# lost network is detected after 60 s, however long queries may take.
 KEEPIDLE = 30
 KEEPINTVL = 10
 KEEPCNT = 3
-# What Linux has unless it is told otherwise; a shorter time was chosen by somebody.
+# Linux's default. A shorter time was chosen by the application or an administrator.
 LONGEST_SYSTEM_KEEPIDLE = 7200
 
 
 class DriverConnection:
-    """A connection that the driver has just made, with what it takes to stop its statements. Worker side.
+    """A connection that the driver has just made, with the means to stop its statements.
 
-    It can be cut at once, since the database may not answer its first statements; `prepare` comes before all others.
+    It can be cut at once, even before `prepare`, as the database may not answer the first statements. The worker owns
+    the state; other threads may only read it.
     """
 
-    # Its number in the database's list of processes, if that is known.
+    # The connection's number in the database's process list, if that is known.
     number: int | None = None
     session: Session
     _identity: Any = None
@@ -38,7 +39,7 @@ class DriverConnection:
     def __init__(self, connection: Any, database: Database) -> None:
         self._connection = connection
         self._database = database
-        # Asked now: a driver does not answer while another thread uses the connection.
+        # Read now: a driver may not answer while another thread uses the connection.
         self._descriptor: int | None = connection.fileno() if hasattr(connection, "fileno") else None
         self._file = None if self._descriptor is None else _file(self._descriptor)
         self._poll = select.poll()
@@ -49,12 +50,12 @@ class DriverConnection:
         forks.connects(self)
 
     def prepare(self, listed: ConnectionList, comment: Callable[[], str] | None = None) -> None:
-        """Ask the database which connection it is, and watch from now on what is sent on it. Worker side.
+        """Identify the connection, and start observing what is sent on it. Worker side.
 
-        :param listed: where it is put down, so that another process can end it if this one is killed.
-        :param comment: what each statement is to begin with; see `Database.prepare`.
+        :param listed: the list by which another process can end the connection if this one is killed.
+        :param comment: see `Database.prepare`.
 
-        Raises what the driver raises when the database cannot say that.
+        Raises what the driver raises if the database cannot identify the connection.
         """
         identity = self._database.identify(self._connection)
         self.number = self._database.number(identity)
@@ -64,34 +65,36 @@ class DriverConnection:
 
     @property
     def descriptor(self) -> int | None:
-        """Its socket's file descriptor, as long as it is open. Any thread."""
+        """The file descriptor of its socket; None once it is closed. Any thread."""
         with contextlib.suppress(OSError):
             if self._descriptor is not None and _file(self._descriptor) == self._file:
                 return self._descriptor
         return None
 
     def is_quiet(self) -> bool:
-        """Whether it is open and the server has said nothing unasked, as it does when it closes it. Worker side.
+        """Whether it is open and has nothing to read, as it does once the server has closed it. Worker side.
 
-        Needs no answer of the server's, unlike a ping.
+        Unlike a ping, this needs no answer from the server.
         """
         try:
-            # A closed one has no number, and what was its number may be another file's.
+            # A closed connection has no descriptor, and the number may now be another file's.
             return self._connection.fileno() == self._descriptor and not self._poll.poll(0)
-        except Exception:  # noqa: BLE001 - whatever the driver raises, it is of no more use
+        except Exception:  # noqa: BLE001 - whatever the driver raises, the connection is of no more use
             return False
 
-    def stop(self, *, waits: bool = False) -> bool:
-        """See `Database.stop`."""
-        return self._identity is not None and self._database.stop(self._connection, self._identity, waits=waits)
+    def stop_query(self, *, waits: bool = False) -> bool:
+        """See `Database.stop_query`."""
+        if self._identity is None:
+            return False
+        return self._database.stop_query(self._connection, self._identity, waits=waits)
 
-    def sever(self) -> Left | None:
-        """Have whoever waits for the database on it fail at once; what is left of it there, if that can be found.
+    def sever(self) -> OrphanedConnection | None:
+        """Cut the connection, so that a thread waiting on it fails at once. Any thread.
 
-        Any thread.
+        Returns the orphan that this leaves in the database; None if the connection was not yet identified.
         """
         self._shut_down()
-        return None if self._identity is None else Left(self._database, self._identity, self._entry)
+        return None if self._identity is None else OrphanedConnection(self._database, self._identity, self._entry)
 
     def _shut_down(self) -> None:
         if self._descriptor is None:
@@ -102,7 +105,7 @@ class DriverConnection:
             # It is closed already.
             return
         try:
-            # The number may be another file's by now.
+            # The number may now be another file's.
             if _file(descriptor) == self._file:
                 with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as same:
                     same.shutdown(socket.SHUT_RDWR)
@@ -111,18 +114,18 @@ class DriverConnection:
 
 
 def notice_lost_peer(descriptor: int) -> None:
-    """Have the kernel end a TCP connection whose peer does not answer, however long its statement may take."""
+    """Make the kernel close a TCP connection whose peer is gone, however long a statement may take."""
     with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as same:
         if same.family not in (socket.AF_INET, socket.AF_INET6) or sys.platform != "linux":
             return
         if same.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) < LONGEST_SYSTEM_KEEPIDLE:
-            # The application, or its database driver, has chosen times of its own.
+            # The application or the database driver has chosen its own times.
             return
         same.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         same.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPIDLE)
         same.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPINTVL)
         same.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPCNT)
-        # The same for what was sent and is not acknowledged.
+        # The same limit for data that was sent and is not acknowledged.
         same.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * (KEEPIDLE + KEEPCNT * KEEPINTVL))
 
 

@@ -1,22 +1,20 @@
-"""Cursors as the connections of the pool guard make them: each statement is noted, and none is run twice."""
+"""Cursors of guarded connections: each statement is recorded, and none is run twice."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dbutils.steady_db import SteadyDBCursor
 
 from threadbridge.crossing.current import current_or_none
-from threadbridge.sql.statements import KEPT_TEXT
-
-if TYPE_CHECKING:
-    from threadbridge.database.guarded_connection import GuardedConnection
+from threadbridge.database.guarded_connection import GuardedConnection
+from threadbridge.sql.statements import MAX_TEXT
 
 
 class GuardedCursor(SteadyDBCursor):  # type: ignore[misc]
-    """A cursor that begins no statement for a cancelled request."""
+    """A cursor that executes no statement for a cancelled request."""
 
     _closed: bool
     _cursor: Any
@@ -40,10 +38,11 @@ class GuardedCursor(SteadyDBCursor):  # type: ignore[misc]
 
     def _run(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         connection: GuardedConnection = self._con
-        # The application may have let the connection go, as pool.connection().cursor() does at once.
-        connection.settle()
+        # The connection may be back in the pool already: with pool.connection().cursor(), it is at once.
+        connection.finish_rollback()
         sql = _text(name, args, kwargs, self._cursor)
-        borrow = connection.borrow()
+        guard = connection.guard
+        borrow = guard.borrows.current(connection)
         request = current_or_none() if borrow is None else borrow.request
         if request is None:
             return self._execute(name, sql, args, kwargs)
@@ -60,15 +59,15 @@ class GuardedCursor(SteadyDBCursor):  # type: ignore[misc]
                 connection.note_failure(statements, sql, error, is_many=name == "executemany")
             raise
         statements.end(statement, rows=_rows(self._cursor))
-        connection.guard.last_success = statement.ended
+        guard.last_success = statement.ended
         if not connection.only_reads:
             connection.note_success(statements, sql)
         return result
 
     def _execute(self, name: str, sql: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Run a statement, and once more on a new connection only where nothing can be lost or doubled by that.
+        """Run a statement; run it again, on a new connection, only where that can neither lose nor repeat a change.
 
-        DBUtils does so whenever it fails, behind a transaction that is gone.
+        DBUtils runs it again whenever it fails, even if the statements before it were lost with their transaction.
         """
         connection: GuardedConnection = self._con
         is_first = connection.begin_statement(sql, self._cursor)
@@ -97,7 +96,7 @@ class GuardedCursor(SteadyDBCursor):  # type: ignore[misc]
         return result
 
     def _renew(self) -> None:
-        """Take a cursor of the connection that has replaced the lost one."""
+        """Continue with a cursor of the connection that replaced the lost one."""
         lost, self._cursor = self._cursor, self._con.new_cursor(*self._args, **self._kwargs)
         self._made_by = self._con.dbapi_connection
         with contextlib.suppress(Exception):
@@ -105,16 +104,16 @@ class GuardedCursor(SteadyDBCursor):  # type: ignore[misc]
 
     def __getattr__(self, name: str) -> Any:
         attribute = super().__getattr__(name)
-        # A driver may have more of them than the DB-API.
+        # A driver may have more of these methods than the DB-API.
         if name.startswith(("execute", "call")):
             return lambda *args, **kwargs: self._run(name, args, kwargs)
         if name.startswith(("copy", "stream")):
-            # It is not seen how that ends.
-            self._con.begin_unseen()
+            # How these end is not observed.
+            self._con.begin_unobserved()
         return attribute
 
     def close(self) -> None:
-        """See `SteadyDBCursor`. The driver may first fetch all the rows that are left."""
+        """See `SteadyDBCursor`. The driver may fetch all remaining rows first."""
         if self._closed:
             return
         if self._lease != self._con.lease:
@@ -125,19 +124,19 @@ class GuardedCursor(SteadyDBCursor):  # type: ignore[misc]
 
 
 def _text(name: str, args: Sequence[Any], kwargs: Mapping[str, Any], cursor: object) -> str:
-    """What a cursor's method is to execute."""
+    """The text of the statement that a method of the cursor is called with."""
     sql = args[0] if args else next(iter(kwargs.values()), "")
     if type(sql) is str and name != "callproc":
         return sql
     if isinstance(sql, (bytes, bytearray)):
-        sql = sql[:KEPT_TEXT].decode(errors="replace")
+        sql = sql[:MAX_TEXT].decode(errors="replace")
     elif hasattr(sql, "as_string"):
-        # psycopg's objects for composed statements.
+        # psycopg's composed statements.
         sql = sql.as_string(cursor)
     return f"CALL {sql}" if name == "callproc" else str(sql)
 
 
 def _rows(cursor: Any) -> int:
     rows = getattr(cursor, "rowcount", -1)
-    # Drivers say "unknown" in different ways: None, -1 or that as an unsigned number.
+    # For "unknown", drivers give None, -1, or -1 as an unsigned number.
     return rows if isinstance(rows, int) and 0 <= rows < 2**63 else -1

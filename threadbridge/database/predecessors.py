@@ -1,7 +1,7 @@
-"""Ends what killed processes left running in the database; each process lists its connections in a file.
+"""Ends what killed processes left running in the database: each process lists its connections in a file.
 
-A process keeps its file locked (``flock(2)``). The kernel lets go of the lock when the process ends, however it ends:
-that tells the list of a dead process from that of a living one, whatever numbers and names processes have.
+A process keeps its file locked (``flock(2)``). The kernel releases the lock when the process ends, however it ends. So
+a list whose lock is free is a dead process's, even if its process id has been reused.
 """
 
 from __future__ import annotations
@@ -29,23 +29,25 @@ from threadbridge.database.stopper import Stopper
 
 logger = logging.getLogger("threadbridge")
 
-# Seconds between two looks for lists of dead processes. The first is at the start.
+# Seconds between two searches for lists of dead processes; the first is at the start.
 INTERVAL = 5.0
-# Bytes that a connection takes up in a file: more than any server's name has, and less than a page, which is written
+# Bytes for each connection in a file: enough for the longest server name, and less than a page, so that each is written
 # whole or not at all.
 SLOT = 2048
 _SECRETS = ("passwd", "password")
 
 
 class ConnectionList:
-    """The connections of a pool, for others to find when this process is dead; and the lists of such others.
+    """Lists a pool's connections for other processes, and ends the connections on the lists of dead processes.
 
-    Others are processes of the same user and working directory on this machine, since it was booted, whose pools
-    connect in the same way: whoever finds a dead one's list can end what it names.
+    These processes have the same user and working directory on this machine, since it was booted, and their pools
+    connect in the same way, so each can end the connections of the others.
+
+    Its lock guards whether it has begun, and the process's own file.
 
     :param settings: how the pool connects.
-    :param stopper: ends what is found.
-    :param database_by: gives the kind of database by its driver's name.
+    :param stopper: ends the connections that are found.
+    :param database_by: gives the kind of database for a driver's name.
     """
 
     def __init__(
@@ -54,28 +56,28 @@ class ConnectionList:
         self._prefix = f"connections-{_digest(settings)}-"
         self._stopper = stopper
         self._database_by = database_by
-        self._directory: str | None = None
-        # Guarded by the lock.
+        self._run_directory: str | None = None
         self._has_begun = False
         self._own: _OwnFile | None = None
         self._lock = threading.Lock()
         self._unusable = RepeatedLog(logger, 600)
 
     def begin(self, directory: str | None = None) -> None:
-        """Look for what dead processes have left now, and from time to time. Any thread; returns at once.
+        """Search for lists of dead processes, now and every `INTERVAL` seconds. Any thread; returns at once.
 
-        :param directory: where the lists are. Default: a directory of the user's own for temporary files.
+        :param directory: where the lists are. Default: a private directory among the temporary files.
         """
         with self._lock:
             if not self._has_begun:
                 self._has_begun = True
-                self._directory = directory
-                self._stopper.repeat(self._look, INTERVAL)
+                self._run_directory = directory
+                self._stopper.repeat(self._search, INTERVAL)
 
     def enter(self, database: Database, identity: Any) -> Entry | None:
-        """Put a connection on the list, which stays there as long as somebody has what this gives. Any thread.
+        """List a connection, as long as the returned object exists. Any thread.
 
-        None, and a line in the log, when the file cannot be written.
+        Returns None for a connection that another process could not find. Also returns None, and logs it, if the file
+        cannot be written.
         """
         self.begin()
         parts = database.parts_of(identity)
@@ -84,7 +86,7 @@ class ConnectionList:
         try:
             with self._lock:
                 if self._own is None:
-                    self._own = _OwnFile(self._place(), self._prefix, database.driver)
+                    self._own = _OwnFile(self._directory(), self._prefix, database.driver)
                 return self._own.add(parts)
         except (OSError, ValueError) as error:
             self._unusable.log(
@@ -96,40 +98,40 @@ class ConnectionList:
             return None
 
     def remove(self) -> None:
-        """This process has nothing to be ended any more. Any thread."""
+        """Remove this process's list: nothing is left to end. Any thread."""
         with self._lock:
             own, self._own = self._own, None
         if own is not None:
             own.remove()
 
-    def _place(self) -> Path:
-        if self._directory is not None:
-            return private_directory(self._directory)
+    def _directory(self) -> Path:
+        if self._run_directory is not None:
+            return private_directory(self._run_directory)
         path = Path(tempfile.gettempdir(), f"threadbridge-{os.geteuid()}")
         if path.is_symlink():
-            # Anybody can make one there, to a directory of this user's.
+            # Any user could have created it, and made it point to a directory of this user's.
             raise ValueError(f"{path} is a symbolic link; expected a directory. Set run_directory to another one")
         return private_directory(str(path))
 
-    def _look(self) -> None:
+    def _search(self) -> None:
         """The stopper's thread."""
         try:
-            place = self._place()
+            directory = self._directory()
             with self._lock:
                 if self._own is not None:
-                    self._own.keep()
-            for name in os.listdir(place):
+                    self._own.preserve()
+            for name in os.listdir(directory):
                 if name.startswith(self._prefix):
-                    with _dead(place / name) as text:
+                    with _list_of_dead(directory / name) as text:
                         if text is not None and self._take_over(text):
-                            (place / name).unlink()
+                            (directory / name).unlink()
         except (OSError, ValueError) as error:
             self._unusable.log(logging.WARNING, "cannot look for connections left by killed processes: %s", error)
 
     def _take_over(self, text: str) -> bool:
-        """Take over a dead process's connections; returns whether all are now on our list."""
+        """Take over a dead process's connections; returns whether its list is no longer needed."""
         try:
-            # Also a file that was made and not written to.
+            # The file may be empty, if the process died just after creating it.
             header, *lists = [json.loads(line) for line in text.splitlines() if line.strip()] or [{}]
             database = self._database_by(header["driver"]) if lists else None
             if database is None:
@@ -138,28 +140,31 @@ class ConnectionList:
         except (ValueError, TypeError, KeyError) as error:
             logger.error("cannot read a dead process's list of connections, so they are not ended: %r", error)
             return True
-        left = [Left(database, each, self.enter(database, each), header["pid"]) for each in identities]
-        self._stopper.end(left)
-        return all(each.entry is not None for each in left)
+        orphans = [
+            OrphanedConnection(database, identity, self.enter(database, identity), header["pid"])
+            for identity in identities
+        ]
+        self._stopper.kill(orphans)
+        return all(orphan.entry is not None for orphan in orphans)
 
 
 class Entry:
-    """A connection's place on the list; goes to another when nobody has it any more."""
+    """A connection's slot in the file; free again once this object is gone."""
 
     def __init__(self, own: _OwnFile, slot: int) -> None:
         self._own = own
         self._slot = slot
 
     def __del__(self) -> None:
-        # What is written there stays: it names a connection that has ended, which does no harm.
+        # The text in the slot stays; it names a connection that has ended, which does no harm.
         self._own.free.append(self._slot)
 
 
 @dataclass(frozen=True)
-class Left:
-    """A connection that was cut, as long as the database may still work for it. See `stopper.Remains`.
+class OrphanedConnection:
+    """A connection that was cut, or was a dead process's, while the database may still work for it. See `Orphan`.
 
-    :param entry: keeps it on this process's list.
+    :param entry: keeps the connection on this process's list.
     """
 
     database: Database
@@ -169,35 +174,38 @@ class Left:
 
     @property
     def number(self) -> int | None:
-        """See `Remains`."""
+        """See `Orphan`."""
         return self.database.number(self.identity)
 
-    def end(self) -> bool:
-        """See `Remains`."""
-        return self.database.end(self.identity)
+    def kill(self) -> bool:
+        """See `Orphan`."""
+        return self.database.kill(self.identity)
 
 
 class _OwnFile:
-    """This process's list: a line for itself, and a place for each connection that there is at a time."""
+    """This process's list: a line about the process, and a slot for each connection.
 
-    def __init__(self, place: Path, prefix: str, driver: str) -> None:
-        self._place = place
+    ``descriptor`` and the count of slots are guarded by the lock of `ConnectionList`.
+    """
+
+    def __init__(self, directory: Path, prefix: str, driver: str) -> None:
+        self._directory = directory
         self._prefix = prefix
         self._pid = os.getpid()
-        # A deque's methods need no lock: places come back in any thread.
+        # Slots come back in any thread; a deque's methods need no lock.
         self.free: deque[int] = deque()
         self._count = 1
-        self._path, self.descriptor = self._make()
+        self._path, self.descriptor = self._create()
         forks.connects(self)
         self.write(0, {"pid": self._pid, "driver": driver})
 
-    def _make(self) -> tuple[Path, int]:
+    def _create(self) -> tuple[Path, int]:
         while True:
-            path = self._place / f"{self._prefix}{secrets.token_hex(8)}"
+            path = self._directory / f"{self._prefix}{secrets.token_hex(8)}"
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
-                # Somebody may have found it before it was locked, and removed it.
+                # Another process may have found it before it was locked, and removed it.
                 if os.fstat(descriptor).st_nlink:
                     return path, descriptor
             except BaseException:
@@ -206,7 +214,7 @@ class _OwnFile:
             os.close(descriptor)
 
     def add(self, parts: list[Any]) -> Entry:
-        """Write down a connection. Under the lock. Raises ``OSError`` or ``ValueError`` when that cannot be done."""
+        """Write a connection to the file. Under the lock. Raises ``OSError``, or ``ValueError`` if it is too long."""
         slot = self.free.popleft() if self.free else self._count
         try:
             self.write(slot, parts)
@@ -217,37 +225,39 @@ class _OwnFile:
         self._count = max(self._count, slot + 1)
         return Entry(self, slot)
 
-    def write(self, slot: int, what: object) -> None:
-        text = json.dumps(what).encode()
+    def write(self, slot: int, content: object) -> None:
+        """Write a slot; raises as `add` does."""
+        text = json.dumps(content).encode()
         if len(text) >= SLOT:
-            raise ValueError(f"{len(text)} bytes are too many for a connection: {what}")
+            raise ValueError(f"{len(text)} bytes are too many for a connection: {content}")
         os.pwrite(self.descriptor, text.ljust(SLOT - 1) + b"\n", slot * SLOT)
 
-    def keep(self) -> None:
-        """See to it that it is there, and is not taken for a temporary file that was forgotten. Under the lock."""
+    def preserve(self) -> None:
+        """Create the file again if it was removed, else touch it, so that no cleaner removes it. Under the lock."""
         if os.fstat(self.descriptor).st_nlink:
             os.utime(self.descriptor)
             return
         text = os.pread(self.descriptor, self._count * SLOT, 0)
         lost = self.descriptor
-        self._path, self.descriptor = self._make()
+        self._path, self.descriptor = self._create()
         os.pwrite(self.descriptor, text, 0)
         os.close(lost)
 
     def remove(self) -> None:
+        """Remove the file, unless this is a forked process."""
         if self._pid == os.getpid():
             self._path.unlink(missing_ok=True)
 
     def __del__(self) -> None:
-        # Nobody has any of the connections. Parts are missing while the interpreter ends, or if it could not be made.
+        # All connections are gone. While the interpreter shuts down, or if `__init__` failed, attributes are missing.
         with contextlib.suppress(Exception):
             self.remove()
             os.close(self.descriptor)
 
 
 @contextlib.contextmanager
-def _dead(path: Path) -> Iterator[str | None]:
-    """What a dead process's list says; None if the process lives, or somebody else has the list. Locked meanwhile."""
+def _list_of_dead(path: Path) -> Iterator[str | None]:
+    """The text of a dead process's list, locked meanwhile; None if the process lives, or another one has the list."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
@@ -263,10 +273,10 @@ def _dead(path: Path) -> Iterator[str | None]:
 
 
 def _digest(settings: ConnectionSettings) -> str:
-    """A name for all processes that this one is to look after, and that are to look after it."""
+    """A name for all processes that end each other's connections."""
     connect = settings.connect
     kwargs = {name: value for name, value in settings.kwargs.items() if name not in _SECRETS}
-    whose: list[object] = [
+    shared: list[object] = [
         _text_of("/proc/sys/kernel/random/boot_id"),
         _working_directory(),
         getattr(connect, "__module__", ""),
@@ -274,7 +284,7 @@ def _digest(settings: ConnectionSettings) -> str:
         *(each for each in settings.args if _is_plain(each)),
         *sorted((name, repr(value)) for name, value in kwargs.items() if _is_plain(value)),
     ]
-    return hashlib.sha256(repr(whose).encode()).hexdigest()[:16]
+    return hashlib.sha256(repr(shared).encode()).hexdigest()[:16]
 
 
 def _is_plain(value: object) -> bool:

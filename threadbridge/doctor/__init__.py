@@ -1,1 +1,1 @@
-"""``--check``: what will not work, or not well, and what to do about it."""
+"""``--check``: finds what will not work, or not well, and says what to do about it."""

@@ -1,4 +1,4 @@
-"""What a check finds."""
+"""A finding of ``--check``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 class Level(enum.IntEnum):
-    """How bad it is; the number is the exit status of ``--check``."""
+    """How serious a finding is; the number is the exit status of ``--check``."""
 
     OK = 0
     WARNING = 1
@@ -16,10 +16,10 @@ class Level(enum.IntEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check has found.
+    """What one check found.
 
-    :param subject: what was looked at, in a word.
-    :param advice: what to do about it; "" when there is nothing to do.
+    :param subject: what was checked, in a word or two.
+    :param advice: what to do about it; "" if nothing need be done.
     """
 
     subject: str

@@ -1,25 +1,22 @@
-"""What ``--check`` looks at in MySQL and MariaDB."""
+"""``--check`` on MySQL and MariaDB."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 from threadbridge.database.driver import ConnectionSettings, StopFailed
 from threadbridge.database.drivers.mysql import MySQL
 from threadbridge.doctor.finding import Finding, Level
 
-if TYPE_CHECKING:
-    from threadbridge.doctor.database import Load
-
-# Seconds for which the query runs that is to be stopped, and after which it is asked again to stop.
+# Seconds that the test query runs unless it is stopped, and seconds between attempts to stop it.
 SLEEP = 3
 KILL_AGAIN_AFTER = 0.1
-# By how many seconds the clocks may differ.
+# Seconds by which the clocks may differ.
 SKEW = 2
-# Each process has a connection beside its pool, for stopping queries.
+# Besides its pool, each process has a connection for stopping queries.
 CONTROL_CONNECTIONS = 1
 
 _ADVICE = {
@@ -38,6 +35,19 @@ _ADVICE = {
 }
 
 
+class Load(NamedTuple):
+    """The load that the database must bear.
+
+    :param processes: how many processes like this one use it.
+    :param connections: how many connections each of their pools may have.
+    :param longest_request: seconds that a request may take until its response begins.
+    """
+
+    processes: int
+    connections: int
+    longest_request: float
+
+
 def advice(error: Exception) -> str:
     """What to do about an error of the driver's."""
     number = error.args[0] if error.args else 0
@@ -45,7 +55,7 @@ def advice(error: Exception) -> str:
 
 
 class MySQLChecks:
-    """The checks, each with the name of its subject, in order. They may run in any thread, one after the other."""
+    """The checks, in order, each with the name of its subject. Any thread may run them, one at a time."""
 
     def __init__(self, driver: str, settings: ConnectionSettings, connection: Any, load: Load) -> None:
         self._driver = driver
@@ -68,7 +78,7 @@ class MySQLChecks:
             row = cursor.fetchone()
         finally:
             cursor.close()
-        # A cursor class of the application's may give dictionaries.
+        # The application's cursor class may give dictionaries.
         return tuple(row.values()) if isinstance(row, dict) else tuple(row)
 
     def _version(self) -> Finding:
@@ -78,7 +88,7 @@ class MySQLChecks:
     def _connections(self) -> Finding:
         allowed, allowed_to_user = self._row("SELECT @@max_connections AS a, @@session.max_user_connections AS b")
         connected = int(self._row("SHOW GLOBAL STATUS LIKE 'Threads_connected'")[1])
-        # Those of this user are of processes like this one, which are counted already, or of this check.
+        # This user's connections are this check's, or those of processes like this one, which are counted already.
         [own] = self._row(
             "SELECT COUNT(*) AS own FROM information_schema.processlist "
             "WHERE user = SUBSTRING_INDEX(CURRENT_USER(), '@', 1)"
@@ -123,7 +133,7 @@ class MySQLChecks:
         )
 
     def _stopping(self) -> Finding:
-        """Stop a query as it would be stopped for a client that has left."""
+        """Stop a query in the way it is stopped when a client leaves."""
         database = MySQL(self._driver, self._settings)
         sleeper = self._settings.connect(*self._settings.args, **self._settings.kwargs)
         identity = database.identify(sleeper)
@@ -142,10 +152,10 @@ class MySQLChecks:
 
         begun = time.monotonic()
         threading.Thread(target=sleep, daemon=True).start()
-        # A stop that comes before the query finds nothing to stop, so there are more.
+        # An attempt that comes before the query finds nothing to stop, so there are several.
         while not ended.wait(KILL_AGAIN_AFTER):
             try:
-                database.stop(sleeper, identity)
+                database.stop_query(sleeper, identity)
             except StopFailed as error:
                 return Finding(
                     "stopping queries",

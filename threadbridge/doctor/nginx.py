@@ -21,27 +21,27 @@ _UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400, "
 
 
 class NginxConfigError(ValueError):
-    """A file that is not nginx's configuration, or does not say what was looked for."""
+    """The file is not an nginx configuration, or has no ``proxy_pass``."""
 
 
 class ReadTimeout(NamedTuple):
-    """A ``proxy_read_timeout``: seconds, and where it stands or, if it is the default, for which ``proxy_pass``."""
+    """A ``proxy_read_timeout``: its seconds, and the line that sets it or, for the default, the ``proxy_pass``."""
 
     seconds: float
-    place: str
+    location: str
 
 
 @dataclass
 class _Directive:
     words: list[str]
-    place: str
+    location: str
     block: list[_Directive] = field(default_factory=list)
 
 
 def read_timeouts(path: str) -> list[ReadTimeout]:
-    """The times that apply to the ``proxy_pass`` directives in this file and in those that it includes.
+    """The timeouts of the ``proxy_pass`` directives in this file and in the files that it includes.
 
-    Raises ``OSError`` for a file that cannot be read, and `NginxConfigError`.
+    Raises ``OSError`` if a file cannot be read, and `NginxConfigError`.
     """
     file = Path(path)
     directives = _expand(_directives(file), file.parent, (file.resolve(),))
@@ -54,32 +54,32 @@ def read_timeouts(path: str) -> list[ReadTimeout]:
 def _applying(block: list[_Directive], inherited: ReadTimeout | None) -> Iterator[ReadTimeout]:
     for directive in block:
         if directive.words[0] == "proxy_read_timeout":
-            inherited = ReadTimeout(_seconds(directive), directive.place)
+            inherited = ReadTimeout(_seconds(directive), directive.location)
     for directive in block:
         if directive.words[0] == "proxy_pass":
-            yield inherited or ReadTimeout(DEFAULT_TIMEOUT, f"nginx's default, at {directive.place}")
+            yield inherited or ReadTimeout(DEFAULT_TIMEOUT, f"nginx's default, at {directive.location}")
         yield from _applying(directive.block, inherited)
 
 
 def _seconds(directive: _Directive) -> float:
     text = " ".join(directive.words[1:])
     if not re.fullmatch(r"(\d+(ms|[smhdwMy])? ?)+", text):
-        raise NginxConfigError(f"{directive.place}: {text!r} is not a length of time")
+        raise NginxConfigError(f"{directive.location}: {text!r} is not a length of time")
     return sum(int(number) * _UNITS[unit or "s"] for number, unit in re.findall(r"(\d+)(ms|[smhdwMy])?", text))
 
 
 def _expand(directives: list[_Directive], root: Path, within: tuple[Path, ...]) -> list[_Directive]:
-    """The directives of a file, with those of included files in place of the ``include``.
+    """The directives of a file, in which those of the included files replace each ``include``.
 
-    :param root: the directory of the first file, where nginx takes relative paths to begin.
-    :param within: the file and those that include it; none of them may be included again.
+    :param root: the directory of the first file; nginx resolves relative paths from there.
+    :param within: the file and the files that include it, none of which may be included again.
     """
     expanded = []
     for directive in directives:
         if directive.words[0] == "include" and len(directive.words) == 2:
             for file in _included(directive, root):
                 if file.resolve() in within:
-                    raise NginxConfigError(f"{directive.place} includes {file}, which includes this file")
+                    raise NginxConfigError(f"{directive.location} includes {file}, which includes this file")
                 expanded += _expand(_directives(file), root, (*within, file.resolve()))
         else:
             directive.block = _expand(directive.block, root, within)
@@ -88,7 +88,7 @@ def _expand(directives: list[_Directive], root: Path, within: tuple[Path, ...]) 
 
 
 def _included(directive: _Directive, root: Path) -> list[Path]:
-    # An absolute path stays what it is.
+    # An absolute path stays as it is.
     path = str(root / directive.words[1])
     return [Path(name) for name in sorted(glob.glob(path))] if glob.has_magic(path) else [Path(path)]
 
@@ -101,7 +101,7 @@ def _directives(file: Path) -> list[_Directive]:
     while position < len(text):
         match = _TOKEN.match(text, position)
         if match is None:
-            raise NginxConfigError(f"{_place(file, text, position)}: this syntax is not understood")
+            raise NginxConfigError(f"{_location(file, text, position)}: this syntax is not understood")
         mark = match["mark"]
         word = next((part for part in match.group("double", "single", "bare") if part is not None), None)
         if word is not None:
@@ -109,12 +109,12 @@ def _directives(file: Path) -> list[_Directive]:
             words.append(word)
         elif mark == "}":
             if words or len(blocks) == 1:
-                raise NginxConfigError(f"{_place(file, text, position)}: a '}}' without a '{{' before it")
+                raise NginxConfigError(f"{_location(file, text, position)}: a '}}' without a '{{' before it")
             blocks.pop()
         elif mark:
             if not words:
-                raise NginxConfigError(f"{_place(file, text, position)}: a '{mark}' without a directive")
-            directive = _Directive(words, _place(file, text, begin))
+                raise NginxConfigError(f"{_location(file, text, position)}: a '{mark}' without a directive")
+            directive = _Directive(words, _location(file, text, begin))
             blocks[-1].append(directive)
             words = []
             if mark == "{":
@@ -125,5 +125,5 @@ def _directives(file: Path) -> list[_Directive]:
     return blocks[0]
 
 
-def _place(file: Path, text: str, position: int) -> str:
+def _location(file: Path, text: str, position: int) -> str:
     return f"{file}:{text.count(chr(10), 0, position) + 1}"

@@ -1,4 +1,4 @@
-"""The doctor, ``--check``: says what will not work, or not well, and what to do, before anybody meets it."""
+"""The report of ``--check``: the settings, and what will not work, or not well, and what to do about it."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from threadbridge.doctor.finding import Finding, Level
 from threadbridge.doctor.nginx import NginxConfigError, read_timeouts
 from threadbridge.settings.table import ALL, CommandLineSettings, Resolved
 
-# Files that a process has open beside the connections of clients and to the database: logs, listeners, the loop's own.
+# Files that a process has open besides connections of clients and to the database: logs, listeners, the event loop's.
 OWN_FILES = 50
 
 
 def check(resolved: Resolved, settings: CommandLineSettings, lanes: Sequence[Lane]) -> int:
-    """Print the settings and what the doctor finds, each finding as soon as it is found; give the exit status.
+    """Print the settings and the findings, each as soon as it is made; return the exit status.
 
-    :param settings: those of ``resolved``, with the objects themselves in place of the texts that stand for them.
-    :param lanes: all lanes of the bridge, those that it has made itself too.
+    :param settings: the values of ``resolved``, with import paths replaced by the objects that they name.
+    :param lanes: all lanes of the bridge, including those that it made itself.
 
-    The status is 0 when all is well, 1 when there are warnings, 2 when there are errors.
+    The status is 0 if all is well, 1 if there are warnings, 2 if there are errors.
     """
     rows = _rows(resolved)
     if settings["json"]:
@@ -61,7 +61,7 @@ def check(resolved: Resolved, settings: CommandLineSettings, lanes: Sequence[Lan
 
 
 def examine(settings: CommandLineSettings, lanes: Sequence[Lane]) -> Iterator[Finding]:
-    """Look at everything, the quick things first."""
+    """Run all checks, the quick ones first."""
     pool = settings["pool"]
     deadline = max(lane.deadline or settings["deadline"] for lane in lanes)
     connections = _pool_connections(pool, lanes)
@@ -75,8 +75,9 @@ def examine(settings: CommandLineSettings, lanes: Sequence[Lane]) -> Iterator[Fi
     if settings["nginx_config"] is not None:
         yield _nginx(settings["nginx_config"], deadline)
     if pool is not None:
-        # DBUtils need not be there when there is no pool.
-        from threadbridge.doctor.database import Load, check_database
+        # Without a pool, DBUtils need not be installed.
+        from threadbridge.doctor.database import check_database
+        from threadbridge.doctor.mysql import Load
 
         yield from check_database(pool, Load(processes, connections, deadline))
 
@@ -84,10 +85,10 @@ def examine(settings: CommandLineSettings, lanes: Sequence[Lane]) -> Iterator[Fi
 def _pool_connections(pool: object, lanes: Sequence[Lane]) -> int:
     if pool is None:
         return 0
-    # DBUtils need not be there when there is no pool.
-    from threadbridge.database.pool import pool_size
+    # Without a pool, DBUtils need not be installed.
+    from threadbridge.database.dbutils_check import pool_size
 
-    # A pool without a limit has one for each thread at most.
+    # An unlimited pool has at most one for each thread.
     return pool_size(pool) or sum(lane.threads for lane in lanes)
 
 
@@ -170,7 +171,7 @@ def _files(lanes: Sequence[Lane], connections: int) -> Finding:
 
 
 def _uploads(largest: int, spool_size: int) -> Finding:
-    # As large as one client's bodies may be.
+    # The share of the disk space that one client may use.
     part = spool_size // PART_PER_CLIENT
     if largest <= part or largest < MEMORY_LIMIT:
         return Finding(
@@ -205,7 +206,7 @@ def _directories(settings: CommandLineSettings) -> Iterator[Finding]:
 def _log_directory(path: str) -> Finding:
     directory = _directory("log directory", os.path.dirname(os.path.abspath(path)), "new log files")
     try:
-        # Not created: that is left to who will write it.
+        # Without creating it: its owner would be the user who runs the check.
         os.close(os.open(path, os.O_WRONLY | os.O_APPEND))
     except FileNotFoundError:
         return directory
@@ -222,7 +223,7 @@ def _log_directory(path: str) -> Finding:
 
 
 def _directory(subject: str, path: str, purpose: str) -> Finding:
-    """Whether files can be made there, found out by making one, which has no name and is gone at once."""
+    """Check that files can be created in a directory, by creating one without a name."""
     try:
         with tempfile.TemporaryFile(dir=path):
             pass
@@ -256,7 +257,7 @@ def _nginx(path: str, deadline: float) -> Finding:
         return Finding(
             "nginx",
             Level.WARNING,
-            f"gives up after {shortest.seconds:g} s ({shortest.place}), but a request may take {deadline:g} s: its "
+            f"gives up after {shortest.seconds:g} s ({shortest.location}), but a request may take {deadline:g} s: its "
             "client then gets nginx's error page",
             f"set proxy_read_timeout to more than {deadline:g}, such as {deadline + 20:g}, or --deadline to less than "
             f"{shortest.seconds:g}",

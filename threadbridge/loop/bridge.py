@@ -470,7 +470,7 @@ def _lane_width(pool: object | None, threads: int | None) -> int:
             raise ValueError("give pool= (a PooledDB) or threads=: one is required, to set concurrency")
         return threads
     # Not above: DBUtils is needed only where there is a pool of its making.
-    from threadbridge.database.pool import pool_size
+    from threadbridge.database.dbutils_check import pool_size
 
     size = pool_size(pool)
     if size and threads is not None:

@@ -1,1 +1,1 @@
-"""What SQL statements are and do, by their text. It knows no driver and no connection. Any thread."""
+"""What SQL statements do, by their text. This package knows no driver and no connection. Any thread."""

@@ -1,7 +1,7 @@
-"""What the text of an SQL statement tells about its effects on its connection's session, and whether it only reads.
+"""Whether an SQL statement only reads, and whether it changes its connection's session, by its text.
 
-In doubt, a statement counts as one that changes things. A stored function that writes, called by a view, is not seen.
-What a statement does to the transaction depends on the kind of database: see `mysql_effects` and `postgresql_session`
+In doubt, a statement counts as a change. If a view calls a stored function that writes, this is not detected.
+What a statement does to its transaction depends on the kind of database: see `mysql_effects` and `postgresql_session`
 in `threadbridge.database.drivers`.
 """
 
@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import re
 
-# Statements that leave a session as it was, unless they assign a variable or take a lock of the user's.
+# First words of statements that do not change the session, unless they assign a variable or take a user lock.
 _NEUTRAL = frozenset(
     b"select with insert update delete replace values show explain describe desc begin start commit rollback savepoint "
     b"alter drop truncate rename analyze optimize create".split()
 )
 _FIRST_WORD = re.compile(rb"(?:\s|\(|/\*(?!m?!).*?\*/|--\s[^\n]*(?:\n|\Z)|#[^\n]*(?:\n|\Z))*([a-z]+)", re.DOTALL).match
-# Strings, quoted names and comments, but for comments that are executed.
+# Strings, quoted names and comments, except comments that are executed.
 _MYSQL = re.compile(
     rb"""'[^'\\]*(?:(?:\\.|'')[^'\\]*)*'|"[^"\\]*(?:(?:\\.|"")[^"\\]*)*"|`[^`]*`"""
     rb"""|/\*(?!m?!).*?\*/|--(?:\s|\Z)[^\n]*|\#[^\n]*""",
@@ -27,22 +27,22 @@ _POSTGRESQL = re.compile(
 )
 _PLAIN_NAME = re.compile(rb"[a-z_0-9]+").fullmatch
 _SEVERAL = re.compile(rb";\s*[^\s;]").search
-# Variables assigned, numbers kept for LAST_INSERT_ID(), locks taken by name, temporary tables, comments that are
+# Assignments of variables, values set for LAST_INSERT_ID(), locks taken by name, temporary tables, comments that are
 # executed, and whatever follows a semicolon.
 _SESSION = re.compile(
     rb":=|\binto\s*@|last_insert_id\s*\(\s*[^\s)]|locks?(?:_shared)?\s*\(|\b(?:pg_)?temp(?:orary)?\b|/\*m?!|;\s*[^\s;]"
 ).search
-# What such a statement has in it somewhere. Most have nothing of the kind, and need not be looked at more closely.
+# A quick test: statements without any of these do not match _SESSION. Most have none.
 _MAY_HAVE_SESSION = re.compile(rb":=|into|last_insert_id|lock|temp|/\*m?!|;\s*[^\s;]").search
 _SET_STATEMENT = re.compile(rb"\s*set\s+statement\b.*?\bfor\b(.*)", re.DOTALL).fullmatch
 
 _STRING = re.compile(rb"'[^']*'")
 _QUOTED_NAME = re.compile(rb'"[^"]*"|`[^`]*`')
-# What makes it uncertain where a string or a name ends, or what is called: comments, and quotes in front of a
+# What makes it uncertain where a string or name ends, or which function is called: comments, and quotes before a
 # parenthesis.
 _UNCERTAIN = re.compile(rb"""--|/\*|\#|['"]\s*(?:\.\s*[a-z0-9_]+\s*)?\(""").search
 _CALL = re.compile(rb"((?:[a-z0-9_]+\s*\.\s*)*[a-z0-9_]+)\s*\(").findall
-# What may stand in front of a parenthesis in a query that gives the same when it is run again on another connection.
+# Words that may precede a parenthesis in a query that can run again on another connection with the same result.
 _HARMLESS = frozenset(
     b"abs adddate all and any array_agg as avg between binary bit_and bit_or by case cast ceil ceiling char "
     b"char_length character_length coalesce concat concat_ws convert count curdate current_date current_timestamp "
@@ -58,7 +58,7 @@ _HARMLESS = frozenset(
 
 
 def only_reads(sql: bytes) -> bool:
-    """Whether it is a plain query: takes no lock, changes no data and nothing of the session."""
+    """Whether a statement is a plain query: it takes no lock, and changes neither data nor the session."""
     text = sql.lower()
     return text.lstrip()[:6] == b"select" and not (
         b"for" in text
@@ -71,15 +71,15 @@ def only_reads(sql: bytes) -> bool:
 
 
 def bare(sql: bytes, *, postgresql: bool = False, escapes: bool = True) -> bytes:
-    """The text in small letters, without what is in strings and comments, and without the quotes of plain names.
+    """A statement in lower case, without comments, the contents of strings, and the quotes around plain names.
 
-    All of it where it is not certain what that is.
+    If it is not certain where these end, nothing is left out.
 
-    :param escapes: whether a backslash escapes what follows it in a string of MySQL's.
+    :param escapes: whether a backslash is an escape character in MySQL's strings.
     """
     text = sql.lower()
     if postgresql:
-        # Whether a backslash is one depends on settings and prefixes; comments may be in comments.
+        # Whether a backslash escapes depends on settings and prefixes; comments may be nested.
         is_certain = b"\\" not in text and text.count(b"/*") < 2
         return _POSTGRESQL.sub(_remainder, text) if is_certain else text
     return _MYSQL.sub(_remainder, text) if escapes or b"\\" not in text else text
@@ -94,23 +94,23 @@ def _remainder(match: re.Match[bytes]) -> bytes:
 
 
 def in_words(text: bytes) -> bytes:
-    """A `bare` text with one space between its words, from its first word on."""
+    """A `bare` text from its first word on, with one space between words."""
     return b" ".join(text.split()).strip(b"; (")
 
 
 def is_several(text: bytes) -> bool:
-    """Whether a `bare` text has more than one statement, or one whose comments are executed."""
+    """Whether a `bare` text has several statements, or a comment that is executed."""
     return _SEVERAL(text) is not None or b"/*!" in text or b"/*m!" in text
 
 
 def statement_in(text: bytes) -> bytes:
-    """What a `bare` text executes: of MariaDB's ``SET STATEMENT ... FOR``, what stands behind it."""
+    """The statement that a `bare` text executes: the one after MariaDB's ``SET STATEMENT ... FOR``, if it begins so."""
     match = _SET_STATEMENT(text)
     return text if match is None else match[1]
 
 
 def may_change_session(sql: bytes, *, postgresql: bool = False, escapes: bool = True) -> bool:
-    """Whether later statements on the connection may find variables, tables, locks or settings that it leaves.
+    """Whether a statement may leave variables, temporary tables, locks or settings to later ones on its connection.
 
     Other parameters: see `bare`.
     """
@@ -122,13 +122,13 @@ def may_change_session(sql: bytes, *, postgresql: bool = False, escapes: bool = 
 
 
 def first_word(sql: bytes) -> bytes:
-    """The statement's first word in small letters, behind comments and parentheses."""
+    """The first word of a statement in lower case, after comments and parentheses; "" if there is none."""
     match = _FIRST_WORD(sql.lower())
     return match[1] if match is not None else b""
 
 
 def can_be_repeated(sql: bytes) -> bool:
-    """Whether it may run a second time, on another connection, without a trace of the first: see `only_reads`."""
+    """Whether a statement can run again on another connection: the first run left no trace; see `only_reads`."""
     if not only_reads(sql) or b"\\" in sql or b"$" in sql or not sql.isascii():
         return False
     text = _QUOTED_NAME.sub(b'""', _STRING.sub(b"''", sql.lower()))

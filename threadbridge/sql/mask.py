@@ -1,10 +1,10 @@
-"""The text of SQL statements without the values in it, for people who may see the statements but not the data."""
+"""Removes the values from SQL statements, for people who may see the statements but not the data."""
 
 from __future__ import annotations
 
 import re
 
-# What comes first in the text is taken first; all that is not named here has no values and stays.
+# Tokens are matched from left to right. Text that matches none contains no values, and stays.
 _TOKEN = re.compile(
     r"""
       (?P<comment> /\*.*?(?:\*/|\Z) | --[^\n]* )
@@ -21,8 +21,8 @@ _STANDARD_STRING = re.compile(r"""\w*'(?:[^']|'')*(?:'|\Z) | "(?:[^"]|"")*(?:"|\
 def masked(sql: str) -> str:
     """The statement with ``?`` in place of each string and number, and without comments.
 
-    Databases do not agree on what a backslash means in a string, nor on ``#`` and ``$...$`` at all: from where two
-    readings differ, the rest of the statement is one ``?``. In double quotes there may be a name; it is masked too.
+    Databases disagree about backslashes in strings, and about ``#`` and ``$...$``: from where readings begin to differ,
+    the rest of the statement becomes one ``?``. Double quotes may enclose a name, which is masked too.
     """
     parts = []
     end = 0

@@ -1,4 +1,4 @@
-"""What a request asks of the database: for the slow log, the metrics and the people who watch."""
+"""The SQL statements of a request, for the slow log, the metrics and the operators' pages."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from threadbridge.sql.effects import only_reads
 # The outcomes, see `Statements.outcome`, after which a request may be repeated.
 UNCHANGED = frozenset({"none", "rolled back"})
 
-# A request may run thousands; of those the latest are worth a look.
-KEPT = 50
-# Characters of a statement's text: one may bring megabytes of data with it.
-KEPT_TEXT = 10_000
+# How many of a request's statements are recorded: the latest. A request may execute thousands.
+MAX_LATEST = 50
+# Characters of a statement's text that are recorded. It may contain megabytes of data.
+MAX_TEXT = 10_000
 
 
 def as_field(outcome: str) -> str:
-    """What `Statements.outcome` says as one word, as the logs have it."""
+    """A `Statements.outcome` as one word, for the logs."""
     return outcome.replace(" ", "-")
 
 
 class Statement:
-    """One statement. The worker writes it, anybody reads it.
+    """One statement. The worker writes it, any thread reads it.
 
-    :param sql: its text as the application gave it, without its parameters' values; its beginning if it is very long.
-    :param connection_id: the number of the connection in the database's process list, or None where that is unknown.
-    :param started: by `time.monotonic`.
-    :param ended: by the same clock; 0.0 while it runs.
-    :param rows: how many rows it found or changed, as the driver says: -1 when that is unknown.
-    :param error: the exception's name when it failed, or "".
+    :param sql: the text that the application executed, without its parameters' values; the first `MAX_TEXT` characters.
+    :param connection_id: the connection's number in the database's process list; None if that is unknown.
+    :param started: when it started, by `time.monotonic`.
+    :param ended: when it ended, by the same clock; 0.0 while it runs.
+    :param rows: how many rows it found or changed, by the driver's count; -1 if that is unknown.
+    :param error: the name of the exception if it failed, else "".
     """
 
     __slots__ = ("connection_id", "ended", "error", "rows", "sql", "started")
@@ -43,18 +43,18 @@ class Statement:
 
 
 class Statements:
-    """All statements of a request: how many, how long they took together, and the latest of them.
+    """The statements of a request: how many, how many seconds they took in all, and the latest.
 
-    The worker writes; anybody reads, and may copy ``latest`` at any time, one `list` operation being atomic.
+    The worker writes it, any thread reads it, and may copy ``latest`` at any time: each `list` operation is atomic.
 
-    The attributes about its changes to the data are kept by `threadbridge.sql.transaction.Transaction`:
+    `threadbridge.sql.transaction.Transaction` maintains the attributes about changes to the data:
 
-    :param open: in how many transactions it has changed data, or may have, and that is neither committed nor rolled
-        back yet.
+    :param open: the number of transactions in which the request has, or may have, changed data, and which are neither
+        committed nor rolled back.
     :param has_committed: whether it has committed changes.
-    :param has_rolled_back: whether changes were rolled back.
-    :param is_committing: whether a commit was sent to the database whose answer has not come yet.
-    :param is_in_doubt: whether it will never be known what has become of some of its changes.
+    :param has_rolled_back: whether some of its changes were rolled back.
+    :param is_committing: whether a commit was sent to the database that has not yet answered it.
+    :param is_in_doubt: whether the fate of some of its changes will never be known.
     """
 
     __slots__ = (
@@ -69,32 +69,31 @@ class Statements:
         self.has_rolled_back = False
         self.is_committing = False
         self.is_in_doubt = False
-        # A deque would be ten times as large, for a request that has few statements or none.
+        # Not a deque, which is ten times as large; most requests have few statements.
         self.latest: list[Statement] = []
 
     def begin(self, sql: str, connection_id: int | None) -> Statement:
-        """A statement is given to the database. Worker side."""
-        statement = Statement(sql[:KEPT_TEXT], connection_id, time.monotonic())
+        """Record that a statement is about to be sent. Worker side."""
+        statement = Statement(sql[:MAX_TEXT], connection_id, time.monotonic())
         self.count += 1
-        if len(self.latest) == KEPT:
+        if len(self.latest) == MAX_LATEST:
             del self.latest[0]
         self.latest.append(statement)
         return statement
 
     def end(self, statement: Statement, *, rows: int = -1, error: str = "") -> None:
-        """The database has answered. Worker side."""
+        """Record that the database has answered. Worker side."""
         statement.rows, statement.error = rows, error
         statement.ended = time.monotonic()
         self.seconds += statement.ended - statement.started
 
     @property
     def outcome(self) -> str:
-        """What has become of the request's changes to the data, as far as is known now. Either side.
+        """What became of the request's changes to the data, as far as is known now. Any thread.
 
-        ``none``: there were none. ``open``: not committed yet, perhaps still being made. ``committed``, ``partly
-        committed`` (others are open or were rolled back), ``rolled back``. ``unknown``: the database was told to
-        commit, or to change data with autocommit, and its answer is missing; or the text of a statement does not say
-        what it does.
+        ``none``: there were none. ``open``: not committed yet, or still being made. ``committed``, ``partly committed``
+        (others are open or were rolled back), ``rolled back``. ``unknown``: a commit, or a change with autocommit, was
+        sent and the answer is missing, or the text of a statement does not show what it does.
         """
         latest = self.latest[-1] if self.latest else None
         is_changing = latest is not None and not latest.ended and not only_reads(latest.sql.encode(errors="replace"))

@@ -1,4 +1,4 @@
-"""What requests have changed in the open transaction of one connection, and what becomes of it."""
+"""Which requests have changed data in a connection's open transaction, and what becomes of their changes."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from threadbridge.sql.statements import Statements
 
 
 class Effect(Enum):
-    """What a statement has done to the data, or to the transaction in which it ran, as far as that is certain."""
+    """What a statement did to the data or to its transaction, as far as is certain."""
 
     NOTHING = "nothing"
-    # To be committed or rolled back yet.
+    # The changes are neither committed nor rolled back yet.
     CHANGED = "changed"
     PERHAPS_CHANGED = "perhaps changed"
-    # What was open.
+    # The open changes were committed.
     COMMITTED = "committed"
-    # What was open, if anything was.
+    # The open changes may have been committed.
     PERHAPS_COMMITTED = "perhaps committed"
-    # Both what was open and what the statement has changed itself.
+    # Both the open changes and the statement's own were committed.
     CHANGED_AND_COMMITTED = "changed and committed"
     ROLLED_BACK = "rolled back"
-    # Some of what was open may be gone, or all.
+    # Some of the open changes may have been rolled back, or all.
     PARTLY_ROLLED_BACK = "partly rolled back"
-    # It may have changed something, and committed or rolled back that and what was open.
+    # It may have changed data, and committed or rolled back that and the open changes.
     UNKNOWN = "unknown"
 
 
 class Effects:
-    """What the statements of one kind of database do, by their text, if they succeed.
+    """What the statements of one kind of database do if they succeed, by their text.
 
-    :param by_word: for each effect the first words of statements that have it.
-    :param exceptions: patterns where more than the first word counts; the first that matches decides.
-    :param otherwise: what all other statements do.
+    :param by_word: for each effect, the first words of the statements that have it.
+    :param exceptions: patterns that come before ``by_word``; the first that matches decides.
+    :param otherwise: the effect of all other statements.
     """
 
     def __init__(
@@ -46,9 +46,9 @@ class Effects:
         self._otherwise = otherwise
 
     def of(self, words: bytes) -> Effect:
-        """What a statement does.
+        """The effect of a statement.
 
-        :param words: see `threadbridge.sql.effects.in_words`.
+        :param words: its text; see `threadbridge.sql.effects.in_words`.
         """
         if is_several(words):
             return Effect.UNKNOWN
@@ -59,21 +59,21 @@ class Effects:
 
 
 class Transaction:
-    """The open transaction of one connection. Requests that share the connection share its transaction. Worker side."""
+    """The open transaction of one connection; requests that share the connection share it. Worker side."""
 
     def __init__(self) -> None:
-        # For each request whose changes are open: whether it certainly has some.
+        # For each request that may have open changes, whether it is certain that it has.
         self._changes: dict[Statements, bool] = {}
 
     @property
     def has_changes(self) -> bool:
-        """Whether a request has changed something, or may have, that is neither committed nor rolled back yet."""
+        """Whether a request may have changes that are neither committed nor rolled back."""
         return bool(self._changes)
 
-    def note(self, effect: Effect, statements: Statements | None) -> None:
-        """A statement had this effect.
+    def record(self, effect: Effect, statements: Statements | None) -> None:
+        """Record a statement's effect.
 
-        :param statements: those of the request that has sent it, if a request has.
+        :param statements: those of the request that sent it; None if no request did.
         """
         if effect in (Effect.CHANGED, Effect.PERHAPS_CHANGED):
             if statements is not None:
@@ -97,8 +97,8 @@ class Transaction:
             if effect is Effect.UNKNOWN and statements is not None:
                 statements.is_in_doubt = True
 
-    def committing(self) -> None:
-        """A commit is about to be sent; `note` tells what came of it."""
+    def begin_commit(self) -> None:
+        """Record that a commit is about to be sent; `record` records its effect."""
         for each in self._changes:
             each.is_committing = True
 

@@ -1,7 +1,4 @@
-"""The kinds of database: a module for each, and others whose names begin like its own. Only they know drivers.
-
-Worker side.
-"""
+"""The kinds of database. Only these modules know drivers; those of one kind begin with its name. Worker side."""
 
 from __future__ import annotations
 
@@ -11,9 +8,9 @@ from threadbridge.database.driver import ConnectionSettings, Database
 
 
 def database_of(modules: Sequence[str], settings: ConnectionSettings) -> Database | None:
-    """The kind of database by the first module that is a known driver's; None if there is none.
+    """The kind of database for the first of these modules that belongs to a supported driver; None if none does.
 
-    A driver that is not known works, but its statements cannot be stopped.
+    Other drivers work too, but their statements cannot be stopped.
     """
     for module in modules:
         driver = module.partition(".")[0]

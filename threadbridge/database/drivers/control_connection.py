@@ -1,4 +1,4 @@
-"""The connection by which queries on others are stopped: kept for the next time, as the database may have none left."""
+"""The control connection, which stops queries on others. It stays open, as the database may later refuse new ones."""
 
 from __future__ import annotations
 
@@ -14,51 +14,51 @@ _Result = TypeVar("_Result")
 
 
 class ControlConnection:
-    """One such connection, and what is known of the server that it leads to.
+    """A control connection.
 
-    :param about: whatever the kind of database needs to know of it.
+    :param server: what the kind of database needs to know about the server to which it leads.
     """
 
-    def __init__(self, connection: Any, about: Any = None) -> None:
+    def __init__(self, connection: Any, server: Any = None) -> None:
         self.connection = connection
-        self.about = about
+        self.server = server
         self.descriptor: int | None = connection.fileno()
         forks.connects(self)
 
     def close(self) -> None:
-        """Close it, whatever state it is in."""
+        """Close it, in whatever state it is."""
         self.descriptor = None
         with contextlib.suppress(Exception):
             self.connection.close()
 
 
 class ControlConnections:
-    """Keeps one such connection; makes another when that is in use, or does not work. Any thread.
+    """Keeps one control connection open; makes another if that is in use or does not work. Any thread.
 
-    :param connect: makes one.
-    :param error: what the driver raises.
+    :param connect: makes a control connection.
+    :param error: the driver's base class of exceptions.
     """
 
     def __init__(self, connect: Callable[[], ControlConnection], error: type[Exception]) -> None:
         self._connect = connect
         self._error = error
-        # A deque's methods need no lock: at most one or, after a race, two.
-        self._kept: deque[ControlConnection] = deque()
+        # At most one or, after a race, two. A deque's methods need no lock.
+        self._idle: deque[ControlConnection] = deque()
         self._is_closed = False
 
     def use(self, ask: Callable[[ControlConnection], _Result]) -> _Result:
-        """What the function gives, called with the connection, and again with a new one if it raises.
+        """Call a function with the connection and return its result; if it raises, call it again with a new one.
 
-        Raises `StopFailed` where the driver raises anything.
+        Raises `StopFailed` if the driver raises anything.
         """
-        if (kept := self._take()) is not None:
+        if (idle := self._take()) is not None:
             try:
-                result = ask(kept)
+                result = ask(idle)
             except (self._error, StopFailed):
                 # It may have been idle for too long, or lead to a server that is out of service; a new one may not.
-                kept.close()
+                idle.close()
             else:
-                self._give_back(kept)
+                self._give_back(idle)
                 return result
         try:
             made = self._connect()
@@ -73,18 +73,18 @@ class ControlConnections:
         return result
 
     def close(self) -> None:
-        """Keep none any more."""
+        """Close the connection, and keep none open from now on."""
         self._is_closed = True
-        while (kept := self._take()) is not None:
-            kept.close()
+        while (idle := self._take()) is not None:
+            idle.close()
 
     def _take(self) -> ControlConnection | None:
         with contextlib.suppress(IndexError):
-            return self._kept.popleft()
+            return self._idle.popleft()
         return None
 
     def _give_back(self, control: ControlConnection) -> None:
-        if self._kept or self._is_closed:
+        if self._idle or self._is_closed:
             control.close()
         else:
-            self._kept.append(control)
+            self._idle.append(control)

@@ -1,4 +1,4 @@
-"""MySQL and MariaDB: this module and those whose names begin like its own are the only ones that know them."""
+"""MySQL and MariaDB; only the modules whose names begin with ``mysql`` know them."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from threadbridge.database.drivers.mysql_control import (
 )
 from threadbridge.database.drivers.mysql_session import MySQLSession
 
-# Seconds to connect, for connections whose settings say nothing about it.
+# Seconds to connect, unless the pool's settings contain a time.
 CONNECT_TIMEOUT = 10
-# Seconds that the driver waits for the network beyond the limit for a statement.
+# Seconds that the driver waits for the network beyond the statement limit.
 NETWORK_MARGIN = 10
 
 # ER_QUERY_INTERRUPTED; MariaDB's ER_STATEMENT_TIMEOUT; MySQL's ER_QUERY_TIMEOUT.
@@ -30,10 +30,10 @@ STATEMENT_ERRORS = frozenset({1317, 1969, 3024})
 # extended twin. The server's: ER_CON_COUNT_ERROR, ER_TOO_MANY_USER_CONNECTIONS, ER_SERVER_SHUTDOWN,
 # ER_CONNECTION_KILLED.
 OUTAGE_ERRORS = frozenset({2002, 2003, 2005, 2006, 2013, 2055, 1040, 1203, 1053, 1927})
-# The server answers and keeps the connection, but cannot do its work: ER_UNKNOWN_COM_ERROR, by which a Galera node says
-# that it is no part of the cluster now; ER_ERROR_DURING_COMMIT, as the cluster or the disk is gone, which leaves open
-# what was committed; ER_USER_LIMIT_REACHED, when the account has as many connections, or has run as many statements in
-# this hour, as it may. ER_OPTION_PREVENTS_STATEMENT is one too if the option makes the server read-only.
+# The server answers and keeps the connection, but cannot do its work. ER_UNKNOWN_COM_ERROR: this Galera node is not in
+# the cluster now. ER_ERROR_DURING_COMMIT: the cluster or the disk is gone, and it is not known what was committed.
+# ER_USER_LIMIT_REACHED: the account has reached its limit of connections, or of statements per hour.
+# ER_OPTION_PREVENTS_STATEMENT is one too if the option makes the server read-only.
 UNABLE_ERRORS = frozenset({1047, 1180, 1226})
 ER_OPTION_PREVENTS_STATEMENT = 1290
 
@@ -45,7 +45,7 @@ _IDLE = (
 
 
 class MySQL:
-    """Stops queries with ``KILL QUERY`` on a connection of its own. See `Database`."""
+    """Stops queries with ``KILL QUERY`` on a control connection. See `Database`."""
 
     def __init__(self, driver: str, settings: ConnectionSettings) -> None:
         module = importlib.import_module(driver)
@@ -53,19 +53,19 @@ class MySQL:
         self._operational: type[Exception] = module.OperationalError
         self._settings = settings
         self.driver = driver
-        # A server or a network that says nothing would be waited for without end.
+        # Without this, the driver would wait for a silent server or network forever.
         self.defaults: Mapping[str, Any] = {"connect_timeout": CONNECT_TIMEOUT}
         if settings.statement_limit:
-            # The database ends the statement first, if it can.
-            patience = math.ceil(settings.statement_limit + NETWORK_MARGIN)
-            self.defaults = {**self.defaults, "read_timeout": patience, "write_timeout": patience}
+            # Longer than the limit, so that the database ends the statement first, if it can.
+            network_timeout = math.ceil(settings.statement_limit + NETWORK_MARGIN)
+            self.defaults = {**self.defaults, "read_timeout": network_timeout, "write_timeout": network_timeout}
         self.timeouts: Mapping[str, Any] = dict.fromkeys(
             ("connect_timeout", "read_timeout", "write_timeout"), CONTROL_TIMEOUT
         )
         self._control = Control(driver, settings)
         self._limit = math.ceil(settings.statement_limit)
         cursors = importlib.import_module(f"{driver}.cursors")
-        # A client that downloads slowly makes the statements of these take as long as it likes.
+        # Statements of these cursors last for as long as the client takes to download their rows.
         self._unbuffered: type = getattr(cursors, "CursorUseResultMixIn", None) or cursors.SSCursor
 
     def identify(self, connection: Any) -> Identity:
@@ -85,21 +85,22 @@ class MySQL:
         return Identity(*parts)
 
     def prepare(self, connection: Any, comment: Callable[[], str] | None) -> Session:
-        """See `Database`; costs two round trips for each connection made where there is a limit for statements."""
+        """See `Database`; with a statement limit, costs two round trips for each connection made."""
         without_limit = self._set_limit(connection) if self._limit else None
         return MySQLSession(connection, comment, self._unbuffered, without_limit)
 
     def _set_limit(self, connection: Any) -> tuple[bytes, bytes] | None:
-        """Have the server limit statements; what stands in a ``SELECT`` for its first word to have no limit.
+        """Make the server limit the time of statements.
 
-        None where the server has no limit, or one that its operator or the application has chosen, which stays.
+        Returns the first word of a ``SELECT``, and its replacement in one without a limit. Returns None if the server
+        has no such limit, or its administrator or the application has set one already, which is not changed.
         """
         name = "max_statement_time" if is_mariadb(connection) else "max_execution_time"
         try:
             if row(connection, f"SELECT @@session.{name}, @@global.{name}") != (0, 0):
                 return None
             if name == "max_statement_time":
-                # The second ends transactions, and so frees locks, of a frontend that hangs between two statements.
+                # The second setting ends the transaction, and frees the locks, of a frontend that hangs in between.
                 execute(connection, f"SET SESSION {name} = {self._limit}, {_IDLE.format(self._limit)}")
                 return b"select", b"SET STATEMENT max_statement_time=0 FOR select"
             execute(connection, f"SET SESSION {name} = {1000 * self._limit}")
@@ -111,15 +112,15 @@ class MySQL:
 
     def keep_control(self) -> None:
         """See `Database`."""
-        self._control.keep()
+        self._control.check()
 
-    def stop(self, connection: Any, identity: Identity, *, waits: bool = False) -> bool:
+    def stop_query(self, connection: Any, identity: Identity, *, waits: bool = False) -> bool:
         """See `Database`."""
-        return self._control.stop(identity, waits)
+        return self._control.stop_query(identity, waits)
 
-    def end(self, identity: Identity) -> bool:
+    def kill(self, identity: Identity) -> bool:
         """See `Database`."""
-        return self._control.end(identity)
+        return self._control.kill(identity)
 
     def close(self) -> None:
         """See `Database`."""
@@ -145,6 +146,6 @@ class MySQL:
 def _is_unable(error: Exception) -> bool:
     number, text = (*error.args, None, None)[:2]
     if number == ER_OPTION_PREVENTS_STATEMENT:
-        # MySQL has --super-read-only, --read-only and --innodb-read-only; MariaDB writes some of them otherwise.
+        # MySQL has --super-read-only, --read-only and --innodb-read-only; MariaDB spells some of them differently.
         return "read-only" in str(text).replace("_", "-").lower()
     return number in UNABLE_ERRORS

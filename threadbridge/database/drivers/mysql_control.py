@@ -1,4 +1,4 @@
-"""Finding a connection in the MySQL or MariaDB server that it leads to, and ending its query or itself from there."""
+"""Identifies a connection in its MySQL or MariaDB server, and stops its query or kills it from another connection."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ER_NO_SUCH_THREAD = 1094
 ER_UNKNOWN_SYSTEM_VARIABLE = 1193
 
 _NAME = "CONCAT_WS('|', @@hostname, @@port, @@server_id, @@pid_file{})"
-# What tells servers apart that are copies of each other: MariaDB has these variables from 10.6.16 and 10.11.6 on.
+# These differ between servers that are copies of each other. MariaDB has them since 10.6.16 and 10.11.6.
 _NAME_PARTS = {"mariadb": ", @@server_uid, @@wsrep_node_address", "mysql": ", @@server_uuid"}
 _MARK = "SELECT GET_LOCK(%s, 0), {}, UNIX_TIMESTAMP()"
 _MARKED = "SELECT IS_USED_LOCK(%s)"
@@ -26,18 +26,17 @@ _THREAD = "SELECT COUNT(*) FROM information_schema.processlist WHERE id = %s AND
 _RUNS = "SELECT COUNT(*) FROM information_schema.processlist WHERE id = %s AND command <> 'Sleep'"
 _USER = "SELECT SUBSTRING_INDEX(USER(), '@', 1)"
 # Longer than any control connection is idle.
-_KEEP = "SET SESSION wait_timeout = 2147483"
+_NO_TIMEOUT = "SET SESSION wait_timeout = 2147483"
 
 
 class Identity(NamedTuple):
-    """A connection's thread id, and which server has given it.
-
-    The mark is a lock of a name that nobody else has, which the connection holds as long as it lives, unless the
-    application has it let go of all its locks: only the server process that it leads to can say whose it is. Where the
-    server refuses such locks, as some clusters do, it is "".
+    """A connection's thread id, and the server that assigned it.
 
     :param server: the server's name.
-    :param made: when this was asked, in seconds by the server's clock.
+    :param made: when the connection was identified, in seconds by the server's clock.
+    :param mark: the name of a user lock (``GET_LOCK``), unique to the connection, which holds the lock as long as it
+        lives, unless the application releases all its locks. Only the connection's own server process knows who holds
+        it. "" if the server refuses such locks, as some clusters do.
     """
 
     thread_id: int
@@ -46,17 +45,21 @@ class Identity(NamedTuple):
     mark: str
 
 
-class Server(NamedTuple):
-    """The server process that a control connection leads to, and as whom."""
+class ControlServer(NamedTuple):
+    """The server process to which a control connection leads.
+
+    :param started: when the process started, in seconds by its clock; may be off by one, as it is computed from two
+        statements.
+    :param user: the user as whom the control connection is logged in.
+    """
 
     name: str
-    # By its clock, in seconds; a second may begin between two statements.
     started: int
     user: str
 
 
 class Control:
-    """Identifies connections, and ends their queries or themselves by a connection of its own. Any thread."""
+    """Identifies connections, and stops their queries or kills them from a control connection. Any thread."""
 
     def __init__(self, driver: str, settings: ConnectionSettings) -> None:
         module = importlib.import_module(driver)
@@ -76,7 +79,7 @@ class Control:
         return Identity(connection.thread_id(), str(server), int(now), "")
 
     def _named_row(self, connection: Any, sql: str, *parameters: str) -> tuple[Any, ...]:
-        """The row of a query that asks for the server's name too, by as many variables as it has."""
+        """The row of a query for the server's name, made of as many variables as the server has."""
         if self._has_all_variables:
             more = "mariadb" if is_mariadb(connection) else "mysql"
             try:
@@ -87,36 +90,33 @@ class Control:
                 self._has_all_variables = False
         return row(connection, sql.format(_NAME.format("")), *parameters)
 
-    def keep(self) -> None:
-        """See to it that there is a connection, so that none has to be made when the server has none left.
-
-        Raises `StopFailed`.
-        """
+    def check(self) -> None:
+        """Make or check the control connection. Raises `StopFailed`."""
         self._connections.use(lambda control: execute(control.connection, "DO 0"))
 
-    def stop(self, identity: Identity, waits: bool) -> bool:
-        """Send ``KILL QUERY`` for the connection; whether a statement ran on it then. Raises `StopFailed`.
+    def stop_query(self, identity: Identity, waits: bool) -> bool:
+        """Send ``KILL QUERY`` for the connection; returns whether it was running a statement. Raises `StopFailed`.
 
-        :param waits: see `Database.stop`. To ask the server takes it longer than all the rest.
+        :param waits: see `Database.stop_query`. If false, the server is asked, which takes it longer than all the rest.
         """
 
         def stop(control: ControlConnection) -> bool:
             if not self._has(control, identity):
                 return False
             runs = waits or row(control.connection, _RUNS, identity.thread_id) != (0,)
-            # In any case: a statement may come just now.
+            # In any case, as a statement may arrive just now.
             return self._kill(control, "QUERY", identity) and runs
 
         return self._connections.use(stop)
 
-    def end(self, identity: Identity) -> bool:
-        """Send ``KILL`` for the connection; whether the server had it no more. Raises `StopFailed`."""
+    def kill(self, identity: Identity) -> bool:
+        """Send ``KILL`` for the connection; returns whether it had already ended. Raises `StopFailed`."""
         return self._connections.use(
             lambda control: not (self._has(control, identity) and self._kill(control, "CONNECTION", identity))
         )
 
     def close(self) -> None:
-        """Keep no connection any more."""
+        """Close the control connection, and keep none from now on."""
         self._connections.close()
 
     def _connect(self) -> ControlConnection:
@@ -125,18 +125,18 @@ class Control:
         made = settings.connect(*settings.args, **{**settings.kwargs, **dict.fromkeys(names, CONTROL_TIMEOUT)})
         control = ControlConnection(made)
         try:
-            execute(made, _KEEP)
+            execute(made, _NO_TIMEOUT)
             name, now = self._named_row(made, _SERVER)
             _, uptime = row(made, _UPTIME)
             [user] = row(made, _USER)
         except BaseException:
             control.close()
             raise
-        control.about = Server(str(name), int(now) - int(uptime), str(user))
+        control.server = ControlServer(str(name), int(now) - int(uptime), str(user))
         return control
 
     def _kill(self, control: ControlConnection, what: str, identity: Identity) -> bool:
-        """Whether the server still had the connection."""
+        """Kill the query or the connection; returns whether the server still had the connection."""
         try:
             execute(control.connection, f"KILL {what} {identity.thread_id}")
         except self._error as error:
@@ -146,19 +146,19 @@ class Control:
         return True
 
     def _has(self, control: ControlConnection, identity: Identity) -> bool:
-        """Whether the connection is still there; raises `StopFailed` where this server cannot know."""
-        server: Server = control.about
+        """Whether the server still has the connection; raises `StopFailed` if this server cannot know."""
+        server: ControlServer = control.server
         if server.name != identity.server:
             raise StopFailed(f"the control connection came to {server.name}, not to {identity.server}")
         if identity.mark:
             [number] = row(control.connection, _MARKED, identity.mark)
             if number is not None:
                 if int(number) != identity.thread_id:
-                    # What is between here and the server has numbers of its own, and what they mean is not known.
+                    # A proxy in between assigns its own numbers, which mean nothing to the server.
                     raise StopFailed(f"connection {identity.thread_id} is {number} to the server: a proxy is between")
                 return True
-        # No mark: the connection has ended, or the application has let go of all its locks. A number belongs to one
-        # connection as long as the server process lives.
+        # Without the mark, the connection has ended, or the application has released all its locks. While the server
+        # process lives, it does not reuse a number.
         [count] = row(control.connection, _THREAD, identity.thread_id, server.user)
         if not count or server.started > identity.made:
             return False
@@ -168,11 +168,12 @@ class Control:
 
 
 def is_mariadb(connection: Any) -> bool:
-    """Whether the server is a MariaDB, by what it said when it was connected to."""
+    """Whether the server is a MariaDB, by the version in its greeting."""
     return "mariadb" in str(connection.get_server_info()).lower()
 
 
 def execute(connection: Any, sql: str) -> None:
+    """Execute a statement without a result."""
     cursor = connection.cursor()
     try:
         cursor.execute(sql)
@@ -181,11 +182,12 @@ def execute(connection: Any, sql: str) -> None:
 
 
 def row(connection: Any, sql: str, *parameters: object) -> tuple[Any, ...]:
+    """Execute a query and return its first row."""
     cursor = connection.cursor()
     try:
         cursor.execute(sql, parameters or None)
         found = cursor.fetchone()
     finally:
         cursor.close()
-    # A cursor class of the application's may give dictionaries.
+    # The application's cursor class may give dictionaries.
     return tuple(found.values()) if isinstance(found, dict) else tuple(found)

@@ -1,4 +1,4 @@
-"""What a statement of MySQL's or MariaDB's does to the transaction in which it runs, by its text."""
+"""What a statement does to its transaction in MySQL and MariaDB, by its text."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from threadbridge.sql.effects import bare, in_words, statement_in
 from threadbridge.sql.transaction import Effect, Effects
 
-# Procedures, blocks of statements, prepared ones and XA are none of these: they may do anything.
+# Procedures, compound statements, prepared statements and XA are not listed, as they may do anything.
 _EFFECTS = Effects(
     {
         Effect.NOTHING: b"select show explain describe desc values table help use kill handler savepoint release "
@@ -24,7 +24,7 @@ _EFFECTS = Effects(
         (rb"begin(?: work)?$|start transaction\b", Effect.COMMITTED),
         (rb"rollback (?:.* )?to\b", Effect.PARTLY_ROLLED_BACK),
         (rb"(?:create(?: or replace)?|drop) temporary tables?\b", Effect.NOTHING),
-        # Whether it has switched autocommit on, which commits, the driver knows.
+        # The driver knows whether it switched autocommit on, which commits.
         (rb"set .*\b(?:autocommit|password|default role)\b", Effect.PERHAPS_COMMITTED),
         (rb"set .*\(", Effect.PERHAPS_CHANGED),
         (rb"set ", Effect.NOTHING),
@@ -38,11 +38,11 @@ _EFFECTS = Effects(
 _BEGINS = re.compile(rb"begin\b|start transaction\b|(?:commit|rollback)\b.*\band chain\b").match
 
 
-class Judgement:
-    """What a statement does.
+class StatementEffect:
+    """What a statement does if it succeeds.
 
-    :param effect: what it does to the data and the transaction if it succeeds, when autocommit is off.
-    :param begins: whether a transaction has begun behind it even if autocommit is on.
+    :param effect: its effect on the data and the transaction when autocommit is off.
+    :param begins: whether it leaves a transaction open even when autocommit is on.
     """
 
     def __init__(self, sql: str, escapes: bool) -> None:

@@ -1,4 +1,4 @@
-"""What has been done on one MySQL connection: to its data, and whether its session is still as it was made."""
+"""The session of one MySQL connection: what its statements do to transactions, and whether it was changed."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from threadbridge.database.drivers.mysql_effects import Judgement
+from threadbridge.database.drivers.mysql_effects import StatementEffect
 from threadbridge.sql.effects import may_change_session, only_reads
 from threadbridge.sql.transaction import Effect
 
 # Methods of the driver's connection that change the session without a statement.
 _CHANGING = ("change_user", "select_db", "set_character_set", "set_server_option")
 
-# The commit of a statement that commits itself may have failed too late.
+# With autocommit, the statement may have been committed all the same.
 ER_ERROR_DURING_COMMIT = 1180
 # InnoDB has rolled back the whole transaction.
 ER_LOCK_DEADLOCK = 1213
-# It may have, by the server's settings and version: ER_LOCK_WAIT_TIMEOUT, ER_LOCK_TABLE_FULL, ER_CHECKREAD.
+# It may have, depending on the server's settings and version: ER_LOCK_WAIT_TIMEOUT, ER_LOCK_TABLE_FULL, ER_CHECKREAD.
 MAYBE_ROLLED_BACK = frozenset({1205, 1206, 1020})
 
 
 class MySQLSession:
-    """Sees all statements on a connection as they are sent, with their parameters in them. Worker side.
+    """Sees all statements on a connection as they are sent, with their parameters filled in. Worker side.
 
     See `Session`.
 
-    :param unbuffered: the class of cursors whose rows come while they are fetched.
-    :param without_limit: the first word of their queries, and what takes its place so that they have no limit of time;
-        None if there is none.
+    :param unbuffered: the base class of cursors whose rows arrive while they are fetched.
+    :param without_limit: the first word of a query, and its replacement that lifts the time limit for such cursors;
+        None if there is no limit.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class MySQLSession:
         unbuffered: type,
         without_limit: tuple[bytes, bytes] | None,
     ) -> None:
-        # No cycle: a connection that is forgotten is closed at once.
+        # No reference cycle: a connection that is forgotten is closed at once.
         self._connection = weakref.ref(connection)
         self._query = type(connection).query
         self._comment = comment
@@ -52,10 +52,10 @@ class MySQLSession:
         self._is_changed = False
         self._can_send = hasattr(connection, "send_query")
         self._made_with_autocommit = connection.get_autocommit()
-        # What it was when a statement was last judged, and whether a transaction was begun in spite of it.
+        # Autocommit when the last effect was determined; whether a transaction was begun in spite of it.
         self._autocommits = bool(self._made_with_autocommit)
         self._has_begun = False
-        # Unless the server's sql_mode has NO_BACKSLASH_ESCAPES, which the driver obeys.
+        # False if the server's sql_mode has NO_BACKSLASH_ESCAPES, which the driver obeys.
         self._escapes = connection.escape_string("\\") not in ("\\", b"\\")
         connection.query = self.query
         for name in _CHANGING:
@@ -64,7 +64,7 @@ class MySQLSession:
                 setattr(connection, name, functools.partial(self._change, method))
 
     def query(self, sql: str | bytes | bytearray, *args: Any, **kwargs: Any) -> Any:
-        """Takes the place of the driver's method."""
+        """Replaces the driver's method."""
         self._was_used = True
         if not (isinstance(sql, bytes) and only_reads(sql)):
             self.only_reads = False
@@ -84,7 +84,7 @@ class MySQLSession:
         return method(self._connection(), *args, **kwargs)
 
     def sending(self, sql: str, cursor: object) -> None:
-        """See `Session`; `query` sees it, and what the application sends by itself."""
+        """See `Session`; `query` sees the statement itself, and also those that the application sends directly."""
         self._is_unbuffered = self._without_limit is not None and isinstance(cursor, self._unbuffered)
 
     def _unlimited(self, sql: str | bytes | bytearray) -> str | bytes | bytearray:
@@ -101,35 +101,35 @@ class MySQLSession:
 
     def effect(self, sql: str) -> Effect:
         """See `Session`."""
-        judgement = Judgement(sql, self._escapes)
-        effect = judgement.effect
-        was_switched_on = self._look_at_autocommit()
+        statement = StatementEffect(sql, self._escapes)
+        effect = statement.effect
+        was_switched_on = self._read_autocommit()
         if effect in (Effect.CHANGED, Effect.PERHAPS_CHANGED):
             if self.commits_itself:
                 effect = Effect.CHANGED_AND_COMMITTED if effect is Effect.CHANGED else Effect.UNKNOWN
         elif effect is Effect.PERHAPS_COMMITTED:
             effect = self._perhaps_committed
         elif effect not in (Effect.NOTHING, Effect.PARTLY_ROLLED_BACK):
-            self._has_begun = judgement.begins
+            self._has_begun = statement.begins
         if was_switched_on and effect not in (Effect.CHANGED_AND_COMMITTED, Effect.UNKNOWN):
-            # Which commits.
+            # Switching it on commits.
             return Effect.COMMITTED
         return effect
 
     def effect_of_failure(self, sql: str, error: BaseException, *, is_lost: bool, is_many: bool) -> Effect:
         """See `Session`."""
-        effect = Judgement(sql, self._escapes).effect
-        self._look_at_autocommit()
+        effect = StatementEffect(sql, self._escapes).effect
+        self._read_autocommit()
         number = error.args[0] if error.args else None
         if effect in (Effect.UNKNOWN, Effect.CHANGED_AND_COMMITTED):
             return Effect.UNKNOWN
         is_commit = effect in (Effect.COMMITTED, Effect.PERHAPS_COMMITTED)
         changes = effect in (Effect.CHANGED, Effect.PERHAPS_CHANGED)
-        # Of several statements some may have succeeded.
+        # Of several statements, some may have succeeded.
         if changes and self.commits_itself and (is_many or is_lost or number == ER_ERROR_DURING_COMMIT):
             return Effect.UNKNOWN
         if number == ER_LOCK_DEADLOCK and (sql.upper() == "COMMIT" or not is_commit):
-            # What comes next commits itself if autocommit is on.
+            # With autocommit, the next statement commits itself.
             self._has_begun = False
             return Effect.ROLLED_BACK
         if is_commit:
@@ -149,11 +149,11 @@ class MySQLSession:
 
     @property
     def _perhaps_committed(self) -> Effect:
-        # Whether a transaction is still open, or what follows commits itself, is not known either.
+        # Then it is not known either whether a transaction is still open, or the next statement commits itself.
         return Effect.UNKNOWN if self._autocommits and self._has_begun else Effect.PERHAPS_COMMITTED
 
-    def _look_at_autocommit(self) -> bool:
-        """See what it is now; whether it was switched on, which ends a transaction."""
+    def _read_autocommit(self) -> bool:
+        """Read the current setting; returns whether it was switched on, which ends a transaction."""
         connection: Any = self._connection()
         before, self._autocommits = self._autocommits, bool(connection.get_autocommit())
         if before or not self._autocommits:
@@ -179,7 +179,7 @@ class MySQLSession:
         return self._is_changed or connection.get_autocommit() != self._made_with_autocommit
 
     def begin_rollback(self) -> bool:
-        """See `Session`: it lets go of a snapshot; locks are let go before anybody goes on."""
+        """See `Session`. Only after plain queries, when it releases a snapshot but no locks."""
         only_reads, self.only_reads = self.only_reads, True
         self._was_used = False
         if only_reads and self._can_send:

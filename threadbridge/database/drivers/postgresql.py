@@ -1,4 +1,4 @@
-"""PostgreSQL: this module and `threadbridge.database.drivers.postgresql_session` are the only ones that know it."""
+"""PostgreSQL; only the modules whose names begin with ``postgresql`` know it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from threadbridge.database.driver import ConnectionSettings, Session, StopFailed
 from threadbridge.database.drivers.control_connection import ControlConnection, ControlConnections
 from threadbridge.database.drivers.postgresql_session import ACTIVE, IDLE, PostgreSQLSession
 
-# Seconds to connect, for connections whose settings say nothing about it.
+# Seconds to connect, unless the pool's settings contain a time.
 CONNECT_TIMEOUT = 10
 # Seconds to wait for the server's answer to a cancel request.
 CONTROL_TIMEOUT = 3
@@ -23,17 +23,17 @@ _IDENTITY = (
     "SELECT pid, extract(epoch FROM backend_start)::text, extract(epoch FROM pg_postmaster_start_time())::text "
     "FROM pg_stat_activity WHERE pid = pg_backend_pid()"
 )
-# What the server's operator, the user's settings or the application have chosen stays.
+# Limits that the administrator, the user's settings or the application have set are not changed.
 _LIMIT = (
     "SELECT count(set_config(name, %s, false)) FROM pg_settings "
     "WHERE name IN ('statement_timeout', 'idle_in_transaction_session_timeout') AND source = 'default'"
 )
-_TELL = (
+_SIGNAL = (
     "SELECT extract(epoch FROM pg_postmaster_start_time())::text, "
     "(SELECT {}(pid) FROM pg_stat_activity WHERE pid = %s AND extract(epoch FROM backend_start)::text = %s)"
 )
 
-# In a connection string, be it a URI or not.
+# In a connection string, whether URI or not.
 _TIMEOUT_OR_SERVICE = re.compile(r"\b(connect_timeout|service)\s*=").search
 
 QUERY_CANCELED = "57014"
@@ -43,9 +43,9 @@ TOO_MANY_CONNECTIONS = "53300"
 class Identity(NamedTuple):
     """A connection's process in the server.
 
-    :param started: when that process was started, in seconds by the server's clock, as a text; "" where a proxy is
-        between, behind which the process may be another one's next.
-    :param server_started: when the server was started.
+    :param started: when that process started, in seconds by the server's clock, as text; "" behind a proxy, which may
+        use the process for another client next.
+    :param server_started: when the server started.
     """
 
     pid: int
@@ -54,10 +54,10 @@ class Identity(NamedTuple):
 
 
 class PostgreSQL:
-    """Stops queries by the driver's own ``cancel``, which asks the server by a connection of its own.
+    """Stops queries by the driver's own ``cancel``, which makes a connection to the server for it.
 
-    psycopg2's holds the interpreter's lock while it waits for the network: there, and to end connections, functions of
-    the server's are called on a connection that is kept for that.
+    psycopg2's ``cancel`` holds the interpreter's lock while it waits for the network, so with psycopg2, and to kill
+    connections, functions of the server are called on a control connection instead. See `Database`.
     """
 
     timeouts: Mapping[str, Any] = {"connect_timeout": CONTROL_TIMEOUT}
@@ -69,10 +69,10 @@ class PostgreSQL:
         self._canceled: type[Exception] = importlib.import_module(f"{driver}.errors").QueryCanceled
         self._settings = settings
         self.driver = driver
-        # A server or a network that says nothing would be waited for for minutes, or without end.
+        # Without this, the driver would wait for a silent server or network for minutes, or forever.
         self.defaults: Mapping[str, Any] = {} if _has_timeout(settings) else {"connect_timeout": CONNECT_TIMEOUT}
         self._control = ControlConnections(self._connect, self._error)
-        # psycopg 3.2's has a timeout; older ones wait as long as the network does.
+        # psycopg has it since 3.2; before that, ``cancel`` has no timeout.
         self._cancels_safely = hasattr(getattr(module, "Connection", None), "cancel_safe")
 
     def identify(self, connection: Any) -> Identity:
@@ -84,7 +84,7 @@ class PostgreSQL:
         if pid == number and limit:
             _row(connection, _LIMIT, str(limit))
         if was_idle and not connection.autocommit:
-            # Settings that are not committed are lost with the next rollback.
+            # Otherwise the next rollback would undo the settings.
             connection.commit()
         return Identity(number, str(started) if pid == number else "", str(server_started))
 
@@ -94,7 +94,7 @@ class PostgreSQL:
 
     def parts_of(self, identity: Identity) -> list[Any] | None:
         """See `Database`."""
-        # Behind a proxy nobody can find it.
+        # Behind a proxy, it cannot be found.
         return list(identity) if identity.started else None
 
     def identity_of(self, parts: list[Any]) -> Identity:
@@ -102,51 +102,51 @@ class PostgreSQL:
         return Identity(*parts)
 
     def prepare(self, connection: Any, comment: Callable[[], str] | None) -> Session:
-        """See `Database`; statements that are objects of the driver's are left as they are."""
+        """See `Database`; statements that are the driver's objects get no comment."""
         if comment is not None:
             _tag(connection, comment)
         return PostgreSQLSession(connection)
 
     def keep_control(self) -> None:
-        """See `Database`; psycopg 3 needs none but to end connections."""
+        """See `Database`; psycopg 3 needs a control connection only to kill connections."""
         if not self._cancels_safely:
             self._control.use(lambda control: _row(control.connection, "SELECT 1"))
 
-    def stop(self, connection: Any, identity: Identity, *, waits: bool = False) -> bool:
+    def stop_query(self, connection: Any, identity: Identity, *, waits: bool = False) -> bool:
         """See `Database`."""
         if connection.closed:
             return False
-        # What the driver knows; it waits for nobody.
+        # The driver's own state; this does not wait.
         runs = bool(connection.info.transaction_status == ACTIVE)
         if not self._cancels_safely:
-            return self._tell("pg_cancel_backend", identity) and runs
+            return self._signal("pg_cancel_backend", identity) and runs
         try:
             connection.cancel_safe(timeout=CONTROL_TIMEOUT)
         except self._error as error:
             raise StopFailed(str(error)) from error
         return runs
 
-    def end(self, identity: Identity) -> bool:
+    def kill(self, identity: Identity) -> bool:
         """See `Database`."""
-        return not self._tell("pg_terminate_backend", identity)
+        return not self._signal("pg_terminate_backend", identity)
 
     def close(self) -> None:
         """See `Database`."""
         self._control.close()
 
-    def _tell(self, function: str, identity: Identity) -> bool:
-        """Call a function of the server's for the connection; whether the server still has it. Raises `StopFailed`."""
+    def _signal(self, function: str, identity: Identity) -> bool:
+        """Call a function of the server for the connection; returns whether it still exists. Raises `StopFailed`."""
         if not identity.started:
             raise StopFailed(f"connection {identity.pid} goes through a proxy, which has numbers of its own")
 
-        def tell(control: ControlConnection) -> bool:
-            sql = _TELL.format(function)
+        def signal(control: ControlConnection) -> bool:
+            sql = _SIGNAL.format(function)
             server_started, found = _row(control.connection, sql, identity.pid, identity.started)
             if str(server_started) != identity.server_started and float(server_started) < float(identity.started):
                 raise StopFailed(f"the control connection came to another server than that of {identity.pid}")
             return found is not None
 
-        return self._control.use(tell)
+        return self._control.use(signal)
 
     def _connect(self) -> ControlConnection:
         settings = self._settings
@@ -170,7 +170,7 @@ class PostgreSQL:
         )
 
     def is_lost(self, error: BaseException) -> bool:
-        """See `Database`; here it is the same."""
+        """See `Database`; in PostgreSQL, each outage loses the connection."""
         return self.is_outage(error)
 
     def cancelled(self) -> Exception:
@@ -179,17 +179,17 @@ class PostgreSQL:
 
 
 def _has_timeout(settings: ConnectionSettings) -> bool:
-    """Whether somebody has chosen how long connecting may take, or may have in a file of services."""
+    """Whether a time for connecting is set, or may be set in a service file."""
     kwargs = settings.kwargs
     if "PGCONNECT_TIMEOUT" in os.environ or "PGSERVICE" in os.environ or "service" in kwargs:
         return True
-    # psycopg2's name for a connection string, and psycopg's.
+    # psycopg2 calls the connection string dsn, psycopg conninfo.
     texts = (*settings.args[:1], kwargs.get("dsn"), kwargs.get("conninfo"))
     return any(isinstance(text, str) and _TIMEOUT_OR_SERVICE(text) for text in texts)
 
 
 def _tag(connection: Any, comment: Callable[[], str]) -> None:
-    # psycopg2's connections begin without one.
+    # On new connections, psycopg2's attribute is None.
     kind: Any = connection.cursor_factory or importlib.import_module("psycopg2.extensions").cursor
 
     class TaggingCursor(kind):  # type: ignore[misc]
@@ -212,7 +212,7 @@ def _row(connection: Any, sql: str, *parameters: object) -> tuple[Any, ...]:
     with contextlib.closing(connection.cursor()) as cursor:
         cursor.execute(sql, parameters or None)
         row = cursor.fetchone()
-    # A cursor class of the application's may give dictionaries.
+    # The application's cursor class may give dictionaries.
     return tuple(row.values()) if isinstance(row, dict) else tuple(row)
 
 

@@ -1,4 +1,4 @@
-"""What has been done on one PostgreSQL connection: to its data, and whether its session is still as it was made."""
+"""The session of one PostgreSQL connection: what its statements do to transactions, and whether it was changed."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 from threadbridge.sql.effects import bare, in_words, may_change_session, only_reads
 from threadbridge.sql.transaction import Effect, Effects
 
-# The states of a connection, by which the server says whether a transaction is open, and whether it has failed.
+# libpq's transaction states: whether a transaction is open, and whether it has failed.
 IDLE, ACTIVE, IN_TRANSACTION, IN_ERROR, LOST = range(5)
 
-# What statements do to the transaction in which they run. Of all others that is not certain, as what they call may
-# write, but in a transaction nothing else can commit.
+# What statements do to their transaction. Others may call functions that write, but within a transaction they cannot
+# commit.
 _EFFECTS = Effects(
     {
         Effect.NOTHING: b"select show values table fetch move close declare savepoint release set reset discard listen "
@@ -34,15 +34,15 @@ _EFFECTS = Effects(
 
 
 class PostgreSQLSession:
-    """What has been sent by cursors on a connection. See `Session`. Worker side."""
+    """Sees the statements that cursors send on a connection. See `Session`. Worker side."""
 
     def __init__(self, connection: Any) -> None:
-        # No cycle: a connection that is forgotten is closed at once.
+        # No reference cycle: a connection that is forgotten is closed at once.
         self._connection = weakref.ref(connection)
         self._made_with_autocommit = bool(connection.autocommit)
         self.only_reads = True
         self._is_changed = False
-        # Before the last statement.
+        # The state before the last statement.
         self._before = IDLE
 
     def sending(self, sql: str, cursor: object) -> None:
@@ -72,13 +72,13 @@ class PostgreSQLSession:
         return Effect.CHANGED_AND_COMMITTED if is_autocommit and effect is Effect.CHANGED else Effect.UNKNOWN
 
     def effect_of_failure(self, sql: str, error: BaseException, *, is_lost: bool, is_many: bool) -> Effect:
-        """See `Session`; the driver's state tells more about the connection than ``is_lost``."""
+        """See `Session`; the driver's state says more about the connection than ``is_lost``."""
         effect, after = _effect(sql), self._state
         changes = effect in (Effect.CHANGED, Effect.PERHAPS_CHANGED)
         if effect is Effect.UNKNOWN:
             return effect
         if effect is Effect.COMMITTED:
-            # One that was refused, by a constraint, has rolled back.
+            # A commit that a constraint refused has rolled back.
             is_certain = self._before == IN_ERROR or after == IDLE
             return Effect.ROLLED_BACK if is_certain else Effect.PERHAPS_COMMITTED
         if after == LOST:
@@ -87,7 +87,7 @@ class PostgreSQLSession:
             return Effect.UNKNOWN
         if after == IN_TRANSACTION and changes and is_many:
             return Effect.PERHAPS_CHANGED
-        # The transaction has failed, but is not over: it may go on from a savepoint.
+        # The transaction has failed, but is not over: it may continue from a savepoint.
         return Effect.NOTHING
 
     @property
@@ -113,7 +113,7 @@ class PostgreSQLSession:
         return bool(self._connection().autocommit)  # type: ignore[union-attr]
 
     def begin_rollback(self) -> bool:
-        """See `Session`; the drivers can send nothing without waiting for the answer."""
+        """See `Session`; the drivers cannot send anything without waiting for the answer."""
         return False
 
     def end_rollback(self) -> None:
@@ -122,5 +122,5 @@ class PostgreSQLSession:
 
 
 def _effect(sql: str) -> Effect:
-    """What a statement does in a transaction, by its text, if it succeeds."""
+    """What a statement does to its transaction if it succeeds, by its text."""
     return _EFFECTS.of(in_words(bare(sql.encode(errors="replace"), postgresql=True)))

@@ -1,0 +1,123 @@
+"""The stopper's thread: a daemon thread that runs tasks when they are due."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import logging
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from threadbridge.common.repeated_log import RepeatedLog
+from threadbridge.common.threads import NOT_STARTED
+
+logger = logging.getLogger("threadbridge")
+
+
+@dataclass(order=True)
+class _Task:
+    due: float
+    number: int
+    run: Callable[[], None] = field(compare=False)
+    # Whether it runs again and again, until `StopperThread.close`.
+    repeats: bool = field(default=False, compare=False)
+
+
+class StopperThread:
+    """Runs tasks one at a time, each when it is due. Ends once it has been closed and no task is left.
+
+    Owns the heap of tasks, ``thread`` and ``lacks_thread``, all guarded by a condition that is not held while a task
+    runs. Other threads may read ``thread`` and ``lacks_thread`` without it.
+    """
+
+    def __init__(self) -> None:
+        self._tasks: list[_Task] = []
+        self._numbers = itertools.count()
+        self._changed = threading.Condition()
+        self._closed = False
+        # None until the first task, and again when the thread has ended.
+        self.thread: threading.Thread | None = None
+        # Whether there are tasks and no thread could be started for them.
+        self.lacks_thread = False
+        self._no_thread = RepeatedLog(logger)
+        self._errors = RepeatedLog(logger)
+
+    def add(self, due: float, run: Callable[[], None], *, repeats: bool = False) -> None:
+        """Run a task at a time by `time.monotonic`. Any thread; returns at once."""
+        with self._changed:
+            if repeats and self._closed:
+                return
+            heapq.heappush(self._tasks, _Task(due, next(self._numbers), run, repeats))
+            self._changed.notify()
+        if self.thread is None:
+            self.start()
+
+    def repeat(self, method: Callable[[], None], interval: float) -> None:
+        """Call a bound method now, and again ``interval`` seconds after each call, until `close`. Any thread.
+
+        The method must not wait for the database. Its object is referenced weakly: once it is gone, the calls end.
+        """
+        reference = weakref.WeakMethod(method)
+
+        def run() -> None:
+            if (call := reference()) is None:
+                return
+            try:
+                call()
+            finally:
+                self.add(time.monotonic() + interval, run, repeats=True)
+
+        self.add(time.monotonic(), run, repeats=True)
+
+    def close(self) -> None:
+        """Drop the repeated tasks, and let the thread end after the others. Any thread."""
+        with self._changed:
+            self._closed = True
+            self._tasks[:] = [task for task in self._tasks if not task.repeats]
+            heapq.heapify(self._tasks)
+            self._changed.notify()
+
+    def start(self) -> None:
+        """Start the thread, unless it is running. Any thread.
+
+        If it cannot be started now, the tasks wait until the next call, which comes with the next request that needs a
+        connection of the pool.
+        """
+        with self._changed:
+            if self.thread is None and not (self._closed and not self._tasks):
+                thread = threading.Thread(target=self._work, name="threadbridge-stopper", daemon=True)
+                try:
+                    thread.start()
+                except NOT_STARTED as error:
+                    self.lacks_thread = True
+                    self._no_thread.log(
+                        logging.ERROR,
+                        "cancelled queries cannot be stopped now, because no thread could be started: %s; trying "
+                        "again when the next request needs a connection",
+                        error,
+                    )
+                else:
+                    # The new thread waits for the lock, so it sees this.
+                    self.thread = thread
+                    self.lacks_thread = False
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                while not self._tasks or self._tasks[0].due > time.monotonic():
+                    if not self._tasks and self._closed:
+                        self.thread = None
+                        return
+                    self._changed.wait(self._tasks[0].due - time.monotonic() if self._tasks else None)
+                task = heapq.heappop(self._tasks)
+            try:
+                task.run()
+            except Exception as error:  # noqa: BLE001 - it is logged, and the other tasks must run
+                self._errors.log(
+                    logging.ERROR, "error in the stopper thread; a cancelled query may still be running", exc_info=error
+                )
+            # While this thread waits for the next task, it must not keep alive what this one refers to.
+            del task
