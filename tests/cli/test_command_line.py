@@ -373,4 +373,4 @@ sys.exit(run(lambda environ, start_response: [], threads=1))
     )
     assert ended.returncode == 2
     [line] = ended.stderr.splitlines()
-    assert f"have no {name}; this version of threadbridge was made for Tornado 6.6: install that" in line
+    assert f"have no {name}; this version of threadbridge needs Tornado 6.6: install that" in line

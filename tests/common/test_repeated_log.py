@@ -133,7 +133,7 @@ def receiving(fault: Fault) -> str:
             client.close()
 
     asyncio.run(run())
-    return "a connection is closed, for the server failed"
+    return "closed a connection because the server failed"
 
 
 @pytest.mark.parametrize("fails", [on_cancel, handing_back, stopping, in_the_background, making_events, receiving])

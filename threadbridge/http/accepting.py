@@ -1,4 +1,4 @@
-"""Accepts connections on a listening socket, also when the process has hardly a file descriptor left. Loop side."""
+"""Accepts connections on a listening socket, even when the process is running out of file descriptors. Loop side."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from threadbridge.common.repeated_log import RepeatedLog
 
 logger = logging.getLogger("threadbridge")
 
-# Connections that are accepted in one turn of the loop.
+# Connections that are accepted in one iteration of the loop.
 ACCEPTED_AT_ONCE = 128
-# File descriptors that clients never get: they are left for the operators' port, the database and temporary files.
+# File descriptors that clients never get: they are for the operators' port, the database and temporary files.
 RESERVED = 16
-# Seconds for which nothing is accepted when there are no more.
+# Seconds for which nothing is accepted when no descriptors are left.
 PAUSE = 0.2
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _BODY = b"503 Service Unavailable: too many connections\n"
@@ -30,15 +30,15 @@ _REFUSAL = (
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: %d\r\n"
     b"Retry-After: 1\r\nConnection: close\r\n\r\n" % len(_BODY)
 )
-# Those whose reserve is in use. Clients must not get it when it comes free.
+# Acceptors whose reserved descriptor is in use. Clients must not get it when it becomes free.
 _without_reserve: set[Acceptor] = set()
 _exhausted_log = RepeatedLog(logger)
 
 
 def refuse(connection: socket.socket, answers: bool) -> tuple[bytes, int]:
-    """Close a connection that cannot be served; what had come of its request, and the size of the answer's body.
+    """Close a connection that cannot be served; returns the received bytes, and the size of the response's body.
 
-    :param answers: whether the client is told so, 503 in plain HTTP; with TLS it cannot be.
+    :param answers: whether to answer 503, in plain HTTP; over TLS that is not possible.
     """
     received, sent = b"", 0
     with connection, contextlib.suppress(OSError):
@@ -47,19 +47,19 @@ def refuse(connection: socket.socket, answers: bool) -> tuple[bytes, int]:
             connection.send(_REFUSAL + _BODY)
             sent = len(_BODY)
             connection.shutdown(socket.SHUT_WR)
-            # What is not read would have the answer reset.
+            # Unread bytes would cause a reset, which may overtake the response.
             received = connection.recv(65536)
     return received, sent
 
 
 class Acceptor:
-    """Calls a function with each connection and its client's address, until it is closed.
+    """Calls a function with each new connection and its client's address, until it is closed.
 
     :param on_scarce: called instead while descriptors are scarce; it must close the connection soon.
-    :param leaves: how many descriptors these clients leave to others.
+    :param leaves: number of descriptors that are kept from these clients.
 
-    The kernel then keeps the other clients waiting; nothing spins. One descriptor is held in reserve, and given up when
-    there are no others left: one connection at a time can be accepted even then.
+    While descriptors are scarce, other clients wait in the kernel, and nothing spins. One descriptor is held in reserve
+    and released when no others are left, so that one connection at a time can be accepted even then.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Acceptor:
 
     def _accept(self, listener: socket.socket, events: int) -> None:
         for _ in range(ACCEPTED_AT_ONCE):
-            # Whoever is called may have closed this.
+            # The callback may have closed this acceptor.
             if self._closed:
                 return
             try:
@@ -101,11 +101,11 @@ class Acceptor:
                 self._accept_with_reserve()
                 self._pause(error.strerror or str(error))
                 return
-            # The lowest free number is given: a high one shows that few are left.
+            # The kernel gives out the lowest free number, so a high one shows that few are left.
             is_high = connection.fileno() >= resource.getrlimit(resource.RLIMIT_NOFILE)[0] - self._leaves
             if is_high or (self._leaves and _without_reserve):
                 self._on_scarce(connection, address)
-                self._pause("the last ones are kept for the operators' port, the database and temporary files")
+                self._pause("the last ones are reserved for the operators' port, the database and temporary files")
                 return
             self._on_connection(connection, address)
 
@@ -117,7 +117,7 @@ class Acceptor:
         try:
             connection, address = self._listener.accept()
         except OSError:
-            # Another thread was faster, or the client has left.
+            # Another thread took the descriptor, or the client has left.
             return
         self._on_scarce(connection, address)
         self._hold_reserve()
@@ -146,7 +146,7 @@ class Acceptor:
         self._resuming = asyncio.get_running_loop().call_later(PAUSE, self._resume)
 
     def close(self) -> None:
-        """Accept no more. The socket stays open."""
+        """Stop accepting. The socket stays open."""
         self._closed = True
         self._give_up_reserve()
         _without_reserve.discard(self)

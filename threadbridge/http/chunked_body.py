@@ -1,4 +1,4 @@
-"""Bodies in chunks (RFC 9112, section 7.1): data is never searched, and framing has bounds."""
+"""Decodes chunked bodies (RFC 9112, section 7.1); their data is never searched, and their framing is bounded."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Final
 
 from threadbridge.http.bad_request import BadRequest, too_large
 
-# The lines between the data, and the beginnings of such lines. What is matched is never matched in another way again.
+# The lines between the data, and the beginnings of such lines. The quantifiers are possessive, so nothing backtracks.
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]++"
 _QUOTED = rb'"(?:[\t\x20\x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t\x20-\x7e\x80-\xff])*+"'
 _EXTENSION = rb"[ \t]*+;[ \t]*+" + _TOKEN + rb"(?:[ \t]*+=[ \t]*+(?:" + _TOKEN + rb"|" + _QUOTED + rb"))?"
@@ -18,12 +18,12 @@ _TRAILER = re.compile(rb"(?:(" + _TOKEN + rb"):[\t\x20-\x7e\x80-\xff]*+)?\r\n").
 _PART_OF_TRAILER = re.compile(rb"(?:" + _TOKEN + rb"(?::[\t\x20-\x7e\x80-\xff]*+)?)?\r?\Z").match
 _FRAMING = (b"content-length", b"transfer-encoding")
 
-# Chunks of one byte need five bytes of framing each; beyond sixteen somebody sends framing for its own sake (Go's
-# net/http draws the line there too).
+# Chunks of one byte need five bytes of framing each; more than sixteen suggests an attack (Go's net/http has the same
+# limit).
 FRAMING_PER_BYTE = 16
-# The longest line of a chunk's size with its extensions, or of a trailer; heads may be larger, for cookies.
+# The longest line with a chunk's size and extensions, or with a trailer; heads may be larger, for cookies.
 MAX_LINE = 4096
-# How many chunks are decoded until others have their turn: about 50 microseconds.
+# How many chunks are decoded before other connections have their turn: about 50 microseconds.
 CHUNKS_AT_ONCE = 64
 
 
@@ -35,17 +35,17 @@ END: Final = 3
 
 
 class ChunkedBody:
-    """Decodes one body; all its bytes are given to `decode`, which says how many of them it has taken.
+    """Decodes one body; pass all its bytes to `decode`, which returns how many of them it has used.
 
     :param max_body_size: bytes of the body, decoded.
-    :param max_overhead: bytes of its framing, beyond what so large a body justifies.
+    :param max_overhead: bytes of its framing, beyond those that a body of its size justifies.
     """
 
     def __init__(self, max_body_size: int, max_overhead: int) -> None:
         self._max_body_size = max_body_size
         self._max_overhead = max_overhead
         self._next = SIZE
-        # How much is to come of a chunk.
+        # Bytes still to come of a chunk.
         self._remaining = 0
         self._overhead = 0
         self._body_size = 0
@@ -56,11 +56,11 @@ class ChunkedBody:
         return self._next == END
 
     def decode(self, data: bytes, position: int) -> tuple[bytes, int, bool]:
-        """Decode some chunks of the bytes from this position on.
+        """Decode up to `CHUNKS_AT_ONCE` chunks from this position on.
 
-        Gives what they hold, joined to one piece; the position behind them; and whether there may be more to decode at
-        once, as after `CHUNKS_AT_ONCE`. Trailers are dropped: RFC 9110, section 6.5.1, forbids to merge them with the
-        headers unless the field is known to allow it. Raises `BadRequest`.
+        Returns their data, the position behind them, and whether there may be more to decode. Trailers are dropped: RFC
+        9110, section 6.5.1, forbids merging them with the headers unless the field is known to allow it. Raises
+        `BadRequest`.
         """
         pieces: list[bytes] = []
         start = position
@@ -72,10 +72,10 @@ class ChunkedBody:
                 if end > position:
                     pieces.append(data[position:end])
                 self._remaining -= end - position
-                # Not overhead.
+                # Data is not overhead.
                 start += end - position
                 position = end
-                # The CRLF after the data is left.
+                # The CRLF after the data remains.
                 goes_on = not self._remaining and len(data) - position >= 2
                 if goes_on:
                     if not data.startswith(b"\r\n", position):
@@ -96,9 +96,9 @@ class ChunkedBody:
         return pieces[0] if len(pieces) == 1 else b"".join(pieces), position, goes_on
 
     def _line(self, data: bytes, position: int) -> re.Match[bytes] | None:
-        """The line of the framing that begins there, or None if more of it is to come.
+        """Return the framing line that begins at the position, or None if it is not complete.
 
-        Raises `BadRequest` for what cannot become one, whatever follows.
+        Raises `BadRequest` for bytes that cannot become one, whatever follows.
         """
         whole, part = (_CHUNK_SIZE, _PART_OF_CHUNK_SIZE) if self._next == SIZE else (_TRAILER, _PART_OF_TRAILER)
         match = whole(data, position)
@@ -111,7 +111,7 @@ class ChunkedBody:
         return match
 
     def _end_of_line(self, content: bytes | None) -> bool:
-        """Heed a line: a chunk's size, a trailer's name or None for the empty one; whether anything follows."""
+        """Act on a line: a chunk's size, a trailer's name, or None for the empty line. False at the end."""
         if self._next == TRAILERS:
             if content is None:
                 self._next = END

@@ -1,4 +1,4 @@
-"""How many connections may be open, in all and for each client, and which of them make room for another. Loop side."""
+"""Limits the number of open connections, in all and for each client, and closes some to make room. Loop side."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import Any
 from threadbridge.http.forwarded import LOOPBACK, client_of
 from threadbridge.http.server_connection import HTTP1ServerConnection
 
-# Descriptors that are not for clients by default: the database, logs, temporary files, operators, the application's.
+# File descriptors kept free by default for the database, logs, temporary files, operators and the application.
 KEPT_FREE = 64
-# Where the process may open any number of files.
+# The limit if the process may open any number of files.
 UNLIMITED = 65536
-# Seconds between two looks at all connections, for each of them: whoever connects again and again costs little.
+# Seconds between two looks at all connections, for each connection, so that clients that keep connecting cost little.
 LOOK_INTERVAL = 50e-6
 
 
 def default_max_connections() -> int:
-    """As many as the process may open files, less an eighth or 64, or, of few, a half."""
+    """Return the limit of open files, less an eighth of it or 64, whichever is more, but at most half of it."""
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if files == resource.RLIM_INFINITY:
         return UNLIMITED
@@ -30,10 +30,10 @@ def default_max_connections() -> int:
 class Connections:
     """The open connections of a server, each with its client: an IP address, or an IPv6 network of 64 bits.
 
-    :param max_connections: how many there may be; None for `default_max_connections`.
-    :param max_connections_per_client: how many a client may have; None for a quarter of all.
-    :param trusted_proxies: addresses and networks that stand for many clients: besides these, loopback and Unix sockets
-        only the limit in all counts for them.
+    :param max_connections: the limit in all; None for `default_max_connections`.
+    :param max_connections_per_client: the limit for each client; None for a quarter of that.
+    :param trusted_proxies: addresses and networks that stand for many clients. Only the limit in all applies to them,
+        to loopback and to Unix sockets.
 
     Raises ``ValueError`` for a proxy that is neither an address nor a network.
     """
@@ -46,12 +46,12 @@ class Connections:
     ) -> None:
         self.max_connections = max_connections or default_max_connections()
         self.max_connections_per_client = max_connections_per_client or max(1, self.max_connections // 4)
-        # How many were closed to make room for others.
+        # Number of connections that were closed to make room for others.
         self.displaced = 0
         self._proxies = [ipaddress.ip_network(proxy) for proxy in (*LOOPBACK, *trusted_proxies)]
         self._open: dict[HTTP1ServerConnection, str] = {}
         self._counts: dict[str, int] = {}
-        # What could be closed for others at the last look; the first to go is the last.
+        # The connections that could be closed at the last look; the last in a list is closed first.
         self._idle: dict[str, list[tuple[float, HTTP1ServerConnection]]] = {}
         self._arriving: list[HTTP1ServerConnection] = []
         self._look_at = 0.0
@@ -63,7 +63,7 @@ class Connections:
         return iter(self._open)
 
     def client_of(self, address: Any) -> str:
-        """The client whose connections are counted together; "" for one that is not limited on its own.
+        """Return the client whose connections are counted together; "" for one without a limit of its own.
 
         :param address: as `socket.socket.accept` gives it.
         """
@@ -80,7 +80,7 @@ class Connections:
             self._counts[client] = self._counts.get(client, 0) + 1
 
     def discard(self, connection: HTTP1ServerConnection) -> None:
-        """Count a connection no more; does nothing with one that is not counted."""
+        """Stop counting a connection; does nothing if it is not counted."""
         client = self._open.pop(connection, "")
         if client:
             self._counts[client] -= 1
@@ -88,14 +88,15 @@ class Connections:
                 del self._counts[client]
 
     def has_too_many(self, client: str) -> bool:
-        """Whether a client has as many as it may."""
+        """Whether a client has reached its limit."""
         return self._counts.get(client, 0) >= self.max_connections_per_client
 
     def make_room_for(self, client: str) -> bool:
-        """Whether one more may be opened; closes another for it if need be.
+        """Return whether the client may open another connection, and close one to make room if necessary.
 
-        That is the idle one whose time is over first: of the same client, if this has too many. If none is idle, it is
-        one whose request is still arriving, of the client with the most, if that has more than this one would have.
+        It closes the idle connection that would time out first, one of the same client if that has reached its limit.
+        If none is idle, it closes one whose request is still arriving: of the client with the most connections, if that
+        has more than this client would have.
         """
         if self.has_too_many(client):
             return self._close_idle(client)
@@ -104,31 +105,31 @@ class Connections:
         return self._close_idle("") or self._cut_arriving(self._counts.get(client, 0) + 1)
 
     def forget(self) -> None:
-        """Let go of connections that may have been closed; to be called now and then."""
+        """Drop references to connections that may have been closed; call this now and then."""
         self._idle = {}
         self._arriving = []
 
     def _close_idle(self, client: str) -> bool:
-        """Close the longest idle one of a client, "" for any; whether there was one."""
+        """Close the connection that has been idle longest, of a client or ("") of any; False if there is none."""
         return self._close_found(client) or (self._look() and self._close_found(client))
 
     def _close_found(self, client: str) -> bool:
         found = self._idle.get(client, [])
         while found:
             deadline, connection = found.pop()
-            # It may have had a request since, or have one that is not read yet.
+            # It may have had a request since, or have an unread one.
             if connection.deadline == deadline and connection.is_expendable and not connection.stream.has_unread():
                 self._displace(connection)
                 return True
         return False
 
     def _cut_arriving(self, fewest: int) -> bool:
-        """Refuse a request that is arriving, of the client that has the most, if it has more than ``fewest``."""
+        """Refuse an arriving request of the client with the most connections, if those are more than ``fewest``."""
         while self._arriving:
             connection = self._arriving[-1]
             if connection.is_receiving and connection in self._open:
                 if self._counts[self._open[connection]] <= fewest:
-                    # It stays for somebody who has fewer.
+                    # It stays in the list, for a client that has fewer.
                     return False
                 connection.refuse_for("too many connections")
                 self._displace(connection)
@@ -154,6 +155,6 @@ class Connections:
 
     def _displace(self, connection: HTTP1ServerConnection) -> None:
         self.displaced += 1
-        # Now: its callback comes with the loop's next turn.
+        # Now, because its callback runs only in the loop's next iteration.
         self.discard(connection)
         connection.close()

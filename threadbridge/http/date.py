@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from email.utils import formatdate
 
-# One tuple, so that a thread never sees a second with another's text.
+# One tuple, so that no thread ever sees one second with the text of another.
 _latest = (0, "")
 
 
 def http_date() -> str:
-    """The time now as HTTP writes it; the text is made once a second. Either side."""
+    """Return the current time in HTTP's format, computed once a second. Either side."""
     global _latest
     now = int(time.time())
     second, text = _latest

@@ -1,4 +1,4 @@
-"""The client of a request, its scheme and its id, as far as trusted proxies have said them."""
+"""Finds a request's client, scheme and id in the headers of trusted proxies."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ logger = logging.getLogger("threadbridge")
 
 LOOPBACK = ("127.0.0.0/8", "::1")
 
-# In front of an IPv4 address as IPv6 has it (RFC 4291, section 2.5.5.2).
+# The prefix of an IPv4-mapped IPv6 address (RFC 4291, section 2.5.5.2).
 _MAPPED = bytes(10) + b"\xff\xff"
 
 # Which headers name the client; see `ForwardedHeaders`.
 Source: TypeAlias = Literal["auto", "x-real-ip", "x-forwarded-for", "forwarded"]
 
-# All that name a client or a scheme, as `HTTPHeaders` spells them. A client sends them as easily as a proxy.
+# All headers that name a client or a scheme, as `HTTPHeaders` spells them. Clients can send them as well as proxies.
 _NAMES = ("X-Real-Ip", "X-Scheme", "X-Forwarded-For", "X-Forwarded-Proto", "Forwarded")
 _KEPT = {
     "auto": frozenset(_NAMES[:4]),
@@ -33,12 +33,12 @@ _KEPT = {
     "forwarded": frozenset(_NAMES[4:]),
 }
 
-# UUIDs and nginx's $request_id among them; nothing that means something in SQL, in a URL, to a shell or to a terminal.
+# This includes UUIDs and nginx's $request_id, but nothing special in SQL, in a URL, to a shell or to a terminal.
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}").fullmatch
-# An address alone, or with a port, as some proxies write it; the brackets of IPv6 are RFC 3986's.
+# An address, with a port if the proxy adds one; IPv6 may be in brackets as in RFC 3986.
 _NODE = re.compile(r"(?:([0-9.]+)|\[([0-9A-Fa-f:.]+)\])(?::[0-9]{1,5})?|([0-9A-Fa-f:.]+)").fullmatch
 _LONGEST_ADDRESS = 45
-# RFC 7239, section 4. White space around semicolons is not in its grammar, but sent.
+# RFC 7239, section 4. Its grammar has no white space around semicolons, but proxies send it.
 _PAIR = re.compile(
     r"[ \t]*+(?:([!#$%&'*+.^_`|~0-9A-Za-z-]++)=(?:([!#$%&'*+.^_`|~0-9A-Za-z-]++)"
     r'|"((?:[\t\x20\x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t\x20-\x7e\x80-\xff])*+)"))?[ \t]*+([;,]|\Z)'
@@ -46,12 +46,12 @@ _PAIR = re.compile(
 _LONGEST_FORWARDED = 4096
 _ESCAPED = re.compile(r"\\(.)")
 
-# Results for texts that are longer, which no proxy sends without need, are not kept: clients choose what is cached.
+# Results for longer texts are not cached: clients choose the texts, and proxies rarely need to send longer ones.
 _CACHED_LENGTH = 128
 
 
 class Peer(NamedTuple):
-    """The client of a request: its IP address ("" on a Unix socket), ``http`` or ``https``, its port if it is known."""
+    """A request's client: its IP address ("" on a Unix socket), ``http`` or ``https``, and its port if known."""
 
     address: str
     scheme: str
@@ -59,18 +59,18 @@ class Peer(NamedTuple):
 
 
 def peer_of(context: Any) -> Peer:
-    """Who is at the other end of a connection, by what Tornado's servers or this package's keep as its context."""
+    """Return the peer of a connection from its context, Tornado's or this package's."""
     if not isinstance(context.address, tuple):
         return Peer("", context.protocol)
     address = context.remote_ip
-    # Tornado's `xheaders` may have put another in its place.
+    # Tornado's `xheaders` may have replaced the address.
     port = str(context.address[1]) if address == context.address[0] else ""
-    # Without the scope that link-local addresses have.
+    # Link-local addresses have a scope, which is removed.
     return Peer(address.partition("%")[0] if "%" in address else address, context.protocol, port)
 
 
 def client_of(address: str) -> str:
-    """The client that an IP address stands for: with IPv6 a /64 network, of which one host has all addresses."""
+    """Return the client that an IP address belongs to: for IPv6 the /64 network, since one host can use all of it."""
     if ":" not in address:
         return address
     try:
@@ -83,19 +83,19 @@ def client_of(address: str) -> str:
 
 
 class ForwardedHeaders:
-    """Reads what trusted proxies say of a request.
+    """Reads the headers in which trusted proxies describe a request's client.
 
-    :param trusted_proxies: IP addresses and networks (``10.0.0.0/8``) besides loopback whose word is taken. A peer on a
-        Unix socket is trusted: the permissions of the socket have let it in.
+    :param trusted_proxies: IP addresses and networks (``10.0.0.0/8``) to trust, besides loopback. Peers on a Unix
+        socket are trusted: the socket's permissions have let them in.
     :param source: the headers that name the client and its scheme:
 
         - ``x-real-ip``: ``X-Real-IP`` and ``X-Scheme``;
         - ``x-forwarded-for``: ``X-Forwarded-For`` and ``X-Forwarded-Proto``;
         - ``forwarded``: ``Forwarded`` (RFC 7239) with ``for`` and ``proto``;
-        - ``auto``: either of the first two, whichever there is. Where both are there and contradict each other, the
-          proxy sets one and passes the client's own other on, so that neither counts.
+        - ``auto``: whichever of the first two is present. If both are and contradict each other, neither counts: the
+          proxy sets one of them and passes the client's own value of the other on.
 
-    Of a list of addresses the last that is not a trusted proxy's is the client's. Raises ``ValueError`` for a proxy
+    In a list of addresses, the client's is the last that is not a trusted proxy's. Raises ``ValueError`` for a proxy
     that is neither an address nor a network, and for an unknown source. Loop side.
     """
 
@@ -128,12 +128,12 @@ class ForwardedHeaders:
         return any(ip in network for network in self._networks)
 
     def _find_nearest(self, forwarded_for: str) -> str:
-        """The last address that is not a trusted proxy's, or the first of all."""
+        """Return the last address that is not a trusted proxy's, or the first of all."""
         address = ""
         for node in reversed(forwarded_for.split(",")):
             named = _address(node.strip(" \t"))
             if not named:
-                # Whoever sent this is the last that is known.
+                # The sender of this is the last known address.
                 break
             address = named
             if not self._is_trusted(address):
@@ -141,9 +141,9 @@ class ForwardedHeaders:
         return address
 
     def client_of(self, peer: Peer, headers: HTTPHeaders) -> Peer:
-        """The client that the headers name, or ``peer`` itself as far as they name none or may not be believed.
+        """Return the client that the headers name, or ``peer`` if they name none or are not trusted.
 
-        Headers that do not count are removed: applications would take them for a proxy's.
+        Headers that do not count are removed, because applications would trust them.
         """
         if not self._is_trusted(peer.address):
             for name in [name for name in headers if name in _NAMES or name.startswith("X-Forwarded-")]:
@@ -155,7 +155,7 @@ class ForwardedHeaders:
         if self._source == "forwarded":
             address, scheme = self._of_forwarded(headers)
         else:
-            # With several values the last is the trusted proxy's own; those before it came with the request.
+            # Of several values, the last is the trusted proxy's own; the others came with the request.
             address = self._agreed(headers, "X-Real-Ip", _last_address, "X-Forwarded-For", self._nearest)
             scheme = self._agreed(headers, "X-Scheme", _last_scheme, "X-Forwarded-Proto", _last_scheme)
         if not address and not scheme:
@@ -163,7 +163,7 @@ class ForwardedHeaders:
         return Peer(address or peer.address, scheme or peer.scheme, "" if address else peer.port)
 
     def request_id_of(self, peer: Peer, headers: HTTPHeaders) -> str:
-        """The ``X-Request-ID`` that a trusted proxy has given; "" without one that is fit for logs and addresses."""
+        """Return a trusted proxy's ``X-Request-ID``; "" if there is none, or it is unfit for logs and URLs."""
         if "X-Request-ID" not in headers:
             return ""
         request_id = headers["X-Request-ID"]
@@ -177,14 +177,14 @@ class ForwardedHeaders:
         other: str,
         read_other: Callable[[str], str],
     ) -> str:
-        """What one of two headers says, or both; "" if they contradict each other, and then they are removed."""
+        """Return what one header says, or both; if they contradict each other, remove them and return ""."""
         if one not in headers:
             return read_other(headers[other]) if other in headers else ""
         said = read_one(headers[one])
         if other in headers and read_other(headers[other]) != said:
             self._contradictions.log(
                 logging.WARNING,
-                "a trusted proxy sends %s and %s that contradict each other, so neither is believed: set "
+                "a trusted proxy sends %s and %s that contradict each other, so neither is used: set "
                 "client_address to the one that the proxy sets, see docs/operating.md",
                 one,
                 other,
@@ -196,7 +196,7 @@ class ForwardedHeaders:
 
     def _of_forwarded(self, headers: HTTPHeaders) -> tuple[str, str]:
         address = scheme = ""
-        # Each proxy adds an element, perhaps on a line of its own; a line that cannot be read ends what is known.
+        # Each proxy adds an element, perhaps on a line of its own; nothing before a malformed line is trusted.
         for line in reversed(headers.get_list("Forwarded")):
             for element in reversed(_elements(line) or [{}]):
                 named = _address(element.get("for", ""))
@@ -209,7 +209,7 @@ class ForwardedHeaders:
 
 
 def _elements(line: str) -> list[dict[str, str]] | None:
-    """The elements of a ``Forwarded`` header, each with its parameters; None if it is malformed, or overlong."""
+    """Return the elements of a ``Forwarded`` header, each with its parameters; None if it is malformed or too long."""
     if len(line) > _LONGEST_FORWARDED:
         return None
     elements: list[dict[str, str]] = []
@@ -234,7 +234,7 @@ def _elements(line: str) -> list[dict[str, str]] | None:
 
 
 def _cached(read: Callable[[str], str]) -> Callable[[str], str]:
-    """The function with a cache whose size in bytes is bounded too."""
+    """Add a cache to a function, with a bound on its size in bytes too."""
     cached = functools.lru_cache(maxsize=1024)(read)
 
     def bounded(text: str) -> str:
@@ -251,14 +251,14 @@ def _read_address(node: str) -> str:
     if len(address) > _LONGEST_ADDRESS:
         return ""
     try:
-        # One client has one name, however its address is written.
+        # One address has one name, however it is written.
         return str(ipaddress.ip_address(address))
     except ValueError:
         return ""
 
 
-# The IP address that a proxy names, which may have a port; "" for all else, such as identifiers that hide it and
-# addresses with a scope, behind which `ipaddress` lets any text stand.
+# The IP address that a proxy names, which may have a port; "" for anything else, such as identifiers that hide the
+# address, and addresses with a scope, for which `ipaddress` accepts any text.
 _address = _cached(_read_address)
 
 

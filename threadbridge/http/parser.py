@@ -1,4 +1,4 @@
-"""HTTP/1.1 requests out of bytes: llhttp parses, and what it lets pass is checked here against RFC 9110 and 9112."""
+"""Parses HTTP/1.1 requests: llhttp reads the heads, `request_rules` checks them, and bodies are framed here."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ DONE: Final = 3
 
 
 class Request:
-    """What has been received of one request."""
+    """One request, as far as it has been received."""
 
     __slots__ = ("body", "complete", "error", "expects_continue", "headers", "keep_alive", "start_line")
 
@@ -49,68 +49,68 @@ class Request:
         self.headers = HTTPHeaders()
         self.keep_alive = False
         self.expects_continue = False
-        # What has come of its body and has not been delivered, decoded.
+        # The decoded part of its body that has not been delivered yet.
         self.body = b""
         self.complete = False
-        # The request, or what was to become one, is refused; nothing follows it.
+        # Set if the request is refused, or the bytes cannot become one; nothing follows it.
         self.error: BadRequest | None = None
 
 
 class RequestParser:
     """Turns the bytes of a connection into `Request` objects, one after the other.
 
-    llhttp parses the heads. Bodies are framed here: their data is never searched, and a head, a body and a request end
-    where this says.
+    llhttp parses the heads. This class decides where a head, a body and a request end, and never searches the data of
+    bodies.
 
     :param max_header_size: bytes of a request's head, and of its framing beyond what its body justifies.
     :param max_body_size: bytes of a request's body.
 
-    `feed` it with bytes and let it `parse`; when `request` is complete and answered, `next` goes on to the one behind.
+    Call `feed` with bytes, then `parse`; when `request` is complete and answered, `next` goes on to the following one.
     """
 
     def __init__(self, max_header_size: int, max_body_size: int) -> None:
-        # The request whose first byte has come and that has not been left behind by `next`.
+        # The request whose first byte has arrived; `next` ends it.
         self.request: Request | None = None
         self._max_header_size = max_header_size
         self._max_body_size = max_body_size
-        # What has been fed, and how much of it is parsed.
+        # The bytes that have been fed, and how many of them are parsed.
         self._data = b""
         self._position = 0
         self._parser = self._new_parser()
         self._parser_is_spent = False
         self._part = HEAD
-        # Of the head that is being received; "" until it has come.
+        # From the head that is being received; "" until it has arrived.
         self._method = ""
         self._url = b""
         self._fields: list[tuple[bytes, bytes]] = []
-        # All bytes of the head that is being received: if they came at once, and else what has come of them.
+        # The head that is being received: if all of it arrived at once, and otherwise its bytes so far.
         self._whole_head = b""
         self._head = bytearray()
         # The size of the head of the request whose body is being received.
         self._delivered_head = 0
-        # The last host that was found to be one: most connections have no other.
+        # The last valid host: most connections use no other.
         self._host = ""
-        # How much is to come of a body with a length.
+        # Bytes still to come of a body with a length.
         self._remaining = 0
         self._chunks: ChunkedBody | None = None
 
     def _new_parser(self) -> httptools.HttpRequestParser:
         parser = httptools.HttpRequestParser(self)
-        # `keeps_alive` decides what becomes of the connection. llhttp also heeds Proxy-Connection. `_version` checks
-        # versions.
+        # `keeps_alive` decides whether the connection stays open, since llhttp also heeds Proxy-Connection, and
+        # `version_of` checks versions.
         parser.set_dangerous_leniencies(lenient_keep_alive=True, lenient_version=True)
         return parser
 
     @property
     def unparsed(self) -> int:
-        """How many bytes have been fed and not been parsed."""
+        """Number of bytes that have been fed but not parsed."""
         return len(self._data) - self._position
 
     @property
     def held(self) -> int:
-        """About how many bytes of memory are taken by what has been fed, without what has been delivered of a body."""
+        """Bytes of memory, approximately, that the fed data takes, without the delivered part of a body."""
         request = self.request
-        # llhttp's side keeps a second copy of an incomplete head.
+        # llhttp keeps a second copy of an incomplete head.
         held = len(self._data) + 2 * len(self._head) + self._delivered_head
         return held if request is None else held + len(request.body)
 
@@ -120,29 +120,29 @@ class RequestParser:
 
     @property
     def request_line(self) -> str:
-        """What has come of the first line of the head that is being received, up to a bound: for the log only."""
+        """The request line that is being received, as far as it has arrived and up to a bound: for the log only."""
         return self._received_head[:LOGGED].removeprefix(b"\r\n").partition(b"\r\n")[0].decode("latin-1")
 
     def feed(self, data: bytes) -> None:
-        """Take the next bytes, for `parse`."""
+        """Add the next bytes, for `parse`."""
         if self._position < len(self._data):
             data = self._data[self._position :] + data
         self._data = data
         self._position = 0
 
     def take_unparsed(self) -> bytes:
-        """The bytes behind the request, which are another protocol's."""
+        """Remove and return the bytes behind the request, which belong to another protocol."""
         data, self._data = self._data[self._position :], b""
         self._position = 0
         return data
 
     def next(self) -> None:
-        """Leave the request, which is complete and answered, behind."""
+        """Go on to the next request: this one is complete and answered."""
         self.request = None
         self._part = HEAD
 
     def drop(self) -> None:
-        """Parse nothing more, and keep nothing of what has been fed."""
+        """Stop parsing, and drop all bytes that have been fed."""
         if self.request is None:
             self.request = Request()
         self.request.headers = HTTPHeaders()
@@ -156,10 +156,10 @@ class RequestParser:
         self._parser = self._new_parser()
 
     def parse(self) -> bool:
-        """Parse on, up to the end of the request at most; whether there is more to do on it at once.
+        """Parse up to the end of the request at most; returns whether there is more to parse.
 
-        That is so after `CHUNKS_AT_ONCE` chunks, so that others have their turn. What is wrong with the bytes becomes
-        the request's ``error``.
+        It stops after `CHUNKS_AT_ONCE` chunks, so that other connections have their turn. If the bytes are not a valid
+        request, the reason becomes the request's ``error``.
         """
         try:
             if self._part == HEAD:
@@ -183,11 +183,11 @@ class RequestParser:
     # Heads.
 
     def _parse_head(self) -> None:
-        """Feed llhttp up to the end of the head, if that has come."""
+        """Feed llhttp up to the end of the head, as far as it has arrived."""
         if self._position == len(self._data):
             return
         if self._parser_is_spent:
-            # Bodies are kept from it, so that it would take what follows for one.
+            # It has not seen the body, and would mistake the next head for one.
             self._parser = self._new_parser()
             self._parser_is_spent = False
         data, start = self._data, self._position
@@ -210,10 +210,10 @@ class RequestParser:
         try:
             self._parser.feed_data(piece if self._method else self._take_method(piece))
         except httptools.HttpParserUpgrade:
-            # What follows is another protocol's only if the answer says so.
+            # What follows belongs to another protocol only if the response says so.
             self._parser_is_spent = True
         except httptools.HttpParserCallbackError as error:
-            # Raised around what the callbacks below raise.
+            # httptools wraps the exceptions of the callbacks below.
             refusal = error.__context__
             if not isinstance(refusal, BadRequest):
                 raise
@@ -223,12 +223,12 @@ class RequestParser:
         if self._part == HEAD:
             self._check_size()
             if self._whole_head or self._head.endswith(_EMPTY_LINES):
-                # llhttp waits for more of the preface of HTTP/2.
+                # llhttp waits for the rest of the HTTP/2 preface.
                 raise BadRequest(HTTPStatus.BAD_REQUEST, "this is not an HTTP/1.1 request")
 
     def _end_of_head(self, data: bytes, start: int) -> int:
         if self._head:
-            # The empty line may be cut anywhere.
+            # The empty line may be split anywhere.
             tail = bytes(self._head[-3:])
             cut = (tail + data[start : start + 3]).find(_EMPTY_LINES)
             if cut >= 0:
@@ -280,7 +280,7 @@ class RequestParser:
             self._complete()
 
     def _parse_chunks(self) -> bool:
-        """Decode some chunks; whether there may be more at once."""
+        """Decode some chunks; returns whether there may be more to decode."""
         request, chunks = self.request, self._chunks
         assert request is not None and chunks is not None
         body, self._position, goes_on = chunks.decode(self._data, self._position)
@@ -288,7 +288,7 @@ class RequestParser:
         if chunks.complete:
             self._complete()
         if not goes_on:
-            # Not all of a read is kept for the beginning of a line.
+            # Otherwise the beginning of a line would keep the whole read in memory.
             self._data = self._data[self._position :]
             self._position = 0
         return goes_on

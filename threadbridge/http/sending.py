@@ -10,15 +10,15 @@ LOOKS = 8
 
 
 class Sending:
-    """One response that could not leave at once, with the time that its client takes for it. Loop side.
+    """A response that could not leave at once, and the time that its client takes to read it. Loop side.
 
-    :param memory: the account in which what waits is counted.
-    :param pause: seconds for which nothing may move.
-    :param rate: bytes a second that must be taken on average, after as long a start as a pause may take.
-    :param in_all: seconds for which the client may keep the server waiting in all.
+    :param memory: the account that counts the waiting bytes.
+    :param pause: the longest time in seconds in which the client may take nothing.
+    :param rate: the lowest average rate in bytes per second, after an initial time as long as ``pause``.
+    :param in_all: the longest time in seconds for which the client may keep the server waiting in all.
 
-    Only the time counts in which something waits to be taken: an application may take as long as it likes between its
-    pieces. What has arrived at the client's system counts as taken.
+    Time counts only while bytes wait to be taken: an application may take as long as it likes between its pieces. Bytes
+    that the client's system has acknowledged count as taken.
     """
 
     def __init__(self, stream: PushStream, memory: Memory, pause: float, rate: int, in_all: float) -> None:
@@ -27,24 +27,24 @@ class Sending:
         self._pause = pause
         self._rate = rate
         self._in_all = in_all
-        # Bytes of memory that what waits takes.
+        # Bytes of memory that the waiting pieces take.
         self._held = 0
-        # When it began to wait; 0.0: nothing waits. What the stream had sent by then, and at the last look.
+        # When bytes began to wait; 0.0 if none do. The bytes that the stream had sent by then, and at the last look.
         self._since = 0.0
         self._sent_before = 0
         self._sent = 0
         self._moved_at = 0.0
-        # Seconds, and what was taken in them, of the times before.
+        # The length of earlier waits in seconds, and the bytes that were taken in them.
         self._waited = 0.0
         self._taken = 0
 
     @property
     def waits(self) -> bool:
-        """Whether something waits to be taken."""
+        """Whether bytes wait to be taken."""
         return self._since > 0.0
 
     def wait(self, now: float, size: int) -> float:
-        """So many bytes could not leave at once; the time for the next `look`."""
+        """Count bytes that could not leave at once; returns the time for the next `look`."""
         self._held += size
         self._memory.add(size)
         if not self._since:
@@ -53,7 +53,7 @@ class Sending:
         return self.look(now)
 
     def look(self, now: float) -> float:
-        """The time for the next look; if that is not after ``now``, the client takes too long."""
+        """Return the time for the next look; if that is not after ``now``, the client takes too long."""
         sent = self._stream.acknowledged()
         if sent > self._sent:
             self._sent = sent
@@ -64,7 +64,7 @@ class Sending:
         return min(latest, now + self._pause / LOOKS)
 
     def has_left(self, now: float) -> None:
-        """Nothing waits any more."""
+        """All bytes have left."""
         self.release()
         if self._since:
             self._waited += now - self._since
@@ -72,7 +72,7 @@ class Sending:
             self._since = 0.0
 
     def release(self) -> None:
-        """Count no memory any more."""
+        """Take the bytes out of the account."""
         held, self._held = self._held, 0
         if held:
             self._memory.add(-held)

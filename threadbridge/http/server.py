@@ -1,4 +1,4 @@
-"""Listening sockets and the connections that are accepted there: their time limits, and their end."""
+"""Accepts connections on listening sockets, enforces their limits, and drains them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ out_of_memory = RepeatedLog(logger)
 too_many = RepeatedLog(logger)
 too_many_of_one = RepeatedLog(logger)
 
-# Time limits are kept to about this many seconds: one look at all connections costs less than a timer for each.
+# Time limits are accurate to about this many seconds: one look at all connections costs less than a timer for each.
 SWEEP_INTERVAL = 1.0
 # At most one read of a pipelined request is buffered behind the current one.
 MAX_BUFFER_SIZE = 1024 * 1024
@@ -42,7 +42,7 @@ Refused: TypeAlias = Callable[[Any, str, int, int], None]
 
 
 class RequestContext:
-    """Where a connection's requests come from: what handlers find as ``request.connection.context``. Never changed.
+    """Where a connection's requests come from: ``request.connection.context`` to handlers. It never changes.
 
     :param address: the client's, as `socket.socket.accept` gives it.
     :param server_port: the port that the client has connected to; "" on a Unix socket.
@@ -55,7 +55,7 @@ class RequestContext:
         self.protocol = protocol
         self.server_port = server_port
         self.remote_ip: str = address[0] if isinstance(address, tuple) else "0.0.0.0"
-        # Known once for all requests of the connection.
+        # The same for all requests of the connection.
         self.peer = peer_of(self)
 
     def __str__(self) -> str:
@@ -63,7 +63,7 @@ class RequestContext:
 
 
 def own_port(stream: IOStream) -> str:
-    """The port that a connection's client has connected to; "" on a Unix socket."""
+    """Return the port that a connection's client has connected to; "" on a Unix socket."""
     try:
         name = stream.socket.getsockname()
     except OSError:
@@ -73,14 +73,14 @@ def own_port(stream: IOStream) -> str:
 
 
 class ConnectionServer:
-    """Accepts connections and has their requests answered, until it drains. Loop side.
+    """Accepts connections and passes their requests on, until it drains. Loop side.
 
     :param start_request: called for each request, as `tornado.httputil.HTTPServerConnectionDelegate` says.
-    :param refused: told of each request that was refused before it began, see `Bridge.refused`.
+    :param refused: called for each request that was refused before it began, see `Bridge.refused`.
     :param limits: sizes and times that clients must keep to.
     :param ssl_options: for HTTPS.
-    :param memory: the account of what clients have sent and is not passed on; the default is one of this server.
-    :param unread: the account of responses that clients have not taken; the default is one of this server.
+    :param memory: the account of bytes that clients have sent and that are not passed on; by default a new one.
+    :param unread: the account of responses that clients have not taken; by default a new one.
     :param trusted_proxies: addresses and networks whose connections are not limited for each client, see `Connections`.
 
     Raises ``ValueError`` for a proxy that is neither an address nor a network.
@@ -104,7 +104,7 @@ class ConnectionServer:
         self.background = Background()
         self.memory = memory or Memory()
         self.unread = unread or Memory()
-        # Connections that were refused, by what there was too little of.
+        # Number of refused connections, by the resource that ran out.
         self.refused_connections = {"descriptors": 0, "connections": 0, "client": 0}
         self._open = Connections(limits.max_connections, limits.max_connections_per_client, trusted_proxies)
         self._listeners: dict[socket.socket, Acceptor] = {}
@@ -112,7 +112,7 @@ class ConnectionServer:
         self._sweeping: asyncio.TimerHandle | None = None
 
     def context_of(self, stream: IOStream, address: Any) -> object:
-        """Where the requests of a new connection come from."""
+        """Return the context of a new connection."""
         return RequestContext(address, "http" if self.ssl_options is None else "https", own_port(stream))
 
     def add_sockets(self, sockets: Iterable[socket.socket]) -> None:
@@ -168,7 +168,7 @@ class ConnectionServer:
         self.refused(context, request_line, HTTPStatus.SERVICE_UNAVAILABLE, sent)
 
     def _serve(self, stream: PushStream, address: Any, client: str) -> None:
-        # A stream's next piece must not wait until the client has acknowledged the last one: that takes it 40 ms.
+        # Otherwise the next piece of a stream waits until the client acknowledges the last one, which takes 40 ms.
         stream.set_nodelay(True)
         self._all_closed.clear()
         connection = HTTP1ServerConnection(stream, self.context_of(stream, address), self)
@@ -185,17 +185,17 @@ class ConnectionServer:
 
     @property
     def connections(self) -> int:
-        """How many clients' connections are open."""
+        """Number of open client connections."""
         return len(self._open)
 
     @property
     def max_connections(self) -> int:
-        """How many may be open."""
+        """Limit of open client connections."""
         return self._open.max_connections
 
     @property
     def displaced_connections(self) -> int:
-        """How many were closed to make room for others."""
+        """Number of connections closed to make room for others."""
         return self._open.displaced
 
     def _sweep(self) -> None:
@@ -207,17 +207,17 @@ class ConnectionServer:
         self._sweeping = loop.call_later(SWEEP_INTERVAL, self._sweep) if self._open else None
 
     def make_room(self) -> None:
-        """When the account of memory is full, refuse the largest of the requests that are arriving."""
+        """If the account of memory is full, refuse the largest of the arriving requests."""
         if not self.memory.is_full:
             return
-        # Some more than needed, for the next request must not ask to look at all connections again.
+        # Some more than needed, so that the next request does not look at all connections again.
         too_much = self.memory.taken - self.memory.size * 7 // 8
         arriving = [connection for connection in self._open if connection.is_receiving]
         arriving.sort(key=lambda connection: connection.held, reverse=True)
         for connection in arriving:
             if connection.held < WORTH_REFUSING or too_much <= 0:
                 return
-            # Not as the account says: what is being written to the disk is counted until it is there.
+            # The account cannot tell: bytes that are being written to the disk count until they are there.
             too_much -= connection.held
             out_of_memory.log(
                 logging.WARNING,
@@ -228,7 +228,7 @@ class ConnectionServer:
             connection.refuse_for("the server's memory for incoming requests is full")
 
     def stop(self) -> None:
-        """Listen no more. Clients whose connection the kernel has already made are served."""
+        """Stop listening. Connections that the kernel has already accepted are served."""
         for listener, acceptor in self._listeners.items():
             self._accept_waiting(listener)
             acceptor.close()
@@ -240,15 +240,15 @@ class ConnectionServer:
             try:
                 client, address = listener.accept()
             except OSError:
-                # BlockingIOError: none is waiting; any other: none can be had.
+                # BlockingIOError: none is waiting. Any other: none can be accepted.
                 return
             self._handle_connection(client, address)
 
     async def drain(self) -> None:
-        """Answer what has arrived or is about to, then close; returns when every connection is closed.
+        """Answer requests that have arrived or are about to, and return when every connection is closed.
 
-        Responses that begin from now on carry ``Connection: close``. Connections that are idle, or become so when a
-        response ends that began before, stay open for about `DRAIN_LINGER` seconds.
+        Responses that begin from now on carry ``Connection: close``. Connections that are idle, or become idle after a
+        response that began before, stay open for about `DRAIN_LINGER` seconds.
         """
         self.draining = True
         if self._open:
@@ -267,6 +267,6 @@ class ConnectionServer:
 
 
 def _expire(connection: HTTP1ServerConnection, now: float) -> None:
-    # Something may have moved meanwhile.
+    # Bytes may have moved in the meantime.
     if connection.deadline <= now:
         connection.expire()

@@ -189,8 +189,9 @@ class HTTP1ServerConnection:
         self._deliver(self._delegate.headers_received, request.start_line, request.headers)
         if not self._may_deliver():
             return
-        if int(request.headers.get("Content-Length", 0)) > current.max_body_size:
-            self._refuse(too_large(current.max_body_size))
+        limit = current.max_body_size
+        if limit < self._limits.max_body_size and int(request.headers.get("Content-Length", 0)) > limit:
+            self._refuse(too_large(limit))
         elif request.expects_continue and not request.complete and not request.body:
             current.send_unframed(b"HTTP/1.1 100 Continue\r\n\r\n")
 

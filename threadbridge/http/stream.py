@@ -30,20 +30,20 @@ _ATTRIBUTES = ("_closed", "_read_buffer", "_read_buffer_size", "_state", "_total
 
 
 def check_tornado() -> None:
-    """Raise ``ValueError`` for a Tornado whose streams have not what is used of their privates."""
-    # There are no streams without a loop, which may not run yet: their constructor names what they will have.
+    """Raise ``ValueError`` for a version of Tornado whose streams lack these methods or attributes."""
+    # A stream cannot be made before the loop runs, but the code of its constructor names the attributes.
     made = BaseIOStream.__init__.__code__.co_names
     missing = [name for name in _METHODS if not hasattr(SSLIOStream, name)]
     missing += [name for name in _ATTRIBUTES if name not in made]
     if missing:
         raise ValueError(
-            f"the streams of Tornado {tornado.version} have no {', '.join(missing)}; this version of threadbridge was "
-            "made for Tornado 6.6: install that"
+            f"the streams of Tornado {tornado.version} have no {', '.join(missing)}; this version of threadbridge "
+            "needs Tornado 6.6: install that"
         )
 
 
 class PushStream(IOStream):
-    """An `IOStream` that calls a function with the bytes that arrive, after `receive`. Loop side.
+    """An `IOStream` that passes received bytes to a function, after `receive`. Loop side.
 
     `IOStream` itself makes a `Future` for each read and each write, and tries to read before it waits; on a connection
     whose requests and responses fit into one packet each, that costs more than the packets. Without `receive`, and
@@ -56,10 +56,10 @@ class PushStream(IOStream):
     paused = False
 
     def receive(self, on_data: Callable[[bytes], None] | None, on_end: Callable[[], bool] | None = None) -> None:
-        """Have ``on_data`` called with what arrives, or, with None, keep it for ``read_bytes`` and its like.
+        """Call ``on_data`` with bytes that arrive, or, if it is None, keep them for ``read_bytes`` and the like.
 
-        ``on_end()`` is called when the client has sent its last byte, and may still read; the stream is closed unless
-        it gives true.
+        ``on_end()`` is called when the client has sent its last byte; it may still read. The stream closes unless
+        ``on_end`` returns true.
         """
         self._on_data = on_data
         self._on_end = on_end
@@ -67,21 +67,21 @@ class PushStream(IOStream):
         self._add_io_state(IOLoop.READ)
 
     def pause_reading(self) -> None:
-        """Leave what arrives in the kernel. That the client has left is noticed only after `resume_reading`."""
+        """Leave bytes that arrive in the kernel. Only after `resume_reading` is it noticed that the client has left."""
         self.paused = True
 
     def resume_reading(self) -> None:
-        """Go on after `pause_reading`; does nothing without it."""
+        """Read again after `pause_reading`; otherwise do nothing."""
         if self.paused:
             self.paused = False
             self._add_io_state(IOLoop.READ)
 
     def has_unread(self) -> bool:
-        """Whether something has arrived that is still in the kernel."""
+        """Whether bytes have arrived that are still in the kernel."""
         try:
             return bool(self.socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
         except OSError:
-            # BlockingIOError: nothing has; any other: nothing more will be had.
+            # BlockingIOError: none have. Any other: the connection is gone.
             return False
 
     def end_sending(self) -> bool:
@@ -99,7 +99,7 @@ class PushStream(IOStream):
             self._read_buffer_size += len(data)
 
     def acknowledged(self) -> int:
-        """How many bytes the client's system has got; of use is the difference between two answers while `writing`."""
+        """Return a count that grows with the bytes that the client's system acknowledges, while `writing`."""
         try:
             waiting = fcntl.ioctl(self.socket, termios.TIOCOUTQ, bytes(4))
         except OSError:
@@ -108,12 +108,12 @@ class PushStream(IOStream):
         return self._total_write_done_index - int.from_bytes(waiting, sys.byteorder)
 
     def send(self, *pieces: bytes | memoryview) -> Future[None] | None:
-        """Write, and give None when all of it has left, or else `write`'s future. Raises `StreamClosedError`."""
+        """Write; returns None if all bytes have left, or else the future of `write`. Raises `StreamClosedError`."""
         left: Sequence[bytes | memoryview] = pieces
         if not self._write_buffer:
             self._check_closed()
             if not any(pieces):
-                # OpenSSL does not say what writing nothing does.
+                # OpenSSL does not define what writing zero bytes does.
                 return None
             try:
                 sent = self._send_at_once(pieces)
@@ -127,13 +127,13 @@ class PushStream(IOStream):
             left = _without(sent, pieces)
             if not left:
                 return None
-        # The last one's future is done when all have left.
+        # The future of the last piece is done when all have left.
         return [self.write(piece) for piece in left or (b"",)][-1]
 
     def _send_at_once(self, pieces: Sequence[bytes | memoryview]) -> int:
         return self.socket.sendmsg(pieces) if len(pieces) > 1 else self.socket.send(pieces[0])
 
-    # What follows replaces parts of `IOStream`, whose methods they are.
+    # The following methods override those of `IOStream`.
 
     def reading(self) -> bool:
         return super().reading() if self._on_data is None else not self.paused
@@ -142,16 +142,16 @@ class PushStream(IOStream):
         if events != IOLoop.READ or self.paused or self._on_data is None or self._closed:
             self._handle_rarer_events(fd, events)
             return
-        # `IOStream` would go on to see what it now waits for: still the same.
+        # `IOStream` would then work out which events it waits for: they have not changed.
         try:
             self._handle_read()
         except Exception as error:  # noqa: BLE001 - it is logged here; raised, it would be logged again, without limit
-            _error_log.log(logging.ERROR, "a connection is closed, for the server failed", exc_info=error)
+            _error_log.log(logging.ERROR, "closed a connection because the server failed", exc_info=error)
             self.close(exc_info=error)
 
     def _handle_rarer_events(self, fd: Any, events: int) -> None:
         if self.paused and events & IOLoop.READ and self._state is not None:
-            # Only now, when something has come, is it worth to tell the kernel of the pause.
+            # Only now that something has arrived is it worth telling the kernel about the pause.
             self._state &= ~IOLoop.READ
             self.io_loop.update_handler(fd, self._state)
             events &= ~IOLoop.READ
@@ -168,25 +168,25 @@ class PushStream(IOStream):
             return
         except OSError as error:
             if not self._is_connreset(error):
-                _read_log.log(logging.INFO, "a connection is closed, for reading from it failed: %s", error)
+                _read_log.log(logging.INFO, "closed a connection because reading from it failed: %s", error)
             self.close(exc_info=error)
             return
         if data:
             self._on_data(data)
             if not self._closed and (number := self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)):
-                # Reset behind what it has sent. uvloop tells of that once, and has told of it: this was the call.
+                # The client reset the connection after it had sent this. uvloop reports that once, with this very call.
                 self.close(exc_info=OSError(number, os.strerror(number)))
         elif self._on_end is not None and self._on_end():
-            # Nothing more will come, and the kernel would say so again and again.
+            # Nothing more will arrive, and the kernel would report that again and again.
             self.paused = True
         else:
             self.close()
 
 
 class PushSSLStream(SSLIOStream, PushStream):
-    """The same with TLS. A read takes whole records, so that none is left where the kernel does not see it."""
+    """A `PushStream` with TLS. A read takes whole records, so none stays where the kernel does not see it."""
 
-    # Its handshake waits now for this, now for that.
+    # During the handshake the events that it waits for change.
     _handle_events = PushStream._handle_rarer_events
 
     def _do_ssl_handshake(self) -> None:
@@ -196,7 +196,7 @@ class PushSSLStream(SSLIOStream, PushStream):
         except (SSLWantReadError, SSLWantWriteError):
             pass
         except (OSError, AttributeError) as error:
-            # Others have left: a check whether the port is open, or a reset before there was a TLS socket.
+            # The rest are clients that left: port checks, or resets before the TLS socket was made.
             if isinstance(error, SSLError) and not isinstance(error, (SSLEOFError, SSLZeroReturnError)):
                 _handshake_log.log(logging.INFO, "a client's TLS handshake failed: %s", error)
             self.close(exc_info=error)
@@ -211,12 +211,12 @@ class PushSSLStream(SSLIOStream, PushStream):
         return True
 
     def has_unread(self) -> bool:
-        """Not known: what the kernel has are parts of records."""
+        """Return False: it is not known, since the kernel has only parts of records."""
         return False
 
 
 def _without(size: int, pieces: Sequence[bytes | memoryview]) -> Sequence[bytes | memoryview]:
-    """What is left of the pieces without the first bytes."""
+    """Return the pieces without their first ``size`` bytes."""
     for position, piece in enumerate(pieces):
         if size < len(piece):
             return (memoryview(piece)[size:], *pieces[position + 1 :])

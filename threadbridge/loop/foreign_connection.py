@@ -1,4 +1,8 @@
-"""For a bridge behind another HTTP server than this package's, such as Tornado's own."""
+"""Lets a bridge run behind other HTTP servers, such as Tornado's own.
+
+Such a server has limits and time-outs of its own, and does not say why it ends a request; docs/adopting.md lists the
+differences.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +20,10 @@ class ForeignConnection:
     """Gives any `tornado.httputil.HTTPConnection` the methods that an exchange uses. Loop side."""
 
     def __init__(self, connection: HTTPConnection) -> None:
-        # Not part of `HTTPConnection`, but every server's has them.
+        # `HTTPConnection` does not declare all methods that the connections of every server have.
         self._connection = cast(Any, connection)
         self.context = self._connection.context
-        # The other server does not tell.
+        # The exchange reads and sets these, but the other server does not use them.
         self.refused_with = 0
         self.answers_after_end = False
         self.body_held = 0
