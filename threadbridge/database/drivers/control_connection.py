@@ -26,7 +26,7 @@ class ControlConnection:
         forks.connects(self)
 
     def close(self) -> None:
-        """Close it, in whatever state it is."""
+        """Close it, in whatever state it is. Any thread."""
         self.descriptor = None
         with contextlib.suppress(Exception):
             self.connection.close()
@@ -73,7 +73,7 @@ class ControlConnections:
         return result
 
     def close(self) -> None:
-        """Close the connection, and keep none open from now on."""
+        """Close the connection, and keep none open from now on. Any thread."""
         self._is_closed = True
         while (idle := self._take()) is not None:
             idle.close()

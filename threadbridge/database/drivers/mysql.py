@@ -123,7 +123,7 @@ class MySQL:
         return self._control.kill(identity)
 
     def close(self) -> None:
-        """See `Database`."""
+        """See `Database`. Any thread."""
         self._control.close()
 
     def is_statement_error(self, error: BaseException) -> bool:

@@ -116,7 +116,7 @@ class Control:
         )
 
     def close(self) -> None:
-        """Close the control connection, and keep none from now on."""
+        """Close the control connection, and keep none from now on. Any thread."""
         self._connections.close()
 
     def _connect(self) -> ControlConnection:

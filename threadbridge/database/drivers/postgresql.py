@@ -131,7 +131,7 @@ class PostgreSQL:
         return not self._signal("pg_terminate_backend", identity)
 
     def close(self) -> None:
-        """See `Database`."""
+        """See `Database`. Any thread."""
         self._control.close()
 
     def _signal(self, function: str, identity: Identity) -> bool:
