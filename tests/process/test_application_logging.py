@@ -109,7 +109,7 @@ def waits():
     threadbridge.current().on_cancel(gone.set)
     open("entered", "a").write("x")
     gone.wait(60)
-    raise LookupError("the query was stopped")
+    raise LookupError("100% of the query was stopped")
 
 @app.get("/fails")
 def fails():
@@ -140,7 +140,7 @@ def test_clients_that_leave_are_no_errors_of_the_application(flask_site: Fronten
         wait_until(lambda number=number: entered.exists() and len(entered.read_text()) > number, "it runs")  # type: ignore[misc]
         reset(client)
     own = tmp_path / "own.log"
-    stopped = "Exception on /waits [GET] (the request was cancelled): LookupError('the query was stopped')"
+    stopped = "Exception on /waits [GET] (the request was cancelled): LookupError('100% of the query was stopped')"
     wait_until(lambda: own.read_text().count("\n") == 3, "all are logged")
     assert own.read_text().splitlines() == [f"INFO {stopped}"] * 3
     assert requests.get(f"{flask_site.url}/fails", timeout=30).status_code == 500

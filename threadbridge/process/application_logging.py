@@ -54,9 +54,9 @@ def _enable(disabled: logging.Logger) -> bool:
 
 
 def _put_back(owner: logging.Logger, handler: logging.Handler) -> bool:
-    """Attach a handler again if it should be; whether it was not."""
+    """Attach a handler to its logger again, unless the application has replaced it; whether there was need to."""
     if isinstance(handler, StandardError) and handler.is_closed:
-        # The interpreter's end would not wait for what it has still to write.
+        # A closed one drops what a reader does not take at once, and is not flushed at the interpreter's end.
         successor = StandardError()
         successor.setFormatter(handler.formatter)
         successor.filters = handler.filters
@@ -86,8 +86,8 @@ def demote_errors_of_cancelled_requests() -> None:
         record = previous(*args, **keywords)
         if record.levelno >= logging.ERROR and is_cancelled() and record.name.partition(".")[0] not in _SERVERS:
             error = f": {record.exc_info[1]!r}" if record.exc_info and record.exc_info[1] is not None else ""
-            record.msg = f"{record.getMessage()} (the request was cancelled){error}"
-            record.args = None
+            note = f" (the request was cancelled){error}"
+            record.msg = f"{record.msg}{note.replace('%', '%%') if record.args else note}"
             record.exc_info = record.exc_text = None
             record.levelno, record.levelname = logging.INFO, logging.getLevelName(logging.INFO)
         return record

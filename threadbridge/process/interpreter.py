@@ -15,9 +15,9 @@ logger = logging.getLogger("threadbridge")
 
 
 def loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
-    """What makes the event loop called ``asyncio`` or ``uvloop``, or with ``auto`` uvloop's where it is installed.
+    """The factory of the event loop ``asyncio`` or ``uvloop``; ``auto`` is uvloop where that is installed.
 
-    Raises ``ValueError`` when uvloop is asked for and not installed.
+    Raises ``ValueError`` if uvloop is asked for and not installed.
     """
     if name == "asyncio" or (name == "auto" and find_spec("uvloop") is None):
         return asyncio.new_event_loop
@@ -29,13 +29,13 @@ def loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
 
 
 def settle(switch_interval: float) -> None:
-    """Prepare for serving, when the application has been loaded.
+    """Prepare for serving, once the application is loaded.
 
-    :param switch_interval: seconds that a thread may compute while another wants to.
+    :param switch_interval: seconds that a thread may compute while another one waits to.
     """
     sys.setswitchinterval(switch_interval)
-    # What has been loaded stays, and may be much: looking at it again whenever garbage is collected takes longer than
-    # many a request.
+    # What has been loaded stays, and may be a lot: examining it again at each garbage collection takes longer than many
+    # requests.
     gc.collect()
     gc.freeze()
 

@@ -75,7 +75,7 @@ def in_format(message: str) -> str:
 
 
 def _report_failures(handler: logging.FileHandler, apart: logging.Logger) -> None:
-    """Have it log a few lines elsewhere when its file cannot be written, and not a traceback for each record."""
+    """Make it log a few lines elsewhere, rather than a traceback for each record, if its file cannot be written."""
     failed = RepeatedLog(apart)
 
     def handle_error(record: logging.LogRecord) -> None:
@@ -94,7 +94,7 @@ def _report_failures(handler: logging.FileHandler, apart: logging.Logger) -> Non
 
 
 def access_log_path(log_file_prefix: str) -> str:
-    """The file of the access log, beside the log file: ``app.access.log`` for ``app.log``. Either side."""
+    """The file of the access log, next to the log file: ``app.access.log`` for ``app.log``. Either side."""
     root, extension = os.path.splitext(log_file_prefix)
     return f"{root if extension == '.log' else log_file_prefix}.access.log"
 
@@ -180,10 +180,10 @@ class JSONFormatter(logging.Formatter):
 
 
 def reopen_log_files() -> None:
-    """Go on in new files if the log files have been moved away, as logrotate does. Loop side.
+    """Continue in new files if the log files have been moved away, as logrotate does. Loop side.
 
-    The application's own handlers too: what they have written stays, whatever mode they were made with. A file that
-    cannot be opened is logged, and its handler goes on with the old one.
+    This includes the application's own handlers: what they have written stays, whatever mode they were made with. If a
+    file cannot be opened, that is logged, and its handler continues with the old one.
     """
     loggers = [logging.root, *logging.root.manager.loggerDict.values()]
     handlers = {handler for each in loggers if isinstance(each, logging.Logger) for handler in each.handlers}
@@ -210,5 +210,5 @@ def _is_moved_away(handler: logging.FileHandler) -> bool:
     try:
         return not os.path.samestat(os.fstat(handler.stream.fileno()), os.stat(handler.baseFilename))
     except OSError:
-        # Why the new one cannot be had, opening it says.
+        # Opening the new one says what is wrong.
         return True

@@ -1,4 +1,4 @@
-"""The slow log: each request that took long, with what it asked of the database."""
+"""The slow log: requests that took long, with their SQL statements."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from threadbridge.telemetry.record import Record
 
 logger = logging.getLogger("threadbridge.slow")
 
-# How much of a statement's text is shown.
+# Characters of a statement's text that are shown.
 LONGEST = 2000
 
 
@@ -46,7 +46,7 @@ class SlowRequest:
         return "\n".join(lines)
 
     def fields(self) -> dict[str, object]:
-        """The same for programs, times in milliseconds; one that still runs has none."""
+        """The same for programs, times in milliseconds; a statement that still runs has none."""
         record = self.record
         return {
             "request_id": record.id,
@@ -85,7 +85,7 @@ def _milliseconds(statement: Statement) -> float:
 
 
 class SlowLog:
-    """Logs the slow ones of the requests, at the level WARNING of ``threadbridge.slow``. Loop side.
+    """Logs slow requests, at the level WARNING of ``threadbridge.slow``. Loop side.
 
     :param shows_values: see `SlowRequest`.
     """

@@ -1,4 +1,4 @@
-"""Sums over all requests since the process began, kept so that each request costs next to nothing."""
+"""Totals of all requests since the process began, at next to no cost for each."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0
 
 CLASSES = tuple(f"{first}xx" for first in range(10))
 
-# What usually happens is counted from 0 on: whoever watches a number sees its first step.
+# Usual outcomes are counted from 0, so that a monitor sees their first increment.
 USUAL = (
     *((State.DONE, status) for status in ("2xx", "3xx", "4xx", "5xx")),
     *((ending, "5xx") for ending in (State.SHED, State.EXPIRED, State.FAILED)),

@@ -1,4 +1,4 @@
-"""The server's side of PEP 3333: one call of a WSGI application."""
+"""The server's side of PEP 3333: a call of a WSGI application."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ _HOP_BY_HOP = frozenset(
 # Those that an application has set, each logged once.
 _dropped: set[str] = set()
 
-# How many exceptions that follow from one another are looked at: their chain may be a circle.
+# The longest chain of exceptions that is followed: it may be a circle.
 _LONGEST_CHAIN = 100
 
 NO_HEAD = "the application did not call start_response before the body"
@@ -80,11 +80,11 @@ def check_application(application: object) -> None:
 def call_application(
     application: WSGIApplication, exchange: Exchange, is_outage: Callable[[BaseException], bool]
 ) -> None:
-    """Call the application for an exchange and send what it answers. Worker side.
+    """Call the application for an exchange and send its answer. Worker side.
 
-    Never raises: what the application raises is logged, and the client gets a 500, or a cut connection if the head is
-    out. There is a traceback in the log unless the error follows from the request's being cancelled or, see
-    `outage_behind`, from the database's being out of reach; then the client gets a 503 if nothing was changed for it.
+    Never raises: what the application raises is logged, and the client gets a 500, or a cut connection if the head has
+    been sent. The log has a traceback, unless the error follows from the request's cancellation or from an outage of
+    the database (see `outage_behind`). After an outage the client gets a 503 if nothing was changed for it.
     """
     call = Call(exchange)
     line = exchange.start_line
@@ -108,12 +108,12 @@ def call_application(
 
 
 def outage_behind(error: BaseException, is_outage: Callable[[BaseException], bool]) -> BaseException | None:
-    """The database's outage that an exception is or follows from; None if it does not.
+    """The outage of the database that an exception is or follows from; None if there is none.
 
-    Applications and ORMs raise exceptions of their own in the place of the driver's. The chain is that of tracebacks:
-    ``__cause__`` after a ``raise ... from``, which may have hidden the ``__context__``, or else that.
+    Applications and ORMs raise exceptions of their own instead of the driver's. The chain is that of tracebacks:
+    ``__cause__`` after a ``raise ... from``, otherwise ``__context__``.
 
-    :param is_outage: knows the driver's exceptions.
+    :param is_outage: whether an exception is the driver's for an outage.
     """
     link: BaseException | None = error
     for _ in range(_LONGEST_CHAIN):
@@ -124,7 +124,7 @@ def outage_behind(error: BaseException, is_outage: Callable[[BaseException], boo
 
 
 def may_be_repeated(request: RunningRequest, outage: BaseException | None) -> bool:
-    """Whether a request that has failed has done nothing, because of an outage: it is answered 503, and may run again.
+    """Whether a failed request has changed nothing because of an outage, so that it may be repeated: answered 503.
 
     :param outage: what `outage_behind` has found.
     """
@@ -132,9 +132,9 @@ def may_be_repeated(request: RunningRequest, outage: BaseException | None) -> bo
 
 
 class Call:
-    """One call of a WSGI application. Worker side, all of it.
+    """A call of a WSGI application. Worker side, all of it.
 
-    What comes from the application is of any type: that it is PEP 3333's is checked here, and said in its terms.
+    What the application gives may be of any type; it is checked here, and errors are put in PEP 3333's terms.
     """
 
     def __init__(self, exchange: Exchange) -> None:
@@ -142,7 +142,7 @@ class Call:
         self._exchange = exchange
         self._status = 0
         self._reason = ""
-        # What `start_response` got, with the Content-Length apart.
+        # What `start_response` was given, without the Content-Length.
         self._fields: list[tuple[str, str]] | None = None
         self._length: int | None = None
         self._names: set[str] = set()
@@ -165,7 +165,7 @@ class Call:
                 close()
 
     def _send_list(self, chunks: Any) -> None:
-        """Send a body that is there as a whole: its length can be announced, and it crosses in one hop."""
+        """Send a complete body: its length can be announced, and it crosses in one hop."""
         body = b"".join(map(checked, chunks))
         # To a HEAD, an empty list says nothing of the body that a GET would have (RFC 9110, section 8.6).
         is_known = bool(body) or not self._exchange.is_head
@@ -194,13 +194,13 @@ class Call:
         self._finish()
 
     def _send_file(self, wrapper: FileWrapper) -> bool:
-        """Have a regular file sent without this thread (PEP 3333, "Optional Platform-Specific File Handling")."""
+        """Send a regular file without this thread (PEP 3333, "Optional Platform-Specific File Handling")."""
         if self._head_sent or not self._has_body:
             return False
         try:
             file = FileSource(self._exchange.spool, wrapper.filelike, self._remaining)
         except (AttributeError, OSError):
-            # Only something like a file, to be read by its methods.
+            # Only file-like, to be read by its methods.
             return False
         if self._remaining is None:
             self._announce(file.size)
@@ -288,7 +288,7 @@ class Call:
             self._exchange.end_stream()
 
     def _finish(self) -> None:
-        """The application has no more to say."""
+        """End the response: the application has nothing more to send."""
         if self.complete:
             return
         if self._head_sent:
@@ -307,7 +307,7 @@ class Call:
             self._exchange.respond(head, b"")
 
     def _head_to_send(self) -> ResponseHead | None:
-        """The head, the first time; None ever after."""
+        """The head, the first time; None from then on."""
         if self._head_sent:
             return None
         if self._fields is None:
