@@ -15,7 +15,7 @@ import pytest
 from tests.support.inprocess import BridgeThread, wait_until
 from tests.support.requests_in_threads import running
 from threadbridge.admin.events import Events
-from threadbridge.common.aside import Aside
+from threadbridge.common.background_thread import BackgroundThread
 from threadbridge.common.repeated_log import RepeatedLog
 from threadbridge.database.stopper import Stopper
 from threadbridge.http.background import Background
@@ -73,13 +73,13 @@ def on_cancel(fault: Fault) -> str:
 
 
 def handing_back(fault: Fault) -> str:
-    aside = Aside()
+    background = BackgroundThread()
     for _ in range(3):
-        aside.do(fault)
-    aside.close()
-    aside.start()
-    assert aside._thread is not None
-    aside._thread.join()
+        background.do(fault)
+    background.close()
+    background.start()
+    assert background._thread is not None
+    background._thread.join()
     return "a connection could not be returned to the pool"
 
 

@@ -312,7 +312,7 @@ def test_a_thread_that_could_not_start_starts_with_the_next_request(
     start = threading.Thread.start
 
     def fail(thread: threading.Thread) -> None:
-        if thread.name.startswith(("threadbridge-stopper", "threadbridge-aside")):
+        if thread.name.startswith(("threadbridge-stopper", "threadbridge-background")):
             raise RuntimeError("can't start new thread")
         start(thread)
 
@@ -331,8 +331,10 @@ def test_a_thread_that_could_not_start_starts_with_the_next_request(
         wait_until(lambda: application.ended == 2, "the application is free")
         assert [error.args[0] for error in application.errors] == [1317]
         assert_all_is_well(pool, witness)
-    aside, stopper = own_messages(caplog)
-    assert "cannot be returned to the pool now, because no thread could be started: can't start new thread" in aside
+    background, stopper = own_messages(caplog)
+    assert (
+        "cannot be returned to the pool now, because no thread could be started: can't start new thread" in background
+    )
     assert "cannot be stopped now, because no thread could be started: can't start new thread" in stopper
 
 

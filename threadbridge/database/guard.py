@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-from threadbridge.common.aside import Aside
+from threadbridge.common.background_thread import BackgroundThread
 from threadbridge.common.garbage import is_collecting, watch_collector
 from threadbridge.common.repeated_log import RepeatedLog
 from threadbridge.crossing.current import current_or_none, is_cancelling
@@ -80,7 +80,7 @@ class Guard(abc.ABC):
         self.stopper = Stopper()
         self.connections = ConnectionList(self._settings, self.stopper, self._database_by)
         # Gives back connections for threads that must not wait for the database.
-        self._background = Aside()
+        self._background = BackgroundThread()
 
     def become_copy(self) -> None:
         """This is a forked process: its parent owns the connections, and other threads' work is not continued."""

@@ -13,8 +13,8 @@ from threadbridge.common.threads import NOT_STARTED
 logger = logging.getLogger("threadbridge")
 
 
-class Aside:
-    """Does things one after the other in a daemon thread.
+class BackgroundThread:
+    """Runs tasks one after the other in a daemon thread.
 
     `do` may be called while garbage is collected, that is between any two instructions of any thread: it takes no lock
     and starts no thread.
@@ -33,7 +33,7 @@ class Aside:
         It may be impossible for the moment. What is to be done waits until this is called the next time.
         """
         if self._thread is None:
-            thread = threading.Thread(target=self._work, name="threadbridge-aside", daemon=True)
+            thread = threading.Thread(target=self._work, name="threadbridge-background", daemon=True)
             try:
                 thread.start()
             except NOT_STARTED as error:
