@@ -11,7 +11,7 @@ needed = []
 if os.environ.get("THREADBRIDGE_COMPILE") == "1":
     if {"egg_info", "dist_info"} & set(sys.argv):
         # pip asks what building needs: the compiler, and what has the types that the modules use, optional ones too.
-        needed = ["mypy[mypyc]", "tornado", "httptools", "prometheus_client", "uvloop"]
+        needed = ["mypy[mypyc]", "tornado", "httptools", "click", "prometheus_client", "uvloop"]
     else:
         from mypyc.build import mypycify
 

@@ -94,8 +94,8 @@ def refuses(port: int) -> bool:
     [
         (["--port=abc"], 2, "abc"),
         (["--port=99999"], 2, "--port=99999: expected a number from 0 to 65535"),
-        (["--nonsense=1"], 2, "unexpected argument '--nonsense=1'"),
-        (["surplus"], 2, "unexpected argument 'surplus'"),
+        (["--nonsense=1"], 2, "No such option '--nonsense'"),
+        (["surplus"], 2, "Got unexpected extra argument (surplus)"),
         (["--trusted-proxies=proxy"], 2, "trusted proxy 'proxy'"),
         (["--logging=loud"], 2, "loud"),
     ],
