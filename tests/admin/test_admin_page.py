@@ -128,7 +128,7 @@ def test_the_button_stops_one_query(browser: Chrome, site: SqlSite, witness: Wit
         # The other query continues.
         assert len(numbers_of(witness, "SELECT 2, SLEEP")) == 1
         assert len(rows(browser)) == 1
-        # The row stays while the pointer is there, and while the other one has the focus, which Escape has made visible.
+        # The row stays while the pointer is there, and while the other one has the focus, visible since Escape.
         assert len(texts(browser, "#rows tr")) == 2
         move_pointer_away(browser)
         browser.execute_script("document.activeElement.blur()")
