@@ -1,4 +1,4 @@
-"""Who may use the operators' port: by which host names, with which token, through which proxies. Loop side."""
+"""Who may use the operators' port: by which host names, with which token, through which proxies."""
 
 from __future__ import annotations
 

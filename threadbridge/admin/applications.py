@@ -1,4 +1,4 @@
-"""The Tornado applications of the operators' port: which handler answers which path. Loop side."""
+"""The Tornado applications of the operators' port: which handler answers which path."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who may ask the operators' port: base classes for its handlers. Loop side."""
+"""Who may ask the operators' port: base classes for its handlers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What operators can see and do at the operators' port. Loop side."""
+"""What operators can see and do at the operators' port."""
 
 from __future__ import annotations
 

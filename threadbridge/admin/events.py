@@ -1,4 +1,4 @@
-"""Server-sent events: one a second, made once for all readers, and only while there are any. Loop side."""
+"""Server-sent events: one a second, made once for all readers, and only while there are any."""
 
 from __future__ import annotations
 

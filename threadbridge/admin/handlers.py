@@ -1,4 +1,4 @@
-"""What the operators' port answers to operators, probes and Prometheus. Loop side."""
+"""What the operators' port answers to operators, probes and Prometheus."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Readiness: whether each lane has threads that can run, and whether the database answers. Loop side."""
+"""Readiness: whether each lane has threads that can run, and whether the database answers."""
 
 from __future__ import annotations
 

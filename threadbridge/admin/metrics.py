@@ -1,4 +1,4 @@
-"""The metrics of one process, in Prometheus' text format. Loop side."""
+"""The metrics of one process, in Prometheus' text format."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the operators' port answers to other frontends. Loop side.
+"""What the operators' port answers to other frontends.
 
 By the Unix socket a process tells what it knows of itself; by TCP it tells what all processes of its host know.
 """

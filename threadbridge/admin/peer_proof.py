@@ -1,4 +1,4 @@
-"""How frontends prove to each other that they know the operators' token, without sending it. Loop side.
+"""How frontends prove to each other that they know the operators' token, without sending it.
 
 A request carries a time, a nonce, and an HMAC of these, its method, its host and its path; the answer carries an HMAC
 of that nonce and the body. So an impostor that listens on a peer's port learns nothing useful: a copy of the request

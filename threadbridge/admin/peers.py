@@ -1,4 +1,4 @@
-"""Other frontends: finds them in the run directory or the settings, and asks them. Loop side."""
+"""Other frontends: finds them in the run directory or the settings, and asks them."""
 
 from __future__ import annotations
 

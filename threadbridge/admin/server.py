@@ -1,4 +1,4 @@
-"""The operators' port of one process: its sockets and HTTP servers. Loop side."""
+"""The operators' port of one process: its sockets and HTTP servers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one process is doing now, as JSON can carry it. Loop side."""
+"""What one process is doing now, as JSON can carry it."""
 
 from __future__ import annotations
 

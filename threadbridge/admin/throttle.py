@@ -1,4 +1,4 @@
-"""Limits how fast tokens can be guessed at the operators' port. Loop side."""
+"""Limits how fast tokens can be guessed at the operators' port."""
 
 from __future__ import annotations
 

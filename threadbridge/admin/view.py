@@ -1,4 +1,4 @@
-"""The document that the operators' page shows: several processes as one. Loop side."""
+"""The document that the operators' page shows: several processes as one."""
 
 from __future__ import annotations
 

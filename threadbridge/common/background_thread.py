@@ -50,13 +50,13 @@ class BackgroundThread:
             self.lacks_thread = False
 
     def do(self, task: Callable[[], None]) -> None:
-        """Have it done soon. Any thread."""
+        """Have it done soon."""
         self._tasks.put(task)
         if self._thread is None:
             self.lacks_thread = True
 
     def close(self) -> None:
-        """End the thread when it has done what there is to do. Any thread."""
+        """End the thread when it has done what there is to do."""
         self._tasks.put(None)
 
     def _work(self) -> None:

@@ -21,5 +21,5 @@ def watch_collector() -> None:
 
 
 def is_collecting() -> bool:
-    """Whether the collector calls us. Any thread."""
+    """Whether the collector calls us."""
     return _collecting_thread == threading.get_ident()

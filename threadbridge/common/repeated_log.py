@@ -11,7 +11,7 @@ INTERVAL = 10.0
 
 
 class RepeatedLog:
-    """Logs one fault at most once in an interval; the next line says how many were left out. Any thread.
+    """Logs one fault at most once in an interval; the next line says how many were left out.
 
     :param logger: where the lines go.
     :param interval: seconds between two lines. Default 10.

@@ -1,4 +1,4 @@
-"""What each thread of this process is doing. Any thread."""
+"""What each thread of this process is doing."""
 
 from __future__ import annotations
 

@@ -137,7 +137,7 @@ class TaskThreads(Executor):
         self._threads = WorkerThreads(name, threads, self._work, self._lock)
 
     def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """See `concurrent.futures.Executor`. Any thread. Raises ``RuntimeError`` when there is no thread for it."""
+        """See `concurrent.futures.Executor`. Raises ``RuntimeError`` when there is no thread for it."""
         future: Future[Any] = Future()
         with self._lock:
             self._call_thread()
@@ -147,13 +147,13 @@ class TaskThreads(Executor):
         return future
 
     def keep(self, function: Callable[[], object]) -> None:
-        """Have the function called as soon as there is a thread for it. Any thread."""
+        """Have the function called as soon as there is a thread for it."""
         with self._lock:
             self._tasks.append((Future(), function))
             self._call_thread()
 
     def retry(self) -> bool:
-        """Try again to start a thread if functions wait; whether there is still none for them. Any thread."""
+        """Try again to start a thread if functions wait; whether there is still none for them."""
         with self._lock:
             if self._tasks:
                 self._call_thread()

@@ -82,7 +82,7 @@ class Borrow:
         self._lock = threading.Lock()
 
     def execute(self, method: Callable[..., Any], *args: Any) -> Any:
-        """Call the method that executes a statement, unless the request is cancelled. Worker side."""
+        """Call the method that executes a statement, unless the request is cancelled."""
         with self._lock:
             self._is_executing = True
         try:
@@ -96,7 +96,7 @@ class Borrow:
                 self._is_executing = False
 
     def refuse(self) -> NoReturn:
-        """Raise the driver's error for a stopped statement. Worker side."""
+        """Raise the driver's error for a stopped statement."""
         self.has_refused = True
         raise self._registry.cancelled()
 
@@ -203,7 +203,7 @@ class Borrows:
     def lend_held(self, connection: HeldConnection, request: RunningRequest) -> Borrow | None:
         """Lend a request a connection that it uses although an earlier request got it from the pool.
 
-        Returns None if the connection is back in the pool. Worker side.
+        Returns None if the connection is back in the pool.
         """
         with self._pool.lock:
             if connection.is_idle:
@@ -215,7 +215,7 @@ class Borrows:
         return borrow_of(connection, request)
 
     def current(self, connection: HeldConnection) -> Borrow | None:
-        """The borrow for which the connection is used in this thread; None if it is used for no request. Worker side.
+        """The borrow for which the connection is used in this thread; None if it is used for no request.
 
         A connection that the application holds across requests is lent to each request that uses it. In a thread of the
         application's own, this is the borrow of the only request that holds the connection.

@@ -11,7 +11,7 @@ from threadbridge.sql.transaction import Effect, Transaction
 
 
 class ChangeRecorder:
-    """The open transaction of one connection, as its statements have left it. Worker side.
+    """The open transaction of one connection, as its statements have left it.
 
     Each method takes the session of the driver's connection in use; None if the driver is unknown. It then assumes that
     any statement but a plain query may have done anything.

@@ -29,7 +29,7 @@ class StopFailed(Exception):
 
 
 class Session(Protocol):
-    """The database session of one connection: what has been sent on it since it was made. Worker side.
+    """The database session of one connection: what has been sent on it since it was made.
 
     :param only_reads: whether only plain queries were sent since the last commit or rollback.
     """
@@ -92,10 +92,10 @@ class Database(Protocol):
     timeouts: Mapping[str, Any]
 
     def identify(self, connection: Any) -> Any:
-        """What identifies the connection in its server, read when it is made. Worker side."""
+        """What identifies the connection in its server, read when it is made."""
 
     def number(self, identity: Any) -> int | None:
-        """The connection's number in the database's process list. Worker side.
+        """The connection's number in the database's process list.
 
         :param identity: as `identify` returned it.
         """
@@ -107,7 +107,7 @@ class Database(Protocol):
         """The inverse of `parts_of`. Raises ``TypeError`` if the parts are not from there."""
 
     def prepare(self, connection: Any, comment: Callable[[], str] | None) -> Session:
-        """Start observing what is sent on the connection. Worker side.
+        """Start observing what is sent on the connection.
 
         :param comment: called for each statement, and gives the text to put in front of it; None for no text.
         """

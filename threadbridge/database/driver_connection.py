@@ -50,7 +50,7 @@ class DriverConnection:
         forks.connects(self)
 
     def prepare(self, listed: ConnectionList, comment: Callable[[], str] | None = None) -> None:
-        """Identify the connection, and start observing what is sent on it. Worker side.
+        """Identify the connection, and start observing what is sent on it.
 
         :param listed: the list by which another process can end the connection if this one is killed.
         :param comment: see `Database.prepare`.
@@ -72,7 +72,7 @@ class DriverConnection:
         return None
 
     def is_quiet(self) -> bool:
-        """Whether it is open and has nothing to read, as it does once the server has closed it. Worker side.
+        """Whether it is open and has nothing to read, as it does once the server has closed it.
 
         Unlike a ping, this needs no answer from the server.
         """

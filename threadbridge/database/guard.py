@@ -126,7 +126,7 @@ class Guard(abc.ABC):
         return self._database or database_of([driver], self._settings)
 
     def database_of(self, connection: object) -> Database | None:
-        """The kind of database that the driver's connection leads to; None if the driver is unknown. Worker side."""
+        """The kind of database that the driver's connection leads to; None if the driver is unknown."""
         if not self._is_known:
             # Several threads often make the first connections at the same time.
             with self.lock:
@@ -165,12 +165,12 @@ class Guard(abc.ABC):
         return self._database is None or not self._database.is_statement_error(error)
 
     def note_failure(self, error: BaseException) -> None:
-        """Record the time if the error is an outage. Worker side."""
+        """Record the time if the error is an outage."""
         if self.is_outage(error):
             self.last_outage = time.monotonic()
 
     def note_failed_connect(self) -> None:
-        """Record the time when no connection could be made, for whatever reason. Worker side."""
+        """Record the time when no connection could be made, for whatever reason."""
         self.last_outage = time.monotonic()
 
     def connect_apart(self) -> Any:
@@ -184,7 +184,7 @@ class Guard(abc.ABC):
         return settings.connect(*settings.args, **{**settings.kwargs, **timeouts})
 
     def may_repeat(self, error: Exception, sql: str) -> bool:
-        """Whether a query that failed as the first on its connection may run again on another. Worker side.
+        """Whether a query that failed as the first on its connection may run again on another.
 
         Only if ``rerun`` is ``safe``, the connection was lost, and the query leaves no trace.
         """

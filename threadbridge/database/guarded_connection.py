@@ -69,7 +69,7 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
         self._came_back_at = 0.0
 
     def connect(self) -> None:
-        """Connect. Worker side. Raises what the driver raises."""
+        """Connect. Raises what the driver raises."""
         args, kwargs = self._parameters
         super().__init__(*args, **kwargs)
 
@@ -112,7 +112,7 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
         self._current = self._newest
 
     def replace(self) -> None:
-        """Continue on a new connection. Worker side. Raises what the driver raises if none can be made."""
+        """Continue on a new connection. Raises what the driver raises if none can be made."""
         made = self._create()
         self._close()
         self._store(made)
@@ -134,7 +134,7 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
             return self._con.cursor(*args, **kwargs)
 
     def new_cursor(self, *args: Any, **kwargs: Any) -> Any:
-        """A cursor of the driver's own. Worker side."""
+        """A cursor of the driver's own."""
         return self._con.cursor(*args, **kwargs)
 
     @property
@@ -201,10 +201,7 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
     # Statements.
 
     def begin_statement(self, sql: str, cursor: object) -> bool:
-        """Prepare to send a statement by a cursor of the driver's; returns whether it is the first, see `may_replace`.
-
-        Worker side.
-        """
+        """Prepare to send a statement by a cursor of the driver's; returns whether it is the first, see `may_replace`."""
         is_first = self._is_untouched
         if is_first and (self._is_lost or self._ping & 4) and self.may_replace:
             if self._is_lost:
@@ -216,7 +213,7 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
         return is_first
 
     def begin_unobserved(self) -> None:
-        """Prepare for a method that may change data and whose end is not observed. Worker side."""
+        """Prepare for a method that may change data and whose end is not observed."""
         self._is_untouched = False
         self._announce("COPY")
         borrow = self.guard.borrows.current(self)
@@ -224,7 +221,7 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
             self._changes.record_unknown(borrow.request.statements)
 
     def sending(self, sql: str, cursor: object) -> None:
-        """Note that a statement is about to be sent, and count it for ``maxusage``. Worker side."""
+        """Note that a statement is about to be sent, and count it for ``maxusage``."""
         self._usage += 1
         self._announce(sql, cursor)
 
@@ -233,13 +230,13 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
             self._current.session.sending(sql, cursor)
 
     def note_success(self, statements: Statements, sql: str) -> None:
-        """Record that a statement that may have changed data succeeded. Worker side."""
+        """Record that a statement that may have changed data succeeded."""
         self._changes.record_success(self._session, sql, statements)
 
     def note_failure(
         self, statements: Statements | None, sql: str, error: BaseException, *, is_many: bool = False
     ) -> None:
-        """Record that a statement failed, and perhaps its connection and transaction with it. Worker side."""
+        """Record that a statement failed, and perhaps its connection and transaction with it."""
         self.guard.note_failure(error)
         is_lost = self.guard.is_lost(error)
         if self.guard.is_outage(error) and not is_lost:
@@ -261,7 +258,7 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
 
     @property
     def may_replace(self) -> bool:
-        """Whether another connection would do as well, provided nothing was sent on this one yet. Worker side."""
+        """Whether another connection would do as well, provided nothing was sent on this one yet."""
         # The application may have executed something directly on the driver's connection.
         has_changed = self._current is not None and not self._current.session.only_reads
         return not (has_changed or self._transaction or self._has_changed_session() or len(self.borrows) > 1)
@@ -275,7 +272,7 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
 
     @property
     def only_reads(self) -> bool:
-        """Whether only plain queries were sent since the last commit or rollback; False in doubt. Worker side."""
+        """Whether only plain queries were sent since the last commit or rollback; False in doubt."""
         return self._current is not None and self._current.session.only_reads
 
     # Hand-back and hand-out.
@@ -338,7 +335,7 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
         return self._current is not None and self._current.is_quiet()
 
     def finish_rollback(self) -> None:
-        """Read the answer to a rollback under way. Worker side.
+        """Read the answer to a rollback under way.
 
         Replaces the connection if the rollback failed; raises the driver's error if that fails too.
         """

@@ -1,4 +1,4 @@
-"""Accepts connections on a listening socket, even when the process is running out of file descriptors. Loop side."""
+"""Accepts connections on a listening socket, even when the process is running out of file descriptors."""
 
 from __future__ import annotations
 

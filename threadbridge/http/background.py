@@ -17,7 +17,7 @@ TIME_A_TURN = 0.004
 
 
 class Background:
-    """Runs steps of jobs one after the other, for `TIME_A_TURN` in each iteration of the loop. Loop side.
+    """Runs steps of jobs one after the other, for `TIME_A_TURN` in each iteration of the loop.
 
     A job with more to do adds its next step at the end, so clients that send a lot take turns, and others are served in
     between.

@@ -39,7 +39,7 @@ class ServerConnection(Protocol):
 
 
 class HTTP1Connection:
-    """A client's connection for the time of one request: what handlers find as ``request.connection``. Loop side.
+    """A client's connection for the time of one request: what handlers find as ``request.connection``.
 
     It has the methods of `tornado.httputil.HTTPConnection`, and offers a request's delegate what
     `tornado.http1connection.HTTP1Connection` does. Like `Exchange`, it does not derive from Tornado's class, because

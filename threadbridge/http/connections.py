@@ -1,4 +1,4 @@
-"""Limits the number of open connections, in all and for each client, and closes some to make room. Loop side."""
+"""Limits the number of open connections, in all and for each client, and closes some to make room."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ class ForwardedHeaders:
           proxy sets one of them and passes the client's own value of the other on.
 
     In a list of addresses, the client's is the last that is not a trusted proxy's. Raises ``ValueError`` for a proxy
-    that is neither an address nor a network, and for an unknown source. Loop side.
+    that is neither an address nor a network, and for an unknown source.
     """
 
     def __init__(self, trusted_proxies: Iterable[str] = (), source: Source = "auto") -> None:

@@ -8,7 +8,7 @@ from threadbridge.http.limits import Limits
 
 
 class Receiving:
-    """The body of one request while it arrives. Loop side.
+    """The body of one request while it arrives.
 
     :param limits: the server's limits. A handler can lower them for its request.
 

@@ -10,7 +10,7 @@ LOOKS = 8
 
 
 class Sending:
-    """A response that could not leave at once, and the time that its client takes to read it. Loop side.
+    """A response that could not leave at once, and the time that its client takes to read it.
 
     :param memory: the account that counts the waiting bytes.
     :param pause: the longest time in seconds in which the client may take nothing.

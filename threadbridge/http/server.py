@@ -73,7 +73,7 @@ def own_port(stream: IOStream) -> str:
 
 
 class ConnectionServer:
-    """Accepts connections and passes their requests on, until it drains. Loop side.
+    """Accepts connections and passes their requests on, until it drains.
 
     :param start_request: called for each request, as `tornado.httputil.HTTPServerConnectionDelegate` says.
     :param refused: called for each request that was refused before it began, see `Bridge.refused`.

@@ -46,7 +46,7 @@ class Server(Protocol):
 
 
 class HTTP1ServerConnection:
-    """One client's connection, which carries one request after the other, each an `HTTP1Connection`. Loop side."""
+    """One client's connection, which carries one request after the other, each an `HTTP1Connection`."""
 
     def __init__(self, stream: PushStream, context: object, server: Server) -> None:
         self.stream = stream

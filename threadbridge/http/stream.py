@@ -43,7 +43,7 @@ def check_tornado() -> None:
 
 
 class PushStream(IOStream):
-    """An `IOStream` that passes received bytes to a function, after `receive`. Loop side.
+    """An `IOStream` that passes received bytes to a function, after `receive`.
 
     `IOStream` itself makes a `Future` for each read and each write, and tries to read before it waits; on a connection
     whose requests and responses fit into one packet each, that costs more than the packets. Without `receive`, and

@@ -17,7 +17,7 @@ from threadbridge.http.response_head import ResponseHead
 
 
 class ForeignConnection:
-    """Gives any `tornado.httputil.HTTPConnection` the methods that an exchange uses. Loop side."""
+    """Gives any `tornado.httputil.HTTPConnection` the methods that an exchange uses."""
 
     def __init__(self, connection: HTTPConnection) -> None:
         # `HTTPConnection` does not declare all methods that the connections of every server have.

@@ -50,8 +50,6 @@ class HTTPServer(ConnectionServer, TornadoHTTPServer):
     `tornado.web.FallbackHandler`, when it is constructed. Their metrics include its connections. The first of them
     records the requests that the server refuses, and sets how much memory incoming requests and unread responses may
     take. A bridge behind a router class of your own, or in a rule that you add later, is not found.
-
-    Loop side.
     """
 
     def __init__(self, *arguments: Any, **parameters: Any) -> None:

@@ -11,7 +11,7 @@ INTERVAL = 0.25
 
 
 class LoopLag:
-    """Sets a timer again and again, and keeps how many seconds late each comes. Loop side."""
+    """Sets a timer again and again, and keeps how many seconds late each comes."""
 
     def __init__(self) -> None:
         self.seen = Distribution()

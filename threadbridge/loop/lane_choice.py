@@ -34,7 +34,7 @@ class LaneChoice:
                 raise ValueError(f"two lanes are named {name!r}; give each a name of its own")
 
     def choose(self, method: str, path: str) -> tuple[Lane, Route | None, bool]:
-        """The lane, the route to learn about, and whether the request is a probe that finds out about it. Loop side."""
+        """The lane, the route to learn about, and whether the request is a probe that finds out about it."""
         for lane in self._explicit:
             if lane.matches(path):
                 return lane, None, False
@@ -48,7 +48,7 @@ class LaneChoice:
         return self.main, route, False
 
     def may_probe(self) -> bool:
-        """Whether the quick lane has a thread for finding out about a new route. Loop side."""
+        """Whether the quick lane has a thread for finding out about a new route."""
         # The last free one is for requests that are known to be quick.
         return self._quick is not None and self._quick.free >= 2
 
@@ -65,6 +65,6 @@ class LaneChoice:
             self._routes.ended(route, is_probe)
 
     def never_ran(self, route: Route | None, is_probe: bool) -> None:
-        """A request of the route has ended before it ran: another may be the probe. Loop side."""
+        """A request of the route has ended before it ran: another may be the probe."""
         if route is not None and is_probe:
             self._routes.give_up_probe(route)

@@ -14,7 +14,7 @@ logger = logging.getLogger("threadbridge")
 
 
 class LateChanges:
-    """The requests that have ended while their threads went on, for as long as these do. Loop side.
+    """The requests that have ended while their threads went on, for as long as these do.
 
     A thread that comes back brings the final outcome: it goes into the request's record, for the operators' page, and
     into the log if there is something to tell.

@@ -38,7 +38,7 @@ class Watched(Protocol):
 
 
 class Watch:
-    """Looks at the requests of a bridge four times a second, as long as there are any. Loop side.
+    """Looks at the requests of a bridge four times a second, as long as there are any.
 
     :param bridge: whose requests, as long as they have not ended, are looked at.
     :param queue_timeout: seconds that a request may wait for a thread, until it is answered 503.

@@ -89,7 +89,7 @@ class Statements:
 
     @property
     def outcome(self) -> str:
-        """What became of the request's changes to the data, as far as is known now. Any thread.
+        """What became of the request's changes to the data, as far as is known now.
 
         ``none``: there were none. ``open``: not committed yet, or still being made. ``committed``, ``partly committed``
         (others are open or were rolled back), ``rolled back``. ``unknown``: a commit, or a change with autocommit, was

@@ -50,7 +50,7 @@ class AccessLines:
 
 
 def write(records: Sequence[Record]) -> None:
-    """Log these requests by the logger ``tornado.access``. A reader of the telemetry. Loop side.
+    """Log these requests by the logger ``tornado.access``. A reader of the telemetry.
 
     Each has a log record of its own, with the attributes of `fields` and the ``args`` of Tornado's
     (`tornado.web.Application.log_request`): status, ``"METHOD TARGET (CLIENT)"``, milliseconds. Only where nothing but

@@ -1,4 +1,4 @@
-"""What has ended lately: the slowest requests of the last minute, counts and latencies of the last 15. Loop side."""
+"""What has ended lately: the slowest requests of the last minute, counts and latencies of the last 15."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ class Record:
 
 
 def record_of(exchange: Exchange, slow_after: float) -> Record:
-    """The record of an exchange that has ended. Loop side.
+    """The record of an exchange that has ended.
 
     :param slow_after: a request is slow if it waited and ran for this many seconds, or was in the database for as long.
     """

@@ -85,7 +85,7 @@ def _milliseconds(statement: Statement) -> float:
 
 
 class SlowLog:
-    """Logs slow requests, at the level WARNING of ``threadbridge.slow``. Loop side.
+    """Logs slow requests, at the level WARNING of ``threadbridge.slow``.
 
     :param shows_values: see `SlowRequest`.
     """

@@ -24,7 +24,7 @@ Reader: TypeAlias = Callable[[Sequence[Record]], None]
 
 
 class Telemetry:
-    """Makes the records of a bridge and hands them to the readers, ten times a second. Loop side.
+    """Makes the records of a bridge and hands them to the readers, ten times a second.
 
     :param slow_after: see `record_of`; 0: no request is slow.
     """

@@ -47,7 +47,7 @@ class LaneTotals:
 
 
 class Totals:
-    """Reads a bridge's records. Loop side.
+    """Reads a bridge's records.
 
     :param lanes: the names of its lanes.
     """

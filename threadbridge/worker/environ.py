@@ -25,7 +25,7 @@ _BASE: dict[str, Any] = {
 
 
 def environ_of(exchange: Exchange) -> WSGIEnvironment:
-    """Build the environ for the application's call. Worker side.
+    """Build the environ for the application's call.
 
     A header whose name has an underscore is left out, since it would pass for the one with a hyphen; so is ``Proxy``,
     which as ``HTTP_PROXY`` would redirect the application's own HTTP clients; so is ``Transfer-Encoding``, since

@@ -48,7 +48,7 @@ _TOO_LARGE = f"its answer had more than {LONGEST_ANSWER} bytes and was not kept"
 
 
 class Idempotency:
-    """A WSGI application around another: requests with a key that came before are not run again. Worker side.
+    """A WSGI application around another: requests with a key that came before are not run again.
 
     :param application: the application that runs the others.
     :param store: remembers what has begun and what was answered.

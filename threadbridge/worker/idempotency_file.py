@@ -61,7 +61,7 @@ _COUNTS = (
 
 
 class StoreFile:
-    """The file and this process's one connection to it, which its owner guards by a lock. Worker side.
+    """The file and this process's one connection to it, which its owner guards by a lock.
 
     :param path: absolute. The file is made when it is missing, readable by its user only; nothing is opened before the
         first use.

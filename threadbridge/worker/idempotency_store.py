@@ -67,7 +67,7 @@ class Known:
 
 
 class IdempotencyStore:
-    """Remembers which keyed requests have begun and what was answered, across processes and restarts. Worker side.
+    """Remembers which keyed requests have begun and what was answered, across processes and restarts.
 
     :param path: the SQLite file; it is made when it is missing, readable by its user only. Its directory must be on a
         local disk.

@@ -80,7 +80,7 @@ def check_application(application: object) -> None:
 def call_application(
     application: WSGIApplication, exchange: Exchange, is_outage: Callable[[BaseException], bool]
 ) -> None:
-    """Call the application for an exchange and send its answer. Worker side.
+    """Call the application for an exchange and send its answer.
 
     Never raises: what the application raises is logged, and the client gets a 500, or a cut connection if the head has
     been sent. The log has a traceback, unless the error follows from the request's cancellation or from an outage of

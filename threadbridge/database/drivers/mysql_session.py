@@ -23,7 +23,7 @@ MAYBE_ROLLED_BACK = frozenset({1205, 1206, 1020})
 
 
 class MySQLSession:
-    """Sees all statements on a connection as they are sent, with their parameters filled in. Worker side.
+    """Sees all statements on a connection as they are sent, with their parameters filled in.
 
     See `Session`.
 

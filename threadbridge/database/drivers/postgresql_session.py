@@ -34,7 +34,7 @@ _EFFECTS = Effects(
 
 
 class PostgreSQLSession:
-    """Sees the statements that cursors send on a connection. See `Session`. Worker side."""
+    """Sees the statements that cursors send on a connection. See `Session`."""
 
     def __init__(self, connection: Any) -> None:
         # No reference cycle: a connection that is forgotten is closed at once.
