@@ -124,13 +124,13 @@ def test_an_application_and_a_pool_inside_other_objects(directory: Path) -> None
     assert settings["client_key"] == ("site_app:namespace.app", "command line")
 
 
-def test_what_the_program_says_is_a_default() -> None:
+def test_what_the_program_says_can_be_overridden() -> None:
     ended = subprocess.run(
         [sys.executable, "run.py", "--check", "--xheaders=false"], cwd=ROOT, capture_output=True, text=True, timeout=30
     )
     settings = checked(ended)
-    assert settings["port"] == ("8888", "default")
-    assert settings["pool"] == ("PooledDB", "default")
+    assert settings["port"] == ("8888", "program")
+    assert settings["pool"] == ("PooledDB", "program")
     assert settings["xheaders"] == ("false", "command line")
 
 

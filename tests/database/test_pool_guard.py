@@ -57,14 +57,21 @@ def test_a_dbutils_that_differs_is_refused_with_advice(
 ) -> None:
     pool = make_pool()
     monkeypatch.delattr(owner, name)
-    with pytest.raises(ValueError, match=f"has no {name}; this version of threadbridge was made for DBUtils 3.2"):
+    with pytest.raises(ValueError, match=f"has no {name}; threadbridge supports DBUtils 3.2 and later, below 4"):
         Bridge(lambda environ, start_response: [], pool=pool)
+
+
+def test_a_missing_dbutils_is_named_with_the_versions_that_are_supported() -> None:
+    program = "import sys; sys.modules['dbutils'] = None; from threadbridge import Bridge; Bridge(print, pool=object())"
+    ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    last = ended.stderr.splitlines()[-1]
+    assert last.startswith("ValueError: pool= needs DBUtils 3.2 or later, below 4, which is not installed; install it")
 
 
 def test_a_pool_that_differs_is_refused_with_advice(make_pool: Callable[..., Any]) -> None:
     pool = make_pool()
     del pool._isfatal
-    with pytest.raises(ValueError, match="has no _isfatal; this version"):
+    with pytest.raises(ValueError, match="has no _isfatal; threadbridge supports"):
         Bridge(lambda environ, start_response: [], pool=pool)
 
 

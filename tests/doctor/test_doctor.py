@@ -42,7 +42,7 @@ def test_the_text_report_has_settings_then_findings_then_a_total(mariadb: dict[s
     ended = run_check(["run.py", f"--log_file_prefix={tmp_path}/no/a.log"], mariadb)
     assert (ended.returncode, ended.stderr) == (2, "")
     settings, findings, sum_ = ended.stdout.split("\n\n")
-    assert settings.splitlines()[0].split() == ["pool", "PooledDB", "default"]
+    assert settings.splitlines()[0].split() == ["pool", "PooledDB", "program"]
     lines = findings.splitlines()
     assert lines[0].startswith("ok       versions: Python ")
     [at] = [number for number, line in enumerate(lines) if line.startswith("error ")]

@@ -122,7 +122,7 @@ def _with_objects(resolved: Resolved) -> CommandLineSettings:
         if isinstance(value, ImportPath):
             values[name] = _load(value, resolved.label(name))
     ALL["client_key"].checked(values["client_key"], resolved.label("client_key"))
-    if resolved.origins["lanes"] != "default":
+    if resolved.origins["lanes"] not in ("default", "program"):
         texts = cast(Sequence[str], values["lanes"])
         values["lanes"] = [_lane(text, resolved.label("lanes"), resolved.values["queue"]) for text in texts]
     return cast(CommandLineSettings, values)

@@ -17,6 +17,8 @@ from dbutils.steady_db import SteadyDBConnection, SteadyDBCursor
 from threadbridge.database.driver import ConnectionSettings
 from threadbridge.database.drivers import database_of
 
+SUPPORTED = "3.2 and later, below 4"
+
 # DBUtils offers no other way to count, hand out and take back connections without network traffic under its lock.
 _OF_POOL = (
     *("_args", "_blocking", "_connections", "_creator", "_failures", "_idle_cache", "_isfatal", "_kwargs", "_lock"),
@@ -43,8 +45,8 @@ def pool_size(pool: object) -> int:
         missing.append(f"SteadyDBConnection({_PARAMETERS_OF_CONNECTION})")
     if missing:
         raise ValueError(
-            f"DBUtils {pool.version} has no {', '.join(missing)}; this version of threadbridge was made for DBUtils "
-            "3.2: install that, or leave pool out and give threads="
+            f"DBUtils {pool.version} has no {', '.join(missing)}; threadbridge supports DBUtils {SUPPORTED}: install "
+            "that, or leave pool out and give threads="
         )
     size: int = pool._maxconnections
     return size

@@ -201,7 +201,7 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
     # Statements.
 
     def begin_statement(self, sql: str, cursor: object) -> bool:
-        """Prepare to send a statement by a cursor of the driver's; returns whether it is the first, see `may_replace`."""
+        """Prepare to send a statement by a driver's cursor; returns whether it is the first, see `may_replace`."""
         is_first = self._is_untouched
         if is_first and (self._is_lost or self._ping & 4) and self.may_replace:
             if self._is_lost:

@@ -469,9 +469,16 @@ def _lane_width(pool: object | None, threads: int | None) -> int:
         if threads is None:
             raise ValueError("give pool= (a PooledDB) or threads=: one is required, to set concurrency")
         return threads
-    # Not above: DBUtils is needed only where there is a pool of its making.
-    from threadbridge.database.dbutils_check import pool_size
-
+    try:
+        # Not above: DBUtils is needed only where there is a pool of its making.
+        from threadbridge.database.dbutils_check import pool_size
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "dbutils":
+            raise
+        raise ValueError(
+            "pool= needs DBUtils 3.2 or later, below 4, which is not installed; install it, or leave pool out and "
+            "give threads="
+        ) from None
     size = pool_size(pool)
     if size and threads is not None:
         raise ValueError(

@@ -612,7 +612,10 @@ def _with_keywords(table: Mapping[str, Setting], keywords: Mapping[str, object])
 
 @dataclass(frozen=True)
 class Resolved:
-    """All settings with their values, and for each where it comes from: ``default``, ``command line``, …"""
+    """All settings with their values, and for each where it comes from.
+
+    That is ``default``, ``program``, ``environment``, ``command line``, or the path of the config file.
+    """
 
     values: CommandLineSettings
     origins: Mapping[str, str]
@@ -632,7 +635,7 @@ def resolve(
     Raises `SettingError` for a value that cannot be used and for a file that cannot be read.
     """
     values = _with_keywords(ALL, defaults)
-    origins = dict.fromkeys(ALL, "default")
+    origins = {name: "program" if name in defaults else "default" for name in ALL}
     variables = _read_environment(environment)
     given = [("environment", variables), ("command line", options)]
     config = options.get("config") or variables.get("config")
