@@ -6,7 +6,6 @@ import asyncio
 import http.client
 import logging
 import socket
-import threading
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 from wsgiref.types import StartResponse, WSGIEnvironment
@@ -19,7 +18,7 @@ from tornado.routing import PathMatches, Rule, RuleRouter
 from tornado.web import Application, RequestHandler, stream_request_body
 from tornado.websocket import websocket_connect
 
-from tests.support.inprocess import BridgeThread, wait_until
+from tests.support.inprocess import BridgeThread, assert_leaving_client_is_noticed, wait_until
 from tests.support.processes import Frontend
 from threadbridge import Bridge, HTTPServer
 from threadbridge.http.limits import Limits
@@ -47,21 +46,7 @@ def test_the_bridge_is_a_callback_of_either_server(server_class: type[TornadoHTT
 
 @pytest.mark.parametrize("server_class", [TornadoHTTPServer, HTTPServer])
 def test_either_server_says_when_a_client_has_left(server_class: type[TornadoHTTPServer]) -> None:
-    gate, entered = threading.Event(), threading.Event()
-
-    def app(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
-        entered.set()
-        assert gate.wait(20)
-        start_response("200 OK", PLAIN)
-        return [b"done"]
-
-    with BridgeThread(app, server_class, threads=1) as server:
-        client = server.send(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        assert entered.wait(10)
-        client.close()
-        wait_until(lambda: not server.bridge.exchanges, "the client is seen to have left")
-        gate.set()
-        wait_until(lambda: server.bridge.lanes[-1].busy == 0, "the thread is free")
+    assert_leaving_client_is_noticed(server_class)
 
 
 class Native(RequestHandler):

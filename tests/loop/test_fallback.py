@@ -13,7 +13,7 @@ import pytest
 from tornado.httpserver import HTTPServer as TornadoHTTPServer
 from tornado.web import Application, FallbackHandler, RequestHandler, StaticFileHandler
 
-from tests.support.inprocess import BridgeThread, wait_until
+from tests.support.inprocess import BridgeThread, assert_leaving_client_is_noticed, wait_until
 from threadbridge import Bridge, HTTPServer
 
 PLAIN = [("Content-Type", "text/plain")]
@@ -107,21 +107,7 @@ def test_the_fallback_gets_the_client_that_tornado_knows(make_server: MakeServer
 
 @either_server
 def test_a_client_that_leaves_ends_its_request_in_the_fallback(make_server: MakeServer) -> None:
-    gate, entered = threading.Event(), threading.Event()
-
-    def wait(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
-        entered.set()
-        assert gate.wait(20)
-        start_response("200 OK", PLAIN)
-        return [b"done"]
-
-    with BridgeThread(wait, make_server, threads=1) as server:
-        client = server.send(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        assert entered.wait(10)
-        client.close()
-        wait_until(lambda: not server.bridge.exchanges, "the client is seen to have left")
-        gate.set()
-        wait_until(lambda: server.bridge.lanes[-1].busy == 0, "the thread is free")
+    assert_leaving_client_is_noticed(make_server)
 
 
 @either_server

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any
-from wsgiref.types import WSGIApplication
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from tornado.httpserver import HTTPServer as TornadoHTTPServer
 from tornado.netutil import bind_sockets
@@ -108,3 +108,22 @@ class BridgeThread:
             return response, response.read()
         finally:
             connection.close()
+
+
+def assert_leaving_client_is_noticed(make_server: Callable[[Bridge], TornadoHTTPServer]) -> None:
+    """A client that leaves ends its request, and its thread is free once the application has returned."""
+    gate, entered = threading.Event(), threading.Event()
+
+    def app(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
+        entered.set()
+        assert gate.wait(20)
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return [b"done"]
+
+    with BridgeThread(app, make_server, threads=1) as server:
+        client = server.send(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert entered.wait(10)
+        client.close()
+        wait_until(lambda: not server.bridge.exchanges, "the client is seen to have left")
+        gate.set()
+        wait_until(lambda: server.bridge.lanes[-1].busy == 0, "the thread is free")

@@ -16,25 +16,9 @@ import MySQLdb
 import pytest
 
 from tests.support.databases import Witness
-from tests.support.idempotent import Application, detail, is_replayed, post, serve
+from tests.support.idempotent import Application, detail, is_replayed, post
 from tests.support.inprocess import BridgeThread, reset, wait_until
 from threadbridge import Lane
-
-
-@pytest.fixture
-def application() -> Application:
-    return Application()
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "outcomes.sqlite"
-
-
-@pytest.fixture
-def serving(application: Application, path: Path) -> Callable[..., BridgeThread]:
-    """Makes servers of the application that have one store."""
-    return lambda **parameters: serve(application, path, **parameters)
 
 
 @pytest.mark.parametrize("method", ["POST", "PATCH"])

@@ -30,22 +30,6 @@ from threadbridge.worker import idempotency_file
 from threadbridge.worker.idempotency_store import Answer, IdempotencyStore, NoRoom, StoreError, owner_of
 
 
-@pytest.fixture
-def application() -> Application:
-    return Application()
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "outcomes.sqlite"
-
-
-@pytest.fixture
-def serving(application: Application, path: Path) -> Callable[..., BridgeThread]:
-    """Makes servers of the application that have one store."""
-    return lambda **parameters: serve(application, path, **parameters)
-
-
 @contextmanager
 def opened(path: Path, *, age: float = 60, size: int = 1024**2) -> Iterator[IdempotencyStore]:
     store = IdempotencyStore(str(path), age=age, size=size)

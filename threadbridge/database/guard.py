@@ -16,7 +16,7 @@ from typing import Any, Literal
 from threadbridge.common.background_thread import BackgroundThread
 from threadbridge.common.garbage import is_collecting, watch_collector
 from threadbridge.common.repeated_log import RepeatedLog
-from threadbridge.crossing.current import current_or_none, is_cancelling
+from threadbridge.crossing.current import current_or_none, is_cancelled, is_cancelling
 from threadbridge.database.borrow import Borrows, HeldConnection
 from threadbridge.database.driver import ConnectionSettings, Database
 from threadbridge.database.drivers import database_of
@@ -159,8 +159,7 @@ class Guard(abc.ABC):
 
     def is_fatal(self, error: Exception) -> bool:
         """Whether a connection whose statement failed with this error may be replaced."""
-        request = current_or_none()
-        if request is not None and request.cancelled:
+        if is_cancelled():
             return False
         return self._database is None or not self._database.is_statement_error(error)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from dbutils.steady_db import SteadyDBConnection, SteadyDBCursor
 
-from threadbridge.crossing.current import current_or_none
+from threadbridge.crossing.current import current_or_none, is_cancelled
 from threadbridge.database.borrow import Borrow
 from threadbridge.database.change_recorder import ChangeRecorder
 from threadbridge.database.driver import Session
@@ -101,8 +101,7 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
 
     def _refuse_if_cancelled(self) -> None:
         """Raise the driver's error for a stopped statement if nobody waits for a new connection."""
-        request = current_or_none()
-        if self.is_abandoned or (request is not None and request.cancelled):
+        if self.is_abandoned or is_cancelled():
             raise self.guard.cancelled()
 
     def _store(self, con: Any) -> None:
