@@ -17,10 +17,12 @@ from types import ModuleType
 # All that a request goes through, but for what applications or the disk keep waiting. Left out are classes that derive
 # from exceptions or enumerations of Python's own, which mypyc does not know.
 MODULES = (
+    "crossing.cancellation",
     "crossing.current",
     "crossing.exchange",
     "crossing.fair_queue",
     "crossing.hop",
+    "crossing.lane_choice",
     "crossing.lanes",
     "crossing.request_body",
     "crossing.routes",
@@ -35,9 +37,11 @@ MODULES = (
     "http.response_head",
     "http.sending",
     "http.server_connection",
+    "loop.admission",
     "loop.bridge",
-    "loop.lane_choice",
+    "loop.exchanges",
     "loop.late_changes",
+    "loop.receiver",
     "loop.watch",
     "sql.effects",
     "sql.statements",

@@ -217,8 +217,8 @@ def test_a_response_that_has_begun_is_cut_off() -> None:
         server.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n") as client,
     ):
         assert client.recv(100).startswith(b"HTTP/1.1 200 OK")
-        [exchange] = server.bridge.exchanges
-        server.loop.call_soon_threadsafe(server.bridge.stop, exchange)
+        [exchange] = server.bridge.exchanges.open
+        server.loop.call_soon_threadsafe(server.bridge.exchanges.stop, exchange)
         received = b""
         with suppress(ConnectionResetError):
             while part := client.recv(65536):

@@ -22,7 +22,7 @@ from tests.support.databases import Witness, connect_settings
 from tests.support.inprocess import BridgeThread, wait_until
 from threadbridge import Lane
 from threadbridge.admin.metrics import exposition
-from threadbridge.loop.lag import INTERVAL
+from threadbridge.loop.watch import INTERVAL
 from threadbridge.telemetry.totals import BOUNDS, Distribution
 
 REQUEST = b"%b %b HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"

@@ -82,7 +82,7 @@ def test_stalled_uploads_take_no_thread() -> None:
     with BridgeThread(digest, threads=1) as server:
         head = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3000000\r\nConnection: close\r\n\r\n"
         stalled = [server.send(head + bytes(2_000_000)) for _ in range(20)]
-        wait_until(lambda: len(server.bridge.exchanges) == 20, "all have arrived")
+        wait_until(lambda: len(server.bridge.exchanges.open) == 20, "all have arrived")
         assert server.bridge.lanes[-1].busy == 0
         assert server.request("POST", body=b"small")[1] == expected(b"small")
         for client in stalled:
@@ -113,7 +113,7 @@ def test_an_upload_whose_client_leaves_is_thrown_away() -> None:
         wait_until(lambda: server.bridge.spool.taken > 3_000_000, "both are on the disk")
         partial.close()
         reset(queued)
-        wait_until(lambda: len(server.bridge.exchanges) == 1, "both have left")
+        wait_until(lambda: len(server.bridge.exchanges.open) == 1, "both have left")
         wait_until(lambda: server.bridge.spool.taken == 0, "the disk space is given back")
         gate.set()
         running.close()
@@ -146,7 +146,9 @@ def test_responses_without_a_disk_cost_one_line_and_wait_for_their_clients(
     size, count = 16 * MEGABYTE, 3
     with BridgeThread(Stream([bytes(MEGABYTE)] * 16), threads=count) as server, ExitStack() as stack:
         clients = [stack.enter_context(server.send(GET)) for _ in range(count)]
-        wait_until(lambda: sum(map(waits_for_its_client, list(server.bridge.exchanges))) == count, "none has a file")
+        wait_until(
+            lambda: sum(map(waits_for_its_client, list(server.bridge.exchanges.open))) == count, "none has a file"
+        )
         for client in clients:
             response = http.client.HTTPResponse(client)
             response.begin()

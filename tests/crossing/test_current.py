@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from tests.support.requests_in_threads import InThread, running
-from threadbridge.crossing.current import RunningRequest, current
+from threadbridge.crossing.current import TrackedRequest, current
 
 
 def test_there_is_a_current_request_only_where_one_is_served() -> None:
@@ -93,7 +93,7 @@ def test_a_callback_under_way_is_waited_for(way: str) -> None:
         assert go_on.wait(10)
         ended.set()
 
-    request = RunningRequest("test", None)
+    request = TrackedRequest("test", None)
     request.enter()
     take_back = request.on_cancel(callback)
     canceller = InThread(request.cancel)
@@ -109,7 +109,7 @@ def test_a_callback_under_way_is_waited_for(way: str) -> None:
 
 def test_no_request_waits_for_anothers_lock() -> None:
     # Garbage that is collected under it may wait for the pool's lock, whose holder may be asking for its own request's.
-    first, second = RunningRequest("first", None), RunningRequest("second", None)
+    first, second = TrackedRequest("first", None), TrackedRequest("second", None)
     with first._lock:
         worker = InThread(lambda: second.on_cancel(lambda: None))
         worker.join()

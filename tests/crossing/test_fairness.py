@@ -91,7 +91,7 @@ def test_two_hundred_requests_of_one_client_delay_another_s_by_one(turnstile: Tu
             queue.add(f"/many{number}", address="127.0.0.1")
         turnstile.let_pass(3)
         wait_until(lambda: turnstile.order[-1] == "/many2", "one of the many runs")
-        wait_until(lambda: len(server.bridge.exchanges) == 198, "those before it are answered")
+        wait_until(lambda: len(server.bridge.exchanges.open) == 198, "those before it are answered")
         queue.add("/single", address="127.0.0.2")
         order = queue.order()
         # The very next, behind the one that ran when it came.
@@ -289,17 +289,17 @@ def test_one_client_with_many_requests_makes_no_other_s_be_refused(turnstile: Tu
     with BridgeThread(turnstile, threads=2, queue=60) as server:
         greedy = [send(server, "127.0.0.9", GET.format("/greedy")) for _ in range(300)]
         wait_until(lambda: server.bridge.lanes[-1].queued == 60, "the queue is full")
-        wait_until(lambda: len(server.bridge.exchanges) == 62, "what is too much is refused")
+        wait_until(lambda: len(server.bridge.exchanges.open) == 62, "what is too much is refused")
         polite = [
             send(server, f"127.0.0.{number + 10}", request.format("/polite"))
             for number in range(12)
             for request in (GET, GET, POST)
         ]
         # Half of them, whose bodies come only now, have been told nothing yet.
-        wait_until(lambda: len(server.bridge.exchanges) == 62 + 12, "all have arrived")
+        wait_until(lambda: len(server.bridge.exchanges.open) == 62 + 12, "all have arrived")
         for client in polite[2::3]:
             client.sendall(b".")
-        wait_until(lambda: len(server.bridge.exchanges) == 62, "the greedy one's have made room")
+        wait_until(lambda: len(server.bridge.exchanges.open) == 62, "the greedy one's have made room")
         turnstile.let_pass(62)
         assert [status_of(client) for client in polite] == [200] * 36
         statuses = [status_of(client) for client in greedy]
@@ -311,7 +311,7 @@ def test_one_client_with_many_requests_makes_no_other_s_be_refused(turnstile: Tu
 def test_a_body_that_comes_from_the_largest_client_is_refused_before_and_after(turnstile: Turnstile) -> None:
     with BridgeThread(turnstile, threads=1, queue=2) as server:
         arriving = send(server, "127.0.0.1", POST.format("/late"))
-        wait_until(lambda: len(server.bridge.exchanges) == 1, "its head is admitted")
+        wait_until(lambda: len(server.bridge.exchanges.open) == 1, "its head is admitted")
         running = [send(server, "127.0.0.1", GET.format("/early")) for _ in range(3)]
         wait_until(lambda: server.bridge.lanes[-1].queued == 2, "the queue is full")
         assert status_of(send(server, "127.0.0.1", POST.format("/unread"))) == 503

@@ -79,7 +79,7 @@ def test_what_finds_the_queue_full_is_refused_before_its_body_is_read(gate: Gate
 def test_so_is_what_finds_it_full_when_its_body_has_come(gate: Gate) -> None:
     with BridgeThread(gate, threads=2, queue=3) as server:
         arriving = server.send(POST + b"12345")
-        wait_until(lambda: len(server.bridge.exchanges) == 1, "its head has been admitted")
+        wait_until(lambda: len(server.bridge.exchanges.open) == 1, "its head has been admitted")
         clients = fill(server, gate)
         arriving.sendall(b"67890")
         assert_refused(arriving)
@@ -239,7 +239,7 @@ def test_whoever_leaves_when_nothing_is_left_over() -> None:
                 visitor.join(0.0005)
                 # Those for which a thread is just about to begin are still counted as waiting.
                 assert 0 <= lane.queued <= 6 + 3 and 0 <= lane.free <= 3
-        wait_until(lambda: not server.bridge.exchanges, "every request has ended")
+        wait_until(lambda: not server.bridge.exchanges.open, "every request has ended")
         wait_until(lambda: lane.busy == 0, "every thread is idle")
         assert (lane.queued, lane.free, server.bridge.spool.taken) == (0, 3, 0)
         for _ in range(2):

@@ -18,8 +18,8 @@ from dbutils.pooled_db import PooledDB
 
 from tests.support.inprocess import BridgeThread, wait_until
 from threadbridge import Lane
+from threadbridge.crossing.lane_choice import QUICK_THREADS
 from threadbridge.crossing.routes import MAX_ROUTES, Routes
-from threadbridge.loop.lane_choice import QUICK_THREADS
 
 
 def get(path: str, method: str = "GET") -> bytes:
@@ -145,7 +145,7 @@ def test_a_probe_whose_body_comes_late_does_not_take_the_last_one_either(pages: 
         assert lane_of(server, "/page") == "quick"
         head = b"POST /page/wait/%s HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nConnection: close\r\n\r\n"
         probes = [server.send(head % shape) for shape in (b"a", b"b", b"c", b"d")]
-        wait_until(lambda: len(server.bridge.exchanges) == 4, "all four have been admitted")
+        wait_until(lambda: len(server.bridge.exchanges.open) == 4, "all four have been admitted")
         for count, probe in enumerate(probes, 2):
             probe.sendall(b".")
             wait_until(lambda count=count: len(pages.entered) == count, "it runs")  # type: ignore[misc]
@@ -158,9 +158,9 @@ def test_a_probe_that_leaves_before_it_ran_lets_another_be_the_probe(pages: Page
     with serving(pages) as server:
         head = b"POST /page HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n\r\n"
         leaving = server.send(head)
-        wait_until(lambda: len(server.bridge.exchanges) == 1, "the probe has been admitted")
+        wait_until(lambda: len(server.bridge.exchanges.open) == 1, "the probe has been admitted")
         leaving.close()
-        wait_until(lambda: not server.bridge.exchanges, "its client is seen to have left")
+        wait_until(lambda: not server.bridge.exchanges.open, "its client is seen to have left")
         assert lane_of(server, "/page", "POST", body=b".") == "quick"
     assert pages.entered == ["/page"]
 
@@ -192,10 +192,10 @@ def test_requests_of_a_misjudged_route_leave_the_quick_lane(pages: Pages) -> Non
         pages.asks = True
         give_back = take_all_connections(pages)
         slow = [server.send(get("/may")) for _ in range(20)]
-        wait_until(lambda: len(server.bridge.exchanges) == 20, "all have arrived")
+        wait_until(lambda: len(server.bridge.exchanges.open) == 20, "all have arrived")
         wait_until(lambda: quick.queued == 0 and quick.free > 0, "they have left the quick lane")
         assert lane_of(server, "/page") == "quick"
-        wait_until(lambda: len(server.bridge.exchanges) == 20, "only it has been answered")
+        wait_until(lambda: len(server.bridge.exchanges.open) == 20, "only it has been answered")
         give_back()
         lanes = [body_of(client) for client in slow]
         assert set(lanes) <= {"quick", "pool"} and lanes.count("quick") <= 2 * QUICK_THREADS
@@ -299,6 +299,6 @@ def test_a_quick_page_is_answered_while_slow_queries_hold_all_connections(mariad
             for _ in range(5):
                 assert server.request(path="/")[1] == b"answered"
             assert waiting() == 10
-            wait_until(lambda: len(server.bridge.exchanges) == 20, "all of them still wait")
+            wait_until(lambda: len(server.bridge.exchanges.open) == 20, "all of them still wait")
             cursor.execute("SELECT RELEASE_LOCK('slow')")
             assert [body_of(client) for client in slow] == ["answered"] * 20

@@ -23,7 +23,7 @@ from tests.support.databases import Witness, connect_settings, kill_server, line
 from tests.support.inprocess import BridgeThread, wait_until
 from tests.support.processes import Frontend, private_mariadb
 from threadbridge import current
-from threadbridge.crossing.current import RunningRequest
+from threadbridge.crossing.current import TrackedRequest
 from threadbridge.database.pool import PoolGuard
 
 CONNECTIONS = 4
@@ -314,7 +314,7 @@ def test_a_kill_for_a_server_that_is_gone_hits_no_query_on_its_successor(
         witness.rows("SELECT GET_LOCK('threadbridge-taken', 0)")
     pool = PooledDB(MySQLdb, maxconnections=1, **connect_settings(own_mariadb))
     guard = PoolGuard(pool)
-    request = RunningRequest("test", None)
+    request = TrackedRequest("test", None)
     request.enter()
     connection = pool.connection()
     number = connection.number

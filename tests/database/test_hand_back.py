@@ -20,7 +20,7 @@ from MySQLdb.cursors import SSCursor
 from tests.support.databases import Witness, connect_settings, line_to
 from tests.support.inprocess import wait_until
 from tests.support.requests_in_threads import InThread, in_request, one, running
-from threadbridge.crossing.current import RunningRequest
+from threadbridge.crossing.current import TrackedRequest
 from threadbridge.database.driver_connection import KEEPIDLE, notice_lost_peer
 from threadbridge.database.pool import PoolGuard
 
@@ -190,7 +190,7 @@ def test_a_connection_held_beyond_its_request_is_not_stopped_for_that_request(
     PoolGuard(pool)
     kept: list[Any] = []
     leave, left = threading.Event(), threading.Event()
-    first = RunningRequest("first", None)
+    first = TrackedRequest("first", None)
 
     def serve_two() -> Any:
         first.enter()

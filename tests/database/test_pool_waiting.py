@@ -19,7 +19,7 @@ from dbutils.pooled_db import TooManyConnectionsError
 from tests.support.databases import Witness
 from tests.support.inprocess import BridgeThread, wait_until
 from tests.support.requests_in_threads import InThread, in_request, one, running, waits
-from threadbridge.crossing.current import RunningRequest
+from threadbridge.crossing.current import TrackedRequest
 from threadbridge.database.pool import PoolGuard
 
 
@@ -98,7 +98,7 @@ def test_with_a_pool_that_does_not_block_no_request_waits_past_its_deadline(make
 def test_the_applications_own_threads_are_left_alone(make_pool: Callable[..., Any], witness: Witness) -> None:
     pool = make_pool(maxconnections=1)
     PoolGuard(pool)
-    request = RunningRequest("other", None)
+    request = TrackedRequest("other", None)
     with closing(pool.connection()) as connection:
         with pytest.raises(TooManyConnectionsError):
             pool.connection()

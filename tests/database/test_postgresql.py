@@ -27,7 +27,7 @@ from tests.support.databases import line_to
 from tests.support.inprocess import BridgeThread, wait_until
 from tests.support.processes import Frontend
 from tests.support.requests_in_threads import in_request, one, running
-from threadbridge.crossing.current import RunningRequest
+from threadbridge.crossing.current import TrackedRequest
 from threadbridge.database import guarded_connection, predecessors
 from threadbridge.database.driver import ConnectionSettings, StopFailed
 from threadbridge.database.driver_connection import DriverConnection
@@ -315,7 +315,7 @@ def test_shared_connections_made_before_the_guard_are_counted_in_once(witness: W
 def test_the_databases_process_list_names_the_request(witness: Witness) -> None:
     pool = PooledDB(psycopg, maxconnections=1)
     guard = PoolGuard(pool, tags_queries=True)
-    request = RunningRequest("7f-00002a", None)
+    request = TrackedRequest("7f-00002a", None)
     request.enter()
     with closing(pool.connection()) as connection, closing(connection.cursor()) as cursor:
         cursor.execute("SELECT query, pg_backend_pid() FROM pg_stat_activity WHERE pid = pg_backend_pid()")

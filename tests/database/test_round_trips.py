@@ -13,7 +13,7 @@ from dbutils.pooled_db import PooledDB
 
 from tests.support.databases import Witness, connect_settings
 from tests.support.inprocess import wait_until
-from threadbridge.crossing.current import RunningRequest
+from threadbridge.crossing.current import TrackedRequest
 from threadbridge.database import guarded_connection
 from threadbridge.database.drivers.mysql_session import MySQLSession
 from threadbridge.database.pool import PoolGuard
@@ -28,7 +28,7 @@ class Requests:
 
     def serve(self, use: Callable[[Any], Any]) -> Any:
         """Call the function with a connection, in a request, and return its result."""
-        request = RunningRequest("test", None)
+        request = TrackedRequest("test", None)
         request.enter()
         try:
             with closing(self.pool.connection()) as connection:
@@ -202,7 +202,7 @@ def test_a_connection_is_still_known_after_errors_that_look_like_a_lost_one(
 
 def test_a_cursor_may_outlive_its_connection(make: Callable[..., Requests]) -> None:
     requests = make()
-    request = RunningRequest("test", None)
+    request = TrackedRequest("test", None)
     request.enter()
     for number in range(3):
         # Nothing refers to the connection, so it is back in the pool at once.

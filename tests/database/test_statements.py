@@ -17,7 +17,7 @@ from tests.support.databases import Witness, connect_settings
 from tests.support.inprocess import BridgeThread, wait_until
 from tests.support.requests_in_threads import in_request, running
 from threadbridge import current
-from threadbridge.crossing.current import RunningRequest
+from threadbridge.crossing.current import TrackedRequest
 from threadbridge.database.pool import PoolGuard
 from threadbridge.sql.statements import MAX_LATEST, MAX_TEXT
 
@@ -25,14 +25,14 @@ CHANGE = "INSERT INTO notes VALUES ('changed')"
 
 
 @pytest.fixture
-def request_of(mariadb: dict[str, str]) -> Iterator[Callable[..., RunningRequest]]:
+def request_of(mariadb: dict[str, str]) -> Iterator[Callable[..., TrackedRequest]]:
     """Makes a function use a cursor in a request; returns the request when it has ended."""
     guards: list[PoolGuard] = []
 
-    def run(use: Callable[[Any], object], request_id: str = "7f-00002a", **parameters: Any) -> RunningRequest:
+    def run(use: Callable[[Any], object], request_id: str = "7f-00002a", **parameters: Any) -> TrackedRequest:
         pool = PooledDB(MySQLdb, maxconnections=1, **connect_settings(mariadb))
         guards.append(PoolGuard(pool, **parameters))
-        request = RunningRequest(request_id, None)
+        request = TrackedRequest(request_id, None)
         request.enter()
         try:
             with closing(pool.connection()) as connection, closing(connection.cursor()) as cursor:
@@ -47,7 +47,7 @@ def request_of(mariadb: dict[str, str]) -> Iterator[Callable[..., RunningRequest
         guard.close()
 
 
-def test_statements_are_recorded_in_order(request_of: Callable[..., RunningRequest], witness: Witness) -> None:
+def test_statements_are_recorded_in_order(request_of: Callable[..., TrackedRequest], witness: Witness) -> None:
     witness.rows("CREATE OR REPLACE PROCEDURE gives_two() SELECT 1 UNION SELECT 2")
     numbers: list[int] = []
 
@@ -86,14 +86,14 @@ def test_a_statement_is_recorded_while_it_runs(mariadb: dict[str, str], witness:
     with BridgeThread(application, pool=pool) as server:
         client = server.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         number = witness.wait_for("SLEEP(20)")
-        [exchange] = server.bridge.exchanges
+        [exchange] = server.bridge.exchanges.open
         [statement] = exchange.running.statements.latest
         assert (statement.sql, statement.connection_id, statement.ended) == ("SELECT SLEEP(20)", number, 0.0)
         client.close()
     pool.close()
 
 
-def test_the_record_of_a_request_is_bounded(request_of: Callable[..., RunningRequest]) -> None:
+def test_the_record_of_a_request_is_bounded(request_of: Callable[..., TrackedRequest]) -> None:
     def use(cursor: Any) -> None:
         for number in range(MAX_LATEST + 10):
             cursor.execute(f"SELECT {number}, '{'x' * 2 * MAX_TEXT}'")
@@ -110,7 +110,7 @@ def test_the_record_of_a_request_is_bounded(request_of: Callable[..., RunningReq
 def test_other_cursors_of_the_driver_work(mariadb: dict[str, str], kind: Any) -> None:
     pool = PooledDB(MySQLdb, maxconnections=1, cursorclass=kind, **connect_settings(mariadb))
     guard = PoolGuard(pool, tags_queries=True)
-    request = RunningRequest("test", None)
+    request = TrackedRequest("test", None)
     request.enter()
     with closing(pool.connection()) as connection, closing(connection.cursor()) as cursor:
         cursor.execute("SELECT 1 AS one UNION SELECT 2")
@@ -150,7 +150,7 @@ def current_statement(cursor: Any) -> str:
     return str(cursor.fetchone()[0])
 
 
-def test_a_tag_cannot_be_more_than_a_comment(request_of: Callable[..., RunningRequest]) -> None:
+def test_a_tag_cannot_be_more_than_a_comment(request_of: Callable[..., TrackedRequest]) -> None:
     found: list[str] = []
     request_of(lambda cursor: found.append(current_statement(cursor)), "a*/;%s -- '\\\nb", tags_queries=True)
     assert found[0].startswith("/* as--b */ SELECT info, 1, '100%'")
@@ -166,7 +166,7 @@ def test_statements_without_a_request_are_not_tagged(mariadb: dict[str, str]) ->
 
 
 def test_a_tag_does_not_change_what_a_statement_is(
-    mariadb: dict[str, str], request_of: Callable[..., RunningRequest], witness: Witness
+    mariadb: dict[str, str], request_of: Callable[..., TrackedRequest], witness: Witness
 ) -> None:
     witness.rows("CREATE OR REPLACE PROCEDURE gives(value INT) SELECT value")
 

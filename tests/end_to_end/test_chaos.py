@@ -245,7 +245,7 @@ def test_chaos() -> None:
                     print(f"restart {restarts}: {dict(application.ended)}", flush=True)
             assert application.foreign == []
             assert crowd.wrong == []
-            wait_until(lambda: not server.bridge.exchanges, "every request has ended", seconds=30)
+            wait_until(lambda: not server.bridge.exchanges.open, "every request has ended", seconds=30)
             wait_until(lambda: application.begun == application.ended, "every call has ended", seconds=30)
             witness = Witness.__new__(Witness)
             witness.connection = MySQLdb.connect(autocommit=True, **connect_settings(mariadb))

@@ -57,7 +57,7 @@ def test_a_request_that_is_not_safe_is_answered(application: Application, method
         head, _, body = answer(client).partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 200 ") and b"\r\nConnection: close" in head
         assert body == b"answer to " + b"x" * size
-        wait_until(lambda: not server.bridge.exchanges, "it has ended")
+        wait_until(lambda: not server.bridge.exchanges.open, "it has ended")
         # Nothing is waited for: the client has sent its last byte.
         [http_server] = server.bridge.servers
         wait_until(lambda: http_server.connections == 0, "the connection is closed", LINGER_PAUSE / 2)
@@ -83,7 +83,7 @@ def test_one_whose_body_is_on_its_way_to_the_disk_is_answered(application: Appli
 def test_one_that_waits_for_a_thread_is_answered(application: Application) -> None:
     with BridgeThread(application, threads=1) as server:
         clients = [server.send(request("POST", b"%d" % number)) for number in range(3)]
-        wait_until(lambda: len(server.bridge.exchanges) == 3, "all are there")
+        wait_until(lambda: len(server.bridge.exchanges.open) == 3, "all are there")
         for client in clients:
             client.shutdown(socket.SHUT_WR)
         application.go_on.set()
@@ -97,7 +97,7 @@ def test_a_safe_request_is_cancelled(application: Application, method: str) -> N
             wait_until(lambda: application.entered == 1, "it runs")
             client.shutdown(socket.SHUT_WR)
             assert client.recv(100) == b""
-        wait_until(lambda: not server.bridge.exchanges, "nobody waits for it")
+        wait_until(lambda: not server.bridge.exchanges.open, "nobody waits for it")
         application.go_on.set()
 
 
@@ -126,5 +126,5 @@ def test_a_client_that_resets_the_connection_has_left(application: Application) 
         client = server.send(request("POST"))
         wait_until(lambda: application.entered == 1, "it runs")
         reset(client)
-        wait_until(lambda: not server.bridge.exchanges, "that is noticed")
+        wait_until(lambda: not server.bridge.exchanges.open, "that is noticed")
         application.go_on.set()

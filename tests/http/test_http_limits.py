@@ -166,7 +166,7 @@ def test_a_client_that_reads_nothing_is_left() -> None:
         server.send(get()),
     ):
         wait_until(lambda: closed == [True], "the application is told to stop")
-        wait_until(lambda: not server.bridge.exchanges, "the request has ended")
+        wait_until(lambda: not server.bridge.exchanges.open, "the request has ended")
 
 
 # Memory.

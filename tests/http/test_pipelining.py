@@ -115,5 +115,5 @@ def test_who_leaves_is_noticed_also_when_the_end_of_the_body_came_while_the_disk
         disk_is_free.set()
         assert held.running.wait(10)
         client.close()
-        wait_until(lambda: not server.bridge.exchanges, "it is noticed that the client has left")
+        wait_until(lambda: not server.bridge.exchanges.open, "it is noticed that the client has left")
         held.go_on.set()

@@ -100,7 +100,7 @@ def test_a_response_that_is_read_without_pauses_but_too_slowly_is_cut(
     caplog.set_level(logging.INFO)
     with serving(large, **limits) as server, begin(server) as client:
         assert 0 < len(read_slowly(client, 500_000)) < 5_000_000
-        wait_until(lambda: not server.bridge.exchanges, "the request has ended")
+        wait_until(lambda: not server.bridge.exchanges.open, "the request has ended")
         server.bridge.telemetry.flush()
         assert '"GET / HTTP/1.1" 408 ' in caplog.text and "ending=refused" in caplog.text
         assert "which reads too slowly" in caplog.text
@@ -192,7 +192,7 @@ def test_four_readers_that_do_not_read_keep_no_thread() -> None:
         clients = [stack.enter_context(server.send(GET)) for _ in range(4)]
         wait_until(lambda: app.ended == 4, "all four are made, though none is read", 30)
         assert server.request(path="/quick")[1] == b"quick"
-        wait_until(lambda: len(server.bridge.exchanges) == 4, "theirs go on")
+        wait_until(lambda: len(server.bridge.exchanges.open) == 4, "theirs go on")
         taken = server.bridge.spool.taken
         assert 4 * 10_000_000 < taken <= 4 * 20_000_000 + 4 * BLOCK
         for client in clients:
@@ -212,8 +212,8 @@ def test_beyond_the_disk_space_readers_are_cut_when_others_wait_for_their_thread
     with BridgeThread(app, threads=4, spool_size=spool_size) as server, ExitStack() as stack:
         for _ in range(4):
             stack.enter_context(server.send(GET))
-        wait_until(lambda: len(list(server.bridge.exchanges)) == 4, "all are there")
-        channels = list(server.bridge.exchanges)
+        wait_until(lambda: len(list(server.bridge.exchanges.open)) == 4, "all are there")
+        channels = list(server.bridge.exchanges.open)
         wait_until(lambda: all(waited(each) > 0.6 for each in channels), "all have kept their threads waiting")
         # Nobody needs their threads.
         assert app.ended == 0
@@ -235,7 +235,7 @@ def test_a_reader_that_is_quick_enough_keeps_its_thread_while_others_wait(monkey
     app = Downloads(2_000_000)
     with BridgeThread(app, SmallBuffers, threads=1, spool_size=0) as server, begin(server) as client:
         answers: list[bytes] = []
-        wait_until(lambda: len(server.bridge.exchanges) == 1, "it runs")
+        wait_until(lambda: len(server.bridge.exchanges.open) == 1, "it runs")
         other = threading.Thread(target=lambda: answers.append(server.request(path="/quick")[1]))
         other.start()
         assert len(read_slowly(client, 1_500_000)) > 2_000_000

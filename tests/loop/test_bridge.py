@@ -67,7 +67,7 @@ def test_requests_run_in_the_order_they_came() -> None:
         clients = []
         for number in range(20):
             clients.append(server.send(get(f"/slow{number}")))
-            wait_until(lambda count=number + 1: len(server.bridge.exchanges) == count, "the request has arrived")  # type: ignore[misc]
+            wait_until(lambda count=number + 1: len(server.bridge.exchanges.open) == count, "the request has arrived")  # type: ignore[misc]
         gate.open.set()
         for client in clients:
             body_of(client)
@@ -84,10 +84,10 @@ def test_an_answered_request_does_not_wait_for_the_queue() -> None:
 
     with BridgeThread(app, threads=2) as server:
         clients = [server.send(get("/")) for _ in range(6)]
-        wait_until(lambda: len(server.bridge.exchanges) == 6, "all six have arrived")
+        wait_until(lambda: len(server.bridge.exchanges.open) == 6, "all six have arrived")
         turns.release()
         # One application call has been let go on: its whole response arrives while five others run or wait.
-        wait_until(lambda: len(server.bridge.exchanges) == 5, "one is answered")
+        wait_until(lambda: len(server.bridge.exchanges.open) == 5, "one is answered")
         for _ in range(5):
             turns.release()
         assert [body_of(client) for client in clients] == [b"ab"] * 6
@@ -99,10 +99,10 @@ def test_a_queued_request_whose_client_left_is_not_run() -> None:
         running = server.send(get("/slow"))
         wait_until(lambda: gate.entered == ["/slow"], "the thread is taken")
         leaving = [server.send(get(f"/left{number}")) for number in range(10)]
-        wait_until(lambda: len(server.bridge.exchanges) == 11, "ten wait")
+        wait_until(lambda: len(server.bridge.exchanges.open) == 11, "ten wait")
         for client in leaving:
             client.close()
-        wait_until(lambda: len(server.bridge.exchanges) == 1, "ten are seen to have left")
+        wait_until(lambda: len(server.bridge.exchanges.open) == 1, "ten are seen to have left")
         assert server.bridge.lanes[-1].queued == 0
         staying = server.send(get("/stays"))
         gate.open.set()
@@ -116,7 +116,7 @@ def test_a_full_queue_refuses_at_once_and_unread() -> None:
         clients = [server.send(get("/slow"))]
         wait_until(lambda: gate.entered == ["/slow"], "the thread is taken")
         clients.append(server.send(get("/slow")))
-        wait_until(lambda: len(server.bridge.exchanges) == 2, "the queue is full")
+        wait_until(lambda: len(server.bridge.exchanges.open) == 2, "the queue is full")
         # The body that is announced is never sent: the answer does not wait for it.
         refused = server.send(b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\n")
         response = http.client.HTTPResponse(refused)

@@ -165,7 +165,7 @@ def test_waiting_counts_for_the_deadline() -> None:
         first = server.begin("/stubborn")
         second = server.queue("/stubborn/waiting")
         assert [response_to(first).status, response_to(second).status] == [504, 504]
-        wait_until(lambda: not server.bridge.exchanges, "both have ended")
+        wait_until(lambda: not server.bridge.exchanges.open, "both have ended")
         server.application.go_on.set()
         wait_until(lambda: server.bridge.lanes[0].busy == 0, "the thread is free")
         assert server.application.entered == ["/stubborn"]
@@ -198,8 +198,8 @@ def test_the_deadline_ends_with_the_beginning_of_the_response(caplog: pytest.Log
 def test_the_deadline_begins_when_the_request_is_complete() -> None:
     with Server(threads=1, deadline=SOON) as server:
         slow = server.send(b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\nConnection: close\r\n\r\n.")
-        wait_until(lambda: len(server.bridge.exchanges) == 1, "its head has arrived")
-        [exchange] = server.bridge.exchanges
+        wait_until(lambda: len(server.bridge.exchanges.open) == 1, "its head has arrived")
+        [exchange] = server.bridge.exchanges.open
         # A deadline that began later passes meanwhile.
         assert response_to(server.begin("/polite")).status == 504
         before = time.monotonic()
@@ -276,7 +276,7 @@ def test_the_width_is_as_before_when_many_leave_and_are_replaced_at_random(monke
                 else:
                     assert response_to(client).status == 200
             lane = server.bridge.lanes[-1]
-            wait_until(lambda: not server.bridge.exchanges and lane.busy == 0, "all have ended")
+            wait_until(lambda: not server.bridge.exchanges.open and lane.busy == 0, "all have ended")
         finally:
             logging.getLogger("threadbridge").disabled = False
         assert lane.free == 3 and lane.queued == 0
@@ -288,7 +288,7 @@ def test_what_is_not_cancelled_may_go_on_until_its_deadline(caplog: pytest.LogCa
     with Server(threads=3, deadline=NEVER) as server:
         for path, method in (("/stubborn/post", "POST"), ("/stubborn/get", "GET")):
             reset(server.begin(path, method))
-        wait_until(lambda: not server.bridge.exchanges, "both clients are seen to have left")
+        wait_until(lambda: not server.bridge.exchanges.open, "both clients are seen to have left")
         wait_until(lambda: bool(stuck(caplog)), "one is reported")
         # Some more looks at the clock.
         server.begin("/stubborn/third").close()
@@ -317,7 +317,7 @@ def test_what_its_method_protects_is_cancelled_some_time_after_its_deadline_and_
 def test_a_worker_is_expected_back_when_it_is_told_or_its_time_is_over_but_not_before_the_end() -> None:
     with Server(threads=2, deadline=NEVER) as server:
         client = server.begin("/stream")
-        [exchange] = server.bridge.exchanges
+        [exchange] = server.bridge.exchanges.open
         deadline = exchange.running.deadline
         assert deadline is not None
         # A stream may end long after its deadline, and its worker needs a moment then.
@@ -347,7 +347,7 @@ def test_closing_ends_what_still_runs_and_waits(caplog: pytest.LogCaptureFixture
     with Server(threads=2, queue=10) as server:
         running = [server.begin("/polite"), server.begin("/polite")]
         waiting = [server.queue("/waiting") for _ in range(5)]
-        wait_until(lambda: len(server.bridge.exchanges) == 7, "five wait")
+        wait_until(lambda: len(server.bridge.exchanges.open) == 7, "five wait")
         closed = threading.Event()
 
         def close() -> None:
@@ -357,7 +357,7 @@ def test_closing_ends_what_still_runs_and_waits(caplog: pytest.LogCaptureFixture
         server.loop.call_soon_threadsafe(close)
         assert closed.wait(10)
         server.bridge.join()
-        assert not server.bridge.exchanges
+        assert not server.bridge.exchanges.open
         assert server.application.cancelled == ["told"] * 2 and server.application.entered == ["/polite"] * 2
         for client in running + waiting:
             client.close()

@@ -136,7 +136,7 @@ def test_when_the_client_has_left_the_end_is_told(
             [row] = snapshot(server.bridge, History())["requests"]
             assert (row["state"], row["changes"]) == ("running", "open")
             reset(client)
-        wait_until(lambda: not server.bridge.exchanges, "its leaving is noticed")
+        wait_until(lambda: not server.bridge.exchanges.open, "its leaving is noticed")
         payments.go_on.set()
         wait_until(lambda: len(told(caplog)) == 1, "the end is told")
     assert [(line["status"], line["changes"]) for line in lines(caplog)] == [("499", "open")]
@@ -150,8 +150,8 @@ def test_what_an_operator_has_stopped_is_told(
     payments.before = ("INSERT INTO notes VALUES ('paid')", "INSERT INTO notes SELECT SLEEP(20)")
     with serving(payments) as server, server.send(POST) as client:
         witness.wait_for("SLEEP(20)")
-        [exchange] = server.bridge.exchanges
-        server.loop.call_soon_threadsafe(server.bridge.stop, exchange)
+        [exchange] = server.bridge.exchanges.open
+        server.loop.call_soon_threadsafe(server.bridge.exchanges.stop, exchange)
         assert client.recv(1000).startswith(b"HTTP/1.1 504 ")
         wait_until(lambda: len(told(caplog)) == 1, "the end is told")
     assert told(caplog)[0].endswith("changes=rolled-back") and witness.notes == []
@@ -170,9 +170,9 @@ def test_of_requests_without_changes_and_of_answered_ones_there_is_nothing_to_te
             assert payments.entered.acquire(timeout=10) and payments.entered.acquire(timeout=10)
             assert payments.entered.acquire(timeout=10)
             reset(client)
-        wait_until(lambda: not server.bridge.exchanges, "its leaving is noticed")
+        wait_until(lambda: not server.bridge.exchanges.open, "its leaving is noticed")
         payments.go_on.set()
-        wait_until(lambda: not server.bridge._late_changes, "its thread has come back")
+        wait_until(lambda: not server.bridge.exchanges._late_changes, "its thread has come back")
     assert [line["changes"] for line in lines(caplog)] == ["committed", None, None]
     assert told(caplog) == []
 

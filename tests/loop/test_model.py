@@ -25,10 +25,10 @@ from tornado.httputil import HTTPHeaders, RequestStartLine
 
 from tests.support.bridge_model import BridgeModel, Client, Request
 from threadbridge import Bridge, Lane
-from threadbridge.crossing.exchange import Exchange
+from threadbridge.crossing.lane_choice import QUICK_THREADS
 from threadbridge.crossing.spool import PART_PER_CLIENT
 from threadbridge.loop import watch
-from threadbridge.loop.lane_choice import QUICK_THREADS
+from threadbridge.loop.receiver import Receiver
 
 Result = TypeVar("Result")
 
@@ -158,13 +158,14 @@ class Machine(RuleBasedStateMachine):
 
         def begin() -> None:
             delegate = self.bridge.start_request(object(), client)  # type: ignore[arg-type]
-            assert isinstance(delegate, Exchange)
-            request.exchange = delegate
-            self.requests.append(request)
+            assert isinstance(delegate, Receiver)
             delegate.headers_received(
                 RequestStartLine(method, path, "HTTP/1.1"), HTTPHeaders({"Host": "a", "X-Number": str(request.number)})
             )
-            if is_complete and not delegate.ended:
+            request.receiver = delegate
+            request.exchange = delegate.exchange
+            self.requests.append(request)
+            if is_complete and not request.exchange.ended:
                 delegate.finish()
 
         self.on_loop(begin)
@@ -231,7 +232,7 @@ class Machine(RuleBasedStateMachine):
         request.has_sent_body = True
         is_large = request.number % 3 == 0
         body = LARGE_BODY if is_large else b"small"
-        written = self.on_loop(lambda: request.exchange.data_received(body))
+        written = self.on_loop(lambda: request.receiver.data_received(body))
         if written is not None:
 
             async def wait() -> None:
@@ -247,7 +248,7 @@ class Machine(RuleBasedStateMachine):
                 request.spooled = len(body)
 
     def complete(self, request: Request) -> None:
-        self.on_loop(request.exchange.finish)
+        self.on_loop(request.receiver.finish)
         self.model.complete(request)
 
     def leave(self, request: Request) -> None:
@@ -282,7 +283,7 @@ class Machine(RuleBasedStateMachine):
                 self.model.order(request, "answer")
                 request.orders.put("answer")
         self.the_bridge_is_as_the_model_says()
-        assert not self.bridge.exchanges
+        assert not self.bridge.exchanges.open
         assert [(lane.busy, lane.queued) for lane in self.bridge.lanes] == [(0, 0)] * 3
         for request in self.requests:
             client = request.client
@@ -295,7 +296,7 @@ class Machine(RuleBasedStateMachine):
         # Every route can be found out about, and all connections are there.
         for method, path in self.model.uses_pool:
             assert not self.model.probed
-            assert not self.bridge._choice._routes.find(method, path).probing
+            assert not self.bridge.shared.lane_choice._routes.find(method, path).probing
         connections = [self.pool.connection() for _ in range(CONNECTIONS)]
         for connection in connections:
             connection.close()

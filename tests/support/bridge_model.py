@@ -14,6 +14,7 @@ from tornado.iostream import StreamClosedError
 
 from threadbridge.crossing.exchange import Exchange
 from threadbridge.crossing.states import ENDINGS
+from threadbridge.loop.receiver import Receiver
 
 ENDED = {state.value for state in ENDINGS}
 
@@ -81,6 +82,7 @@ class Request:
         self.method = method
         self.path = path
         self.client = client
+        self.receiver: Receiver
         self.exchange: Exchange
         self.lane: ModelLane
         self.state = "receiving"

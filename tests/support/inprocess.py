@@ -124,6 +124,6 @@ def assert_leaving_client_is_noticed(make_server: Callable[[Bridge], TornadoHTTP
         client = server.send(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert entered.wait(10)
         client.close()
-        wait_until(lambda: not server.bridge.exchanges, "the client is seen to have left")
+        wait_until(lambda: not server.bridge.exchanges.open, "the client is seen to have left")
         gate.set()
         wait_until(lambda: server.bridge.lanes[-1].busy == 0, "the thread is free")

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from typing import Any
 
-from threadbridge.crossing.current import RunningRequest
+from threadbridge.crossing.current import TrackedRequest
 
 
 @contextmanager
-def running(deadline: float | None = None) -> Iterator[RunningRequest]:
+def running(deadline: float | None = None) -> Iterator[TrackedRequest]:
     """A request that this thread serves."""
-    request = RunningRequest("test", deadline)
+    request = TrackedRequest("test", deadline)
     request.enter()
     try:
         yield request
@@ -42,9 +42,9 @@ class InThread:
         assert not self.thread.is_alive()
 
 
-def in_request(function: Callable[[], Any]) -> tuple[RunningRequest, InThread]:
+def in_request(function: Callable[[], Any]) -> tuple[TrackedRequest, InThread]:
     """Runs a function in a thread that serves a request."""
-    request = RunningRequest("test", None)
+    request = TrackedRequest("test", None)
 
     def run() -> Any:
         request.enter()

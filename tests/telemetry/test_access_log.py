@@ -102,7 +102,7 @@ def test_every_ending_has_its_line(caplog: pytest.LogCaptureFixture) -> None:
         assert server.request(path="/fails")[0].status == 500
         with server.send(b"GET /waits HTTP/1.1\r\nHost: a\r\n\r\n"):
             assert application.entered.acquire(timeout=10)
-        wait_until(lambda: not server.bridge.exchanges, "the client's leaving is noticed")
+        wait_until(lambda: not server.bridge.exchanges.open, "the client's leaving is noticed")
     assert sorted((line["ending"], line["status"]) for line in lines(caplog)) == [
         ("abandoned", "499"),
         ("expired", "504"),

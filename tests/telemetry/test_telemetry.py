@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Sequence
+from types import SimpleNamespace
 from wsgiref.types import StartResponse, WSGIEnvironment
 
 import pytest
@@ -15,6 +16,8 @@ from tests.support.inprocess import BridgeThread, wait_until
 from threadbridge import current
 from threadbridge.telemetry.record import Record
 from threadbridge.telemetry.telemetry import BATCH, INTERVAL, Telemetry
+
+CONTEXT = SimpleNamespace(address=("192.0.2.1", 50000), protocol="http")
 
 
 def hello(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
@@ -65,7 +68,7 @@ def test_many_requests_for_a_long_time_stay_few_batches() -> None:
         began = time.monotonic()
         while time.monotonic() - began < 10 * INTERVAL:
             for _ in range(BATCH // 10):
-                telemetry.refused("192.0.2.1", "GET / HTTP/1.1", 400, 0)
+                telemetry.refused(CONTEXT, "GET / HTTP/1.1", 400, 0)
             # Several turns of the loop to a batch, as under load.
             await asyncio.sleep(0.001)
         return time.monotonic() - began
@@ -151,7 +154,7 @@ def test_what_was_never_run_has_not_run(caplog: pytest.LogCaptureFixture) -> Non
         waiting = server.send(b"GET /waits HTTP/1.1\r\nHost: a\r\n\r\n")
         wait_until(lambda: server.bridge.lanes[0].queued == 1, "it waits")
         receiving = server.send(b"POST /sends HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n")
-        wait_until(lambda: len(server.bridge.exchanges) == 3, "its head is there")
+        wait_until(lambda: len(server.bridge.exchanges.open) == 3, "its head is there")
         for client in (receiving, waiting, running):
             client.close()
         wait_until(lambda: len(reader.targets) == 3, "all have ended")

@@ -172,7 +172,7 @@ def test_after_a_504_and_after_leaving_the_outcome_can_be_had(
         client = server.send(request)
         assert application.entered.acquire(timeout=10) and application.entered.acquire(timeout=10)
         reset(client)
-        wait_until(lambda: not server.bridge.exchanges, "its leaving is noticed")
+        wait_until(lambda: not server.bridge.exchanges.open, "its leaving is noticed")
         application.go_on.set()
         wait_until(lambda: b" 201 " in server.exchange(request), "its outcome is there")
     assert application.runs == 2
@@ -234,8 +234,8 @@ def test_what_was_stopped_is_not_run_again(
         thread = threading.Thread(target=lambda: answers.append(post(server, path=target)[0].status))
         thread.start()
         assert application.entered.acquire(timeout=10)
-        [exchange] = server.bridge.exchanges
-        server.loop.call_soon_threadsafe(server.bridge.stop, exchange)
+        [exchange] = server.bridge.exchanges.open
+        server.loop.call_soon_threadsafe(server.bridge.exchanges.stop, exchange)
         thread.join()
         wait_until(lambda: exchange.worker_is_done, "its thread has come back")
         response, body = post(server, path=target)

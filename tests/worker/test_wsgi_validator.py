@@ -259,7 +259,7 @@ def test_a_client_that_left_before_the_answer(checked: bool) -> None:
         client = server.send(GET)
         assert entered.wait(10)
         client.close()
-        wait_until(lambda: not server.bridge.exchanges, "the client is seen to have left")
+        wait_until(lambda: not server.bridge.exchanges.open, "the client is seen to have left")
         go_on.set()
         wait_until(lambda: server.bridge.lanes[-1].busy == 0, "the thread is free")
     assert closings.are(1)
@@ -357,7 +357,7 @@ def test_nothing_delays_a_piece_of_a_stream() -> None:
     with BridgeThread(app, threads=1) as server:
         client = server.send(GET)
         wait_until(lambda: server.bridge.lanes[-1].busy == 1, "the application runs")
-        [exchange] = server.bridge.exchanges
+        [exchange] = server.bridge.exchanges.open
         # Without it the kernel holds a piece back until the client has acknowledged the one before.
         assert exchange.connection.stream.socket.getsockopt(IPPROTO_TCP, TCP_NODELAY)  # type: ignore[attr-defined]
         go_on.set()

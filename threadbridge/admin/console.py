@@ -126,7 +126,9 @@ class Console:
 
     def stacks(self) -> str:
         """The stack of each thread of this process, workers first, each with the request that it serves."""
-        serving = {exchange.thread_id: exchange for exchange in self._bridge.exchanges if not exchange.worker_is_done}
+        serving = {
+            exchange.thread_id: exchange for exchange in self._bridge.exchanges.open if not exchange.worker_is_done
+        }
         names = {thread.ident: thread.name for thread in threading.enumerate()}
         parts = [f"Process {os.getpid()}, {' and '.join(self.addresses)}. Innermost calls first.\n"]
         for number, calls in sorted(stacks().items(), key=lambda stack: (stack[0] not in serving, stack[0])):
@@ -143,13 +145,13 @@ class Console:
         """
         process, _, key = name.partition("-")
         is_own = process == self._key
-        found = [each for each in self._bridge.exchanges if (is_own and each.key == key) or each.id == name]
+        found = [each for each in self._bridge.exchanges.open if (is_own and each.key == key) or each.id == name]
         for exchange in found:
             line = exchange.start_line
             logger.warning(
                 "request %s: stopped by an operator (%s): %s %s", exchange.id, operator, line.method, line.path
             )
-            self._bridge.stop(exchange)
+            self._bridge.exchanges.stop(exchange)
         return len(found)
 
     async def stop_elsewhere(self, name: str, operator: str, *, named: bool) -> int:

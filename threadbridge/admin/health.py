@@ -48,7 +48,7 @@ async def readiness(bridge: Bridge, database: DatabaseHealth | None, draining: b
     """
     if draining:
         return Readiness(False, True, ("draining: this process is about to end",))
-    can_run = {lane.name: bridge.can_run(lane) for lane in bridge.lanes}
+    can_run = {lane.name: bridge.exchanges.can_run(lane) for lane in bridge.lanes}
     findings = [f"lane {name}: {'ok' if can else 'no thread can run'}" for name, can in can_run.items()]
     ready = all(can_run.values())
     if database is not None:

@@ -76,7 +76,7 @@ class _BridgeCollector(Collector):
         for name, lane in of_lanes.items():
             statements.add_metric((name,), lane.statements)
         yield statements
-        yield _gauge("threadbridge_open_requests", "Requests that have not ended.", len(self._bridge.exchanges))
+        yield _gauge("threadbridge_open_requests", "Requests that have not ended.", len(self._bridge.exchanges.open))
 
     def _lanes(self, lanes: Sequence[Lane]) -> Iterator[Metric]:
         yield _by_lane("threadbridge_threads", "Threads of the lane.", lanes, [lane.threads for lane in lanes])

@@ -29,7 +29,7 @@ def snapshot(bridge: Bridge, history: History) -> dict[str, Any]:
     """The process's lanes, its requests (running ones first, then by age), and those that ended recently."""
     now, wall = time.monotonic(), time.time()
     counts = dict.fromkeys(SHOWN.values(), 0)
-    for exchange in bridge.exchanges:
+    for exchange in bridge.exchanges.open:
         if exchange.state in SHOWN:
             counts[SHOWN[exchange.state]] += 1
     bridge.telemetry.flush()
@@ -46,7 +46,7 @@ def snapshot(bridge: Bridge, history: History) -> dict[str, Any]:
             for lane in bridge.lanes
         ],
         "counts": counts,
-        "requests": [_row(exchange, now, wall) for exchange in oldest(bridge.exchanges)],
+        "requests": [_row(exchange, now, wall) for exchange in oldest(bridge.exchanges.open)],
         "finished": history.finished(),
         "slots": history.slots(),
     }

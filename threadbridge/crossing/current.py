@@ -1,4 +1,4 @@
-"""The request that a worker runs, as the application sees it."""
+"""The request that a worker serves, as the application sees it and as the bridge tracks it."""
 
 from __future__ import annotations
 
@@ -18,46 +18,38 @@ _thread = threading.local()
 
 
 class RunningRequest:
-    """What application code may ask of the request it serves, and be told about it.
+    """What an application may use of the request it serves.
 
     `id` names the request in the logs. `deadline` is the time, by `time.monotonic`, by which it must be answered, or
-    None. `cancelled` turns true, and stays so, when nobody waits for the answer any more.
+    None. `cancelled` becomes true, and stays so, when the request is cancelled: its client has left, its deadline has
+    passed, or an operator has stopped it.
 
-    `route`, `client`, `statements`, `is_answered` and `at_end` are the bridge's: what it learns about the requests of
-    this kind, the client whose share of the server it takes, what it asks of the database, whether its response has
-    begun, so that it has no deadline any more, and what is to be done by the worker when the application's call has
-    ended.
-
-    The callbacks are guarded by a lock; ``cancelled`` is written under it and may be read by anyone. It is re-entrant
-    and the request's own: garbage may be collected under it, and then connections be handed back, which takes the
-    pool's lock and callbacks.
+    A lock guards the callbacks. ``cancelled`` is written under it and may be read by any thread. The lock is reentrant
+    and belongs to this request alone: under it, garbage collection may hand connections back, which takes the pool's
+    lock and the callbacks again.
     """
 
-    def __init__(self, request_id: str, deadline: float | None, route: Route | None = None, client: str = "") -> None:
+    def __init__(self, request_id: str, deadline: float | None) -> None:
         self.id = request_id
         self.deadline = deadline
-        self.route = route
-        self.client = client
         self.cancelled = False
-        self.is_answered = False
-        self.at_end: dict[object, Callable[[], None]] = {}
-        self.statements = Statements()
         self._callbacks: dict[object, Callable[[], object]] = {}
         # The key of the callback that is being called, and the thread that calls it.
         self._calling: object | None = None
         self._caller = 0
         self._has_ended = False
         self._lock = threading.RLock()
-        # Made by whoever waits for a callback's end, which is rare; making one costs more than the rest.
+        # Made by the first thread that waits for a callback to end: it costs more than the rest, and few wait.
         self._called: threading.Condition | None = None
 
     def on_cancel(self, callback: Callable[[], object], *, wait: bool = True) -> Callable[[], None]:
-        """Have ``callback()`` called once when the request is cancelled; at once if it is already. Worker side.
+        """Call ``callback()`` once when the request is cancelled, or at once if it has been. Worker side.
 
-        It is called in a thread of its own kind, neither the loop's nor a worker's, and may block for a moment: say, to
-        stop what the worker waits for. What it raises is logged. Returns a function that takes the callback back. Once
-        that has returned the callback is not running, unless ``wait`` is false, and will not be called; the same holds
-        when the application's call has ended.
+        The callback runs in a cancelling thread, neither the loop's nor a worker's, and may block for a moment, for
+        example to stop what the worker waits for. Its exceptions are logged.
+
+        Returns a function that removes the callback. After that function has returned, the callback will not be called
+        and, unless ``wait`` is false, is not running. The same holds after the application's call has ended.
         """
         key = object()
         with self._lock:
@@ -65,14 +57,14 @@ class RunningRequest:
                 return lambda: None
             if not self.cancelled:
                 self._callbacks[key] = callback
-                return lambda: self._take_back(key, wait)
+                return lambda: self._remove(key, wait)
         self._call(callback)
         return lambda: None
 
-    def _take_back(self, key: object, wait: bool) -> None:
+    def _remove(self, key: object, wait: bool) -> None:
         with self._lock:
             self._callbacks.pop(key, None)
-            # A callback may take back itself.
+            # A callback may remove itself.
             while wait and self._calling is key and self._caller != threading.get_ident():
                 self._wait_for_call()
 
@@ -81,8 +73,33 @@ class RunningRequest:
             self._called = threading.Condition(self._lock)
         self._called.wait()
 
+    def _call(self, callback: Callable[[], object]) -> None:
+        try:
+            callback()
+        except BaseException as error:  # noqa: BLE001 - SystemExit too: the remaining callbacks must be called
+            _failed.log(logging.ERROR, "request %s: a callback of on_cancel failed", self.id, exc_info=error)
+
+
+class TrackedRequest(RunningRequest):
+    """A running request with what the bridge keeps of it.
+
+    :param route: what is learned about requests of this kind; None where nothing is.
+    :param client: the client whose share of the server it takes.
+
+    `statements` are those it has sent to the database. `is_answered` becomes true when its response begins: it has no
+    deadline from then on. The worker calls the functions in `at_end` when the application's call has ended.
+    """
+
+    def __init__(self, request_id: str, deadline: float | None, route: Route | None = None, client: str = "") -> None:
+        super().__init__(request_id, deadline)
+        self.route = route
+        self.client = client
+        self.is_answered = False
+        self.at_end: dict[object, Callable[[], None]] = {}
+        self.statements = Statements()
+
     def cancel(self) -> None:
-        """Tell the application that nobody waits any more. A cancelling thread."""
+        """Set `cancelled` and call the callbacks. In a cancelling thread."""
         _thread.is_cancelling = True
         try:
             with self._lock:
@@ -111,18 +128,12 @@ class RunningRequest:
             if self._called is not None:
                 self._called.notify_all()
 
-    def _call(self, callback: Callable[[], object]) -> None:
-        try:
-            callback()
-        except BaseException as error:  # noqa: BLE001 - also SystemExit: the callbacks behind it must be called
-            _failed.log(logging.ERROR, "request %s: a callback of on_cancel failed", self.id, exc_info=error)
-
     def enter(self) -> None:
         """Make this the thread's current request. Worker side."""
         _thread.request = self
 
     def leave(self) -> None:
-        """The application's call has ended: call nobody any more. Worker side."""
+        """End the application's call: no callback runs after this. Worker side."""
         _thread.request = None
         with self._lock:
             self._has_ended = True
@@ -134,7 +145,7 @@ class RunningRequest:
 
 
 def leave_request() -> None:
-    """This thread serves no request any more: it is a forked process's."""
+    """Forget the thread's request, in a forked process."""
     _thread.request = None
     _thread.is_cancelling = False
 
@@ -142,28 +153,28 @@ def leave_request() -> None:
 forks.calls_first(leave_request)
 
 
-def current_or_none() -> RunningRequest | None:
-    """The request that this thread serves, if it serves one. Any thread."""
-    request: RunningRequest | None = getattr(_thread, "request", None)
+def current_or_none() -> TrackedRequest | None:
+    """Return the request that this thread serves, if there is one. Any thread."""
+    request: TrackedRequest | None = getattr(_thread, "request", None)
     return request
 
 
 def is_cancelled() -> bool:
-    """Whether this thread serves a request that was cancelled: nobody waits for its answer. Any thread."""
+    """Return whether this thread serves a request that was cancelled. Any thread."""
     request = current_or_none()
     return request is not None and request.cancelled
 
 
 def is_cancelling() -> bool:
-    """Whether this thread is telling an application of a cancellation. Any thread."""
+    """Return whether this thread is calling the callbacks of a cancelled request. Any thread."""
     cancelling: bool = getattr(_thread, "is_cancelling", False)
     return cancelling
 
 
 def current() -> RunningRequest:
-    """The request that this thread serves. Worker side.
+    """Return the request that this thread serves. Worker side.
 
-    Raises ``RuntimeError`` in any other thread, also in those that the application starts.
+    Raises ``RuntimeError`` in any other thread, including threads that the application starts.
     """
     request = current_or_none()
     if request is None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import itertools
 import logging
 import os
 import threading
 import time
 from asyncio import Future
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from typing import Any, Protocol
 
@@ -18,12 +17,14 @@ from tornado import httputil
 
 from threadbridge.common.forks import leave
 from threadbridge.common.repeated_log import RepeatedLog
-from threadbridge.crossing.current import RunningRequest
+from threadbridge.crossing.cancellation import Cancellation
+from threadbridge.crossing.current import TrackedRequest
 from threadbridge.crossing.hop import Hop
+from threadbridge.crossing.lane_choice import LaneChoice
 from threadbridge.crossing.lanes import Lane
 from threadbridge.crossing.request_body import RequestBody
 from threadbridge.crossing.response_body import KEPT, Buffer, Channel, FileSource, Source, piece_size
-from threadbridge.crossing.spool import Spool, SpoolFullError
+from threadbridge.crossing.spool import Spool
 from threadbridge.crossing.states import ENDINGS, MOVES, State
 from threadbridge.http.forwarded import Peer
 from threadbridge.http.response_head import ResponseHead, response_head
@@ -32,7 +33,7 @@ logger = logging.getLogger("threadbridge")
 
 slow_readers, _unreadable = RepeatedLog(logger), RepeatedLog(logger)
 
-# Seconds until a thread for the disk is asked for again when none could be started.
+# Seconds before another attempt to start a thread for the disk.
 NO_THREAD_PAUSE = 0.25
 
 _numbers = itertools.count(1)
@@ -57,84 +58,89 @@ class Connection(Protocol):
     def close(self) -> None: ...
 
 
-class Dispatcher(Protocol):
-    """What an exchange needs of the bridge that made it."""
+class Shared:
+    """What the exchanges of one bridge have in common.
 
-    spool: Spool
-    # Whether the application may run in other processes too.
-    multiprocess: bool
+    :param call: calls the application for an exchange and hands over the response; never raises. Worker side.
+    :param ended: called once for each exchange, when nothing more can reach its client. Loop side.
+    """
 
-    def admit(self, exchange: Exchange) -> None: ...
+    # Set before the first exchange is made.
+    hop: Hop
 
-    def reconsider(self, probe: Exchange) -> None: ...
-
-    def queue(self, exchange: Exchange) -> None: ...
-
-    def run(self, exchange: Exchange) -> None: ...
-
-    def cancel(self, exchange: Exchange) -> None: ...
-
-    def cancels(self, exchange: Exchange) -> bool: ...
-
-    def never_ran(self, exchange: Exchange) -> None: ...
-
-    def answered(self, exchange: Exchange) -> None: ...
-
-    def ended(self, exchange: Exchange) -> None: ...
+    def __init__(
+        self,
+        spool: Spool,
+        lane_choice: LaneChoice,
+        cancellation: Cancellation,
+        call: Callable[[Exchange], None],
+        ended: Callable[[Exchange], None],
+    ) -> None:
+        self.spool = spool
+        self.lane_choice = lane_choice
+        self.cancellation = cancellation
+        self.call = call
+        self.ended = ended
+        # Whether other processes may run the same application (``wsgi.multiprocess``).
+        self.is_multiprocess = True
 
 
 class Exchange:
-    """One request and its response: a `tornado.httputil.HTTPMessageDelegate`, by its methods.
+    """One request and its response, from the request's head on.
 
-    It is no subclass of that: compiled, attributes of a class of its own are found without a look at any dictionary.
-
-    The loop owns everything but three pieces: the state, which both sides move under a lock; the body, which is the
-    worker's once the exchange is running; and the channel of a streamed response, which has a lock of its own. A worker
-    reads the request's attributes; they do not change once the exchange is queued, and the lane's lock orders the
-    loop's writes before the worker's reads.
+    The loop owns everything except three things: the state, which both sides move under a lock; the request's body,
+    which belongs to the worker once the exchange is running; and the channel of a streamed response, which has its own
+    lock. A worker reads the request's attributes; they do not change once the exchange is queued, and the lane's lock
+    orders the loop's writes before the worker's reads.
     """
 
     status = 0
-    # When its head had come, when it was queued, when a worker began, when the response began, when all ended; 0.0: it
+    # By `time.monotonic`: when it was queued, when a worker began, when the response began and when all ended; 0.0: it
     # has not.
-    started = 0.0
     queued_at = 0.0
     run_at = 0.0
     answered_at = 0.0
     ended_at = 0.0
     # Bytes of the response's body that were given to the connection.
     sent = 0
-    # Set by the bridge when the head is known.
+    # Set on admission.
     lane: Lane
     peer: Peer
     client = ""
     is_probe = False
-    running: RunningRequest
+    running: TrackedRequest
     # Seconds, from the end of the request to the beginning of the response.
     time_allowed: float
-    # Set by the worker; that it is done also by the loop, when no worker will come.
+    # Set by the worker; the loop sets the second, too, when no worker will come.
     thread_id: int | None = None
     worker_is_done = False
-    start_line: httputil.RequestStartLine
-    headers: httputil.HTTPHeaders
     _channel: Channel | None = None
     _source: Source | None = None
 
-    def __init__(self, bridge: Dispatcher, hop: Hop, connection: Connection) -> None:
+    def __init__(
+        self,
+        shared: Shared,
+        connection: Connection,
+        start_line: httputil.RequestStartLine,
+        headers: httputil.HTTPHeaders,
+    ) -> None:
         # No other request of this process has this key.
         self.key = "%x-%06x" % (os.getpid(), next(_numbers))  # noqa: UP031 - compiled, f"{number:x}" takes much longer
-        # The name in logs: the bridge takes that of a trusted proxy, if there is one, which others may have too.
+        # The name in logs. A trusted proxy may give another, which need not be unique.
         self.id = self.key
         self.state = State.RECEIVING
-        self.spool = bridge.spool
-        self.body = RequestBody(bridge.spool)
+        self.started = time.monotonic()
+        self.start_line = start_line
+        self.headers = headers
         self.connection = connection
-        self._bridge = bridge
-        self._hop = hop
+        self.shared = shared
+        self.spool = shared.spool
+        self.body = RequestBody(shared.spool)
+        self._hop = shared.hop
         self._lock = threading.Lock()
 
     def move(self, state: State) -> State | None:
-        """Go on to ``state`` if that is legal; the state that was left, or None when it was not. Either side."""
+        """Go on to ``state`` if that move is legal; return the state that was left, or None. Either side."""
         with self._lock:
             left = self.state
             if state not in MOVES[left]:
@@ -147,118 +153,31 @@ class Exchange:
         """Whether nothing more can reach the client. Either side."""
         return self.state in ENDINGS
 
-    # The request comes in.
-
-    def headers_received(
-        self,
-        start_line: httputil.RequestStartLine | httputil.ResponseStartLine,
-        headers: httputil.HTTPHeaders,
-    ) -> None:
-        """Choose the lane; refuse the request before its body is read when the lane is full. Loop side."""
-        assert isinstance(start_line, httputil.RequestStartLine)
-        self.start_line = start_line
-        self.headers = headers
-        self.started = time.monotonic()
-        self._bridge.admit(self)
-        if not self.lane.has_room_for(self.client):
-            self.shed()
-
-    def data_received(self, chunk: bytes) -> Awaitable[None] | None:
-        """Keep a piece of the body; nothing more is read before the awaitable, if any, is done. Loop side."""
-        try:
-            written = self.body.append(chunk, self.client)
-        except RuntimeError:
-            # No thread for the disk can be started, which is logged.
-            self.shed()
-            return None
-        self.connection.body_held = self.body.held
-        return None if written is None else self._spooled(written)
-
-    async def _spooled(self, written: Future[None]) -> None:
-        try:
-            await written
-        except Exception as error:  # noqa: BLE001 - it is logged, and the request must end
-            if self._stop(State.FAILED):
-                self.spool.request_log.log(
-                    logging.ERROR, "request %s: cannot write its body to a temporary file: %r", self.id, error
-                )
-                full = isinstance(error, SpoolFullError) or (isinstance(error, OSError) and error.errno == errno.ENOSPC)
-                self._answer_plainly(HTTPStatus.INSUFFICIENT_STORAGE if full else HTTPStatus.INTERNAL_SERVER_ERROR, {})
-        if not self.ended:
-            self.connection.body_held = self.body.held
-
-    def finish(self) -> None:
-        """The request is complete: queue it, if the lane has not become full meanwhile. Loop side."""
-        self.connection.answers_after_end = not self._bridge.cancels(self)
-        try:
-            written = self.body.complete()
-        except RuntimeError:
-            # As in `data_received`.
-            self.shed()
-            return
-        if written is None:
-            self._queue()
-            return
-        # The end of the body goes to the disk first. Nothing is returned to wait for: Tornado's own server does not.
-        self.connection.set_close_callback(self.on_connection_close)
-        asyncio.ensure_future(self._queue_after(written))  # noqa: RUF006 - the body keeps what the task waits for
-
-    async def _queue_after(self, written: Future[None]) -> None:
-        await self._spooled(written)
-        if not self.ended:
-            self._queue()
-
-    def _queue(self) -> None:
-        if self.is_probe:
-            self._bridge.reconsider(self)
-        if not self._makes_room():
-            self.shed()
-        elif self.move(State.QUEUED):
-            self.queued_at = time.monotonic()
-            self.running.deadline = self.queued_at + self.time_allowed
-            self.connection.set_close_callback(self.on_connection_close)
-            self._bridge.queue(self)
-
-    def _makes_room(self) -> bool:
-        """Whether the lane has room for it, if need be in place of another request, which is refused. Loop side."""
-        if self.lane.has_room():
-            return True
-        displaced = self.lane.displace(self.client)
-        if displaced is None:
-            return False
-        assert isinstance(displaced, Exchange)
-        displaced.shed()
-        return True
-
-    def change_lane(self, lane: Lane) -> None:
-        """Go to another lane; if it runs already, only let another thread of its lane work beside it. Loop side."""
-        if self.state is State.RECEIVING:
-            self.lane = lane
-        elif not self.lane.withdraw(self):
-            self.lane.replace(self)
-        else:
-            self.lane = lane
-            if self._makes_room():
-                self._bridge.queue(self)
-            else:
-                self.shed()
-
     def on_connection_close(self) -> None:
-        """The client has left: a waiting request is not run, a running one is cancelled. Loop side."""
-        # Or the connection has refused what came of the body, and answered that itself.
+        """End the exchange because its client has left, or because its connection has refused the body. Loop side.
+
+        A waiting request is not run; a running one is cancelled.
+        """
         refused_with = self.connection.refused_with
         if self._stop(State.REFUSED if refused_with else State.ABANDONED):
-            self._ended(refused_with or 499)
+            self._end(refused_with or 499)
 
     def shed(self) -> None:
-        """Refuse a request that the lane has no room for, or has kept waiting for too long: 503. Loop side."""
+        """Answer 503: the lane has no room for the request, or has kept it waiting for too long. Loop side."""
         if self._stop(State.SHED):
             self._answer_unavailable()
 
     def expire(self) -> None:
-        """Give up a request that was not answered by its deadline: 504, and cancelled. Loop side."""
+        """Answer 504 because the deadline has passed, and cancel the request. Loop side."""
         if self._stop(State.EXPIRED):
             self._answer_plainly(HTTPStatus.GATEWAY_TIMEOUT, {})
+
+    def refuse_body(self, status: HTTPStatus) -> bool:
+        """Answer a request whose body cannot be kept; False when it has ended already. Loop side."""
+        if not self._stop(State.FAILED):
+            return False
+        self._answer_plainly(status, {})
+        return True
 
     def _stop(self, ending: State) -> bool:
         left = self.move(ending)
@@ -267,39 +186,35 @@ class Exchange:
         if left in (State.RECEIVING, State.QUEUED):
             self.worker_is_done = True
             self.body.discard()
-            self._bridge.never_ran(self)
-        elif left is not None:
-            self._bridge.cancel(self)
+            self.shared.lane_choice.never_ran(self.running.route, self.is_probe)
+        elif left is not None and self.shared.cancellation.applies_to(self.start_line.method):
+            self.shared.cancellation.cancel(self.running)
         return left is not None
 
     @property
     def client_has_left(self) -> bool:
-        """Whether nobody is left to read a response. Either side."""
+        """Whether the client has left before its response was complete. Either side."""
         return self.state is State.ABANDONED
 
     @property
-    def is_multiprocess(self) -> bool:
-        """Whether the application may run in other processes too. Either side."""
-        return self._bridge.multiprocess
-
-    @property
     def is_copy(self) -> bool:
-        """Whether the application has forked this process, and it is not the one that serves. Worker side."""
+        """Whether this process is a fork that the application has made of the serving process. Worker side."""
         return self._hop.is_copy
 
-    # A worker runs the application.
+    # The worker runs the application.
 
     def claim(self) -> bool:
-        """Take the exchange out of the queue to run it; False when it has ended there. Worker side."""
+        """Begin to run; False when the exchange has ended in the queue. Worker side."""
         return self.move(State.RUNNING) is not None
 
     def run(self) -> None:
-        """Have the bridge call the application. Worker side."""
+        """Call the application. Worker side."""
         self.thread_id = threading.get_ident()
         self.run_at = time.monotonic()
         self.running.enter()
         try:
-            self._bridge.run(self)
+            self.shared.call(self)
+            self.shared.lane_choice.ran(self.running.route, self.is_probe)
         finally:
             if self._hop.is_copy:
                 leave()
@@ -310,18 +225,18 @@ class Exchange:
     def respond(self, head: ResponseHead, body: bytes) -> None:
         """Send a whole response, in one hop. Worker side."""
         if len(body) > KEPT:
-            # Now: workers must know of it before the loop has found out that the client does not take it.
+            # On this side, so that other workers count it before the loop finds that the client does not read.
             self.spool.unread.add(len(body))
             self._hop.post(self._send_large, head, body)
         else:
             self._hop.post(self._send_head, head, body, None)
 
     def respond_with_file(self, head: ResponseHead, file: FileSource) -> None:
-        """Send a response whose body is a file, which takes no thread of the lane. Worker side."""
+        """Send a response whose body is a file; this takes no thread of the lane. Worker side."""
         self._hop.post(self._send_head, head, b"", file)
 
     def start_stream(self, head: ResponseHead, chunk: Buffer) -> None:
-        """Send the head and what there is of the body; `stream` and `end_stream` follow. Worker side.
+        """Send the head and the beginning of the body; `stream` and `end_stream` follow. Worker side.
 
         Raises `ClientDisconnected` as `stream` does.
         """
@@ -338,9 +253,9 @@ class Exchange:
             self.stream(memoryview(chunk)[size:])
 
     def stream(self, chunk: Buffer) -> None:
-        """Send a piece of the body, after waiting until the client has read enough of the others. Worker side.
+        """Send a piece of the body, after waiting until the client has read enough of the earlier ones. Worker side.
 
-        Raises `ClientDisconnected` when the client has left, also while waiting.
+        Raises `ClientDisconnected` when the client has left or leaves meanwhile.
         """
         assert self._channel is not None, "start_stream comes first"
         if self._hop.is_copy:
@@ -348,14 +263,14 @@ class Exchange:
         self._channel.put(chunk)
 
     def end_stream(self) -> None:
-        """Say that the body is complete. Worker side."""
+        """Complete the body. Worker side."""
         assert self._channel is not None, "start_stream comes first"
         self._channel.complete()
 
     def fail(self, may_be_repeated: bool) -> None:
-        """The application failed: answer 500, or cut the connection when a head is out already. Worker side.
+        """Answer 500 because the application failed, or cut the connection after the head. Worker side.
 
-        :param may_be_repeated: answer 503 instead: it was the database that failed, and the request has done nothing.
+        :param may_be_repeated: answer 503 instead: the database failed, and the request has changed nothing.
         """
         self._hop.post(self._fail, may_be_repeated)
 
@@ -365,7 +280,7 @@ class Exchange:
         try:
             self._send_head(head, body, None)
         finally:
-            # What could not leave is in the connection's account.
+            # The connection counts what could not be sent yet.
             self.spool.unread.add(-len(body))
 
     def _send_head(self, head: ResponseHead, body: bytes, source: Source | None) -> None:
@@ -373,7 +288,7 @@ class Exchange:
             if source is not None:
                 source.close()
             return
-        self._bridge.answered(self)
+        self._begin_response()
         self._source = source
         written = self._write_head(head, body)
         if source is not None:
@@ -381,10 +296,15 @@ class Exchange:
             return
         self.connection.finish()
         if written is None:
-            # Most responses fit into the socket's buffer, and have left.
+            # It is in the socket's buffer, as most responses are.
             self._on_complete()
         else:
             written.add_done_callback(self._on_complete)
+
+    def _begin_response(self) -> None:
+        # Before the response: the client's next request on this route should find its lane.
+        self.running.is_answered = True
+        self.shared.lane_choice.ran(self.running.route, self.is_probe)
 
     def _write_head(self, head: ResponseHead, body: bytes) -> Future[None] | None:
         self.status = head.status
@@ -394,13 +314,13 @@ class Exchange:
 
     def _pump_after(self, written: Future[None] | None) -> None:
         if written is None:
-            # Not at once: a client that reads without pause must not keep the loop from the others.
+            # Not at once: a client that reads without pause must not keep others waiting.
             asyncio.get_running_loop().call_soon(self._pump)
         else:
             written.add_done_callback(self._pump)
 
     def _pump(self, written: Future[None] | None = None) -> None:
-        """Write what there is of the body; runs again when that has left, or when there is more. Loop side."""
+        """Write what there is of the body; repeated when it has been sent, or when there is more. Loop side."""
         if self.ended:
             return
         assert self._source is not None
@@ -412,7 +332,7 @@ class Exchange:
             try:
                 loop.run_in_executor(self.spool.threads, taken).add_done_callback(self._fetched)
             except RuntimeError:
-                # No thread for the disk can be started, which is logged.
+                # No thread for the disk can be started; that is logged.
                 loop.call_later(NO_THREAD_PAUSE, self._pump)
         elif taken:
             self._send(taken)
@@ -435,7 +355,7 @@ class Exchange:
         self._pump_after(self.connection.send(pieces))
 
     def _cut_slow_reader(self) -> None:
-        """Its client takes too long for what a thread waits to send, and others wait for the thread."""
+        """End a response whose client reads too slowly while other requests wait for its thread."""
         if self._stop(State.REFUSED):
             slow_readers.log(
                 logging.WARNING,
@@ -444,22 +364,22 @@ class Exchange:
                 self.id,
             )
             self.connection.close()
-            self._ended(HTTPStatus.REQUEST_TIMEOUT.value)
+            self._end(HTTPStatus.REQUEST_TIMEOUT.value)
 
     def _on_complete(self, written: Future[None] | None = None) -> None:
         if written is not None and written.exception() is not None:
-            # The client has left; the close callback says so.
+            # The client has left: the close callback ends the exchange.
             return
         if self.move(State.DONE):
-            self._ended(self.status)
+            self._end(self.status)
 
     def _fail(self, may_be_repeated: bool = False) -> None:
         left = self.move(State.FAILED)
         if left is State.RESPONDING:
             self.connection.close()
-            self._ended(self.status)
+            self._end(self.status)
         elif left is not None:
-            self._bridge.answered(self)
+            self._begin_response()
             if may_be_repeated:
                 self._answer_unavailable()
             else:
@@ -474,16 +394,16 @@ class Exchange:
         head = response_head(status.value, status.phrase, fields, len(body))
         self._write_head(head, b"" if self.is_head else body)
         self.connection.finish()
-        self._ended(status.value)
+        self._end(status.value)
 
     @property
     def is_head(self) -> bool:
         """Whether the response must have no body because the method is HEAD (RFC 9110, section 9.3.2). Either side."""
         return self.start_line.method == "HEAD"
 
-    def _ended(self, status: int) -> None:
+    def _end(self, status: int) -> None:
         if self._source is not None:
             self._source.close()
         self.status = status
         self.ended_at = time.monotonic()
-        self._bridge.ended(self)
+        self.shared.ended(self)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn, Protocol
 
-from threadbridge.crossing.current import RunningRequest, current_or_none
+from threadbridge.crossing.current import TrackedRequest, current_or_none
 from threadbridge.database.stopper import ATTEMPT_TIMEOUT, Orphan, Stopper, StopResult
 
 
@@ -66,7 +66,7 @@ class Borrow:
     orders the worker, which executes statements and gives the connection back, and the stopper.
     """
 
-    def __init__(self, registry: Borrows, connection: HeldConnection, request: RunningRequest) -> None:
+    def __init__(self, registry: Borrows, connection: HeldConnection, request: TrackedRequest) -> None:
         self.connection = connection
         self.request = request
         self.withdraw_callback: Callable[[], None] = lambda: None
@@ -156,13 +156,13 @@ class Borrows:
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
-        self._by_request: dict[RunningRequest, list[Borrow]] = {}
+        self._by_request: dict[TrackedRequest, list[Borrow]] = {}
 
     def clear(self) -> None:
         """Forget all borrows: this is a forked process, and they are its parent's."""
         self._by_request = {}
 
-    def has_any(self, request: RunningRequest) -> bool:
+    def has_any(self, request: TrackedRequest) -> bool:
         """Whether the request holds a connection. Under the pool's lock."""
         return request in self._by_request
 
@@ -188,7 +188,7 @@ class Borrows:
             for borrow in tuple(self._by_request.get(request, ()))
         )
 
-    def lend(self, connection: HeldConnection, request: RunningRequest | None) -> None:
+    def lend(self, connection: HeldConnection, request: TrackedRequest | None) -> None:
         """Record that a request holds the connection; None for a thread without one. Under the pool's lock."""
         if request is None:
             return
@@ -200,7 +200,7 @@ class Borrows:
         if self._pool.can_stop_queries:
             borrow.withdraw_callback = request.on_cancel(lambda: self._pool.stopper.stop(borrow), wait=False)
 
-    def lend_held(self, connection: HeldConnection, request: RunningRequest) -> Borrow | None:
+    def lend_held(self, connection: HeldConnection, request: TrackedRequest) -> Borrow | None:
         """Lend a request a connection that it uses although an earlier request got it from the pool.
 
         Returns None if the connection is back in the pool.
@@ -240,7 +240,7 @@ class Borrows:
                 if not held:
                     self._by_request.pop(borrow.request, None)
 
-    def abandon(self, request: RunningRequest) -> tuple[int, int]:
+    def abandon(self, request: TrackedRequest) -> tuple[int, int]:
         """Cut the connections of a request whose thread does not come back. Any thread.
 
         The thread can do nothing more on them, and they no longer count as handed out, so the thread that takes its
@@ -284,7 +284,7 @@ class Borrows:
             return True
 
 
-def borrow_of(connection: HeldConnection, request: RunningRequest | None) -> Borrow | None:
+def borrow_of(connection: HeldConnection, request: TrackedRequest | None) -> Borrow | None:
     """The request's borrow of this connection, if it holds it. Any thread."""
     for borrow in tuple(connection.borrows):
         if borrow.request is request:

@@ -14,7 +14,7 @@ from dbutils import pooled_db
 from dbutils.pooled_db import PooledDedicatedDBConnection
 
 from threadbridge.common import forks
-from threadbridge.crossing.current import RunningRequest, current_or_none
+from threadbridge.crossing.current import TrackedRequest, current_or_none
 from threadbridge.database.borrow import HeldConnection, borrow_of
 from threadbridge.database.dbutils_check import connection_settings, creator_module, pool_size
 from threadbridge.database.guard import Guard
@@ -42,7 +42,7 @@ class PoolGuard(Guard):
     def __init__(
         self,
         pool: Any,
-        on_ask: Callable[[RunningRequest], None] = lambda request: None,
+        on_ask: Callable[[TrackedRequest], None] = lambda request: None,
         *,
         tags_queries: bool = False,
         rerun: Literal["safe", "never"] = "safe",
@@ -119,7 +119,7 @@ class PoolGuard(Guard):
         """See `Borrows.overdue`."""
         return self.borrows.overdue()
 
-    def abandon(self, request: RunningRequest) -> tuple[int, int]:
+    def abandon(self, request: TrackedRequest) -> tuple[int, int]:
         """See `Borrows.abandon`."""
         abandoned, shared = self.borrows.abandon(request)
         if abandoned:
@@ -182,7 +182,7 @@ class PoolGuard(Guard):
             self.borrows.lend(handed_out._con, request)
         return handed_out
 
-    def _dedicated(self, request: RunningRequest | None) -> Any:
+    def _dedicated(self, request: TrackedRequest | None) -> Any:
         pool = self._pool
         with pool._lock:
             if self._line.places or not self._has_free():

@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from threadbridge.crossing.current import RunningRequest, current_or_none
+from threadbridge.crossing.current import TrackedRequest, current_or_none
 
 
 class WaitingLine:
@@ -25,7 +25,7 @@ class WaitingLine:
         self,
         condition: threading.Condition,
         has_free: Callable[[], bool],
-        holds_any: Callable[[RunningRequest], bool],
+        holds_any: Callable[[TrackedRequest], bool],
         *,
         is_blocking: bool,
         exhausted: type[Exception],
@@ -39,7 +39,7 @@ class WaitingLine:
         self._cancelled = cancelled
         self.places: deque[object] = deque()
 
-    def wait_turn(self, request: RunningRequest | None) -> None:
+    def wait_turn(self, request: TrackedRequest | None) -> None:
         """Wait for a connection, behind those that came before. Under the condition. Raises as `wait` does."""
         # A request that holds a connection already may be the one that all others wait for.
         if self._has_free() and (not self.places or (request is not None and self._holds_any(request))):

@@ -76,7 +76,7 @@ class ConnectionServer:
     """Accepts connections and passes their requests on, until it drains.
 
     :param start_request: called for each request, as `tornado.httputil.HTTPServerConnectionDelegate` says.
-    :param refused: called for each request that was refused before it began, see `Bridge.refused`.
+    :param refused: called for each request that was refused before it began, see `Telemetry.refused`.
     :param limits: sizes and times that clients must keep to.
     :param ssl_options: for HTTPS.
     :param memory: the account of bytes that clients have sent and that are not passed on; by default a new one.

@@ -1,72 +1,46 @@
-"""The bridge: gives each request that arrives on the loop to a thread that runs the WSGI application."""
+"""The bridge: the Tornado handler whose requests are answered by a WSGI application in threads."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Literal, cast
 from wsgiref.types import WSGIApplication
 
 from tornado import httputil
 
 from threadbridge.common import forks
-from threadbridge.common.repeated_log import RepeatedLog
-from threadbridge.common.worker_threads import TaskThreads
-from threadbridge.crossing.current import RunningRequest
-from threadbridge.crossing.exchange import Exchange
+from threadbridge.crossing.cancellation import Cancellation
+from threadbridge.crossing.exchange import Exchange, Shared
 from threadbridge.crossing.hop import Hop
+from threadbridge.crossing.lane_choice import LaneChoice
 from threadbridge.crossing.lanes import Lane
-from threadbridge.crossing.routes import Route
 from threadbridge.crossing.spool import Spool
-from threadbridge.crossing.states import State
 from threadbridge.http.connection import HTTP1Connection
-from threadbridge.http.forwarded import ForwardedHeaders, Source, client_of, peer_of
+from threadbridge.http.forwarded import ForwardedHeaders, Source
 from threadbridge.http.memory import MEMORY_SIZE, Memory
-from threadbridge.http.server import RequestContext
+from threadbridge.http.server import ConnectionServer
+from threadbridge.loop.admission import Admission
+from threadbridge.loop.exchanges import Exchanges
 from threadbridge.loop.foreign_connection import ForeignConnection
-from threadbridge.loop.lag import LoopLag
-from threadbridge.loop.lane_choice import LaneChoice
-from threadbridge.loop.late_changes import LateChanges
-from threadbridge.loop.watch import Watch
+from threadbridge.loop.receiver import Receiver
+from threadbridge.loop.watch import LoopLag
 from threadbridge.telemetry.access_log import write as write_access_log
 from threadbridge.telemetry.slow_log import SlowLog
 from threadbridge.telemetry.telemetry import Telemetry
 from threadbridge.telemetry.totals import Totals
-from threadbridge.worker.environ import path_info_of
 from threadbridge.worker.wsgi import call_application, check_application
 
 if TYPE_CHECKING:
     from threadbridge.database.pool import PoolGuard
     from threadbridge.worker.idempotency import Idempotency
 
-logger = logging.getLogger("threadbridge")
-
-# Those that change nothing by definition (RFC 9110, section 9.2.1), but for TRACE.
-SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 SPOOL_SIZE = 8 * 1024**3
-# Seconds beyond the longest deadline that a statement may take by default: first the bridge tries to stop it.
+# Seconds beyond the longest deadline that a statement may take by default: the bridge tries to stop it first.
 STATEMENT_MARGIN = 30.0
 # For how many seconds the outcomes of requests with an `Idempotency-Key` are kept, and the bytes that they may take.
 IDEMPOTENCY_AGE = 24 * 3600.0
 IDEMPOTENCY_SIZE = 256 * 1024**2
-# Seconds after which a thread that has not come back, though its request has ended, is no longer expected to.
-LATE_AFTER = 2.0
-
-
-class Server(Protocol):
-    """What a bridge needs of the servers that have it for their callback: numbers of their clients' connections."""
-
-    refused_connections: dict[str, int]
-
-    @property
-    def connections(self) -> int: ...
-
-    @property
-    def max_connections(self) -> int: ...
-
-    @property
-    def displaced_connections(self) -> int: ...
 
 
 class Bridge(httputil.HTTPServerConnectionDelegate):
@@ -156,34 +130,32 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
     ) -> None:
         if rerun not in ("safe", "never"):
             raise ValueError(f"rerun={rerun!r}; give 'safe' or 'never'")
-        if cancel not in ("safe", "all", "none"):
-            raise ValueError(f"cancel={cancel!r}; give 'safe', 'all' or 'none'")
         if not (deadline > 0 and queue_timeout > 0):
             raise ValueError(f"deadline={deadline}, queue_timeout={queue_timeout}; give positive numbers of seconds")
-        threads = _lane_width(pool, threads)
-        self._choice = LaneChoice(lanes, threads=threads, queue=queue, learns=pool is not None)
+        if bool(idempotent_paths) != bool(idempotency_store):
+            raise ValueError("idempotent_paths and idempotency_store: give both, or neither")
+        check_application(application)
+        cancellation = Cancellation(cancel)
+        choice = LaneChoice(lanes, threads=_lane_width(pool, threads), queue=queue, learns=pool is not None)
+        self.trusted_proxies = tuple(trusted_proxies)
+        forwarded = ForwardedHeaders(self.trusted_proxies, client_address) if xheaders else None
         if statement_limit is None:
             statement_limit = max(deadline, *(lane.deadline or 0.0 for lane in lanes), 0.0) + STATEMENT_MARGIN
         self.guard: PoolGuard | None = None
         if pool is not None:
-            # Not above: DBUtils is needed only where there is a pool of its making.
+            # Not above: DBUtils is needed only with a pool.
             from threadbridge.database.pool import PoolGuard
 
             self.guard = PoolGuard(
                 pool,
-                self._asked,
+                lambda request: self._admission.asked(request),
                 tags_queries=tag_queries,
                 rerun=rerun,
                 resets_sessions=reset_sessions,
                 statement_limit=statement_limit,
             )
-        check_application(application)
         self.application = application
-        # Whether other processes may run the same application; a program that knows that none does says so here.
-        self.multiprocess = True
         self._idempotency: Idempotency | None = None
-        if bool(idempotent_paths) != bool(idempotency_store):
-            raise ValueError("idempotent_paths and idempotency_store: give both, or neither")
         if idempotent_paths and idempotency_store:
             # Not above: few applications need it.
             from threadbridge.worker.idempotency import Idempotency
@@ -191,40 +163,33 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
 
             store = IdempotencyStore(idempotency_store, age=idempotency_age, size=idempotency_size)
             self.application = self._idempotency = Idempotency(application, store, idempotent_paths, self._is_outage)
-        self.lanes = self._choice.all
-        self.exchanges: set[Exchange] = set()
+        self.lanes = choice.all
         self.telemetry = Telemetry(slow_log)
         self.totals = Totals([lane.name for lane in self.lanes])
         self.telemetry.subscribe(self.totals.read)
-        self.lag = LoopLag()
-        # Those that have this bridge for their callback.
-        self.servers: list[Server] = []
         if access_log:
             self.telemetry.subscribe(write_access_log)
         if slow_log:
             self.telemetry.subscribe(SlowLog(slow_log_parameters).write)
+        self.lag = LoopLag()
+        # The servers whose requests come to this bridge.
+        self.servers: list[ConnectionServer] = []
         self.spool = Spool(spool_size, Memory(memory_size), Memory(memory_size))
-        self._deadline = deadline
-        self._cancels = cancel
-        self._client_key = client_key
-        self._key_failed = RepeatedLog(logger)
-        self._lanes_to_wake: set[Lane] = set()
-        self._late_changes = LateChanges()
-        self._watch = Watch(self, queue_timeout, self._late_changes)
-        # Callbacks of applications may block for a moment, so that there is more than one.
-        self._cancellers = TaskThreads(4, "threadbridge-cancel")
+        self.exchanges = Exchanges(self.lanes, cancellation, self.telemetry, self.guard, queue_timeout)
+        self.shared = Shared(self.spool, choice, cancellation, self._call, self.exchanges.ended)
+        self._admission = Admission(
+            self.shared, self.exchanges, deadline=deadline, client_key=client_key, forwarded=forwarded
+        )
         self._hop: Hop | None = None
-        self.trusted_proxies = tuple(trusted_proxies)
-        self._forwarded = ForwardedHeaders(self.trusted_proxies, client_address) if xheaders else None
 
     def start_request(self, server_conn: object, request_conn: httputil.HTTPConnection) -> httputil.HTTPMessageDelegate:
-        """Begin an exchange; called by the HTTP server for each request."""
+        """Return the delegate that receives a request; the HTTP server calls this for each."""
         if self._hop is None:
-            self._hop = Hop(asyncio.get_running_loop())
+            self._hop = self.shared.hop = Hop(asyncio.get_running_loop())
             forks.serves(self._hop)
             self.lag.start()
         connection = request_conn if isinstance(request_conn, HTTP1Connection) else ForeignConnection(request_conn)
-        return cast(httputil.HTTPMessageDelegate, Exchange(self, self._hop, connection))
+        return cast(httputil.HTTPMessageDelegate, Receiver(self._admission, connection))
 
     def __call__(self, request: httputil.HTTPServerRequest) -> None:
         """Answer a request whose body Tornado has received, as `tornado.wsgi.WSGIContainer` does.
@@ -232,195 +197,26 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         This is for `tornado.web.FallbackHandler`.
         """
         assert request.connection is not None and request.method is not None and request.uri is not None
-        exchange = cast(Exchange, self.start_request(None, request.connection))
+        receiver = cast(Receiver, self.start_request(None, request.connection))
         line = httputil.RequestStartLine(request.method, request.uri, request.version)
-        context = exchange.connection.context
+        context = request.connection.context  # type: ignore[attr-defined]
         own = context.remote_ip, context.protocol
         # With `xheaders` the context has changed back by now; the request still has what the proxy said.
         context.remote_ip, context.protocol = request.remote_ip, request.protocol
-        exchange.headers_received(line, request.headers)
+        receiver.headers_received(line, request.headers)
         context.remote_ip, context.protocol = own
-        if exchange.ended:
-            # The lane is full, and the client has been told.
-            return
-        exchange.connection.set_close_callback(exchange.on_connection_close)
-        spooled = exchange.data_received(request.body) if request.body else None
-        if spooled is None:
-            _finish(exchange)
-        else:
-            asyncio.ensure_future(spooled).add_done_callback(lambda _: _finish(exchange))
+        receiver.receive_all(request.body)
 
-    def admit(self, exchange: Exchange) -> None:
-        """Give an exchange whose head is known its client's address and its lane, and count it."""
-        context = exchange.connection.context
-        peer = context.peer if isinstance(context, RequestContext) else peer_of(context)
-        exchange.peer = peer
-        if self._forwarded is not None:
-            exchange.peer = self._forwarded.client_of(peer, exchange.headers)
-            exchange.id = self._forwarded.request_id_of(peer, exchange.headers) or exchange.id
-        address = exchange.peer.address
-        exchange.client = client_of(address) if self._client_key is None else self._key_of(exchange, self._client_key)
-        line = exchange.start_line
-        exchange.lane, route, exchange.is_probe = self._choice.choose(line.method, path_info_of(line.path))
-        exchange.time_allowed = exchange.lane.deadline or self._deadline
-        exchange.running = RunningRequest(exchange.id, None, route, exchange.client)
-        self.exchanges.add(exchange)
-        self._watch.start()
-
-    def _key_of(self, exchange: Exchange, client_key: Callable[[httputil.HTTPHeaders, str], str]) -> str:
-        address = exchange.peer.address
-        try:
-            return str(client_key(exchange.headers, address))
-        except Exception as error:  # noqa: BLE001 - the application's; it is logged, and there is the address
-            self._key_failed.log(
-                logging.ERROR,
-                "request %s: client_key failed; using the client's address instead",
-                exchange.id,
-                exc_info=error,
-            )
-            return address
-
-    def reconsider(self, probe: Exchange) -> None:
-        """The probe is complete, perhaps long after it was admitted: there must still be a thread to spare for it."""
-        if not self._choice.may_probe():
-            probe.change_lane(self._choice.main)
-
-    def queue(self, exchange: Exchange) -> None:
-        """Queue an exchange, which is complete, in its lane."""
-        exchange.lane.put(exchange)
-        if not self._lanes_to_wake:
-            # Not at once: a thread would take the interpreter from the loop, which may have more requests to read.
-            asyncio.get_running_loop().call_soon(self._wake_lanes)
-        self._lanes_to_wake.add(exchange.lane)
-
-    def _wake_lanes(self) -> None:
-        lanes, self._lanes_to_wake = self._lanes_to_wake, set()
-        for lane in lanes:
-            lane.wake()
-
-    def _asked(self, request: RunningRequest) -> None:
-        """The request asks for a connection. Worker side."""
-        if self._choice.asked(request) and self._hop is not None:
-            self._hop.post(self._clear_quick_lane, request.route)
-
-    def _clear_quick_lane(self, route: Route) -> None:
-        """The route turned out not to be quick: its requests must not keep those that are from running."""
-        # Those that wait come first, or a thread in the place of one that runs would take them here; and they go in the
-        # order in which they came, since so they are run.
-        is_here = (State.RECEIVING, State.QUEUED)
-        for exchange in sorted(self.exchanges, key=lambda each: (each.state not in is_here, each.queued_at)):
-            if exchange.running.route is route and exchange.lane is not self._choice.main:
-                exchange.change_lane(self._choice.main)
-
-    def run(self, exchange: Exchange) -> None:
-        """Call the application for this exchange. Worker side."""
+    def _call(self, exchange: Exchange) -> None:
+        """Call the application. Worker side."""
         call_application(self.application, exchange, self._is_outage)
-        self._choice.ran(exchange.running.route, exchange.is_probe)
 
     def _is_outage(self, error: BaseException) -> bool:
         return self.guard is not None and self.guard.is_outage(error)
 
-    def answered(self, exchange: Exchange) -> None:
-        """The response begins: from now on the next request of the route may come, and should find its lane."""
-        exchange.running.is_answered = True
-        self._choice.ran(exchange.running.route, exchange.is_probe)
-
-    def never_ran(self, exchange: Exchange) -> None:
-        """The exchange has ended before a worker took it."""
-        self._choice.never_ran(exchange.running.route, exchange.is_probe)
-
-    def cancels(self, exchange: Exchange) -> bool:
-        """Whether a request is cancelled when its client leaves."""
-        return self._cancels == "all" or (self._cancels == "safe" and exchange.start_line.method in SAFE_METHODS)
-
-    def cancel(self, exchange: Exchange) -> None:
-        """Nobody waits for a running exchange any more: stop it, if its method allows that."""
-        if self.cancels(exchange):
-            self._cancellers.keep(exchange.running.cancel)
-
-    def cancel_late(self, exchange: Exchange) -> None:
-        """Nobody has waited for a running exchange for so long that it is stopped whatever its method is."""
-        self._cancellers.keep(exchange.running.cancel)
-
-    def give_up_connections(self, exchange: Exchange) -> None:
-        """The exchange's thread is stuck: cut its connections of the pool, which then count no more."""
-        if self.guard is not None:
-            # Not here: it takes the pool's lock.
-            guard, running = self.guard, exchange.running
-            self._cancellers.keep(lambda: _give_up_connections(guard, running))
-
-    def retry_threads(self) -> bool:
-        """Try again to start threads that could not be; whether a cancellation still waits for one."""
-        for lane in self.lanes:
-            lane.wake()
-        return self._cancellers.retry()
-
-    def stop(self, exchange: Exchange) -> None:
-        """End a request because an operator asks for it, and cancel it whatever its method is.
-
-        Its client gets 503 if it has not begun to run, 504 if it runs; a response that has begun is cut.
-        """
-        if exchange.state in (State.RECEIVING, State.QUEUED):
-            exchange.shed()
-        # Not else: a worker may have begun it meanwhile.
-        if exchange.state is State.RUNNING:
-            exchange.expire()
-        if exchange.state is State.RESPONDING:
-            exchange.connection.close()
-            exchange.on_connection_close()
-        self._cancellers.keep(exchange.running.cancel)
-
-    def can_run(self, lane: Lane) -> bool:
-        """Whether the lane has a thread that runs requests, or will when it has answered the one that it runs.
-
-        It has none when all of its threads are late by `LATE_AFTER` and not replaced yet, or cannot be replaced.
-        """
-        return lane.works() and self._watch.overdue_threads(lane, LATE_AFTER) < lane.threads
-
-    def unfinished(self) -> list[Exchange]:
-        """Requests that have not ended, and those that have while a worker still runs them."""
-        running = {cast(Exchange, job) for lane in self.lanes for job in lane.running()}
-        return [*self.exchanges, *(running - self.exchanges)]
-
-    def abandon(self, unfinished: Iterable[Exchange]) -> None:
-        """Refuse those that wait with 503, and cancel those that run, whatever their method is."""
-        for exchange in unfinished:
-            exchange.shed()
-            if not exchange.worker_is_done:
-                self._cancellers.keep(exchange.running.cancel)
-
-    def cut(self) -> None:
-        """End all requests as if their clients had left."""
-        # What waits comes first, so that none of it runs in place of what is cancelled.
-        for exchange in sorted(self.exchanges, key=lambda exchange: exchange.state is not State.QUEUED):
-            exchange.on_connection_close()
-        self.telemetry.flush()
-
-    def ended(self, exchange: Exchange) -> None:
-        """Count the exchange off, and have it recorded."""
-        self.exchanges.discard(exchange)
-        self._watch.ended(exchange)
-        # Before the record is made: one that was made after the thread's return has the final outcome.
-        has_come_back = exchange.worker_is_done
-        record = self.telemetry.finished(exchange)
-        if not has_come_back:
-            self._late_changes.add(exchange, record)
-
-    def process_ends(self) -> None:
-        """Tell what is known of the changes of requests whose threads have not come back, before the process ends."""
-        self._late_changes.process_ends(self.exchanges)
-
-    def refused(self, context: Any, request_line: str, status: int, sent: int) -> None:
-        """The server has refused what a client sent, and no exchange came of it; called by `HTTPServer`.
-
-        :param request_line: as far as it has come.
-        :param sent: bytes of the answer's body.
-        """
-        self.telemetry.refused(peer_of(context).address, request_line, status, sent)
-
     def close(self) -> None:
-        """Answer nobody any more: nothing that waits is run, what runs is cancelled, and the threads end."""
-        self.cut()
+        """End all requests as if their clients had left, and let the threads end."""
+        self.exchanges.cut()
         if self._hop is not None:
             forks.serves_no_more(self._hop)
         for lane in self.lanes:
@@ -435,33 +231,11 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         for lane in self.lanes:
             lane.join()
         # Only now: until then there may be something to cancel.
-        self._cancellers.shutdown(wait=False)
+        self.shared.cancellation.threads.shutdown(wait=False)
         if self._idempotency is not None:
             self._idempotency.close()
         if self.guard is not None:
             self.guard.leave()
-
-
-def _finish(exchange: Exchange) -> None:
-    if not exchange.ended:
-        exchange.finish()
-
-
-def _give_up_connections(guard: PoolGuard, running: RunningRequest) -> None:
-    given_up, kept = guard.abandon(running)
-    if given_up:
-        logger.error(
-            "request %s: cut %d connections of the pool that its stuck thread held or waited for; the pool can open "
-            "others",
-            running.id,
-            given_up,
-        )
-    if kept:
-        logger.error(
-            "request %s: its stuck thread keeps %d connections of the pool as long as other requests use them",
-            running.id,
-            kept,
-        )
 
 
 def _lane_width(pool: object | None, threads: int | None) -> int:

@@ -72,7 +72,7 @@ class HTTPServer(ConnectionServer, TornadoHTTPServer):
         proxies = list(self.trusted_downstream or ())
         bridges = list(dict.fromkeys(_bridges(request_callback)))
         if bridges:
-            refused = bridges[0].refused
+            refused = bridges[0].telemetry.refused
             memory, unread = bridges[0].spool.memory, bridges[0].spool.unread
         for bridge in bridges:
             bridge.servers.append(self)

@@ -1,73 +1,78 @@
-"""Watches the clock for a bridge: limits on waiting, deadlines, and workers that do not come back."""
+"""Watches the clock for a bridge: limits on waiting, deadlines, stuck threads, and delays of the loop itself."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from collections.abc import Set
-from typing import Protocol
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from threadbridge.common.threads import stacks
+from threadbridge.crossing.cancellation import Cancellation
+from threadbridge.crossing.current import TrackedRequest
 from threadbridge.crossing.exchange import Exchange
 from threadbridge.crossing.lanes import Lane
 from threadbridge.crossing.states import State
 from threadbridge.loop.late_changes import LateChanges
 from threadbridge.sql.statements import as_field
+from threadbridge.telemetry.totals import Distribution
+
+if TYPE_CHECKING:
+    from threadbridge.database.pool import PoolGuard
 
 logger = logging.getLogger("threadbridge")
 
-# All limits are kept to about this many seconds: one look at all requests costs less than a timer for each.
+# Seconds between two looks, and so the precision of all limits: this costs less than a timer for each request.
 INTERVAL = 0.25
-# How long a worker may take to come back after nobody waits for it any more. Then it is cancelled if it was not
-# before, because of its method; and if that does not help for as long again, its thread is stuck.
+# Seconds that a worker may take to come back from a request that has ended. Then the request is cancelled if its
+# method has prevented that so far; if the worker takes as long again, its thread is stuck.
 STUCK_AFTER = 10.0
-
-
-class Watched(Protocol):
-    """What a watch needs of its bridge."""
-
-    @property
-    def exchanges(self) -> Set[Exchange]: ...
-
-    def cancel_late(self, exchange: Exchange) -> None: ...
-
-    def give_up_connections(self, exchange: Exchange) -> None: ...
-
-    def retry_threads(self) -> bool: ...
 
 
 class Watch:
     """Looks at the requests of a bridge four times a second, as long as there are any.
 
-    :param bridge: whose requests, as long as they have not ended, are looked at.
-    :param queue_timeout: seconds that a request may wait for a thread, until it is answered 503.
+    :param exchanges: the requests that have not ended; their owner changes this set.
+    :param lanes: are asked to try again to start threads that could not be started.
+    :param guard: of the pool whose connections stuck threads may hold, if there is one.
     :param late_changes: is asked to look, too.
+    :param queue_timeout: seconds that a request may wait for a thread before it is answered 503.
     """
 
-    def __init__(self, bridge: Watched, queue_timeout: float, late_changes: LateChanges) -> None:
-        self._bridge = bridge
-        self._exchanges = bridge.exchanges
-        self._queue_timeout = queue_timeout
+    def __init__(
+        self,
+        exchanges: set[Exchange],
+        lanes: Sequence[Lane],
+        cancellation: Cancellation,
+        guard: PoolGuard | None,
+        late_changes: LateChanges,
+        queue_timeout: float,
+    ) -> None:
+        self._exchanges = exchanges
+        self._lanes = lanes
+        self._cancellation = cancellation
+        self._guard = guard
         self._late_changes = late_changes
-        # Requests that have ended while a worker runs them, with the times at which they have.
+        self._queue_timeout = queue_timeout
+        # Requests that have ended while a worker runs them, with the times at which they ended.
         self._left_running: dict[Exchange, float] = {}
-        # Of these, those that were cancelled only because they did not come back, with the times at which they were.
+        # Of these, the ones that were cancelled only because they did not come back, with the times of that.
         self._cancelled_late: dict[Exchange, float] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
-        """There is something to watch."""
+        """Look as soon as an interval has passed."""
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(INTERVAL, self._look)
 
     def ended(self, exchange: Exchange) -> None:
-        """The exchange has ended; its worker, if it has one, is expected back."""
+        """Expect the worker of an exchange that has ended, if it has one, to come back."""
         if not exchange.worker_is_done:
             self._left_running[exchange] = time.monotonic()
 
     def overdue_threads(self, lane: Lane, seconds: float) -> int:
-        """How many threads of the lane are this many seconds late, and not replaced yet."""
+        """Return how many threads of the lane are this many seconds late, and not replaced yet."""
         now = time.monotonic()
         return sum(
             exchange.lane is lane and not exchange.worker_is_done and now >= expected_back(exchange, ended_at) + seconds
@@ -77,9 +82,12 @@ class Watch:
     def _look(self) -> None:
         self._timer = None
         if self._exchanges or self._left_running or len(self._late_changes):
-            # Before anything else, so that whatever happens the watch goes on.
+            # First, so that the watch goes on whatever happens below.
             self.start()
-        if self._bridge.retry_threads():
+        for lane in self._lanes:
+            lane.wake()
+        if self._cancellation.threads.retry():
+            # A cancellation still waits for a thread.
             self.start()
         if len(self._late_changes):
             self._late_changes.look()
@@ -95,7 +103,7 @@ class Watch:
             elif now < max(expected_back(exchange, ended_at), self._cancelled_late.get(exchange, 0.0)) + STUCK_AFTER:
                 continue
             elif not exchange.running.cancelled and exchange not in self._cancelled_late:
-                self._cancel(exchange, now)
+                self._cancel_late(exchange, now)
             else:
                 self._give_up(exchange)
 
@@ -103,7 +111,7 @@ class Watch:
         del self._left_running[exchange]
         self._cancelled_late.pop(exchange, None)
 
-    def _cancel(self, exchange: Exchange, now: float) -> None:
+    def _cancel_late(self, exchange: Exchange, now: float) -> None:
         self._cancelled_late[exchange] = now
         logger.warning(
             "request %s: its time was up %g s ago, and it still runs: %s %s; cancelling it",
@@ -112,22 +120,26 @@ class Watch:
             exchange.start_line.method,
             exchange.start_line.path,
         )
-        self._bridge.cancel_late(exchange)
+        self._cancellation.cancel(exchange.running)
 
     def _give_up(self, exchange: Exchange) -> None:
         self._forget(exchange)
         stack = stacks().get(exchange.thread_id or 0, "  (there are more threads than can be shown)")
-        # Looked at once more: only now is the stack known to be this request's.
-        if not exchange.worker_is_done:
-            _replace(exchange, stack)
-            self._bridge.give_up_connections(exchange)
+        # Checked again: only now is the stack known to be this request's.
+        if exchange.worker_is_done:
+            return
+        _replace(exchange, stack)
+        if self._guard is not None:
+            # In another thread: it takes the pool's lock.
+            guard, running = self._guard, exchange.running
+            self._cancellation.threads.keep(lambda: _give_up_connections(guard, running))
 
 
 def expected_back(exchange: Exchange, ended_at: float) -> float:
-    """From when on the worker should do nothing more for the request."""
+    """Return the time from which on the worker should do nothing more for the request."""
     if exchange.running.cancelled or exchange.state is State.EXPIRED:
         return ended_at
-    # Nobody has told it to stop: it may take the time that it had.
+    # Not cancelled, it may use the time that it was given.
     return max(ended_at, exchange.running.deadline or 0)
 
 
@@ -145,3 +157,47 @@ def _replace(exchange: Exchange, stack: str) -> None:
         else f"no spare thread is left in lane {exchange.lane.name}; it will be replaced when another returns",
         stack,
     )
+
+
+def _give_up_connections(guard: PoolGuard, running: TrackedRequest) -> None:
+    given_up, kept = guard.abandon(running)
+    if given_up:
+        logger.error(
+            "request %s: cut %d connections of the pool that its stuck thread held or waited for; the pool can open "
+            "others",
+            running.id,
+            given_up,
+        )
+    if kept:
+        logger.error(
+            "request %s: its stuck thread keeps %d connections of the pool as long as other requests use them",
+            running.id,
+            kept,
+        )
+
+
+class LoopLag:
+    """Measures, four times a second, by how many seconds the loop is late."""
+
+    def __init__(self) -> None:
+        self.seen = Distribution()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Begin, unless it has begun."""
+        if self._timer is None:
+            self._set(time.monotonic())
+
+    def _set(self, now: float) -> None:
+        self._timer = asyncio.get_running_loop().call_later(INTERVAL, self._look, now + INTERVAL)
+
+    def _look(self, due: float) -> None:
+        now = time.monotonic()
+        self.seen.add(max(0.0, now - due))
+        self._set(now)
+
+    def stop(self) -> None:
+        """Stop measuring."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

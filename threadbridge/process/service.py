@@ -125,7 +125,7 @@ class Service:
             idempotency_size=settings["idempotency_size"],
         )
         # Other processes may run the same application: those of the supervisor, or what else listens at this port.
-        self._bridge.multiprocess = inheritance is not None or settings["reuse_port"]
+        self._bridge.shared.is_multiprocess = inheritance is not None or settings["reuse_port"]
         self._loop_factory = loop_factory(settings["loop"])
         self._limits = Limits(
             max_header_size=settings["max_header_size"],
@@ -197,7 +197,7 @@ class Service:
 
         def on_stop(reason: str) -> None:
             if not stop.is_set():
-                logger.info("%s: stopping, %d requests to answer", reason, len(self._bridge.exchanges))
+                logger.info("%s: stopping, %d requests to answer", reason, len(self._bridge.exchanges.open))
                 stop.set()
 
         signals: list[signal.Signals] = []
@@ -221,7 +221,7 @@ class Service:
 
         server = ConnectionServer(
             self._bridge.start_request,
-            self._bridge.refused,
+            self._bridge.telemetry.refused,
             self._limits,
             self._tls,
             self._bridge.spool.memory,
@@ -255,7 +255,7 @@ class Service:
 
         grace = grace_period(self._settings)
         self._stop_by = time.monotonic() + grace
-        self._tell("STOPPING=1", f"STATUS=Stopping, {len(self._bridge.exchanges)} requests to answer")
+        self._tell("STOPPING=1", f"STATUS=Stopping, {len(self._bridge.exchanges.open)} requests to answer")
         if self._settings["reuse_port"] and self._inheritance is None:
             for listener in self._sockets:
                 leave_new_connections_to_others(listener)
@@ -278,24 +278,24 @@ class Service:
             if lane.busy:
                 logger.error("stopped while threads of the lane %s were at work: %d", lane.name, lane.busy)
         if has_cut or any(lane.busy for lane in self._bridge.lanes):
-            self._bridge.process_ends()
-            self._bridge.cut()
+            self._bridge.exchanges.process_ends()
+            self._bridge.exchanges.cut()
             return False
         self._bridge.close()
-        self._bridge.process_ends()
+        self._bridge.exchanges.process_ends()
         logger.info("stopped, every request is answered")
         return True
 
     def _cancel_what_is_left(self) -> bool:
         """Refuse what waits, and cancel what runs, whatever its method is; whether there was anything."""
-        left = self._bridge.unfinished()
+        left = self._bridge.exchanges.unfinished()
         for exchange in left:
             which = (exchange.id, exchange.start_line.method, exchange.start_line.path)
             if not exchange.ended:
                 logger.error("stopped before request %s was answered: %s %s", *which)
             else:
                 logger.error("stopped while request %s, already ended for its client, still ran: %s %s", *which)
-        self._bridge.abandon(left)
+        self._bridge.exchanges.abandon(left)
         return bool(left)
 
     def _start_heartbeat(self) -> Heartbeat:

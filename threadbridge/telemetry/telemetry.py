@@ -6,11 +6,12 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from threadbridge.common.repeated_log import RepeatedLog
 from threadbridge.crossing.exchange import Exchange
 from threadbridge.crossing.states import State
+from threadbridge.http.forwarded import peer_of
 from threadbridge.telemetry.record import Record, record_of
 
 logger = logging.getLogger("threadbridge")
@@ -48,10 +49,15 @@ class Telemetry:
         self._add(record)
         return record
 
-    def refused(self, client: str, request_line: str, status: int, sent: int) -> None:
-        """Record what the server has refused before it became an exchange."""
+    def refused(self, context: Any, request_line: str, status: int, sent: int) -> None:
+        """Record a request that the HTTP server has refused, so that it became no exchange.
+
+        :param context: of its connection.
+        :param request_line: as far as it has been received.
+        :param sent: bytes of the answer's body.
+        """
         record = Record()
-        record.client = client
+        record.client = peer_of(context).address
         record.method, _, rest = request_line.partition(" ")
         record.target, _, record.version = rest.rpartition(" ")
         record.status = status

@@ -53,7 +53,7 @@ def environ_of(exchange: Exchange) -> WSGIEnvironment:
         "SERVER_NAME": host or "localhost",
         "SERVER_PORT": port,
         "REMOTE_ADDR": exchange.peer.address,
-        "wsgi.multiprocess": exchange.is_multiprocess,
+        "wsgi.multiprocess": exchange.shared.is_multiprocess,
         "wsgi.url_scheme": scheme,
         "wsgi.input": exchange.body.open(),
         "wsgi.errors": sys.stderr,

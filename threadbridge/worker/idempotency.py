@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-from threadbridge.crossing.current import RunningRequest
+from threadbridge.crossing.current import TrackedRequest
 from threadbridge.crossing.response_body import ClientDisconnected
 from threadbridge.sql.statements import UNCHANGED
 from threadbridge.worker.idempotency_store import Answer, IdempotencyStore, Known, NoRoom, StoreError
@@ -91,7 +91,7 @@ class Idempotency:
             )
         key = hashlib.sha256(text.encode()).digest()
         fingerprint = _fingerprint(environ)
-        request: RunningRequest = environ["threadbridge.request"]
+        request: TrackedRequest = environ["threadbridge.request"]
         try:
             known = self._store.begin(key, fingerprint, request.id, request.client)
         except NoRoom:
@@ -117,7 +117,7 @@ class Idempotency:
         return self._run(key, environ, start_response)
 
     def _run(self, key: bytes, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        request: RunningRequest = environ["threadbridge.request"]
+        request: TrackedRequest = environ["threadbridge.request"]
         collected = _Collected(start_response)
         try:
             rest = collected.collect(self._application(environ, collected.start_response))
@@ -239,7 +239,7 @@ def _close(result: Iterable[bytes]) -> None:
         close()
 
 
-def _failure(request: RunningRequest) -> tuple[Answer | None, str]:
+def _failure(request: TrackedRequest) -> tuple[Answer | None, str]:
     """What a repetition gets of a request that has raised an exception."""
     if request.cancelled:
         return None, "it was stopped before it had answered"

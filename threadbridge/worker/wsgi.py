@@ -13,7 +13,7 @@ from wsgiref.util import FileWrapper
 
 from threadbridge.common.forks import leave
 from threadbridge.common.repeated_log import RepeatedLog
-from threadbridge.crossing.current import RunningRequest
+from threadbridge.crossing.current import TrackedRequest
 from threadbridge.crossing.exchange import Exchange
 from threadbridge.crossing.response_body import KEPT, MEMORY_LIMIT, ClientDisconnected, FileSource
 from threadbridge.http.date import http_date
@@ -123,7 +123,7 @@ def outage_behind(error: BaseException, is_outage: Callable[[BaseException], boo
     return None
 
 
-def may_be_repeated(request: RunningRequest, outage: BaseException | None) -> bool:
+def may_be_repeated(request: TrackedRequest, outage: BaseException | None) -> bool:
     """Whether a failed request has changed nothing because of an outage, so that it may be repeated: answered 503.
 
     :param outage: what `outage_behind` has found.

@@ -1,10 +1,10 @@
-"""Which lane a request goes to: by its path if a lane was given for it, or else by what its route was seen to do."""
+"""The choice of a request's lane: by its path, or by what earlier requests of its route have done."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from threadbridge.crossing.current import RunningRequest
+from threadbridge.crossing.current import TrackedRequest
 from threadbridge.crossing.lanes import Lane
 from threadbridge.crossing.routes import Route, Routes
 
@@ -16,7 +16,7 @@ class LaneChoice:
     """The lanes of a bridge and the choice between them.
 
     :param lanes: lanes for certain paths; the first that matches is taken.
-    :param threads: the width of the lane for all else, called ``pool`` with a pool and ``default`` without.
+    :param threads: the width of the lane for all other requests, called ``pool`` with a pool and ``default`` without.
     :param learns: with a pool: requests of routes that do not ask it for a connection go to a lane called ``quick``.
 
     Raises ``ValueError`` when two lanes have the same name.
@@ -34,7 +34,10 @@ class LaneChoice:
                 raise ValueError(f"two lanes are named {name!r}; give each a name of its own")
 
     def choose(self, method: str, path: str) -> tuple[Lane, Route | None, bool]:
-        """The lane, the route to learn about, and whether the request is a probe that finds out about it."""
+        """Return the lane, the route to learn about, and whether the request is its probe. Loop side.
+
+        A probe is the request that finds out whether a new route uses the pool.
+        """
         for lane in self._explicit:
             if lane.matches(path):
                 return lane, None, False
@@ -48,23 +51,23 @@ class LaneChoice:
         return self.main, route, False
 
     def may_probe(self) -> bool:
-        """Whether the quick lane has a thread for finding out about a new route."""
+        """Return whether the quick lane has a thread for a probe. Loop side."""
         # The last free one is for requests that are known to be quick.
         return self._quick is not None and self._quick.free >= 2
 
-    def asked(self, request: RunningRequest) -> bool:
-        """The request asks for a connection: its route belongs to the pool's lane from now on. Worker side.
+    def asked(self, request: TrackedRequest) -> bool:
+        """Note that the request asks for a connection: its route belongs to the main lane from now on. Worker side.
 
-        Whether others of the route may be in the quick lane now.
+        Returns whether other requests of the route may be in the quick lane.
         """
         return request.route is not None and not request.route.uses_pool and self._routes.asked(request.route)
 
     def ran(self, route: Route | None, is_probe: bool) -> None:
-        """A request of the route has run, as far as its answer or to its end. Either side."""
+        """Note that a request of the route has run, up to its response or to its end. Either side."""
         if route is not None and (is_probe or route.uses_pool is None):
             self._routes.ended(route, is_probe)
 
     def never_ran(self, route: Route | None, is_probe: bool) -> None:
-        """A request of the route has ended before it ran: another may be the probe."""
+        """Note that a request of the route has ended before it ran: another may be the probe. Loop side."""
         if route is not None and is_probe:
             self._routes.give_up_probe(route)

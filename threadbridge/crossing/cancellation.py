@@ -1,0 +1,34 @@
+"""Which requests are cancelled, and the threads that cancel them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from threadbridge.common.worker_threads import TaskThreads
+from threadbridge.crossing.current import TrackedRequest
+
+# Methods that change nothing by definition (RFC 9110, section 9.2.1), except TRACE.
+_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+
+
+class Cancellation:
+    """Cancels the requests of a bridge. Loop side, except in `threads`.
+
+    :param policy: which requests are cancelled when their clients leave or at their deadlines: ``safe`` (GET, HEAD and
+        OPTIONS), ``all`` or ``none``.
+    """
+
+    def __init__(self, policy: Literal["safe", "all", "none"]) -> None:
+        if policy not in ("safe", "all", "none"):
+            raise ValueError(f"cancel={policy!r}; give 'safe', 'all' or 'none'")
+        self._policy = policy
+        # Several, since callbacks of applications may block for a moment.
+        self.threads = TaskThreads(4, "threadbridge-cancel")
+
+    def applies_to(self, method: str) -> bool:
+        """Return whether a request with this method is cancelled when its client leaves."""
+        return self._policy == "all" or (self._policy == "safe" and method in _SAFE_METHODS)
+
+    def cancel(self, running: TrackedRequest) -> None:
+        """Cancel a request, whatever its method is."""
+        self.threads.keep(running.cancel)

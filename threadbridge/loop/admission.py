@@ -1,0 +1,149 @@
+"""Admits requests: names the client, chooses the lane, and queues the request there or refuses it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+
+from tornado import httputil
+
+from threadbridge.common.repeated_log import RepeatedLog
+from threadbridge.crossing.current import TrackedRequest
+from threadbridge.crossing.exchange import Connection, Exchange, Shared
+from threadbridge.crossing.lanes import Lane
+from threadbridge.crossing.routes import Route
+from threadbridge.crossing.states import State
+from threadbridge.http.forwarded import ForwardedHeaders, client_of, peer_of
+from threadbridge.http.server import RequestContext
+from threadbridge.loop.exchanges import Exchanges
+from threadbridge.worker.environ import path_info_of
+
+logger = logging.getLogger("threadbridge")
+
+
+class Admission:
+    """Admits the requests of a bridge.
+
+    :param exchanges: where admitted requests are kept until they end.
+    :param deadline: seconds that requests may take in lanes that have no deadline of their own.
+    :param client_key: see `threadbridge.Bridge`.
+    :param forwarded: reads what trusted proxies say of clients; None to believe none.
+    """
+
+    def __init__(
+        self,
+        shared: Shared,
+        exchanges: Exchanges,
+        *,
+        deadline: float,
+        client_key: Callable[[httputil.HTTPHeaders, str], str] | None,
+        forwarded: ForwardedHeaders | None,
+    ) -> None:
+        self._shared = shared
+        self._choice = shared.lane_choice
+        self._exchanges = exchanges
+        self._deadline = deadline
+        self._client_key = client_key
+        self._key_failed = RepeatedLog(logger)
+        self._forwarded = forwarded
+        self._lanes_to_wake: set[Lane] = set()
+
+    def admit(
+        self, connection: Connection, start_line: httputil.RequestStartLine, headers: httputil.HTTPHeaders
+    ) -> Exchange:
+        """Make the exchange for a request whose head has come; it has ended with 503 if its lane is full."""
+        exchange = Exchange(self._shared, connection, start_line, headers)
+        context = connection.context
+        peer = context.peer if isinstance(context, RequestContext) else peer_of(context)
+        exchange.peer = peer
+        if self._forwarded is not None:
+            exchange.peer = self._forwarded.client_of(peer, headers)
+            exchange.id = self._forwarded.request_id_of(peer, headers) or exchange.id
+        exchange.client = client_of(exchange.peer.address) if self._client_key is None else self._key_of(exchange)
+        exchange.lane, route, exchange.is_probe = self._choice.choose(start_line.method, path_info_of(start_line.path))
+        exchange.time_allowed = exchange.lane.deadline or self._deadline
+        exchange.running = TrackedRequest(exchange.id, None, route, exchange.client)
+        self._exchanges.add(exchange)
+        if not exchange.lane.has_room_for(exchange.client):
+            exchange.shed()
+        return exchange
+
+    def _key_of(self, exchange: Exchange) -> str:
+        assert self._client_key is not None
+        try:
+            return str(self._client_key(exchange.headers, exchange.peer.address))
+        except Exception as error:  # noqa: BLE001 - the application's; it is logged, and there is the address
+            self._key_failed.log(
+                logging.ERROR,
+                "request %s: client_key failed; using the client's address instead",
+                exchange.id,
+                exc_info=error,
+            )
+            return exchange.peer.address
+
+    def queue(self, exchange: Exchange) -> None:
+        """Queue a request that is complete, unless it has ended."""
+        if exchange.ended:
+            return
+        # It may have been admitted long ago: there must still be a thread to spare for a probe.
+        if exchange.is_probe and not self._choice.may_probe():
+            exchange.lane = self._choice.main
+        if not self._makes_room_for(exchange):
+            exchange.shed()
+        elif exchange.move(State.QUEUED):
+            exchange.queued_at = time.monotonic()
+            exchange.running.deadline = exchange.queued_at + exchange.time_allowed
+            exchange.connection.set_close_callback(exchange.on_connection_close)
+            self._put(exchange)
+
+    def _makes_room_for(self, exchange: Exchange) -> bool:
+        """Return whether the lane has room, if need be after refusing another request in its queue."""
+        if exchange.lane.has_room():
+            return True
+        displaced = exchange.lane.displace(exchange.client)
+        if displaced is None:
+            return False
+        assert isinstance(displaced, Exchange)
+        displaced.shed()
+        return True
+
+    def _put(self, exchange: Exchange) -> None:
+        exchange.lane.put(exchange)
+        if not self._lanes_to_wake:
+            # Not at once: a thread would take the interpreter from the loop, which may have more requests to read.
+            asyncio.get_running_loop().call_soon(self._wake_lanes)
+        self._lanes_to_wake.add(exchange.lane)
+
+    def _wake_lanes(self) -> None:
+        lanes, self._lanes_to_wake = self._lanes_to_wake, set()
+        for lane in lanes:
+            lane.wake()
+
+    def asked(self, request: TrackedRequest) -> None:
+        """Note that the request asks for a connection of the pool. Worker side."""
+        if self._choice.asked(request):
+            self._shared.hop.post(self._clear_quick_lane, request.route)
+
+    def _clear_quick_lane(self, route: Route) -> None:
+        """Take the route, which has turned out to use the pool, out of the quick lane."""
+        # Waiting requests first, or a thread that takes the place of a running one would take them here; and in the
+        # order in which they came, since the main lane runs them in this order.
+        waits = (State.RECEIVING, State.QUEUED)
+        for exchange in sorted(self._exchanges.open, key=lambda each: (each.state not in waits, each.queued_at)):
+            if exchange.running.route is route and exchange.lane is not self._choice.main:
+                self._change_lane(exchange)
+
+    def _change_lane(self, exchange: Exchange) -> None:
+        """Move a request to the main lane; if it runs already, let another thread of its lane work beside it."""
+        if exchange.state is State.RECEIVING:
+            exchange.lane = self._choice.main
+        elif not exchange.lane.withdraw(exchange):
+            exchange.lane.replace(exchange)
+        else:
+            exchange.lane = self._choice.main
+            if self._makes_room_for(exchange):
+                self._put(exchange)
+            else:
+                exchange.shed()

@@ -1,0 +1,102 @@
+"""The open exchanges of a bridge: who may end them from outside, and what happens when one has ended."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, cast
+
+from threadbridge.crossing.cancellation import Cancellation
+from threadbridge.crossing.exchange import Exchange
+from threadbridge.crossing.lanes import Lane
+from threadbridge.crossing.states import State
+from threadbridge.loop.late_changes import LateChanges
+from threadbridge.loop.watch import Watch
+from threadbridge.telemetry.telemetry import Telemetry
+
+if TYPE_CHECKING:
+    from threadbridge.database.pool import PoolGuard
+
+# Seconds after which a thread that has not come back from an ended request is no longer expected to.
+LATE_AFTER = 2.0
+
+
+class Exchanges:
+    """The exchanges that have not ended, in `open`.
+
+    :param queue_timeout: seconds that a request may wait for a thread before it is answered 503.
+    """
+
+    def __init__(
+        self,
+        lanes: Sequence[Lane],
+        cancellation: Cancellation,
+        telemetry: Telemetry,
+        guard: PoolGuard | None,
+        queue_timeout: float,
+    ) -> None:
+        self.open: set[Exchange] = set()
+        self._lanes = lanes
+        self._cancellation = cancellation
+        self._telemetry = telemetry
+        self._late_changes = LateChanges()
+        self._watch = Watch(self.open, lanes, cancellation, guard, self._late_changes, queue_timeout)
+
+    def add(self, exchange: Exchange) -> None:
+        """Keep an exchange until it ends."""
+        self.open.add(exchange)
+        self._watch.start()
+
+    def ended(self, exchange: Exchange) -> None:
+        """Record an exchange that has ended."""
+        self.open.discard(exchange)
+        self._watch.ended(exchange)
+        # Looked at before the record is made: a record made after the thread's return has the final outcome.
+        has_come_back = exchange.worker_is_done
+        record = self._telemetry.finished(exchange)
+        if not has_come_back:
+            self._late_changes.add(exchange, record)
+
+    def stop(self, exchange: Exchange) -> None:
+        """End a request for an operator, and cancel it whatever its method is.
+
+        Its client gets 503 if the request has not begun to run, 504 if it runs; a response that has begun is cut.
+        """
+        if exchange.state in (State.RECEIVING, State.QUEUED):
+            exchange.shed()
+        # Not elif: a worker may have begun it meanwhile.
+        if exchange.state is State.RUNNING:
+            exchange.expire()
+        if exchange.state is State.RESPONDING:
+            exchange.connection.close()
+            exchange.on_connection_close()
+        self._cancellation.cancel(exchange.running)
+
+    def can_run(self, lane: Lane) -> bool:
+        """Return whether the lane has a thread that runs requests, or will when it has answered its present one.
+
+        It has none when all of its threads are late by `LATE_AFTER` and not replaced yet, or cannot be replaced.
+        """
+        return lane.works() and self._watch.overdue_threads(lane, LATE_AFTER) < lane.threads
+
+    def unfinished(self) -> list[Exchange]:
+        """Return the exchanges that have not ended, and those that have while a worker still runs them."""
+        running = {cast(Exchange, job) for lane in self._lanes for job in lane.running()}
+        return [*self.open, *(running - self.open)]
+
+    def abandon(self, unfinished: Iterable[Exchange]) -> None:
+        """Refuse those that wait with 503, and cancel those that run, whatever their method is."""
+        for exchange in unfinished:
+            exchange.shed()
+            if not exchange.worker_is_done:
+                self._cancellation.cancel(exchange.running)
+
+    def cut(self) -> None:
+        """End all exchanges as if their clients had left."""
+        # Waiting ones first, so that none of them runs in place of a cancelled one.
+        for exchange in sorted(self.open, key=lambda exchange: exchange.state is not State.QUEUED):
+            exchange.on_connection_close()
+        self._telemetry.flush()
+
+    def process_ends(self) -> None:
+        """Log what is known of the changes of requests whose threads have not come back, before the process ends."""
+        self._late_changes.process_ends(self.open)
