@@ -18,8 +18,8 @@ from dbutils.pooled_db import PooledDB
 
 from tests.support.inprocess import BridgeThread, wait_until
 from threadbridge import Lane
-from threadbridge.crossing.lane_choice import QUICK_THREADS
 from threadbridge.crossing.routes import MAX_ROUTES, Routes
+from threadbridge.loop.lane_choice import QUICK_THREADS
 
 
 def get(path: str, method: str = "GET") -> bytes:
@@ -235,9 +235,9 @@ def test_a_probe_is_taken_once_and_again_when_it_is_given_up() -> None:
     routes = Routes()
     route = routes.find("GET", "/")
     assert [routes.begin_probe(route), routes.begin_probe(route)] == [True, False]
-    routes.give_up_probe(route)
+    routes.never_ran(route, was_probe=True)
     assert routes.begin_probe(route)
-    routes.ended(route, was_probe=True)
+    routes.ran(route, was_probe=True)
     assert route.uses_pool is False and not routes.begin_probe(route)
 
 
@@ -253,10 +253,10 @@ def test_whatever_many_threads_report_one_that_asked_decides() -> None:
             what()
 
         reports: list[Callable[[], object]] = [
-            lambda: routes.ended(route, was_probe=True),  # noqa: B023 - the threads end within the round
-            lambda: routes.ended(route, was_probe=False),  # noqa: B023
+            lambda: routes.ran(route, was_probe=True),  # noqa: B023 - the threads end within the round
+            lambda: routes.ran(route, was_probe=False),  # noqa: B023
             lambda: routes.asked(route),  # noqa: B023
-            lambda: routes.ended(route, was_probe=False),  # noqa: B023
+            lambda: routes.ran(route, was_probe=False),  # noqa: B023
         ]
         threads = [threading.Thread(target=report, args=(what,)) for what in reports]
         for thread in threads:

@@ -25,9 +25,9 @@ from tornado.httputil import HTTPHeaders, RequestStartLine
 
 from tests.support.bridge_model import BridgeModel, Client, Request
 from threadbridge import Bridge, Lane
-from threadbridge.crossing.lane_choice import QUICK_THREADS
 from threadbridge.crossing.spool import PART_PER_CLIENT
 from threadbridge.loop import watch
+from threadbridge.loop.lane_choice import QUICK_THREADS
 from threadbridge.loop.receiver import Receiver
 
 Result = TypeVar("Result")
@@ -296,7 +296,7 @@ class Machine(RuleBasedStateMachine):
         # Every route can be found out about, and all connections are there.
         for method, path in self.model.uses_pool:
             assert not self.model.probed
-            assert not self.bridge.shared.lane_choice._routes.find(method, path).probing
+            assert not self.bridge.shared.routes.find(method, path).probing
         connections = [self.pool.connection() for _ in range(CONNECTIONS)]
         for connection in connections:
             connection.close()

@@ -20,10 +20,10 @@ from threadbridge.common.repeated_log import RepeatedLog
 from threadbridge.crossing.cancellation import Cancellation
 from threadbridge.crossing.current import TrackedRequest
 from threadbridge.crossing.hop import Hop
-from threadbridge.crossing.lane_choice import LaneChoice
 from threadbridge.crossing.lanes import Lane
 from threadbridge.crossing.request_body import RequestBody
 from threadbridge.crossing.response_body import KEPT, Buffer, Channel, FileSource, Source, piece_size
+from threadbridge.crossing.routes import Routes
 from threadbridge.crossing.spool import Spool
 from threadbridge.crossing.states import ENDINGS, MOVES, State
 from threadbridge.http.forwarded import Peer
@@ -71,13 +71,13 @@ class Shared:
     def __init__(
         self,
         spool: Spool,
-        lane_choice: LaneChoice,
+        routes: Routes,
         cancellation: Cancellation,
         call: Callable[[Exchange], None],
         ended: Callable[[Exchange], None],
     ) -> None:
         self.spool = spool
-        self.lane_choice = lane_choice
+        self.routes = routes
         self.cancellation = cancellation
         self.call = call
         self.ended = ended
@@ -132,6 +132,8 @@ class Exchange:
         self.started = time.monotonic()
         self.start_line = start_line
         self.headers = headers
+        # The response to HEAD has no body (RFC 9110, section 9.3.2).
+        self.is_head = start_line.method == "HEAD"
         self.connection = connection
         self.shared = shared
         self.spool = shared.spool
@@ -165,18 +167,18 @@ class Exchange:
     def shed(self) -> None:
         """Answer 503: the lane has no room for the request, or has kept it waiting for too long. Loop side."""
         if self._stop(State.SHED):
-            self._answer_unavailable()
+            self._answer_plainly(HTTPStatus.SERVICE_UNAVAILABLE)
 
     def expire(self) -> None:
         """Answer 504 because the deadline has passed, and cancel the request. Loop side."""
         if self._stop(State.EXPIRED):
-            self._answer_plainly(HTTPStatus.GATEWAY_TIMEOUT, {})
+            self._answer_plainly(HTTPStatus.GATEWAY_TIMEOUT)
 
     def refuse_body(self, status: HTTPStatus) -> bool:
         """Answer a request whose body cannot be kept; False when it has ended already. Loop side."""
         if not self._stop(State.FAILED):
             return False
-        self._answer_plainly(status, {})
+        self._answer_plainly(status)
         return True
 
     def _stop(self, ending: State) -> bool:
@@ -186,20 +188,10 @@ class Exchange:
         if left in (State.RECEIVING, State.QUEUED):
             self.worker_is_done = True
             self.body.discard()
-            self.shared.lane_choice.never_ran(self.running.route, self.is_probe)
+            self.shared.routes.never_ran(self.running.route, self.is_probe)
         elif left is not None and self.shared.cancellation.applies_to(self.start_line.method):
             self.shared.cancellation.cancel(self.running)
         return left is not None
-
-    @property
-    def client_has_left(self) -> bool:
-        """Whether the client has left before its response was complete. Either side."""
-        return self.state is State.ABANDONED
-
-    @property
-    def is_copy(self) -> bool:
-        """Whether this process is a fork that the application has made of the serving process. Worker side."""
-        return self._hop.is_copy
 
     # The worker runs the application.
 
@@ -214,7 +206,7 @@ class Exchange:
         self.running.enter()
         try:
             self.shared.call(self)
-            self.shared.lane_choice.ran(self.running.route, self.is_probe)
+            self.shared.routes.ran(self.running.route, self.is_probe)
         finally:
             if self._hop.is_copy:
                 leave()
@@ -304,7 +296,7 @@ class Exchange:
     def _begin_response(self) -> None:
         # Before the response: the client's next request on this route should find its lane.
         self.running.is_answered = True
-        self.shared.lane_choice.ran(self.running.route, self.is_probe)
+        self.shared.routes.ran(self.running.route, self.is_probe)
 
     def _write_head(self, head: ResponseHead, body: bytes) -> Future[None] | None:
         self.status = head.status
@@ -380,26 +372,19 @@ class Exchange:
             self._end(self.status)
         elif left is not None:
             self._begin_response()
-            if may_be_repeated:
-                self._answer_unavailable()
-            else:
-                self._answer_plainly(HTTPStatus.INTERNAL_SERVER_ERROR, {})
+            self._answer_plainly(
+                HTTPStatus.SERVICE_UNAVAILABLE if may_be_repeated else HTTPStatus.INTERNAL_SERVER_ERROR
+            )
 
-    def _answer_unavailable(self) -> None:
-        self._answer_plainly(HTTPStatus.SERVICE_UNAVAILABLE, {"Retry-After": str(self.lane.retry_after())})
-
-    def _answer_plainly(self, status: HTTPStatus, headers: dict[str, str]) -> None:
+    def _answer_plainly(self, status: HTTPStatus) -> None:
         body = f"{status.value} {status.phrase}: {status.description}\n".encode()
-        fields = (*headers.items(), ("Content-Type", "text/plain; charset=utf-8"), ("X-Request-ID", self.id))
+        fields = [("Content-Type", "text/plain; charset=utf-8"), ("X-Request-ID", self.id)]
+        if status is HTTPStatus.SERVICE_UNAVAILABLE:
+            fields.append(("Retry-After", str(self.lane.retry_after())))
         head = response_head(status.value, status.phrase, fields, len(body))
         self._write_head(head, b"" if self.is_head else body)
         self.connection.finish()
         self._end(status.value)
-
-    @property
-    def is_head(self) -> bool:
-        """Whether the response must have no body because the method is HEAD (RFC 9110, section 9.3.2). Either side."""
-        return self.start_line.method == "HEAD"
 
     def _end(self, status: int) -> None:
         if self._source is not None:

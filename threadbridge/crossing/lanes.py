@@ -1,4 +1,4 @@
-"""Lanes: bounded, fair queues, each in front of threads of its own."""
+"""Lanes: bounded, fair queues, each with its own threads."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from threadbridge.crossing.fair_queue import FairQueue
 
 logger = logging.getLogger("threadbridge")
 
-# How much the latest service time counts in the average, from which Retry-After is estimated.
+# The weight of the latest service time in the average from which Retry-After is estimated.
 LATEST_COUNTS = 0.1
 LONGEST_RETRY_AFTER = 60
 
@@ -26,29 +26,29 @@ class Job(Protocol):
 
     @property
     def client(self) -> str:
-        """Whose it is; clients are served in turn."""
+        """The client it belongs to; clients are served in turn."""
 
     def claim(self) -> bool:
-        """Whether it is still wanted; if so it counts as running from now on. Worker side."""
+        """Begin to run; False when the job is no longer wanted. Worker side."""
 
     def run(self) -> None:
-        """Do it. Worker side."""
+        """Do the work. Worker side."""
 
 
 class Lane:
-    """A bounded queue in front of its own threads, for the requests whose path matches a pattern.
+    """A bounded queue with its own threads, for requests whose paths match a pattern.
 
-    :param name: stands in logs and in the threads' names; letters, digits, ``-`` and ``_``.
-    :param pattern: which paths belong to the lane: a path, in which ``*`` stands for any characters, ``?`` for one. It
-        is compared with the path as the application gets it in ``PATH_INFO``: decoded, and not normalised otherwise.
+    :param name: appears in logs and in the threads' names; letters, digits, ``-`` and ``_``.
+    :param pattern: the lane's paths; ``*`` matches any characters, ``?`` matches one. It is compared with
+        ``PATH_INFO``: the decoded path, otherwise not normalised.
     :param threads: how many requests run at once.
-    :param queue: how many more may wait. When they do, the newest request of the client that has the most waiting is
-        answered 503, which may be the one that has just come. Default 1000.
-    :param deadline: seconds until a request must be answered, or it is answered 504; None: as for other lanes.
+    :param queue: how many more may wait. When the queue is full, the newest request of the client with the most waiting
+        requests is answered 503; it may be the one that has just come. Default 1000.
+    :param deadline: seconds in which a request must be answered, or it is answered 504; None: the bridge's deadline.
 
-    Raises ``ValueError`` for an unusable value. What waits, what runs and how many threads are at work belongs to both
-    sides and is guarded by one lock, which nobody holds for more than a few instructions. Jobs are claimed under it, so
-    that each is waiting, running or neither whenever somebody looks.
+    Raises ``ValueError`` for an unusable value. One lock guards the waiting jobs, the running jobs and the number of
+    threads at work; it is held for a few instructions only. Jobs are claimed under it, so that each is waiting, running
+    or neither at any time.
     """
 
     def __init__(
@@ -76,12 +76,12 @@ class Lane:
         self._threads = WorkerThreads(f"threadbridge-{name}", threads, self._work, self._lock)
         self._waiting: FairQueue[Job] = FairQueue()
         self._running: set[Job] = set()
-        # Those running jobs that do not count: for each another may run, in a spare thread if need be.
+        # Running jobs that do not count: another may run in place of each, in a spare thread if need be.
         self._replaced: set[Job] = set()
-        # Those for which another should run as soon as one of the replaced has come back, the first one first.
+        # Running jobs that will be replaced, in this order, as replaced ones come back.
         self._to_replace: dict[Job, None] = {}
         self._at_work = 0
-        # Whether one of those at work has been asked for and has not come yet.
+        # Whether one of the threads at work has been called and has not begun yet.
         self._one_is_coming = False
         self._is_closed = False
         self._service_time = 0.0
@@ -90,32 +90,32 @@ class Lane:
         return f"Lane({self.name!r}, {self.pattern!r}, threads={self.threads}, queue={self.queue})"
 
     def matches(self, path: str) -> bool:
-        """Whether a request for this path belongs here."""
+        """Return whether a request for this path belongs here."""
         return self._matches(path) is not None
 
     @property
     def busy(self) -> int:
-        """How many threads are at work, replaced ones included. Either side."""
+        """The number of threads at work, including replaced ones. Either side."""
         with self._lock:
             return self._at_work
 
     @property
     def queued(self) -> int:
-        """How many requests wait for a thread. Either side."""
+        """The number of requests that wait for a thread. Either side."""
         return len(self._waiting)
 
     @property
     def free(self) -> int:
-        """How many more requests could run now. Either side."""
+        """The number of further requests that could run now. Either side."""
         with self._lock:
             return max(0, self._room())
 
     def works(self) -> bool:
-        """Whether a thread of the lane can take requests, now or when those that run are answered. Loop side.
+        """Return whether a thread of the lane can take requests, now or when the running ones are answered. Loop side.
 
-        False when all its threads, and those that may take their places, are stuck; and when no thread can be started
-        and none is there that is not stuck. A thread is stuck if `replace` was called for its job. An idle lane whose
-        last thread could not be started tries it again.
+        It cannot when all threads, including spare ones, are stuck, or when no thread can be started and none is there
+        that is not stuck. A thread is stuck if `replace` was called for its job. If the last attempt to start a thread
+        has failed, this makes another.
         """
         with self._lock:
             if len(self._to_replace) >= self.threads:
@@ -126,78 +126,74 @@ class Lane:
             return not self._threads.failed_at
 
     def has_room(self) -> bool:
-        """Whether another request would run or may wait. Loop side."""
+        """Return whether another request would run or may wait. Loop side."""
         with self._lock:
             return self._room() > -self.queue
 
     def has_room_for(self, client: str) -> bool:
-        """Whether there is room for another request of this client, or `displace` would make some. Loop side."""
+        """Return whether there is room for a request of this client, or `displace` would make room. Loop side."""
         with self._lock:
             return self._room() > -self.queue or not self._waiting.is_largest(client)
 
     def displace(self, client: str) -> Job | None:
         """Make room for a request of this client in a full lane. Loop side.
 
-        The newest request of the client with the most is taken out of the queue and returned; the caller answers it.
-        None if there is no client with more than this one would have.
+        Takes the newest request of the client with the most requests out of the queue and returns it; the caller
+        answers it. Returns None if no client has more than this one would have.
         """
         with self._lock:
             return None if self._waiting.is_largest(client) else self._waiting.take_newest_of_largest()
 
     def running(self) -> list[Job]:
-        """The jobs that threads are running now. Either side."""
+        """Return the jobs that run now. Either side."""
         with self._lock:
             return list(self._running)
 
     def _room(self) -> int:
-        """How many more could run, less how many wait."""
-        return self.threads + len(self._replaced) - len(self._running) - len(self._waiting)
+        """How many more jobs could run, less the number that waits."""
+        return self._width() - len(self._running) - len(self._waiting)
 
     def _width(self) -> int:
         return self.threads + len(self._replaced)
 
     def retry_after(self) -> int:
-        """In how many seconds, by the present service times, the queue may have been served. Loop side."""
+        """Estimate the seconds until the queue has been served, from recent service times. Loop side."""
         seconds = self._service_time * (self.queued + 1) / self.threads
         return min(LONGEST_RETRY_AFTER, max(1, math.ceil(seconds)))
 
     def put(self, job: Job) -> None:
-        """Queue a job; after `wake`, a thread of the lane runs it, unless it cannot be claimed by then. Loop side.
+        """Queue a job; call `wake` afterwards. Loop side.
 
-        A thread goes on with the next waiting job by itself: while there is work, neither a trip to the loop nor to
-        the executor's own queue lies between two requests.
+        A thread that has finished a job takes the next one directly, without the loop or the executor's queue.
         """
         with self._lock:
             self._waiting.put(job.client, job)
 
     def wake(self) -> None:
-        """Start the lane's threads on what is queued; once for several jobs is enough. Loop side."""
+        """Start the lane's threads on the queue; one call is enough for several jobs. Loop side."""
         with self._lock:
             if self._waiting:
                 self._start_thread()
 
     def _start_thread(self) -> None:
-        """Ask for another thread if there may be one; who comes asks for the next one while there is work.
-
-        All at once they would only contend for the interpreter.
-        """
+        """Call another thread if there may be one. It calls the next: all at once would contend for the interpreter."""
         if self._one_is_coming or self._is_closed or self._at_work >= self._width():
             return
-        # If there is none, those at work go on with what waits, and the bridge's watch calls `wake` again.
+        # If none can be started, those at work go on, and the bridge's watch calls `wake` again.
         if self._threads.call():
             self._one_is_coming = True
             self._at_work += 1
 
     def withdraw(self, job: Job) -> bool:
-        """Take a job out of the queue; whether it was there. Loop side."""
+        """Take a job out of the queue; return whether it was there. Loop side."""
         with self._lock:
             return self._waiting.remove(job.client, job)
 
     def replace(self, job: Job) -> bool:
-        """Let another thread work in place of the one that runs this job, until it comes back. Loop side.
+        """Let another thread work in place of the one that runs this job, until that comes back. Loop side.
 
-        Whether one is left for it: as many may be replaced at once as the lane has threads. If none is, the job is
-        replaced as soon as one of the others comes back.
+        As many may be replaced at once as the lane has threads. Returns False if that many are: this one is replaced
+        as soon as another comes back.
         """
         with self._lock:
             if job in self._running and job not in self._replaced:
@@ -237,8 +233,8 @@ class Lane:
                 job = self._next()
 
     def _next(self) -> Job | None:
-        """The next job, claimed, for a thread at work; None releases the thread. Worker side, under the lock."""
-        # There are more at work than may be when one has come back that was replaced.
+        """Return the next job, claimed, or release the thread and return None. Worker side, under the lock."""
+        # When a replaced thread has come back, more are at work than may be.
         while self._waiting and self._at_work <= self._width():
             job = self._waiting.take()
             if job.claim():
@@ -249,7 +245,7 @@ class Lane:
         return None
 
     def close(self) -> None:
-        """Let the threads end as soon as they are idle; those at work see to what still waits. Loop side."""
+        """Let the threads end when nothing waits any more. Loop side."""
         with self._lock:
             self._is_closed = True
             self._threads.close()

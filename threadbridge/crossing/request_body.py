@@ -1,4 +1,4 @@
-"""A request's body: received on the loop side, read by the application as ``wsgi.input``."""
+"""A request's body: received on the loop, read by the application as ``wsgi.input``."""
 
 from __future__ import annotations
 
@@ -10,23 +10,22 @@ from typing import IO
 from threadbridge.crossing.spool import Spool, SpoolFullError
 from threadbridge.http.memory import SMALL_PIECE
 
-# How much a body may take of memory before it goes to a file; Werkzeug and Django draw their lines near there.
+# The memory that a body may take before it goes to a file. Werkzeug and Django have similar limits.
 MEMORY_LIMIT = 1024 * 1024
-# How much goes to the file at once: a trip to a disk thread costs more than copying a few kilobytes.
+# The size of a write to the file: a trip to a disk thread costs more than copying a few kilobytes.
 WRITE_SIZE = 256 * 1024
-# How much stays in memory even when little of the account of memory is left: a file would cost about as much.
+# What stays in memory even when little is left: a file would cost about as much.
 KEPT = 16 * 1024
 
 
 class RequestBody:
-    """The bytes of one request: in memory up to `MEMORY_LIMIT`, in an unnamed temporary file beyond.
+    """The bytes of one request: in memory up to `MEMORY_LIMIT`, then in an unnamed temporary file.
 
     The loop owns it until a worker runs the exchange; disk threads act for the loop, one at a time.
     """
 
-    # Most requests have no body, so that these stay as they are.
     size = 0
-    # How much of it is in memory.
+    # The bytes in memory.
     held = 0
     _file: IO[bytes] | None = None
     _reserved = 0
@@ -38,10 +37,10 @@ class RequestBody:
         self._chunks: list[bytes | bytearray] = []
 
     def append(self, chunk: bytes, client: str) -> asyncio.Future[None] | None:
-        """Keep a piece of a client's; a future, if one is returned, must be done before the next. Loop side.
+        """Keep a piece; if a future is returned, wait for it before the next. Loop side.
 
-        The future fails with ``OSError`` when there is no room on the disk. Raises ``RuntimeError`` when no thread can
-        be started for the disk.
+        The future fails with ``OSError`` when the disk has no room. Raises ``RuntimeError`` when no disk thread can be
+        started.
         """
         self._client = client
         self.size += len(chunk)
@@ -49,7 +48,7 @@ class RequestBody:
         self._spool.memory.add(len(chunk))
         last = self._chunks[-1] if self._chunks else None
         if isinstance(last, bytearray) and len(last) < WRITE_SIZE:
-            # Not by +=, which mypyc compiles to a new object.
+            # Not +=, which mypyc compiles to a new object.
             last.extend(chunk)
         elif last is not None and len(chunk) < SMALL_PIECE:
             self._chunks.append(bytearray(chunk))
@@ -62,7 +61,7 @@ class RequestBody:
         return self._write_in_thread()
 
     def complete(self) -> asyncio.Future[None] | None:
-        """Put the rest to the file, if there is one; a future must be done before `open`. Loop side."""
+        """Write the rest to the file, if there is one; wait for the future before `open`. Loop side."""
         return self._write_in_thread() if self._file is not None and self._chunks else None
 
     def _write_in_thread(self) -> asyncio.Future[None]:
@@ -76,12 +75,12 @@ class RequestBody:
             )
         self._reserved += self.held
         if self._file is None:
-            # Unbuffered, so that nothing is left to be written, and to fail, when it is closed.
+            # Unbuffered: nothing is left to be written, and to fail, when it is closed.
             self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - lives as long as this object
         for chunk in self._chunks:
             view = memoryview(chunk)
             while view:
-                # In two steps: mypyc would write twice for a call inside of the slice.
+                # In two steps: mypyc would evaluate a call inside the slice twice.
                 written = self._file.write(view)
                 view = view[written:]
         self._drop()
@@ -93,7 +92,7 @@ class RequestBody:
             self.held = 0
 
     def open(self) -> IO[bytes]:
-        """The whole body as a file, from its beginning. Worker side, once."""
+        """Return the whole body as a file, from its beginning. Worker side, once."""
         if self._file is None:
             only = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
             return io.BytesIO(only)
@@ -101,7 +100,7 @@ class RequestBody:
         return io.BufferedRandom(self._file)  # type: ignore[arg-type]
 
     def close(self) -> None:
-        """Give memory and disk space back, whatever becomes of the file. Worker side, or a disk thread."""
+        """Give memory and disk space back, even if closing the file fails. Worker side, or a disk thread."""
         self._drop()
         reserved, self._reserved = self._reserved, 0
         try:
@@ -113,7 +112,7 @@ class RequestBody:
                 self._spool.release(reserved, self._client)
 
     def discard(self) -> None:
-        """Close a body that no worker will read, as soon as nothing is being written to it. Loop side."""
+        """Close a body that no worker will read, after any write that is under way. Loop side."""
         if self._writing is None:
             self.close()
         else:

@@ -1,4 +1,4 @@
-"""A response's body on its way from a worker to the loop, for as long as the client takes."""
+"""A response's body on its way from a worker to the loop, at the pace of the client."""
 
 from __future__ import annotations
 
@@ -16,57 +16,57 @@ from typing import IO, Protocol, TypeAlias
 from threadbridge.crossing.spool import BlockFile, ClosedFileError, Spool
 from threadbridge.http.memory import SMALL_PIECE
 
-# How much of a body waits in memory before it goes to the disk.
+# The bytes of a body that wait in memory before more goes to the disk.
 MEMORY_LIMIT = 1024 * 1024
-# How much is written to the socket at once.
+# The bytes written to the socket at once.
 PIECE = 256 * 1024
-# The same of both, once the account of memory is full.
+# Both limits once the memory for unread responses is used up.
 KEPT = 16 * 1024
-# How long a worker waits for the client to make room in memory before it writes to the disk: one that reads as fast as
-# a network carries is not worth a file.
+# Seconds that a worker waits for the client before it writes to the disk: a client that reads at the speed of a network
+# is not worth a file.
 SPILL_DELAY = 0.02
-# A response that finds no room keeps its thread waiting. When others wait for the thread, it is cut if it has done so
-# for more seconds than the first number and one for each so many bytes that its client has taken.
+# A response that finds no room keeps its thread waiting. If other requests need the thread, the response is cut after
+# this many seconds, and one more for each THREAD_RATE bytes that its client has read.
 THREAD_TIME = 10.0
 THREAD_RATE = 1024 * 1024
-# Seconds between two looks for room and for others that wait.
+# Seconds between two checks for room and for other requests that wait.
 LOOK_INTERVAL = 0.5
 
 Buffer: TypeAlias = bytes | memoryview
-# What a source has: pieces of the body, nothing more (empty), nothing yet (None), or bytes for a disk thread to fetch.
+# What a source has next: pieces of the body, () at its end, None for nothing yet, or a function that reads the disk.
 Taken: TypeAlias = Sequence[Buffer] | Callable[[], bytes] | None
 
 
 class ClientDisconnected(ConnectionError):
-    """Raised in application code by PEP 3333's ``write()`` when nobody is left to read."""
+    """Raised in the application by PEP 3333's ``write()`` when the client has left."""
 
 
 class Source(Protocol):
     """Where the loop takes a response's body from."""
 
     def take(self) -> Taken:
-        """What comes next, if it can be had without waiting. Loop side."""
+        """Return what comes next, without waiting. Loop side."""
 
     def close(self) -> None:
         """Take no more. Loop side."""
 
 
 def piece_size(spool: Spool) -> int:
-    """How much of a response should be given to its connection at once: with little memory left, little. Any thread."""
+    """Return how many bytes of a response to give to its connection at once. Any thread."""
     return KEPT if spool.unread.is_full else PIECE
 
 
 class Channel:
-    """A queue of bytes from a worker to the loop: memory first, then a file, and then the worker waits.
+    """A queue of bytes from a worker to the loop: in memory, then in a file, and then the worker waits.
 
-    :param spool: where the file may be, the threads that read and close it, and the account of memory.
-    :param client: for whom the disk space is taken.
-    :param wake: called on the worker side when the reader, having found nothing, should look again.
-    :param is_wanted: whether others wait for the worker's thread. Worker side.
-    :param cut: called on the worker side when the reader takes too long, before `put` raises: to close the channel.
+    :param spool: has the disk space, the threads that read and close the file, and the count of memory.
+    :param client: the disk space counts as this client's.
+    :param wake: called on the worker side when the reader, which found nothing, should look again.
+    :param is_wanted: returns whether other requests wait for the worker's thread. Worker side.
+    :param cut: closes the channel; called on the worker side when the reader takes too long, before `put` raises.
 
-    There is one writer and one reader. What is in memory is guarded by a condition, under which nobody waits for the
-    disk. The bytes in memory are older than those in the file: as long as the file has some, new ones go there.
+    There is one writer and one reader. A condition guards what is in memory; the disk is never used under it. The bytes
+    in memory are older than those in the file: while the file has some, new ones go there.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Channel:
         self._file: BlockFile | None = None
         self._may_spill = True
         self._in_file = 0
-        # Bytes that the reader has taken, and the seconds for which the writer has waited for it.
+        # Bytes that the reader has taken, and seconds that the writer has waited for it.
         self._taken = 0
         self._waited = 0.0
         self._reader_waits = False
@@ -98,10 +98,10 @@ class Channel:
     # Worker side.
 
     def put(self, data: Buffer) -> None:
-        """Append bytes, after waiting until there is room. Worker side.
+        """Append bytes when there is room. Worker side.
 
-        Raises `ClientDisconnected` once the reader has closed the channel, also while waiting, and when it takes too
-        long while others wait for the thread.
+        Raises `ClientDisconnected` once the reader has closed the channel, and when it takes too long while other
+        requests wait for the thread.
         """
         if len(data) <= PIECE:
             self._put_piece(data)
@@ -111,7 +111,7 @@ class Channel:
             self._put_piece(view[start : start + PIECE])
 
     def complete(self) -> None:
-        """Say that nothing more will come. Worker side."""
+        """Mark the end of the body. Worker side."""
         with self._changed:
             self._complete = True
             wake = self._reader_must_wake()
@@ -132,7 +132,7 @@ class Channel:
             self._wake()
 
     def _put_in_memory(self, piece: Buffer) -> bool | None:
-        """Keep a piece in memory, if it may be; whether the reader must be woken, or None if it went nowhere."""
+        """Keep a piece in memory if it may be; return whether to wake the reader, or None if it may not."""
         if not self._has_memory_for(len(piece)) and self._file is None and not self._spool.unread.is_full:
             self._changed.wait_for(lambda: self._closed or self._has_memory_for(len(piece)), SPILL_DELAY)
         if self._closed:
@@ -146,13 +146,13 @@ class Channel:
 
     def _has_memory_for(self, size: int) -> bool:
         if self._reader_waits:
-            # All others have left.
+            # Nothing else is in memory.
             return True
         limit = KEPT if self._spool.unread.is_full else MEMORY_LIMIT
         return not self._in_file and self._in_memory + size <= limit
 
     def _put_in_file(self, piece: Buffer) -> bool | None:
-        """The same with the file."""
+        """Like `_put_in_memory`, with the file."""
         if not self._may_spill:
             return None
         try:
@@ -182,7 +182,7 @@ class Channel:
         return file
 
     def _wait_for_room(self, taken: int) -> None:
-        """Wait until the reader has taken something, or until it is time to see whether others have made room."""
+        """Wait until the reader has taken something, or others may have made room."""
         began = time.monotonic()
         with self._changed:
             self._changed.wait_for(lambda: self._closed or self._reader_waits or self._taken > taken, LOOK_INTERVAL)
@@ -209,7 +209,7 @@ class Channel:
             if self._complete:
                 return ()
             self._reader_waits = True
-            # The writer may wait just for this.
+            # The writer may wait for this.
             self._changed.notify()
             return None
 
@@ -241,7 +241,7 @@ class Channel:
         return data
 
     def close(self) -> None:
-        """Take no more: a waiting or later `put` raises `ClientDisconnected`. Loop side, once."""
+        """Take no more: `put` raises `ClientDisconnected`, also if it waits. Loop side, once."""
         with self._changed:
             self._closed = True
             self._chunks.clear()
@@ -256,9 +256,10 @@ class Channel:
 
 
 class FileSource:
-    """A file that is sent without a worker: its descriptor is duplicated, so the application may close its own at once.
+    """A file that is sent without a worker.
 
-    :param file: a regular file that the application has opened; it is sent from its current position.
+    :param file: a regular file that the application has opened; it is sent from its current position. Its descriptor is
+        duplicated: the application may close its own at once.
     :param limit: send no more bytes than this.
 
     Raises ``OSError`` when the object is no such file. Made on the worker side.
@@ -278,7 +279,7 @@ class FileSource:
         self._remaining = self.size
         self._spool = spool
         self._descriptor = os.dup(descriptor)
-        # Held while a disk thread reads: the descriptor must not be closed, and given to another file, under it.
+        # Held while a disk thread reads: the descriptor must not be closed meanwhile, and be another file's.
         self._lock = threading.Lock()
 
     def take(self) -> Taken:
@@ -307,7 +308,7 @@ class FileSource:
 
 
 def _reads_plainly(file: IO[bytes]) -> bool:
-    """Whether reading gives just what is in the file: a `gzip.GzipFile` too has a descriptor, of compressed bytes."""
+    """Return whether `read` gives the file's own bytes: a `gzip.GzipFile` has a descriptor, too, of compressed ones."""
     read = file.read
     reader = read.__self__ if isinstance(read, BuiltinMethodType) else None
     raw = reader.raw if isinstance(reader, (io.BufferedReader, io.BufferedRandom)) else reader

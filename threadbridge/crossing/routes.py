@@ -1,4 +1,4 @@
-"""Which routes use the database: learned from who asks the pool for a connection."""
+"""Which routes use the pool: learned from the requests that ask it for a connection."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import re
 import threading
 from collections import OrderedDict
 
-# More than any application has; what is beyond was made up by clients, and the least used are forgotten.
+# More than any application has. Clients can make up paths: beyond this, the routes used longest ago are forgotten.
 MAX_ROUTES = 1000
-# Routes whose paths differ only beyond this are one: what clients make up takes no more memory than that.
+# Routes whose paths differ only after this many characters are one, which bounds the memory they take.
 MAX_SHAPE = 200
 
 _DIGITS = re.compile(r"[0-9]+")
 
 
 class Route:
-    """What is known of the requests of one method whose paths have one shape."""
+    """The requests of one method whose paths have one shape."""
 
     __slots__ = ("probing", "uses_pool")
 
@@ -26,9 +26,9 @@ class Route:
 
 
 class Routes:
-    """The routes that have been asked for, by method and shape of the path: digits in it are all the same.
+    """The known routes, by method and shape of the path, in which all digits are equal.
 
-    Guarded by a lock that is held for a few instructions; the loop looks routes up, workers report what they saw.
+    A lock guards them; the loop looks routes up, and workers report what they saw.
     """
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ class Routes:
         return len(self._routes)
 
     def find(self, method: str, path: str) -> Route:
-        """The route of a request, made if it is new. Loop side."""
+        """Return the route of a request; make it if it is new. Loop side."""
         key = (method[:MAX_SHAPE], _DIGITS.sub("0", path[:MAX_SHAPE]))
         with self._lock:
             route = self._routes.get(key)
@@ -52,32 +52,38 @@ class Routes:
             return route
 
     def begin_probe(self, route: Route) -> bool:
-        """Whether this request may find out about a new route; only one at a time may. Loop side."""
+        """Return whether this request may be the probe of a new route; only one at a time may. Loop side."""
         with self._lock:
             if route.uses_pool is not None or route.probing:
                 return False
             route.probing = True
             return True
 
-    def asked(self, route: Route) -> bool:
-        """A request of the route has asked for a connection: it belongs to the pool's lane for good. Worker side.
+    def asked(self, route: Route | None) -> bool:
+        """Note that a request of the route has asked for a connection: it uses the pool from now on. Worker side.
 
-        Whether others of the route may be in the quick lane now.
+        Returns whether others of the route may be in the quick lane now.
         """
+        if route is None or route.uses_pool:
+            return False
         with self._lock:
             misjudged = route.uses_pool is False or (route.uses_pool is None and route.probing)
             route.uses_pool = True
             return misjudged
 
-    def give_up_probe(self, route: Route) -> None:
-        """The probe has ended without having run. Loop side."""
-        with self._lock:
-            route.probing = False
+    def never_ran(self, route: Route | None, was_probe: bool) -> None:
+        """Note that a request of the route has ended before it ran: another may be the probe. Loop side."""
+        if route is not None and was_probe:
+            with self._lock:
+                route.probing = False
 
-    def ended(self, route: Route, was_probe: bool) -> None:
-        """A request of the route has run; had it asked for a connection, that were known. Either side."""
+    def ran(self, route: Route | None, was_probe: bool) -> None:
+        """Note that a request of the route has run, up to its response or to its end. Either side."""
+        if route is None or not (was_probe or route.uses_pool is None):
+            return
         with self._lock:
             if was_probe:
                 route.probing = False
+            # If it had asked for a connection, this would be true.
             if route.uses_pool is None:
                 route.uses_pool = False

@@ -1,4 +1,4 @@
-"""Disk space for bodies that are too large for memory, within a bound, and the threads that may wait for the disk."""
+"""Bounded disk space for bodies that are too large for memory, and the threads that wait for the disk."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from threadbridge.http.memory import Memory
 
 logger = logging.getLogger("threadbridge")
 
-# A disk serves few at a time; more threads would only wait for each other.
+# More threads would only wait for each other: a disk serves few at a time.
 DISK_THREADS = 4
-# One client may take this part of the disk space: a quarter.
+# One client may take a quarter of the disk space.
 PART_PER_CLIENT = 4
 # How the file of a response grows.
 BLOCK = 256 * 1024
 
 
 class SpoolFullError(OSError):
-    """The bound on the spool's disk space is reached, in all or for one client."""
+    """The spool's disk space, or one client's share of it, is used up."""
 
 
 class ClosedFileError(Exception):
@@ -32,13 +32,11 @@ class ClosedFileError(Exception):
 
 
 class Spool:
-    """What the exchanges of one bridge share of the disk: a number of bytes, and threads for the loop's part.
+    """The disk space that the exchanges of one bridge share, and threads that use the disk for the loop.
 
-    :param size: bytes that all temporary files together may take.
-    :param memory: the account of requests' bodies that are not in a file; once it is half full they go to files sooner.
-    :param unread: the same of responses.
-
-    A client, as in the queues, gets a quarter of the space at most.
+    :param size: bytes that all temporary files together may take, one client's at most a quarter.
+    :param memory: counts the requests' bodies in memory; once it is half full, bodies go to files sooner.
+    :param unread: counts the unread responses in memory, likewise.
 
     The files are unnamed, in the directory that ``TMPDIR`` names (default ``/tmp``).
     """
@@ -47,7 +45,7 @@ class Spool:
         self.size = size
         self.memory = memory
         self.unread = unread
-        # Of requests that the disk has no room for, and of responses.
+        # For requests and responses that the disk has no room for.
         self.request_log, self.response_log = RepeatedLog(logger), RepeatedLog(logger)
         self.threads = TaskThreads(DISK_THREADS, "threadbridge-disk")
         self._taken = 0
@@ -56,18 +54,18 @@ class Spool:
 
     @property
     def taken(self) -> int:
-        """Bytes that are reserved now. Either side."""
+        """The reserved bytes. Either side."""
         return self._taken
 
     def clear_up(self, task: Callable[[], object]) -> None:
-        """Have a disk thread close a file; if none can be started, close it in this thread. Either side."""
+        """Run a task that closes a file in a disk thread, or in this one if none can be started. Either side."""
         try:
             self.threads.submit(task)
         except RuntimeError:
             task()
 
     def reserve(self, size: int, client: str) -> bool:
-        """Take that many bytes for a client, if there are as many left for it. Either side."""
+        """Reserve bytes for a client; False if fewer are left for it. Either side."""
         with self._lock:
             of_client = self._by_client.get(client, 0) + size
             if self._taken + size > self.size or of_client > self.size // PART_PER_CLIENT:
@@ -77,7 +75,7 @@ class Spool:
             return True
 
     def release(self, size: int, client: str) -> None:
-        """Give bytes back that were reserved for a client. Either side."""
+        """Give back bytes that were reserved for a client. Either side."""
         with self._lock:
             self._taken -= size
             self._by_client[client] -= size
@@ -86,12 +84,12 @@ class Spool:
 
 
 class BlockFile:
-    """A temporary file that is written at its end and read from its beginning; what was read makes room. Not the loop.
+    """A queue of bytes in a temporary file, whose blocks are reused once they have been read. Not on the loop.
 
-    :param client: for whom the space is taken.
+    :param client: the space counts as this client's.
 
-    One thread writes and one reads. Positions count all that was ever written. Closing waits for a write or a read that
-    is under way; later ones raise `ClosedFileError`. Raises ``OSError`` where no file can be made.
+    One thread writes and one reads. Positions count all bytes ever written. Closing waits for a write or read that is
+    under way; later ones raise `ClosedFileError`. Raises ``OSError`` if no file can be made.
     """
 
     def __init__(self, spool: Spool, client: str) -> None:
@@ -101,13 +99,13 @@ class BlockFile:
         self._lock = threading.Lock()
         self._start = 0
         self._end = 0
-        # Where in the file the blocks are that hold what is between, in order; and those that hold nothing.
+        # Positions of the blocks that hold the bytes between them, in order, and of free blocks.
         self._blocks: deque[int] = deque()
         self._free: list[int] = []
         self._size = 0
 
     def append(self, data: bytes | memoryview) -> bool:
-        """Write bytes behind the others; False if there is no room for all of them. Raises ``OSError``."""
+        """Append bytes; False if there is no room for all of them. Raises ``OSError``."""
         view = memoryview(data)
         with self._lock:
             descriptor = self._descriptor()
@@ -119,7 +117,7 @@ class BlockFile:
                 count = os.pwrite(descriptor, view[: BLOCK - offset], self._blocks[index] * BLOCK + offset)
                 end += count
                 view = view[count:]
-            # Only now: whoever got an error puts the data elsewhere.
+            # Only now: after an error the caller puts the data elsewhere.
             self._end = end
         return True
 
@@ -135,7 +133,7 @@ class BlockFile:
         return True
 
     def take(self, size: int) -> bytes:
-        """Up to ``size`` of the oldest bytes, and fewer where a block ends."""
+        """Take up to ``size`` of the oldest bytes, and fewer at the end of a block."""
         with self._lock:
             offset = self._start % BLOCK
             size = min(size, BLOCK - offset, self._end - self._start)

@@ -1,4 +1,4 @@
-"""The states of an exchange and the legal moves between them, decided here and nowhere else."""
+"""The states of an exchange, and the legal moves between them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import enum
 
 
 class State(enum.StrEnum):
-    """Where an exchange is; the last six are endings, each counted and logged under its name."""
+    """The state of an exchange; the last six are endings, counted and logged under these names."""
 
     RECEIVING = "receiving"
     QUEUED = "queued"
@@ -19,13 +19,13 @@ class State(enum.StrEnum):
     FAILED = "failed"
     REFUSED = "refused"
 
-    # That of `Enum` hashes the name, so that equal texts would have other hashes, and is written in Python.
+    # Enum's own hashes the name, so that a state and the equal str would have different hashes; and it is slower.
     __hash__ = str.__hash__
 
 
 ENDINGS = frozenset({State.DONE, State.SHED, State.EXPIRED, State.ABANDONED, State.FAILED, State.REFUSED})
 
-# Every legal move. What is not here does not happen: `Exchange.move` refuses it, and whoever asked came too late.
+# Every legal move; `Exchange.move` refuses all others, to which another side was faster.
 MOVES: dict[State, frozenset[State]] = {
     State.RECEIVING: frozenset({State.QUEUED, State.SHED, State.FAILED, State.ABANDONED, State.REFUSED}),
     State.QUEUED: frozenset({State.RUNNING, State.SHED, State.EXPIRED, State.ABANDONED}),

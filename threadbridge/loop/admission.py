@@ -18,6 +18,7 @@ from threadbridge.crossing.states import State
 from threadbridge.http.forwarded import ForwardedHeaders, client_of, peer_of
 from threadbridge.http.server import RequestContext
 from threadbridge.loop.exchanges import Exchanges
+from threadbridge.loop.lane_choice import LaneChoice
 from threadbridge.worker.environ import path_info_of
 
 logger = logging.getLogger("threadbridge")
@@ -35,6 +36,7 @@ class Admission:
     def __init__(
         self,
         shared: Shared,
+        choice: LaneChoice,
         exchanges: Exchanges,
         *,
         deadline: float,
@@ -42,7 +44,7 @@ class Admission:
         forwarded: ForwardedHeaders | None,
     ) -> None:
         self._shared = shared
-        self._choice = shared.lane_choice
+        self._choice = choice
         self._exchanges = exchanges
         self._deadline = deadline
         self._client_key = client_key
@@ -123,7 +125,7 @@ class Admission:
 
     def asked(self, request: TrackedRequest) -> None:
         """Note that the request asks for a connection of the pool. Worker side."""
-        if self._choice.asked(request):
+        if self._shared.routes.asked(request.route):
             self._shared.hop.post(self._clear_quick_lane, request.route)
 
     def _clear_quick_lane(self, route: Route) -> None:

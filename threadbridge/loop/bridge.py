@@ -13,8 +13,8 @@ from threadbridge.common import forks
 from threadbridge.crossing.cancellation import Cancellation
 from threadbridge.crossing.exchange import Exchange, Shared
 from threadbridge.crossing.hop import Hop
-from threadbridge.crossing.lane_choice import LaneChoice
 from threadbridge.crossing.lanes import Lane
+from threadbridge.crossing.routes import Routes
 from threadbridge.crossing.spool import Spool
 from threadbridge.http.connection import HTTP1Connection
 from threadbridge.http.forwarded import ForwardedHeaders, Source
@@ -23,6 +23,7 @@ from threadbridge.http.server import ConnectionServer
 from threadbridge.loop.admission import Admission
 from threadbridge.loop.exchanges import Exchanges
 from threadbridge.loop.foreign_connection import ForeignConnection
+from threadbridge.loop.lane_choice import LaneChoice
 from threadbridge.loop.receiver import Receiver
 from threadbridge.loop.watch import LoopLag
 from threadbridge.telemetry.access_log import write as write_access_log
@@ -46,57 +47,23 @@ IDEMPOTENCY_SIZE = 256 * 1024**2
 class Bridge(httputil.HTTPServerConnectionDelegate):
     """Serves a blocking WSGI application from Tornado's loop, each call in a thread.
 
-    ``HTTPServer(WSGIContainer(app))`` becomes ``HTTPServer(Bridge(app, pool=db.pool))``. Like `WSGIContainer` it may
+    ``HTTPServer(WSGIContainer(app))`` becomes ``HTTPServer(Bridge(app, pool=db.pool))``. Like `WSGIContainer`, it may
     stand in a `tornado.routing.RuleRouter` beside Tornado's own handlers.
 
     :param application: the WSGI application (PEP 3333).
     :param pool: the DBUtils ``PooledDB`` from which the application takes its connections. As many requests run at
         once as the pool has connections (``maxconnections``).
     :param threads: how many requests run at once, when there is no pool or the pool is unlimited.
-    :param lanes: paths that have threads of their own (see `Lane`); the first that matches is taken. With a pool, what
-        none matches goes to the lane ``pool`` if its like were seen to use the pool, or else to the lane ``quick``;
-        without one it goes to the lane ``default``.
-    :param queue: how many requests may wait for a thread of a lane, see `Lane`. Default 1000.
-    :param queue_timeout: seconds that a request may wait so, until it is answered 503. Default 30.
-    :param deadline: seconds until a request must be answered, waiting included, or it is answered 504. Default 180. It
-        begins with the end of the request and ends with the beginning of the response: a stream may take as long as it
-        likes.
-    :param statement_limit: seconds that a statement on a connection of the pool may take; the database and the driver
-        enforce it, also when this process cannot. 0 for no limit. Default: `STATEMENT_MARGIN` more than the longest
-        deadline of all lanes.
-    :param rerun: ``safe`` (the default) repeats a plain query whose connection was lost, on a new one, where it was the
-        first since the request got the connection, or since a commit or rollback; ``never`` repeats nothing.
-    :param reset_sessions: close a connection of the pool after a request that may have changed its session, so that
-        the next request gets a clean one. Default True.
-    :param cancel: which requests are cancelled, and their queries stopped, when their clients leave or at the deadline:
-        ``safe`` (GET, HEAD and OPTIONS, the default), ``all`` or ``none``. What still runs 10 s after its deadline is
-        cancelled in any case, unless its response is being sent.
-    :param tag_queries: have the statements of a request begin with a comment that names it, so that the database's list
-        of processes does too. Default False.
-    :param client_key: of the request's headers and the client's address makes the name of the client, whose requests
-        take turns with those of others, and which has its share of the disk and of `idempotency_size`; the default is
-        the address, with IPv6 its /64 network. Called on the loop side.
-    :param xheaders: believe what a trusted proxy says of the client, and its ``X-Request-ID``. Default False.
-    :param client_address: the headers in which it says that, see `ForwardedHeaders`: ``x-real-ip``,
-        ``x-forwarded-for``, ``forwarded`` or ``auto``, the default.
-    :param trusted_proxies: addresses and networks, besides loopback and Unix sockets, that are such proxies, and whose
-        connections are not limited for each client.
-    :param spool_size: bytes that large bodies in both directions may take of the disk together, those of one client a
-        quarter of it. Default 8 GiB.
-    :param memory_size: bytes that heads and bodies may take of memory together, and as many again responses that are
-        not read, see `Memory`. Default 32 MiB.
-    :param access_log: log each request, at the level INFO of the logger ``tornado.access``. Default True.
-    :param slow_log: seconds, waiting included, or seconds in the database, from which on a request is logged with its
-        statements, at the level WARNING of the logger ``threadbridge.slow``; 0 for never. Default 1.
-    :param slow_log_parameters: show there the strings and numbers in the text of statements. Default False.
-    :param idempotent_paths: patterns, as those of lanes, of the paths on which a POST or PATCH that repeats the
-        ``Idempotency-Key`` of an earlier one is not run again, but answered with its outcome. Default: none.
-    :param idempotency_store: the SQLite file that keeps these outcomes, for all processes of the host.
-    :param idempotency_age: seconds for which an outcome is kept. Default: 24 hours.
-    :param idempotency_size: bytes that all outcomes may take, see `IdempotencyStore`. Default 256 MiB.
+    :param lanes: paths that have their own threads (see `Lane`); the first that matches is taken. With a pool, other
+        requests go to the lane ``pool``, or to the lane ``quick`` if requests of their route have not used the pool;
+        without a pool they go to the lane ``default``.
+    :param client_key: a function that derives a client's name from the request's headers and the client's address.
+        Clients take turns, and each has its share of the disk. Default: the address, or the /64 network of an IPv6
+        address. Called on the loop side.
 
-    Raises ``ValueError`` when ``application``, ``pool``, ``threads``, ``lanes``, ``client_address`` or
-    ``trusted_proxies`` cannot be used as given. Loop side, as are all methods but `run`.
+    The other keywords are settings; docs/settings.md has their meanings, units and defaults.
+
+    Raises ``ValueError`` when arguments cannot be used as given or contradict each other. Loop side.
     """
 
     def __init__(
@@ -136,7 +103,10 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
             raise ValueError("idempotent_paths and idempotency_store: give both, or neither")
         check_application(application)
         cancellation = Cancellation(cancel)
-        choice = LaneChoice(lanes, threads=_lane_width(pool, threads), queue=queue, learns=pool is not None)
+        routes = Routes()
+        choice = LaneChoice(
+            lanes, threads=_lane_width(pool, threads), queue=queue, routes=None if pool is None else routes
+        )
         self.trusted_proxies = tuple(trusted_proxies)
         forwarded = ForwardedHeaders(self.trusted_proxies, client_address) if xheaders else None
         if statement_limit is None:
@@ -176,9 +146,9 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         self.servers: list[ConnectionServer] = []
         self.spool = Spool(spool_size, Memory(memory_size), Memory(memory_size))
         self.exchanges = Exchanges(self.lanes, cancellation, self.telemetry, self.guard, queue_timeout)
-        self.shared = Shared(self.spool, choice, cancellation, self._call, self.exchanges.ended)
+        self.shared = Shared(self.spool, routes, cancellation, self._call, self.exchanges.ended)
         self._admission = Admission(
-            self.shared, self.exchanges, deadline=deadline, client_key=client_key, forwarded=forwarded
+            self.shared, choice, self.exchanges, deadline=deadline, client_key=client_key, forwarded=forwarded
         )
         self._hop: Hop | None = None
 

@@ -1,4 +1,4 @@
-"""Tells what became of a request's changes to the data if that was decided only after the request had ended."""
+"""Reports what became of a request's changes to the data when that was decided after the request had ended."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ logger = logging.getLogger("threadbridge")
 
 
 class LateChanges:
-    """The requests that have ended while their threads went on, for as long as these do.
+    """The requests that have ended while their threads still run.
 
-    A thread that comes back brings the final outcome: it goes into the request's record, for the operators' page, and
-    into the log if there is something to tell.
+    When a thread comes back, the outcome is final: it goes into the request's record, for the operators' page, and into
+    the log if it matters.
     """
 
     def __init__(self) -> None:
@@ -27,26 +27,26 @@ class LateChanges:
         return len(self._records)
 
     def add(self, exchange: Exchange, record: Record) -> None:
-        """The exchange has ended, and its thread may still change data."""
+        """Keep an exchange that has ended while its thread may still change data."""
         self._records[exchange] = record
 
     def look(self) -> None:
-        """Tell of those whose threads have come back."""
+        """Report the exchanges whose threads have come back."""
         for exchange in [exchange for exchange in self._records if exchange.worker_is_done]:
-            _tell(exchange, self._records.pop(exchange))
+            _report(exchange, self._records.pop(exchange))
 
     def process_ends(self, unanswered: Iterable[Exchange]) -> None:
-        """Tell what is known of all others too, and of these requests, which have not ended."""
+        """Report what is known of all others, too, and of these requests, which have not ended."""
         self.look()
         for exchange in self._records:
-            _tell_as_it_is(exchange, f"ended with status {exchange.status}")
+            _report_at_end(exchange, f"ended with status {exchange.status}")
         for exchange in unanswered:
-            _tell_as_it_is(exchange, "had no answer yet")
+            _report_at_end(exchange, "had no answer yet")
 
 
-def _tell(exchange: Exchange, record: Record) -> None:
+def _report(exchange: Exchange, record: Record) -> None:
     before, record.changes = record.changes, exchange.running.statements.outcome
-    # Of an answer by the application there is nothing more to say if it was given after all was decided.
+    # If the application answered after all was decided, the access log already has the outcome.
     if record.changes == "none" or (exchange.state in (State.DONE, State.FAILED) and record.changes == before):
         return
     logger.warning(
@@ -61,7 +61,7 @@ def _tell(exchange: Exchange, record: Record) -> None:
     )
 
 
-def _tell_as_it_is(exchange: Exchange, answer: str) -> None:
+def _report_at_end(exchange: Exchange, answer: str) -> None:
     outcome = exchange.running.statements.outcome
     if outcome != "none":
         logger.error(

@@ -10,6 +10,7 @@ from wsgiref.types import WSGIEnvironment
 from wsgiref.util import FileWrapper
 
 from threadbridge.crossing.exchange import Exchange
+from threadbridge.crossing.states import State
 
 _DEFAULT_PORTS = {"http": "80", "https": "443"}
 
@@ -27,9 +28,9 @@ _BASE: dict[str, Any] = {
 def environ_of(exchange: Exchange) -> WSGIEnvironment:
     """Build the environ for the application's call.
 
-    A header whose name has an underscore is left out, since it would pass for the one with a hyphen; so is ``Proxy``,
-    which as ``HTTP_PROXY`` would redirect the application's own HTTP clients; so is ``Transfer-Encoding``, since
-    ``wsgi.input`` has the body decoded and ``CONTENT_LENGTH`` tells its length.
+    Three kinds of headers are left out: names with an underscore, which would look like the name with a hyphen;
+    ``Proxy``, which as ``HTTP_PROXY`` would redirect the application's own HTTP clients; and ``Transfer-Encoding``,
+    since ``wsgi.input`` has the decoded body and ``CONTENT_LENGTH`` its length.
     """
     method, target, version = exchange.start_line
     _, _, query = target.partition("?")
@@ -58,7 +59,7 @@ def environ_of(exchange: Exchange) -> WSGIEnvironment:
         "wsgi.input": exchange.body.open(),
         "wsgi.errors": sys.stderr,
         "threadbridge.request": exchange.running,
-        "waitress.client_disconnected": lambda: exchange.client_has_left,
+        "waitress.client_disconnected": lambda: exchange.state is State.ABANDONED,
     }
     if exchange.peer.port:
         environ["REMOTE_PORT"] = exchange.peer.port
@@ -68,7 +69,7 @@ def environ_of(exchange: Exchange) -> WSGIEnvironment:
         key = _variable(name)
         if key is None:
             continue
-        # Several fields of one name are one list (RFC 9110, section 5.3); cookies are joined by RFC 6265's separator.
+        # Fields with one name form a list (RFC 9110, section 5.3), except cookies (RFC 6265, section 5.4).
         environ[key] = f"{environ[key]}{'; ' if key == 'HTTP_COOKIE' else ','}{value}" if key in environ else value
     if exchange.body.size or "CONTENT_LENGTH" in environ:
         environ["CONTENT_LENGTH"] = str(exchange.body.size)
@@ -76,22 +77,22 @@ def environ_of(exchange: Exchange) -> WSGIEnvironment:
 
 
 def path_info_of(target: str) -> str:
-    """The path of a target in origin form, decoded; its bytes as latin-1 (PEP 3333, "Unicode Issues"). Either side."""
+    """Decode the path of a target in origin form, its bytes as latin-1 (PEP 3333, "Unicode Issues"). Either side."""
     path = target.partition("?")[0]
     if "%" in path:
         return unquote_to_bytes(path).decode("latin-1")
-    # OPTIONS of the whole server has no path.
+    # OPTIONS for the whole server has no path.
     return "" if path == "*" else path
 
 
 def _own_port(exchange: Exchange) -> str:
-    """The port that the client has connected to; "" on a Unix socket, and behind a server that does not tell."""
+    """Return the port that the client has connected to; "" on a Unix socket, or if the server does not tell it."""
     return str(getattr(exchange.connection.context, "server_port", ""))
 
 
 @functools.lru_cache(maxsize=1000)
 def _variable(name: str) -> str | None:
-    """The variable for a header field; None for one that is left out. Clients send the same few again and again."""
+    """Return the variable for a header field; None for one that is left out."""
     if "_" in name or name in ("Proxy", "Transfer-Encoding"):
         return None
     key = name.upper().replace("-", "_")

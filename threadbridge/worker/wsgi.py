@@ -24,14 +24,13 @@ from threadbridge.worker.environ import environ_of
 logger = logging.getLogger("threadbridge")
 _outage, _excess = RepeatedLog(logger), RepeatedLog(logger)
 
-# RFC 9110: a token (section 5.6.2), a field value (section 5.5), a reason phrase (RFC 9112, section 4). Clients take
-# statuses from 600 on for 5xx (section 15).
+# RFC 9110: a token (section 5.6.2), a field value (section 5.5), a reason phrase (RFC 9112, section 4). Clients treat
+# statuses from 600 on as 5xx (section 15).
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch
 _FIELD_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*").fullmatch
 _STATUS = re.compile(r"([2-9][0-9][0-9])(?: ([\t\x20-\x7e\x80-\xff]*))?").fullmatch
 
-# The fields of one connection, which only the server knows (RFC 9110, section 7.6.1): what an application says there
-# is not sent.
+# The fields of one connection, which only the server knows (RFC 9110, section 7.6.1): an application's are not sent.
 _HOP_BY_HOP = frozenset(
     {
         "connection",
@@ -46,27 +45,27 @@ _HOP_BY_HOP = frozenset(
     }
 )
 
-# Those that an application has set, each logged once.
+# Those that the application has set, each logged once.
 _dropped: set[str] = set()
 
-# The longest chain of exceptions that is followed: it may be a circle.
+# How far a chain of exceptions is followed: it may be circular.
 _LONGEST_CHAIN = 100
 
 NO_HEAD = "the application did not call start_response before the body"
 
 
 class ApplicationError(Exception):
-    """The application broke PEP 3333; the message says what it did and what is expected."""
+    """The application broke PEP 3333; the message says what it did and what was expected."""
 
 
 def check_application(application: object) -> None:
-    """Raise ``ValueError`` if this cannot be called as PEP 3333 says; a factory of applications is taken for one."""
+    """Raise ``ValueError`` if this cannot be called as PEP 3333 says."""
     try:
         signature = inspect.signature(application)  # type: ignore[arg-type]
     except TypeError:
         raise ValueError(f"{application!r} cannot be called; expected a WSGI application") from None
     except ValueError:
-        # Written in C, it may say nothing.
+        # A callable written in C may have no signature.
         return
     try:
         signature.bind("environ", "start_response")
@@ -80,11 +79,11 @@ def check_application(application: object) -> None:
 def call_application(
     application: WSGIApplication, exchange: Exchange, is_outage: Callable[[BaseException], bool]
 ) -> None:
-    """Call the application for an exchange and send its answer.
+    """Call the application for an exchange and send its response.
 
-    Never raises: what the application raises is logged, and the client gets a 500, or a cut connection if the head has
-    been sent. The log has a traceback, unless the error follows from the request's cancellation or from an outage of
-    the database (see `outage_behind`). After an outage the client gets a 503 if nothing was changed for it.
+    Never raises: the application's errors are logged, and the client gets a 500, or a cut connection if the head has
+    been sent. The log has a traceback unless the error follows from the request's cancellation or from an outage of the
+    database. After an outage the client gets a 503 if the request has changed nothing.
     """
     call = Call(exchange)
     line = exchange.start_line
@@ -93,7 +92,7 @@ def call_application(
     except ClientDisconnected:
         logger.info("request %s: stopped, the client has left", exchange.id)
     except BaseException as error:
-        if exchange.is_copy:
+        if exchange.shared.hop.is_copy:
             leave(error)
         outage = outage_behind(error, is_outage)
         if exchange.running.cancelled:
@@ -108,12 +107,12 @@ def call_application(
 
 
 def outage_behind(error: BaseException, is_outage: Callable[[BaseException], bool]) -> BaseException | None:
-    """The outage of the database that an exception is or follows from; None if there is none.
+    """Find the driver's error, for an outage of the database, in the chain of an exception; None if there is none.
 
-    Applications and ORMs raise exceptions of their own instead of the driver's. The chain is that of tracebacks:
+    Applications and ORMs raise their own exceptions instead of the driver's. The chain is that of tracebacks:
     ``__cause__`` after a ``raise ... from``, otherwise ``__context__``.
 
-    :param is_outage: whether an exception is the driver's for an outage.
+    :param is_outage: recognises the driver's errors for an outage.
     """
     link: BaseException | None = error
     for _ in range(_LONGEST_CHAIN):
@@ -124,17 +123,14 @@ def outage_behind(error: BaseException, is_outage: Callable[[BaseException], boo
 
 
 def may_be_repeated(request: TrackedRequest, outage: BaseException | None) -> bool:
-    """Whether a failed request has changed nothing because of an outage, so that it may be repeated: answered 503.
-
-    :param outage: what `outage_behind` has found.
-    """
+    """Return whether a request that failed with this outage has changed nothing, so that it may be repeated: 503."""
     return outage is not None and not request.cancelled and request.statements.outcome in UNCHANGED
 
 
 class Call:
-    """A call of a WSGI application. Worker side, all of it.
+    """A call of a WSGI application.
 
-    What the application gives may be of any type; it is checked here, and errors are put in PEP 3333's terms.
+    The application may hand over values of any type; they are checked here, with errors in PEP 3333's terms.
     """
 
     def __init__(self, exchange: Exchange) -> None:
@@ -142,17 +138,17 @@ class Call:
         self._exchange = exchange
         self._status = 0
         self._reason = ""
-        # What `start_response` was given, without the Content-Length.
+        # The headers given to `start_response`, without Content-Length.
         self._fields: list[tuple[str, str]] | None = None
         self._length: int | None = None
         self._names: set[str] = set()
         self._has_body = True
-        # How much of the announced Content-Length is still to come; None when none is announced.
+        # The bytes of the announced Content-Length that are still to come; None if there is none.
         self._remaining: int | None = None
         self._head_sent = False
 
     def run(self, application: WSGIApplication) -> None:
-        """Call, iterate, close; raises what the application raises, and `ApplicationError`."""
+        """Call the application and send its response; raises its exceptions, and `ApplicationError`."""
         result: Any = application(environ_of(self._exchange), self._start_response)
         try:
             if isinstance(result, (list, tuple)):
@@ -165,9 +161,9 @@ class Call:
                 close()
 
     def _send_list(self, chunks: Any) -> None:
-        """Send a complete body: its length can be announced, and it crosses in one hop."""
+        """Send a complete body, with its length and in one hop."""
         body = b"".join(map(checked, chunks))
-        # To a HEAD, an empty list says nothing of the body that a GET would have (RFC 9110, section 8.6).
+        # For HEAD, an empty list does not tell the length of GET's body (RFC 9110, section 8.6).
         is_known = bool(body) or not self._exchange.is_head
         if is_known and self._fields is not None and self._remaining is None and not self._head_sent:
             self._announce(len(body))
@@ -188,7 +184,7 @@ class Call:
                 if chunk and self._has_body:
                     self._log_excess()
                 return
-            # An empty chunk sends no head: the application may still change it.
+            # An empty chunk does not send the head: the application may still change it.
             if checked(chunk):
                 self._send(chunk)
         self._finish()
@@ -200,7 +196,7 @@ class Call:
         try:
             file = FileSource(self._exchange.spool, wrapper.filelike, self._remaining)
         except (AttributeError, OSError):
-            # Only file-like, to be read by its methods.
+            # Only file-like: it is read by its methods.
             return False
         if self._remaining is None:
             self._announce(file.size)
@@ -249,7 +245,7 @@ class Call:
                     raise ApplicationError(f"Content-Length is {self._length} and {value}; give it once")
                 self._length = self._remaining = int(value)
             else:
-                # Django's cookies begin with a space, which is no part of the value (RFC 9110, section 5.5).
+                # Django's cookies begin with a space, which does not belong to the value (RFC 9110, section 5.5).
                 self._fields.append((name, value.strip(" \t")))
         return self._write
 
@@ -288,7 +284,7 @@ class Call:
             self._exchange.end_stream()
 
     def _finish(self) -> None:
-        """End the response: the application has nothing more to send."""
+        """End the response."""
         if self.complete:
             return
         if self._head_sent:
@@ -307,7 +303,7 @@ class Call:
             self._exchange.respond(head, b"")
 
     def _head_to_send(self) -> ResponseHead | None:
-        """The head, the first time; None from then on."""
+        """Return the head the first time, then None."""
         if self._head_sent:
             return None
         if self._fields is None:
@@ -319,7 +315,7 @@ class Call:
             self._fields.append(("Server", "threadbridge"))
         if "x-request-id" not in self._names:
             self._fields.append(("X-Request-ID", self._exchange.id))
-        # Whatever the application gives: 204 has no length (RFC 9110, section 8.6), 205 an empty body (15.3.6).
+        # Always: 204 has no length (RFC 9110, section 8.6), and 205 an empty body (15.3.6).
         if self._status == 204:
             self._length = None
         elif self._status == 205:
@@ -361,14 +357,14 @@ def _parse_status(status: str) -> tuple[int, str]:
 
 @functools.lru_cache(maxsize=256)
 def _checked_name(name: str) -> str:
-    """A header's name in lower case, cached: applications use the same few again and again."""
+    """Check a header's name and return it in lower case."""
     if not _TOKEN(name):
         raise ApplicationError(f"header name {name!r} is not a token (RFC 9110, section 5.6.2)")
     return name.lower()
 
 
 def checked(chunk: Any) -> bytes:
-    """A piece of the body, which must be bytes."""
+    """Return a piece of the body, after checking that it is bytes."""
     if not isinstance(chunk, bytes):
         raise ApplicationError(f"the body has a {type(chunk).__name__}, {chunk!r:.60}; expected bytes")
     return chunk
