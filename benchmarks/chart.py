@@ -68,6 +68,8 @@ def throughput_bars(by_server: Mapping[str, Series]) -> list[Bar]:
     ours = by_server[THREADBRIDGE.name]
     bars = []
     for server, series in by_server.items():
+        if BY_NAME[server].is_bound:
+            continue
         remark = "with errors" if series.errors else "; ".join(series.remarks)
         bars.append(Bar(server, ratios(series, ours), remark))
     return sorted(bars, key=lambda bar: -bar.ratio.median if bar.ratio else 0.0)

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import chart, wrk
-from benchmarks.contenders import BY_NAME, CONTENDERS, ON_REQUEST, THREADBRIDGE, Contender
+from benchmarks.contenders import BOUND, BY_NAME, CONTENDERS, ON_REQUEST, THREADBRIDGE, Contender
 from benchmarks.database import fill
 from benchmarks.environment import prepare
 from benchmarks.hazards.figures import table
@@ -33,7 +33,7 @@ HAZARDS = "hazards"
 REPORT = "compare.md"
 PARTS = [*WORKLOADS, MEMORY, HAZARDS]
 REQUESTED = [contender.name for contender in ON_REQUEST]
-PEERS = [contender.name for contender in CONTENDERS if contender is not THREADBRIDGE]
+PEERS = [contender.name for contender in (*CONTENDERS, *BOUND) if contender is not THREADBRIDGE]
 PICTURE = ROOT / "docs" / "compared.svg"
 # Seconds, to know beforehand how long it takes: for a server's start with its warming up, for a measurement beside the
 # load itself, for the hazards of threadbridge and for those of another server.
@@ -57,7 +57,10 @@ def main() -> int:
     print(f"It takes about {estimate(options, list(workloads.values())) / 60:.1f} min", flush=True)
     began = time.monotonic()
 
-    results = {name: {contender.name: Series() for contender in contenders} for name in workloads}
+    results = {
+        name: {each.name: Series() for each in contenders if workload.with_bound or not each.is_bound}
+        for name, workload in workloads.items()
+    }
     memory: dict[str, list[list[Footprint]]] = {}
     with private_mariadb() as variables:
         fill(variables)
@@ -86,7 +89,7 @@ def main() -> int:
             PICTURE.write_text(chart.picture(main_results, memory), encoding="utf-8")
     status = 0
     if HAZARDS in options.only:
-        status, figures = measure_hazards([THREADBRIDGE] if options.quick else contenders, directory)
+        status, figures = measure_hazards([THREADBRIDGE] if options.quick else unbound(contenders), directory)
         if results or memory:
             with (directory / REPORT).open("a", encoding="utf-8") as report:
                 report.write(f"\n## hazards: slow queries, bad clients, stops, overload\n\n{figures}\n")
@@ -132,10 +135,11 @@ def chosen(
 
 def estimate(options: argparse.Namespace, workloads: Sequence[Workload]) -> float:
     """How many seconds it will take."""
-    servers = len(options.contenders)
+    servers = len(unbound(options.contenders))
+    bound = len(options.contenders) - servers
     groups = len({workload.logged for workload in workloads})
-    seconds = sum(workload.seconds + MEASUREMENT for workload in workloads) + START * groups
-    total: float = options.rounds * servers * seconds
+    seconds = sum((workload.seconds + MEASUREMENT) * (servers + bound * workload.with_bound) for workload in workloads)
+    total: float = options.rounds * (seconds + START * groups * (servers + bound))
     if MEMORY in options.only:
         total += min(options.rounds, MEMORY_STARTS) * servers * START
     if HAZARDS in options.only:
@@ -143,11 +147,15 @@ def estimate(options: argparse.Namespace, workloads: Sequence[Workload]) -> floa
     return total
 
 
+def unbound(contenders: Sequence[Contender]) -> list[Contender]:
+    return [contender for contender in contenders if not contender.is_bound]
+
+
 def measure_memory(bench: Bench, starts: int) -> dict[str, list[list[Footprint]]]:
-    memory: dict[str, list[list[Footprint]]] = {contender.name: [] for contender in bench.contenders}
+    memory: dict[str, list[list[Footprint]]] = {contender.name: [] for contender in unbound(bench.contenders)}
     print(f"Memory, {starts} starts of each", flush=True)
     for _ in range(starts):
-        for contender in bench.contenders:
+        for contender in unbound(bench.contenders):
             try:
                 memory[contender.name].append(bench.memory(contender))
             except CannotStart as error:

@@ -5,6 +5,7 @@ docs/benchmarks.md gives the reason of each choice.
 
 from __future__ import annotations
 
+import os
 from typing import NamedTuple
 
 from benchmarks import THREADS
@@ -35,6 +36,7 @@ class Contender(NamedTuple):
     :param logged_application: what it serves when it has one.
     :param refusing: what is added under overload, so that it refuses requests beyond those that run and `QUEUE` more.
     :param patient: what is added for many idle connections, so that it keeps them as threadbridge does.
+    :param is_bound: whether all its threads are bound to one processor.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Contender(NamedTuple):
     logged_application: str = APPLICATION
     refusing: tuple[str, ...] = ()
     patient: tuple[str, ...] = ()
+    is_bound: bool = False
 
 
 def of_ours(server: str) -> tuple[str, ...]:
@@ -142,6 +145,17 @@ CONTENDERS = (
     ),
     Contender("twisted", "Twisted", ("Twisted",), of_ours("twisted"), logged=("--access_log",)),
 )
+# threadbridge binds its threads to one processor by itself; these show what the others gain by that.
+BOUND = tuple(
+    contender._replace(
+        name=f"{contender.name}-bound",
+        title=f"{contender.title}, bound",
+        command=("taskset", f"--cpu-list={min(os.sched_getaffinity(0))}", *contender.command),
+        is_bound=True,
+    )
+    for contender in CONTENDERS
+    if contender is not THREADBRIDGE
+)
 # Against one process, the first shows what the second processor brings; the other is there to compare the memory.
 # They are measured only when they are asked for.
 ON_REQUEST = (
@@ -152,4 +166,4 @@ ON_REQUEST = (
         name="two-workers", title="gunicorn gthread, 2 workers", command=(*GTHREAD.command, "--workers=2")
     ),
 )
-BY_NAME = {contender.name: contender for contender in (*CONTENDERS, *ON_REQUEST)}
+BY_NAME = {contender.name: contender for contender in (*CONTENDERS, *BOUND, *ON_REQUEST)}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks import MEGABYTE, THREADS
-from benchmarks.contenders import BY_NAME, CONTENDERS, THREADBRIDGE
+from benchmarks.contenders import BOUND, BY_NAME, CONTENDERS, THREADBRIDGE
 from benchmarks.environment import machine, versions
 from benchmarks.rounds import Sample, Series
 from benchmarks.subject import Footprint
@@ -68,8 +68,7 @@ def markdown(results: Results, memory: Memory, about: Mapping[str, Any]) -> str:
     ]
     for name, by_server in results.items():
         parts += [f"## {name}: {WORKLOADS[name].title}, {about['seconds'][name]} s", workload_table(by_server)]
-        if best := best_of_peers(by_server):
-            parts.append(best)
+        parts += filter(None, (best_of_peers(by_server, is_bound=False), best_of_peers(by_server, is_bound=True)))
     if memory:
         parts += [
             "## memory: An idle server that has answered many requests",
@@ -111,17 +110,20 @@ def shown_ratio(ratio: Spread | None) -> str:
     return f"{ratio.median:.2f} ({ratio.lowest:.2f}-{ratio.highest:.2f})" if ratio else "-"
 
 
-def best_of_peers(by_server: Mapping[str, Series]) -> str:
-    """How far threadbridge is from the fastest of the others."""
+def best_of_peers(by_server: Mapping[str, Series], *, is_bound: bool) -> str:
+    """How far threadbridge is from the fastest of the others; of those bound to one processor, or of the rest."""
     compared = [
         (ratio.median, BY_NAME[server].title)
         for server, series in by_server.items()
-        if server != THREADBRIDGE.name and (ratio := ratios(by_server[THREADBRIDGE.name], series))
+        if server != THREADBRIDGE.name
+        and BY_NAME[server].is_bound is is_bound
+        and (ratio := ratios(by_server[THREADBRIDGE.name], series))
     ]
     if not compared:
         return ""
     lowest, title = min(compared)
-    return f"The fastest of the others is {title}; threadbridge answered {lowest:.2f} times as many requests."
+    others = "the others that are bound to one processor" if is_bound else "the others"
+    return f"The fastest of {others} is {title}; threadbridge answered {lowest:.2f} times as many requests."
 
 
 def with_application(footprints: Sequence[Footprint]) -> Footprint:
@@ -178,7 +180,7 @@ def as_json(results: Results, memory: Memory, about: Mapping[str, Any]) -> str:
         }
         for name, by_server in results.items()
     }
-    commands = {contender.name: " ".join((*contender.command, *contender.quiet)) for contender in CONTENDERS}
+    commands = {contender.name: " ".join((*contender.command, *contender.quiet)) for contender in (*CONTENDERS, *BOUND)}
     footprints = {
         server: [[footprint._asdict() for footprint in processes] for processes in starts]
         for server, starts in memory.items()

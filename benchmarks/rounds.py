@@ -109,6 +109,8 @@ class Bench(NamedTuple):
                 for name, workload in chosen.items():
                     print(f"  {name:13}", end="", flush=True)
                     for server in order:
+                        if server not in results[name]:
+                            continue
                         series = results[name][server]
                         measure(subjects[server], workload, series)
                         sample = series.samples[-1]

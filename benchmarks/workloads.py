@@ -12,20 +12,22 @@ class Workload(NamedTuple):
 
     :param seconds: how long; the loads for which goals are set are measured longer.
     :param logged: whether the servers write an access log.
+    :param with_bound: whether servers bound to one processor are measured, too.
     """
 
     title: str
     load: Load
     seconds: int = 1
     logged: bool = False
+    with_bound: bool = False
 
 
 HELLO = "/"
 SELECT = "/row?id=500"
 
 WORKLOADS = {
-    "hello": Workload("Hello, 64 connections", Load(HELLO, 64), 2),
-    "select": Workload("An indexed SELECT, 32 connections", Load(SELECT, 32), 2),
+    "hello": Workload("Hello, 64 connections", Load(HELLO, 64), 2, with_bound=True),
+    "select": Workload("An indexed SELECT, 32 connections", Load(SELECT, 32), 2, with_bound=True),
     "page": Workload("A page of 16 kB from a template, 32 connections", Load("/page", 32)),
     "upload": Workload("An upload of 100 kB, 32 connections", Load("/upload", 32, "POST", 100_000)),
     "download": Workload("A download of 10 MB, 8 connections", Load("/download?megabytes=10", 8)),
