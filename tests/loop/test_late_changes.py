@@ -172,7 +172,7 @@ def test_of_requests_without_changes_and_of_answered_ones_there_is_nothing_to_te
             reset(client)
         wait_until(lambda: not server.bridge.exchanges.open, "its leaving is noticed")
         payments.go_on.set()
-        wait_until(lambda: not server.bridge.exchanges._late_changes, "its thread has come back")
+        wait_until(lambda: not server.bridge.exchanges.watch._left_running, "its thread has come back")
     assert [line["changes"] for line in lines(caplog)] == ["committed", None, None]
     assert told(caplog) == []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import itertools
 import logging
 import os
@@ -24,7 +25,7 @@ from threadbridge.crossing.lanes import Lane
 from threadbridge.crossing.request_body import RequestBody
 from threadbridge.crossing.response_body import KEPT, Buffer, Channel, FileSource, Source, piece_size
 from threadbridge.crossing.routes import Routes
-from threadbridge.crossing.spool import Spool
+from threadbridge.crossing.spool import Spool, SpoolFullError
 from threadbridge.crossing.states import ENDINGS, MOVES, State
 from threadbridge.http.forwarded import Peer
 from threadbridge.http.response_head import ResponseHead, response_head
@@ -174,12 +175,14 @@ class Exchange:
         if self._stop(State.EXPIRED):
             self._answer_plainly(HTTPStatus.GATEWAY_TIMEOUT)
 
-    def refuse_body(self, status: HTTPStatus) -> bool:
-        """Answer a request whose body cannot be kept; False when it has ended already. Loop side."""
-        if not self._stop(State.FAILED):
-            return False
-        self._answer_plainly(status)
-        return True
+    def refuse_body(self, error: Exception) -> None:
+        """Answer 507 if the disk has no room for the body, or 500 after another error. Loop side."""
+        if self._stop(State.FAILED):
+            self.spool.request_log.log(
+                logging.ERROR, "request %s: cannot write its body to a temporary file: %r", self.id, error
+            )
+            full = isinstance(error, SpoolFullError) or (isinstance(error, OSError) and error.errno == errno.ENOSPC)
+            self._answer_plainly(HTTPStatus.INSUFFICIENT_STORAGE if full else HTTPStatus.INTERNAL_SERVER_ERROR)
 
     def _stop(self, ending: State) -> bool:
         left = self.move(ending)

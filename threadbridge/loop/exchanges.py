@@ -9,7 +9,6 @@ from threadbridge.crossing.cancellation import Cancellation
 from threadbridge.crossing.exchange import Exchange
 from threadbridge.crossing.lanes import Lane
 from threadbridge.crossing.states import State
-from threadbridge.loop.late_changes import LateChanges
 from threadbridge.loop.watch import Watch
 from threadbridge.telemetry.telemetry import Telemetry
 
@@ -38,23 +37,21 @@ class Exchanges:
         self._lanes = lanes
         self._cancellation = cancellation
         self._telemetry = telemetry
-        self._late_changes = LateChanges()
-        self._watch = Watch(self.open, lanes, cancellation, guard, self._late_changes, queue_timeout)
+        self.watch = Watch(self.open, lanes, cancellation, guard, queue_timeout)
 
     def add(self, exchange: Exchange) -> None:
         """Keep an exchange until it ends."""
         self.open.add(exchange)
-        self._watch.start()
+        self.watch.start()
 
     def ended(self, exchange: Exchange) -> None:
         """Record an exchange that has ended."""
         self.open.discard(exchange)
-        self._watch.ended(exchange)
         # Looked at before the record is made: a record made after the thread's return has the final outcome.
         has_come_back = exchange.worker_is_done
         record = self._telemetry.finished(exchange)
         if not has_come_back:
-            self._late_changes.add(exchange, record)
+            self.watch.await_return(exchange, record)
 
     def stop(self, exchange: Exchange) -> None:
         """End a request for an operator, and cancel it whatever its method is.
@@ -76,7 +73,7 @@ class Exchanges:
 
         It has none when all of its threads are late by `LATE_AFTER` and not replaced yet, or cannot be replaced.
         """
-        return lane.works() and self._watch.overdue_threads(lane, LATE_AFTER) < lane.threads
+        return lane.works() and self.watch.overdue_threads(lane, LATE_AFTER) < lane.threads
 
     def unfinished(self) -> list[Exchange]:
         """Return the exchanges that have not ended, and those that have while a worker still runs them."""
@@ -96,7 +93,3 @@ class Exchanges:
         for exchange in sorted(self.open, key=lambda exchange: exchange.state is not State.QUEUED):
             exchange.on_connection_close()
         self._telemetry.flush()
-
-    def process_ends(self) -> None:
-        """Log what is known of the changes of requests whose threads have not come back, before the process ends."""
-        self._late_changes.process_ends(self.open)

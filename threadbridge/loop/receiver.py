@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import errno
-import logging
 from asyncio import Future
 from collections.abc import Awaitable
-from http import HTTPStatus
 
 from tornado import httputil
 
 from threadbridge.crossing.exchange import Connection, Exchange
-from threadbridge.crossing.spool import SpoolFullError
 from threadbridge.loop.admission import Admission
 
 
@@ -53,11 +49,7 @@ class Receiver:
         try:
             await written
         except Exception as error:  # noqa: BLE001 - it is logged, and the request must end
-            full = isinstance(error, SpoolFullError) or (isinstance(error, OSError) and error.errno == errno.ENOSPC)
-            if exchange.refuse_body(HTTPStatus.INSUFFICIENT_STORAGE if full else HTTPStatus.INTERNAL_SERVER_ERROR):
-                exchange.spool.request_log.log(
-                    logging.ERROR, "request %s: cannot write its body to a temporary file: %r", exchange.id, error
-                )
+            exchange.refuse_body(error)
         if not exchange.ended:
             self._connection.body_held = exchange.body.held
 

@@ -14,8 +14,9 @@ from threadbridge.crossing.current import TrackedRequest
 from threadbridge.crossing.exchange import Exchange
 from threadbridge.crossing.lanes import Lane
 from threadbridge.crossing.states import State
-from threadbridge.loop.late_changes import LateChanges
+from threadbridge.loop.late_changes import report_return, report_unreturned
 from threadbridge.sql.statements import as_field
+from threadbridge.telemetry.record import Record
 from threadbridge.telemetry.totals import Distribution
 
 if TYPE_CHECKING:
@@ -36,7 +37,6 @@ class Watch:
     :param exchanges: the requests that have not ended; their owner changes this set.
     :param lanes: are asked to try again to start threads that could not be started.
     :param guard: of the pool whose connections stuck threads may hold, if there is one.
-    :param late_changes: is asked to look, too.
     :param queue_timeout: seconds that a request may wait for a thread before it is answered 503.
     """
 
@@ -46,19 +46,19 @@ class Watch:
         lanes: Sequence[Lane],
         cancellation: Cancellation,
         guard: PoolGuard | None,
-        late_changes: LateChanges,
         queue_timeout: float,
     ) -> None:
         self._exchanges = exchanges
         self._lanes = lanes
         self._cancellation = cancellation
         self._guard = guard
-        self._late_changes = late_changes
         self._queue_timeout = queue_timeout
-        # Requests that have ended while a worker runs them, with the times at which they ended.
-        self._left_running: dict[Exchange, float] = {}
-        # Of these, the ones that were cancelled only because they did not come back, with the times of that.
+        # Requests that have ended while a worker runs them, with their records.
+        self._left_running: dict[Exchange, Record] = {}
+        # Of these, the ones that were cancelled only because they did not come back, with the times of that; and the
+        # ones whose threads have been replaced.
         self._cancelled_late: dict[Exchange, float] = {}
+        self._given_up: set[Exchange] = set()
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
@@ -66,22 +66,21 @@ class Watch:
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(INTERVAL, self._look)
 
-    def ended(self, exchange: Exchange) -> None:
-        """Expect the worker of an exchange that has ended, if it has one, to come back."""
-        if not exchange.worker_is_done:
-            self._left_running[exchange] = time.monotonic()
+    def await_return(self, exchange: Exchange, record: Record) -> None:
+        """Expect the worker of an exchange that has ended to come back, and then complete its record."""
+        self._left_running[exchange] = record
 
     def overdue_threads(self, lane: Lane, seconds: float) -> int:
         """Return how many threads of the lane are this many seconds late, and not replaced yet."""
         now = time.monotonic()
         return sum(
-            exchange.lane is lane and not exchange.worker_is_done and now >= expected_back(exchange, ended_at) + seconds
-            for exchange, ended_at in self._left_running.items()
+            exchange.lane is lane and not exchange.worker_is_done and now >= expected_back(exchange) + seconds
+            for exchange in self._left_running.keys() - self._given_up
         )
 
     def _look(self) -> None:
         self._timer = None
-        if self._exchanges or self._left_running or len(self._late_changes):
+        if self._exchanges or self._left_running:
             # First, so that the watch goes on whatever happens below.
             self.start()
         for lane in self._lanes:
@@ -89,27 +88,34 @@ class Watch:
         if self._cancellation.threads.retry():
             # A cancellation still waits for a thread.
             self.start()
-        if len(self._late_changes):
-            self._late_changes.look()
         now = time.monotonic()
         for exchange in list(self._exchanges):
             if exchange.state is State.QUEUED and now - exchange.queued_at > self._queue_timeout:
                 exchange.shed()
             elif exchange.state in (State.QUEUED, State.RUNNING) and now > (exchange.running.deadline or now):
                 exchange.expire()
-        for exchange, ended_at in list(self._left_running.items()):
-            if exchange.worker_is_done:
-                self._forget(exchange)
-            elif now < max(expected_back(exchange, ended_at), self._cancelled_late.get(exchange, 0.0)) + STUCK_AFTER:
+        self._report_returned()
+        for exchange in self._left_running.keys() - self._given_up:
+            if now < max(expected_back(exchange), self._cancelled_late.get(exchange, 0.0)) + STUCK_AFTER:
                 continue
-            elif not exchange.running.cancelled and exchange not in self._cancelled_late:
+            if not exchange.running.cancelled and exchange not in self._cancelled_late:
                 self._cancel_late(exchange, now)
             else:
                 self._give_up(exchange)
 
-    def _forget(self, exchange: Exchange) -> None:
-        del self._left_running[exchange]
-        self._cancelled_late.pop(exchange, None)
+    def _report_returned(self) -> None:
+        for exchange in [exchange for exchange in self._left_running if exchange.worker_is_done]:
+            report_return(exchange, self._left_running.pop(exchange))
+            self._cancelled_late.pop(exchange, None)
+            self._given_up.discard(exchange)
+
+    def process_ends(self) -> None:
+        """Log what is known of the changes of requests whose threads have not come back, before the process ends."""
+        self._report_returned()
+        for exchange in self._left_running:
+            report_unreturned(exchange, f"ended with status {exchange.status}")
+        for exchange in self._exchanges:
+            report_unreturned(exchange, "had no answer yet")
 
     def _cancel_late(self, exchange: Exchange, now: float) -> None:
         self._cancelled_late[exchange] = now
@@ -123,7 +129,8 @@ class Watch:
         self._cancellation.cancel(exchange.running)
 
     def _give_up(self, exchange: Exchange) -> None:
-        self._forget(exchange)
+        self._given_up.add(exchange)
+        self._cancelled_late.pop(exchange, None)
         stack = stacks().get(exchange.thread_id or 0, "  (there are more threads than can be shown)")
         # Checked again: only now is the stack known to be this request's.
         if exchange.worker_is_done:
@@ -135,12 +142,12 @@ class Watch:
             self._cancellation.threads.keep(lambda: _give_up_connections(guard, running))
 
 
-def expected_back(exchange: Exchange, ended_at: float) -> float:
-    """Return the time from which on the worker should do nothing more for the request."""
+def expected_back(exchange: Exchange) -> float:
+    """Return the time from which on the worker should do nothing more for an exchange that has ended."""
     if exchange.running.cancelled or exchange.state is State.EXPIRED:
-        return ended_at
+        return exchange.ended_at
     # Not cancelled, it may use the time that it was given.
-    return max(ended_at, exchange.running.deadline or 0)
+    return max(exchange.ended_at, exchange.running.deadline or 0)
 
 
 def _replace(exchange: Exchange, stack: str) -> None:

@@ -278,11 +278,11 @@ class Service:
             if lane.busy:
                 logger.error("stopped while threads of the lane %s were at work: %d", lane.name, lane.busy)
         if has_cut or any(lane.busy for lane in self._bridge.lanes):
-            self._bridge.exchanges.process_ends()
+            self._bridge.exchanges.watch.process_ends()
             self._bridge.exchanges.cut()
             return False
         self._bridge.close()
-        self._bridge.exchanges.process_ends()
+        self._bridge.exchanges.watch.process_ends()
         logger.info("stopped, every request is answered")
         return True
 
