@@ -40,7 +40,6 @@ MODULES = (
     "loop.bridge",
     "loop.exchanges",
     "loop.lane_choice",
-    "loop.late_changes",
     "loop.receiver",
     "loop.watch",
     "sql.effects",

@@ -87,8 +87,9 @@ class Channel:
         self._file: BlockFile | None = None
         self._may_spill = True
         self._in_file = 0
-        # Bytes that the reader has taken, and seconds that the writer has waited for it.
+        # Bytes that the reader has taken; of these, the ones that the writer knows of; seconds that it has waited.
         self._taken = 0
+        self._seen = 0
         self._waited = 0.0
         self._reader_waits = False
         self._complete = False
@@ -103,46 +104,39 @@ class Channel:
         Raises `ClientDisconnected` once the reader has closed the channel, and when it takes too long while other
         requests wait for the thread.
         """
-        if len(data) <= PIECE:
-            self._put_piece(data)
-            return
         view = memoryview(data)
         for start in range(0, len(view), PIECE):
-            self._put_piece(view[start : start + PIECE])
+            piece = view[start : start + PIECE]
+            while not (self._put_in_memory(piece) or self._put_in_file(piece)):
+                self._wait_for_room()
 
     def complete(self) -> None:
         """Mark the end of the body. Worker side."""
         with self._changed:
             self._complete = True
-            wake = self._reader_must_wake()
-        if wake:
+        self._wake_reader()
+
+    def _wake_reader(self) -> None:
+        with self._changed:
+            waits, self._reader_waits = self._reader_waits, False
+        if waits:
             self._wake()
 
-    def _put_piece(self, piece: Buffer) -> None:
-        while True:
-            with self._changed:
-                wake = self._put_in_memory(piece)
-                taken = self._taken
-            if wake is None:
-                wake = self._put_in_file(piece)
-            if wake is not None:
-                break
-            self._wait_for_room(taken)
-        if wake:
-            self._wake()
-
-    def _put_in_memory(self, piece: Buffer) -> bool | None:
-        """Keep a piece in memory if it may be; return whether to wake the reader, or None if it may not."""
-        if not self._has_memory_for(len(piece)) and self._file is None and not self._spool.unread.is_full:
-            self._changed.wait_for(lambda: self._closed or self._has_memory_for(len(piece)), SPILL_DELAY)
-        if self._closed:
-            raise ClientDisconnected("the client has left before the response was complete")
-        if not self._has_memory_for(len(piece)):
-            return None
-        self._chunks.append(piece)
-        self._in_memory += len(piece)
-        self._spool.unread.add(len(piece))
-        return self._reader_must_wake()
+    def _put_in_memory(self, piece: memoryview) -> bool:
+        """Keep a piece in memory; False if there is no room."""
+        with self._changed:
+            if not self._has_memory_for(len(piece)) and self._file is None and not self._spool.unread.is_full:
+                self._changed.wait_for(lambda: self._closed or self._has_memory_for(len(piece)), SPILL_DELAY)
+            if self._closed:
+                raise ClientDisconnected("the client has left before the response was complete")
+            self._seen = self._taken
+            if not self._has_memory_for(len(piece)):
+                return False
+            self._chunks.append(piece)
+            self._in_memory += len(piece)
+            self._spool.unread.add(len(piece))
+        self._wake_reader()
+        return True
 
     def _has_memory_for(self, size: int) -> bool:
         if self._reader_waits:
@@ -151,16 +145,15 @@ class Channel:
         limit = KEPT if self._spool.unread.is_full else MEMORY_LIMIT
         return not self._in_file and self._in_memory + size <= limit
 
-    def _put_in_file(self, piece: Buffer) -> bool | None:
-        """Like `_put_in_memory`, with the file."""
+    def _put_in_file(self, piece: memoryview) -> bool:
+        """Write a piece to the file; False if there is no room."""
         if not self._may_spill:
-            return None
+            return False
         try:
-            file = self._file or self._open_file()
-            if not file.append(piece):
-                return None
+            if not (self._file or self._open_file()).append(piece):
+                return False
         except ClosedFileError:
-            return None
+            return False
         except OSError as error:
             self._spool.response_log.log(
                 logging.ERROR,
@@ -168,10 +161,11 @@ class Channel:
                 error,
             )
             self._may_spill = False
-            return None
+            return False
         with self._changed:
             self._in_file += len(piece)
-            return self._reader_must_wake()
+        self._wake_reader()
+        return True
 
     def _open_file(self) -> BlockFile:
         file = BlockFile(self._spool, self._client)
@@ -181,20 +175,18 @@ class Channel:
                 self._discard_file()
         return file
 
-    def _wait_for_room(self, taken: int) -> None:
+    def _wait_for_room(self) -> None:
         """Wait until the reader has taken something, or others may have made room."""
         began = time.monotonic()
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._reader_waits or self._taken > taken, LOOK_INTERVAL)
+            self._changed.wait_for(
+                lambda: self._closed or self._reader_waits or self._taken > self._seen, LOOK_INTERVAL
+            )
             self._waited += time.monotonic() - began
             is_slow = self._waited > THREAD_TIME + self._taken / THREAD_RATE
         if is_slow and not self._closed and self._is_wanted():
             self._cut()
             raise ClientDisconnected("the client reads too slowly, and others wait for the thread")
-
-    def _reader_must_wake(self) -> bool:
-        waits, self._reader_waits = self._reader_waits, False
-        return waits
 
     # Loop side.
 

@@ -14,7 +14,6 @@ from threadbridge.crossing.current import TrackedRequest
 from threadbridge.crossing.exchange import Exchange
 from threadbridge.crossing.lanes import Lane
 from threadbridge.crossing.states import State
-from threadbridge.loop.late_changes import report_return, report_unreturned
 from threadbridge.sql.statements import as_field
 from threadbridge.telemetry.record import Record
 from threadbridge.telemetry.totals import Distribution
@@ -105,7 +104,7 @@ class Watch:
 
     def _report_returned(self) -> None:
         for exchange in [exchange for exchange in self._left_running if exchange.worker_is_done]:
-            report_return(exchange, self._left_running.pop(exchange))
+            _report_return(exchange, self._left_running.pop(exchange))
             self._cancelled_late.pop(exchange, None)
             self._given_up.discard(exchange)
 
@@ -113,9 +112,9 @@ class Watch:
         """Log what is known of the changes of requests whose threads have not come back, before the process ends."""
         self._report_returned()
         for exchange in self._left_running:
-            report_unreturned(exchange, f"ended with status {exchange.status}")
+            _report_unreturned(exchange, f"ended with status {exchange.status}")
         for exchange in self._exchanges:
-            report_unreturned(exchange, "had no answer yet")
+            _report_unreturned(exchange, "had no answer yet")
 
     def _cancel_late(self, exchange: Exchange, now: float) -> None:
         self._cancelled_late[exchange] = now
@@ -180,6 +179,40 @@ def _give_up_connections(guard: PoolGuard, running: TrackedRequest) -> None:
             "request %s: its stuck thread keeps %d connections of the pool as long as other requests use them",
             running.id,
             kept,
+        )
+
+
+def _report_return(exchange: Exchange, record: Record) -> None:
+    """Complete the record of an exchange whose thread has come back; log the outcome if it matters."""
+    before, record.changes = record.changes, exchange.running.statements.outcome
+    # If the application answered after all was decided, the access log already has the outcome.
+    if record.changes == "none" or (exchange.state in (State.DONE, State.FAILED) and record.changes == before):
+        return
+    logger.warning(
+        "request %s: %s %s ended with status %d and changes=%s; its thread has come back since: changes=%s",
+        exchange.id,
+        exchange.start_line.method,
+        exchange.start_line.path,
+        exchange.status,
+        as_field(before),
+        as_field(record.changes),
+        extra={"request_id": exchange.id},
+    )
+
+
+def _report_unreturned(exchange: Exchange, answer: str) -> None:
+    """Log what is known of an exchange whose thread has not come back when the process ends."""
+    outcome = exchange.running.statements.outcome
+    if outcome != "none":
+        logger.error(
+            "request %s: %s %s %s; its thread had not come back when the process ended: changes=%s (the database rolls "
+            "back what is open, unless it has been told to commit meanwhile)",
+            exchange.id,
+            exchange.start_line.method,
+            exchange.start_line.path,
+            answer,
+            as_field(outcome),
+            extra={"request_id": exchange.id},
         )
 
 
