@@ -6,7 +6,7 @@ from pathlib import Path
 from threadbridge import run
 from threadbridge.process.signals import hold_signals
 
-# Before the import, so that a SIGHUP to all frontends does not end one that starts.
+# Before the import, so that a SIGHUP to all frontends does not end one that is still starting.
 hold_signals()
 
 from myapplication import app, db  # noqa: E402

@@ -19,7 +19,7 @@ class SettingsError(Exception):
 
 
 class Result(NamedTuple):
-    """What a query gave: the names of its columns and all of its rows."""
+    """The result of a query: the names of its columns and all of its rows."""
 
     columns: tuple[str, ...]
     rows: Sequence[tuple[Any, ...]]
@@ -29,8 +29,8 @@ class DBConnection:
     """Runs queries on a pool of connections, each made when it is first needed.
 
     The environment variable ``MYAPPLICATION_POOL_SIZE`` sets how many connections there may be at the same
-    time, 10 by default; a query beyond that fails with ``TooManyConnections``. The other variables are
-    those of ``connection_settings``. Raises SettingsError for a variable that cannot be used.
+    time, 10 by default; a query beyond that fails with ``TooManyConnections``. ``connection_settings`` documents
+    the other variables. Raises SettingsError for an invalid variable.
     """
 
     def __init__(self) -> None:
@@ -47,35 +47,35 @@ class DBConnection:
             return Result(tuple(column[0] for column in cursor.description), cursor.fetchall())
 
     def stream(self, sql: str, params: Sequence[object] = ()) -> Generator[tuple[Any, ...], None, None]:
-        """Run one statement; give the names of its columns, then row after row as the database delivers them.
+        """Run one statement; yield the names of its columns, then row after row as the database delivers them.
 
-        A generator: it holds its connection from the first step until it is exhausted or closed.
+        The generator holds its connection from the first step until it is exhausted or closed.
         """
         with closing(self.pool.dedicated_connection()) as connection:
             cursor = connection.cursor(SSCursor)
             cursor.execute(sql, params)
             try:
                 yield tuple(column[0] for column in cursor.description)
-                # Not "yield from": it would close the cursor together with this generator.
+                # Not "yield from": that would close the cursor together with this generator.
                 while (row := cursor.fetchone()) is not None:
                     yield row
             except BaseException:
-                # Closing the cursor would first fetch all the remaining rows. Ending the connection does not,
-                # and the pool makes a new one when it is next needed.
+                # Closing the cursor would first fetch all remaining rows. Closing the connection does not, and the pool
+                # makes a new one when it is next needed.
                 cursor.connection.close()
                 raise
             cursor.close()
 
 
 def connection_settings() -> dict[str, Any]:
-    """The arguments for ``MySQLdb.connect``, from the environment. A variable that is empty is not set.
+    """The arguments for ``MySQLdb.connect``, from the environment. An empty variable counts as not set.
 
-    - ``MYSQL_UNIX_SOCKET``: the path of the server's socket; with it, the host and the port do not matter
+    - ``MYSQL_UNIX_SOCKET``: the path of the server's socket; if set, host and port are ignored
     - ``MYSQL_HOST`` (default localhost) and ``MYSQL_PORT`` (default 3306)
     - ``MYSQL_USER`` and ``MYSQL_DATABASE`` (default for both: myapplication)
     - ``MYSQL_PASSWORD``, or ``MYSQL_PASSWORD_FILE``: a file with the password in its first line
 
-    Raises SettingsError for a variable that cannot be used.
+    Raises SettingsError for an invalid variable.
     """
     settings: dict[str, Any] = {
         "user": os.environ.get("MYSQL_USER") or "myapplication",
@@ -112,7 +112,7 @@ def number_setting(name: str, *, default: int, highest: int) -> int:
     return int(text)
 
 
-# Who starts the application can act on one line; a traceback would hide it.
+# The person who starts the application can act on one line, which a traceback would hide.
 try:
     db = DBConnection()
 except SettingsError as error:

@@ -1,7 +1,7 @@
-"""From request parameters to SQL text and the values for its placeholders.
+"""Translates request parameters to an SQL text and the values for its placeholders.
 
-Nothing from a request becomes SQL text: a report's name selects one of the texts in ``reports``, and all the
-others become values. An empty parameter counts as missing, because an HTML form sends its empty fields.
+Nothing from a request becomes SQL text: a report's name selects one of the texts in ``reports``, and all other
+parameters become values. An empty parameter counts as missing, because HTML forms send empty fields.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from werkzeug.datastructures import MultiDict
 from .reports import REGIONS, REPORTS
 
 FORMATS = ("html", "json", "csv")
-# A page with more rows is of no use to anybody; a file is.
+# A page with more rows would be useless; a file is not.
 MOST_ROWS = {"html": 1_000, "json": 1_000, "csv": 10_000_000}
 DEFAULT_ROWS = {"html": 100, "json": 100, "csv": 10_000_000}
 FIRST_DATE, LAST_DATE = date(1900, 1, 1), date(2100, 12, 31)
@@ -35,7 +35,7 @@ class ParameterError(Exception):
 def process_request_params(request: Request) -> tuple[str, tuple[Any, ...]]:
     """The SQL text of the requested report and the values for its placeholders.
 
-    Raises ParameterError for the first parameter that is wrong, also for one that the report does not use.
+    Raises ParameterError for the first invalid parameter, even if the report does not use it.
     """
     arguments = request.args
     name = one_of(arguments, "report", tuple(REPORTS))
@@ -86,7 +86,7 @@ def day(arguments: Arguments, name: str, default: date) -> date:
     if not text:
         return default
     try:
-        # The pattern first: fromisoformat also knows forms like 2024-W10-1.
+        # The pattern excludes other forms that fromisoformat accepts, such as 2024-W10-1.
         found = date.fromisoformat(text) if re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", text) else None
     except ValueError:
         found = None

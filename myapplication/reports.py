@@ -1,4 +1,4 @@
-"""The reports: what each is called, its SQL text, and which parameters take the places of its ``%s``."""
+"""The reports: their titles, their SQL texts, and the parameters for the placeholders (``%s``)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ REGIONS = ("Central", "East", "North", "South", "West")
 
 @dataclass(frozen=True)
 class Report:
-    """``parameters`` are names of request parameters, one for each ``%s`` in ``sql``, in their order."""
+    """``parameters`` are the names of request parameters, one for each ``%s`` in ``sql``, in the same order."""
 
     title: str
     description: str
@@ -20,7 +20,7 @@ class Report:
 
 ORDERS = Report(
     "Orders of a customer",
-    "Each order of one customer, the latest first.",
+    "All orders of one customer, the latest first.",
     ("customer", "from", "to", "limit"),
     """
     SELECT
@@ -88,7 +88,7 @@ REVENUE = Report(
 
 RANKING = Report(
     "Customer ranking",
-    "The place of each customer within their region, by revenue.",
+    "The rank of each customer within their region, by revenue.",
     ("from", "to", "region", "region", "limit"),
     """
     SELECT
@@ -118,7 +118,7 @@ RANKING = Report(
 
 PAIRS = Report(
     "Bought together",
-    "Pairs of products that were most often in the same order. A long period takes several seconds.",
+    "The pairs of products that were most often ordered together. A long period takes several seconds.",
     ("from", "to", "region", "region", "limit"),
     """
     SELECT
@@ -147,7 +147,7 @@ PAIRS = Report(
 
 JOURNAL = Report(
     "Sales journal",
-    "Each sale, with what its product had brought in until then. A long period takes several seconds.",
+    "Each sale, with its product's revenue so far. A long period takes several seconds.",
     ("from", "to", "region", "region", "limit"),
     """
     SELECT

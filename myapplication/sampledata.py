@@ -1,8 +1,8 @@
 """Loads the sample data: three years of a homeware retailer's sales, the same in every load.
 
 ``python -m myapplication.sampledata`` fills the database that the ``MYSQL_*`` variables name, if it is empty,
-with 20,000 customers, 1,200 products, 300,000 orders and 1,000,000 order lines. The rows are made inside the
-database from its sequence tables; the MD5 of a row's number stands in for chance.
+with 20,000 customers, 1,200 products, 300,000 orders and 1,000,000 order lines. The rows are generated inside the
+database from its sequence tables; the MD5 of a row's number serves as a random number.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .samplewords import CITIES, FIRST_NAMES, ITEMS, LAST_NAMES, SERIES
 
 BATCH = 100_000
 
-# The first one marks the schema as ours, and as complete once it has the time at which the load finished.
+# The first table marks the schema as ours, and as complete once it contains the time at which the load finished.
 SCHEMA = {
     "sample_data": "CREATE TABLE sample_data (started_at DATETIME NOT NULL, finished_at DATETIME)",
     "customers": """
@@ -97,8 +97,8 @@ WORDS = (
     ),
 )
 
-# Each statement makes the rows with the numbers between its two parameters. Six hexadecimal digits of a hash,
-# over 16777216, are a fraction between 0 and 1; a power of it gives a few customers and products many sales.
+# Each statement generates the rows whose numbers are between its two parameters. Six hexadecimal digits of a hash,
+# divided by 16777216, are a fraction between 0 and 1; a power of it gives a few customers and products many sales.
 ROWS = (
     (
         "customers",
@@ -136,7 +136,7 @@ ROWS = (
         """,
     ),
     (
-        # Sales grow from year to year and are highest before the turn of the year.
+        # Sales grow from year to year and are highest at the end of the year.
         "orders",
         300_000,
         """
@@ -160,8 +160,8 @@ ROWS = (
         """,
     ),
     (
-        # Ten lines make three orders, shared out by one of eight patterns: a digit tells a line's order.
-        # Every third line is of a product near its order's own: so some are often bought together.
+        # Ten lines make three orders. One of eight patterns distributes them: each digit is the order of a line.
+        # The product of a third of the lines depends on the order, so that some are often bought together.
         "order lines",
         1_000_000,
         """
@@ -209,13 +209,13 @@ ROWS = (
 
 
 class NotEmptyError(Exception):
-    """The database holds something else than finished sample data; the message says what to do."""
+    """The database contains something other than complete sample data; the message says what to do."""
 
 
 def load() -> bool:
-    """Load the sample data and return True; return False if the database has them already.
+    """Load the sample data and return True; return False if the database already has it.
 
-    Raises NotEmptyError, and touches nothing, if there is anything else in the database.
+    Raises NotEmptyError, and changes nothing, if there is anything else in the database.
     """
     connection = MySQLdb.connect(**connection_settings(), autocommit=True)
     try:
@@ -234,7 +234,7 @@ def load() -> bool:
 
 
 def is_loaded(cursor: Any) -> bool:
-    """True for finished sample data, False for an empty database."""
+    """True for complete sample data, False for an empty database."""
     cursor.execute("SELECT DATABASE()")
     [(schema,)] = cursor.fetchall()
     cursor.execute("SELECT table_name FROM information_schema.tables WHERE table_schema = DATABASE()")
@@ -250,8 +250,8 @@ def is_loaded(cursor: Any) -> bool:
     [(finished,)] = cursor.fetchall()
     if not finished:
         raise NotEmptyError(
-            f"The sample data in the database {schema} is incomplete: a load is running, or was cut off. "
-            "If none is running, remove what it left, then load again: "
+            f"The sample data in the database {schema} is incomplete: a load is running, or was interrupted. "
+            "If none is running, remove its tables, then load again: "
             f"DROP TABLE IF EXISTS {', '.join(reversed(SCHEMA))};"
         )
     return True
@@ -266,7 +266,7 @@ def create_and_fill(cursor: Any, created: list[str]) -> None:
     for create, insert, words in WORDS:
         cursor.execute(create)
         cursor.executemany(insert, [(number, *columns) for number, columns in enumerate(words)])
-    # The rows fit together by their making; checking each of them again would take as long as making it.
+    # The rows are consistent by construction; checking each of them would take as long as generating it.
     cursor.execute("SET foreign_key_checks = 0")
     for what, count, statement in ROWS:
         for first in range(1, count + 1, BATCH):
@@ -282,7 +282,7 @@ def create_and_fill(cursor: Any, created: list[str]) -> None:
 def drop_tables(tables: list[str]) -> None:
     if tables:
         say("Removing the unfinished tables …")
-    # A connection of its own: the one that failed may be lost.
+    # A new connection: the one that failed may be lost.
     connection = MySQLdb.connect(**connection_settings())
     try:
         for table in reversed(tables):
@@ -311,7 +311,7 @@ def main() -> int:
     if loaded:
         say(f"The sample data was loaded in {time.monotonic() - started:.0f} s.")
     else:
-        say("The sample data is there already; nothing was changed.")
+        say("The sample data is already there; nothing was changed.")
     return 0
 
 

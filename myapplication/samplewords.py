@@ -1,4 +1,4 @@
-"""The words from which the sample data makes its names."""
+"""The words from which the names in the sample data are made."""
 
 from __future__ import annotations
 

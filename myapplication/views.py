@@ -20,10 +20,10 @@ from .database import Result, db
 from .parameters import MOST_ROWS, ParameterError, accepted_format, process_request_params, requested_format
 from .reports import REGIONS, REPORTS
 
-# The database is out of reach, has no connection left or is going down. The query is not at fault, and there may be
-# many such errors at once.
+# The database cannot be reached, has no connection left or is shutting down. The query is not at fault, and there may
+# be many such errors at once, so they are logged without a traceback.
 OUTAGES = {2002, 2003, 2005, 2006, 2013, 1040, 1203, 1053, 1927}
-# The database was told to stop the query, as when the client has left, or the query has reached a time limit.
+# The query was stopped, for example because the client has left, or has reached a time limit.
 STOPS = {1317, 1969, 3024}
 
 FIELDS_AT_FIRST = {
@@ -36,7 +36,7 @@ FIELDS_AT_FIRST = {
     "limit": "100",
 }
 
-# Everything that the page needs comes from this application; no script stands in the page itself.
+# Everything that the page needs comes from this application; the page contains no inline scripts.
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
@@ -44,7 +44,7 @@ CONTENT_SECURITY_POLICY = (
 
 
 class JSONProvider(DefaultJSONProvider):
-    """JSON in which a decimal number is a number, and a date is written like 2025-03-31."""
+    """JSON in which decimals are numbers, and dates have the form 2025-03-31."""
 
     @staticmethod
     def default(value: Any) -> Any:
@@ -86,8 +86,8 @@ def query() -> Response | str:
 
 def csv_file(sql: str, params: tuple[Any, ...]) -> Response:
     rows = db.stream(sql, params)
-    # The first step runs the query: if that fails, there can still be an error page. And only after its first
-    # step does a generator notice that it is closed.
+    # The first step runs the query: if it fails, an error page can still be sent. And closing a generator has an
+    # effect only after its first step.
     first = next(rows)
     response = Response(csv_lines(chain([first], rows)), mimetype="text/csv")
     response.call_on_close(rows.close)
@@ -106,7 +106,7 @@ def csv_lines(rows: Iterator[tuple[Any, ...]]) -> Iterator[str]:
 
 
 def chosen() -> dict[str, str]:
-    """The fields as this request gave them, but for those that may not stay empty when a report needs them."""
+    """The fields as given in this request, with defaults for those that must not be empty if a report needs them."""
     given = {name: request.args.get(name, "") for name in FIELDS_AT_FIRST}
     for name in ("customer", "seconds"):
         given[name] = given[name] or FIELDS_AT_FIRST[name]
@@ -121,7 +121,7 @@ def page(
     error: str = "",
     wrong: str = "",
 ) -> str:
-    """The page, filled in with ``fields``, with a result or an error; ``wrong`` is the field at fault."""
+    """The page, filled in with ``fields``, with a result or an error; ``wrong`` names the invalid field."""
     return render_template(
         "page.html",
         reports=REPORTS,
@@ -137,7 +137,7 @@ def page(
 
 @app.template_filter()
 def shown(value: Any) -> str:
-    """A cell's value as the page shows it; a whole number stays as it is: it may be an order's number."""
+    """Format a cell's value for the page; whole numbers get no separators, because they may be order numbers."""
     if value is None:
         return ""
     if isinstance(value, Decimal):

@@ -1,6 +1,6 @@
 #!/bin/sh
-# A private MariaDB server that keeps everything it has in one directory: data, socket, pid file, log, password.
-# It opens no TCP port. Its user and its database are both called myapplication.
+# A private MariaDB server that keeps everything in one directory: data, socket, pid file, log, password. It opens no TCP
+# port. Its user and its database are both called myapplication.
 set -eu
 umask 077
 
@@ -8,8 +8,8 @@ usage() {
     cat <<'END'
 usage: scripts/mariadb.sh start DIR   start the server; the first time, create it. Returns once it answers
        scripts/mariadb.sh stop DIR    stop the server. Returns once its process is gone
-       scripts/mariadb.sh status DIR  exit status 0 if it answers, 3 if it does not run
-       scripts/mariadb.sh env DIR     print the MYSQL_* variables that lead to it
+       scripts/mariadb.sh status DIR  exit status 0 if it answers, 3 if it is not running
+       scripts/mariadb.sh env DIR     print the MYSQL_* variables with which to connect to it
 END
 }
 
@@ -18,7 +18,7 @@ die() {
     exit 1
 }
 
-# The server's process id; fails when no process is the server of this directory, whatever the pid file says.
+# Prints the server's process id; fails if no process is the server of this directory, whatever the pid file says.
 server_pid() {
     [ -s "$pid_file" ] || return 1
     read -r pid <"$pid_file"
@@ -26,7 +26,7 @@ server_pid() {
         echo "$pid"
 }
 
-# Whether process $1 still runs; one that has ended and whose parent has not noticed does not.
+# Whether process $1 is still running; a zombie is not.
 alive() {
     state=$(cat "/proc/$1/stat" 2>/dev/null) || return 1
     case ${state##*) } in
@@ -39,23 +39,23 @@ answers() {
         --execute='SELECT 1' myapplication >/dev/null 2>&1
 }
 
-# Built beside its place and moved there when complete: an interrupted attempt is simply begun again.
+# Created in another directory and renamed when complete, so that an interrupted attempt can start over.
 create_data() {
     echo "Creating a MariaDB data directory in $data"
     rm -rf "$data.new"
     od -An -N24 -tx1 /dev/urandom | tr -d ' \n' >"$password_file"
-    # mariadb-install-db cannot bear a space in a path.
+    # mariadb-install-db does not support spaces in paths.
     failed=no
     link=$(mktemp -d)
     ln -s "$directory" "$link/directory"
     # With --rpm it leaves the machine's own MariaDB alone; without, as root, it changes the owner of plugin files.
-    # The socket user is named lest it be the one who runs this: they may well be called myapplication too.
+    # The default socket user is the one who runs this, and may be called myapplication too.
     TMPDIR="$temporary" mariadb-install-db --no-defaults --rpm --datadir="$link/directory/data.new" --skip-test-db \
         --auth-root-authentication-method=socket --auth-root-socket-user=root \
         ${as_user:+"$as_user"} >"$log" 2>&1 || failed=yes
     rm -r "$link"
     [ $failed = no ] || die "mariadb-install-db failed, see $log"
-    # The password goes through a pipe: on a command line every user of the machine could read it.
+    # The password goes through a pipe: every user of the machine could read it on a command line.
     {
         echo "FLUSH PRIVILEGES;"
         echo "CREATE DATABASE myapplication CHARACTER SET utf8mb4;"
@@ -78,7 +78,7 @@ start() {
     if ! pid=$(server_pid); then
         [ -d "$data" ] || create_data
         [ -s "$password_file" ] || die "$password_file is missing; restore it, or remove $directory to start with an empty database"
-        # Of a server that was killed.
+        # A killed server has left them.
         rm -f "$pid_file" "$socket"
         setsid mariadbd --no-defaults --datadir="$data" --socket="$socket" --pid-file="$pid_file" \
             ${as_user:+"$as_user"} --tmpdir="$temporary" --skip-networking --skip-log-bin --local-infile=0 \
@@ -86,7 +86,7 @@ start() {
             --innodb-buffer-pool-size=256M --innodb-flush-log-at-trx-commit=2 --performance-schema=OFF \
             </dev/null >>"$log" 2>&1 &
         pid=$!
-        # The pid file is the server's own work and comes late.
+        # The server writes the pid file too, but late.
         echo "$pid" >"$pid_file"
     fi
     attempts=0
@@ -139,9 +139,9 @@ socket=$directory/mariadb.sock
 pid_file=$directory/mariadb.pid
 log=$directory/mariadb.log
 password_file=$directory/password
-# Not the machine's: a server that starts removes the temporary tables of others from there.
+# Not the machine's: a server removes the temporary tables of other servers from there when it starts.
 temporary=$directory/tmp
-# Without it mariadbd refuses to run as root.
+# mariadbd refuses to run as root without it.
 as_user=
 [ "$(id -u)" -ne 0 ] || as_user=--user=root
 PATH=$PATH:/usr/sbin:/sbin

@@ -1,14 +1,13 @@
 #!/bin/sh
-# Sets up what is missing on a Debian machine and is quick when nothing is: Debian packages, .venv, this project in it,
-# its hot path compiled.
-# Says what it does before it does it.
+# Sets up what is missing on a Debian machine: Debian packages, .venv, this project in it, and its compiled hot path. It is
+# quick if nothing is missing, and announces each step.
 set -eu
 
 usage() {
     cat <<'END'
 usage: scripts/setup.sh application           what the application needs, with a database server elsewhere
        scripts/setup.sh application mariadb   the same, and a MariaDB server to run on this machine
-       scripts/setup.sh test                  all of it, and the tools of the tests
+       scripts/setup.sh test                  all of this, and the tools of the tests
 END
 }
 
@@ -21,7 +20,7 @@ has() {
     command -v "$1" >/dev/null
 }
 
-# Notes the packages unless the command in front of them works: setup.sh is no judge of where software came from.
+# Adds the packages to the missing ones unless the command works: software that did not come from Debian counts too.
 need() {
     packages=$1
     shift
@@ -37,7 +36,7 @@ python_has_venv() {
     python3 -c 'import ensurepip, venv'
 }
 
-# The MySQL driver is compiled on the machine; it is distributed as source only.
+# The MySQL driver is distributed only as source, and compiled on this machine.
 need_python() {
     need "python3" has python3
     need "python3-venv" python_has_venv
@@ -47,12 +46,12 @@ need_python() {
     need "libmariadb-dev" pkg-config --exists libmariadb
 }
 
-# Debian keeps the programs of each version of the server out of the way.
+# Debian keeps the programs of each version of the server outside PATH.
 has_postgresql() {
     has initdb || ls /usr/lib/postgresql/*/bin/initdb
 }
 
-# Debian's packages with only the programs: mariadb-server would start a server of its own.
+# These packages contain only the programs: mariadb-server would also start a server.
 need_mariadb() {
     need "mariadb-server-core" has mariadbd
     need "mariadb-client-core" has mariadb
@@ -77,7 +76,7 @@ install_packages() {
     [ "$(id -u)" -eq 0 ] || die "Debian packages are missing. Install them, then try again:
     sudo apt-get install --no-install-recommends $*"
     echo "Installing Debian packages: $*"
-    # Not the lock: a service that a package starts would hold it for ever.
+    # Close the lock: a service that a package starts would hold it forever.
     (
         exec 9<&-
         export DEBIAN_FRONTEND=noninteractive
@@ -115,11 +114,11 @@ install_project() {
     for name in $(echo $extras | tr , ' '); do
         installed >".venv/installed-$name"
     done
-    # It was compiled with the types of other versions, perhaps.
+    # It may have been compiled with the types of other versions.
     rm -rf build/compiled
 }
 
-# Never fails: the application runs uncompiled too, only slower.
+# Never fails: the application also runs uncompiled, only slower.
 compile_hot_path() {
     compiled=$(.venv/bin/python -IS threadbridge/compiled.py)
     log=$compiled.log
@@ -132,7 +131,7 @@ compile_hot_path() {
     rm -rf build/compiled
     mkdir -p build/compiled
     if THREADBRIDGE_COMPILE=1 .venv/bin/python setup.py build_ext --build-lib "$compiled.new" >"$log" 2>&1; then
-        # Whoever starts meanwhile finds all of it or nothing.
+        # A process that starts meanwhile finds all of it or nothing.
         mv "$compiled.new" "$compiled"
         rm "$log"
     else
@@ -140,7 +139,7 @@ compile_hot_path() {
     fi
 }
 
-# What the virtual environment was made from. It knows its own path, so a copy of the directory needs a new one.
+# What the virtual environment was made from. It contains its own path, so a copy of the directory needs a new one.
 installed() {
     echo "$root"
     .venv/bin/python -V
@@ -162,7 +161,7 @@ esac
 PATH=$PATH:/usr/sbin:/sbin
 root=$(cd "$(dirname "$0")/.." && pwd -P)
 cd "$root"
-# Two at once would spoil each other's work. The script itself serves as the lock.
+# Only one at a time may work. The script itself serves as the lock.
 exec 9<scripts/setup.sh
 flock 9
 

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Starts the application and returns; the other commands look after what runs. `scripts/start.sh help` names them.
+# Starts the application and returns; other commands stop, restart and check it: `scripts/start.sh help` lists them.
 set -eu
 
 usage() {
@@ -9,17 +9,17 @@ usage: scripts/start.sh            set up what is missing, start the database an
        scripts/start.sh restart    restart the frontends one after the other; the others keep answering
        scripts/start.sh status     show what is running; the exit status is 3 if something is not
        scripts/start.sh check      find problems with the configuration, and say what to do; the exit status is 1 if there
-                                   are warnings, 2 if there are errors. `check --json` is for programs
+                                   are warnings, 2 if there are errors. `check --json` prints JSON
        scripts/start.sh logs       follow the frontends' logs
-       scripts/start.sh help       this text
+       scripts/start.sh help       print this text
 
 Variables:
-  FRONTENDS    the ports of the frontends on 127.0.0.1, "8000 8001" unless set; their operators' ports are 18000 and
+  FRONTENDS    the ports of the frontends on 127.0.0.1, by default "8000 8001"; their operators' ports are then 18000 and
                18001
   MYSQL_HOST, MYSQL_PORT, MYSQL_UNIX_SOCKET, MYSQL_USER, MYSQL_PASSWORD, MYSQL_PASSWORD_FILE, MYSQL_DATABASE
-               where the database is. With none of them set, the application gets a MariaDB of its own in var/mariadb,
-               with sample data
-  STOP_GRACE   seconds that a frontend may take to answer its last requests, 200 unless set
+               how to connect to the database. If none of them is set, the application gets its own MariaDB in
+               var/mariadb, with sample data
+  STOP_GRACE   how many seconds a frontend may take to answer its last requests, by default 200
 END
 }
 
@@ -32,7 +32,7 @@ url() {
     echo "http://127.0.0.1:$1/"
 }
 
-# The ports for the operators of the frontends on ports $@: 18000 for 8000. A port with more digits has none.
+# Prints the operators' ports of the frontends on ports $@: 18000 for 8000. Only a port with four digits has one.
 operators_ports() {
     for port; do
         case $port in
@@ -41,7 +41,7 @@ operators_ports() {
     done
 }
 
-# The ports whose frontends were started and not stopped: running, or dead without having been asked to.
+# Prints the ports whose frontends were started and not stopped: they are running, or have died.
 started_ports() {
     for file in "$run"/frontend.*.pid; do
         [ -e "$file" ] || continue
@@ -50,14 +50,14 @@ started_ports() {
     done
 }
 
-# The process id of the frontend on port $1; fails when no process is that frontend, whatever the pid file says.
+# Prints the process id of the frontend on port $1; fails if no process is that frontend, whatever the pid file says.
 frontend_pid() {
     [ -s "$run/frontend.$1.pid" ] || return 1
     read -r pid <"$run/frontend.$1.pid"
     tr '\0' '\n' 2>/dev/null <"/proc/$pid/cmdline" | grep -Fqx -e "--log_file_prefix=$logs/app.$1.log" && echo "$pid"
 }
 
-# Whether process $1 still runs; one that has ended and whose parent has not noticed does not.
+# Whether process $1 is still running; a zombie is not.
 alive() {
     state=$(cat "/proc/$1/stat" 2>/dev/null) || return 1
     case ${state##*) } in
@@ -65,7 +65,7 @@ alive() {
     esac
 }
 
-# Whether the frontend on port $1 answers path $2 with status 200 within $3 seconds; says on stderr why not.
+# Whether the frontend on port $1 answers path $2 with status 200 within $3 seconds; prints on stderr why not.
 answers() {
     .venv/bin/python -IS - "$@" <<'END'
 import http.client, sys
@@ -89,7 +89,7 @@ import socket, sys
 
 for port in sys.argv[1:]:
     with socket.socket() as probe:
-        # As the frontends do: connections of a server that has ended do not count.
+        # As the frontends do: connections of an ended server do not block the port.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", int(port)))
@@ -111,7 +111,7 @@ set_up() {
     fi
 }
 
-# Starts the embedded database unless the database is elsewhere; returns when the application can use it.
+# Starts the embedded database unless another one is configured; returns when the application can use it.
 start_database() {
     place=embedded
     ! database_is_elsewhere || place=elsewhere
@@ -152,7 +152,7 @@ start_database() {
     fi
 }
 
-# The variables that lead the application to the embedded database.
+# Sets the variables with which the application connects to the embedded database.
 use_embedded_database() {
     settings=$(scripts/mariadb.sh env "$mariadb") || exit
     while IFS= read -r setting; do
@@ -162,7 +162,7 @@ $settings
 END
 }
 
-# Starts the frontend on port $1, in a session of its own: it outlives this script and its terminal.
+# Starts the frontend on port $1, in its own session, so that it outlives this script and its terminal.
 launch() {
     echo "Starting the frontend on port $1"
     launched_ports="$launched_ports $1"
@@ -171,14 +171,14 @@ launch() {
     set -- --port="$1" --log_file_prefix="$logs/app.$1.log" --grace="$STOP_GRACE"
     operators=$(operators_ports "$frontend")
     [ -z "$operators" ] || set -- "$@" --admin_port="$operators"
-    # The path of a Unix socket may have 107 bytes.
+    # The path of a Unix socket may have at most 107 bytes.
     [ ${#peers} -gt 80 ] || set -- "$@" --run_directory="$peers"
     setsid .venv/bin/python run.py "$@" \
         </dev/null >>"$logs/app.$frontend.log" 2>&1 9<&- &
     echo "$!" >"$run/frontend.$frontend.pid"
 }
 
-# Returns when the frontend that was launched on port $1 has answered the page and a query.
+# Returns when the launched frontend on port $1 has answered the page and a query.
 await() {
     read -r launched <"$run/frontend.$1.pid"
     attempts=0
@@ -193,7 +193,7 @@ await() {
         die "the frontend on port $1 does not get an answer from the database ($reason), see $logs/app.$1.log"
 }
 
-# Asks the frontend on port $1 to end; it answers its last requests first.
+# Tells the frontend on port $1 to end; it answers its last requests first.
 ask_to_end() {
     if pid=$(frontend_pid "$1"); then
         echo "Stopping the frontend on port $1 (process $pid)"
@@ -202,8 +202,8 @@ ask_to_end() {
     fi
 }
 
-# Returns when the frontends that were asked to have ended. After STOP_GRACE seconds they give up by themselves; force
-# is for one that hangs.
+# Returns when the frontends that were told to end have ended. After STOP_GRACE seconds they give up by themselves; one
+# that hangs is killed.
 await_ends() {
     for entry in $ending; do
         ending_port=${entry%:*}
@@ -223,7 +223,7 @@ await_ends() {
     ending=
 }
 
-# However a start fails, nothing that it has begun remains. A frontend that had been started before counts as dead.
+# Stops what a failed start has started. A frontend that was started before counts as dead.
 undo() {
     for port in $launched_ports; do
         ask_to_end "$port"
@@ -244,9 +244,9 @@ undo_unless_done() {
 
 make_directories() {
     mkdir -p "$run" || return
-    # Whoever can open the lock can hold it.
+    # Users who can open the lock can hold it.
     chmod 700 "$run" || return
-    # What others may do with logs that are there already is left to their owner.
+    # The owner of an existing directory decides who else may read the logs.
     [ -d "$logs" ] || mkdir -m 700 "$logs"
 }
 
@@ -335,7 +335,7 @@ restart() {
     undo_unless_done
     # shellcheck disable=SC2086
     start_database $ports
-    # The frontends that still run need it, whatever happens next.
+    # The frontends that are still running need it, whatever happens next.
     started_mariadb=no
     say_if_root
     for port in $ports; do
@@ -384,7 +384,7 @@ status() {
         fi
     done
     if [ -e "$run/database" ] && [ "$(cat "$run/database")" = elsewhere ]; then
-        echo "database: the one that the MYSQL_* variables named; not checked here"
+        echo "database: set by MYSQL_* variables; not checked here"
     elif scripts/mariadb.sh status "$mariadb"; then
         echo "database: MariaDB in $mariadb answers"
     else
@@ -394,7 +394,7 @@ status() {
     [ $healthy = yes ] || exit 3
 }
 
-# Ends this script with the exit status of the check; $1 is an option for it, or nothing.
+# Ends this script with the exit status of the check; $1 is an option for the check, or empty.
 check() {
     if [ ! -x .venv/bin/python ] || { ! database_is_elsewhere && [ ! -d "$mariadb/data" ]; }; then
         cannot_check "nothing is set up yet; run scripts/start.sh first"
@@ -411,7 +411,7 @@ check() {
         --log_file_prefix="$logs/app.$1.log" --grace="$STOP_GRACE"
 }
 
-# Status 1 would stand for warnings.
+# Status 1 would mean warnings.
 cannot_check() {
     echo "start.sh: $*" >&2
     exit 2
@@ -421,7 +421,7 @@ follow_logs() {
     ports=$(started_ports)
     set --
     for port in ${ports:-$FRONTENDS}; do
-        # With THREADBRIDGE_PROCESSES each process has logs of its own: app.8000-1.log, app.8000-1.access.log.
+        # With THREADBRIDGE_PROCESSES each process has its own logs: app.8000-1.log, app.8000-1.access.log.
         for log in "$logs/app.$port.log" "$logs/app.$port.access.log" "$logs/app.$port"-*.log; do
             [ ! -e "$log" ] || set -- "$@" "$log"
         done
@@ -436,11 +436,11 @@ cd "$root"
 case $STOP_GRACE in
 *[!0-9]*) die "STOP_GRACE is \"$STOP_GRACE\"; it must be a whole number of seconds" ;;
 esac
-# Many systems allow 1024 open files to who does not ask for more; full queues need twice as many.
-# shellcheck disable=SC3045  # dash and bash have it
+# Many systems allow 1024 open files by default; full queues need twice as many.
+# shellcheck disable=SC3045  # dash and bash support it
 ulimit -S -n "$(ulimit -H -n)"
 run=$root/var/run
-# Where the frontends find each other, for the operators' page.
+# Here the frontends find each other, for the operators' page.
 peers=$root/var/peers
 logs=$root/logs
 mariadb=$root/var/mariadb

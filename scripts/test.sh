@@ -1,6 +1,6 @@
 #!/bin/sh
-# Sets up what the tests need, then runs them, several files at a time; at last those that need the processors for
-# themselves. With arguments it runs pytest once, with these: scripts/test.sh tests/application/test_page.py -k search
+# Sets up what the tests need, then runs them, several files at a time, and at the end those that need the processors for
+# themselves. With arguments, it runs pytest once, with these: scripts/test.sh tests/application/test_page.py -k search
 set -eu
 root=$(cd "$(dirname "$0")/.." && pwd -P)
 "$root/scripts/setup.sh" test

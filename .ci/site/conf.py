@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from importlib.metadata import version as version_of
@@ -10,6 +11,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
+# Compiled functions have no docstrings.
+os.environ["THREADBRIDGE_COMPILED"] = "0"
 
 project = "threadbridge"
 version = release = version_of(project)

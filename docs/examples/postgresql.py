@@ -1,7 +1,7 @@
-"""Queries on PostgreSQL that stop when their client leaves: from a pool of psycopg connections, and beside it.
+"""PostgreSQL queries that stop when their client leaves, on connections from a pool and on others.
 
-libpq's variables say where the database is: ``PGHOST=/run/postgresql python docs/examples/postgresql.py 8000``. Ask for
-http://127.0.0.1:8000/pool/60 and leave it again: the query is gone from ``pg_stat_activity``.
+libpq's variables say where the database is: ``PGHOST=/run/postgresql python docs/examples/postgresql.py 8000``. Open
+http://127.0.0.1:8000/pool/60 and close it again: the query disappears from ``pg_stat_activity``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ pool = PooledDB(psycopg, maxconnections=10)
 
 @application.get("/pool/<int:seconds>")
 def query_of_the_pool(seconds: int) -> str:
-    """The bridge knows which connections of the pool a request has: there is nothing to do."""
+    """Nothing to do: the bridge knows which of the pool's connections a request uses."""
     with closing(pool.connection()) as connection, closing(connection.cursor()) as cursor:
         cursor.execute("SELECT pg_sleep(%s)", (seconds,))
     return f"slept for {seconds} s\n"
@@ -29,7 +29,7 @@ def query_of_the_pool(seconds: int) -> str:
 
 @application.get("/own/<int:seconds>")
 def query_on_a_connection_of_its_own(seconds: int) -> str:
-    """Of anything else it has to be told how to stop it, as long as that is wanted."""
+    """For other work, register a function that stops it, and take the function back afterwards."""
     with psycopg.connect() as connection:
         take_back = current().on_cancel(connection.cancel)
         try:

@@ -1,6 +1,6 @@
-"""A program from Tornado's documentation for `WSGIContainer`, with one changed line: the one that names `Bridge`.
+"""The program in Tornado's documentation of `WSGIContainer`, with one changed line: the one that uses `Bridge`.
 
-``python docs/examples/tornado_options.py --port=8000 --logging=warning --log_file_prefix=site.log``: all options of
+Run ``python docs/examples/tornado_options.py --port=8000 --logging=warning --log_file_prefix=site.log``: all options of
 `tornado.options` and `tornado.log` work as before. Requests no longer wait for each other: each runs in a thread.
 """
 
@@ -27,7 +27,7 @@ def page() -> str:
 def main() -> None:
     """Serve until the process is told to end."""
     tornado.options.parse_command_line()
-    # It was: HTTPServer(WSGIContainer(app), xheaders=True). With a PooledDB give pool=db.pool instead of threads=10.
+    # Before: HTTPServer(WSGIContainer(app), xheaders=True). With a PooledDB, give pool=db.pool instead of threads=10.
     http_server = tornado.httpserver.HTTPServer(Bridge(app, threads=10), xheaders=True)
     http_server.listen(options.port)
     IOLoop.current().start()

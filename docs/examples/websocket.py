@@ -1,7 +1,7 @@
-"""A WebSocket handler of Tornado's and a Flask application in one process, on one port.
+"""A Tornado WebSocket handler and a Flask application in one process, on one port.
 
-``python docs/examples/websocket.py 8000``, then open http://127.0.0.1:8000/: the page comes from Flask, which may block
-as it likes; the clock in it comes over the WebSocket, and goes on while every thread of Flask's is busy.
+Run ``python docs/examples/websocket.py 8000``, then open http://127.0.0.1:8000/: the page comes from Flask, which may
+block; its clock comes over the WebSocket, and keeps going while all of Flask's threads are busy.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ def page() -> str:
 @flask_application.get("/slow")
 def slow() -> str:
     time.sleep(5)
-    return "That took five seconds of a thread, and none of the loop's."
+    return "This took five seconds of a thread, and none of the loop."
 
 
 class Clock(WebSocketHandler):
-    """Sends the time ten times a second, and echoes what it is told."""
+    """Sends the time ten times a second, and echoes messages."""
 
     def open(self, *args: str, **kwargs: str) -> None:
         self.ticking = PeriodicCallback(lambda: self.write_message(time.strftime("%H:%M:%S")), 100)
@@ -51,14 +51,14 @@ class Clock(WebSocketHandler):
 
 
 def make_server() -> HTTPServer:
-    """The server: WebSocket by Tornado, everything else by Flask in four threads."""
+    """Make the server: Tornado serves the WebSocket, and Flask everything else, in four threads."""
     native = Application([("/clock", Clock)])
     bridge = Bridge(flask_application, threads=4)
     return HTTPServer(RuleRouter([Rule(PathMatches("/clock"), native), Rule(PathMatches("/.*"), bridge)]))
 
 
 async def main(port: int) -> None:
-    """Serve for ever."""
+    """Serve forever."""
     make_server().listen(port, "127.0.0.1")
     print(f"Serving on http://127.0.0.1:{port}/", flush=True)
     await asyncio.Event().wait()

@@ -1,5 +1,5 @@
-// Shows each search in a card of its own on this page, so that several may run at the same time.
-// Without this script the form loads the result as a new page; the cards are cut out of just such pages.
+// Shows each search in its own card on this page, so that several searches can run at the same time.
+// Without this script the form loads the result as a new page; the cards are taken from the same pages.
 "use strict";
 
 const form = document.getElementById("search");
@@ -14,7 +14,7 @@ function duration(milliseconds) {
   return milliseconds < 1000 ? milliseconds.toFixed(0) + " ms" : (milliseconds / 1000).toFixed(2) + " s";
 }
 
-// Only the fields that the chosen report uses are shown and sent.
+// Shows and sends only the fields that the chosen report uses.
 function showFieldsOfReport() {
   const chosen = form.querySelector("input[name=report]:checked");
   const used = chosen ? chosen.dataset.uses.split(" ") : [];
@@ -80,7 +80,7 @@ async function search() {
   }, 100);
   results.querySelector(".welcome")?.remove();
   results.prepend(running);
-  // It may be out of sight: above what has been scrolled to, or on a phone below the form.
+  // The card may be out of sight: above the visible part, or on a phone below the form.
   const top = running.getBoundingClientRect().top;
   if (top < 0 || top > window.innerHeight / 2) {
     running.scrollIntoView({ block: "start" });
@@ -91,7 +91,7 @@ async function search() {
   if (cancellation.signal.aborted) {
     return;
   }
-  // In a page of its own an error is an alert; here the announcement tells it.
+  // On a separate page an error is an alert; here the announcement reports it.
   card.removeAttribute("role");
   card.removeAttribute("id");
   const facts = card.querySelector(".facts");
@@ -103,7 +103,7 @@ async function search() {
   }
   const focusWasInside = running.contains(document.activeElement);
   addCloseButton(card, () => {});
-  // The longer card stays where the user looked at the short one; one out of sight must not push what they read.
+  // The card grows downwards if it is in sight; otherwise it must not move what the user is reading.
   results.classList.toggle("growing-down", running.getBoundingClientRect().top >= 0);
   running.replaceWith(card);
   if (focusWasInside) {
@@ -117,7 +117,7 @@ form.addEventListener("submit", (event) => {
   search();
 });
 form.addEventListener("change", showFieldsOfReport);
-// The browser may restore what was chosen before without a change event.
+// The browser may restore an earlier choice without a change event.
 window.addEventListener("pageshow", showFieldsOfReport);
 showFieldsOfReport();
 for (const card of results.querySelectorAll(".card")) {
