@@ -17,7 +17,7 @@ from threadbridge import current
 from threadbridge.telemetry.record import Record
 from threadbridge.telemetry.telemetry import BATCH, INTERVAL, Telemetry
 
-CONTEXT = SimpleNamespace(address=("192.0.2.1", 50000), protocol="http")
+CONTEXT = SimpleNamespace(address=("192.0.2.1", 50000), remote_ip="192.0.2.1", protocol="http")
 
 
 def hello(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
