@@ -309,12 +309,21 @@ def test_an_empty_list_is_not_the_program_s_default() -> None:
     assert resolve({"lanes": [""]}, {}, defaults).values["lanes"] == []
 
 
+def test_lanes_given_as_texts_have_the_queue_of_the_other_lanes() -> None:
+    settings = resolve({"lanes": ["a:/a:1", "b:/b:2"], "queue": ["7"]}, {"THREADBRIDGE_QUEUE": "8"}, {}).values
+    assert [(lane.name, lane.pattern, lane.threads, lane.queue) for lane in settings["lanes"]] == [
+        ("a", "/a", 1, 7),
+        ("b", "/b", 2, 7),
+    ]
+
+
 @pytest.mark.parametrize(
     ("keywords", "message"),
     [
         ({"port": "8000"}, "port='8000': expected a number from 0 to 65535"),
         ({"port": True}, "port=True: expected a number from 0 to 65535"),
         ({"trusted_proxies": "10.0.0.1"}, "trusted_proxies='10.0.0.1': expected a list of texts"),
+        ({"lanes": ["a:/a:1"]}, "lanes=['a:/a:1']: expected NAME:PATTERN:THREADS, such as"),
         ({"grace": -1}, "grace=-1: expected a number of seconds, 0 or more"),
         ({"unix_socket": "s", "port": 1}, "unix_socket and port: give one of them"),
     ],
