@@ -3,15 +3,19 @@
 import os
 import runpy
 import sys
+from configparser import ConfigParser
 
 from setuptools import setup
 
 extensions = []
-needed = []
+needed = ""
 if os.environ.get("THREADBRIDGE_COMPILE") == "1":
     if {"egg_info", "dist_info"} & set(sys.argv):
-        # pip asks what building needs: the compiler, and what has the types that the modules use, optional ones too.
-        needed = ["mypy[mypyc]", "tornado", "httptools", "click", "prometheus_client", "uvloop"]
+        # pip asks what building needs: the compiler, and the types of the libraries that the modules use.
+        config = ConfigParser()
+        config.read("setup.cfg")
+        extras = config["options.extras_require"]
+        needed = config["options"]["install_requires"] + extras["fast"] + extras["metrics"]
     else:
         from mypyc.build import mypycify
 

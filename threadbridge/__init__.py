@@ -1,5 +1,6 @@
 """Serves blocking WSGI applications from Tornado without blocking its loop."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from threadbridge.compiled import prefer_compiled
@@ -19,15 +20,11 @@ if TYPE_CHECKING:
 __all__ = ["Bridge", "HTTPServer", "Lane", "RunningRequest", "current", "is_cancelled", "run", "serve"]
 
 
+# Not imported at the top: `serve` needs neither the command line nor Tornado's server, which takes 0.4 MB.
+_LAZY = {"HTTPServer": "threadbridge.loop.http_server", "run": "threadbridge.cli.main"}
+
+
 def __getattr__(name: str) -> object:
-    # Tornado's, from which it derives, takes 0.4 MB with all that it loads, and `serve` has no use for it.
-    if name == "HTTPServer":
-        from threadbridge.loop.http_server import HTTPServer
-
-        return HTTPServer
-    if name == "run":
-        # The command line, which `serve` has no use for either.
-        from threadbridge.cli.main import run
-
-        return run
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

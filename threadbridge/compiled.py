@@ -1,6 +1,6 @@
-"""The hot path compiled to C: which modules that are, and how a source tree finds what was compiled of it.
+"""The hot path, compiled to C: which modules it has, and how a source tree finds them compiled.
 
-``scripts/setup.sh`` compiles; docs/performance.md says why these modules. As a program this prints `directory`.
+``scripts/setup.sh`` compiles; docs/performance.md says why these modules. Run as a program, this prints `directory`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from importlib.util import source_hash
 from pathlib import Path
 from types import ModuleType
 
-# All that a request goes through, but for what applications or the disk keep waiting. Left out are classes that derive
-# from exceptions or enumerations of Python's own, which mypyc does not know.
+# All that a request passes through, except code that waits for applications or the disk. mypyc cannot compile classes
+# that derive from Python's own exceptions or enumerations; modules with such classes are left out.
 MODULES = (
     "crossing.cancellation",
     "crossing.current",
@@ -52,25 +52,24 @@ MODULES = (
     "worker.wsgi",
 )
 
-# The package, with the sources.
 PACKAGE = Path(__file__).parent
-# One directory for each state of the sources that was compiled: no other state ever finds it.
+# One directory for each compiled state of the sources; other states never find it.
 BUILD_DIRECTORY = PACKAGE.parent / "build" / "compiled"
 
-# The environment variable that is 0 for a process that is to run the sources: debuggers and profilers show only these.
+# The environment variable that makes a process run the sources if it is 0; debuggers and profilers show only these.
 SWITCH = "THREADBRIDGE_COMPILED"
 
 
 def directory() -> Path:
-    """Where these very sources, compiled for this very Python, are or would be."""
+    """Where exactly these sources, compiled for this Python, are or would be."""
     sources = sorted(PACKAGE.rglob("*.py"))
-    # All of them, for what is compiled relies on the types of what is not.
+    # All of them, because compiled modules rely on the types of the others.
     texts = b"".join(b"%b\0%b\0" % (source.name.encode(), source.read_bytes()) for source in sources)
     return BUILD_DIRECTORY / f"{source_hash(texts).hex()}-{sys.implementation.cache_tag}"
 
 
 class CompiledFinder(MetaPathFinder):
-    """Finds the compiled modules of the package, in `directory`, before their sources."""
+    """Finds the compiled modules of the package before their sources."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -88,10 +87,7 @@ class CompiledFinder(MetaPathFinder):
 
 
 def prefer_compiled() -> None:
-    """Have this package's modules come from `directory` where they are there.
-
-    Not if ``THREADBRIDGE_COMPILED=0`` is in the environment.
-    """
+    """Make Python import this package's modules from `directory` if they are there, unless `SWITCH` is 0."""
     if BUILD_DIRECTORY.is_dir() and os.environ.get(SWITCH) != "0":
         compiled = directory()
         if compiled.is_dir():
@@ -104,7 +100,7 @@ def is_compiled() -> bool:
 
 
 def has_others() -> bool:
-    """Whether only other states of the sources, or for another Python, have been compiled."""
+    """Whether only other states of the sources have been compiled, or only for another Python."""
     return not directory().is_dir() and any(entry.is_dir() for entry in BUILD_DIRECTORY.glob("*"))
 
 

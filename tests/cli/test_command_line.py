@@ -17,8 +17,17 @@ from tornado.options import OptionParser
 
 from tests.support.processes import ROOT
 from threadbridge import Lane, serve
-from threadbridge.settings.page import as_markdown
-from threadbridge.settings.table import ALL, CommandLineSettings, Settings, from_keywords, grace_period, resolve
+from threadbridge.settings.page import PAGE, with_tables
+from threadbridge.settings.table import (
+    ALL,
+    BridgeSettings,
+    CommandLineSettings,
+    Settings,
+    from_keywords,
+    grace_period,
+    option_name,
+    resolve,
+)
 
 APPLICATION = """
 from dbutils.pooled_db import PooledDB
@@ -140,7 +149,7 @@ def test_help_tells_each_option_with_its_default(directory: Path) -> None:
     # Long words are cut at hyphens.
     text = ended.stdout.translate({ord(each): None for each in " \n"})
     for name, setting in ALL.items():
-        entry = f"--{setting.option or name}{setting.kind.metavar}{setting.meaning}"
+        entry = f"--{option_name(name)}{setting.kind.metavar}{setting.meaning}"
         assert entry.replace(" ", "") in text
     assert "[default:127.0.0.1]" in text
 
@@ -223,7 +232,7 @@ def test_the_version_is_that_of_the_package(directory: Path) -> None:
         (["site_app"], "site_app: expected MODULE:ATTRIBUTE, such as myapplication:app"),
         (["site_app:nothing"], "site_app:nothing: module 'site_app' has no attribute 'nothing'"),
         (["site_app:app.x.y"], "site_app:app.x.y: 'function' object has no attribute 'x'"),
-        (["site_app:number"], "site_app:number: is of the type int and cannot be called; expected a WSGI application"),
+        (["site_app:number", "--threads=1"], "5 cannot be called; expected a WSGI application"),
         (["absent:app"], "absent:app: cannot import absent: ModuleNotFoundError: No module named 'absent'"),
         (["site_app.sub:app"], "site_app.sub:app: cannot import site_app.sub: ModuleNotFoundError: No module named"),
     ],
@@ -300,12 +309,21 @@ def test_an_empty_list_is_not_the_program_s_default() -> None:
     assert resolve({"lanes": [""]}, {}, defaults).values["lanes"] == []
 
 
+def test_lanes_given_as_texts_have_the_queue_of_the_other_lanes() -> None:
+    settings = resolve({"lanes": ["a:/a:1", "b:/b:2"], "queue": ["7"]}, {"THREADBRIDGE_QUEUE": "8"}, {}).values
+    assert [(lane.name, lane.pattern, lane.threads, lane.queue) for lane in settings["lanes"]] == [
+        ("a", "/a", 1, 7),
+        ("b", "/b", 2, 7),
+    ]
+
+
 @pytest.mark.parametrize(
     ("keywords", "message"),
     [
         ({"port": "8000"}, "port='8000': expected a number from 0 to 65535"),
         ({"port": True}, "port=True: expected a number from 0 to 65535"),
         ({"trusted_proxies": "10.0.0.1"}, "trusted_proxies='10.0.0.1': expected a list of texts"),
+        ({"lanes": ["a:/a:1"]}, "lanes=['a:/a:1']: expected NAME:PATTERN:THREADS, such as"),
         ({"grace": -1}, "grace=-1: expected a number of seconds, 0 or more"),
         ({"unix_socket": "s", "port": 1}, "unix_socket and port: give one of them"),
     ],
@@ -329,13 +347,13 @@ def test_serve_knows_no_other_keyword() -> None:
         serve(lambda environ, start_response: [], **cast(Settings, {"prot": 1}))
 
 
-def test_defaults_are_those_of_the_classes_behind_them() -> None:
-    settings = cast(dict[str, Any], from_keywords({}))
-    # Of the source: what is compiled does not tell its signature.
+def test_the_keywords_of_a_bridge_are_in_the_table_with_their_defaults() -> None:
+    # Of the source: compiled functions have no signature.
     bridge = runpy.run_path(str(ROOT / "threadbridge" / "loop" / "bridge.py"))["Bridge"]
-    for name, parameter in inspect.signature(bridge).parameters.items():
-        if name != "application":
-            assert settings[name] == parameter.default, name
+    keywords = list(inspect.signature(bridge).parameters.values())[1:]
+    assert {each.name: each.default for each in keywords} == {
+        name: ALL[name].default for name in BridgeSettings.__annotations__
+    }
 
 
 def test_every_logging_option_of_tornado_is_there_with_its_default() -> None:
@@ -348,8 +366,8 @@ def test_every_logging_option_of_tornado_is_there_with_its_default() -> None:
 
 
 def test_the_page_is_up_to_date() -> None:
-    page = ROOT / "docs" / "settings.md"
-    assert page.read_text() == as_markdown(), "run: python -m threadbridge.settings.page >docs/settings.md"
+    page = PAGE.read_text()
+    assert page == with_tables(page), "run: python -m threadbridge.settings.page"
 
 
 @pytest.mark.parametrize("name", ["_handle_read", "_read_buffer"])

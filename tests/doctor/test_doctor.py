@@ -170,6 +170,7 @@ def test_directory_of_the_unix_socket_is_not_a_directory(mariadb: dict[str, str]
             99,
             "60 s",
         ),
+        ('log_format a \'{\' $b "\\"}" x${c}y;\nlocation / { proxy_pass http://a; }', 60, "at FILE:2"),
         ("proxy_read_timeout 100;", 100, "FILE has no proxy_pass"),
         ("proxy_read_timeout soon; location / { proxy_pass http://a; }", 100, "FILE:1: 'soon' is not a length of time"),
         ("location / { proxy_pass http://a;", 100, "FILE: ends in the middle of a directive or of a block"),

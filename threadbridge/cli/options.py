@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 import click
 from click.shell_completion import CompletionItem
 
-from threadbridge.settings.table import ALL, SERVE, CommandLineSettings, Setting, SettingError, option_name
-from threadbridge.settings.values import FLAG, PATH
+from threadbridge.settings.table import ALL, CommandLineSettings, Settings, option_name
+from threadbridge.settings.values import FLAG, PATH, SettingError
 
 _ABOUT = """Serves a WSGI application with a thread for each request that runs.
 
@@ -21,58 +21,54 @@ and the environment over the file.
 
 class _Command(click.Command):
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """See `click.Command`; the settings of `serve` stand apart from the others."""
-        options = (parameter for parameter in self.get_params(ctx) if isinstance(parameter, click.Option))
-        rows = {option.name or "": option.get_help_record(ctx) for option in options}
-        groups = {
-            "Serving": SERVE.keys(),
-            "This process and its log": ALL.keys() - SERVE.keys(),
-            "Other options": rows.keys() - ALL.keys(),
-        }
-        for title, names in groups.items():
+        """See `click.Command`; the settings of `serve` have their own section."""
+        rows = {parameter.name or "": parameter.get_help_record(ctx) for parameter in self.get_params(ctx)}
+        serving = Settings.__annotations__.keys()
+        for title, names in (
+            ("Serving", serving),
+            ("This process and its log", ALL.keys() - serving),
+            ("Other options", rows.keys() - ALL.keys()),
+        ):
             with formatter.section(title):
                 formatter.write_dl([row for name, row in rows.items() if name in names and row is not None])
 
 
-class _Option(click.Option):
-    """Collects the texts that are given for a setting, which says itself what they must look like."""
+def _option(name: str, default: object) -> click.Option:
+    """An option that collects the texts given for a setting; `resolve` reads them."""
+    setting = ALL[name]
+    kind = setting.kind
+    shown = "" if kind is FLAG else setting.show(default)
 
-    def __init__(self, name: str, default: object) -> None:
-        self._setting: Setting = ALL[name]
-        shown = "" if self._setting.kind is FLAG else self._setting.show(default)
-        super().__init__(
-            [name, f"--{option_name(name)}"],
-            multiple=True,
-            type=click.Path() if self._setting.kind is PATH else click.STRING,
-            metavar=self._setting.kind.metavar,
-            help=f"{self._setting.meaning} [default: {shown}]" if shown else self._setting.meaning,
-        )
+    def complete(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return [CompletionItem(word) for word in kind.words if word.startswith(incomplete)]
 
-    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
-        """See `click.Option`."""
-        words = self._setting.kind.words
-        if words:
-            return [CompletionItem(word) for word in words if word.startswith(incomplete)]
-        return super().shell_complete(ctx, incomplete)
+    return click.Option(
+        [name, f"--{option_name(name)}"],
+        multiple=True,
+        type=click.Path() if kind is PATH else click.STRING,
+        metavar=kind.metavar,
+        help=f"{setting.meaning} [default: {shown}]" if shown else setting.meaning,
+        shell_complete=complete if kind.words else None,
+    )
 
 
 def read_arguments(
     program: str, arguments: Sequence[str], defaults: CommandLineSettings, *, names_application: bool
 ) -> tuple[dict[str, Sequence[str]], str]:
-    """The texts given for each option, in order, by the setting's name; and where the application is.
+    """The texts given for each option, in order, by the setting's name; and the application's import path.
 
     Options may also be written as for `tornado.options`: with one dash, with underscores, and flags with a value.
 
-    :param defaults: the defaults that are not those of the table, for the help.
-    :param names_application: whether the application is an argument too; "" stands for it if it is not given.
+    :param defaults: the program's defaults, for the help.
+    :param names_application: whether the application is an argument too; its path is "" if it is missing.
 
-    Raises `SettingError` for an unknown option, and for one without its value; ``SystemExit`` after ``--help`` and the
+    Raises `SettingError` for an unknown option or one without its value, and ``SystemExit`` after ``--help`` and the
     like.
     """
     command = _Command(
         None,
         callback=lambda **values: values,
-        params=[_Option(name, defaults.get(name, setting.default)) for name, setting in ALL.items()],
+        params=[_option(name, defaults.get(name, setting.default)) for name, setting in ALL.items()],
         context_settings={
             "token_normalize_func": lambda name: name.replace("-", "_"),
             "help_option_names": ["-h", "--help"],

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
+from concurrent.futures import wait
+from functools import partial
 from typing import Any, NamedTuple
 
 from threadbridge.database.driver import ConnectionSettings, StopFailed
 from threadbridge.database.drivers.mysql import MySQL
-from threadbridge.doctor.finding import Finding, Level
+from threadbridge.database.drivers.mysql_control import row
+from threadbridge.doctor import Finding, error, in_thread, ok, warning
 
 # Seconds that the test query runs unless it is stopped, and seconds between attempts to stop it.
 SLEEP = 3
@@ -48,42 +50,32 @@ class Load(NamedTuple):
     longest_request: float
 
 
-def advice(error: Exception) -> str:
+def advice(failure: Exception) -> str:
     """What to do about an error of the driver's."""
-    number = error.args[0] if error.args else 0
+    number = failure.args[0] if failure.args else 0
     return _ADVICE.get(number, "look into the database server's log, and check how the application connects")
 
 
 class MySQLChecks:
-    """The checks, in order, each with the name of its subject. Any thread may run them, one at a time."""
+    """The checks by subject, in order. Any thread may run them, one at a time."""
 
     def __init__(self, driver: str, settings: ConnectionSettings, connection: Any, load: Load) -> None:
         self._driver = driver
         self._settings = settings
-        self._connection = connection
+        self._row = partial(row, connection)
         self._load = load
-        self.all: Sequence[tuple[str, Callable[[], Finding]]] = (
-            ("database", self._version),
-            ("connections", self._connections),
-            ("idle connections", self._idle_connections),
-            ("stopping queries", self._stopping),
-            ("clock", self._clock),
-            ("time zone", self._time_zone),
-        )
-
-    def _row(self, sql: str) -> tuple[Any, ...]:
-        cursor = self._connection.cursor()
-        try:
-            cursor.execute(sql)
-            row = cursor.fetchone()
-        finally:
-            cursor.close()
-        # The application's cursor class may give dictionaries.
-        return tuple(row.values()) if isinstance(row, dict) else tuple(row)
+        self.all: Mapping[str, Callable[[], Finding]] = {
+            "database": self._version,
+            "connections": self._connections,
+            "idle connections": self._idle_connections,
+            "stopping queries": self._stopping,
+            "clock": self._clock,
+            "time zone": self._time_zone,
+        }
 
     def _version(self) -> Finding:
         version, user = self._row("SELECT VERSION() AS version, CURRENT_USER() AS user")
-        return Finding("database", Level.OK, f"{version} answers; connected as {user}")
+        return ok(f"{version} answers; connected as {user}")
 
     def _connections(self) -> Finding:
         allowed, allowed_to_user = self._row("SELECT @@max_connections AS a, @@session.max_user_connections AS b")
@@ -106,73 +98,48 @@ class MySQLChecks:
             limits = f"max_user_connections is {allowed_to_user}"
             too_few, limit = needed - allowed_to_user, "max_user_connections"
         if too_few > 0:
-            return Finding(
-                "connections",
-                Level.ERROR,
+            return error(
                 f"{use}, but {limits}",
                 f"raise {limit} on the server by {too_few} or more, or make the pool smaller, or start fewer processes",
             )
-        return Finding("connections", Level.OK, f"{use}; {limits}")
+        return ok(f"{use}; {limits}")
 
     def _idle_connections(self) -> Finding:
-        [wait] = self._row("SELECT @@session.wait_timeout AS seconds")
+        [timeout] = self._row("SELECT @@session.wait_timeout AS seconds")
         longest = self._load.longest_request
-        if wait < longest:
-            return Finding(
-                "idle connections",
-                Level.WARNING,
-                f"wait_timeout is {wait} s, but a request may run for {longest:g} s: if it pauses for longer than "
+        if timeout < longest:
+            return warning(
+                f"wait_timeout is {timeout} s, but a request may run for {longest:g} s: if it pauses for longer than "
                 "wait_timeout between two queries, it loses its connection",
                 f"set wait_timeout on the server to more than {longest:g} (its default is 28800), or --deadline to "
-                f"less than {wait}",
+                f"less than {timeout}",
             )
-        return Finding(
-            "idle connections",
-            Level.OK,
-            f"wait_timeout is {wait} s, longer than a request may run; the pool replaces connections that were closed",
-        )
+        return ok(f"wait_timeout is {timeout} s, longer than a request may run; the pool replaces closed connections")
 
     def _stopping(self) -> Finding:
-        """Stop a query in the way it is stopped when a client leaves."""
+        """Stop a query as when a client leaves."""
         database = MySQL(self._driver, self._settings)
         sleeper = self._settings.connect(*self._settings.args, **self._settings.kwargs)
         identity = database.identify(sleeper)
-        ended = threading.Event()
-        outcome: list[object] = []
-
-        def sleep() -> None:
-            cursor = sleeper.cursor()
-            try:
-                cursor.execute("SELECT SLEEP(%s) AS interrupted", (SLEEP,))
-                row = cursor.fetchone()
-                outcome.extend(row.values() if isinstance(row, dict) else row)
-            except Exception as error:  # noqa: BLE001 - looked at below
-                outcome.append(error)
-            ended.set()
-
         begun = time.monotonic()
-        threading.Thread(target=sleep, daemon=True).start()
+        sleeping = in_thread(lambda: row(sleeper, f"SELECT SLEEP({SLEEP}) AS interrupted"))
         # An attempt that comes before the query finds nothing to stop, so there are several.
-        while not ended.wait(KILL_AGAIN_AFTER):
+        while wait([sleeping], KILL_AGAIN_AFTER).not_done:
             try:
                 database.stop_query(sleeper, identity)
-            except StopFailed as error:
-                return Finding(
-                    "stopping queries",
-                    Level.ERROR,
-                    f"a test query could not be stopped: {error}",
+            except StopFailed as failure:
+                return error(
+                    f"a test query could not be stopped: {failure}",
                     "each process needs one connection besides its pool, as the same user and to the same server: a "
                     "proxy that spreads connections over several servers does not work",
                 )
-        [result] = outcome
+        took = 1000 * (time.monotonic() - begun)
+        failed = sleeping.exception()
         # MariaDB ends a SLEEP that is stopped with an error, MySQL with the result 1.
-        if result == 1 or (isinstance(result, Exception) and database.is_statement_error(result)):
-            took = 1000 * (time.monotonic() - begun)
-            return Finding("stopping queries", Level.OK, f"a test query was stopped, {took:.0f} ms after it began")
-        return Finding(
-            "stopping queries",
-            Level.ERROR,
-            f"a test query was told to stop, but ended with this instead: {result!r}",
+        if database.is_statement_error(failed) if failed else sleeping.result() == (1,):
+            return ok(f"a test query was stopped, {took:.0f} ms after it began")
+        return error(
+            f"a test query was told to stop, but ended with this instead: {failed or sleeping.result()!r}",
             "check whether the user may KILL QUERY on its own connections",
         )
 
@@ -182,13 +149,11 @@ class MySQLChecks:
         after = int(time.time())
         ahead = max(theirs - after, 0) or min(theirs - before, 0)
         if abs(ahead) > SKEW:
-            return Finding(
-                "clock",
-                Level.WARNING,
+            return warning(
                 f"the database's clock is {abs(ahead)} s {'ahead of' if ahead > 0 else 'behind'} this machine's",
                 "synchronise the clocks of both hosts by NTP: timedatectl set-ntp true",
             )
-        return Finding("clock", Level.OK, "the database's clock agrees with this machine's")
+        return ok("the database's clock agrees with this machine's")
 
     def _time_zone(self) -> Finding:
         zone, offset = self._row(
@@ -196,15 +161,13 @@ class MySQLChecks:
         )
         ours = time.localtime().tm_gmtoff
         if offset != ours:
-            return Finding(
-                "time zone",
-                Level.WARNING,
+            return warning(
                 f"the database's time zone ({zone}) is {_hours(offset)} from UTC, this machine's is {_hours(ours)}: "
                 "NOW() and Python's datetime.now() give different hours, and at night different days",
                 "set both hosts to the same time zone, or set default_time_zone on the server; or make sure that the "
                 "application takes the time from only one of them",
             )
-        return Finding("time zone", Level.OK, f"{_hours(ours)} from UTC, here and in the database")
+        return ok(f"{_hours(ours)} from UTC, here and in the database")
 
 
 def _hours(seconds: int) -> str:

@@ -14,7 +14,7 @@ DEFAULT_TIMEOUT = 60.0
 # White space, a comment, a quoted word, a bare word (in which ${...} may stand), or punctuation.
 _TOKEN = re.compile(
     r"""\s+|\#[^\n]*|"(?P<double>(?:\\.|[^"\\])*)"|'(?P<single>(?:\\.|[^'\\])*)'"""
-    r"""|(?P<bare>(?:\\.|\$\{[^}]*\}|[^\s;{}\\])+)|(?P<mark>[;{}])""",
+    r"""|(?P<bare>(?:\\.|\$\{[^}]*\}|[^\s;{}])+)|(?P<mark>[;{}])""",
     re.DOTALL,
 )
 _UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400, "M": 30 * 86400, "y": 365 * 86400}
@@ -32,10 +32,12 @@ class ReadTimeout(NamedTuple):
 
 
 @dataclass
-class _Directive:
-    words: list[str]
-    location: str
-    block: list[_Directive] = field(default_factory=list)
+class _Block:
+    """The directives between two braces, or those of the first file; ``passes`` are the lines with ``proxy_pass``."""
+
+    timeout: ReadTimeout | None = None
+    passes: list[str] = field(default_factory=list)
+    blocks: list[_Block] = field(default_factory=list)
 
 
 def read_timeouts(path: str) -> list[ReadTimeout]:
@@ -43,87 +45,65 @@ def read_timeouts(path: str) -> list[ReadTimeout]:
 
     Raises ``OSError`` if a file cannot be read, and `NginxConfigError`.
     """
-    file = Path(path)
-    directives = _expand(_directives(file), file.parent, (file.resolve(),))
-    found = list(dict.fromkeys(_applying(directives, None)))
+    top = _Block()
+    _read(Path(path), Path(path).parent, (), top)
+    found = list(dict.fromkeys(_timeouts(top, None)))
     if not found:
         raise NginxConfigError(f"{path} has no proxy_pass, in itself or in what it includes")
     return found
 
 
-def _applying(block: list[_Directive], inherited: ReadTimeout | None) -> Iterator[ReadTimeout]:
-    for directive in block:
-        if directive.words[0] == "proxy_read_timeout":
-            inherited = ReadTimeout(_seconds(directive), directive.location)
-    for directive in block:
-        if directive.words[0] == "proxy_pass":
-            yield inherited or ReadTimeout(DEFAULT_TIMEOUT, f"nginx's default, at {directive.location}")
-        yield from _applying(directive.block, inherited)
+def _timeouts(block: _Block, inherited: ReadTimeout | None) -> Iterator[ReadTimeout]:
+    timeout = block.timeout or inherited
+    for location in block.passes:
+        yield timeout or ReadTimeout(DEFAULT_TIMEOUT, f"nginx's default, at {location}")
+    for inner in block.blocks:
+        yield from _timeouts(inner, timeout)
 
 
-def _seconds(directive: _Directive) -> float:
-    text = " ".join(directive.words[1:])
-    if not re.fullmatch(r"(\d+(ms|[smhdwMy])? ?)+", text):
-        raise NginxConfigError(f"{directive.location}: {text!r} is not a length of time")
-    return sum(int(number) * _UNITS[unit or "s"] for number, unit in re.findall(r"(\d+)(ms|[smhdwMy])?", text))
+def _read(file: Path, directory: Path, including: tuple[Path, ...], top: _Block) -> None:
+    """Add the directives of a file, and of those that it includes, to a block.
 
-
-def _expand(directives: list[_Directive], root: Path, within: tuple[Path, ...]) -> list[_Directive]:
-    """The directives of a file, in which those of the included files replace each ``include``.
-
-    :param root: the directory of the first file; nginx resolves relative paths from there.
-    :param within: the file and the files that include it, none of which may be included again.
+    :param directory: that of the first file; nginx resolves relative paths from there.
+    :param including: the files that include this one.
     """
-    expanded = []
-    for directive in directives:
-        if directive.words[0] == "include" and len(directive.words) == 2:
-            for file in _included(directive, root):
-                if file.resolve() in within:
-                    raise NginxConfigError(f"{directive.location} includes {file}, which includes this file")
-                expanded += _expand(_directives(file), root, (*within, file.resolve()))
-        else:
-            directive.block = _expand(directive.block, root, within)
-            expanded.append(directive)
-    return expanded
-
-
-def _included(directive: _Directive, root: Path) -> list[Path]:
-    # An absolute path stays as it is.
-    path = str(root / directive.words[1])
-    return [Path(name) for name in sorted(glob.glob(path))] if glob.has_magic(path) else [Path(path)]
-
-
-def _directives(file: Path) -> list[_Directive]:
-    text = file.read_text(encoding="utf-8", errors="replace")
-    blocks: list[list[_Directive]] = [[]]
+    including = (*including, file.resolve())
+    blocks = [top]
     words: list[str] = []
-    position = begin = 0
-    while position < len(text):
-        match = _TOKEN.match(text, position)
-        if match is None:
-            raise NginxConfigError(f"{_location(file, text, position)}: this syntax is not understood")
-        mark = match["mark"]
-        word = next((part for part in match.group("double", "single", "bare") if part is not None), None)
+    line, location = 1, ""
+    for token in _TOKEN.finditer(file.read_text(encoding="utf-8", errors="replace")):
+        word = next((part for part in token.group("double", "single", "bare") if part is not None), None)
         if word is not None:
-            begin = begin if words else position
+            location = location if words else f"{file}:{line}"
             words.append(word)
-        elif mark == "}":
+        elif token["mark"] == "}":
             if words or len(blocks) == 1:
-                raise NginxConfigError(f"{_location(file, text, position)}: a '}}' without a '{{' before it")
+                raise NginxConfigError(f"{file}:{line}: a '}}' without a '{{' before it")
             blocks.pop()
-        elif mark:
+        elif token["mark"]:
             if not words:
-                raise NginxConfigError(f"{_location(file, text, position)}: a '{mark}' without a directive")
-            directive = _Directive(words, _location(file, text, begin))
-            blocks[-1].append(directive)
+                raise NginxConfigError(f"{file}:{line}: a '{token['mark']}' without a directive")
+            if token["mark"] == "{":
+                blocks.append(_Block())
+                blocks[-2].blocks.append(blocks[-1])
+            elif words[0] == "proxy_pass":
+                blocks[-1].passes.append(location)
+            elif words[0] == "proxy_read_timeout":
+                blocks[-1].timeout = ReadTimeout(_seconds(" ".join(words[1:]), location), location)
+            elif words[0] == "include" and len(words) == 2:
+                # An absolute path stays as it is.
+                pattern = str(directory / words[1])
+                for path in sorted(glob.glob(pattern)) if glob.has_magic(pattern) else [pattern]:
+                    if Path(path).resolve() in including:
+                        raise NginxConfigError(f"{location} includes {path}, which includes this file")
+                    _read(Path(path), directory, including, blocks[-1])
             words = []
-            if mark == "{":
-                blocks.append(directive.block)
-        position = match.end()
+        line += token[0].count("\n")
     if words or len(blocks) > 1:
         raise NginxConfigError(f"{file}: ends in the middle of a directive or of a block")
-    return blocks[0]
 
 
-def _location(file: Path, text: str, position: int) -> str:
-    return f"{file}:{text.count(chr(10), 0, position) + 1}"
+def _seconds(text: str, location: str) -> float:
+    if not re.fullmatch(r"(\d+(ms|[smhdwMy])? ?)+", text):
+        raise NginxConfigError(f"{location}: {text!r} is not a length of time")
+    return sum(int(number) * _UNITS[unit or "s"] for number, unit in re.findall(r"(\d+)(ms|[smhdwMy])?", text))

@@ -15,7 +15,7 @@ from threadbridge.compiled import SWITCH, has_others, is_compiled
 from threadbridge.crossing.lanes import Lane
 from threadbridge.crossing.request_body import MEMORY_LIMIT
 from threadbridge.crossing.spool import PART_PER_CLIENT
-from threadbridge.doctor.finding import Finding, Level
+from threadbridge.doctor import Finding, Level, error, ok, warning
 from threadbridge.doctor.nginx import NginxConfigError, read_timeouts
 from threadbridge.settings.table import ALL, CommandLineSettings, Resolved
 
@@ -31,245 +31,184 @@ def check(resolved: Resolved, settings: CommandLineSettings, lanes: Sequence[Lan
 
     The status is 0 if all is well, 1 if there are warnings, 2 if there are errors.
     """
-    rows = _rows(resolved)
-    if settings["json"]:
-        findings = list(examine(settings, lanes))
-        status = max(finding.level for finding in findings)
-        report = {
-            "status": status,
-            "settings": {name: {"value": value, "origin": origin} for name, value, origin in rows},
-            "findings": [
-                {"subject": each.subject, "level": each.level.name.lower(), "message": each.message}
-                | ({"advice": each.advice} if each.advice else {})
-                for each in findings
-            ],
-        }
-        print(json.dumps(report, indent=2))
-        return status
-    for name, value, origin in rows:
-        print(f"{name:20} {value or '-':20} {origin}")
-    print()
-    levels = []
-    for finding in examine(settings, lanes):
-        levels.append(finding.level)
-        print(f"{finding.level.name.lower():8} {finding.subject}: {finding.message}", flush=True)
-        if finding.advice:
-            print(f"{'':8} -> {finding.advice}", flush=True)
-    print()
-    print(f"{_count(levels.count(Level.ERROR), 'error')}, {_count(levels.count(Level.WARNING), 'warning')}")
-    return max(levels)
+    values = cast(dict[str, object], resolved.values)
+    shown = {
+        name: {"value": setting.show(values[name]), "origin": resolved.origins[name]} for name, setting in ALL.items()
+    }
+    as_json = settings["json"]
+    if not as_json:
+        for name, row in shown.items():
+            print(f"{name:20} {row['value'] or '-':20} {row['origin']}")
+        print()
+    levels, findings = [], []
+    for subject, (level, message, advice) in examine(settings, lanes):
+        levels.append(level)
+        finding = {"subject": subject, "level": level.name.lower(), "message": message, "advice": advice}
+        findings.append({key: text for key, text in finding.items() if text})
+        if not as_json:
+            print(f"{level.name.lower():8} {subject}: {message}", flush=True)
+        if not as_json and advice:
+            print(f"{'':8} -> {advice}", flush=True)
+    status = max(levels)
+    if as_json:
+        print(json.dumps({"status": status, "settings": shown, "findings": findings}, indent=2))
+    else:
+        errors, warnings = levels.count(Level.ERROR), levels.count(Level.WARNING)
+        print(f"\n{_count(errors, 'error')}, {_count(warnings, 'warning')}")
+    return status
 
 
-def examine(settings: CommandLineSettings, lanes: Sequence[Lane]) -> Iterator[Finding]:
-    """Run all checks, the quick ones first."""
-    pool = settings["pool"]
+def examine(settings: CommandLineSettings, lanes: Sequence[Lane]) -> Iterator[tuple[str, Finding]]:
+    """Run all checks, the quick ones first: subjects and findings."""
+    pool, log, unix_socket = settings["pool"], settings["log_file_prefix"], settings["unix_socket"]
     deadline = max(lane.deadline or settings["deadline"] for lane in lanes)
-    connections = _pool_connections(pool, lanes)
-    processes = settings["frontends"] * settings["processes"]
-    yield _versions(with_pool=pool is not None)
-    yield _hot_path()
-    yield _queues(settings, lanes)
-    yield _files(lanes, connections)
-    yield _uploads(settings["max_body_size"], settings["spool_size"])
-    yield from _directories(settings)
-    if settings["nginx_config"] is not None:
-        yield _nginx(settings["nginx_config"], deadline)
+    connections = 0
     if pool is not None:
-        # Without a pool, DBUtils need not be installed.
+        # Not at the top: without a pool, DBUtils need not be installed.
+        from threadbridge.database.dbutils_check import pool_size
         from threadbridge.doctor.database import check_database
         from threadbridge.doctor.mysql import Load
 
+        # An unlimited pool has at most one for each thread.
+        connections = pool_size(pool) or sum(lane.threads for lane in lanes)
+    yield "versions", _versions(with_pool=pool is not None)
+    yield "hot path", _hot_path()
+    yield "queues", _queues(settings, lanes)
+    yield "open files", _files(lanes, connections)
+    yield "uploads", _uploads(settings["max_body_size"], settings["spool_size"])
+    if log is not None:
+        yield _log(log)
+    if unix_socket is not None:
+        yield "socket directory", _directory(os.path.dirname(os.path.abspath(unix_socket)), "the Unix socket")
+    yield "temporary files", _directory(None, "large bodies", "; the variable TMPDIR sets the directory")
+    if settings["nginx_config"] is not None:
+        yield "nginx", _nginx(settings["nginx_config"], deadline)
+    if pool is not None:
+        processes = settings["frontends"] * settings["processes"]
         yield from check_database(pool, Load(processes, connections, deadline))
-
-
-def _pool_connections(pool: object, lanes: Sequence[Lane]) -> int:
-    if pool is None:
-        return 0
-    # Without a pool, DBUtils need not be installed.
-    from threadbridge.database.dbutils_check import pool_size
-
-    # An unlimited pool has at most one for each thread.
-    return pool_size(pool) or sum(lane.threads for lane in lanes)
 
 
 def _versions(with_pool: bool) -> Finding:
     found = [f"Python {platform.python_version()}"]
-    for package in ("threadbridge", "tornado", "httptools", *(("DBUtils",) if with_pool else ())):
+    for package in ["threadbridge", "tornado", "httptools"] + ["DBUtils"] * with_pool:
         try:
             found.append(f"{package} {version(package)}")
         except PackageNotFoundError:
             found.append(f"{package} (not installed: runs from its source tree)")
-    return Finding("versions", Level.OK, ", ".join(found))
+    return ok(", ".join(found))
 
 
 def _hot_path() -> Finding:
     if is_compiled():
-        return Finding("hot path", Level.OK, "compiled")
+        return ok("compiled")
     if os.environ.get(SWITCH) == "0":
-        return Finding("hot path", Level.OK, f"not compiled, because {SWITCH} is 0")
+        return ok(f"not compiled, because {SWITCH} is 0")
     if has_others():
-        return Finding(
-            "hot path",
-            Level.WARNING,
+        return warning(
             "the compiled modules do not match the sources, so the sources run, which is slower",
             "compile them again: scripts/setup.sh application, or scripts/start.sh restart, which includes that",
         )
-    return Finding(
-        "hot path", Level.OK, "not compiled, which is slower; docs/performance.md explains how to compile it"
-    )
+    return ok("not compiled, which is slower; docs/performance.md explains how to compile it")
 
 
 def _queues(settings: CommandLineSettings, lanes: Sequence[Lane]) -> Finding:
-    shown = "; ".join(
-        f"{lane.name}: {_count(lane.threads, 'thread')}, up to {lane.queue} waiting requests" for lane in lanes
-    )
     closed = [lane.name for lane in lanes if lane.queue == 0]
     if closed:
-        return Finding(
-            "queues",
-            Level.WARNING,
+        return warning(
             f"no queue in lane {', '.join(closed)}: while its threads are busy, every request is answered 503",
             "let some requests wait: --queue=1000",
         )
+    timeout = settings["queue_timeout"]
     shortest = min(lane.deadline or settings["deadline"] for lane in lanes)
-    if settings["queue_timeout"] >= shortest:
-        return Finding(
-            "queues",
-            Level.WARNING,
-            f"a request may wait {settings['queue_timeout']:g} s for a thread, but its deadline is after {shortest:g} "
-            "s: when the queue is long, requests start with no time left",
+    if timeout >= shortest:
+        return warning(
+            f"a request may wait {timeout:g} s for a thread, but its deadline is after {shortest:g} s: when the queue "
+            "is long, requests start with no time left",
             f"set --queue_timeout to less than the deadline, such as {shortest / 6:g}",
         )
-    return Finding("queues", Level.OK, f"{shown}; a request waits for {settings['queue_timeout']:g} s at most")
+    shown = [f"{lane.name}: {_count(lane.threads, 'thread')}, up to {lane.queue} waiting requests" for lane in lanes]
+    return ok(f"{'; '.join(shown)}; a request waits for {timeout:g} s at most")
 
 
 def _files(lanes: Sequence[Lane], connections: int) -> Finding:
     running = sum(lane.threads for lane in lanes) + connections + OWN_FILES
     needed = running + sum(lane.queue for lane in lanes)
     limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if limit == resource.RLIM_INFINITY or limit >= needed:
-        shown = "any number of" if limit == resource.RLIM_INFINITY else limit
-        return Finding(
-            "open files",
-            Level.OK,
-            f"the process may open {shown} files, and needs about {needed} when its queues are full",
-        )
+    when_full = f"needs about {needed} when its queues are full"
+    if limit == resource.RLIM_INFINITY:
+        return ok(f"the process may open any number of files, and {when_full}")
+    if limit >= needed:
+        return ok(f"the process may open {limit} files, and {when_full}")
     how = "LimitNOFILE= in a systemd unit, `ulimit -n` in a shell"
     if most != resource.RLIM_INFINITY and most < needed:
         how += f"; raise the hard limit too, which is {most}"
-    return Finding(
-        "open files",
-        Level.ERROR if limit < running else Level.WARNING,
-        f"the process may open {limit} files, "
-        + (
-            f"but needs about {running} when all its threads are busy"
-            if limit < running
-            else f"but needs about {needed} when its queues are full; at the limit no more clients can connect"
-        ),
-        f"raise the limit to at least {needed} ({how}), or set a smaller --queue",
-    )
+    advice = f"raise the limit to at least {needed} ({how}), or set a smaller --queue"
+    allowed = f"the process may open {limit} files, but"
+    if limit < running:
+        return error(f"{allowed} needs about {running} when all its threads are busy", advice)
+    return warning(f"{allowed} {when_full}; at the limit no more clients can connect", advice)
 
 
 def _uploads(largest: int, spool_size: int) -> Finding:
-    # The share of the disk space that one client may use.
+    # The disk space that one client may use.
     part = spool_size // PART_PER_CLIENT
+    accepted = f"bodies of up to {largest} bytes are accepted"
     if largest <= part or largest < MEMORY_LIMIT:
-        return Finding(
-            "uploads",
-            Level.OK,
-            f"bodies of up to {largest} bytes are accepted, and {part} bytes from one client at a time",
-        )
-    return Finding(
-        "uploads",
-        Level.WARNING,
-        f"bodies of up to {largest} bytes are accepted, but one client may use only a quarter of spool_size, "
-        f"which is {part} bytes: larger bodies are answered 507",
+        return ok(f"{accepted}, and {part} bytes from one client at a time")
+    return warning(
+        f"{accepted}, but one client may use only a quarter of spool_size, which is {part} bytes: larger bodies are "
+        "answered 507",
         f"set --spool_size to at least {PART_PER_CLIENT * largest}, or --max_body_size to at most {part}",
     )
 
 
-def _directories(settings: CommandLineSettings) -> Iterator[Finding]:
-    log, unix_socket = settings["log_file_prefix"], settings["unix_socket"]
-    if log is not None:
-        yield _log_directory(log)
-    if unix_socket is not None:
-        yield _directory("socket directory", os.path.dirname(os.path.abspath(unix_socket)), "the Unix socket")
-    try:
-        with tempfile.TemporaryFile():
-            pass
-    except OSError as error:
-        yield _unwritable("temporary files", f"cannot be created: {error}", "the variable TMPDIR sets the directory")
-    else:
-        yield Finding("temporary files", Level.OK, f"can be created in {tempfile.gettempdir()}")
-
-
-def _log_directory(path: str) -> Finding:
-    directory = _directory("log directory", os.path.dirname(os.path.abspath(path)), "new log files")
+def _log(path: str) -> tuple[str, Finding]:
+    level, message, advice = directory = _directory(os.path.dirname(os.path.abspath(path)), "new log files")
     try:
         # Without creating it: its owner would be the user who runs the check.
         os.close(os.open(path, os.O_WRONLY | os.O_APPEND))
     except FileNotFoundError:
-        return directory
-    except OSError as error:
-        return _unwritable("log file", f"{path} cannot be written: {error.strerror}")
-    if directory.level is Level.ERROR:
-        return Finding(
-            "log directory",
-            Level.WARNING,
-            f"{path} can be written now, but cannot be rotated: {directory.message}",
-            directory.advice,
-        )
-    return directory
+        pass
+    except OSError as failure:
+        return "log file", _unwritable(f"{path} cannot be written: {failure.strerror}")
+    else:
+        if level is Level.ERROR:
+            directory = warning(f"{path} can be written now, but cannot be rotated: {message}", advice)
+    return "log directory", directory
 
 
-def _directory(subject: str, path: str, purpose: str) -> Finding:
-    """Check that files can be created in a directory, by creating one without a name."""
+def _directory(path: str | None, purpose: str, hint: str = "") -> Finding:
+    """Check that a directory, or that for temporary files, can hold a new file, by creating one without a name."""
     try:
-        with tempfile.TemporaryFile(dir=path):
-            pass
-    except OSError as error:
-        return _unwritable(subject, f"cannot create files in {path}, which is needed for {purpose}: {error.strerror}")
-    return Finding(subject, Level.OK, f"files can be created in {path}")
+        path = path or tempfile.gettempdir()
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as failure:
+        where = f" in {path}" if path else ""
+        return _unwritable(f"cannot create files{where}, which is needed for {purpose}: {failure.strerror}", hint)
+    return ok(f"files can be created in {path}")
 
 
-def _unwritable(subject: str, message: str, hint: str = "") -> Finding:
-    advice = "check that the path exists, that its disk has free space, and that the server's user may write there" + (
-        f"; {hint}" if hint else ""
+def _unwritable(message: str, hint: str = "") -> Finding:
+    return error(
+        f"{message} (as user id {os.geteuid()})",
+        f"check that the path exists, that its disk has free space, and that the server's user may write there{hint}",
     )
-    return Finding(subject, Level.ERROR, f"{message} (as user id {os.geteuid()})", advice)
 
 
 def _nginx(path: str, deadline: float) -> Finding:
     try:
-        timeouts = read_timeouts(path)
-    except OSError as error:
-        problem = f"{error.filename} cannot be read: {error.strerror}"
-    except NginxConfigError as error:
-        problem = str(error)
-    else:
-        shortest = min(timeouts)
-        if shortest.seconds > deadline:
-            return Finding(
-                "nginx",
-                Level.OK,
-                f"waits {shortest.seconds:g} s for a response, longer than the deadline, {deadline:g} s",
-            )
-        return Finding(
-            "nginx",
-            Level.WARNING,
-            f"gives up after {shortest.seconds:g} s ({shortest.location}), but a request may take {deadline:g} s: its "
-            "client then gets nginx's error page",
-            f"set proxy_read_timeout to more than {deadline:g}, such as {deadline + 20:g}, or --deadline to less than "
-            f"{shortest.seconds:g}",
-        )
-    return Finding(
-        "nginx", Level.WARNING, problem, "set --nginx_config to the nginx file whose proxy_pass leads to this server"
+        timeout, location = min(read_timeouts(path))
+    except (OSError, NginxConfigError) as failure:
+        reason = f"{failure.filename} cannot be read: {failure.strerror}" if isinstance(failure, OSError) else failure
+        return warning(f"{reason}", "set --nginx_config to the nginx file whose proxy_pass leads to this server")
+    if timeout > deadline:
+        return ok(f"waits {timeout:g} s for a response, longer than the deadline, {deadline:g} s")
+    return warning(
+        f"gives up after {timeout:g} s ({location}), but a request may take {deadline:g} s: its client then gets "
+        "nginx's error page",
+        f"set proxy_read_timeout to more than {deadline:g}, such as {deadline + 20:g}, or --deadline to less than "
+        f"{timeout:g}",
     )
-
-
-def _rows(resolved: Resolved) -> list[tuple[str, str, str]]:
-    values = cast(dict[str, object], resolved.values)
-    return [(name, setting.show(values[name]), resolved.origins[name]) for name, setting in ALL.items()]
 
 
 def _count(number: int, noun: str) -> str:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from threadbridge.crossing.lanes import Lane
 
-_UNITS = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
-_TRUE = ("true", "t", "yes", "on", "1")
-_FALSE = ("false", "f", "no", "off", "0")
+_UNITS = {"G": 1024**3, "M": 1024**2, "k": 1024, "": 1}
+_FLAGS = dict.fromkeys(("true", "t", "yes", "on", "1"), True) | dict.fromkeys(("false", "f", "no", "off", "0"), False)
+
+
+class SettingError(ValueError):
+    """A setting that cannot be used; the message names it and says what is expected."""
 
 
 class ImportPath(str):
@@ -23,14 +26,13 @@ class ImportPath(str):
 class Kind:
     """A kind of value.
 
-    :param expected: what it must look like, to stand behind "expected".
-    :param metavar: stands for the value, with its unit if it has one, in the help and the documentation.
+    :param expected: what it must look like, to follow the word "expected".
+    :param metavar: stands for the value in the help and the documentation: its unit, or its words separated by ``|``.
     :param accepts: whether a Python value is of this kind.
-    :param read: the Python value of a text; raises ``ValueError``.
+    :param read: the Python value of a text; raises ``ValueError`` or ``KeyError``.
     :param show: the text of a Python value.
-    :param in_file: the types by which a config file may give it.
-    :param several: whether it is a list, which may be given piece by piece.
-    :param words: its texts, if it has only some.
+    :param in_file: the types that a config file may use for it.
+    :param is_list: whether it is a list, whose items may be given one by one.
     """
 
     expected: str
@@ -39,31 +41,35 @@ class Kind:
     read: Callable[[str], object] = str
     show: Callable[[Any], str] = str
     in_file: tuple[type, ...] = (str,)
-    several: bool = False
-    words: tuple[str, ...] = ()
+    is_list: bool = False
+
+    @property
+    def words(self) -> list[str]:
+        """All its texts, if there are only some."""
+        return self.metavar.split("|") if "|" in self.metavar else []
 
 
-def number(lowest: int, highest: int | None = None) -> Kind:
-    """A whole number within bounds, which belong to it."""
+def number(lowest: int, highest: float = math.inf) -> Kind:
+    """A whole number from ``lowest`` to ``highest``."""
     return Kind(
-        f"a number of at least {lowest}" if highest is None else f"a number from {lowest} to {highest}",
+        f"a number of at least {lowest}" if highest == math.inf else f"a number from {lowest} to {highest}",
         "N",
-        lambda value: type(value) is int and lowest <= value <= (math.inf if highest is None else highest),
+        lambda value: type(value) is int and lowest <= value <= highest,
         read=int,
         in_file=(int,),
     )
 
 
 def seconds(lowest: float | None = None) -> Kind:
-    """A time in seconds, more than 0 or at least ``lowest``."""
+    """A time in seconds, greater than 0 or at least ``lowest``."""
     return Kind(
         "a number of seconds greater than 0" if lowest is None else f"a number of seconds, {lowest:g} or more",
         "SECONDS",
         lambda value: (
-            type(value) in (int, float) and (value > 0 if lowest is None else value >= lowest) and value < math.inf
+            type(value) in (int, float) and value < math.inf and (value > 0 if lowest is None else value >= lowest)
         ),
         read=float,
-        show=lambda value: f"{value:g}",
+        show="{:g}".format,
         in_file=(int, float),
     )
 
@@ -80,41 +86,42 @@ def size(lowest: int = 1) -> Kind:
     )
 
 
-def choice(*words: str) -> Kind:
-    """One of some words, in upper or lower case."""
-    return Kind(
-        f"one of {', '.join(words)}", "|".join(words), lambda value: value in words, read=str.lower, words=words
-    )
-
-
-def _read_flag(text: str) -> bool:
-    if text.lower() in _TRUE:
-        return True
-    if text.lower() in _FALSE:
-        return False
-    raise ValueError
-
-
 def _read_size(text: str) -> int:
-    match = re.fullmatch(r"([0-9]+)([kmg]?)", text.lower())
+    match = re.fullmatch(r"([0-9]+)([kMG]?)", text.upper().replace("K", "k"))
     if match is None:
         raise ValueError
     return int(match[1]) * _UNITS[match[2]]
 
 
 def _show_size(size: int) -> str:
-    for unit in ("g", "m", "k"):
-        if size and size % _UNITS[unit] == 0:
-            return f"{size // _UNITS[unit]}{unit if unit == 'k' else unit.upper()}"
-    return str(size)
+    unit = next(unit for unit, factor in _UNITS.items() if size % factor == 0) if size else ""
+    return f"{size // _UNITS[unit]}{unit}"
+
+
+def choice(*words: str) -> Kind:
+    """One of some words; as text in upper or lower case."""
+    return Kind(f"one of {', '.join(words)}", "|".join(words), lambda value: value in words, read=str.lower)
 
 
 def _read_list(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def _show_lanes(lanes: list[Lane | str]) -> str:
-    return ",".join(lane if isinstance(lane, str) else f"{lane.name}:{lane.pattern}:{lane.threads}" for lane in lanes)
+def _read_lanes(text: str) -> list[Lane]:
+    lanes = []
+    for part in _read_list(text):
+        match = re.fullmatch(r"([^:]*):(.*):([0-9]+)", part)
+        if match is None:
+            raise ValueError
+        try:
+            lanes.append(Lane(match[1], match[2], threads=int(match[3])))
+        except ValueError as error:
+            raise SettingError(str(error)) from None
+    return lanes
+
+
+def _show_lanes(lanes: Sequence[Lane]) -> str:
+    return ",".join(f"{lane.name}:{lane.pattern}:{lane.threads}" for lane in lanes)
 
 
 def _show_object(value: object) -> str:
@@ -127,33 +134,32 @@ FLAG = Kind(
     "true or false",
     "true|false",
     lambda value: isinstance(value, bool),
-    read=_read_flag,
+    read=lambda text: _FLAGS[text.lower()],
     show=lambda value: str(value).lower(),
     in_file=(bool,),
-    words=("true", "false"),
 )
-OCTAL = Kind(
+PERMISSIONS = Kind(
     "octal permissions such as 660",
     "MODE",
     lambda value: type(value) is int and 0 <= value <= 0o777,
     read=lambda text: int(text, 8),
-    show=lambda mode: f"{mode:o}",
+    show="{:o}".format,
 )
-SEVERAL = Kind(
+TEXTS = Kind(
     "a list of texts",
     "A,B,...",
     lambda value: isinstance(value, (list, tuple)) and all(isinstance(part, str) for part in value),
     read=_read_list,
     show=",".join,
-    several=True,
+    is_list=True,
 )
 LANES = Kind(
-    "a list of lanes",
+    "NAME:PATTERN:THREADS, such as static:/static/*:2; in Python a list of Lane objects",
     "NAME:PATTERN:THREADS",
-    lambda value: isinstance(value, (list, tuple)) and all(isinstance(lane, (Lane, str)) for lane in value),
-    read=_read_list,
+    lambda value: isinstance(value, (list, tuple)) and all(isinstance(lane, Lane) for lane in value),
+    read=_read_lanes,
     show=_show_lanes,
-    several=True,
+    is_list=True,
 )
 POOL = Kind("a PooledDB", "MODULE:ATTRIBUTE", lambda value: True, read=ImportPath, show=_show_object)
 FUNCTION = Kind(
@@ -163,3 +169,8 @@ FUNCTION = Kind(
     read=ImportPath,
     show=_show_object,
 )
+
+# Types with their kinds of value.
+Seconds = Annotated[float, seconds()]
+Bytes = Annotated[int, size()]
+OptionalPath = Annotated[str | None, PATH]
