@@ -19,8 +19,6 @@ class Cancellation:
     """
 
     def __init__(self, policy: Literal["safe", "all", "none"]) -> None:
-        if policy not in ("safe", "all", "none"):
-            raise ValueError(f"cancel={policy!r}; give 'safe', 'all' or 'none'")
         self._policy = policy
         # Several, since callbacks of applications may block for a moment.
         self.threads = TaskThreads(4, "threadbridge-cancel")

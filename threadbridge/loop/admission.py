@@ -38,8 +38,8 @@ class Admission:
         shared: Shared,
         choice: LaneChoice,
         exchanges: Exchanges,
-        *,
         deadline: float,
+        *,
         client_key: Callable[[httputil.HTTPHeaders, str], str] | None,
         forwarded: ForwardedHeaders | None,
     ) -> None:

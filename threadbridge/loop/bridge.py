@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Unpack, cast
 from wsgiref.types import WSGIApplication
 
 from tornado import httputil
@@ -13,12 +12,11 @@ from threadbridge.common import forks
 from threadbridge.crossing.cancellation import Cancellation
 from threadbridge.crossing.exchange import Exchange, Shared
 from threadbridge.crossing.hop import Hop
-from threadbridge.crossing.lanes import Lane
 from threadbridge.crossing.routes import Routes
 from threadbridge.crossing.spool import Spool
 from threadbridge.http.connection import HTTP1Connection
-from threadbridge.http.forwarded import ForwardedHeaders, Source
-from threadbridge.http.memory import MEMORY_SIZE, Memory
+from threadbridge.http.forwarded import ForwardedHeaders
+from threadbridge.http.memory import Memory
 from threadbridge.http.server import ConnectionServer
 from threadbridge.loop.admission import Admission
 from threadbridge.loop.exchanges import Exchanges
@@ -26,6 +24,7 @@ from threadbridge.loop.foreign_connection import ForeignConnection
 from threadbridge.loop.lane_choice import LaneChoice
 from threadbridge.loop.receiver import Receiver
 from threadbridge.loop.watch import LoopLag
+from threadbridge.settings.table import BridgeSettings, for_bridge
 from threadbridge.telemetry.access_log import write as write_access_log
 from threadbridge.telemetry.slow_log import SlowLog
 from threadbridge.telemetry.telemetry import Telemetry
@@ -36,12 +35,8 @@ if TYPE_CHECKING:
     from threadbridge.database.pool import PoolGuard
     from threadbridge.worker.idempotency import Idempotency
 
-SPOOL_SIZE = 8 * 1024**3
 # Seconds beyond the longest deadline that a statement may take by default: the bridge tries to stop it first.
 STATEMENT_MARGIN = 30.0
-# For how many seconds the outcomes of requests with an `Idempotency-Key` are kept, and the bytes that they may take.
-IDEMPOTENCY_AGE = 24 * 3600.0
-IDEMPOTENCY_SIZE = 256 * 1024**2
 
 
 class Bridge(httputil.HTTPServerConnectionDelegate):
@@ -51,64 +46,27 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
     stand in a `tornado.routing.RuleRouter` beside Tornado's own handlers.
 
     :param application: the WSGI application (PEP 3333).
-    :param pool: the DBUtils ``PooledDB`` from which the application takes its connections. As many requests run at
-        once as the pool has connections (``maxconnections``).
-    :param threads: how many requests run at once, when there is no pool or the pool is unlimited.
-    :param lanes: paths that have their own threads (see `Lane`); the first that matches is taken. With a pool, other
-        requests go to the lane ``pool``, or to the lane ``quick`` if requests of their route have not used the pool;
-        without a pool they go to the lane ``default``.
-    :param client_key: a function that derives a client's name from the request's headers and the client's address.
-        Clients take turns, and each has its share of the disk. Default: the address, or the /64 network of an IPv6
-        address. Called on the loop side.
 
-    The other keywords are settings; docs/settings.md has their meanings, units and defaults.
+    The keywords are settings: docs/settings.md has their meanings, units and defaults. ``pool`` or ``threads`` is
+    required. As many requests run at once as the pool has connections (``maxconnections``). A request goes to the first
+    of ``lanes`` whose pattern matches. All others go to a lane named ``default``, or with a pool to one named ``pool``,
+    or ``quick`` if requests of their route have not used the pool. ``client_key`` is called on the loop.
 
-    Raises ``ValueError`` when arguments cannot be used as given or contradict each other. Loop side.
+    Raises ``ValueError`` when arguments cannot be used as given or contradict each other, and ``TypeError`` for an
+    unknown keyword. Loop side.
     """
 
-    def __init__(
-        self,
-        application: WSGIApplication,
-        *,
-        pool: object | None = None,
-        threads: int | None = None,
-        lanes: Sequence[Lane] = (),
-        queue: int = 1000,
-        queue_timeout: float = 30.0,
-        deadline: float = 180.0,
-        statement_limit: float | None = None,
-        rerun: Literal["safe", "never"] = "safe",
-        reset_sessions: bool = True,
-        cancel: Literal["safe", "all", "none"] = "safe",
-        tag_queries: bool = False,
-        client_key: Callable[[httputil.HTTPHeaders, str], str] | None = None,
-        xheaders: bool = False,
-        client_address: Source = "auto",
-        trusted_proxies: Iterable[str] = (),
-        spool_size: int = SPOOL_SIZE,
-        memory_size: int = MEMORY_SIZE,
-        access_log: bool = True,
-        slow_log: float = 1.0,
-        slow_log_parameters: bool = False,
-        idempotent_paths: Sequence[str] = (),
-        idempotency_store: str | None = None,
-        idempotency_age: float = IDEMPOTENCY_AGE,
-        idempotency_size: int = IDEMPOTENCY_SIZE,
-    ) -> None:
-        if rerun not in ("safe", "never"):
-            raise ValueError(f"rerun={rerun!r}; give 'safe' or 'never'")
-        if not (deadline > 0 and queue_timeout > 0):
-            raise ValueError(f"deadline={deadline}, queue_timeout={queue_timeout}; give positive numbers of seconds")
-        if bool(idempotent_paths) != bool(idempotency_store):
-            raise ValueError("idempotent_paths and idempotency_store: give both, or neither")
+    def __init__(self, application: WSGIApplication, **settings: Unpack[BridgeSettings]) -> None:
+        values = for_bridge(settings)
+        pool, deadline, lanes = values["pool"], values["deadline"], values["lanes"]
         check_application(application)
-        cancellation = Cancellation(cancel)
+        cancellation = Cancellation(values["cancel"])
         routes = Routes()
-        choice = LaneChoice(
-            lanes, threads=_lane_width(pool, threads), queue=queue, routes=None if pool is None else routes
-        )
-        self.trusted_proxies = tuple(trusted_proxies)
-        forwarded = ForwardedHeaders(self.trusted_proxies, client_address) if xheaders else None
+        width = _lane_width(pool, values["threads"])
+        choice = LaneChoice(lanes, threads=width, queue=values["queue"], routes=None if pool is None else routes)
+        self.trusted_proxies = tuple(values["trusted_proxies"])
+        forwarded = ForwardedHeaders(self.trusted_proxies, values["client_address"]) if values["xheaders"] else None
+        statement_limit = values["statement_limit"]
         if statement_limit is None:
             statement_limit = max(deadline, *(lane.deadline or 0.0 for lane in lanes), 0.0) + STATEMENT_MARGIN
         self.guard: PoolGuard | None = None
@@ -119,36 +77,38 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
             self.guard = PoolGuard(
                 pool,
                 lambda request: self._admission.asked(request),
-                tags_queries=tag_queries,
-                rerun=rerun,
-                resets_sessions=reset_sessions,
+                tags_queries=values["tag_queries"],
+                rerun=values["rerun"],
+                resets_sessions=values["reset_sessions"],
                 statement_limit=statement_limit,
             )
         self.application = application
         self._idempotency: Idempotency | None = None
-        if idempotent_paths and idempotency_store:
+        file = values["idempotency_store"]
+        if file:
             # Not above: few applications need it.
             from threadbridge.worker.idempotency import Idempotency
             from threadbridge.worker.idempotency_store import IdempotencyStore
 
-            store = IdempotencyStore(idempotency_store, age=idempotency_age, size=idempotency_size)
-            self.application = self._idempotency = Idempotency(application, store, idempotent_paths, self._is_outage)
+            store = IdempotencyStore(file, age=values["idempotency_age"], size=values["idempotency_size"])
+            self._idempotency = Idempotency(application, store, values["idempotent_paths"], self._is_outage)
+            self.application = self._idempotency
         self.lanes = choice.all
-        self.telemetry = Telemetry(slow_log)
+        self.telemetry = Telemetry(values["slow_log"])
         self.totals = Totals([lane.name for lane in self.lanes])
         self.telemetry.subscribe(self.totals.read)
-        if access_log:
+        if values["access_log"]:
             self.telemetry.subscribe(write_access_log)
-        if slow_log:
-            self.telemetry.subscribe(SlowLog(slow_log_parameters).write)
+        if values["slow_log"]:
+            self.telemetry.subscribe(SlowLog(values["slow_log_parameters"]).write)
         self.lag = LoopLag()
         # The servers whose requests come to this bridge.
         self.servers: list[ConnectionServer] = []
-        self.spool = Spool(spool_size, Memory(memory_size), Memory(memory_size))
-        self.exchanges = Exchanges(self.lanes, cancellation, self.telemetry, self.guard, queue_timeout)
+        self.spool = Spool(values["spool_size"], Memory(values["memory_size"]), Memory(values["memory_size"]))
+        self.exchanges = Exchanges(self.lanes, cancellation, self.telemetry, self.guard, values["queue_timeout"])
         self.shared = Shared(self.spool, routes, cancellation, self._call, self.exchanges.ended)
         self._admission = Admission(
-            self.shared, choice, self.exchanges, deadline=deadline, client_key=client_key, forwarded=forwarded
+            self.shared, choice, self.exchanges, deadline, client_key=values["client_key"], forwarded=forwarded
         )
         self._hop: Hop | None = None
 

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Any, Unpack, cast
 from wsgiref.types import WSGIApplication
 
 from threadbridge.common.threads import NOT_STARTED
@@ -31,7 +31,7 @@ from threadbridge.process.logs import in_format, reopen_log_files
 from threadbridge.process.signals import hold_signals, on_signal, warn_of_replaced_handlers
 from threadbridge.process.standard_error import say
 from threadbridge.process.systemd import feed_watchdog, notify
-from threadbridge.settings.table import Settings, from_keywords, grace_period
+from threadbridge.settings.table import BridgeSettings, Settings, from_keywords, grace_period
 from threadbridge.sockets.inheritance import MESSAGE_SIZE, REOPEN, STOP, STOP_NOW, Inheritance, take_inheritance
 from threadbridge.sockets.listeners import bind, describe, leave_new_connections_to_others, tls_context
 
@@ -97,33 +97,8 @@ class Service:
         check_tornado()
         self._settings = settings
         self._on_start = on_start
-        self._bridge = Bridge(
-            application,
-            pool=settings["pool"],
-            threads=settings["threads"],
-            lanes=settings["lanes"],
-            queue=settings["queue"],
-            queue_timeout=settings["queue_timeout"],
-            deadline=settings["deadline"],
-            statement_limit=settings["statement_limit"],
-            rerun=settings["rerun"],
-            reset_sessions=settings["reset_sessions"],
-            cancel=settings["cancel"],
-            tag_queries=settings["tag_queries"],
-            client_key=settings["client_key"],
-            xheaders=settings["xheaders"],
-            client_address=settings["client_address"],
-            trusted_proxies=settings["trusted_proxies"],
-            spool_size=settings["spool_size"],
-            memory_size=settings["memory_size"],
-            access_log=settings["access_log"],
-            slow_log=settings["slow_log"],
-            slow_log_parameters=settings["slow_log_parameters"],
-            idempotent_paths=settings["idempotent_paths"],
-            idempotency_store=settings["idempotency_store"],
-            idempotency_age=settings["idempotency_age"],
-            idempotency_size=settings["idempotency_size"],
-        )
+        values = cast(Mapping[str, Any], settings)
+        self._bridge = Bridge(application, **{name: values[name] for name in BridgeSettings.__annotations__})
         # Other processes may run the same application: those of the supervisor, or what else listens at this port.
         self._bridge.shared.is_multiprocess = inheritance is not None or settings["reuse_port"]
         self._loop_factory = loop_factory(settings["loop"])

@@ -432,6 +432,11 @@ def from_keywords(keywords: Settings) -> Settings:
     return cast(Settings, _with_defaults(Settings, keywords))
 
 
+def for_bridge(keywords: BridgeSettings) -> BridgeSettings:
+    """All settings of `Bridge`, as `from_keywords` has those of `serve`."""
+    return cast(BridgeSettings, _with_defaults(BridgeSettings, keywords))
+
+
 def _with_defaults(declaration: type, keywords: Mapping[str, object]) -> dict[str, object]:
     values = {name: ALL[name].default for name in declaration.__annotations__}
     for name, value in keywords.items():
@@ -540,8 +545,8 @@ def _check_name(name: str, label: str, spelled: Callable[[str], str] = str) -> N
 def _check_combinations(values: Mapping[str, object], origins: Mapping[str, str]) -> None:
     if bool(values["idempotent_paths"]) != bool(values["idempotency_store"]):
         raise SettingError("idempotent_paths and idempotency_store: give both, or neither")
-    if values["keyfile"] and not values["certfile"]:
+    if values.get("keyfile") and not values["certfile"]:
         raise SettingError("keyfile without certfile: give the certificate too, or leave the key out")
     for name in ("address", "port", "reuse_port"):
-        if values["unix_socket"] and origins.get(name, "default") == origins["unix_socket"] != "default":
+        if values.get("unix_socket") and origins.get(name, "default") == origins["unix_socket"] != "default":
             raise SettingError(f"unix_socket and {name}: give one of them, a Unix socket has no {name}")
