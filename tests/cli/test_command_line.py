@@ -347,13 +347,11 @@ def test_serve_knows_no_other_keyword() -> None:
         serve(lambda environ, start_response: [], **cast(Settings, {"prot": 1}))
 
 
-def test_the_keywords_of_a_bridge_are_in_the_table_with_their_defaults() -> None:
-    # Of the source: compiled functions have no signature.
-    bridge = runpy.run_path(str(ROOT / "threadbridge" / "loop" / "bridge.py"))["Bridge"]
-    keywords = list(inspect.signature(bridge).parameters.values())[1:]
-    assert {each.name: each.default for each in keywords} == {
-        name: ALL[name].default for name in BridgeSettings.__annotations__
-    }
+def test_a_bridge_takes_the_settings_that_are_its_own_and_no_other() -> None:
+    with pytest.raises(TypeError, match="there is no setting 'port'"):
+        Bridge(demo_app, **cast(BridgeSettings, {"threads": 1, "port": 80}))
+    with pytest.raises(ValueError, match="queue='many': expected a number of at least 0"):
+        Bridge(demo_app, **cast(BridgeSettings, {"threads": 1, "queue": "many"}))
 
 
 def test_every_logging_option_of_tornado_is_there_with_its_default() -> None:
