@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import inspect
 import os
-import runpy
 import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
+from wsgiref.simple_server import demo_app
 
 import pytest
 from tornado.log import define_logging_options
 from tornado.options import OptionParser
 
 from tests.support.processes import ROOT
-from threadbridge import Lane, serve
+from threadbridge import Bridge, Lane, serve
 from threadbridge.settings.page import PAGE, with_tables
 from threadbridge.settings.table import (
     ALL,
