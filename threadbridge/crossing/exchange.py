@@ -25,7 +25,7 @@ from threadbridge.crossing.request_body import RequestBody
 from threadbridge.crossing.response_body import KEPT, Buffer, Channel, FileSource, Source, piece_size
 from threadbridge.crossing.spool import Spool, SpoolFullError
 from threadbridge.crossing.states import ENDINGS, MOVES, State
-from threadbridge.http.forwarded import Peer
+from threadbridge.http.forwarded import ClientAddress
 from threadbridge.http.response_head import ResponseHead, response_head
 
 logger = logging.getLogger("threadbridge")
@@ -106,7 +106,7 @@ class Exchange:
     sent = 0
     # Set by the bridge when the head is known.
     lane: Lane
-    peer: Peer
+    peer: ClientAddress
     client = ""
     is_probe = False
     running: RunningRequest

@@ -14,7 +14,7 @@ from types import BuiltinMethodType
 from typing import IO, Protocol, TypeAlias
 
 from threadbridge.crossing.spool import BlockFile, ClosedFileError, Spool
-from threadbridge.http.memory import SMALL_PIECE
+from threadbridge.http.limits import SMALL_PIECE
 
 # How much of a body waits in memory before it goes to the disk.
 MEMORY_LIMIT = 1024 * 1024

@@ -6,7 +6,7 @@ import re
 from http import HTTPStatus
 from typing import Final
 
-from threadbridge.http.bad_request import BadRequest, too_large
+from threadbridge.http.request_rules import BadRequest, too_large
 
 # The lines between the data, and the beginnings of such lines. The quantifiers are possessive, so nothing backtracks.
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]++"

@@ -1,28 +1,31 @@
-"""What a client may demand of the server: sizes and times."""
+"""Limits for clients: sizes, times, and the memory of all connections."""
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 
-# Seconds for which a refused connection is still read, and what arrives is thrown away: closing a connection with
-# unread bytes resets it, and the reset may overtake the response (RFC 9112, section 9.6). These are nginx's
-# lingering_timeout and lingering_time.
+# A refused connection is still read for so many seconds, and the bytes thrown away: closing a connection with unread
+# bytes resets it, and the reset may overtake the response (RFC 9112, section 9.6). These are nginx's lingering_timeout
+# and lingering_time.
 LINGER_PAUSE = 5.0
 LINGER_TIME = 30.0
-# Seconds for which idle connections stay open when the server drains, so that a request that a proxy has just sent is
-# still answered.
+# Seconds for which idle connections stay open when the server drains: a request may be on its way from a proxy.
 DRAIN_LINGER = 1.0
 
 # Connections that hold fewer bytes are not refused to free memory.
 WORTH_REFUSING = 4096
+MEMORY_SIZE = 32 * 1024**2
+# Smaller pieces of a body are joined: each object costs memory of its own.
+SMALL_PIECE = 4096
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a client may demand of a connection: sizes in bytes, times in seconds.
+    """Limits for each connection: sizes in bytes, times in seconds.
 
     The times count from the last byte that moved, except ``header_timeout``, which counts from a head's first byte.
-    A byte of a response has moved when the client's system has acknowledged it, see `Sending`.
+    A byte of a response has moved when the client's system has acknowledged it.
     """
 
     max_header_size: int = 65536
@@ -40,3 +43,33 @@ class Limits:
     # None: derived from the limit of file descriptors, see `Connections`.
     max_connections: int | None = None
     max_connections_per_client: int | None = None
+
+
+class Memory:
+    """An account of bytes held by all connections. Beyond its bound nothing fails, but holders must hold less.
+
+    :param size: the bound, in bytes. Default 32 MiB.
+
+    A bridge has two: one for heads and bodies of requests that have not been passed on, or wait in memory for a worker
+    or a disk; one for responses that wait for their clients. So clients that do not read cause no refused requests.
+    """
+
+    def __init__(self, size: int = MEMORY_SIZE) -> None:
+        self.size = size
+        self.taken = 0
+        self._lock = threading.Lock()
+
+    def add(self, size: int) -> None:
+        """Count bytes that are now held, or, if negative, have been released. Any thread."""
+        with self._lock:
+            self.taken += size
+
+    @property
+    def is_half_full(self) -> bool:
+        """Whether data that can go to the disk should: the other half is for data that cannot."""
+        return self.taken > self.size // 2
+
+    @property
+    def is_full(self) -> bool:
+        """Whether more is held than should be."""
+        return self.taken > self.size

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
 from http import HTTPStatus
@@ -18,22 +20,20 @@ from tornado.netutil import ssl_wrap_socket
 from threadbridge.common import forks
 from threadbridge.common.repeated_log import RepeatedLog
 from threadbridge.http.accepting import RESERVED, Acceptor, refuse
-from threadbridge.http.background import Background
 from threadbridge.http.connections import Connections
 from threadbridge.http.forwarded import peer_of
-from threadbridge.http.limits import DRAIN_LINGER, WORTH_REFUSING, Limits
-from threadbridge.http.memory import Memory
+from threadbridge.http.limits import DRAIN_LINGER, WORTH_REFUSING, Limits, Memory
 from threadbridge.http.parser import LOGGED
 from threadbridge.http.server_connection import HTTP1ServerConnection
 from threadbridge.http.stream import PushSSLStream, PushStream
 
 logger = logging.getLogger("threadbridge")
-out_of_memory = RepeatedLog(logger)
-too_many = RepeatedLog(logger)
-too_many_of_one = RepeatedLog(logger)
+_out_of_memory, _too_many, _too_many_of_one, _failed = [RepeatedLog(logger) for _ in range(4)]
 
 # Time limits are accurate to about this many seconds: one look at all connections costs less than a timer for each.
 SWEEP_INTERVAL = 1.0
+# Seconds for steps (see `run_in_steps`) in each iteration of the loop, unless a single step takes longer.
+STEPS_TIME = 0.004
 # At most one read of a pipelined request is buffered behind the current one.
 MAX_BUFFER_SIZE = 1024 * 1024
 
@@ -42,13 +42,11 @@ Refused: TypeAlias = Callable[[Any, str, int, int], None]
 
 
 class RequestContext:
-    """Where a connection's requests come from: ``request.connection.context`` to handlers. It never changes.
+    """Where a connection's requests come from: ``request.connection.context`` in handlers. It never changes.
 
     :param address: the client's, as `socket.socket.accept` gives it.
     :param server_port: the port that the client has connected to; "" on a Unix socket.
     """
-
-    __slots__ = ("address", "peer", "protocol", "remote_ip", "server_port")
 
     def __init__(self, address: Any, protocol: str, server_port: str) -> None:
         self.address = address
@@ -75,15 +73,12 @@ def own_port(stream: IOStream) -> str:
 class ConnectionServer:
     """Accepts connections and passes their requests on, until it drains.
 
-    :param start_request: called for each request, as `tornado.httputil.HTTPServerConnectionDelegate` says.
+    :param start_request: called for each request, see `tornado.httputil.HTTPServerConnectionDelegate`.
     :param refused: called for each request that was refused before it began, see `Bridge.refused`.
-    :param limits: sizes and times that clients must keep to.
     :param ssl_options: for HTTPS.
     :param memory: the account of bytes that clients have sent and that are not passed on; by default a new one.
     :param unread: the account of responses that clients have not taken; by default a new one.
-    :param trusted_proxies: addresses and networks whose connections are not limited for each client, see `Connections`.
-
-    Raises ``ValueError`` for a proxy that is neither an address nor a network.
+    :param trusted_proxies: see `Connections`, which also says what is raised.
     """
 
     def __init__(
@@ -101,7 +96,6 @@ class ConnectionServer:
         self.limits = limits
         self.ssl_options: Any = ssl_options
         self.draining = False
-        self.background = Background()
         self.memory = memory or Memory()
         self.unread = unread or Memory()
         # Number of refused connections, by the resource that ran out.
@@ -110,6 +104,7 @@ class ConnectionServer:
         self._listeners: dict[socket.socket, Acceptor] = {}
         self._all_closed = asyncio.Event()
         self._sweeping: asyncio.TimerHandle | None = None
+        self._steps: deque[Callable[[], None]] = deque()
 
     def context_of(self, stream: IOStream, address: Any) -> object:
         """Return the context of a new connection."""
@@ -143,7 +138,7 @@ class ConnectionServer:
 
     def _refuse_for_limits(self, client: str, connection: socket.socket, address: Any) -> None:
         if self._open.has_too_many(client):
-            too_many_of_one.log(
+            _too_many_of_one.log(
                 logging.WARNING,
                 "refused a connection from %s, which already has max_connections_per_client=%d, none of them idle; if "
                 "it is a proxy, add it to trusted_proxies",
@@ -152,7 +147,7 @@ class ConnectionServer:
             )
             self._refuse("client", connection, address)
         else:
-            too_many.log(
+            _too_many.log(
                 logging.WARNING,
                 "refused a connection from %s: max_connections=%d are open, none of them idle",
                 client or "a proxy",
@@ -168,7 +163,7 @@ class ConnectionServer:
         self.refused(context, request_line, HTTPStatus.SERVICE_UNAVAILABLE, sent)
 
     def _serve(self, stream: PushStream, address: Any, client: str) -> None:
-        # Otherwise the next piece of a stream waits until the client acknowledges the last one, which takes 40 ms.
+        # Otherwise each piece of a stream waits until the client acknowledges the one before, which takes 40 ms.
         stream.set_nodelay(True)
         self._all_closed.clear()
         connection = HTTP1ServerConnection(stream, self.context_of(stream, address), self)
@@ -202,14 +197,13 @@ class ConnectionServer:
         loop = asyncio.get_running_loop()
         now = loop.time()
         self._open.forget()
-        for connection in [connection for connection in self._open if connection.deadline <= now]:
-            self.background.add(partial(_expire, connection, now))
+        for connection in self._open:
+            if connection.deadline <= now:
+                self.run_in_steps(connection.expire)
         self._sweeping = loop.call_later(SWEEP_INTERVAL, self._sweep) if self._open else None
 
     def make_room(self) -> None:
-        """If the account of memory is full, refuse the largest of the arriving requests."""
-        if not self.memory.is_full:
-            return
+        """Refuse the largest of the arriving requests, since the account of memory is full."""
         # Some more than needed, so that the next request does not look at all connections again.
         too_much = self.memory.taken - self.memory.size * 7 // 8
         arriving = [connection for connection in self._open if connection.is_receiving]
@@ -217,9 +211,9 @@ class ConnectionServer:
         for connection in arriving:
             if connection.held < WORTH_REFUSING or too_much <= 0:
                 return
-            # The account cannot tell: bytes that are being written to the disk count until they are there.
+            # The account does not tell: bytes count until they have been written to the disk.
             too_much -= connection.held
-            out_of_memory.log(
+            _out_of_memory.log(
                 logging.WARNING,
                 "refused the largest incoming request, from %s: incoming requests hold more than memory_size=%d bytes",
                 connection.context,
@@ -230,25 +224,22 @@ class ConnectionServer:
     def stop(self) -> None:
         """Stop listening. Connections that the kernel has already accepted are served."""
         for listener, acceptor in self._listeners.items():
-            self._accept_waiting(listener)
+            while True:
+                try:
+                    connection, address = listener.accept()
+                except OSError:
+                    # BlockingIOError: none is waiting. Any other: none can be accepted.
+                    break
+                self._handle_connection(connection, address)
             acceptor.close()
             listener.close()
         self._listeners.clear()
 
-    def _accept_waiting(self, listener: socket.socket) -> None:
-        while True:
-            try:
-                client, address = listener.accept()
-            except OSError:
-                # BlockingIOError: none is waiting. Any other: none can be accepted.
-                return
-            self._handle_connection(client, address)
-
     async def drain(self) -> None:
         """Answer requests that have arrived or are about to, and return when every connection is closed.
 
-        Responses that begin from now on carry ``Connection: close``. Connections that are idle, or become idle after a
-        response that began before, stay open for about `DRAIN_LINGER` seconds.
+        Responses that begin from now on carry ``Connection: close``. Connections that are idle, or become so after a
+        response that began earlier, stay open for about `DRAIN_LINGER` seconds.
         """
         self.draining = True
         if self._open:
@@ -259,14 +250,32 @@ class ConnectionServer:
             await self._all_closed.wait()
 
     async def close_all_connections(self) -> None:
-        """Close every connection at once, whatever it is doing; requests end as if their clients had left."""
+        """Close every connection at once; requests end as if their clients had left."""
         for connection in list(self._open):
             connection.stream.close()
         if self._open:
             await self._all_closed.wait()
 
+    def run_in_steps(self, step: Callable[[], None]) -> None:
+        """Run a step of a larger job soon; steps of several jobs take turns, for `STEPS_TIME` in each loop iteration.
 
-def _expire(connection: HTTP1ServerConnection, now: float) -> None:
-    # Bytes may have moved in the meantime.
-    if connection.deadline <= now:
-        connection.expire()
+        A step should take no longer than a few hundred microseconds. It may add the next one of its job.
+        """
+        if not self._steps:
+            asyncio.get_running_loop().call_soon(self._run_steps)
+        self._steps.append(step)
+
+    def _run_steps(self) -> None:
+        until = time.monotonic() + STEPS_TIME
+        # A step is removed after it has run, so that a step which it adds does not schedule another `_run_steps`.
+        while True:
+            try:
+                self._steps[0]()
+            except Exception as error:  # noqa: BLE001 - it is logged, and the steps of other connections must run
+                _failed.log(logging.ERROR, "a step of a connection's work failed", exc_info=error)
+            self._steps.popleft()
+            if not self._steps:
+                return
+            if time.monotonic() >= until:
+                asyncio.get_running_loop().call_soon(self._run_steps)
+                return

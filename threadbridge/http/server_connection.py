@@ -1,4 +1,4 @@
-"""A client's HTTP/1.1 connection: requests are read, and passed to their delegates one after the other."""
+"""A client's HTTP/1.1 connection: reads requests, and passes them to their delegates one after the other."""
 
 from __future__ import annotations
 
@@ -14,26 +14,22 @@ from tornado.httputil import HTTPConnection, HTTPInputError, HTTPMessageDelegate
 from tornado.iostream import IOStream
 
 from threadbridge.common.repeated_log import RepeatedLog
-from threadbridge.http.background import Background
-from threadbridge.http.bad_request import BadRequest, too_large
 from threadbridge.http.connection import HTTP1Connection
-from threadbridge.http.limits import DRAIN_LINGER, LINGER_PAUSE, LINGER_TIME, WORTH_REFUSING, Limits
-from threadbridge.http.memory import Memory
+from threadbridge.http.limits import DRAIN_LINGER, LINGER_PAUSE, LINGER_TIME, WORTH_REFUSING, Limits, Memory
 from threadbridge.http.parser import Request, RequestParser
+from threadbridge.http.request_rules import BadRequest, too_large
 from threadbridge.http.stream import PushStream
 
 logger = logging.getLogger("threadbridge")
 _failed = RepeatedLog(logger)
 
 
-class Server(Protocol):
-    """What a connection needs of the server that accepted it."""
+class AcceptingServer(Protocol):
+    """The server that accepted a connection: what `HTTP1ServerConnection` uses of `ConnectionServer`."""
 
     limits: Limits
     draining: bool
-    background: Background
     memory: Memory
-    # The account of responses that their clients have not taken.
     unread: Memory
 
     def start_request(self, server_conn: object, request_conn: HTTPConnection) -> HTTPMessageDelegate: ...
@@ -44,11 +40,13 @@ class Server(Protocol):
 
     def make_room(self) -> None: ...
 
+    def run_in_steps(self, step: Callable[[], None]) -> None: ...
+
 
 class HTTP1ServerConnection:
     """One client's connection, which carries one request after the other, each an `HTTP1Connection`."""
 
-    def __init__(self, stream: PushStream, context: object, server: Server) -> None:
+    def __init__(self, stream: PushStream, context: object, server: AcceptingServer) -> None:
         self.stream = stream
         self.context = context
         self._server = server
@@ -56,17 +54,17 @@ class HTTP1ServerConnection:
         self._loop = asyncio.get_running_loop()
         self._time = self._loop.time
         self._parser = RequestParser(self._limits.max_header_size, self._limits.max_body_size)
-        # The connection and the delegate of the request whose turn it is; None until its head is complete.
+        # The connection and the delegate of the current request; None until its head is complete.
         self._current: HTTP1Connection | None = None
         self._delegate: HTTPMessageDelegate | None = None
         # Whether the delegate has the whole request.
         self._delivered = False
-        # Whether the delegate has asked to wait, and since when.
+        # Whether the delegate has returned an awaitable that is not done, and since when.
         self._paused = False
         self._paused_at = 0.0
         self._lingering_until: float | None = None
         self._detached = False
-        # Bytes of memory that the server's account knows the parser to hold.
+        # Bytes that the server's account counts for the parser.
         self._parser_held = 0
         # The time by which the client must send something; infinite while nothing is expected of it.
         self._deadline = self._time() + self._limits.header_timeout
@@ -84,12 +82,6 @@ class HTTP1ServerConnection:
         """Whether the connection closes after the response."""
         return self._server.draining
 
-    @property
-    def _finished(self) -> bool:
-        return self._current is not None and self._current.finished
-
-    # Requests.
-
     def _on_data(self, data: bytes) -> None:
         if self._lingering_until is not None:
             self._deadline = min(self._time() + LINGER_PAUSE, self._lingering_until)
@@ -97,7 +89,7 @@ class HTTP1ServerConnection:
         if self.idle:
             self._deadline = self._time() + self._limits.header_timeout
         self._parser.feed(data)
-        if self._delivered or self._paused or self._finished:
+        if self._delivered or not self._may_deliver():
             # One read may wait here behind the request that is being answered; the rest waits in the kernel.
             self.stream.pause_reading()
             self._account()
@@ -105,9 +97,9 @@ class HTTP1ServerConnection:
             self._advance()
 
     def _on_end(self) -> bool:
-        """The client sends no more, or has left (RFC 9112, section 9.6); returns whether it is answered even so."""
+        """Return whether to answer although the client sends no more, or has left (RFC 9112, section 9.6)."""
         if self._paused:
-            # This is called again when the delegate has dealt with the data; only then is it known.
+            # This is called again when the delegate has taken the data; only then is it known.
             return True
         request, current = self._parser.request, self._current
         if request is None or current is None or not request.complete:
@@ -119,7 +111,7 @@ class HTTP1ServerConnection:
 
     def _advance(self) -> None:
         """Deliver what has arrived of the current request, and read on if it is not complete."""
-        if self._delivered or self._paused or self._finished or self.stream.closed():
+        if self._delivered or not self._may_deliver():
             return
         parser = self._parser
         has_more = parser.parse()
@@ -130,12 +122,16 @@ class HTTP1ServerConnection:
             return
         if self._delegate is None and request.start_line is not None:
             self._begin(request)
-        if request.body and self._delegate is not None and self._may_deliver():
+        delegate, current = self._delegate, self._current
+        if request.body and delegate is not None and current is not None and self._may_deliver():
             body, request.body = request.body, b""
-            self._deliver_data(body)
+            if current.receiving.accepts(len(body)):
+                self._deliver(delegate.data_received, body)
+            else:
+                self._refuse(too_large(current.receiving.max_size))
         self._account()
         if request.start_line is not None and (self._delegate is None or not self._may_deliver()):
-            # Likewise if the delegate failed: the client has been answered, or the connection closed.
+            # If the delegate failed, the client has been answered, or the connection closed.
             return
         if request.error is not None:
             self._refuse(request.error)
@@ -149,14 +145,14 @@ class HTTP1ServerConnection:
         elif has_more:
             # The chunks of a client that sends many small ones are decoded between the requests of other clients.
             self.stream.pause_reading()
-            self._server.background.add(self._advance)
+            self._server.run_in_steps(self._advance)
         else:
             if self._current is not None:
                 self._deadline = self._current.receiving.deadline(self._time())
             self.stream.resume_reading()
 
     def _account(self) -> None:
-        """Update the server's account of memory; for most requests nothing has changed."""
+        """Update the server's account of memory."""
         held = self._parser.held
         if held != self._parser_held:
             self._server.memory.add(held - self._parser_held)
@@ -189,7 +185,7 @@ class HTTP1ServerConnection:
         self._deliver(self._delegate.headers_received, request.start_line, request.headers)
         if not self._may_deliver():
             return
-        limit = current.max_body_size
+        limit = current.receiving.max_size
         if limit < self._limits.max_body_size and int(request.headers.get("Content-Length", 0)) > limit:
             self._refuse(too_large(limit))
         elif request.expects_continue and not request.complete and not request.body:
@@ -199,16 +195,9 @@ class HTTP1ServerConnection:
         return HTTP1Connection(self, request, self.stream, self.context, self._loop, self._limits, self._server.unread)
 
     def _may_deliver(self) -> bool:
-        """False if the delegate has answered early, detached the stream or asked to wait."""
-        return not (self._finished or self._paused or self._detached or self.stream.closed())
-
-    def _deliver_data(self, data: bytes) -> None:
-        current, delegate = self._current, self._delegate
-        assert current is not None and delegate is not None
-        if current.receiving.accepts(len(data)):
-            self._deliver(delegate.data_received, data)
-        else:
-            self._refuse(too_large(current.max_body_size))
+        """False if the delegate has answered early, detached the stream or returned an awaitable."""
+        finished = self._current is not None and self._current.finished
+        return not (finished or self._paused or self._detached or self.stream.closed())
 
     def _deliver(self, method: Callable[..., Any], *arguments: object) -> None:
         """Call a method of the delegate; if it returns an awaitable, nothing more is read until that is done.
@@ -224,13 +213,13 @@ class HTTP1ServerConnection:
             self._paused = True
             self._paused_at = self._time()
             self._deadline = math.inf
-            asyncio.ensure_future(waiting).add_done_callback(self._on_dealt_with)
+            asyncio.ensure_future(waiting).add_done_callback(self._on_taken)
 
-    def _on_dealt_with(self, dealt_with: Future[None]) -> None:
+    def _on_taken(self, taken: Future[None]) -> None:
         self._paused = False
         if self._current is not None:
             self._current.receiving.resume(self._time() - self._paused_at)
-        error = dealt_with.exception()
+        error = taken.exception()
         if error is not None:
             self._delegate_failed(error)
         self._advance()
@@ -239,7 +228,7 @@ class HTTP1ServerConnection:
         current = self._current
         is_refusal = isinstance(error, HTTPInputError) and not self.stream.closed()
         if is_refusal and current is not None and not current.head_written:
-            # It is not told that the connection ends, because it has no request.
+            # Without a request, it is not told that the connection ends.
             self._delegate = None
             current.set_close_callback(None)
             # The message may quote the request.
@@ -270,7 +259,7 @@ class HTTP1ServerConnection:
         if current is None:
             current = self._current = self._connection_for(request or Request())
         current.head_written = current.finished = True
-        # From now on, only the time in which the client reads the refusal counts.
+        # From now on, only the time that the client takes to read the refusal counts.
         self._deadline = math.inf
         written = current.send_unframed(error.response)
         if written is None:
@@ -278,14 +267,12 @@ class HTTP1ServerConnection:
         else:
             written.add_done_callback(self._linger)
 
-    # After the response.
-
     def response_finished(self) -> None:
-        """The response is complete, and has left; called by the request's connection."""
+        """Go on after a response that is complete and has left."""
         if self._delivered:
             self.after_response()
         else:
-            # A delegate that answers before the request ends is inside a delivery, which must return first.
+            # A delegate that answers before the request ends does so inside a delivery, which must return first.
             self._loop.call_soon(self.after_response)
 
     def after_response(self, written: Future[None] | None = None) -> None:
@@ -309,12 +296,12 @@ class HTTP1ServerConnection:
             self._delivered = False
             # Responses that begin while the server drains close their connections; this one began before.
             idle_timeout = DRAIN_LINGER if self._server.draining else self._limits.idle_timeout
-            self._deadline = self._time() + idle_timeout
             if self._parser.unparsed:
                 self._deadline = self._time() + self._limits.header_timeout
                 # Not at once: the calls for pipelined requests that are answered at once would nest.
                 self._loop.call_soon(self._advance)
             else:
+                self._deadline = self._time() + idle_timeout
                 self.stream.resume_reading()
 
     def _linger(self, written: Future[None] | None = None) -> None:
@@ -336,15 +323,18 @@ class HTTP1ServerConnection:
 
     @property
     def is_expendable(self) -> bool:
-        """Whether it can be closed without the loss of a request or a response."""
+        """Whether it can be closed without losing a request or a response."""
         return self.idle or self._lingering_until is not None
 
     def expire(self) -> None:
         """Act on `deadline`: answer 408 to a request that has begun to arrive, or close without a response."""
         now, current = self._time(), self._current
+        if self.stream.closed() or self.deadline > now:
+            # It has closed, or bytes have moved, since the server looked.
+            return
         if current is not None and self._lingering_until is None and current.is_overdue(now):
             logger.info("cut a response to %s, which reads too slowly", self.context)
-            # The client has a status already; this one is for the log, as for a request that arrives too slowly.
+            # For the log only: the client has another status already.
             current.refused_with = HTTPStatus.REQUEST_TIMEOUT.value
             self.stream.close()
             return
@@ -363,14 +353,14 @@ class HTTP1ServerConnection:
             self.stream.close()
 
     def close(self) -> None:
-        """Close the connection at once, without a callback: the caller knows."""
+        """Close the connection at once, without a callback."""
         if self._current is not None:
             self._current.set_close_callback(None)
         self._delegate = None
         self.stream.close()
 
     def detach(self) -> IOStream:
-        """Hand the stream over to another protocol, such as WebSocket; the connection does nothing more."""
+        """Hand over the stream to another protocol, such as WebSocket; the connection does nothing more."""
         stream = self.stream
         stream.set_close_callback(None)
         stream.receive(None)

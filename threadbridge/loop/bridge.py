@@ -21,8 +21,8 @@ from threadbridge.crossing.routes import Route
 from threadbridge.crossing.spool import Spool
 from threadbridge.crossing.states import State
 from threadbridge.http.connection import HTTP1Connection
-from threadbridge.http.forwarded import ForwardedHeaders, Source, client_of, peer_of
-from threadbridge.http.memory import MEMORY_SIZE, Memory
+from threadbridge.http.forwarded import ClientHeaders, ForwardedHeaders, client_of, peer_of
+from threadbridge.http.limits import MEMORY_SIZE, Memory
 from threadbridge.http.server import RequestContext
 from threadbridge.loop.foreign_connection import ForeignConnection
 from threadbridge.loop.lag import LoopLag
@@ -142,7 +142,7 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         tag_queries: bool = False,
         client_key: Callable[[httputil.HTTPHeaders, str], str] | None = None,
         xheaders: bool = False,
-        client_address: Source = "auto",
+        client_address: ClientHeaders = "auto",
         trusted_proxies: Iterable[str] = (),
         spool_size: int = SPOOL_SIZE,
         memory_size: int = MEMORY_SIZE,

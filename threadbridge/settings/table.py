@@ -10,9 +10,8 @@ from typing import Annotated, Any, Literal, TypedDict, cast, get_type_hints
 from tornado.httputil import HTTPHeaders
 
 from threadbridge.crossing.lanes import Lane
-from threadbridge.http.forwarded import Source
-from threadbridge.http.limits import Limits
-from threadbridge.http.memory import MEMORY_SIZE
+from threadbridge.http.forwarded import ClientHeaders
+from threadbridge.http.limits import MEMORY_SIZE, Limits
 from threadbridge.loop.bridge import IDEMPOTENCY_AGE, IDEMPOTENCY_SIZE, SPOOL_SIZE
 from threadbridge.settings.values import (
     FLAG,
@@ -278,7 +277,7 @@ class Settings(TypedDict, total=False):
         ),
     ]
     client_address: Annotated[
-        Source,
+        ClientHeaders,
         Setting(
             "auto",
             choice("auto", "x-real-ip", "x-forwarded-for", "forwarded"),
