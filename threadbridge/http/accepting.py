@@ -10,44 +10,24 @@ import os
 import resource
 import socket
 from collections.abc import Callable
-from http import HTTPStatus
 from typing import Any
 
 from tornado.ioloop import IOLoop
 
 from threadbridge.common.repeated_log import RepeatedLog
-from threadbridge.http.request_rules import BadRequest
 
 logger = logging.getLogger("threadbridge")
 
-# Connections that are accepted in one iteration of the loop.
+# Connections accepted in one iteration of the loop.
 ACCEPTED_AT_ONCE = 128
-# File descriptors that clients never get: they are for the operators' port, the database and temporary files.
+# File descriptors kept from clients, for the operators' port, the database and temporary files.
 RESERVED = 16
-# Seconds for which nothing is accepted when no descriptors are left.
+# Seconds without accepting when no descriptors are left.
 PAUSE = 0.2
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 # Acceptors whose reserved descriptor is in use. Clients must not get it when it becomes free.
 _without_reserve: set[Acceptor] = set()
 _exhausted_log = RepeatedLog(logger)
-
-
-def refuse(connection: socket.socket, answers: bool) -> tuple[bytes, int]:
-    """Close a connection that cannot be served; returns the received bytes, and the size of the response's body.
-
-    :param answers: whether to answer 503, which is not possible over TLS.
-    """
-    received, sent = b"", 0
-    with connection, contextlib.suppress(OSError):
-        connection.setblocking(False)
-        if answers:
-            refusal = BadRequest(HTTPStatus.SERVICE_UNAVAILABLE, "too many connections")
-            connection.send(refusal.response)
-            sent = len(refusal.body)
-            connection.shutdown(socket.SHUT_WR)
-            # Unread bytes would cause a reset, which may overtake the response.
-            received = connection.recv(65536)
-    return received, sent
 
 
 class Acceptor:

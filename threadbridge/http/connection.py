@@ -8,7 +8,7 @@ from asyncio import AbstractEventLoop, Future
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from tornado.httputil import HTTPHeaders, RequestStartLine, ResponseStartLine
+from tornado.httputil import HTTPHeaders, ResponseStartLine
 from tornado.iostream import IOStream, StreamClosedError
 
 from threadbridge.common.repeated_log import RepeatedLog
@@ -37,13 +37,10 @@ class ServerConnection(Protocol):
 
 
 class HTTP1Connection:
-    """The connection of one request: ``request.connection`` in handlers.
+    """The connection of one request: ``request.connection`` in handlers. ``unread`` counts the response's bytes.
 
     It has the methods of `tornado.http1connection.HTTP1Connection` that a request's delegate may use. It does not
     derive from Tornado's class, because attributes of a compiled class without such a base are faster.
-
-    :param owner: the connection that carries the request.
-    :param unread: the account of responses that clients have not taken.
     """
 
     def __init__(
@@ -142,13 +139,9 @@ class HTTP1Connection:
         return self.send_unframed(b"".join((lines, b"\r\n", *self._framed(chunk))))
 
     def write_headers(
-        self,
-        start_line: RequestStartLine | ResponseStartLine,
-        headers: HTTPHeaders,
-        chunk: bytes | None = None,
+        self, start_line: ResponseStartLine, headers: HTTPHeaders, chunk: bytes | None = None
     ) -> Future[None]:
         """See `tornado.httputil.HTTPConnection`. Raises ``ValueError`` as `send_head` and `head_from_tornado` do."""
-        assert isinstance(start_line, ResponseStartLine)
         return self.send_head(head_from_tornado(start_line, headers), chunk or b"") or self._done()
 
     def send(self, pieces: Sequence[bytes | memoryview]) -> Future[None] | None:

@@ -2,37 +2,39 @@
 
 from __future__ import annotations
 
+import logging
 import resource
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, Literal
 
+from threadbridge.common.repeated_log import RepeatedLog
 from threadbridge.http.forwarded import TrustedProxies, client_of
+from threadbridge.http.request_rules import TOO_MANY_CONNECTIONS
 from threadbridge.http.server_connection import HTTP1ServerConnection
 
-# File descriptors kept free by default for the database, logs, temporary files, operators and the application.
-KEPT_FREE = 64
-# The limit if the process may open any number of files.
-UNLIMITED = 65536
+logger = logging.getLogger("threadbridge")
+_too_many, _too_many_of_one = RepeatedLog(logger), RepeatedLog(logger)
+
 # Seconds between two looks at all connections, times their number, so that clients that keep connecting cost little.
 LOOK_INTERVAL = 50e-6
 
 
 def default_max_connections() -> int:
-    """Return the limit of open files, minus an eighth of it or 64, whichever is more, but at most half of it."""
+    """Return the limit of open files, minus an eighth of it or 64, whichever is more, but at most half of it.
+
+    The rest is for the database, logs, temporary files, operators and the application.
+    """
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if files == resource.RLIM_INFINITY:
-        return UNLIMITED
-    return max(1, files - min(files // 2, max(KEPT_FREE, files // 8)))
+    return 65536 if files == resource.RLIM_INFINITY else max(1, files - min(files // 2, max(64, files // 8)))
 
 
 class Connections:
     """The open connections of a server, each with its client: an IP address, or an IPv6 network of 64 bits.
 
-    :param max_connections: the limit in total; None for `default_max_connections`.
+    :param max_connections: the total limit; None for `default_max_connections`.
     :param max_connections_per_client: the limit for each client; None for a quarter of that.
-    :param trusted_proxies: see `TrustedProxies`, which also says what is raised. They stand for many clients, so only
-        the limit in total applies to them, as to Unix sockets.
+    :param trusted_proxies: see `TrustedProxies`. They stand for many clients, so only the total limit applies to them.
     """
 
     def __init__(
@@ -43,7 +45,7 @@ class Connections:
     ) -> None:
         self.max_connections = max_connections or default_max_connections()
         self.max_connections_per_client = max_connections_per_client or max(1, self.max_connections // 4)
-        # Number of connections that were closed to make room for others.
+        # Number of connections closed to make room for others.
         self.displaced = 0
         self._proxies = TrustedProxies(trusted_proxies)
         self._open: dict[HTTP1ServerConnection, str] = {}
@@ -66,7 +68,7 @@ class Connections:
         return client_of(address[0])
 
     def add(self, connection: HTTP1ServerConnection, client: str) -> None:
-        """Count a connection."""
+        """Count a connection of this client."""
         self._open[connection] = client
         if client:
             self._counts[client] = self._counts.get(client, 0) + 1
@@ -79,22 +81,30 @@ class Connections:
             if not self._counts[client]:
                 del self._counts[client]
 
-    def has_too_many(self, client: str) -> bool:
-        """Whether a client has reached its limit."""
-        return self._counts.get(client, 0) >= self.max_connections_per_client
-
-    def make_room_for(self, client: str) -> bool:
-        """Return whether the client may open another connection; closes one to make room if necessary.
+    def make_room_for(self, client: str) -> Literal["client", "connections"] | None:
+        """Make room for another connection of this client; returns which limit does not allow it, if one does not.
 
         It closes the idle connection that would time out first: one of the same client if that has reached its limit,
         otherwise any. If none is idle, it refuses an arriving request of the client with the most connections, if those
         are more than this client would have.
         """
-        if self.has_too_many(client):
-            return self._close_idle(client)
-        if len(self._open) < self.max_connections:
-            return True
-        return self._close_idle("") or self._refuse_arriving(self._counts.get(client, 0) + 1)
+        count = self._counts.get(client, 0)
+        if count >= self.max_connections_per_client:
+            if self._close_idle(client):
+                return None
+            _too_many_of_one.log(
+                logging.WARNING,
+                "refused a connection from %s, which already has max_connections_per_client=%d, none of them idle; if "
+                "it is a proxy, add it to trusted_proxies",
+                client,
+                count,
+            )
+            return "client"
+        if len(self._open) < self.max_connections or self._close_idle("") or self._refuse_arriving(count + 1):
+            return None
+        message = "refused a connection from %s: max_connections=%d are open, none of them idle"
+        _too_many.log(logging.WARNING, message, client or "a proxy", self.max_connections)
+        return "connections"
 
     def forget(self) -> None:
         """Drop references to connections that may have been closed; to be called now and then."""
@@ -103,12 +113,8 @@ class Connections:
 
     def _close_idle(self, client: str) -> bool:
         """Close the connection of a client, or ("") of any, that has been idle longest; False if there is none."""
-        return self._close_found(client) or (self._look() and self._close_found(client))
-
-    def _close_found(self, client: str) -> bool:
-        found = self._idle.get(client, [])
-        while found:
-            deadline, connection = found.pop()
+        while self._idle.get(client) or (self._look() and self._idle.get(client)):
+            deadline, connection = self._idle[client].pop()
             # It may have had a request since, or have an unread one.
             if connection.deadline == deadline and connection.is_expendable and not connection.stream.has_unread():
                 self._displace(connection)
@@ -123,7 +129,7 @@ class Connections:
                 if self._counts[self._open[connection]] <= fewest:
                     # It stays in the list, for a client that has fewer.
                     return False
-                connection.refuse_for("too many connections")
+                connection.refuse(TOO_MANY_CONNECTIONS)
                 self._displace(connection)
                 return True
             self._arriving.pop()

@@ -6,7 +6,7 @@ import functools
 import ipaddress
 import logging
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 from tornado.httputil import HTTPHeaders
@@ -37,16 +37,13 @@ _PAIR = re.compile(
 _LONGEST_FORWARDED = 4096
 _ESCAPED = re.compile(r"\\(.)")
 
-# Results for longer texts are not cached: clients choose the texts, and proxies rarely need to send longer ones.
-_CACHED_LENGTH = 128
-
 
 def _cached(read: Callable[[str], str]) -> Callable[[str], str]:
-    """Add a cache to a function, with a bound on its size in bytes too."""
+    """Add a cache to a function. Clients choose the texts, so results for longer ones are not cached."""
     cached = functools.lru_cache(maxsize=1024)(read)
 
     def bounded(text: str) -> str:
-        return cached(text) if len(text) <= _CACHED_LENGTH else read(text)
+        return cached(text) if len(text) <= 128 else read(text)
 
     return bounded
 
@@ -83,9 +80,9 @@ def client_of(address: str) -> str:
 
 
 class TrustedProxies:
-    """The IP addresses and networks (``10.0.0.0/8``) of trusted proxies: those given and loopback.
+    """The IP addresses and networks of trusted proxies: those given, and loopback. Unix sockets are included.
 
-    Raises ``ValueError`` for a proxy that is neither an address nor a network.
+    Raises ``ValueError`` for a proxy that is neither an address nor a network (``10.0.0.0/8``).
     """
 
     def __init__(self, proxies: Iterable[str]) -> None:
@@ -114,7 +111,7 @@ class TrustedProxies:
 class ForwardedHeaders:
     """Reads the headers in which trusted proxies describe a request's client.
 
-    :param trusted_proxies: see `TrustedProxies`. Peers on a Unix socket are trusted too.
+    :param trusted_proxies: see `TrustedProxies`.
     :param source: the headers that name the client and its scheme:
 
         - ``x-real-ip``: ``X-Real-IP`` and ``X-Scheme``;
@@ -134,15 +131,15 @@ class ForwardedHeaders:
         self._removed = [name for name in _NAMES if name not in _KEPT[source]]
         self._contradictions = RepeatedLog(logger)
         self._is_trusted = TrustedProxies(trusted_proxies).include
-        self._nearest = _cached(self._find_nearest)
+        self._addresses = {"X-Real-Ip": _last_address, "X-Forwarded-For": _cached(self._nearest)}
 
-    def _find_nearest(self, forwarded_for: str) -> str:
+    def _nearest(self, forwarded_for: str) -> str:
         """Return the last address that is not a trusted proxy's, or the first of all."""
         address = ""
         for node in reversed(forwarded_for.split(",")):
             named = _address(node.strip(" \t"))
             if not named:
-                # The sender of this is the last known address.
+                # What sent this is the last known address.
                 break
             address = named
             if not self._is_trusted(address):
@@ -165,8 +162,7 @@ class ForwardedHeaders:
             address, scheme = self._of_forwarded(headers)
         else:
             # Of several values, the last is the trusted proxy's own; the others came with the request.
-            address = self._agreed(headers, "X-Real-Ip", _last_address, "X-Forwarded-For", self._nearest)
-            scheme = self._agreed(headers, "X-Scheme", _last_scheme, "X-Forwarded-Proto", _last_scheme)
+            address, scheme = self._agreed(headers, self._addresses), self._agreed(headers, _SCHEMES)
         if not address and not scheme:
             return peer
         return ClientAddress(address or peer.address, scheme or peer.scheme, "" if address else peer.port)
@@ -178,30 +174,20 @@ class ForwardedHeaders:
         request_id = headers["X-Request-ID"]
         return request_id if _REQUEST_ID(request_id) and self._is_trusted(peer.address) else ""
 
-    def _agreed(
-        self,
-        headers: HTTPHeaders,
-        one: str,
-        read_one: Callable[[str], str],
-        other: str,
-        read_other: Callable[[str], str],
-    ) -> str:
-        """Return what one header says, or both; if they contradict each other, remove them and return ""."""
-        if one not in headers:
-            return read_other(headers[other]) if other in headers else ""
-        said = read_one(headers[one])
-        if other in headers and read_other(headers[other]) != said:
+    def _agreed(self, headers: HTTPHeaders, readers: Mapping[str, Callable[[str], str]]) -> str:
+        """Return what these headers say; if they contradict each other, remove them and return ""."""
+        said = {name: read(headers[name]) for name, read in readers.items() if name in headers}
+        if len(said) == 2 and len(set(said.values())) == 2:
             self._contradictions.log(
                 logging.WARNING,
-                "a trusted proxy sends %s and %s, which contradict each other, so neither is used: set "
-                "client_address to the one that the proxy sets, see docs/operating.md",
-                one,
-                other,
+                "a trusted proxy sends %s and %s, which contradict each other, so neither is used: set client_address "
+                "to the one that the proxy sets, see docs/operating.md",
+                *said,
             )
-            del headers[one]
-            del headers[other]
+            for name in said:
+                del headers[name]
             return ""
-        return said
+        return next(iter(said.values()), "")
 
     def _of_forwarded(self, headers: HTTPHeaders) -> tuple[str, str]:
         address = scheme = ""
@@ -221,25 +207,21 @@ def _elements(line: str) -> list[dict[str, str]] | None:
     """Return the elements of a ``Forwarded`` header, each with its parameters; None if it is malformed or too long."""
     if len(line) > _LONGEST_FORWARDED:
         return None
-    elements: list[dict[str, str]] = []
-    element: dict[str, str] = {}
-    position = 0
-    while True:
+    elements: list[dict[str, str]] = [{}]
+    position, end = 0, ";"
+    while end:
         match = _PAIR(line, position)
         if match is None:
             return None
         name, token, quoted, end = match.groups()
         if name is not None:
-            if name.lower() in element:
+            if name.lower() in elements[-1]:
                 return None
-            element[name.lower()] = token if token is not None else _ESCAPED.sub(r"\1", quoted)
-        if end != ";":
-            if element:
-                elements.append(element)
-            element = {}
-            if not end:
-                return elements
+            elements[-1][name.lower()] = token if token is not None else _ESCAPED.sub(r"\1", quoted)
+        if end == ",":
+            elements.append({})
         position = match.end()
+    return [element for element in elements if element]
 
 
 @_cached
@@ -264,3 +246,6 @@ def _last_address(values: str) -> str:
 def _last_scheme(values: str) -> str:
     scheme = values.rpartition(",")[2].strip(" \t").lower()
     return scheme if scheme in ("http", "https") else ""
+
+
+_SCHEMES = {"X-Scheme": _last_scheme, "X-Forwarded-Proto": _last_scheme}

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from http import HTTPStatus
 from typing import Final
 
 import httptools
@@ -30,7 +27,6 @@ from threadbridge.http.request_rules import (
 _METHODS_OF_LLHTTP = {name.encode(): name for name in ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH")}
 _LONGEST_METHOD = 7
 _END_OF_HEAD = b"\r\n\r\n"
-_BARE_LF = re.compile(rb"(?<!\r)\n").search
 
 # How many bytes of a refused request line are logged.
 LOGGED = 1000
@@ -53,8 +49,6 @@ class Request:
         # The decoded part of its body that has not been delivered yet.
         self.body = b""
         self.complete = False
-        # Set if the request is refused; nothing follows it.
-        self.error: BadRequest | None = None
 
 
 class RequestParser:
@@ -77,8 +71,8 @@ class RequestParser:
         # The bytes that have been fed, and how many of them are parsed.
         self._data = b""
         self._position = 0
-        self._parser = self._new_parser()
-        self._parser_is_spent = False
+        # None after a head with a body: llhttp is not fed the body, and would mistake the next head for it.
+        self._parser: httptools.HttpRequestParser | None = None
         self._part = HEAD
         # Of the head that is being received: whether an empty line preceded it, and up to where its end was searched.
         self._skipped_line = False
@@ -88,19 +82,13 @@ class RequestParser:
         self._head_is_valid = False
         self._url = b""
         self._fields: list[tuple[bytes, bytes]] = []
-        # The size of the head of the request whose body is being received.
+        # The size of the head whose body is being received.
         self._delivered_head = 0
         # The last valid host: most connections use no other.
         self._host = ""
         # Bytes still to come of a body with a length.
         self._remaining = 0
         self._chunks: ChunkedBody | None = None
-
-    def _new_parser(self) -> httptools.HttpRequestParser:
-        parser = httptools.HttpRequestParser(self)
-        # What `request_rules` decides: persistence (llhttp also heeds Proxy-Connection), versions, transfer codings.
-        parser.set_dangerous_leniencies(lenient_keep_alive=True, lenient_version=True, lenient_transfer_encoding=True)
-        return parser
 
     @property
     def unparsed(self) -> int:
@@ -129,9 +117,17 @@ class RequestParser:
 
     def take_unparsed(self) -> bytes:
         """Remove and return the bytes behind the request, which belong to another protocol."""
-        data = self._data[self._position :]
-        self._drop_data()
-        return data
+        return self._take(len(self._data))
+
+    def _take(self, end: int) -> bytes:
+        """Remove and return the bytes up to this position, without a copy if there are no others."""
+        data, start = self._data, self._position
+        if end < len(data):
+            self._position = end
+            return data[start:end]
+        self._data = b""
+        self._position = 0
+        return data[start:] if start else data
 
     def next(self) -> None:
         """Go on to the next request: this one is complete and answered."""
@@ -144,73 +140,55 @@ class RequestParser:
         if self.request is None:
             self.request = Request()
         self.request.headers = HTTPHeaders()
-        self.request.body = self._head = b""
-        self._drop_data()
-        self._delivered_head = 0
+        self.request.body = self._head = self._data = b""
+        self._position = self._delivered_head = 0
         self._fields = []
         self._part = DONE
-        self._parser = self._new_parser()
-
-    def _drop_data(self) -> None:
-        self._data = b""
-        self._position = 0
+        self._parser = None
 
     def parse(self) -> bool:
         """Parse up to the end of the request at most; returns whether there is more to parse.
 
-        It stops after `CHUNKS_AT_ONCE` chunks, so that other connections have their turn. If the bytes are not a valid
-        request, the reason becomes the request's ``error``.
+        It stops after `CHUNKS_AT_ONCE` chunks, so that other connections have their turn. Raises `BadRequest`; `drop`
+        must follow.
         """
-        try:
-            if self._part == HEAD and self._position < len(self._data):
-                self._parse_head()
-            if self._part == LENGTH:
-                self._parse_length()
-                return False
-            return self._part == CHUNKS and self._parse_chunks()
-        except BadRequest as refusal:
-            if self.request is None:
-                self.request = Request()
-            self.request.error = refusal
-            self._part = DONE
+        if self._part == HEAD and self._position < len(self._data):
+            self._parse_head()
+        if self._part == LENGTH:
+            self._parse_length()
             return False
-
-    # Heads.
+        return self._part == CHUNKS and self._parse_chunks()
 
     def _parse_head(self) -> None:
         data, start = self._data, self._position
         if data.startswith(b"\r\n", start):
             # One empty line in front is allowed: RFC 9112, section 2.2.
             if self._skipped_line or data.startswith(_END_OF_HEAD, start):
-                raise BadRequest(
-                    HTTPStatus.BAD_REQUEST, "more than one empty line before the request line (RFC 9112, section 2.2)"
-                )
+                raise BadRequest(400, "more than one empty line before the request line (RFC 9112, section 2.2)")
             self._skipped_line = True
             start = self._position = start + 2
         if start == len(data) or (start == len(data) - 1 and data.endswith(b"\r")):
             return
         if self.request is None:
             self.request = Request()
-        end = data.find(_END_OF_HEAD, start + self._searched)
-        if end < 0:
+        found = data.find(_END_OF_HEAD, start + self._searched)
+        end = len(data) if found < 0 else found + len(_END_OF_HEAD)
+        if end - start > self._max_header_size:
+            if data.find(b"\r\n", start, start + self._max_header_size) < 0:
+                raise BadRequest(414, "the request line is too long (RFC 9112, section 3)")
+            raise BadRequest(431, "the request's head is too large")
+        if found < 0:
             self._data = data = data[start:]
             self._position = 0
-            self._check_size(len(data))
             # What looks like another protocol is refused at once; all other rules wait until the head is complete.
             method_of(data)
-            if _BARE_LF(data, self._searched):
-                raise BadRequest(HTTPStatus.BAD_REQUEST, "a line ends in LF without CR (RFC 9112, section 2.2)")
+            searched = self._searched
+            if data.count(b"\n", searched) != data.count(b"\r\n", max(0, searched - 1)):
+                raise BadRequest(400, "a line ends in LF without CR (RFC 9112, section 2.2)")
             self._searched = max(0, len(data) + 1 - len(_END_OF_HEAD))
             return
-        end += len(_END_OF_HEAD)
-        self._check_size(end - start)
         self._searched = 0
-        if end == len(data):
-            head = self._head = data[start:] if start else data
-            self._drop_data()
-        else:
-            head = self._head = data[start:end]
-            self._position = end
+        head = self._head = self._take(end)
         end = head.find(b" ", 0, _LONGEST_METHOD + 1)
         method = _METHODS_OF_LLHTTP.get(head[:end]) if end > 0 else None
         if method is not None:
@@ -224,29 +202,25 @@ class RequestParser:
     def _read_fields(self, head: bytes) -> None:
         # The lines besides headers are the first and the last.
         if head.count(b"\n") > MAX_HEADERS + 2:
-            raise BadRequest(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"more than {MAX_HEADERS} headers")
-        if self._parser_is_spent:
-            # It has not seen the body, and would mistake this head for one.
-            self._parser = self._new_parser()
-            self._parser_is_spent = False
+            raise BadRequest(431, f"more than {MAX_HEADERS} headers")
+        parser = self._parser
+        if parser is None:
+            parser = self._parser = httptools.HttpRequestParser(self)
+            # What `request_rules` decides: persistence (llhttp also heeds Proxy-Connection), versions, codings.
+            parser.set_dangerous_leniencies(
+                lenient_keep_alive=True, lenient_version=True, lenient_transfer_encoding=True
+            )
         self._head_is_valid = False
         try:
-            self._parser.feed_data(head)
+            parser.feed_data(head)
         except httptools.HttpParserUpgrade:
             # What follows belongs to another protocol only if the response says so.
-            self._parser_is_spent = True
+            self._parser = None
         except httptools.HttpParserError as error:
-            raise BadRequest(HTTPStatus.BAD_REQUEST, str(error)) from None
+            raise BadRequest(400, str(error)) from None
         if not self._head_is_valid:
             # llhttp waits for the rest of the HTTP/2 preface.
-            raise BadRequest(HTTPStatus.BAD_REQUEST, "this is not an HTTP/1.1 request")
-
-    def _check_size(self, size: int) -> None:
-        if size > self._max_header_size:
-            end = self._position + self._max_header_size
-            if self._data.find(b"\r\n", self._position, end) < 0:
-                raise BadRequest(HTTPStatus.REQUEST_URI_TOO_LONG, "the request line is too long (RFC 9112, section 3)")
-            raise BadRequest(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "the request's head is too large")
+            raise BadRequest(400, "this is not an HTTP/1.1 request")
 
     # Called by httptools.
 
@@ -259,8 +233,6 @@ class RequestParser:
     def on_headers_complete(self) -> None:
         self._head_is_valid = True
 
-    # Bodies.
-
     def _begin_body(self, method: str, head: bytes) -> None:
         """Check the complete head, and find out how the body is framed."""
         request = self.request
@@ -270,11 +242,21 @@ class RequestParser:
         host = values.get("Host")
         if host is None:
             if version == "1.1":
-                raise BadRequest(HTTPStatus.BAD_REQUEST, "no Host header; expected one (RFC 9112, section 3.2)")
+                raise BadRequest(400, "no Host header; expected one (RFC 9112, section 3.2)")
         elif host != self._host:
             check_host(host)
             self._host = host[:MAX_NAME]
-        self._choose_framing(values, version)
+        coding = values.get("Transfer-Encoding")
+        if coding is not None:
+            check_transfer_coding(coding, version)
+            self._chunks = ChunkedBody(self._max_body_size, self._max_header_size)
+            self._part = CHUNKS
+        else:
+            self._remaining = int(values.get("Content-Length", 0))
+            if self._remaining > self._max_body_size:
+                raise too_large(self._max_body_size)
+            if self._remaining:
+                self._part = LENGTH
         request.expects_continue = expects_continue(values, version)
         target = origin_form(method, self._url.decode("ascii"), request.headers)
         request.keep_alive = keeps_alive(values, version)
@@ -285,30 +267,12 @@ class RequestParser:
             self._complete()
         else:
             self._delivered_head = len(head)
-            self._parser_is_spent = True
-
-    def _choose_framing(self, headers: Mapping[str, str], version: str) -> None:
-        coding = headers.get("Transfer-Encoding")
-        if coding is not None:
-            check_transfer_coding(coding, version)
-            self._chunks = ChunkedBody(self._max_body_size, self._max_header_size)
-            self._part = CHUNKS
-            return
-        self._remaining = int(headers.get("Content-Length", 0))
-        if self._remaining > self._max_body_size:
-            raise too_large(self._max_body_size)
-        if self._remaining:
-            self._part = LENGTH
+            self._parser = None
 
     def _parse_length(self) -> None:
-        request, data, start = self.request, self._data, self._position
+        request = self.request
         assert request is not None
-        end = min(start + self._remaining, len(data))
-        piece = data if not start and end == len(data) else data[start:end]
-        if end == len(data):
-            self._drop_data()
-        else:
-            self._position = end
+        piece = self._take(min(self._position + self._remaining, len(self._data)))
         request.body = request.body + piece if request.body else piece
         self._remaining -= len(piece)
         if not self._remaining:
@@ -324,8 +288,7 @@ class RequestParser:
             self._complete()
         if not goes_on:
             # Otherwise the beginning of a line would keep the whole read in memory.
-            self._data = self._data[self._position :]
-            self._position = 0
+            self.feed(b"")
         return goes_on
 
     def _complete(self) -> None:

@@ -8,8 +8,8 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import partial
-from http import HTTPStatus
 from ssl import SSLContext
 from typing import Any, TypeAlias
 
@@ -19,23 +19,22 @@ from tornado.netutil import ssl_wrap_socket
 
 from threadbridge.common import forks
 from threadbridge.common.repeated_log import RepeatedLog
-from threadbridge.http.accepting import RESERVED, Acceptor, refuse
+from threadbridge.http.accepting import RESERVED, Acceptor
 from threadbridge.http.connections import Connections
 from threadbridge.http.forwarded import peer_of
 from threadbridge.http.limits import DRAIN_LINGER, WORTH_REFUSING, Limits, Memory
 from threadbridge.http.parser import LOGGED
+from threadbridge.http.request_rules import TOO_MANY_CONNECTIONS, BadRequest
 from threadbridge.http.server_connection import HTTP1ServerConnection
 from threadbridge.http.stream import PushSSLStream, PushStream
 
 logger = logging.getLogger("threadbridge")
-_out_of_memory, _too_many, _too_many_of_one, _failed = [RepeatedLog(logger) for _ in range(4)]
+_out_of_memory, _failed = RepeatedLog(logger), RepeatedLog(logger)
 
 # Time limits are accurate to about this many seconds: one look at all connections costs less than a timer for each.
 SWEEP_INTERVAL = 1.0
 # Seconds for steps (see `run_in_steps`) in each iteration of the loop, unless a single step takes longer.
 STEPS_TIME = 0.004
-# At most one read of a pipelined request is buffered behind the current one.
-MAX_BUFFER_SIZE = 1024 * 1024
 
 StartRequest: TypeAlias = Callable[[object, HTTPConnection], HTTPMessageDelegate]
 Refused: TypeAlias = Callable[[Any, str, int, int], None]
@@ -75,10 +74,9 @@ class ConnectionServer:
 
     :param start_request: called for each request, see `tornado.httputil.HTTPServerConnectionDelegate`.
     :param refused: called for each request that was refused before it began, see `Bridge.refused`.
-    :param ssl_options: for HTTPS.
-    :param memory: the account of bytes that clients have sent and that are not passed on; by default a new one.
-    :param unread: the account of responses that clients have not taken; by default a new one.
-    :param trusted_proxies: see `Connections`, which also says what is raised.
+    :param memory: the account of incoming requests, see `Memory`; by default a new one.
+    :param unread: the account of responses that clients have not read; by default a new one.
+    :param trusted_proxies: see `TrustedProxies`, which also says what is raised.
     """
 
     def __init__(
@@ -101,6 +99,7 @@ class ConnectionServer:
         # Number of refused connections, by the resource that ran out.
         self.refused_connections = {"descriptors": 0, "connections": 0, "client": 0}
         self._open = Connections(limits.max_connections, limits.max_connections_per_client, trusted_proxies)
+        self.max_connections = self._open.max_connections
         self._listeners: dict[socket.socket, Acceptor] = {}
         self._all_closed = asyncio.Event()
         self._sweeping: asyncio.TimerHandle | None = None
@@ -114,62 +113,48 @@ class ConnectionServer:
         """Listen on these sockets."""
         for listener in sockets:
             forks.listens(listener)
-            self._listeners[listener] = Acceptor(
-                listener, self._handle_connection, partial(self._refuse, "descriptors"), RESERVED
-            )
+            on_scarce = partial(self._refuse, "descriptors")
+            self._listeners[listener] = Acceptor(listener, self._handle_connection, on_scarce, RESERVED)
 
     def _handle_connection(self, connection: socket.socket, address: Any) -> None:
         client = self._open.client_of(address)
-        if not self._open.make_room_for(client):
-            self._refuse_for_limits(client, connection, address)
+        reason = self._open.make_room_for(client)
+        if reason is not None:
+            self._refuse(reason, connection, address)
             return
         stream: PushStream
         try:
             if self.ssl_options is None:
-                stream = PushStream(connection, max_buffer_size=MAX_BUFFER_SIZE)
+                stream = PushStream(connection)
             else:
                 wrapped = ssl_wrap_socket(connection, self.ssl_options, server_side=True, do_handshake_on_connect=False)
-                stream = PushSSLStream(wrapped, max_buffer_size=MAX_BUFFER_SIZE)
+                stream = PushSSLStream(wrapped)
         except OSError as error:
             logger.info("a client from %s left before it was served: %s", address, error)
             connection.close()
             return
-        self._serve(stream, address, client)
-
-    def _refuse_for_limits(self, client: str, connection: socket.socket, address: Any) -> None:
-        if self._open.has_too_many(client):
-            _too_many_of_one.log(
-                logging.WARNING,
-                "refused a connection from %s, which already has max_connections_per_client=%d, none of them idle; if "
-                "it is a proxy, add it to trusted_proxies",
-                client,
-                self._open.max_connections_per_client,
-            )
-            self._refuse("client", connection, address)
-        else:
-            _too_many.log(
-                logging.WARNING,
-                "refused a connection from %s: max_connections=%d are open, none of them idle",
-                client or "a proxy",
-                self._open.max_connections,
-            )
-            self._refuse("connections", connection, address)
-
-    def _refuse(self, reason: str, connection: socket.socket, address: Any) -> None:
-        self.refused_connections[reason] += 1
-        received, sent = refuse(connection, answers=self.ssl_options is None)
-        context = RequestContext(address, "http" if self.ssl_options is None else "https", "")
-        request_line = received[:LOGGED].partition(b"\r\n")[0].decode("latin-1")
-        self.refused(context, request_line, HTTPStatus.SERVICE_UNAVAILABLE, sent)
-
-    def _serve(self, stream: PushStream, address: Any, client: str) -> None:
         # Otherwise each piece of a stream waits until the client acknowledges the one before, which takes 40 ms.
         stream.set_nodelay(True)
         self._all_closed.clear()
-        connection = HTTP1ServerConnection(stream, self.context_of(stream, address), self)
-        self._open.add(connection, client)
+        self._open.add(HTTP1ServerConnection(stream, self.context_of(stream, address), self), client)
         if self._sweeping is None:
             self._sweep()
+
+    def _refuse(self, reason: str, connection: socket.socket, address: Any) -> None:
+        self.refused_connections[reason] += 1
+        received, sent = b"", 0
+        with connection, suppress(OSError):
+            connection.setblocking(False)
+            # Over TLS no answer is possible.
+            if self.ssl_options is None:
+                connection.send(TOO_MANY_CONNECTIONS.response)
+                sent = len(TOO_MANY_CONNECTIONS.body)
+                connection.shutdown(socket.SHUT_WR)
+                # Unread bytes would cause a reset, which may overtake the response.
+                received = connection.recv(65536)
+        context = RequestContext(address, "http" if self.ssl_options is None else "https", "")
+        request_line = received[:LOGGED].partition(b"\r\n")[0].decode("latin-1")
+        self.refused(context, request_line, 503, sent)
 
     def on_close(self, server_conn: object) -> None:
         """Forget a connection; called by it when it is closed or detached."""
@@ -182,11 +167,6 @@ class ConnectionServer:
     def connections(self) -> int:
         """Number of open client connections."""
         return len(self._open)
-
-    @property
-    def max_connections(self) -> int:
-        """Limit of open client connections."""
-        return self._open.max_connections
 
     @property
     def displaced_connections(self) -> int:
@@ -219,7 +199,7 @@ class ConnectionServer:
                 connection.context,
                 self.memory.size,
             )
-            connection.refuse_for("the server's memory for incoming requests is full")
+            connection.refuse(BadRequest(503, "the server's memory for incoming requests is full"))
 
     def stop(self) -> None:
         """Stop listening. Connections that the kernel has already accepted are served."""
@@ -238,8 +218,7 @@ class ConnectionServer:
     async def drain(self) -> None:
         """Answer requests that have arrived or are about to, and return when every connection is closed.
 
-        Responses that begin from now on carry ``Connection: close``. Connections that are idle, or become so after a
-        response that began earlier, stay open for about `DRAIN_LINGER` seconds.
+        Responses from now on carry ``Connection: close``. Idle connections stay open for about `DRAIN_LINGER` seconds.
         """
         self.draining = True
         if self._open:
@@ -268,14 +247,11 @@ class ConnectionServer:
     def _run_steps(self) -> None:
         until = time.monotonic() + STEPS_TIME
         # A step is removed after it has run, so that a step which it adds does not schedule another `_run_steps`.
-        while True:
+        while self._steps and time.monotonic() < until:
             try:
                 self._steps[0]()
             except Exception as error:  # noqa: BLE001 - it is logged, and the steps of other connections must run
                 _failed.log(logging.ERROR, "a step of a connection's work failed", exc_info=error)
             self._steps.popleft()
-            if not self._steps:
-                return
-            if time.monotonic() >= until:
-                asyncio.get_running_loop().call_soon(self._run_steps)
-                return
+        if self._steps:
+            asyncio.get_running_loop().call_soon(self._run_steps)

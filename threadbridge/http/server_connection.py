@@ -7,7 +7,6 @@ import logging
 import math
 from asyncio import Future
 from collections.abc import Callable
-from http import HTTPStatus
 from typing import Any, Protocol, cast
 
 from tornado.httputil import HTTPConnection, HTTPInputError, HTTPMessageDelegate
@@ -66,7 +65,7 @@ class HTTP1ServerConnection:
         self._detached = False
         # Bytes that the server's account counts for the parser.
         self._parser_held = 0
-        # The time by which the client must send something; infinite while nothing is expected of it.
+        # The time by which the client must send something; infinite while nothing is expected.
         self._deadline = self._time() + self._limits.header_timeout
         stream.set_close_callback(self._on_stream_closed)
         stream.receive(self._on_data, self._on_end)
@@ -114,7 +113,11 @@ class HTTP1ServerConnection:
         if self._delivered or not self._may_deliver():
             return
         parser = self._parser
-        has_more = parser.parse()
+        try:
+            has_more = parser.parse()
+        except BadRequest as refusal:
+            self.refuse(refusal)
+            return
         request = parser.request
         if request is None:
             self._account()
@@ -128,14 +131,12 @@ class HTTP1ServerConnection:
             if current.receiving.accepts(len(body)):
                 self._deliver(delegate.data_received, body)
             else:
-                self._refuse(too_large(current.receiving.max_size))
+                self.refuse(too_large(current.receiving.max_size))
         self._account()
         if request.start_line is not None and (self._delegate is None or not self._may_deliver()):
             # If the delegate failed, the client has been answered, or the connection closed.
             return
-        if request.error is not None:
-            self._refuse(request.error)
-        elif request.complete:
+        if request.complete:
             self._delivered = True
             self._deadline = math.inf
             if not parser.unparsed:
@@ -165,10 +166,6 @@ class HTTP1ServerConnection:
         """Bytes of memory that the request takes so far."""
         return self._parser_held if self._current is None else self._parser_held + self._current.body_held
 
-    def refuse_for(self, reason: str) -> None:
-        """Answer 503 to a request that is still arriving; the connection then closes."""
-        self._refuse(BadRequest(HTTPStatus.SERVICE_UNAVAILABLE, reason))
-
     @property
     def is_receiving(self) -> bool:
         """Whether a request is arriving, so that it can still be refused."""
@@ -187,7 +184,7 @@ class HTTP1ServerConnection:
             return
         limit = current.receiving.max_size
         if limit < self._limits.max_body_size and int(request.headers.get("Content-Length", 0)) > limit:
-            self._refuse(too_large(limit))
+            self.refuse(too_large(limit))
         elif request.expects_continue and not request.complete and not request.body:
             current.send_unframed(b"HTTP/1.1 100 Continue\r\n\r\n")
 
@@ -200,13 +197,10 @@ class HTTP1ServerConnection:
         return not (finished or self._paused or self._detached or self.stream.closed())
 
     def _deliver(self, method: Callable[..., Any], *arguments: object) -> None:
-        """Call a method of the delegate; if it returns an awaitable, nothing more is read until that is done.
-
-        An exception is logged, and the connection closes, except that `HTTPInputError` is answered 400.
-        """
+        """Call a method of the delegate; if it returns an awaitable, read nothing more until that is done."""
         try:
             waiting = method(*arguments)
-        except Exception as error:  # noqa: BLE001 - it is logged below
+        except Exception as error:  # noqa: BLE001 - it is answered or logged
             self._delegate_failed(error)
             return
         if waiting is not None:
@@ -225,6 +219,7 @@ class HTTP1ServerConnection:
         self._advance()
 
     def _delegate_failed(self, error: BaseException) -> None:
+        """Answer 400 to an `HTTPInputError`; otherwise log the error and close the connection."""
         current = self._current
         is_refusal = isinstance(error, HTTPInputError) and not self.stream.closed()
         if is_refusal and current is not None and not current.head_written:
@@ -232,7 +227,7 @@ class HTTP1ServerConnection:
             self._delegate = None
             current.set_close_callback(None)
             # The message may quote the request.
-            self._refuse(BadRequest(HTTPStatus.BAD_REQUEST, ascii(str(error))[1:-1]))
+            self.refuse(BadRequest(400, ascii(str(error))[1:-1]))
         else:
             _failed.log(logging.ERROR, "a request from %s failed in the server", self.context, exc_info=error)
             delegate = self._delegate
@@ -241,19 +236,19 @@ class HTTP1ServerConnection:
                 # Its request has ended too.
                 self._deliver(delegate.on_connection_close)
 
-    def _refuse(self, error: BadRequest) -> None:
-        """Answer a request that cannot be accepted; the connection then closes."""
+    def refuse(self, error: BadRequest) -> None:
+        """Answer a request that has not arrived completely or is invalid; the connection then closes."""
         logger.info("refused a request from %s: %d, %s", self.context, error.status, error.reason)
         current = self._current
         request = self._parser.request
         if current is not None and self._delegate is not None:
-            current.refused_with = error.status.value
+            current.refused_with = error.status
             self._deliver(self._delegate.on_connection_close)
             self._delegate = None
         else:
             start_line = None if request is None else request.start_line
             request_line = self._parser.request_line if start_line is None else " ".join(start_line)
-            self._server.refused(self.context, request_line, error.status.value, len(error.body))
+            self._server.refused(self.context, request_line, error.status, len(error.body))
         self._parser.drop()
         self._account()
         if current is None:
@@ -294,14 +289,13 @@ class HTTP1ServerConnection:
             current.release()
             self._current = self._delegate = None
             self._delivered = False
-            # Responses that begin while the server drains close their connections; this one began before.
-            idle_timeout = DRAIN_LINGER if self._server.draining else self._limits.idle_timeout
             if self._parser.unparsed:
                 self._deadline = self._time() + self._limits.header_timeout
                 # Not at once: the calls for pipelined requests that are answered at once would nest.
                 self._loop.call_soon(self._advance)
             else:
-                self._deadline = self._time() + idle_timeout
+                # Responses that begin while the server drains close their connections; this one began before.
+                self._deadline = self._time() + (DRAIN_LINGER if self.draining else self._limits.idle_timeout)
                 self.stream.resume_reading()
 
     def _linger(self, written: Future[None] | None = None) -> None:
@@ -335,7 +329,7 @@ class HTTP1ServerConnection:
         if current is not None and self._lingering_until is None and current.is_overdue(now):
             logger.info("cut a response to %s, which reads too slowly", self.context)
             # For the log only: the client has another status already.
-            current.refused_with = HTTPStatus.REQUEST_TIMEOUT.value
+            current.refused_with = 408
             self.stream.close()
             return
         if self.deadline > now:
@@ -343,7 +337,7 @@ class HTTP1ServerConnection:
         if self.idle:
             self.close_idle()
         elif self.is_receiving and self._parser.request is not None:
-            self._refuse(BadRequest(HTTPStatus.REQUEST_TIMEOUT, "the request did not arrive in time"))
+            self.refuse(BadRequest(408, "the request did not arrive in time"))
         else:
             self.stream.close()
 
@@ -364,17 +358,13 @@ class HTTP1ServerConnection:
         stream = self.stream
         stream.set_close_callback(None)
         stream.receive(None)
-        self._deadline = math.inf
         self._detached = True
         stream.give_back(self._parser.take_unparsed())
-        self._release()
-        self._server.on_close(self)
+        self._leave_server()
         return stream
 
     def _on_stream_closed(self) -> None:
-        self._deadline = math.inf
-        self._release()
-        self._server.on_close(self)
+        self._leave_server()
         callback = None if self._current is None else self._current.close_callback
         delegate, self._delegate = self._delegate, None
         if callback is not None:
@@ -382,9 +372,10 @@ class HTTP1ServerConnection:
         elif delegate is not None and not self._delivered:
             delegate.on_connection_close()
 
-    def _release(self) -> None:
-        if self._parser_held:
-            self._server.memory.add(-self._parser_held)
-            self._parser_held = 0
+    def _leave_server(self) -> None:
+        self._deadline = math.inf
+        self._server.memory.add(-self._parser_held)
+        self._parser_held = 0
         if self._current is not None:
             self._current.release()
+        self._server.on_close(self)

@@ -12,15 +12,12 @@ LOOKS = 8
 
 
 class Receiving:
-    """The body of one request while it arrives. Only the client's time counts, not the server's pauses in reading.
-
-    :param limits: the server's limits. A handler can lower them for its request.
-    """
+    """The body of one request while it arrives. Only the client's time counts, not the server's pauses in reading."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
+        # Handlers can lower these two: the largest size, and the time by which the body must be complete.
         self.max_size = limits.max_body_size
-        # The time by which the body must be complete, in addition to the limits.
         self.until = math.inf
         self._size = 0
         # When the body was first waited for; 0.0 before that.
@@ -48,10 +45,8 @@ class Receiving:
 class Sending:
     """A response that could not leave at once, and the time that its client takes to read it.
 
-    :param memory: the account that counts the waiting bytes.
-
-    Time counts only while bytes wait to be taken: an application may take as long as it likes between its pieces. Bytes
-    that the client's system has acknowledged count as taken.
+    Time counts only while bytes wait to be taken, not while the application produces the next piece. Bytes that the
+    client's system has acknowledged count as taken. ``memory`` counts the waiting bytes.
     """
 
     def __init__(self, stream: PushStream, memory: Memory, limits: Limits) -> None:
@@ -60,27 +55,27 @@ class Sending:
         self._limits = limits
         # Bytes of memory that the waiting pieces take.
         self._held = 0
-        # When bytes began to wait; 0.0 if none do. The bytes that the stream had sent by then, and at the last look.
+        # Whether bytes wait to be taken; since when, less the earlier waits; and the length of these.
+        self.waits = False
         self._since = 0.0
-        self._sent_before = 0
-        self._sent = 0
-        self._moved_at = 0.0
-        # The length of earlier waits in seconds, and the bytes that were taken in them.
         self._waited = 0.0
+        # What the stream had sent when the wait began, less what was taken in earlier waits; and the latter.
+        self._sent_before = 0
         self._taken = 0
-
-    @property
-    def waits(self) -> bool:
-        """Whether bytes wait to be taken."""
-        return self._since > 0.0
+        # When the stream had last sent more, and how much by then.
+        self._moved_at = 0.0
+        self._sent = 0
 
     def wait(self, now: float, size: int) -> float:
         """Count bytes that could not leave at once; returns the time for the next `look`."""
         self._held += size
         self._memory.add(size)
-        if not self._since:
-            self._since = self._moved_at = now
-            self._sent_before = self._sent = self._stream.acknowledged()
+        if not self.waits:
+            self.waits = True
+            self._since = now - self._waited
+            self._moved_at = now
+            self._sent = self._stream.acknowledged()
+            self._sent_before = self._sent - self._taken
         return self.look(now)
 
     def look(self, now: float) -> float:
@@ -89,19 +84,18 @@ class Sending:
         if sent > self._sent:
             self._sent = sent
             self._moved_at = now
-        taken = self._taken + sent - self._sent_before
         pause = self._limits.send_timeout
-        allowed = min(pause + taken / self._limits.min_rate, self._limits.transfer_timeout)
-        latest = min(self._moved_at + pause, self._since + allowed - self._waited)
+        by_rate = self._since + pause + (sent - self._sent_before) / self._limits.min_rate
+        latest = min(self._moved_at + pause, by_rate, self._since + self._limits.transfer_timeout)
         return min(latest, now + pause / LOOKS)
 
     def has_left(self, now: float) -> None:
         """Stop the clock: all bytes have left."""
         self.release()
-        if self._since:
-            self._waited += now - self._since
-            self._taken += self._stream.acknowledged() - self._sent_before
-            self._since = 0.0
+        if self.waits:
+            self.waits = False
+            self._waited = now - self._since
+            self._taken = self._stream.acknowledged() - self._sent_before
 
     def release(self) -> None:
         """Take the bytes out of the account."""
