@@ -15,7 +15,7 @@ from threadbridge.common.repeated_log import RepeatedLog
 
 logger = logging.getLogger("threadbridge")
 
-LOOPBACK = ("127.0.0.0/8", "::1")
+LOOPBACK: tuple[str, ...] = ("127.0.0.0/8", "::1")
 
 # Which headers name the client; see `ForwardedHeaders`.
 ClientHeaders: TypeAlias = Literal["auto", "x-real-ip", "x-forwarded-for", "forwarded"]
