@@ -14,11 +14,11 @@ import pytest
 
 from tests.support.inprocess import BridgeThread, wait_until
 from tests.support.requests_in_threads import running
+from threadbridge import HTTPServer
 from threadbridge.admin.events import Events
 from threadbridge.common.background_thread import BackgroundThread
 from threadbridge.common.repeated_log import RepeatedLog
 from threadbridge.database.stopper import Stopper
-from threadbridge.http.background import Background
 from threadbridge.http.stream import PushStream
 
 
@@ -95,10 +95,10 @@ def stopping(fault: Fault) -> str:
 
 def in_the_background(fault: Fault) -> str:
     async def run() -> None:
-        background, done = Background(), asyncio.Event()
+        server, done = HTTPServer(print), asyncio.Event()
         for _ in range(3):
-            background.add(fault)
-        background.add(done.set)
+            server.run_in_steps(fault)
+        server.run_in_steps(done.set)
         await done.wait()
 
     asyncio.run(run())

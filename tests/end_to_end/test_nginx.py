@@ -19,7 +19,7 @@ from tornado.httputil import HTTPHeaders
 
 from tests.support.nginx_server import Nginx
 from tests.support.processes import ROOT
-from threadbridge.http.forwarded import ForwardedHeaders, Peer, Source
+from threadbridge.http.forwarded import ClientAddress, ClientHeaders, ForwardedHeaders
 
 # A proxy of the machine has no part in this.
 HTTP = requests.Session()
@@ -145,7 +145,7 @@ def test_frontend_learns_the_clients_address_scheme_and_host(
 
 @pytest.mark.parametrize("source", ["auto", "x-real-ip", "x-forwarded-for"])
 def test_what_nginx_says_of_the_client_is_believed(
-    nginx: Nginx, frontends: tuple[RecordingFrontend, RecordingFrontend], source: Source
+    nginx: Nginx, frontends: tuple[RecordingFrontend, RecordingFrontend], source: ClientHeaders
 ) -> None:
     with socket.create_connection(("127.0.0.1", nginx.port), 10, source_address=("127.0.0.9", 0)) as client:
         client.sendall(
@@ -155,7 +155,7 @@ def test_what_nginx_says_of_the_client_is_believed(
     [request] = frontends[0].seen + frontends[1].seen
     headers = HTTPHeaders(dict(request.headers.items()))
     forwarded = ForwardedHeaders((), source)
-    assert forwarded.client_of(Peer("127.0.0.1", "https"), headers) == Peer("127.0.0.9", "http")
+    assert forwarded.client_of(ClientAddress("127.0.0.1", "https"), headers) == ClientAddress("127.0.0.9", "http")
 
 
 def test_connections_to_the_frontends_are_kept(

@@ -22,11 +22,11 @@ from tests.support.processes import Frontend, free_port
 LIMITED = f"""{APPLICATION}
 if __name__ == "__main__":
     import sys
-    import threadbridge.http.connections
+    import threadbridge.http.forwarded
     from threadbridge import serve
 
     # All the other addresses of loopback are those of strangers.
-    threadbridge.http.connections.LOOPBACK = ("127.0.0.1",)
+    threadbridge.http.forwarded.LOOPBACK = ("127.0.0.1",)
     serve(
         app, threads=4, port=int(sys.argv[1]), admin_port=int(sys.argv[2]), access_log=False, max_connections=300,
         max_connections_per_client=30,

@@ -9,7 +9,7 @@ import pytest
 from tornado.httputil import HTTPHeaders
 
 from tests.worker.test_environ import environ_of, request
-from threadbridge.http.forwarded import ForwardedHeaders, Peer, Source
+from threadbridge.http.forwarded import ClientAddress, ClientHeaders, ForwardedHeaders
 
 HEADERS = HTTPHeaders({"X-Real-IP": "1.2.3.4", "X-Forwarded-For": "1.2.3.4", "X-Scheme": "https"})
 
@@ -17,7 +17,7 @@ HEADERS = HTTPHeaders({"X-Real-IP": "1.2.3.4", "X-Forwarded-For": "1.2.3.4", "X-
 @pytest.mark.parametrize("proxy", ["127.0.0.1", "127.9.9.9", "::1", "10.1.2.3", "192.0.2.1", ""])
 def test_trusted_peers(proxy: str) -> None:
     forwarded = ForwardedHeaders(["10.0.0.0/8", "192.0.2.1"])
-    assert forwarded.client_of(Peer(proxy, "http"), HEADERS.copy()) == Peer("1.2.3.4", "https")
+    assert forwarded.client_of(ClientAddress(proxy, "http"), HEADERS.copy()) == ClientAddress("1.2.3.4", "https")
 
 
 @pytest.mark.parametrize(
@@ -25,29 +25,29 @@ def test_trusted_peers(proxy: str) -> None:
 )
 def test_the_request_id_of_a_trusted_proxy(request_id: str) -> None:
     headers = HTTPHeaders({"X-Request-ID": request_id})
-    assert ForwardedHeaders().request_id_of(Peer("127.0.0.1", "http"), headers) == request_id
-    assert ForwardedHeaders().request_id_of(Peer("192.0.2.1", "http"), headers) == ""
+    assert ForwardedHeaders().request_id_of(ClientAddress("127.0.0.1", "http"), headers) == request_id
+    assert ForwardedHeaders().request_id_of(ClientAddress("192.0.2.1", "http"), headers) == ""
 
 
 @pytest.mark.parametrize("request_id", ["", "a" * 65, "a,b", "a b", "*/", "a/b", "'", "\xe4", "%s"])
 def test_a_request_id_that_is_not_fit_to_be_one(request_id: str) -> None:
     headers = HTTPHeaders()
     headers.add("X-Request-ID", request_id, _chars_are_bytes=False)
-    assert ForwardedHeaders().request_id_of(Peer("127.0.0.1", "http"), headers) == ""
+    assert ForwardedHeaders().request_id_of(ClientAddress("127.0.0.1", "http"), headers) == ""
 
 
 @pytest.mark.parametrize("stranger", ["11.1.2.3", "192.0.2.2", "2001:db8::1"])
 def test_strangers(stranger: str) -> None:
     forwarded = ForwardedHeaders(["10.0.0.0/8", "192.0.2.1"])
-    assert forwarded.client_of(Peer(stranger, "http"), HEADERS.copy()) == Peer(stranger, "http")
+    assert forwarded.client_of(ClientAddress(stranger, "http"), HEADERS.copy()) == ClientAddress(stranger, "http")
 
 
-def client(source: Source, *lines: str, proxies: tuple[str, ...] = ("10.0.0.0/8",)) -> tuple[str, str]:
+def client(source: ClientHeaders, *lines: str, proxies: tuple[str, ...] = ("10.0.0.0/8",)) -> tuple[str, str]:
     headers = HTTPHeaders()
     for line in lines:
         name, _, value = line.partition(": ")
         headers.add(name, value, _chars_are_bytes=False)
-    found = ForwardedHeaders(proxies, source).client_of(Peer("127.0.0.1", "http", "5"), headers)
+    found = ForwardedHeaders(proxies, source).client_of(ClientAddress("127.0.0.1", "http", "5"), headers)
     assert found.port == ("5" if found.address == "127.0.0.1" else ""), "the port is the proxy's"
     return found.address, found.scheme
 
@@ -67,7 +67,7 @@ ALL += ["Forwarded: for=3.3.3.3;proto=https"]
     ],
 )
 def test_one_source_counts_and_the_others_are_kept_from_the_application(
-    source: Source, expected: tuple[str, str]
+    source: ClientHeaders, expected: tuple[str, str]
 ) -> None:
     shown = environ_of(
         request("GET / HTTP/1.1", *ALL, "X-Forwarded-Host: a.example"), xheaders=True, client_address=source
@@ -90,7 +90,7 @@ def test_headers_of_a_stranger_are_kept_from_the_application() -> None:
     headers = HTTPHeaders()
     for line in [*ALL, "X-Forwarded-Host: a.example", "X-Other: 1"]:
         headers.parse_line(line)
-    stranger = Peer("192.0.2.1", "http", "5")
+    stranger = ClientAddress("192.0.2.1", "http", "5")
     assert ForwardedHeaders().client_of(stranger, headers) == stranger
     assert set(headers) == {"X-Other"}
 
@@ -122,7 +122,7 @@ def test_a_contradiction_is_logged_once(caplog: pytest.LogCaptureFixture) -> Non
     forwarded = ForwardedHeaders()
     for _ in range(100):
         headers = HTTPHeaders({"X-Real-IP": "9.9.9.9", "X-Forwarded-For": "1.2.3.4"})
-        forwarded.client_of(Peer("127.0.0.1", "http"), headers)
+        forwarded.client_of(ClientAddress("127.0.0.1", "http"), headers)
     [record] = caplog.records
     assert record.levelno == logging.WARNING and "set client_address" in record.getMessage()
 
@@ -159,7 +159,7 @@ def test_a_contradiction_is_logged_once(caplog: pytest.LogCaptureFixture) -> Non
         ],
     ],
 )
-def test_a_client_is_an_address_and_nothing_else(source: Source, node: str, address: str) -> None:
+def test_a_client_is_an_address_and_nothing_else(source: ClientHeaders, node: str, address: str) -> None:
     line = {"x-real-ip": "X-Real-IP: ", "x-forwarded-for": "X-Forwarded-For: 8.8.8.8, ", "forwarded": "Forwarded: for="}
     quoted = f'"{node}"' if source == "forwarded" else node
     assert client(source, line[source] + quoted) == (address, "http")
@@ -206,7 +206,7 @@ def test_long_values_are_not_kept(line: str) -> None:
     def read(count: int) -> None:
         for number in range(count):
             headers = HTTPHeaders({line: f"{prefix}{number}{line}{'x' * 4000}"})
-            assert forwarded.client_of(Peer("127.0.0.1", "http"), headers).address == "127.0.0.1"
+            assert forwarded.client_of(ClientAddress("127.0.0.1", "http"), headers).address == "127.0.0.1"
 
     tracemalloc.start()
     try:

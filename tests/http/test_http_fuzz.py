@@ -18,6 +18,7 @@ import time
 import h11
 
 from threadbridge.http.parser import RequestParser
+from threadbridge.http.request_rules import BadRequest
 
 SECONDS = float(os.environ.get("FUZZ_SECONDS", "60" if os.environ.get("CI") else "5"))
 SEED = int(os.environ.get("FUZZ_SEED", random.SystemRandom().randrange(10**9)))
@@ -115,14 +116,15 @@ def ours(stream: bytes, chance: random.Random) -> tuple[Accepted, bool]:
         parser.feed(stream[:size])
         stream = stream[size:]
         while True:
-            has_more = parser.parse()
+            try:
+                has_more = parser.parse()
+            except BadRequest:
+                return accepted, True
             request = parser.request
             if request is None:
                 break
             body += request.body
             request.body = b""
-            if request.error is not None:
-                return accepted, True
             if request.complete:
                 assert request.start_line is not None
                 method, path, version = request.start_line

@@ -18,8 +18,7 @@ from tests.support.inprocess import BridgeThread, wait_until
 from threadbridge import HTTPServer
 from threadbridge.crossing import response_body
 from threadbridge.crossing.spool import BLOCK, PART_PER_CLIENT, BlockFile, Spool
-from threadbridge.http.limits import Limits
-from threadbridge.http.memory import Memory
+from threadbridge.http.limits import Limits, Memory
 
 PLAIN = [("Content-Type", "text/plain")]
 MEGABYTE = 1024 * 1024

@@ -20,7 +20,7 @@ from tests.support.processes import free_port
 from tests.support.site_process import Process, entered
 from tests.support.supervised import Supervised, finish, is_gone, pid_of, said
 from threadbridge.settings.table import from_keywords
-from threadbridge.sockets.listeners import bind_for_each
+from threadbridge.sockets.listeners import bind
 
 # Serving.
 
@@ -62,7 +62,7 @@ def test_a_unix_socket_is_shared_and_removed(tmp_path: Path) -> None:
 
 
 def test_the_kernel_spreads_connections_over_the_processes() -> None:
-    [mine], [theirs] = bind_for_each(2, from_keywords({"port": 0}))[0]
+    [mine], [theirs] = bind(from_keywords({"port": 0}), 2)[0]
     with mine, theirs:
         clients = [socket.create_connection(mine.getsockname()) for _ in range(64)]
         for client in clients:

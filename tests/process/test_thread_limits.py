@@ -199,7 +199,7 @@ def test_a_process_takes_what_its_supervisor_hands_it_without_another_thread() -
     os.close(stacks_file)
     assert ended.stdout == "7\n"
     [line] = ended.stderr.splitlines()
-    assert line.startswith("no thread can be started that waits for the supervisor's death")
+    assert line.startswith("cannot start the thread that notices the supervisor's death")
 
 
 def test_a_new_thread_waits_until_there_is_memory_for_it() -> None:

@@ -27,7 +27,7 @@ from threadbridge.crossing.response_body import KEPT, Buffer, Channel, FileSourc
 from threadbridge.crossing.routes import Routes
 from threadbridge.crossing.spool import Spool, SpoolFullError
 from threadbridge.crossing.states import ENDINGS, MOVES, State
-from threadbridge.http.forwarded import Peer
+from threadbridge.http.forwarded import ClientAddress
 from threadbridge.http.response_head import ResponseHead, response_head
 
 logger = logging.getLogger("threadbridge")
@@ -106,7 +106,7 @@ class Exchange:
     sent = 0
     # Set on admission.
     lane: Lane
-    peer: Peer
+    peer: ClientAddress
     client = ""
     is_probe = False
     running: TrackedRequest

@@ -8,7 +8,7 @@ import tempfile
 from typing import IO
 
 from threadbridge.crossing.spool import Spool, SpoolFullError
-from threadbridge.http.memory import SMALL_PIECE
+from threadbridge.http.limits import SMALL_PIECE
 
 # The memory that a body may take before it goes to a file. Werkzeug and Django have similar limits.
 MEMORY_LIMIT = 1024 * 1024

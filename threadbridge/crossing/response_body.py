@@ -14,7 +14,7 @@ from types import BuiltinMethodType
 from typing import IO, Protocol, TypeAlias
 
 from threadbridge.crossing.spool import BlockFile, ClosedFileError, Spool
-from threadbridge.http.memory import SMALL_PIECE
+from threadbridge.http.limits import SMALL_PIECE
 
 # The bytes of a body that wait in memory before more goes to the disk.
 MEMORY_LIMIT = 1024 * 1024

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from threadbridge.common.repeated_log import RepeatedLog
 from threadbridge.common.worker_threads import TaskThreads
-from threadbridge.http.memory import Memory
+from threadbridge.http.limits import Memory
 
 logger = logging.getLogger("threadbridge")
 

@@ -18,48 +18,26 @@ from threadbridge.common.repeated_log import RepeatedLog
 
 logger = logging.getLogger("threadbridge")
 
-# Connections that are accepted in one iteration of the loop.
+# Connections accepted in one iteration of the loop.
 ACCEPTED_AT_ONCE = 128
-# File descriptors that clients never get: they are for the operators' port, the database and temporary files.
+# File descriptors kept from clients, for the operators' port, the database and temporary files.
 RESERVED = 16
-# Seconds for which nothing is accepted when no descriptors are left.
+# Seconds without accepting when no descriptors are left.
 PAUSE = 0.2
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-_BODY = b"503 Service Unavailable: too many connections\n"
-_REFUSAL = (
-    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: %d\r\n"
-    b"Retry-After: 1\r\nConnection: close\r\n\r\n" % len(_BODY)
-)
 # Acceptors whose reserved descriptor is in use. Clients must not get it when it becomes free.
 _without_reserve: set[Acceptor] = set()
 _exhausted_log = RepeatedLog(logger)
-
-
-def refuse(connection: socket.socket, answers: bool) -> tuple[bytes, int]:
-    """Close a connection that cannot be served; returns the received bytes, and the size of the response's body.
-
-    :param answers: whether to answer 503, in plain HTTP; over TLS that is not possible.
-    """
-    received, sent = b"", 0
-    with connection, contextlib.suppress(OSError):
-        connection.setblocking(False)
-        if answers:
-            connection.send(_REFUSAL + _BODY)
-            sent = len(_BODY)
-            connection.shutdown(socket.SHUT_WR)
-            # Unread bytes would cause a reset, which may overtake the response.
-            received = connection.recv(65536)
-    return received, sent
 
 
 class Acceptor:
     """Calls a function with each new connection and its client's address, until it is closed.
 
     :param on_scarce: called instead while descriptors are scarce; it must close the connection soon.
-    :param leaves: number of descriptors that are kept from these clients.
+    :param leaves: number of descriptors to keep from these clients.
 
-    While descriptors are scarce, other clients wait in the kernel, and nothing spins. One descriptor is held in reserve
-    and released when no others are left, so that one connection at a time can be accepted even then.
+    While descriptors are scarce, other clients wait in the kernel. One descriptor is held in reserve and released when
+    no others are left, so that one connection at a time can be accepted even then.
     """
 
     def __init__(
@@ -112,7 +90,7 @@ class Acceptor:
     def _accept_with_reserve(self) -> None:
         if self._reserve is None:
             return
-        self._give_up_reserve()
+        self._release_reserve()
         _without_reserve.add(self)
         try:
             connection, address = self._listener.accept()
@@ -128,7 +106,7 @@ class Acceptor:
                 self._reserve = os.open(os.devnull, os.O_RDONLY)
                 _without_reserve.discard(self)
 
-    def _give_up_reserve(self) -> None:
+    def _release_reserve(self) -> None:
         if self._reserve is not None:
             os.close(self._reserve)
             self._reserve = None
@@ -148,7 +126,7 @@ class Acceptor:
     def close(self) -> None:
         """Stop accepting. The socket stays open."""
         self._closed = True
-        self._give_up_reserve()
+        self._release_reserve()
         _without_reserve.discard(self)
         if self._resuming is not None:
             self._resuming.cancel()

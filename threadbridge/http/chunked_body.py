@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 import re
-from http import HTTPStatus
 from typing import Final
 
-from threadbridge.http.bad_request import BadRequest, too_large
+from threadbridge.http.request_rules import BadRequest, too_large
 
-# The lines between the data, and the beginnings of such lines. The quantifiers are possessive, so nothing backtracks.
+# The lines between the data. The quantifiers are possessive, so nothing backtracks.
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]++"
 _QUOTED = rb'"(?:[\t\x20\x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t\x20-\x7e\x80-\xff])*+"'
 _EXTENSION = rb"[ \t]*+;[ \t]*+" + _TOKEN + rb"(?:[ \t]*+=[ \t]*+(?:" + _TOKEN + rb"|" + _QUOTED + rb"))?"
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16}+)(?:" + _EXTENSION + rb")*\r\n").match
-_PART_OF_CHUNK_SIZE = re.compile(rb"(?:[0-9A-Fa-f]{1,16}+(?:[ \t]*+;[^\r\n\0]*+|[ \t]*+)\r?)?\Z").match
 _TRAILER = re.compile(rb"(?:(" + _TOKEN + rb"):[\t\x20-\x7e\x80-\xff]*+)?\r\n").match
-_PART_OF_TRAILER = re.compile(rb"(?:" + _TOKEN + rb"(?::[\t\x20-\x7e\x80-\xff]*+)?)?\r?\Z").match
 _FRAMING = (b"content-length", b"transfer-encoding")
 
-# Chunks of one byte need five bytes of framing each; more than sixteen suggests an attack (Go's net/http has the same
-# limit).
+# Chunks of one byte need five bytes of framing each; Go's net/http has the same limit.
 FRAMING_PER_BYTE = 16
-# The longest line with a chunk's size and extensions, or with a trailer; heads may be larger, for cookies.
+# The longest line with a chunk's size and extensions, or with a trailer.
 MAX_LINE = 4096
 # How many chunks are decoded before other connections have their turn: about 50 microseconds.
 CHUNKS_AT_ONCE = 64
-
-
 # What comes next.
 SIZE: Final = 0
 DATA: Final = 1
@@ -35,7 +29,7 @@ END: Final = 3
 
 
 class ChunkedBody:
-    """Decodes one body; pass all its bytes to `decode`, which returns how many of them it has used.
+    """Decodes one body; pass all its bytes to `decode`.
 
     :param max_body_size: bytes of the body, decoded.
     :param max_overhead: bytes of its framing, beyond those that a body of its size justifies.
@@ -58,9 +52,8 @@ class ChunkedBody:
     def decode(self, data: bytes, position: int) -> tuple[bytes, int, bool]:
         """Decode up to `CHUNKS_AT_ONCE` chunks from this position on.
 
-        Returns their data, the position behind them, and whether there may be more to decode. Trailers are dropped: RFC
-        9110, section 6.5.1, forbids merging them with the headers unless the field is known to allow it. Raises
-        `BadRequest`.
+        Returns their data, the position behind them, and whether there may be more to decode. Trailers are dropped, as
+        they may not be merged with headers (RFC 9110, section 6.5.1). Raises `BadRequest`.
         """
         pieces: list[bytes] = []
         start = position
@@ -72,18 +65,16 @@ class ChunkedBody:
                 if end > position:
                     pieces.append(data[position:end])
                 self._remaining -= end - position
-                # Data is not overhead.
                 start += end - position
                 position = end
                 # The CRLF after the data remains.
                 goes_on = not self._remaining and len(data) - position >= 2
                 if goes_on:
                     if not data.startswith(b"\r\n", position):
-                        raise _no_line_end()
+                        reason = "chunk data is not followed by CRLF (RFC 9112, section 7.1)"
+                        raise BadRequest(400, reason)
                     position += 2
                     self._next = SIZE
-                elif not self._remaining and position < len(data) and data[position] != 13:
-                    raise _no_line_end()
             else:
                 left -= 1
                 match = self._line(data, position)
@@ -91,23 +82,21 @@ class ChunkedBody:
                 if match is not None:
                     position = match.end()
                     goes_on = self._end_of_line(match[1])
+        # `start` has moved on by the size of the data, which is not overhead.
         self._overhead += position - start
         self._check_overhead(0)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces), position, goes_on
 
     def _line(self, data: bytes, position: int) -> re.Match[bytes] | None:
-        """Return the framing line that begins at the position, or None if it is not complete.
-
-        Raises `BadRequest` for bytes that cannot become one, whatever follows.
-        """
-        whole, part = (_CHUNK_SIZE, _PART_OF_CHUNK_SIZE) if self._next == SIZE else (_TRAILER, _PART_OF_TRAILER)
-        match = whole(data, position)
-        if match is None and part(data, position) is None:
-            raise BadRequest(HTTPStatus.BAD_REQUEST, "the chunks are malformed (RFC 9112, section 7.1)")
-        size = (len(data) if match is None else match.end()) - position
-        if size > MAX_LINE:
+        """Return the framing line that begins at the position, or None if it is not complete."""
+        end = data.find(b"\n", position, position + MAX_LINE) + 1
+        size = (end or len(data)) - position
+        if not end and size >= MAX_LINE:
             raise _too_much_framing()
         self._check_overhead(size)
+        match = (_TRAILER if self._next == TRAILERS else _CHUNK_SIZE)(data, position, end or position)
+        if end and match is None:
+            raise BadRequest(400, "the chunks are malformed (RFC 9112, section 7.1)")
         return match
 
     def _end_of_line(self, content: bytes | None) -> bool:
@@ -116,9 +105,7 @@ class ChunkedBody:
             if content is None:
                 self._next = END
             elif content.lower() in _FRAMING:
-                raise BadRequest(
-                    HTTPStatus.BAD_REQUEST, "a trailer field must not change the framing (RFC 9110, section 6.5.1)"
-                )
+                raise BadRequest(400, "a trailer field must not change the framing (RFC 9110, section 6.5.1)")
             return content is not None
         assert content is not None
         self._remaining = int(content, 16)
@@ -133,9 +120,5 @@ class ChunkedBody:
             raise _too_much_framing()
 
 
-def _no_line_end() -> BadRequest:
-    return BadRequest(HTTPStatus.BAD_REQUEST, "chunk data is not followed by CRLF (RFC 9112, section 7.1)")
-
-
 def _too_much_framing() -> BadRequest:
-    return BadRequest(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "the chunked body has too much framing for its data")
+    return BadRequest(431, "the chunked body has too much framing for its data")

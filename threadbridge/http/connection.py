@@ -1,4 +1,4 @@
-"""The connection of one request, on which its response is written: framing, and how fast the client reads."""
+"""A client's connection for the time of one request, on which the response is written."""
 
 from __future__ import annotations
 
@@ -8,23 +8,21 @@ from asyncio import AbstractEventLoop, Future
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from tornado.httputil import HTTPHeaders, RequestStartLine, ResponseStartLine
+from tornado.httputil import HTTPHeaders, ResponseStartLine
 from tornado.iostream import IOStream, StreamClosedError
 
 from threadbridge.common.repeated_log import RepeatedLog
-from threadbridge.http.limits import Limits
-from threadbridge.http.memory import Memory
+from threadbridge.http.limits import Limits, Memory
 from threadbridge.http.parser import Request
-from threadbridge.http.receiving import Receiving
 from threadbridge.http.response_head import ResponseHead, head_from_tornado
-from threadbridge.http.sending import Sending
 from threadbridge.http.stream import PushStream
+from threadbridge.http.transfer import Receiving, Sending
 
 _short = RepeatedLog(logging.getLogger("threadbridge"))
 
 
 class ServerConnection(Protocol):
-    """What the connection of a request needs of the client's connection that carries it."""
+    """The client's connection, which carries this request and others: what `HTTP1Connection` uses of it."""
 
     @property
     def draining(self) -> bool: ...
@@ -39,14 +37,10 @@ class ServerConnection(Protocol):
 
 
 class HTTP1Connection:
-    """A client's connection for the time of one request: what handlers find as ``request.connection``.
+    """The connection of one request: ``request.connection`` in handlers. ``unread`` counts the response's bytes.
 
-    It has the methods of `tornado.httputil.HTTPConnection`, and offers a request's delegate what
-    `tornado.http1connection.HTTP1Connection` does. Like `Exchange`, it does not derive from Tornado's class, because
-    attributes of a compiled class without such a base are faster.
-
-    :param owner: the connection that carries the request.
-    :param unread: the account of responses that clients have not taken.
+    It has the methods of `tornado.http1connection.HTTP1Connection` that a request's delegate may use. It does not
+    derive from Tornado's class, because attributes of a compiled class without such a base are faster.
     """
 
     def __init__(
@@ -61,11 +55,13 @@ class HTTP1Connection:
     ) -> None:
         self.stream = stream
         self.context = context
+        # The size and the time of the request's body.
+        self.receiving = Receiving(limits)
         # The status that answered a request whose body was refused; its delegate learns only that the request ended.
         self.refused_with = 0
-        # Bytes of the body that the delegate keeps in memory, and has counted in the server's account; it sets this.
+        # Set by the delegate: bytes of the body that it keeps in memory, and has counted in the server's account.
         self.body_held = 0
-        # Whether the request is answered even though its client sends no more and may have left; the delegate sets it.
+        # Set by the delegate: whether to answer a client that sends no more and may have left.
         self.answers_after_end = False
         self.close_callback: Callable[[], None] | None = None
         self.head_written = False
@@ -79,7 +75,6 @@ class HTTP1Connection:
         self._loop = loop
         self._limits = limits
         self._unread = unread
-        self._receiving: Receiving | None = None
         self._status = 0
         self._chunked = False
         # Bytes of the body that are still to come, if its length is known.
@@ -89,42 +84,30 @@ class HTTP1Connection:
         # Set once the client has kept the response waiting.
         self._sending: Sending | None = None
 
-    # The body of the request.
-
-    @property
-    def max_body_size(self) -> int:
-        """The largest body that the request may have."""
-        return self._limits.max_body_size if self._receiving is None else self._receiving.max_size
-
-    @property
-    def receiving(self) -> Receiving:
-        """The size and the time of the request's body."""
-        if self._receiving is None:
-            self._receiving = Receiving(self._limits)
-        return self._receiving
-
     def set_max_body_size(self, max_body_size: int) -> None:
         """Lower the limit for the request's body; a larger body is answered 413.
 
         Raises ``ValueError`` above the server's limit, `Limits.max_body_size`.
         """
-        self.receiving.set_max_size(max_body_size)
+        if max_body_size > self._limits.max_body_size:
+            raise ValueError(
+                f"the server accepts bodies of at most {self._limits.max_body_size} bytes; to allow more, give it "
+                f"limits=Limits(max_body_size={max_body_size})"
+            )
+        self.receiving.max_size = max_body_size
 
     def set_body_timeout(self, body_timeout: float) -> None:
         """Allow this many seconds from now for the rest of the request's body, in addition to the limits."""
-        self.receiving.end_at(self._loop.time() + body_timeout)
+        self.receiving.until = self._loop.time() + body_timeout
 
     def set_close_callback(self, callback: Callable[[], None] | None) -> None:
         """Set a function to call when the client leaves before the response is finished."""
         self.close_callback = callback
 
-    # The response.
-
     def send_head(self, head: ResponseHead, chunk: bytes) -> Future[None] | None:
-        """Write a response's head and a first piece of its body.
+        """Write a response's head and a first piece of its body; returns what `send_unframed` does.
 
-        Returns None if they have left, or else a future that is done when they have. Raises ``ValueError`` if the body
-        is longer than its ``Content-Length``.
+        Raises ``ValueError`` if the body is longer than its ``Content-Length``.
         """
         request = self._request.start_line
         assert request is not None
@@ -156,13 +139,9 @@ class HTTP1Connection:
         return self.send_unframed(b"".join((lines, b"\r\n", *self._framed(chunk))))
 
     def write_headers(
-        self,
-        start_line: RequestStartLine | ResponseStartLine,
-        headers: HTTPHeaders,
-        chunk: bytes | None = None,
+        self, start_line: ResponseStartLine, headers: HTTPHeaders, chunk: bytes | None = None
     ) -> Future[None]:
-        """`send_head` as `HTTPConnection` has it; also raises ``ValueError`` as `head_from_tornado` does."""
-        assert isinstance(start_line, ResponseStartLine)
+        """See `tornado.httputil.HTTPConnection`. Raises ``ValueError`` as `send_head` and `head_from_tornado` do."""
         return self.send_head(head_from_tornado(start_line, headers), chunk or b"") or self._done()
 
     def send(self, pieces: Sequence[bytes | memoryview]) -> Future[None] | None:
@@ -170,7 +149,7 @@ class HTTP1Connection:
         return self.send_unframed(*self._framed(*pieces))
 
     def write(self, chunk: bytes) -> Future[None]:
-        """`send` as `HTTPConnection` has it; the future is done when the piece has left."""
+        """See `tornado.httputil.HTTPConnection`; the future is done when the piece has left."""
         return self.send((chunk,)) or self._done()
 
     def _done(self) -> Future[None]:
@@ -183,12 +162,8 @@ class HTTP1Connection:
         if self.stream.closed():
             return
         if self._remaining:
-            _short.log(
-                logging.ERROR,
-                "a response to %s is %d bytes shorter than its Content-Length",
-                self.context,
-                self._remaining,
-            )
+            message = "a response to %s is %d bytes shorter than its Content-Length"
+            _short.log(logging.ERROR, message, self.context, self._remaining)
             self.close()
             return
         if self._chunked:
@@ -203,11 +178,11 @@ class HTTP1Connection:
             self._owner.response_finished()
 
     def close(self) -> None:
-        """Close the client's connection at once, without a callback: the caller knows."""
+        """Close the client's connection at once, without a callback."""
         self._owner.close()
 
     def detach(self) -> IOStream:
-        """Hand the stream over to another protocol, such as WebSocket."""
+        """Hand over the stream to another protocol, such as WebSocket."""
         return self._owner.detach()
 
     def _framed(self, *pieces: bytes | memoryview) -> Sequence[bytes | memoryview]:
@@ -222,22 +197,19 @@ class HTTP1Connection:
         return pieces
 
     def send_unframed(self, *pieces: bytes | memoryview) -> Future[None] | None:
-        """Write bytes as they are; returns None if they have left, or else a future that is done when they have."""
+        """Write bytes as they are; returns None if they have left, otherwise a future that is done when they have."""
         try:
             written = self.stream.send(*pieces)
         except StreamClosedError as error:
             written = Future(loop=self._loop)
             written.set_exception(error)
-            # Otherwise asyncio would log that nobody has looked at it.
+            # Retrieve it, or asyncio would log that it never was.
             written.exception()
             self._written = written
             return written
         if written is not None:
             if self._sending is None:
-                limits = self._limits
-                self._sending = Sending(
-                    self.stream, self._unread, limits.send_timeout, limits.min_rate, limits.transfer_timeout
-                )
+                self._sending = Sending(self.stream, self._unread, self._limits)
             self.deadline = self._sending.wait(self._loop.time(), sum(map(len, pieces)))
             written.add_done_callback(self._on_flushed)
         self._written = written

@@ -1,41 +1,40 @@
-"""Limits the number of open connections, in all and for each client, and closes some to make room."""
+"""Limits the number of open connections, in total and for each client, and closes some to make room."""
 
 from __future__ import annotations
 
-import ipaddress
+import logging
 import resource
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, Literal
 
-from threadbridge.http.forwarded import LOOPBACK, client_of
+from threadbridge.common.repeated_log import RepeatedLog
+from threadbridge.http.forwarded import TrustedProxies, client_of
+from threadbridge.http.request_rules import TOO_MANY_CONNECTIONS
 from threadbridge.http.server_connection import HTTP1ServerConnection
 
-# File descriptors kept free by default for the database, logs, temporary files, operators and the application.
-KEPT_FREE = 64
-# The limit if the process may open any number of files.
-UNLIMITED = 65536
-# Seconds between two looks at all connections, for each connection, so that clients that keep connecting cost little.
+logger = logging.getLogger("threadbridge")
+_too_many, _too_many_of_one = RepeatedLog(logger), RepeatedLog(logger)
+
+# Seconds between two looks at all connections, times their number, so that clients that keep connecting cost little.
 LOOK_INTERVAL = 50e-6
 
 
 def default_max_connections() -> int:
-    """Return the limit of open files, less an eighth of it or 64, whichever is more, but at most half of it."""
+    """Return the limit of open files, minus an eighth of it or 64, whichever is more, but at most half of it.
+
+    The rest is for the database, logs, temporary files, operators and the application.
+    """
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if files == resource.RLIM_INFINITY:
-        return UNLIMITED
-    return max(1, files - min(files // 2, max(KEPT_FREE, files // 8)))
+    return 65536 if files == resource.RLIM_INFINITY else max(1, files - min(files // 2, max(64, files // 8)))
 
 
 class Connections:
     """The open connections of a server, each with its client: an IP address, or an IPv6 network of 64 bits.
 
-    :param max_connections: the limit in all; None for `default_max_connections`.
+    :param max_connections: the total limit; None for `default_max_connections`.
     :param max_connections_per_client: the limit for each client; None for a quarter of that.
-    :param trusted_proxies: addresses and networks that stand for many clients. Only the limit in all applies to them,
-        to loopback and to Unix sockets.
-
-    Raises ``ValueError`` for a proxy that is neither an address nor a network.
+    :param trusted_proxies: see `TrustedProxies`. They stand for many clients, so only the total limit applies to them.
     """
 
     def __init__(
@@ -46,9 +45,9 @@ class Connections:
     ) -> None:
         self.max_connections = max_connections or default_max_connections()
         self.max_connections_per_client = max_connections_per_client or max(1, self.max_connections // 4)
-        # Number of connections that were closed to make room for others.
+        # Number of connections closed to make room for others.
         self.displaced = 0
-        self._proxies = [ipaddress.ip_network(proxy) for proxy in (*LOOPBACK, *trusted_proxies)]
+        self._proxies = TrustedProxies(trusted_proxies)
         self._open: dict[HTTP1ServerConnection, str] = {}
         self._counts: dict[str, int] = {}
         # The connections that could be closed at the last look; the last in a list is closed first.
@@ -63,18 +62,13 @@ class Connections:
         return iter(self._open)
 
     def client_of(self, address: Any) -> str:
-        """Return the client whose connections are counted together; "" for one without a limit of its own.
-
-        :param address: as `socket.socket.accept` gives it.
-        """
-        if not isinstance(address, tuple):
+        """Return the client at an address as `socket.socket.accept` gives it; "" if it has no limit of its own."""
+        if not isinstance(address, tuple) or self._proxies.include(address[0]):
             return ""
-        client = client_of(address[0])
-        ip = ipaddress.ip_address(address[0].partition("%")[0] if "/" in client else client)
-        return "" if any(ip in network for network in self._proxies) else client
+        return client_of(address[0])
 
     def add(self, connection: HTTP1ServerConnection, client: str) -> None:
-        """Count a connection."""
+        """Count a connection of this client."""
         self._open[connection] = client
         if client:
             self._counts[client] = self._counts.get(client, 0) + 1
@@ -87,51 +81,55 @@ class Connections:
             if not self._counts[client]:
                 del self._counts[client]
 
-    def has_too_many(self, client: str) -> bool:
-        """Whether a client has reached its limit."""
-        return self._counts.get(client, 0) >= self.max_connections_per_client
+    def make_room_for(self, client: str) -> Literal["client", "connections"] | None:
+        """Make room for another connection of this client; returns which limit does not allow it, if one does not.
 
-    def make_room_for(self, client: str) -> bool:
-        """Return whether the client may open another connection, and close one to make room if necessary.
-
-        It closes the idle connection that would time out first, one of the same client if that has reached its limit.
-        If none is idle, it closes one whose request is still arriving: of the client with the most connections, if that
-        has more than this client would have.
+        It closes the idle connection that would time out first: one of the same client if that has reached its limit,
+        otherwise any. If none is idle, it refuses an arriving request of the client with the most connections, if those
+        are more than this client would have.
         """
-        if self.has_too_many(client):
-            return self._close_idle(client)
-        if len(self._open) < self.max_connections:
-            return True
-        return self._close_idle("") or self._cut_arriving(self._counts.get(client, 0) + 1)
+        count = self._counts.get(client, 0)
+        if count >= self.max_connections_per_client:
+            if self._close_idle(client):
+                return None
+            _too_many_of_one.log(
+                logging.WARNING,
+                "refused a connection from %s, which already has max_connections_per_client=%d, none of them idle; if "
+                "it is a proxy, add it to trusted_proxies",
+                client,
+                count,
+            )
+            return "client"
+        if len(self._open) < self.max_connections or self._close_idle("") or self._refuse_arriving(count + 1):
+            return None
+        message = "refused a connection from %s: max_connections=%d are open, none of them idle"
+        _too_many.log(logging.WARNING, message, client or "a proxy", self.max_connections)
+        return "connections"
 
     def forget(self) -> None:
-        """Drop references to connections that may have been closed; call this now and then."""
+        """Drop references to connections that may have been closed; to be called now and then."""
         self._idle = {}
         self._arriving = []
 
     def _close_idle(self, client: str) -> bool:
-        """Close the connection that has been idle longest, of a client or ("") of any; False if there is none."""
-        return self._close_found(client) or (self._look() and self._close_found(client))
-
-    def _close_found(self, client: str) -> bool:
-        found = self._idle.get(client, [])
-        while found:
-            deadline, connection = found.pop()
+        """Close the connection of a client, or ("") of any, that has been idle longest; False if there is none."""
+        while self._idle.get(client) or (self._look() and self._idle.get(client)):
+            deadline, connection = self._idle[client].pop()
             # It may have had a request since, or have an unread one.
             if connection.deadline == deadline and connection.is_expendable and not connection.stream.has_unread():
                 self._displace(connection)
                 return True
         return False
 
-    def _cut_arriving(self, fewest: int) -> bool:
+    def _refuse_arriving(self, fewest: int) -> bool:
         """Refuse an arriving request of the client with the most connections, if those are more than ``fewest``."""
         while self._arriving:
             connection = self._arriving[-1]
-            if connection.is_receiving and connection in self._open:
+            if connection in self._open and connection.is_receiving:
                 if self._counts[self._open[connection]] <= fewest:
                     # It stays in the list, for a client that has fewer.
                     return False
-                connection.refuse_for("too many connections")
+                connection.refuse(TOO_MANY_CONNECTIONS)
                 self._displace(connection)
                 return True
             self._arriving.pop()
@@ -155,6 +153,6 @@ class Connections:
 
     def _displace(self, connection: HTTP1ServerConnection) -> None:
         self.displaced += 1
-        # Now, because its callback runs only in the loop's next iteration.
+        # Now, because its close callback runs only in the loop's next iteration.
         self.discard(connection)
         connection.close()

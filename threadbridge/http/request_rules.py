@@ -1,19 +1,19 @@
-"""The rules of RFC 9110 and 9112 for the head of a request, as far as llhttp does not enforce them."""
+"""Rules of RFC 9110 and 9112 for the head of a request that llhttp does not enforce, and the refusal of a request."""
 
 from __future__ import annotations
 
 import functools
 import re
 from collections.abc import Mapping, Sequence
-from http import HTTPStatus
+from http.client import responses as phrases
 
 from tornado.httputil import HTTPHeaders
 
-from threadbridge.http.bad_request import BadRequest
+from threadbridge.http.response_head import http_date, response_head
 
 # RFC 3986, sections 3.2.2 and 3.2.3: reg-name or IP-literal, and a port. Empty is allowed (RFC 9110, section 7.2).
 _HOST = re.compile(r"(?:(?:[A-Za-z0-9._~!$&'()*+,;=-]++|%[0-9A-Fa-f]{2})*+|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?").fullmatch
-_METHOD = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]*+")
+_METHOD = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]*+").match
 _ABSOLUTE_FORM = re.compile(r"https?://([^/?]+)(.*)", re.IGNORECASE).fullmatch
 # Fields with one value, which proxies pass on even if they come twice (RFC 9110, sections 5.3 and 8.3).
 _SINGLE = frozenset({"Content-Type"})
@@ -25,25 +25,46 @@ MAX_HEADERS = 100
 MAX_NAME = 256
 
 
-def check_field(name: bytes, count: int) -> None:
-    """Check the length of a header's name, and how many headers there are with it."""
-    if len(name) > MAX_NAME:
-        raise BadRequest(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"a header name has more than {MAX_NAME} bytes")
-    if count > MAX_HEADERS:
-        raise BadRequest(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"more than {MAX_HEADERS} headers")
+class BadRequest(Exception):
+    """The request cannot be accepted: ``status`` answers it, and the connection closes."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+        self.reason = reason
+        self.body = f"{status} {phrases[status]}: {reason}\n".encode()
+
+    @property
+    def response(self) -> bytes:
+        """The whole response."""
+        fields = [("Content-Type", "text/plain; charset=utf-8"), ("Date", http_date()), ("Connection", "close")]
+        if self.status == 503:
+            fields.append(("Retry-After", "1"))
+        head = response_head(self.status, phrases[self.status], fields, len(self.body))
+        return head.lines + b"\r\n" + self.body
+
+
+TOO_MANY_CONNECTIONS = BadRequest(503, "too many connections")
+
+
+def too_large(max_body_size: int) -> BadRequest:
+    """Return the refusal of a body larger than ``max_body_size``."""
+    return BadRequest(413, f"the body is larger than the limit of {max_body_size} bytes")
 
 
 def combine(fields: Sequence[tuple[bytes, bytes]], headers: HTTPHeaders) -> dict[str, str]:
     """Add the fields to ``headers``; returns the values that `HTTPHeaders.get` would give."""
     combined: dict[str, str] = {}
     for name, value in fields:
+        if len(name) > MAX_NAME:
+            raise BadRequest(431, f"a header name has more than {MAX_NAME} bytes")
         field, text = _field_name(name), value.decode("latin-1").rstrip("\t ")
         # `HTTPHeaders.add` would check again what llhttp has checked.
         if field in combined:
             if field == "Host":
-                raise BadRequest(HTTPStatus.BAD_REQUEST, "several Host headers; expected one (RFC 9112, section 3.2)")
+                raise BadRequest(400, "several Host headers; expected one (RFC 9112, section 3.2)")
             if field in _SINGLE:
-                raise BadRequest(HTTPStatus.BAD_REQUEST, f"several {field} headers; expected one")
+                raise BadRequest(400, f"several {field} headers; expected one")
             headers.add(field, text)
             combined[field] += "," + text
         else:
@@ -51,75 +72,75 @@ def combine(fields: Sequence[tuple[bytes, bytes]], headers: HTTPHeaders) -> dict
     return combined
 
 
-def version_of(head: bytes, method: str, target: bytes) -> str:
-    """Return the version by which the request is read: a higher minor one counts as 1.1 (RFC 9110, section 2.5).
+@functools.lru_cache(maxsize=1000)
+def _field_name(name: bytes) -> str:
+    """Return a header's name in the case that `HTTPHeaders` gives it; cached, since clients send the same few."""
+    return "-".join(word.capitalize() for word in name.decode("ascii").split("-"))
 
-    Refuses request lines that llhttp accepts out of leniency: other protocols, more than one space, LF in front.
+
+def version_of(head: bytes, method: str, target: bytes) -> str:
+    """Return "1.0" or "1.1"; a higher minor version counts as 1.1 (RFC 9110, section 2.5).
+
+    Refuses request lines that llhttp accepts out of leniency: other protocols, and more than one space.
     """
-    # One empty line in front is allowed: RFC 9112, section 2.2.
-    start = 2 if head.startswith(b"\r\n") else 0
     # Where the version must be if there is one space between the parts.
-    position = start + len(method) + 1 + len(target)
+    position = len(method) + 1 + len(target)
     sent = head[position : position + len(" HTTP/1.1\r\n")]
     if sent == b" HTTP/1.1\r\n":
         return "1.1"
     if not (sent.startswith(b" HTTP/") and sent.endswith(b"\r\n")):
-        raise BadRequest(HTTPStatus.BAD_REQUEST, "the request line is malformed (RFC 9112, section 3)")
+        raise BadRequest(400, "the request line is malformed (RFC 9112, section 3)")
     version = sent[6:9]
     if not version.startswith(b"1."):
         shown = version.decode("latin-1")
-        raise BadRequest(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, f"HTTP/{shown}; expected HTTP/1.1 or HTTP/1.0")
+        raise BadRequest(505, f"HTTP/{shown}; expected HTTP/1.1 or HTTP/1.0")
     return "1.0" if version == b"1.0" else "1.1"
 
 
 def check_host(host: str) -> None:
-    """Check the value of a ``Host`` header (RFC 9112, section 3.2)."""
+    """Refuse an invalid ``Host`` header (RFC 9112, section 3.2)."""
     if not _HOST(host):
-        raise BadRequest(HTTPStatus.BAD_REQUEST, "the Host header is not a valid host (RFC 9112, section 3.2)")
+        raise BadRequest(400, "the Host header is not a valid host (RFC 9112, section 3.2)")
 
 
 def check_transfer_coding(coding: str, version: str) -> None:
-    """Check the value of a ``Transfer-Encoding`` header (RFC 9112, section 6.1)."""
+    """Refuse any ``Transfer-Encoding`` but ``chunked`` (RFC 9112, section 6.1)."""
     if version == "1.0":
-        raise BadRequest(HTTPStatus.BAD_REQUEST, "Transfer-Encoding is not allowed in HTTP/1.0 (RFC 9112, section 6.1)")
+        raise BadRequest(400, "Transfer-Encoding is not allowed in HTTP/1.0 (RFC 9112, section 6.1)")
+    if "chunked" in [word.strip("\t ") for word in coding.lower().split(",")[:-1]]:
+        raise BadRequest(400, "chunked is not the last transfer coding (RFC 9112, section 6.3)")
     if coding.lower() != "chunked":
-        raise BadRequest(HTTPStatus.NOT_IMPLEMENTED, "the only supported transfer coding is chunked")
+        raise BadRequest(501, "the only supported transfer coding is chunked")
 
 
 def expects_continue(headers: Mapping[str, str], version: str) -> bool:
-    """Whether the client waits for a 100 before it sends the body (RFC 9110, section 10.1.1)."""
+    """Whether the client waits for a 100 response before it sends the body (RFC 9110, section 10.1.1)."""
     expect = headers.get("Expect", "")
     if not expect or version != "1.1":
         return False
     if expect.lower() != "100-continue":
-        raise BadRequest(HTTPStatus.EXPECTATION_FAILED, "the only supported Expect is 100-continue")
+        raise BadRequest(417, "the only supported Expect is 100-continue")
     return True
 
 
-@functools.lru_cache(maxsize=1000)
-def _field_name(name: bytes) -> str:
-    """Return a header's name, in the case that `HTTPHeaders` gives it; cached, since clients send the same few."""
-    return "-".join(word.capitalize() for word in name.decode("ascii").split("-"))
-
-
-def end_of_method(head: bytes, start: int) -> int:
-    """Return where the method of a request line ends; -1 while more of it may arrive."""
-    match = _METHOD.match(head, start)
+def method_of(head: bytes) -> str:
+    """Return the method with which a head begins; "" while more of it may arrive."""
+    match = _METHOD(head, 0, MAX_METHOD + 1)
     assert match is not None
     end = match.end()
-    method = head[start:end]
+    method = match[0]
     if len(method) > MAX_METHOD:
-        raise BadRequest(HTTPStatus.NOT_IMPLEMENTED, f"the method has more than {MAX_METHOD} characters")
+        raise BadRequest(501, f"the method has more than {MAX_METHOD} characters")
     if end == len(head):
-        return -1
+        return ""
     if not method or head[end : end + 1] != b" ":
-        raise BadRequest(HTTPStatus.BAD_REQUEST, "the request line does not begin with a method (RFC 9112, section 3)")
+        raise BadRequest(400, "the request line does not begin with a method (RFC 9112, section 3)")
     if method == b"CONNECT":
-        raise BadRequest(HTTPStatus.NOT_IMPLEMENTED, "CONNECT is not supported: this server is not a proxy")
+        raise BadRequest(501, "CONNECT is not supported: this server is not a proxy")
     if method != method.upper():
-        # Werkzeug and Django would treat "get" as GET, unlike this server and proxies.
-        raise BadRequest(HTTPStatus.NOT_IMPLEMENTED, "lower-case methods are not supported (RFC 9110, section 9.1)")
-    return end
+        # Werkzeug and Django would treat "get" as GET; this server and proxies would not.
+        raise BadRequest(501, "lower-case methods are not supported (RFC 9110, section 9.1)")
+    return method.decode("ascii")
 
 
 def keeps_alive(headers: Mapping[str, str], version: str) -> bool:
@@ -134,11 +155,11 @@ def keeps_alive(headers: Mapping[str, str], version: str) -> bool:
 def origin_form(method: str, target: str, headers: HTTPHeaders) -> str:
     """Return the target as path and query (RFC 9112, section 3.2); an absolute one's authority becomes the Host."""
     if "#" in target:
-        raise BadRequest(HTTPStatus.BAD_REQUEST, "the request target contains a fragment (#)")
+        raise BadRequest(400, "the request target contains a fragment (#)")
     if target.startswith("/") or (target == "*" and method == "OPTIONS"):
         return target
     absolute = _ABSOLUTE_FORM(target)
     if absolute is None or not _HOST(absolute[1]):
-        raise BadRequest(HTTPStatus.BAD_REQUEST, "the request target is neither a path nor an http or https URL")
+        raise BadRequest(400, "the request target is neither a path nor an http or https URL")
     headers["Host"] = absolute[1]
     return absolute[2] if absolute[2].startswith("/") else "/" + absolute[2]

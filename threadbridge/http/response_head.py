@@ -1,15 +1,20 @@
-"""The head of a response: its status line and header fields as bytes."""
+"""The head of a response: its status line and header fields as bytes. Either side."""
 
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterable
+from email.utils import formatdate
 from itertools import chain
 from typing import NamedTuple
 
 from tornado.httputil import HTTPHeaders, ResponseStartLine
 
 _UNSAFE = re.compile(r"[\r\n\0]").search
+
+# The latest `http_date`: one tuple, so that no thread ever sees one second with the text of another.
+_latest = (0, "")
 
 
 class ResponseHead(NamedTuple):
@@ -27,7 +32,7 @@ class ResponseHead(NamedTuple):
 
 
 def response_head(status: int, reason: str, fields: Iterable[tuple[str, str]], length: int | None) -> ResponseHead:
-    """Make a head of these fields and, unless ``length`` is None, a ``Content-Length``. Either side.
+    """Make a head of these fields and, unless ``length`` is None, a ``Content-Length``.
 
     The caller has checked that they contain no CR, LF or NUL. Raises ``UnicodeEncodeError`` for text that is not
     latin-1.
@@ -39,7 +44,7 @@ def response_head(status: int, reason: str, fields: Iterable[tuple[str, str]], l
 
 
 def head_from_tornado(start_line: ResponseStartLine, headers: HTTPHeaders) -> ResponseHead:
-    """Make a head of what `tornado.httputil.HTTPConnection.write_headers` takes.
+    """Make a head from the arguments of `tornado.httputil.HTTPConnection.write_headers`.
 
     Leaves out ``Transfer-Encoding`` and, except with status 101, ``Connection``. Raises ``ValueError`` for a CR, LF or
     NUL in the status or a header, and for a ``Content-Length`` that is not all digits.
@@ -53,3 +58,17 @@ def head_from_tornado(start_line: ResponseStartLine, headers: HTTPHeaders) -> Re
         raise ValueError(f"Content-Length is {length!r}; expected digits")
     head = response_head(start_line.code, start_line.reason, fields, None if length is None else int(length))
     return head._replace(close=headers.get("Connection", "").lower() == "close")
+
+
+def http_date() -> str:
+    """Return the current time for the ``Date`` header (RFC 9110, section 6.6.1), formatted once a second.
+
+    `tornado.httputil.format_timestamp` does the same, without the cache.
+    """
+    global _latest
+    now = int(time.time())
+    second, text = _latest
+    if second != now:
+        text = formatdate(now, usegmt=True)
+        _latest = (now, text)
+    return text

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import time
+from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import partial
-from http import HTTPStatus
 from ssl import SSLContext
 from typing import Any, TypeAlias
 
@@ -17,38 +19,33 @@ from tornado.netutil import ssl_wrap_socket
 
 from threadbridge.common import forks
 from threadbridge.common.repeated_log import RepeatedLog
-from threadbridge.http.accepting import RESERVED, Acceptor, refuse
-from threadbridge.http.background import Background
+from threadbridge.http.accepting import RESERVED, Acceptor
 from threadbridge.http.connections import Connections
 from threadbridge.http.forwarded import peer_of
-from threadbridge.http.limits import DRAIN_LINGER, WORTH_REFUSING, Limits
-from threadbridge.http.memory import Memory
+from threadbridge.http.limits import DRAIN_LINGER, WORTH_REFUSING, Limits, Memory
 from threadbridge.http.parser import LOGGED
+from threadbridge.http.request_rules import TOO_MANY_CONNECTIONS, BadRequest
 from threadbridge.http.server_connection import HTTP1ServerConnection
 from threadbridge.http.stream import PushSSLStream, PushStream
 
 logger = logging.getLogger("threadbridge")
-out_of_memory = RepeatedLog(logger)
-too_many = RepeatedLog(logger)
-too_many_of_one = RepeatedLog(logger)
+_out_of_memory, _failed = RepeatedLog(logger), RepeatedLog(logger)
 
 # Time limits are accurate to about this many seconds: one look at all connections costs less than a timer for each.
 SWEEP_INTERVAL = 1.0
-# At most one read of a pipelined request is buffered behind the current one.
-MAX_BUFFER_SIZE = 1024 * 1024
+# Seconds for steps (see `run_in_steps`) in each iteration of the loop, unless a single step takes longer.
+STEPS_TIME = 0.004
 
 StartRequest: TypeAlias = Callable[[object, HTTPConnection], HTTPMessageDelegate]
 Refused: TypeAlias = Callable[[Any, str, int, int], None]
 
 
 class RequestContext:
-    """Where a connection's requests come from: ``request.connection.context`` to handlers. It never changes.
+    """Where a connection's requests come from: ``request.connection.context`` in handlers. It never changes.
 
     :param address: the client's, as `socket.socket.accept` gives it.
     :param server_port: the port that the client has connected to; "" on a Unix socket.
     """
-
-    __slots__ = ("address", "peer", "protocol", "remote_ip", "server_port")
 
     def __init__(self, address: Any, protocol: str, server_port: str) -> None:
         self.address = address
@@ -75,15 +72,11 @@ def own_port(stream: IOStream) -> str:
 class ConnectionServer:
     """Accepts connections and passes their requests on, until it drains.
 
-    :param start_request: called for each request, as `tornado.httputil.HTTPServerConnectionDelegate` says.
+    :param start_request: called for each request, see `tornado.httputil.HTTPServerConnectionDelegate`.
     :param refused: called for each request that was refused before it began, see `Telemetry.refused`.
-    :param limits: sizes and times that clients must keep to.
-    :param ssl_options: for HTTPS.
-    :param memory: the account of bytes that clients have sent and that are not passed on; by default a new one.
-    :param unread: the account of responses that clients have not taken; by default a new one.
-    :param trusted_proxies: addresses and networks whose connections are not limited for each client, see `Connections`.
-
-    Raises ``ValueError`` for a proxy that is neither an address nor a network.
+    :param memory: the account of incoming requests, see `Memory`; by default a new one.
+    :param unread: the account of responses that clients have not read; by default a new one.
+    :param trusted_proxies: see `TrustedProxies`, which also says what is raised.
     """
 
     def __init__(
@@ -101,15 +94,16 @@ class ConnectionServer:
         self.limits = limits
         self.ssl_options: Any = ssl_options
         self.draining = False
-        self.background = Background()
         self.memory = memory or Memory()
         self.unread = unread or Memory()
         # Number of refused connections, by the resource that ran out.
         self.refused_connections = {"descriptors": 0, "connections": 0, "client": 0}
         self._open = Connections(limits.max_connections, limits.max_connections_per_client, trusted_proxies)
+        self.max_connections = self._open.max_connections
         self._listeners: dict[socket.socket, Acceptor] = {}
         self._all_closed = asyncio.Event()
         self._sweeping: asyncio.TimerHandle | None = None
+        self._steps: deque[Callable[[], None]] = deque()
 
     def context_of(self, stream: IOStream, address: Any) -> object:
         """Return the context of a new connection."""
@@ -119,62 +113,48 @@ class ConnectionServer:
         """Listen on these sockets."""
         for listener in sockets:
             forks.listens(listener)
-            self._listeners[listener] = Acceptor(
-                listener, self._handle_connection, partial(self._refuse, "descriptors"), RESERVED
-            )
+            on_scarce = partial(self._refuse, "descriptors")
+            self._listeners[listener] = Acceptor(listener, self._handle_connection, on_scarce, RESERVED)
 
     def _handle_connection(self, connection: socket.socket, address: Any) -> None:
         client = self._open.client_of(address)
-        if not self._open.make_room_for(client):
-            self._refuse_for_limits(client, connection, address)
+        reason = self._open.make_room_for(client)
+        if reason is not None:
+            self._refuse(reason, connection, address)
             return
         stream: PushStream
         try:
             if self.ssl_options is None:
-                stream = PushStream(connection, max_buffer_size=MAX_BUFFER_SIZE)
+                stream = PushStream(connection)
             else:
                 wrapped = ssl_wrap_socket(connection, self.ssl_options, server_side=True, do_handshake_on_connect=False)
-                stream = PushSSLStream(wrapped, max_buffer_size=MAX_BUFFER_SIZE)
+                stream = PushSSLStream(wrapped)
         except OSError as error:
             logger.info("a client from %s left before it was served: %s", address, error)
             connection.close()
             return
-        self._serve(stream, address, client)
-
-    def _refuse_for_limits(self, client: str, connection: socket.socket, address: Any) -> None:
-        if self._open.has_too_many(client):
-            too_many_of_one.log(
-                logging.WARNING,
-                "refused a connection from %s, which already has max_connections_per_client=%d, none of them idle; if "
-                "it is a proxy, add it to trusted_proxies",
-                client,
-                self._open.max_connections_per_client,
-            )
-            self._refuse("client", connection, address)
-        else:
-            too_many.log(
-                logging.WARNING,
-                "refused a connection from %s: max_connections=%d are open, none of them idle",
-                client or "a proxy",
-                self._open.max_connections,
-            )
-            self._refuse("connections", connection, address)
+        # Otherwise each piece of a stream waits until the client acknowledges the one before, which takes 40 ms.
+        stream.set_nodelay(True)
+        self._all_closed.clear()
+        self._open.add(HTTP1ServerConnection(stream, self.context_of(stream, address), self), client)
+        if self._sweeping is None:
+            self._sweep()
 
     def _refuse(self, reason: str, connection: socket.socket, address: Any) -> None:
         self.refused_connections[reason] += 1
-        received, sent = refuse(connection, answers=self.ssl_options is None)
+        received, sent = b"", 0
+        with connection, suppress(OSError):
+            connection.setblocking(False)
+            # Over TLS no answer is possible.
+            if self.ssl_options is None:
+                connection.send(TOO_MANY_CONNECTIONS.response)
+                sent = len(TOO_MANY_CONNECTIONS.body)
+                connection.shutdown(socket.SHUT_WR)
+                # Unread bytes would cause a reset, which may overtake the response.
+                received = connection.recv(65536)
         context = RequestContext(address, "http" if self.ssl_options is None else "https", "")
         request_line = received[:LOGGED].partition(b"\r\n")[0].decode("latin-1")
-        self.refused(context, request_line, HTTPStatus.SERVICE_UNAVAILABLE, sent)
-
-    def _serve(self, stream: PushStream, address: Any, client: str) -> None:
-        # Otherwise the next piece of a stream waits until the client acknowledges the last one, which takes 40 ms.
-        stream.set_nodelay(True)
-        self._all_closed.clear()
-        connection = HTTP1ServerConnection(stream, self.context_of(stream, address), self)
-        self._open.add(connection, client)
-        if self._sweeping is None:
-            self._sweep()
+        self.refused(context, request_line, 503, sent)
 
     def on_close(self, server_conn: object) -> None:
         """Forget a connection; called by it when it is closed or detached."""
@@ -189,11 +169,6 @@ class ConnectionServer:
         return len(self._open)
 
     @property
-    def max_connections(self) -> int:
-        """Limit of open client connections."""
-        return self._open.max_connections
-
-    @property
     def displaced_connections(self) -> int:
         """Number of connections closed to make room for others."""
         return self._open.displaced
@@ -202,14 +177,13 @@ class ConnectionServer:
         loop = asyncio.get_running_loop()
         now = loop.time()
         self._open.forget()
-        for connection in [connection for connection in self._open if connection.deadline <= now]:
-            self.background.add(partial(_expire, connection, now))
+        for connection in self._open:
+            if connection.deadline <= now:
+                self.run_in_steps(connection.expire)
         self._sweeping = loop.call_later(SWEEP_INTERVAL, self._sweep) if self._open else None
 
     def make_room(self) -> None:
-        """If the account of memory is full, refuse the largest of the arriving requests."""
-        if not self.memory.is_full:
-            return
+        """Refuse the largest of the arriving requests, since the account of memory is full."""
         # Some more than needed, so that the next request does not look at all connections again.
         too_much = self.memory.taken - self.memory.size * 7 // 8
         arriving = [connection for connection in self._open if connection.is_receiving]
@@ -217,38 +191,34 @@ class ConnectionServer:
         for connection in arriving:
             if connection.held < WORTH_REFUSING or too_much <= 0:
                 return
-            # The account cannot tell: bytes that are being written to the disk count until they are there.
+            # The account does not tell: bytes count until they have been written to the disk.
             too_much -= connection.held
-            out_of_memory.log(
+            _out_of_memory.log(
                 logging.WARNING,
                 "refused the largest incoming request, from %s: incoming requests hold more than memory_size=%d bytes",
                 connection.context,
                 self.memory.size,
             )
-            connection.refuse_for("the server's memory for incoming requests is full")
+            connection.refuse(BadRequest(503, "the server's memory for incoming requests is full"))
 
     def stop(self) -> None:
         """Stop listening. Connections that the kernel has already accepted are served."""
         for listener, acceptor in self._listeners.items():
-            self._accept_waiting(listener)
+            while True:
+                try:
+                    connection, address = listener.accept()
+                except OSError:
+                    # BlockingIOError: none is waiting. Any other: none can be accepted.
+                    break
+                self._handle_connection(connection, address)
             acceptor.close()
             listener.close()
         self._listeners.clear()
 
-    def _accept_waiting(self, listener: socket.socket) -> None:
-        while True:
-            try:
-                client, address = listener.accept()
-            except OSError:
-                # BlockingIOError: none is waiting. Any other: none can be accepted.
-                return
-            self._handle_connection(client, address)
-
     async def drain(self) -> None:
         """Answer requests that have arrived or are about to, and return when every connection is closed.
 
-        Responses that begin from now on carry ``Connection: close``. Connections that are idle, or become idle after a
-        response that began before, stay open for about `DRAIN_LINGER` seconds.
+        Responses from now on carry ``Connection: close``. Idle connections stay open for about `DRAIN_LINGER` seconds.
         """
         self.draining = True
         if self._open:
@@ -259,14 +229,29 @@ class ConnectionServer:
             await self._all_closed.wait()
 
     async def close_all_connections(self) -> None:
-        """Close every connection at once, whatever it is doing; requests end as if their clients had left."""
+        """Close every connection at once; requests end as if their clients had left."""
         for connection in list(self._open):
             connection.stream.close()
         if self._open:
             await self._all_closed.wait()
 
+    def run_in_steps(self, step: Callable[[], None]) -> None:
+        """Run a step of a larger job soon; steps of several jobs take turns, for `STEPS_TIME` in each loop iteration.
 
-def _expire(connection: HTTP1ServerConnection, now: float) -> None:
-    # Bytes may have moved in the meantime.
-    if connection.deadline <= now:
-        connection.expire()
+        A step should take no longer than a few hundred microseconds. It may add the next one of its job.
+        """
+        if not self._steps:
+            asyncio.get_running_loop().call_soon(self._run_steps)
+        self._steps.append(step)
+
+    def _run_steps(self) -> None:
+        until = time.monotonic() + STEPS_TIME
+        # A step is removed after it has run, so that a step which it adds does not schedule another `_run_steps`.
+        while self._steps and time.monotonic() < until:
+            try:
+                self._steps[0]()
+            except Exception as error:  # noqa: BLE001 - it is logged, and the steps of other connections must run
+                _failed.log(logging.ERROR, "a step of a connection's work failed", exc_info=error)
+            self._steps.popleft()
+        if self._steps:
+            asyncio.get_running_loop().call_soon(self._run_steps)

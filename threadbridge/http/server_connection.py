@@ -1,4 +1,4 @@
-"""A client's HTTP/1.1 connection: requests are read, and passed to their delegates one after the other."""
+"""A client's HTTP/1.1 connection: reads requests, and passes them to their delegates one after the other."""
 
 from __future__ import annotations
 
@@ -7,33 +7,28 @@ import logging
 import math
 from asyncio import Future
 from collections.abc import Callable
-from http import HTTPStatus
 from typing import Any, Protocol, cast
 
 from tornado.httputil import HTTPConnection, HTTPInputError, HTTPMessageDelegate
 from tornado.iostream import IOStream
 
 from threadbridge.common.repeated_log import RepeatedLog
-from threadbridge.http.background import Background
-from threadbridge.http.bad_request import BadRequest, too_large
 from threadbridge.http.connection import HTTP1Connection
-from threadbridge.http.limits import DRAIN_LINGER, LINGER_PAUSE, LINGER_TIME, WORTH_REFUSING, Limits
-from threadbridge.http.memory import Memory
+from threadbridge.http.limits import DRAIN_LINGER, LINGER_PAUSE, LINGER_TIME, WORTH_REFUSING, Limits, Memory
 from threadbridge.http.parser import Request, RequestParser
+from threadbridge.http.request_rules import BadRequest, too_large
 from threadbridge.http.stream import PushStream
 
 logger = logging.getLogger("threadbridge")
 _failed = RepeatedLog(logger)
 
 
-class Server(Protocol):
-    """What a connection needs of the server that accepted it."""
+class AcceptingServer(Protocol):
+    """The server that accepted a connection: what `HTTP1ServerConnection` uses of `ConnectionServer`."""
 
     limits: Limits
     draining: bool
-    background: Background
     memory: Memory
-    # The account of responses that their clients have not taken.
     unread: Memory
 
     def start_request(self, server_conn: object, request_conn: HTTPConnection) -> HTTPMessageDelegate: ...
@@ -44,11 +39,13 @@ class Server(Protocol):
 
     def make_room(self) -> None: ...
 
+    def run_in_steps(self, step: Callable[[], None]) -> None: ...
+
 
 class HTTP1ServerConnection:
     """One client's connection, which carries one request after the other, each an `HTTP1Connection`."""
 
-    def __init__(self, stream: PushStream, context: object, server: Server) -> None:
+    def __init__(self, stream: PushStream, context: object, server: AcceptingServer) -> None:
         self.stream = stream
         self.context = context
         self._server = server
@@ -56,19 +53,19 @@ class HTTP1ServerConnection:
         self._loop = asyncio.get_running_loop()
         self._time = self._loop.time
         self._parser = RequestParser(self._limits.max_header_size, self._limits.max_body_size)
-        # The connection and the delegate of the request whose turn it is; None until its head is complete.
+        # The connection and the delegate of the current request; None until its head is complete.
         self._current: HTTP1Connection | None = None
         self._delegate: HTTPMessageDelegate | None = None
         # Whether the delegate has the whole request.
         self._delivered = False
-        # Whether the delegate has asked to wait, and since when.
+        # Whether the delegate has returned an awaitable that is not done, and since when.
         self._paused = False
         self._paused_at = 0.0
         self._lingering_until: float | None = None
         self._detached = False
-        # Bytes of memory that the server's account knows the parser to hold.
+        # Bytes that the server's account counts for the parser.
         self._parser_held = 0
-        # The time by which the client must send something; infinite while nothing is expected of it.
+        # The time by which the client must send something; infinite while nothing is expected.
         self._deadline = self._time() + self._limits.header_timeout
         stream.set_close_callback(self._on_stream_closed)
         stream.receive(self._on_data, self._on_end)
@@ -84,12 +81,6 @@ class HTTP1ServerConnection:
         """Whether the connection closes after the response."""
         return self._server.draining
 
-    @property
-    def _finished(self) -> bool:
-        return self._current is not None and self._current.finished
-
-    # Requests.
-
     def _on_data(self, data: bytes) -> None:
         if self._lingering_until is not None:
             self._deadline = min(self._time() + LINGER_PAUSE, self._lingering_until)
@@ -97,7 +88,7 @@ class HTTP1ServerConnection:
         if self.idle:
             self._deadline = self._time() + self._limits.header_timeout
         self._parser.feed(data)
-        if self._delivered or self._paused or self._finished:
+        if self._delivered or not self._may_deliver():
             # One read may wait here behind the request that is being answered; the rest waits in the kernel.
             self.stream.pause_reading()
             self._account()
@@ -105,9 +96,9 @@ class HTTP1ServerConnection:
             self._advance()
 
     def _on_end(self) -> bool:
-        """The client sends no more, or has left (RFC 9112, section 9.6); returns whether it is answered even so."""
+        """Return whether to answer although the client sends no more, or has left (RFC 9112, section 9.6)."""
         if self._paused:
-            # This is called again when the delegate has dealt with the data; only then is it known.
+            # This is called again when the delegate has taken the data; only then is it known.
             return True
         request, current = self._parser.request, self._current
         if request is None or current is None or not request.complete:
@@ -119,10 +110,14 @@ class HTTP1ServerConnection:
 
     def _advance(self) -> None:
         """Deliver what has arrived of the current request, and read on if it is not complete."""
-        if self._delivered or self._paused or self._finished or self.stream.closed():
+        if self._delivered or not self._may_deliver():
             return
         parser = self._parser
-        has_more = parser.parse()
+        try:
+            has_more = parser.parse()
+        except BadRequest as refusal:
+            self.refuse(refusal)
+            return
         request = parser.request
         if request is None:
             self._account()
@@ -130,16 +125,18 @@ class HTTP1ServerConnection:
             return
         if self._delegate is None and request.start_line is not None:
             self._begin(request)
-        if request.body and self._delegate is not None and self._may_deliver():
+        delegate, current = self._delegate, self._current
+        if request.body and delegate is not None and current is not None and self._may_deliver():
             body, request.body = request.body, b""
-            self._deliver_data(body)
+            if current.receiving.accepts(len(body)):
+                self._deliver(delegate.data_received, body)
+            else:
+                self.refuse(too_large(current.receiving.max_size))
         self._account()
         if request.start_line is not None and (self._delegate is None or not self._may_deliver()):
-            # Likewise if the delegate failed: the client has been answered, or the connection closed.
+            # If the delegate failed, the client has been answered, or the connection closed.
             return
-        if request.error is not None:
-            self._refuse(request.error)
-        elif request.complete:
+        if request.complete:
             self._delivered = True
             self._deadline = math.inf
             if not parser.unparsed:
@@ -149,14 +146,14 @@ class HTTP1ServerConnection:
         elif has_more:
             # The chunks of a client that sends many small ones are decoded between the requests of other clients.
             self.stream.pause_reading()
-            self._server.background.add(self._advance)
+            self._server.run_in_steps(self._advance)
         else:
             if self._current is not None:
                 self._deadline = self._current.receiving.deadline(self._time())
             self.stream.resume_reading()
 
     def _account(self) -> None:
-        """Update the server's account of memory; for most requests nothing has changed."""
+        """Update the server's account of memory."""
         held = self._parser.held
         if held != self._parser_held:
             self._server.memory.add(held - self._parser_held)
@@ -168,10 +165,6 @@ class HTTP1ServerConnection:
     def held(self) -> int:
         """Bytes of memory that the request takes so far."""
         return self._parser_held if self._current is None else self._parser_held + self._current.body_held
-
-    def refuse_for(self, reason: str) -> None:
-        """Answer 503 to a request that is still arriving; the connection then closes."""
-        self._refuse(BadRequest(HTTPStatus.SERVICE_UNAVAILABLE, reason))
 
     @property
     def is_receiving(self) -> bool:
@@ -189,9 +182,9 @@ class HTTP1ServerConnection:
         self._deliver(self._delegate.headers_received, request.start_line, request.headers)
         if not self._may_deliver():
             return
-        limit = current.max_body_size
+        limit = current.receiving.max_size
         if limit < self._limits.max_body_size and int(request.headers.get("Content-Length", 0)) > limit:
-            self._refuse(too_large(limit))
+            self.refuse(too_large(limit))
         elif request.expects_continue and not request.complete and not request.body:
             current.send_unframed(b"HTTP/1.1 100 Continue\r\n\r\n")
 
@@ -199,51 +192,42 @@ class HTTP1ServerConnection:
         return HTTP1Connection(self, request, self.stream, self.context, self._loop, self._limits, self._server.unread)
 
     def _may_deliver(self) -> bool:
-        """False if the delegate has answered early, detached the stream or asked to wait."""
-        return not (self._finished or self._paused or self._detached or self.stream.closed())
-
-    def _deliver_data(self, data: bytes) -> None:
-        current, delegate = self._current, self._delegate
-        assert current is not None and delegate is not None
-        if current.receiving.accepts(len(data)):
-            self._deliver(delegate.data_received, data)
-        else:
-            self._refuse(too_large(current.max_body_size))
+        """False if the delegate has answered early, detached the stream or returned an awaitable."""
+        finished = self._current is not None and self._current.finished
+        return not (finished or self._paused or self._detached or self.stream.closed())
 
     def _deliver(self, method: Callable[..., Any], *arguments: object) -> None:
-        """Call a method of the delegate; if it returns an awaitable, nothing more is read until that is done.
-
-        An exception is logged, and the connection closes, except that `HTTPInputError` is answered 400.
-        """
+        """Call a method of the delegate; if it returns an awaitable, read nothing more until that is done."""
         try:
             waiting = method(*arguments)
-        except Exception as error:  # noqa: BLE001 - it is logged below
+        except Exception as error:  # noqa: BLE001 - it is answered or logged
             self._delegate_failed(error)
             return
         if waiting is not None:
             self._paused = True
             self._paused_at = self._time()
             self._deadline = math.inf
-            asyncio.ensure_future(waiting).add_done_callback(self._on_dealt_with)
+            asyncio.ensure_future(waiting).add_done_callback(self._on_taken)
 
-    def _on_dealt_with(self, dealt_with: Future[None]) -> None:
+    def _on_taken(self, taken: Future[None]) -> None:
         self._paused = False
         if self._current is not None:
             self._current.receiving.resume(self._time() - self._paused_at)
-        error = dealt_with.exception()
+        error = taken.exception()
         if error is not None:
             self._delegate_failed(error)
         self._advance()
 
     def _delegate_failed(self, error: BaseException) -> None:
+        """Answer 400 to an `HTTPInputError`; otherwise log the error and close the connection."""
         current = self._current
         is_refusal = isinstance(error, HTTPInputError) and not self.stream.closed()
         if is_refusal and current is not None and not current.head_written:
-            # It is not told that the connection ends, because it has no request.
+            # Without a request, it is not told that the connection ends.
             self._delegate = None
             current.set_close_callback(None)
             # The message may quote the request.
-            self._refuse(BadRequest(HTTPStatus.BAD_REQUEST, ascii(str(error))[1:-1]))
+            self.refuse(BadRequest(400, ascii(str(error))[1:-1]))
         else:
             _failed.log(logging.ERROR, "a request from %s failed in the server", self.context, exc_info=error)
             delegate = self._delegate
@@ -252,25 +236,25 @@ class HTTP1ServerConnection:
                 # Its request has ended too.
                 self._deliver(delegate.on_connection_close)
 
-    def _refuse(self, error: BadRequest) -> None:
-        """Answer a request that cannot be accepted; the connection then closes."""
+    def refuse(self, error: BadRequest) -> None:
+        """Answer a request that has not arrived completely or is invalid; the connection then closes."""
         logger.info("refused a request from %s: %d, %s", self.context, error.status, error.reason)
         current = self._current
         request = self._parser.request
         if current is not None and self._delegate is not None:
-            current.refused_with = error.status.value
+            current.refused_with = error.status
             self._deliver(self._delegate.on_connection_close)
             self._delegate = None
         else:
             start_line = None if request is None else request.start_line
             request_line = self._parser.request_line if start_line is None else " ".join(start_line)
-            self._server.refused(self.context, request_line, error.status.value, len(error.body))
+            self._server.refused(self.context, request_line, error.status, len(error.body))
         self._parser.drop()
         self._account()
         if current is None:
             current = self._current = self._connection_for(request or Request())
         current.head_written = current.finished = True
-        # From now on, only the time in which the client reads the refusal counts.
+        # From now on, only the time that the client takes to read the refusal counts.
         self._deadline = math.inf
         written = current.send_unframed(error.response)
         if written is None:
@@ -278,14 +262,12 @@ class HTTP1ServerConnection:
         else:
             written.add_done_callback(self._linger)
 
-    # After the response.
-
     def response_finished(self) -> None:
-        """The response is complete, and has left; called by the request's connection."""
+        """Go on after a response that is complete and has left."""
         if self._delivered:
             self.after_response()
         else:
-            # A delegate that answers before the request ends is inside a delivery, which must return first.
+            # A delegate that answers before the request ends does so inside a delivery, which must return first.
             self._loop.call_soon(self.after_response)
 
     def after_response(self, written: Future[None] | None = None) -> None:
@@ -307,14 +289,13 @@ class HTTP1ServerConnection:
             current.release()
             self._current = self._delegate = None
             self._delivered = False
-            # Responses that begin while the server drains close their connections; this one began before.
-            idle_timeout = DRAIN_LINGER if self._server.draining else self._limits.idle_timeout
-            self._deadline = self._time() + idle_timeout
             if self._parser.unparsed:
                 self._deadline = self._time() + self._limits.header_timeout
                 # Not at once: the calls for pipelined requests that are answered at once would nest.
                 self._loop.call_soon(self._advance)
             else:
+                # Responses that begin while the server drains close their connections; this one began before.
+                self._deadline = self._time() + (DRAIN_LINGER if self.draining else self._limits.idle_timeout)
                 self.stream.resume_reading()
 
     def _linger(self, written: Future[None] | None = None) -> None:
@@ -336,16 +317,19 @@ class HTTP1ServerConnection:
 
     @property
     def is_expendable(self) -> bool:
-        """Whether it can be closed without the loss of a request or a response."""
+        """Whether it can be closed without losing a request or a response."""
         return self.idle or self._lingering_until is not None
 
     def expire(self) -> None:
         """Act on `deadline`: answer 408 to a request that has begun to arrive, or close without a response."""
         now, current = self._time(), self._current
+        if self.stream.closed() or self.deadline > now:
+            # It has closed, or bytes have moved, since the server looked.
+            return
         if current is not None and self._lingering_until is None and current.is_overdue(now):
             logger.info("cut a response to %s, which reads too slowly", self.context)
-            # The client has a status already; this one is for the log, as for a request that arrives too slowly.
-            current.refused_with = HTTPStatus.REQUEST_TIMEOUT.value
+            # For the log only: the client has another status already.
+            current.refused_with = 408
             self.stream.close()
             return
         if self.deadline > now:
@@ -353,7 +337,7 @@ class HTTP1ServerConnection:
         if self.idle:
             self.close_idle()
         elif self.is_receiving and self._parser.request is not None:
-            self._refuse(BadRequest(HTTPStatus.REQUEST_TIMEOUT, "the request did not arrive in time"))
+            self.refuse(BadRequest(408, "the request did not arrive in time"))
         else:
             self.stream.close()
 
@@ -363,28 +347,24 @@ class HTTP1ServerConnection:
             self.stream.close()
 
     def close(self) -> None:
-        """Close the connection at once, without a callback: the caller knows."""
+        """Close the connection at once, without a callback."""
         if self._current is not None:
             self._current.set_close_callback(None)
         self._delegate = None
         self.stream.close()
 
     def detach(self) -> IOStream:
-        """Hand the stream over to another protocol, such as WebSocket; the connection does nothing more."""
+        """Hand over the stream to another protocol, such as WebSocket; the connection does nothing more."""
         stream = self.stream
         stream.set_close_callback(None)
         stream.receive(None)
-        self._deadline = math.inf
         self._detached = True
         stream.give_back(self._parser.take_unparsed())
-        self._release()
-        self._server.on_close(self)
+        self._leave_server()
         return stream
 
     def _on_stream_closed(self) -> None:
-        self._deadline = math.inf
-        self._release()
-        self._server.on_close(self)
+        self._leave_server()
         callback = None if self._current is None else self._current.close_callback
         delegate, self._delegate = self._delegate, None
         if callback is not None:
@@ -392,9 +372,10 @@ class HTTP1ServerConnection:
         elif delegate is not None and not self._delivered:
             delegate.on_connection_close()
 
-    def _release(self) -> None:
-        if self._parser_held:
-            self._server.memory.add(-self._parser_held)
-            self._parser_held = 0
+    def _leave_server(self) -> None:
+        self._deadline = math.inf
+        self._server.memory.add(-self._parser_held)
+        self._parser_held = 0
         if self._current is not None:
             self._current.release()
+        self._server.on_close(self)

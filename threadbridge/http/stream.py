@@ -43,11 +43,10 @@ def check_tornado() -> None:
 
 
 class PushStream(IOStream):
-    """An `IOStream` that passes received bytes to a function, after `receive`.
+    """An `IOStream` that passes received bytes to a function, from `receive` until ``receive(None)``.
 
-    `IOStream` itself makes a `Future` for each read and each write, and tries to read before it waits; on a connection
-    whose requests and responses fit into one packet each, that costs more than the packets. Without `receive`, and
-    again after ``receive(None)``, it is an ordinary `IOStream`.
+    `IOStream` itself makes a `Future` for each read and each write, and tries to read before it waits. On a connection
+    whose requests and responses fit into one packet each, that costs more than the packets.
     """
 
     _on_data: Callable[[bytes], None] | None = None
@@ -58,8 +57,7 @@ class PushStream(IOStream):
     def receive(self, on_data: Callable[[bytes], None] | None, on_end: Callable[[], bool] | None = None) -> None:
         """Call ``on_data`` with bytes that arrive, or, if it is None, keep them for ``read_bytes`` and the like.
 
-        ``on_end()`` is called when the client has sent its last byte; it may still read. The stream closes unless
-        ``on_end`` returns true.
+        When the client has sent its last byte, the stream closes unless ``on_end()`` returns true.
         """
         self._on_data = on_data
         self._on_end = on_end
@@ -67,7 +65,7 @@ class PushStream(IOStream):
         self._add_io_state(IOLoop.READ)
 
     def pause_reading(self) -> None:
-        """Leave bytes that arrive in the kernel. Only after `resume_reading` is it noticed that the client has left."""
+        """Leave bytes that arrive in the kernel. That the client has left is noticed only after `resume_reading`."""
         self.paused = True
 
     def resume_reading(self) -> None:

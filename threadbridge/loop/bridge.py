@@ -16,7 +16,7 @@ from threadbridge.crossing.routes import Routes
 from threadbridge.crossing.spool import Spool
 from threadbridge.http.connection import HTTP1Connection
 from threadbridge.http.forwarded import ForwardedHeaders
-from threadbridge.http.memory import Memory
+from threadbridge.http.limits import Memory
 from threadbridge.http.server import ConnectionServer
 from threadbridge.loop.admission import Admission
 from threadbridge.loop.exchanges import Exchanges

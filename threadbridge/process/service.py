@@ -140,7 +140,7 @@ class Service:
         if self._inheritance is not None:
             self._sockets = list(self._inheritance.listeners)
         else:
-            self._sockets, self._remove_socket_file = bind(self._settings)
+            [self._sockets], self._remove_socket_file = bind(self._settings)
         if self._admin is not None:
             self._admin.listen()
 

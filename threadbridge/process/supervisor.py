@@ -30,7 +30,7 @@ from threadbridge.process.systemd import feed_watchdog, notify
 from threadbridge.settings.table import Settings, grace_period
 from threadbridge.settings.values import ImportPath
 from threadbridge.sockets.inheritance import REOPEN, STOP_NOW
-from threadbridge.sockets.listeners import bind_admin, bind_for_each, describe, leave_new_connections_to_others
+from threadbridge.sockets.listeners import bind, bind_admin, describe, leave_new_connections_to_others
 
 logger = logging.getLogger("threadbridge")
 
@@ -62,7 +62,7 @@ class Supervisor:
 
     def listen(self) -> None:
         """Take the address; raises ``OSError``."""
-        self._listeners, self._remove_socket_file = bind_for_each(self._count, self._settings)
+        self._listeners, self._remove_socket_file = bind(self._settings, self._count)
         self._admin_listeners = bind_admin(self._settings)
 
     def run(self) -> int:

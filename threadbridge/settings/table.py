@@ -11,9 +11,8 @@ from typing import Annotated, Any, Literal, TypedDict, cast, get_args, get_type_
 from tornado.httputil import HTTPHeaders
 
 from threadbridge.crossing.lanes import Lane
-from threadbridge.http.forwarded import Source
-from threadbridge.http.limits import Limits
-from threadbridge.http.memory import MEMORY_SIZE
+from threadbridge.http.forwarded import ClientHeaders
+from threadbridge.http.limits import MEMORY_SIZE, Limits
 from threadbridge.settings.values import (
     FLAG,
     FUNCTION,
@@ -123,7 +122,7 @@ class BridgeSettings(TypedDict, total=False):
         "connects from loopback, through a Unix socket or from one of trusted_proxies.",
     ]
     client_address: Annotated[
-        Source,
+        ClientHeaders,
         "auto",
         "With xheaders: which headers the proxy sets: X-Real-IP and X-Scheme, X-Forwarded-For and "
         "X-Forwarded-Proto, or Forwarded (RFC 7239); the others are removed. auto accepts either of the first "

@@ -1,1 +1,1 @@
-"""The sockets that listen: opened by a process, or inherited from its supervisor."""
+"""Listening sockets, opened by a process or inherited from its supervisor."""

@@ -1,7 +1,8 @@
-"""The sockets a process listens on: TCP, Unix, TLS. Loop side, or before the loop runs."""
+"""Opens listening sockets: TCP, Unix, TLS."""
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import ssl
@@ -10,17 +11,17 @@ import struct
 import sys
 from array import array
 from collections.abc import Callable
+from contextlib import suppress
 
-from tornado.netutil import bind_sockets
+from tornado import netutil
 
 from threadbridge.settings.table import Settings
 
-# How many clients may have connected before they are accepted: those that come at once, as after a restart. Linux
-# allows 4096 (net.core.somaxconn).
+# How many connections may wait to be accepted, as after a restart. Linux allows 4096 (net.core.somaxconn).
 BACKLOG = 1024
 
 _SO_ATTACH_FILTER = 26
-# A classic BPF program: the TCP flags are byte 13; a segment with SYN and without ACK is dropped, all else passes.
+# A classic BPF program that drops segments with SYN and without ACK; the TCP flags are byte 13.
 _DROP_SYN = (
     (0x30, 0, 0, 13),  # load the byte
     (0x54, 0, 0, 0x12),  # and SYN | ACK
@@ -30,38 +31,27 @@ _DROP_SYN = (
 )
 
 
-def bind(settings: Settings) -> tuple[list[socket.socket], Callable[[], None]]:
-    """Listen where the settings say; gives the sockets and what removes the file of a Unix socket again.
+def bind(settings: Settings, processes: int = 1) -> tuple[list[list[socket.socket]], Callable[[], None]]:
+    """Listen at the configured address; returns each process's sockets, and a function that removes a socket file.
 
-    Raises ``OSError``.
+    The kernel spreads TCP connections over the processes; they share a Unix socket. Raises ``OSError``.
     """
-    path = settings["unix_socket"]
-    if path is None:
-        return bind_sockets(
-            settings["port"], settings["address"], backlog=BACKLOG, reuse_port=settings["reuse_port"]
-        ), lambda: None
-    listener, remove = bind_unix_socket(path, settings["unix_socket_mode"])
-    return [listener], remove
-
-
-def bind_for_each(count: int, settings: Settings) -> tuple[list[list[socket.socket]], Callable[[], None]]:
-    """Like `bind`, but with sockets for each of several processes: the kernel spreads TCP connections over them.
-
-    A Unix socket cannot be spread: all have the same one.
-    """
-    first, remove = bind(settings)
-    if settings["unix_socket"] is not None:
-        return [first] * count, remove
-    # Only now, so that a port which strangers share already counts as in use.
-    for listener in first:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    path, address = settings["unix_socket"], settings["address"]
+    if path is not None:
+        listener, remove = bind_unix_socket(path, settings["unix_socket_mode"])
+        return [[listener]] * processes, remove
+    first = netutil.bind_sockets(settings["port"], address, backlog=BACKLOG, reuse_port=settings["reuse_port"])
+    if processes > 1:
+        # Only now, so that listening fails on a port on which strangers listen with SO_REUSEPORT.
+        for listener in first:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     port = first[0].getsockname()[1]
-    others = [bind_sockets(port, settings["address"], backlog=BACKLOG, reuse_port=True) for _ in range(count - 1)]
-    return [first, *others], remove
+    others = [netutil.bind_sockets(port, address, backlog=BACKLOG, reuse_port=True) for _ in range(processes - 1)]
+    return [first, *others], lambda: None
 
 
 def bind_admin(settings: Settings) -> list[socket.socket]:
-    """Listen where the settings say for operators; no socket without ``admin_port``.
+    """Listen for operators at the configured address; returns no socket without ``admin_port``.
 
     Raises ``OSError``, with the address as its file name.
     """
@@ -69,70 +59,48 @@ def bind_admin(settings: Settings) -> list[socket.socket]:
     if port is None:
         return []
     try:
-        return bind_sockets(port, address)
+        return netutil.bind_sockets(port, address)
     except OSError as error:
         raise OSError(error.errno, error.strerror, f"{address}:{port}") from None
 
 
 def bind_unix_socket(path: str, mode: int) -> tuple[socket.socket, Callable[[], None]]:
-    """Listen on a Unix socket; gives the socket and what removes its file again.
+    """Listen on a Unix socket; returns the socket, and a function that removes its file unless another replaced it.
 
-    A file that a process has left behind which is gone is replaced. One on which somebody listens, or which is no
-    socket, stays, and ``OSError`` is raised. Removing spares a file that is no longer this socket's.
+    Replaces the socket file of a process that has ended. Raises ``OSError`` if another process listens there, or the
+    file is not a socket.
     """
-    if _is_left_behind(path):
-        os.unlink(path)
-    listener = socket.socket(socket.AF_UNIX)
-    try:
-        listener.setblocking(False)
-        listener.bind(path)
-        # Nobody can connect before `listen`.
-        os.chmod(path, mode)
-        listener.listen(BACKLOG)
-        made = os.stat(path)
-    except OSError:
-        listener.close()
-        raise
-
-    owner = os.getpid()
+    if _is_in_use(path):
+        raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+    listener = netutil.bind_unix_socket(path, mode, BACKLOG)
+    made, owner = os.stat(path), os.getpid()
 
     def remove() -> None:
-        # A forked process has a copy of this, but not of the socket.
-        if os.getpid() != owner:
-            return
-        try:
-            if os.path.samestat(os.lstat(path), made):
+        # A forked process has a copy of this function, but not of the socket.
+        with suppress(FileNotFoundError):
+            if os.getpid() == owner and os.path.samestat(os.lstat(path), made):
                 os.unlink(path)
-        except FileNotFoundError:
-            # Removed by somebody else, which is as well.
-            pass
 
     return listener, remove
 
 
-def _is_left_behind(path: str) -> bool:
+def _is_in_use(path: str) -> bool:
     try:
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
-            return False
+            return True
     except FileNotFoundError:
         return False
     with socket.socket(socket.AF_UNIX) as probe:
+        # EAGAIN: a process listens, but is slow to accept.
         probe.setblocking(False)
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            return True
-        except BlockingIOError:
-            # Somebody listens, who is only slow to accept.
-            return False
-    return False
+        return probe.connect_ex(path) != errno.ECONNREFUSED
 
 
 def leave_new_connections_to_others(listener: socket.socket) -> None:
-    """Have the kernel overlook attempts to connect to this listener of a shared port, which is about to be closed.
+    """Make the kernel ignore new connections to this listener of a shared port, which is about to be closed.
 
-    A client that is overlooked tries again by itself, a second later, and reaches another process. Without this, a
-    connection that is made between the last ``accept`` and the ``close`` would be reset. Linux only.
+    The client's system tries again a second later, and reaches another process. Without this, a connection that is made
+    between the last ``accept`` and the ``close`` would be reset. Does nothing outside Linux.
     """
     if sys.platform == "linux":
         program = array("B", b"".join(struct.pack("=HBBI", *step) for step in _DROP_SYN))
@@ -142,13 +110,13 @@ def leave_new_connections_to_others(listener: socket.socket) -> None:
 
 
 def tls_context(certfile: str, keyfile: str | None) -> ssl.SSLContext:
-    """A context for serving HTTPS: TLS 1.2 or later with Python's choice of ciphers.
+    """Return a context for serving HTTPS: TLS 1.2 or later with Python's choice of ciphers.
 
-    Raises ``ValueError`` when the certificate or the key cannot be used.
+    Raises ``ValueError`` if the certificate or the key cannot be used.
     """
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     try:
-        # A password, however wrong, for a key that needs one: without it OpenSSL would ask at the terminal.
+        # Without a password, OpenSSL would ask for that of an encrypted key at the terminal.
         context.load_cert_chain(certfile, keyfile, password="")
     except OSError as error:
         files = f"certfile {certfile}" + (f" and keyfile {keyfile}" if keyfile else "")
@@ -159,7 +127,7 @@ def tls_context(certfile: str, keyfile: str | None) -> ssl.SSLContext:
 
 
 def describe(listener: socket.socket, scheme: str) -> str:
-    """Where a socket can be reached: a URL, or ``unix:`` and a path."""
+    """Return where a socket can be reached: a URL, or ``unix:`` and a path."""
     name = listener.getsockname()
     if isinstance(name, str):
         return f"unix:{name}"

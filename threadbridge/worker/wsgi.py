@@ -16,8 +16,7 @@ from threadbridge.common.repeated_log import RepeatedLog
 from threadbridge.crossing.current import TrackedRequest
 from threadbridge.crossing.exchange import Exchange
 from threadbridge.crossing.response_body import KEPT, MEMORY_LIMIT, ClientDisconnected, FileSource
-from threadbridge.http.date import http_date
-from threadbridge.http.response_head import ResponseHead, response_head
+from threadbridge.http.response_head import ResponseHead, http_date, response_head
 from threadbridge.sql.statements import UNCHANGED
 from threadbridge.worker.environ import environ_of
 
