@@ -1,4 +1,4 @@
-"""How a process runs Python: which event loop, how its threads take turns, what the garbage collector looks at."""
+"""How a process runs Python: its event loop, how its threads take turns, what the garbage collector examines."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ logger = logging.getLogger("threadbridge")
 
 
 def loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
-    """The factory of the event loop ``asyncio`` or ``uvloop``; ``auto`` is uvloop where that is installed.
+    """Return the factory of the event loop ``asyncio`` or ``uvloop``; ``auto`` is uvloop where it is installed.
 
     Raises ``ValueError`` if uvloop is asked for and not installed.
     """
@@ -28,21 +28,20 @@ def loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
     return uvloop.new_event_loop
 
 
-def settle(switch_interval: float) -> None:
-    """Prepare for serving, once the application is loaded.
+def tune_interpreter(switch_interval: float) -> None:
+    """Set how many seconds a thread may compute while another waits, and exempt what is loaded from garbage collection.
 
-    :param switch_interval: seconds that a thread may compute while another one waits to.
+    Call it once the application is loaded: loaded objects stay, and examining them all at each collection would take
+    longer than many requests.
     """
     sys.setswitchinterval(switch_interval)
-    # What has been loaded stays, and may be a lot: examining it again at each garbage collection takes longer than many
-    # requests.
     gc.collect()
     gc.freeze()
 
 
 def warn_of_idle_loops() -> None:
-    """Log a warning if callbacks have been scheduled on an `IOLoop`, before this process starts a loop of its own."""
-    # Tornado has no public way to ask: `IOLoop.current` makes a loop when there is none.
+    """Log a warning if callbacks are scheduled on an `IOLoop` that will never run, as the server runs its own."""
+    # Tornado has no public way to ask: `IOLoop.current` creates a loop if there is none.
     for loop in getattr(IOLoop, "_ioloop_for_asyncio", ()):
         if not loop.is_closed() and (getattr(loop, "_scheduled", None) or getattr(loop, "_ready", None)):
             logger.warning(
