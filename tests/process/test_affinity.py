@@ -23,7 +23,8 @@ ALL = os.sched_getaffinity(0)
 pytestmark = [pytest.mark.alone, pytest.mark.skipif(len(ALL) < 2, reason="there is one processor only")]
 
 APPLICATION = """
-import hashlib, os, random, subprocess, sys, time
+import hashlib, multiprocessing, os, random, subprocess, sys, time
+from concurrent.futures import ProcessPoolExecutor
 from threadbridge import serve
 
 random.seed(7)
@@ -53,6 +54,9 @@ def app(environ, start_response):
         answer = b"%d" % (os.system("exit $(nproc)") >> 8)
     elif path == "/fork":
         answer = forked()
+    elif path in ("/spawn", "/forkserver"):
+        with ProcessPoolExecutor(1, multiprocessing.get_context(path[1:])) as executor:
+            answer = b"%d" % len(executor.submit(os.sched_getaffinity, 0).result())
     elif path == "/random":
         answer = repr(random.random()).encode()
     start_response("200 OK", [("Content-Type", "text/plain")])
@@ -125,10 +129,11 @@ def test_threads_that_take_turns_are_kept_together_and_what_they_start_is_not() 
     with frontend() as server, frontend("affinity='none'") as other:
         assert are_left_alone(server.process.pid)
         with under_load(server.url + "/takes-turns", 3), under_load(other.url + "/takes-turns", 1):
-            for path in ("/subprocess", "/system", "/fork"):
+            # The server of the method forkserver is started once, so that comes first.
+            for path, times in (("/forkserver", 1), ("/spawn", 5), ("/subprocess", 10), ("/system", 10), ("/fork", 10)):
                 wait_until(lambda: are_together(server.process.pid), "the threads share a processor", 30)
-                seen = [int(requests.get(server.url + path, timeout=30).text) for _ in range(10)]
-                assert seen == [len(ALL)] * 10, path
+                seen = [int(requests.get(server.url + path, timeout=30).text) for _ in range(times)]
+                assert seen == [len(ALL)] * times, path
             wait_until(lambda: are_together(server.process.pid), "the threads share a processor again", 30)
             assert are_left_alone(other.process.pid)
 

@@ -175,30 +175,22 @@ def reopen_log_files() -> None:
 
     If a file cannot be opened, that is logged, and its handler continues with the old one.
     """
-    loggers = [logging.root, *logging.root.manager.loggerDict.values()]
-    handlers = {handler for each in loggers if isinstance(each, logging.Logger) for handler in each.handlers}
-    for handler in handlers:
-        if isinstance(handler, logging.FileHandler) and _is_moved_away(handler):
-            # With "w", two handlers with the same file would overwrite each other's lines.
-            handler.mode = "a"
-            try:
-                opened = handler._open()
-            except OSError as error:
-                logger.error("SIGHUP: cannot open %s: %s", handler.baseFilename, error.strerror)
-                continue
-            old = handler.setStream(opened)
-            if old is not None:
-                old.close()
+    for each in (logging.root, *logging.root.manager.loggerDict.values()):
+        for handler in each.handlers if isinstance(each, logging.Logger) else ():
+            # Without a stream, it opens the file with its first line.
+            if isinstance(handler, logging.FileHandler) and handler.stream is not None:
+                try:
+                    _reopen(handler, handler.stream.fileno())
+                except OSError as error:
+                    logger.error("SIGHUP: cannot open %s: %s", handler.baseFilename, error.strerror)
     logger.info("SIGHUP: log files reopened")
 
 
-def _is_moved_away(handler: logging.FileHandler) -> bool:
-    """Whether the handler's open file no longer has its name."""
-    try:
-        # Without a stream, it opens the file with its first line.
-        return handler.stream is not None and not os.path.samestat(
-            os.fstat(handler.stream.fileno()), os.stat(handler.baseFilename)
-        )
-    except OSError:
-        # Opening the new file tells what is wrong.
-        return True
+def _reopen(handler: logging.FileHandler, descriptor: int) -> None:
+    path = handler.baseFilename
+    if not os.path.exists(path) or not os.path.samestat(os.fstat(descriptor), os.stat(path)):
+        # With "w", two handlers with the same file would overwrite each other's lines.
+        handler.mode = "a"
+        old = handler.setStream(handler._open())
+        if old is not None:
+            old.close()

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import faulthandler
+import gc
 import logging
 import os
 import platform
 import signal
 import socket
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Unpack, cast
 from wsgiref.types import WSGIApplication
+
+from tornado.ioloop import IOLoop
 
 from threadbridge.common.threads import NOT_STARTED
 from threadbridge.compiled import is_compiled
@@ -27,7 +31,6 @@ from threadbridge.loop.bridge import Bridge
 from threadbridge.process.affinity import keep_together
 from threadbridge.process.application_logging import demote_errors_of_cancelled_requests, restore_logging
 from threadbridge.process.heartbeat import Heartbeat, open_stderr
-from threadbridge.process.interpreter import loop_factory, tune_interpreter, warn_of_idle_loops
 from threadbridge.process.logs import in_format, installed, reopen_log_files
 from threadbridge.process.signals import hold_signals, on_signal, warn_of_replaced_handlers
 from threadbridge.process.standard_error import say
@@ -127,7 +130,7 @@ class Service:
         )
         # Other processes, of the supervisor or on the same port, may run the same application.
         self._bridge.multiprocess = inheritance is not None or settings["reuse_port"]
-        self._loop_factory = loop_factory(settings["loop"])
+        self._loop_factory = _loop_factory(settings["loop"])
         values = cast(Mapping[str, Any], settings)
         self._limits = Limits(**{field.name: values[field.name] for field in fields(Limits)})
         certfile = settings["certfile"]
@@ -163,9 +166,12 @@ class Service:
         """Serve until a signal comes; return the exit status, or end the process if requests or threads are left."""
         restore_logging()
         demote_errors_of_cancelled_requests()
-        tune_interpreter(self._settings["switch_interval"])
+        sys.setswitchinterval(self._settings["switch_interval"])
+        # What is loaded stays; examining it all at each collection would take longer than many requests.
+        gc.collect()
+        gc.freeze()
         warn_of_replaced_handlers()
-        warn_of_idle_loops()
+        _warn_of_idle_loops()
         with asyncio.Runner(loop_factory=self._loop_factory) as runner:
             has_ended = runner.run(self._live())
         # The loop no longer handles them, and the process may still wait for the application's own threads.
@@ -220,8 +226,9 @@ class Service:
         )
         self._bridge.servers.append(server)
         server.add_sockets(self._sockets)
+        places = [describe(listener, "https" if self._tls else "http") for listener in self._sockets]
         if self._admin is not None:
-            self._admin.start(self._places())
+            self._admin.start(places)
         if self._settings["affinity"] == "auto":
             keep_together()
         if self._bridge.guard is not None:
@@ -232,7 +239,7 @@ class Service:
         try:
             if self._on_start is not None:
                 self._on_start()
-            self._say_where()
+            self._announce(" and ".join(places))
             how = "compiled" if is_compiled() else "not compiled"
             logger.info("Python %s, %s, on %s", platform.python_version(), how, type(loop).__module__.partition(".")[0])
             await stop.wait()
@@ -262,10 +269,10 @@ class Service:
             await asyncio.wait((drained,), timeout=CANCEL_TIME)
         if self._admin is not None:
             await self._admin.close()
-        for lane in self._bridge.lanes:
-            if lane.busy:
-                logger.error("stopped while threads of the lane %s were at work: %d", lane.name, lane.busy)
-        if has_cut or any(lane.busy for lane in self._bridge.lanes):
+        busy = [lane for lane in self._bridge.lanes if lane.busy]
+        for lane in busy:
+            logger.error("stopped while threads of the lane %s were at work: %d", lane.name, lane.busy)
+        if has_cut or busy:
             self._bridge.process_ends()
             self._bridge.cut()
             return False
@@ -278,11 +285,10 @@ class Service:
         """Refuse waiting requests and cancel running ones, whatever their method; return whether there were any."""
         left = self._bridge.unfinished()
         for exchange in left:
-            which = (exchange.id, exchange.start_line.method, exchange.start_line.path)
-            if not exchange.ended:
-                logger.error("stopped before request %s was answered: %s %s", *which)
-            else:
-                logger.error("stopped while request %s, already ended for its client, still ran: %s %s", *which)
+            message = "stopped before request %s was answered: %s %s"
+            if exchange.ended:
+                message = "stopped while request %s, already ended for its client, still ran: %s %s"
+            logger.error(message, exchange.id, exchange.start_line.method, exchange.start_line.path)
         self._bridge.abandon(left)
         return bool(left)
 
@@ -302,11 +308,10 @@ class Service:
 
         return Heartbeat(self._settings["watchdog"], on_beat, stacks_file, reads_back=inheritance is not None)
 
-    def _say_where(self) -> None:
-        places = " and ".join(self._places())
+    def _announce(self, places: str) -> None:
         if self._inheritance is None:
-            operators = self._admin.address if self._admin is not None else ""
-            say(in_format(f"Serving on {places} (pid {os.getpid()}{operators and f', operators: {operators}'})"))
+            operators = f", operators: {self._admin.address}" if self._admin is not None and self._admin.address else ""
+            say(in_format(f"Serving on {places} (pid {os.getpid()}{operators})"))
         self._tell("READY=1", f"STATUS=Serving on {places}")
 
     def _obey(self, channel: socket.socket, orders: Mapping[bytes, Callable[[], None]]) -> None:
@@ -325,29 +330,39 @@ class Service:
                 # The next supervisor binds the same port while this process still answers.
                 self._admin.leave_port()
 
-    def _places(self) -> list[str]:
-        return [describe(listener, "https" if self._tls else "http") for listener in self._sockets]
-
     async def _drain(self, server: ConnectionServer) -> None:
         await server.drain()
         self._bridge.close()
-        # Applications may go on after their response, in `close()`. The waiting thread is a daemon, so a worker that
-        # never ends holds up neither the loop nor the interpreter's end.
-        joined = asyncio.Event()
-        loop = asyncio.get_running_loop()
-
-        def join() -> None:
-            self._bridge.join()
-            loop.call_soon_threadsafe(joined.set)
-
         try:
-            threading.Thread(target=join, name="threadbridge-join", daemon=True).start()
+            # Applications may go on after their response, in `close()`. Not in the loop's default executor: the runner
+            # would wait for a worker that never ends.
+            await asyncio.get_running_loop().run_in_executor(ThreadPoolExecutor(1), self._bridge.join)
         except NOT_STARTED as error:
             logger.warning("cannot start a thread to wait for the others, so polling them instead: %s", error)
             while any(lane.busy for lane in self._bridge.lanes):
                 await asyncio.sleep(JOIN_INTERVAL)
-        else:
-            await joined.wait()
+
+
+def _loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
+    """The factory of the event loop ``asyncio`` or ``uvloop``; ``auto`` is uvloop where it is installed."""
+    if name == "asyncio" or (name == "auto" and find_spec("uvloop") is None):
+        return asyncio.new_event_loop
+    try:
+        import uvloop
+    except ImportError:
+        raise ValueError("loop=uvloop: uvloop is not installed; pip install uvloop, or give loop=asyncio") from None
+    return uvloop.new_event_loop
+
+
+def _warn_of_idle_loops() -> None:
+    # Tornado has no public way to ask: `IOLoop.current` creates a loop if there is none.
+    for loop in getattr(IOLoop, "_ioloop_for_asyncio", ()):
+        if not loop.is_closed() and (getattr(loop, "_scheduled", None) or getattr(loop, "_ready", None)):
+            logger.warning(
+                "callbacks were scheduled on an IOLoop before serve() was called; they never run, because serve() runs "
+                "a loop of its own: schedule them in serve(..., on_start=...)"
+            )
+            return
 
 
 def end_process() -> None:

@@ -65,13 +65,10 @@ class StandardError(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__()
-        # Encoded text, and the number of log lines it stands for.
-        self._waiting: deque[tuple[bytes, int]] = deque()
+        self._waiting: deque[bytes] = deque()
         # Bytes waiting or being written.
         self._size = 0
         self._lost = 0
-        # Whether the last write failed.
-        self._fails = False
         self._has_thread = False
         self._owner = os.getpid()
         assert self.lock is not None
@@ -96,15 +93,14 @@ class StandardError(logging.Handler):
         elif self._size + len(text) > (KEPT_SIZE // 2 if self._lost else KEPT_SIZE):
             self._lost += text.count(b"\n")
         else:
-            if not self._fails:
-                self._log_loss()
-            self._keep(text, text.count(b"\n"))
+            self._log_loss()
+            self._keep(text)
 
     def _encoded(self, record: logging.LogRecord) -> bytes:
         return f"{self.format(record)}\n".encode(errors="backslashreplace")
 
-    def _keep(self, text: bytes, lines: int) -> None:
-        self._waiting.append((text, lines))
+    def _keep(self, text: bytes) -> None:
+        self._waiting.append(text)
         self._size += len(text)
         self._changed.notify_all()
         if not self._has_thread:
@@ -118,19 +114,17 @@ class StandardError(logging.Handler):
             lost, self._lost = self._lost, 0
             text = "%d lines of the log were lost: nobody read standard error"
             record = logging.LogRecord("threadbridge", logging.ERROR, __file__, 0, text, (lost,), None)
-            self._keep(self._encoded(record), lost)
+            self._keep(self._encoded(record))
 
     def _work(self) -> None:
         while True:
             with self._changed:
-                if not (self._waiting or self._fails):
+                if not self._waiting:
                     self._log_loss()
                 self._changed.wait_for(lambda: self._waiting)
-                text, lines = self._waiting.popleft()
-            fails = not _write_all(2, text)
+                text = self._waiting.popleft()
+            _write_all(2, text)
             with self._changed:
-                self._fails = fails
-                self._lost += lines if fails else 0
                 self._size -= len(text)
                 self._changed.notify_all()
 
@@ -141,8 +135,8 @@ class StandardError(logging.Handler):
                 self._changed.wait_for(lambda: not (self._size and self._has_thread), PATIENCE)
 
 
-def _write_all(descriptor: int, text: bytes) -> bool:
-    """Write everything, waiting for the reader; return whether that succeeded."""
+def _write_all(descriptor: int, text: bytes) -> None:
+    """Write everything, waiting for the reader, unless that has gone for good."""
     left = memoryview(text)
     while left:
         try:
@@ -151,5 +145,4 @@ def _write_all(descriptor: int, text: bytes) -> bool:
             # Another process has made it non-blocking.
             select.select((), (descriptor,), ())
         except OSError:
-            return False
-    return True
+            return
