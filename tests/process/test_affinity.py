@@ -23,8 +23,7 @@ ALL = os.sched_getaffinity(0)
 pytestmark = [pytest.mark.alone, pytest.mark.skipif(len(ALL) < 2, reason="there is one processor only")]
 
 APPLICATION = """
-import hashlib, multiprocessing, os, random, subprocess, sys, time
-from concurrent.futures import ProcessPoolExecutor
+import hashlib, os, random, subprocess, sys, time
 from threadbridge import serve
 
 random.seed(7)
@@ -55,6 +54,8 @@ def app(environ, start_response):
     elif path == "/fork":
         answer = forked()
     elif path in ("/spawn", "/forkserver"):
+        import multiprocessing
+        from concurrent.futures import ProcessPoolExecutor
         with ProcessPoolExecutor(1, multiprocessing.get_context(path[1:])) as executor:
             answer = b"%d" % len(executor.submit(os.sched_getaffinity, 0).result())
     elif path == "/random":
@@ -84,8 +85,8 @@ def before_all_others() -> Iterator[None]:
     set_priority(before)
 
 
-def frontend(keywords: str = "") -> Frontend:
-    return Frontend(("-c", APPLICATION.replace("KEYWORDS", keywords)))
+def frontend(keywords: str = "", imports: str = "") -> Frontend:
+    return Frontend(("-c", imports + APPLICATION.replace("KEYWORDS", keywords)))
 
 
 @contextmanager
@@ -162,9 +163,10 @@ def test_an_application_that_seeds_the_random_generator_gets_the_numbers_of_its_
 
 
 def test_threads_that_can_use_several_processors_are_let_go_for_good() -> None:
-    with frontend() as server:
+    with frontend(imports="import multiprocessing.popen_spawn_posix") as server:
         with under_load(server.url + "/takes-turns", 3):
             wait_until(lambda: are_together(server.process.pid), "the threads share a processor", 30)
+            assert int(requests.get(server.url + "/spawn", timeout=30).text) == len(ALL)
         seen_alone = 0
 
         def are_let_go() -> bool:

@@ -14,7 +14,6 @@ import sys
 import threading
 import time
 from contextlib import suppress
-from multiprocessing import util
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +56,8 @@ class Affinity:
     """Moves the process's threads, after a look at its processor time twice a second. On the loop.
 
     Threads whose affinity someone else has set are left alone, as are other processes. A new process inherits the
-    affinity of the thread that starts it; so a thread about to start one may use all processors again until the next
-    look. An audit hook (PEP 578) notices that, and for `multiprocessing`, which has no audit event for its methods
-    ``spawn`` and ``forkserver``, a wrapper. Only processes that C extensions start inherit the one processor.
+    affinity of the thread that starts it; so a thread about to start one, as audit events (PEP 578) show, may use all
+    processors until the next look. Only processes that C extensions start inherit the one processor.
 
     The loop owns all state except `_starting` and the threads' affinities, which a lock guards: any thread starts
     processes.
@@ -78,6 +76,7 @@ class Affinity:
         self._used = time.process_time()
         self._idle = _idle_seconds()
         self._process = os.getpid()
+        self._has_wrapped = False
         # The threads that have started a process since the last look.
         self._starting: set[int] = set()
         # Re-entrant: garbage may be collected under it, and a finalizer may start a process.
@@ -88,15 +87,30 @@ class Affinity:
         # In a container the kernel may number processors differently from /proc/stat.
         if len(self._all) == 1 or not self._all <= self._idle.keys():
             return
+        self._wrap_multiprocessing()
+        sys.addaudithook(self._on_audit_event)
+        asyncio.get_running_loop().call_later(INTERVAL, self._look)
+
+    def _on_audit_event(self, event: str, arguments: tuple[object, ...]) -> None:
+        """See `sys.addaudithook`. Any thread."""
+        if event in STARTS:
+            self._let_go()
+        elif event == "import" and str(arguments[0]).startswith("multiprocessing."):
+            self._wrap_multiprocessing()
+
+    def _wrap_multiprocessing(self) -> None:
+        """Wrap the function by which `multiprocessing` starts processes without an audit event, once it is loaded."""
+        util: Any = sys.modules.get("multiprocessing.util")
+        if self._has_wrapped or not hasattr(util, "spawnv_passfds"):
+            return
+        self._has_wrapped = True
         spawn = util.spawnv_passfds
 
-        def let_go_and_spawn(path: Any, args: Any, passfds: Any) -> int:
+        def let_go_and_spawn(*arguments: Any) -> Any:
             self._let_go()
-            return spawn(path, args, passfds)
+            return spawn(*arguments)
 
         util.spawnv_passfds = let_go_and_spawn
-        sys.addaudithook(lambda event, _: self._let_go() if event in STARTS else None)
-        asyncio.get_running_loop().call_later(INTERVAL, self._look)
 
     def _let_go(self) -> None:
         """Let the calling thread use all processors: it is about to start a process. Any thread."""
