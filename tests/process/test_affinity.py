@@ -163,7 +163,7 @@ def test_an_application_that_seeds_the_random_generator_gets_the_numbers_of_its_
 
 
 def test_threads_that_can_use_several_processors_are_let_go_for_good() -> None:
-    with frontend(imports="import multiprocessing.popen_spawn_posix") as server:
+    with frontend(imports="import multiprocessing.popen_spawn_posix, multiprocessing.resource_tracker") as server:
         with under_load(server.url + "/takes-turns", 3):
             wait_until(lambda: are_together(server.process.pid), "the threads share a processor", 30)
             assert int(requests.get(server.url + "/spawn", timeout=30).text) == len(ALL)
