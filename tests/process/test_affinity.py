@@ -66,6 +66,14 @@ def app(environ, start_response):
 sys.exit(serve(app, threads=4, port={port}, KEYWORDS))
 """
 
+# Before it serves, so that later no module of `multiprocessing` is loaded any more.
+USES_A_PROCESS = """
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor:
+    executor.submit(len, "").result()
+"""
+
 
 @pytest.fixture(autouse=True)
 def before_all_others() -> Iterator[None]:
@@ -163,7 +171,7 @@ def test_an_application_that_seeds_the_random_generator_gets_the_numbers_of_its_
 
 
 def test_threads_that_can_use_several_processors_are_let_go_for_good() -> None:
-    with frontend(imports="import multiprocessing.popen_spawn_posix, multiprocessing.resource_tracker") as server:
+    with frontend(imports=USES_A_PROCESS) as server:
         with under_load(server.url + "/takes-turns", 3):
             wait_until(lambda: are_together(server.process.pid), "the threads share a processor", 30)
             assert int(requests.get(server.url + "/spawn", timeout=30).text) == len(ALL)
