@@ -33,11 +33,10 @@ STARTS = frozenset({"os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.sy
 
 
 def choose(processor: int | None, busy: float, idle: dict[int, float], *, is_patient: bool, coin: float) -> int | None:
-    """Return the processor to use next, or None for all of them.
+    """Return the processor to use next, or None for all, by the one used so far.
 
-    :param processor: the one used so far; None for all.
     :param busy: the processor time that the threads used, in processors.
-    :param idle: for each processor that they may use, the share of time it was idle.
+    :param idle: the share of time that each processor was idle.
     :param is_patient: whether it is too early for a trial of all.
     :param coin: random, 0 to 1: not all processes that share a processor should leave it at once.
     """
@@ -85,11 +84,10 @@ class Affinity:
     def start(self) -> None:
         """Begin, unless there is only one processor."""
         # In a container the kernel may number processors differently from /proc/stat.
-        if len(self._all) == 1 or not self._all <= self._idle.keys():
-            return
-        self._wrap_multiprocessing()
-        sys.addaudithook(self._on_audit_event)
-        asyncio.get_running_loop().call_later(INTERVAL, self._look)
+        if len(self._all) > 1 and self._all <= self._idle.keys():
+            self._wrap_multiprocessing()
+            sys.addaudithook(self._on_audit_event)
+            asyncio.get_running_loop().call_later(INTERVAL, self._look)
 
     def _on_audit_event(self, event: str, arguments: tuple[object, ...]) -> None:
         """See `sys.addaudithook`. Any thread."""

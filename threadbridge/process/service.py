@@ -191,19 +191,19 @@ class Service:
         loop = asyncio.get_running_loop()
         stop, stop_now = asyncio.Event(), asyncio.Event()
 
+        # Signals only: one to all processes makes the supervisor give an order as well.
+        came: list[signal.Signals] = []
+
         def on_stop(reason: str) -> None:
             if not stop.is_set():
                 logger.info("%s: stopping, %d requests to answer", reason, len(self._bridge.exchanges))
                 stop.set()
 
-        signals: list[signal.Signals] = []
-
         def on_stop_signal(number: signal.Signals) -> None:
-            # The supervisor's orders do not count: a signal to all processes makes it give one as well.
-            signals.append(number)
-            if len(signals) > 1:
+            if came:
                 logger.warning("%s again: stopping at once", number.name)
                 stop_now.set()
+            came.append(number)
             on_stop(number.name)
 
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -21,7 +21,7 @@ from threadbridge.common.threads import NOT_STARTED
 
 # Bytes of lines that are kept for a reader that stands still.
 KEPT_SIZE = 4 * 1024**2
-# Seconds that the start and the end of the process wait for a reader.
+# Seconds that the process, when it starts and when it ends, waits for a reader.
 PATIENCE = 1.0
 
 
@@ -42,15 +42,7 @@ def say(line: str) -> None:
     if not may_block(sys.stdout, 1):
         print(line, flush=True)
         return
-    # Not to `sys.stdout`: a thread that waits there would hold up the interpreter's end.
-    text = f"{line}\n".encode()
-    thread = threading.Thread(target=_write_all, args=(1, text), name="threadbridge-say", daemon=True)
-    try:
-        thread.start()
-    except NOT_STARTED:
-        _write_all(1, text)
-    else:
-        thread.join(PATIENCE)
+    _write_if_ready(1, f"{line}\n".encode(), PATIENCE)
 
 
 class StandardError(logging.Handler):
@@ -86,10 +78,8 @@ class StandardError(logging.Handler):
         if os.getpid() != self._owner:
             _write_all(2, text)
         elif sys.is_finalizing():
-            # No thread runs any more. Writing what a pipe has room for does not block.
-            with suppress(OSError):
-                if select.select((), (2,), (), 0)[1]:
-                    os.write(2, text[: select.PIPE_BUF])
+            # No thread runs any more.
+            _write_if_ready(2, text, 0)
         elif self._size + len(text) > (KEPT_SIZE // 2 if self._lost else KEPT_SIZE):
             self._lost += text.count(b"\n")
         else:
@@ -146,3 +136,10 @@ def _write_all(descriptor: int, text: bytes) -> None:
             select.select((), (descriptor,), ())
         except OSError:
             return
+
+
+def _write_if_ready(descriptor: int, text: bytes, patience: float) -> None:
+    """Write as much as a pipe has room for when it is ready; without blocking, and only if it is ready in time."""
+    with suppress(OSError):
+        if select.select((), (descriptor,), (), patience)[1]:
+            os.write(descriptor, text[: select.PIPE_BUF])
