@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import sys
 import time
 from contextlib import closing
 from pathlib import Path
@@ -23,21 +22,9 @@ def starts(server: Supervised) -> int:
 
 # A request that crashes the process.
 
-# As `python -m threadbridge`, but a process is replaced without a pause.
-PROGRAM = """
-import sys
-from threadbridge.cli import main as command_line
-from threadbridge.process import supervisor
-supervisor.DELAYS = (0.0,)
-sys.argv[0] = "program"
-sys.exit(command_line.main())
-"""
-
 
 def test_requests_that_crash_do_not_end_the_service(tmp_path: Path) -> None:
-    server = Supervised(tmp_path)
-    (tmp_path / "program.py").write_text(PROGRAM)
-    server.command = [sys.executable, "program.py", *server.command[3:]]
+    server = Supervised(tmp_path, DELAYS=(0.0,))
     crashes = 2 * len(DELAYS) + 4
     with server:
         for crash in range(crashes):
