@@ -28,10 +28,9 @@ from threadbridge.http.limits import Limits
 from threadbridge.http.server import ConnectionServer
 from threadbridge.http.stream import check_tornado
 from threadbridge.loop.bridge import Bridge
+from threadbridge.process import logs
 from threadbridge.process.affinity import keep_together
-from threadbridge.process.application_logging import demote_errors_of_cancelled_requests, restore_logging
 from threadbridge.process.heartbeat import Heartbeat, open_stderr
-from threadbridge.process.logs import in_format, installed, reopen_log_files
 from threadbridge.process.signals import hold_signals, on_signal, warn_of_replaced_handlers
 from threadbridge.process.standard_error import say
 from threadbridge.process.systemd import feed_watchdog, notify
@@ -164,8 +163,8 @@ class Service:
 
     def run(self) -> int:
         """Serve until a signal comes; return the exit status, or end the process if requests or threads are left."""
-        restore_logging()
-        demote_errors_of_cancelled_requests()
+        logs.restore_logging()
+        logs.demote_errors_of_cancelled_requests()
         sys.setswitchinterval(self._settings["switch_interval"])
         # What is loaded stays; examining it all at each collection would take longer than many requests.
         gc.collect()
@@ -208,32 +207,27 @@ class Service:
 
         for number in (signal.SIGTERM, signal.SIGINT):
             on_signal(number, on_stop_signal, number)
-        on_signal(signal.SIGHUP, reopen_log_files)
+        on_signal(signal.SIGHUP, logs.reopen_log_files)
         # By default it would end the process, and it may be sent to all processes of a service.
         on_signal(signal.SIGUSR2, logger.warning, "SIGUSR2: only the supervisor (--processes) can reload")
         if self._inheritance is not None:
-            orders = {STOP: lambda: on_stop("supervisor"), STOP_NOW: stop_now.set, REOPEN: reopen_log_files}
+            orders = {STOP: lambda: on_stop("supervisor"), STOP_NOW: stop_now.set, REOPEN: logs.reopen_log_files}
             loop.add_reader(self._inheritance.channel, self._obey, self._inheritance.channel, orders)
 
+        bridge, spool, proxies = self._bridge, self._bridge.spool, self._settings["trusted_proxies"]
         server = ConnectionServer(
-            self._bridge.start_request,
-            self._bridge.refused,
-            self._limits,
-            self._tls,
-            self._bridge.spool.memory,
-            self._bridge.spool.unread,
-            self._settings["trusted_proxies"],
+            bridge.start_request, bridge.refused, self._limits, self._tls, spool.memory, spool.unread, proxies
         )
-        self._bridge.servers.append(server)
+        bridge.servers.append(server)
         server.add_sockets(self._sockets)
         places = [describe(listener, "https" if self._tls else "http") for listener in self._sockets]
         if self._admin is not None:
             self._admin.start(places)
         if self._settings["affinity"] == "auto":
             keep_together()
-        if self._bridge.guard is not None:
-            # Not the inherited directory: the next supervisor would not find one that this supervisor has created.
-            self._bridge.guard.connections.begin(self._settings["run_directory"])
+        if bridge.guard is not None:
+            # Not the inherited directory, which this supervisor may have created, and the next one would not find.
+            bridge.guard.connections.begin(self._settings["run_directory"])
         feeding = asyncio.create_task(feed_watchdog())
         heartbeat = self._start_heartbeat()
         try:
@@ -251,7 +245,7 @@ class Service:
 
         grace = grace_period(self._settings)
         self._stop_by = time.monotonic() + grace
-        self._tell("STOPPING=1", f"STATUS=Stopping, {len(self._bridge.exchanges)} requests to answer")
+        self._tell("STOPPING=1", f"STATUS=Stopping, {len(bridge.exchanges)} requests to answer")
         if self._settings["reuse_port"] and self._inheritance is None:
             for listener in self._sockets:
                 leave_new_connections_to_others(listener)
@@ -269,15 +263,15 @@ class Service:
             await asyncio.wait((drained,), timeout=CANCEL_TIME)
         if self._admin is not None:
             await self._admin.close()
-        busy = [lane for lane in self._bridge.lanes if lane.busy]
+        busy = [lane for lane in bridge.lanes if lane.busy]
         for lane in busy:
             logger.error("stopped while threads of the lane %s were at work: %d", lane.name, lane.busy)
         if has_cut or busy:
-            self._bridge.process_ends()
-            self._bridge.cut()
+            bridge.process_ends()
+            bridge.cut()
             return False
-        self._bridge.close()
-        self._bridge.process_ends()
+        bridge.close()
+        bridge.process_ends()
         logger.info("stopped, every request is answered")
         return True
 
@@ -302,7 +296,7 @@ class Service:
 
         def on_beat() -> None:
             # Applications may configure logging at any time, such as in their first request.
-            restore_logging()
+            logs.restore_logging()
             if inheritance is not None:
                 inheritance.tell("WATCHDOG=1")
 
@@ -311,7 +305,7 @@ class Service:
     def _announce(self, places: str) -> None:
         if self._inheritance is None:
             operators = f", operators: {self._admin.address}" if self._admin is not None and self._admin.address else ""
-            say(in_format(f"Serving on {places} (pid {os.getpid()}{operators})"))
+            say(logs.in_format(f"Serving on {places} (pid {os.getpid()}{operators})"))
         self._tell("READY=1", f"STATUS=Serving on {places}")
 
     def _obey(self, channel: socket.socket, orders: Mapping[bytes, Callable[[], None]]) -> None:
@@ -344,13 +338,15 @@ class Service:
 
 
 def _loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
-    """The factory of the event loop ``asyncio`` or ``uvloop``; ``auto`` is uvloop where it is installed."""
+    """The factory of the event loop ``asyncio`` or ``uvloop``; ``auto`` is uvloop where it is logs.installed."""
     if name == "asyncio" or (name == "auto" and find_spec("uvloop") is None):
         return asyncio.new_event_loop
     try:
         import uvloop
     except ImportError:
-        raise ValueError("loop=uvloop: uvloop is not installed; pip install uvloop, or give loop=asyncio") from None
+        raise ValueError(
+            "loop=uvloop: uvloop is not logs.installed; pip install uvloop, or give loop=asyncio"
+        ) from None
     return uvloop.new_event_loop
 
 
@@ -368,7 +364,7 @@ def _warn_of_idle_loops() -> None:
 def end_process() -> None:
     """End the process with status 1, whatever its threads are doing."""
     logging.shutdown()
-    for _, handler in installed:
+    for _, handler in logs.installed:
         # A call of `logging.config` has made `logging.shutdown` forget it.
         handler.flush()
     sys.stdout.flush()

@@ -113,12 +113,7 @@ class Supervisor:
 
     async def _start_all(self) -> None:
         # Only one at first, so that an error common to all is reported once.
-        first = self._start(1)
-        if first is None:
-            self._give_up(1)
-            return
-        await first.start_done.wait()
-        if not first.is_ready:
+        if not await self._starts(1):
             return
         pool: Any = self._settings["pool"]
         if pool is not None and not isinstance(pool, ImportPath):
@@ -147,9 +142,18 @@ class Supervisor:
             )
         except OSError as error:
             logger.error("process %d cannot be started: %s", number, error.strerror)
+            if not self._works:
+                self._give_up(1)
             return None
         self._children.add(child)
         return child
+
+    async def _starts(self, number: int) -> bool:
+        """Start a process; return whether it has come to accept connections."""
+        child = self._start(number)
+        if child is not None:
+            await child.start_done.wait()
+        return child is not None and child.is_ready
 
     def _on_change(self, child: Child) -> None:
         if child.status is None:
@@ -203,11 +207,7 @@ class Supervisor:
         for number in range(1, self._count + 1):
             # None has this number while its next start is delayed.
             old = self._present(number)
-            new = self._start(number)
-            if new is None:
-                return False
-            await new.start_done.wait()
-            if not new.is_ready:
+            if not await self._starts(number):
                 return False
             if old is not None:
                 # Before the next starts: each process has its connections to the database.
