@@ -338,15 +338,13 @@ class Service:
 
 
 def _loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
-    """The factory of the event loop ``asyncio`` or ``uvloop``; ``auto`` is uvloop where it is logs.installed."""
+    """The factory of the event loop ``asyncio`` or ``uvloop``; ``auto`` is uvloop where it is installed."""
     if name == "asyncio" or (name == "auto" and find_spec("uvloop") is None):
         return asyncio.new_event_loop
     try:
         import uvloop
     except ImportError:
-        raise ValueError(
-            "loop=uvloop: uvloop is not logs.installed; pip install uvloop, or give loop=asyncio"
-        ) from None
+        raise ValueError("loop=uvloop: uvloop is not installed; pip install uvloop, or give loop=asyncio") from None
     return uvloop.new_event_loop
 
 
