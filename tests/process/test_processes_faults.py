@@ -140,7 +140,7 @@ def test_all_that_get_their_turn_only_now_and_then_go_on(tmp_path: Path) -> None
 
 
 def test_a_process_that_hangs_while_it_starts_is_killed(tmp_path: Path) -> None:
-    # The stacks are written 4.5 s after the interpreter has started, which takes a second on a loaded machine.
+    # The stacks are written 3 s after the interpreter has started, which takes 2 s on a very loaded machine.
     with Supervised(tmp_path, "--watchdog=1.5") as server:
         pids = server.wait_for_both()
         program = tmp_path / "site_app.py"
