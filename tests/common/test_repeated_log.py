@@ -16,8 +16,8 @@ from tests.support.inprocess import BridgeThread, wait_until
 from tests.support.requests_in_threads import running
 from threadbridge import HTTPServer
 from threadbridge.admin.events import Events
-from threadbridge.common.background_thread import BackgroundThread
 from threadbridge.common.repeated_log import RepeatedLog
+from threadbridge.common.threads import BackgroundThread
 from threadbridge.database.stopper import Stopper
 from threadbridge.http.stream import PushStream
 

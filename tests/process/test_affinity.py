@@ -53,12 +53,25 @@ def app(environ, start_response):
         answer = b"%d" % (os.system("exit $(nproc)") >> 8)
     elif path == "/fork":
         answer = forked()
+    elif path in ("/spawn", "/forkserver"):
+        import multiprocessing
+        from concurrent.futures import ProcessPoolExecutor
+        with ProcessPoolExecutor(1, multiprocessing.get_context(path[1:])) as executor:
+            answer = b"%d" % len(executor.submit(os.sched_getaffinity, 0).result())
     elif path == "/random":
         answer = repr(random.random()).encode()
     start_response("200 OK", [("Content-Type", "text/plain")])
     return [answer]
 
 sys.exit(serve(app, threads=4, port={port}, KEYWORDS))
+"""
+
+# Before it serves, so that later no module of `multiprocessing` is loaded any more.
+USES_A_PROCESS = """
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor:
+    executor.submit(len, "").result()
 """
 
 
@@ -80,8 +93,8 @@ def before_all_others() -> Iterator[None]:
     set_priority(before)
 
 
-def frontend(keywords: str = "") -> Frontend:
-    return Frontend(("-c", APPLICATION.replace("KEYWORDS", keywords)))
+def frontend(keywords: str = "", imports: str = "") -> Frontend:
+    return Frontend(("-c", imports + APPLICATION.replace("KEYWORDS", keywords)))
 
 
 @contextmanager
@@ -125,10 +138,11 @@ def test_threads_that_take_turns_are_kept_together_and_what_they_start_is_not() 
     with frontend() as server, frontend("affinity='none'") as other:
         assert are_left_alone(server.process.pid)
         with under_load(server.url + "/takes-turns", 3), under_load(other.url + "/takes-turns", 1):
-            for path in ("/subprocess", "/system", "/fork"):
+            # The server of the method forkserver is started once, so that comes first.
+            for path, times in (("/forkserver", 1), ("/spawn", 5), ("/subprocess", 10), ("/system", 10), ("/fork", 10)):
                 wait_until(lambda: are_together(server.process.pid), "the threads share a processor", 30)
-                seen = [int(requests.get(server.url + path, timeout=30).text) for _ in range(10)]
-                assert seen == [len(ALL)] * 10, path
+                seen = [int(requests.get(server.url + path, timeout=30).text) for _ in range(times)]
+                assert seen == [len(ALL)] * times, path
             wait_until(lambda: are_together(server.process.pid), "the threads share a processor again", 30)
             assert are_left_alone(other.process.pid)
 
@@ -157,9 +171,10 @@ def test_an_application_that_seeds_the_random_generator_gets_the_numbers_of_its_
 
 
 def test_threads_that_can_use_several_processors_are_let_go_for_good() -> None:
-    with frontend() as server:
+    with frontend(imports=USES_A_PROCESS) as server:
         with under_load(server.url + "/takes-turns", 3):
             wait_until(lambda: are_together(server.process.pid), "the threads share a processor", 30)
+            assert int(requests.get(server.url + "/spawn", timeout=30).text) == len(ALL)
         seen_alone = 0
 
         def are_let_go() -> bool:

@@ -14,7 +14,7 @@ import requests
 
 from tests.support.inprocess import reset, wait_until
 from tests.support.processes import Frontend
-from threadbridge.process.application_logging import restore_logging
+from threadbridge.process.logs import restore_logging
 
 CONFIGURES = """
 import logging, logging.config, os

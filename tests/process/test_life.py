@@ -280,7 +280,7 @@ def test_a_thread_of_the_application_itself_has_the_grace_period_too(tmp_path: P
 
 def test_a_thread_of_the_application_itself_does_not_keep_the_process(tmp_path: Path) -> None:
     flag = tmp_path / "flag"
-    with Process(tmp_path, "--port={port}", "--grace=2") as server:
+    with Process(tmp_path, "--port={port}", "--grace=0.5") as server:
         requests.get(f"{server.url}/thread?{flag}", timeout=10)
         wait_until(lambda: entered(flag), "the thread at work")
         assert server.stop(timeout=15) == 1

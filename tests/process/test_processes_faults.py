@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import sys
 import time
 from contextlib import closing
 from pathlib import Path
@@ -23,21 +22,9 @@ def starts(server: Supervised) -> int:
 
 # A request that crashes the process.
 
-# As `python -m threadbridge`, but a process is replaced without a pause.
-PROGRAM = """
-import sys
-from threadbridge.cli import main as command_line
-from threadbridge.process import supervisor
-supervisor.DELAYS = (0.0,)
-sys.argv[0] = "program"
-sys.exit(command_line.main())
-"""
-
 
 def test_requests_that_crash_do_not_end_the_service(tmp_path: Path) -> None:
-    server = Supervised(tmp_path)
-    (tmp_path / "program.py").write_text(PROGRAM)
-    server.command = [sys.executable, "program.py", *server.command[3:]]
+    server = Supervised(tmp_path, DELAYS=(0.0,))
     crashes = 2 * len(DELAYS) + 4
     with server:
         for crash in range(crashes):
@@ -153,7 +140,7 @@ def test_all_that_get_their_turn_only_now_and_then_go_on(tmp_path: Path) -> None
 
 
 def test_a_process_that_hangs_while_it_starts_is_killed(tmp_path: Path) -> None:
-    # The stacks are written 4.5 s after the interpreter has started, which takes a second on a loaded machine.
+    # The stacks are written 3 s after the interpreter has started, which takes 2 s on a very loaded machine.
     with Supervised(tmp_path, "--watchdog=1.5") as server:
         pids = server.wait_for_both()
         program = tmp_path / "site_app.py"

@@ -124,7 +124,7 @@ def test_all_get_one_signal_when_it_is_sent_to_all(tmp_path: Path) -> None:
 
 
 def test_a_process_that_cannot_hear_is_killed_in_the_end(tmp_path: Path) -> None:
-    with Supervised(tmp_path, "--grace=0") as server:
+    with Supervised(tmp_path, "--grace=0", PATIENCE=0.5) as server:
         pids = server.wait_for_both()
         with closing(server.begin(f"/stuck-loop?{tmp_path / 'flag'}")):
             wait_until(lambda: entered(tmp_path / "flag"), "a loop is held up")

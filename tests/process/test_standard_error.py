@@ -178,3 +178,19 @@ def test_a_forked_process_writes_its_own_lines_only() -> None:
         lines = process.stderr.read().decode().splitlines()
         assert process.wait(20) == 0
     assert sorted(line.split(" x")[0] for line in lines) == sorted([*map(str, range(200)), "the child"])
+
+
+CONFIGURES = """
+import logging, logging.config
+from threadbridge.process.standard_error import StandardError
+
+logging.basicConfig(handlers=[StandardError()], level="INFO", format="%(message)s")
+logging.config.dictConfig({"version": 1, "disable_existing_loggers": False})
+for number in range(1000):
+    logging.info("%d %s", number, 1000 * "x")
+"""
+
+
+def test_all_lines_are_written_before_the_end_though_a_configuration_has_closed_the_handler() -> None:
+    ended = subprocess.run([sys.executable, "-c", CONFIGURES], capture_output=True, text=True, cwd=ROOT, timeout=30)
+    assert [line.split()[0] for line in ended.stderr.splitlines()] == [str(number) for number in range(1000)]

@@ -4,20 +4,43 @@ from __future__ import annotations
 
 import http.client
 import socket
+import sys
 from collections.abc import Callable, Mapping, Set
 from pathlib import Path
 
 from tests.support.inprocess import wait_until
 from tests.support.site_process import Process
 
+# As `python -m threadbridge`.
+PROGRAM = """
+import sys
+from threadbridge.cli import main as command_line
+from threadbridge.process import supervisor
+{}
+sys.argv[0] = "program"
+sys.exit(command_line.main())
+"""
+
 
 class Supervised(Process):
-    """Serves the small application of `tests.support.site_process` with two processes; ready when it has said so."""
+    """Serves the small application of `tests.support.site_process` with two processes; ready when it has said so.
+
+    ``constants`` replace those of `threadbridge.process.supervisor`.
+    """
 
     def __init__(
-        self, directory: Path, *arguments: str, env: Mapping[str, str] | None = None, port: int | None = None
+        self,
+        directory: Path,
+        *arguments: str,
+        env: Mapping[str, str] | None = None,
+        port: int | None = None,
+        **constants: object,
     ) -> None:
         super().__init__(directory, "--port={port}", "--processes=2", *arguments, env=env, port=port)
+        if constants:
+            lines = [f"supervisor.{name} = {value!r}" for name, value in constants.items()]
+            (directory / "program.py").write_text(PROGRAM.format("\n".join(lines)))
+            self.command = [sys.executable, "program.py", *self.command[3:]]
 
     def pids(self) -> set[int]:
         """The processes that the supervisor has now."""

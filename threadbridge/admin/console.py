@@ -134,7 +134,7 @@ class Console:
         for number, calls in sorted(stacks().items(), key=lambda stack: (stack[0] not in serving, stack[0])):
             exchange = serving.get(number)
             line = exchange and f": request {exchange.id}, {exchange.start_line.method} {exchange.start_line.path}"
-            parts.append(f"{names.get(number, f'thread {number}')}{line or ''}\n{calls.rstrip()}\n")
+            parts.append(f"{names.get(number, f'thread {number}')}{line or ''}\n{calls}\n")
         return "\n".join(parts)
 
     def stop_own(self, name: str, operator: str) -> int:

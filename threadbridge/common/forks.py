@@ -1,8 +1,7 @@
-"""Forked copies of this process, which application code makes: they let go of what is the server's, and never serve.
+"""Makes processes that the application forks let go of the server's sockets, and keeps them from serving.
 
-A copy has one thread, that which called `os.fork`. What it has of the server's sockets is put out of its reach, without
-a word to whoever is at their other ends; and where the application's call ends, the copy ends. Programs that are
-started by `subprocess` inherit nothing in the first place.
+A forked copy has one thread, the one that called `os.fork`. It loses the server's sockets without a word to their other
+ends, and exits where the application's call ends. Programs started by `subprocess` inherit none of this anyway.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import os
 import resource
 import signal
 import socket
-import stat
 import sys
 import traceback
 import weakref
@@ -23,7 +21,7 @@ from typing import Any, NoReturn, Protocol
 
 
 class Copied(Protocol):
-    """What must know that it is only a copy, in a forked process."""
+    """An object that must know when it is only a forked process's copy."""
 
     def become_copy(self) -> None: ...
 
@@ -36,7 +34,7 @@ class Connected(Protocol):
 
 
 class Serving(Copied, Protocol):
-    """What workers post to."""
+    """The object through which workers reach a loop that serves."""
 
     @property
     def loop(self) -> AbstractEventLoop: ...
@@ -49,79 +47,57 @@ _others: weakref.WeakSet[Copied] = weakref.WeakSet()
 _first: list[Callable[[], object]] = []
 _handlers: dict[int, Any] = {}
 
-
-def serves(serving: Serving) -> None:
-    """A loop begins to serve; forked processes must not touch it nor its sockets."""
-    _serving.add(serving)
-
-
-def serves_no_more(serving: Serving) -> None:
-    """The opposite of `serves`."""
-    _serving.discard(serving)
-
-
-def listens(listener: socket.socket) -> None:
-    """Forked processes must not hold this listener, nor connections that were accepted there."""
-    _listeners.add(listener)
-
-
-def connects(connection: Connected) -> None:
-    """Forked processes must not use this connection of the pool's, nor tell the database that it is closed."""
-    _connections.add(connection)
-
-
-def copies(copied: Copied) -> None:
-    """This is to be told in forked processes that it is a copy."""
-    _others.add(copied)
-
-
-def calls_first(function: Callable[[], object]) -> None:
-    """This is to be called in forked processes before anything there is told that it is a copy."""
-    _first.append(function)
-
-
-def takes_signal(number: signal.Signals, handler: Any) -> None:
-    """The server is about to handle this signal; forked processes get the previous handler back."""
-    _handlers.setdefault(number, handler)
+# Register a loop that serves, and unregister it: forked processes touch neither it nor its sockets.
+serves, serves_no_more = _serving.add, _serving.discard
+# Register a listener: forked processes hold neither it nor the connections that it accepted.
+listens = _listeners.add
+# Register a connection of the pool: forked processes neither use it nor tell the database that it is closed.
+connects = _connections.add
+# Register any other object whose `become_copy` forked processes call, and a function that they call before these.
+copies, calls_first = _others.add, _first.append
+# Register the handler that a signal had before the server's; forked processes restore it.
+takes_signal = _handlers.setdefault
 
 
 def leave(error: BaseException | None = None) -> NoReturn:
-    """End this forked process, as its thread has come back to the server's code, or was ended by an exception.
+    """End this forked process: its thread has returned to the server's code, or an exception has ended it.
 
-    Not by `sys.exit`: above are the frames of a worker, or of the loop, that would go on.
+    `sys.exit` would not do: the frames of a worker, or of the loop, are above, and would go on.
     """
-    status = 0
-    if isinstance(error, SystemExit):
-        if isinstance(error.code, int):
-            status = error.code & 0xFF
-        elif error.code is not None:
-            print(error.code, file=sys.stderr)
-            status = 1
-    elif error is not None:
+    code = error.code if isinstance(error, SystemExit) else None if error is None else 1
+    if not isinstance(code, int | None):
+        print(code, file=sys.stderr)
+        code = 1
+    elif error is not None and not isinstance(error, SystemExit):
         traceback.print_exception(error)
-        status = 1
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
             stream.flush()
-    os._exit(status)
+    os._exit((code or 0) & 0xFF)
 
 
 def _become_copy() -> None:
     if not _serving:
-        # Servers may be forked before they serve, as with `tornado.process.fork_processes`.
+        # A server may be forked before it serves, as by `tornado.process.fork_processes`.
         return
     descriptors = {listener.fileno() for listener in list(_listeners)}
     for serving in _serving:
         descriptors.update(_descriptors_of(serving.loop))
     descriptors.update(_accepted(descriptors))
     descriptors.update(connection.descriptor or -1 for connection in list(_connections))
-    descriptors.add(_restore_signals())
-    # Before anything is let go: a connection to the database that nobody has any more says good-bye on its socket, and
-    # the database ends what is the parent's.
+    # In a subinterpreter even the only thread may not set handlers.
+    with contextlib.suppress(ValueError):
+        # Otherwise the copy's signals would wake the parent's loop.
+        descriptors.add(signal.set_wakeup_fd(-1))
+        for number, handler in _handlers.items():
+            # None is a handler that was not set by Python.
+            signal.signal(number, handler or signal.SIG_DFL)
+    _handlers.clear()
+    # First: a database connection that is freed says goodbye on its socket, which would end the parent's session.
     _take_away(descriptors)
     for function in _first:
         function()
-    # At the copy's end the interpreter would wait for the executors' threads, one of which is its only thread.
+    # Otherwise the copy, when it exits, would wait for the executors' threads, one of which is its own.
     getattr(futures_thread, "_threads_queues", {}).clear()
     for copied in (*_serving, *_others):
         copied.become_copy()
@@ -131,7 +107,7 @@ def _become_copy() -> None:
 
 
 def _descriptors_of(loop: AbstractEventLoop) -> Iterator[int]:
-    """What a loop watches, and what it watches with: only Linux tells, whichever loop it is."""
+    """The descriptors that a loop of asyncio or uvloop watches, and its own epoll's. On Linux only."""
     selector: Any = getattr(loop, "_selector", None)
     number: int = selector.fileno() if selector is not None else getattr(loop, "_get_backend_id", lambda: -1)()
     with contextlib.suppress(OSError), open(f"/proc/self/fdinfo/{number}") as info:
@@ -142,45 +118,37 @@ def _descriptors_of(loop: AbstractEventLoop) -> Iterator[int]:
 
 
 def _accepted(listeners: Iterable[int]) -> set[int]:
-    """The connections that these sockets have accepted, as far as they listen; also those of this very moment."""
+    """The connections accepted from those of these sockets that listen, also by another thread just now."""
     timeout = socket.getdefaulttimeout()
-    # With one, looking at a socket would change it, also for the parent.
+    # A default timeout would make the sockets examined here non-blocking, for the parent too.
     socket.setdefaulttimeout(None)
     try:
         names = {_local_name(each, listening=True) for each in listeners} - {None}
-        return {number for number in _open_descriptors() if names and _local_name(number) in names}
+        try:
+            open_ones: Iterable[int] = [int(name) for name in os.listdir("/dev/fd")]
+        except OSError:
+            # No descriptor is left to list them with, or there is no such directory.
+            open_ones = range(min(resource.getrlimit(resource.RLIMIT_NOFILE)[0], 65536))
+        return {number for number in open_ones if names and _local_name(number) in names}
     finally:
         socket.setdefaulttimeout(timeout)
 
 
-def _open_descriptors() -> Iterable[int]:
-    try:
-        return [int(name) for name in os.listdir("/dev/fd")]
-    except OSError:
-        # Too many are open to look, or there is no such directory.
-        return range(min(resource.getrlimit(resource.RLIMIT_NOFILE)[0], 65536))
-
-
-def _local_name(descriptor: int, *, listening: bool = False) -> tuple[bool, object] | None:
-    """The port or the path to which a stream socket is bound; None for anything else."""
+def _local_name(descriptor: int, *, listening: bool = False) -> object:
+    """The port or path that a socket, or a listening one, is bound to; None for anything else."""
     with contextlib.suppress(OSError):
-        if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
-            found = socket.socket(fileno=descriptor)
-            try:
+        found = socket.socket(fileno=descriptor)
+        try:
+            if not listening or found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
                 name = found.getsockname()
-                if listening and not found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-                    return None
-                if found.family in (socket.AF_INET, socket.AF_INET6):
-                    return False, name[1]
-                if found.family == socket.AF_UNIX and name:
-                    return True, name
-            finally:
-                found.detach()
+                return name[1] if found.family in (socket.AF_INET, socket.AF_INET6) else name or None
+        finally:
+            found.detach()
     return None
 
 
 def _take_away(descriptors: Iterable[int]) -> None:
-    # Not closed only: a number that is free is given to the application's next file, which the old owner would close.
+    # Not just closed: the application's next file would get the free number, and the old owner would close that.
     try:
         nothing = os.open(os.devnull, os.O_RDWR)
     except OSError:
@@ -194,19 +162,6 @@ def _take_away(descriptors: Iterable[int]) -> None:
                     os.dup2(nothing, descriptor, inheritable=False)
     if nothing >= 0:
         os.close(nothing)
-
-
-def _restore_signals() -> int:
-    """Handle signals as before the server; gives the descriptor by which the parent's loop hears of them."""
-    # The copy would pass those that it gets on to the parent.
-    descriptor = -1
-    # Only the main thread may, which that one is now, but in an interpreter besides the main one.
-    with contextlib.suppress(ValueError):
-        descriptor = signal.set_wakeup_fd(-1)
-        for number, handler in _handlers.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
-    _handlers.clear()
-    return descriptor
 
 
 os.register_at_fork(after_in_child=_become_copy)

@@ -1,4 +1,4 @@
-"""Log lines for a fault that may happen thousands of times a second: few lines, each saying how many it stands for."""
+"""Log lines for a fault that may happen thousands of times a second: few lines, each with the number it stands for."""
 
 from __future__ import annotations
 
@@ -11,13 +11,11 @@ INTERVAL = 10.0
 
 
 class RepeatedLog:
-    """Logs one fault at most once in an interval; the next line says how many were left out.
+    """Logs a fault at most once per interval; the next line says how many were left out.
 
-    :param logger: where the lines go.
     :param interval: seconds between two lines. Default 10.
 
-    Make one for each fault, not for each request. What is left out after the last line is not reported before the fault
-    happens again.
+    Make one for each kind of fault. Faults left out after the last line are reported only when the next one is logged.
     """
 
     def __init__(self, logger: logging.Logger, interval: float = INTERVAL) -> None:
@@ -39,5 +37,5 @@ class RepeatedLog:
         if left_out:
             message += " (and %d more like this since the last such line)"
             args = (*args, left_out)
-        # As the place in the log stands that of the caller.
+        # The log shows the caller's line, not this one.
         self._logger.log(level, message, *args, exc_info=exc_info, stacklevel=2)

@@ -1,30 +1,97 @@
-"""What each thread of this process is doing."""
+"""Threads: a background thread, whether a thread collects garbage, and what each thread is doing."""
 
 from __future__ import annotations
 
 import faulthandler
+import gc
+import logging
+import queue
 import re
 import tempfile
+import threading
+from collections.abc import Callable
 
-# What `threading.Thread.start` raises when there can be no more threads for the moment.
+from threadbridge.common.repeated_log import RepeatedLog
+
+logger = logging.getLogger("threadbridge")
+
+# What `threading.Thread.start` raises when no thread can be started for the moment.
 NOT_STARTED = (RuntimeError, MemoryError)
+
+# The thread that is collecting garbage, or 0. The interpreter never runs two collections at once.
+_collecting_thread = 0
+
+
+def _note_collection(phase: str, info: dict[str, int]) -> None:
+    global _collecting_thread
+    _collecting_thread = threading.get_ident() if phase == "start" else 0
+
+
+gc.callbacks.append(_note_collection)
+
+
+def is_collecting() -> bool:
+    """Whether this thread is collecting garbage: it may hold any lock, and must wait for nothing."""
+    return _collecting_thread == threading.get_ident()
 
 
 def stacks() -> dict[int, str]:
-    """The calls of each thread, innermost first, by the thread's `threading.get_ident`.
-
-    Of more than a hundred threads some are left out.
-    """
-    # Not by `sys._current_frames`: walking the frames of a thread that begins to move may crash the interpreter. This
-    # one lets no thread move, and writes to real files only.
+    """Each thread's calls, innermost first, by the thread's `threading.get_ident`; at most about a hundred threads."""
+    # Walking the frames of another thread (`sys._current_frames`) may crash the interpreter once that thread moves.
+    # faulthandler lets no thread move, and writes only to real files.
     with tempfile.TemporaryFile() as file:
         faulthandler.dump_traceback(file, all_threads=True)
         file.seek(0)
-        found = file.read().decode(errors="backslashreplace").split("\n\n")
-    by_thread = {}
-    for stack in found:
-        head, _, calls = stack.partition("\n")
-        number = re.search(r"0x[0-9a-f]+", head)
-        if number is not None:
-            by_thread[int(number[0], 16)] = calls
-    return by_thread
+        text = file.read().decode(errors="backslashreplace")
+    found = re.findall(r"hread 0x([0-9a-f]+).*\n((?:  .*\n)*)", text)
+    return {int(number, 16): calls.rstrip() for number, calls in found}
+
+
+class BackgroundThread:
+    """Runs tasks one after the other in a daemon thread, such as returning abandoned connections to the pool.
+
+    The garbage collector may call `do` between any two instructions of any thread, so that takes no lock and starts no
+    thread.
+    """
+
+    def __init__(self) -> None:
+        self._tasks: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._no_thread, self._failed = RepeatedLog(logger), RepeatedLog(logger)
+
+    @property
+    def lacks_thread(self) -> bool:
+        """Whether tasks wait for `start`."""
+        return self._thread is None and not self._tasks.empty()
+
+    def start(self) -> None:
+        """Start the thread unless it runs. If that fails, tasks wait for the next call. Not thread-safe."""
+        if self._thread is not None:
+            return
+        thread = threading.Thread(target=self._work, name="threadbridge-background", daemon=True)
+        try:
+            thread.start()
+        except NOT_STARTED as error:
+            self._no_thread.log(
+                logging.ERROR,
+                "connections left to the garbage collector cannot be returned to the pool now, because no thread "
+                "could be started: %s; trying again when the next request needs a connection",
+                error,
+            )
+        else:
+            self._thread = thread
+
+    def do(self, task: Callable[[], object]) -> None:
+        """Run the task soon."""
+        self._tasks.put(task)
+
+    def close(self) -> None:
+        """End the thread after the tasks that are waiting."""
+        self._tasks.put(None)
+
+    def _work(self) -> None:
+        while (task := self._tasks.get()) is not None:
+            try:
+                task()
+            except Exception as error:  # noqa: BLE001 - it is logged, and other tasks go on
+                self._failed.log(logging.ERROR, "a connection could not be returned to the pool", exc_info=error)

@@ -1,4 +1,4 @@
-"""The executors that lend threads to lanes and tasks; where no thread can be started, it is asked for again later."""
+"""Thread pools for lanes and tasks that retry when the system cannot start another thread."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from threadbridge.common.threads import NOT_STARTED
 
 logger = logging.getLogger("threadbridge")
 
-# Seconds after which a new thread looks again whether there is memory for it.
+# Seconds until a new thread that has too little memory tries again.
 MEMORY_PAUSE = 0.1
 
 _not_started = RepeatedLog(logger)
@@ -28,12 +28,12 @@ class _Call:
 
 
 class WorkerThreads:
-    """A `ThreadPoolExecutor`, and another with spare threads, whose threads each run ``work()`` once for each call.
+    """Two `ThreadPoolExecutor`s, one with spare threads; each call makes one thread run ``work()`` once.
 
-    :param name: stands in front of the threads' numbers in their names.
-    :param threads: how many there are at most, and as many spare ones, which are called when all others are at work.
-    :param work: what a called thread does. Its last step, under the lock, is `release`.
-    :param lock: the owner's; it is held for `call` and `release`, and guards all that is here.
+    :param name: prefix of the threads' names.
+    :param threads: maximum number of threads, and of spare threads, which are called when all others are at work.
+    :param work: what a called thread runs. Its last step, under the lock, is `release`.
+    :param lock: the owner's, held for `call` and `release`; it guards all state here.
     """
 
     def __init__(self, name: str, threads: int, work: Callable[[], None], lock: threading.Lock) -> None:
@@ -43,46 +43,41 @@ class WorkerThreads:
         self._lock = lock
         self._threads: set[int] = set()
         self._spare_threads: set[int] = set()
-        self._executor = ThreadPoolExecutor(
-            threads, thread_name_prefix=name, initializer=self._has_started, initargs=(self._threads,)
+        self._executor, self._spares = (
+            ThreadPoolExecutor(threads, thread_name_prefix=prefix, initializer=self._register, initargs=(started,))
+            for prefix, started in ((name, self._threads), (f"{name}-spare", self._spare_threads))
         )
-        self._spares = ThreadPoolExecutor(
-            threads, thread_name_prefix=f"{name}-spare", initializer=self._has_started, initargs=(self._spare_threads,)
-        )
-        # How many of the executor's threads have been called and have not been released.
+        # How many of the executor's threads have been called and not released.
         self._at_work = 0
-        # When a thread last could not be started, by `time.monotonic`, if none has been since; or else 0.0.
+        # When a thread last could not be started, by `time.monotonic`; 0.0 once one has been started since.
         self.failed_at = 0.0
 
     @property
     def count(self) -> int:
-        """How many there are, idle ones included."""
+        """The number of threads, idle ones included."""
         return len(self._threads) + len(self._spare_threads)
 
-    def _has_started(self, threads: set[int]) -> None:
-        while not self._register(threads):
-            time.sleep(MEMORY_PAUSE)
-
-    def _register(self, threads: set[int]) -> bool:
-        try:
-            with self._lock:
-                threads.add(threading.get_ident())
-                if self.failed_at:
-                    self.failed_at = 0.0
-                    logger.warning("threads %s can be started again", self._name)
-        except MemoryError:
-            # After any error here the executor would refuse all further calls.
-            return False
-        return True
+    def _register(self, threads: set[int]) -> None:
+        # An error here would make the executor refuse all further calls.
+        while True:
+            try:
+                with self._lock:
+                    threads.add(threading.get_ident())
+                    if self.failed_at:
+                        self.failed_at = 0.0
+                        logger.warning("threads %s can be started again", self._name)
+                    return
+            except MemoryError:
+                time.sleep(MEMORY_PAUSE)
 
     def call(self) -> bool:
-        """Have an idle thread, or a new one, work; whether there is one. Logs it when none can be started."""
+        """Make an idle or new thread work. Returns False, and logs it, if no thread can be started."""
         is_spare = self._at_work >= self._limit
         call = _Call()
         try:
             (self._spares if is_spare else self._executor).submit(self._run, call)
         except NOT_STARTED as error:
-            # The executor keeps the call nevertheless, for the next thread that has nothing else to do.
+            # The executor still keeps the call for its next idle thread.
             call.is_void = True
             self.failed_at = time.monotonic()
             _not_started.log(
@@ -104,7 +99,7 @@ class WorkerThreads:
         self._work()
 
     def release(self) -> None:
-        """The calling thread's work is done: it waits for the next call."""
+        """End the calling thread's work: it waits for the next call."""
         self._at_work -= threading.get_ident() not in self._spare_threads
 
     def close(self) -> None:
@@ -119,13 +114,10 @@ class WorkerThreads:
 
 
 class TaskThreads(Executor):
-    """Runs functions in a few threads, in the order of their submission.
+    """Runs functions in up to ``threads`` threads, in the order of submission.
 
-    :param threads: how many run at once.
-    :param name: stands in the threads' names.
-
-    Unlike with a `ThreadPoolExecutor` alone it is known what becomes of a task for which no thread can be
-    started: `submit` refuses it, `keep` keeps it until `retry`.
+    Unlike a `ThreadPoolExecutor`, it is clear about a task for which no thread can be started: `submit` refuses it, and
+    `keep` holds it until `retry`.
     """
 
     def __init__(self, threads: int, name: str) -> None:
@@ -137,7 +129,7 @@ class TaskThreads(Executor):
         self._threads = WorkerThreads(name, threads, self._work, self._lock)
 
     def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """See `concurrent.futures.Executor`. Raises ``RuntimeError`` when there is no thread for it."""
+        """See `concurrent.futures.Executor`. Raises ``RuntimeError`` if there is no thread for it."""
         future: Future[Any] = Future()
         with self._lock:
             self._call_thread()
@@ -147,13 +139,13 @@ class TaskThreads(Executor):
         return future
 
     def keep(self, function: Callable[[], object]) -> None:
-        """Have the function called as soon as there is a thread for it."""
+        """Call the function as soon as there is a thread for it."""
         with self._lock:
             self._tasks.append((Future(), function))
             self._call_thread()
 
     def retry(self) -> bool:
-        """Try again to start a thread if functions wait; whether there is still none for them."""
+        """Try again to start a thread if functions wait. Returns whether there is still none for them."""
         with self._lock:
             if self._tasks:
                 self._call_thread()
@@ -164,27 +156,21 @@ class TaskThreads(Executor):
             self._at_work += 1
 
     def _work(self) -> None:
-        while (task := self._next()) is not None:
-            future, function = task
-            if not future.set_running_or_notify_cancel():
-                continue
-            try:
-                result = function()
-            except BaseException as error:  # noqa: BLE001 - as in Python's executors, whoever waits for it gets it
-                future.set_exception(error)
-            else:
-                future.set_result(result)
-
-    def _next(self) -> tuple[Future[Any], Callable[[], Any]] | None:
-        with self._lock:
-            if self._tasks:
-                return self._tasks.popleft()
-            self._at_work -= 1
-            self._threads.release()
-            return None
+        while True:
+            with self._lock:
+                if not self._tasks:
+                    self._at_work -= 1
+                    self._threads.release()
+                    return
+                future, function = self._tasks.popleft()
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(function())
+                except BaseException as error:  # noqa: BLE001 - as in Python's executors, it goes to who waits
+                    future.set_exception(error)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """See `concurrent.futures.Executor`; what has been submitted is still done."""
+        """See `concurrent.futures.Executor`; tasks already submitted still run."""
         with self._lock:
             self._is_closed = True
         self._threads.close()

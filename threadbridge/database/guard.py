@@ -13,9 +13,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-from threadbridge.common.background_thread import BackgroundThread
-from threadbridge.common.garbage import is_collecting, watch_collector
 from threadbridge.common.repeated_log import RepeatedLog
+from threadbridge.common.threads import BackgroundThread, is_collecting
 from threadbridge.crossing.current import current_or_none, is_cancelled, is_cancelling
 from threadbridge.database.borrow import Borrows, HeldConnection
 from threadbridge.database.driver import ConnectionSettings, Database
@@ -74,7 +73,6 @@ class Guard(abc.ABC):
         self.can_stop_queries: bool = True
         self.borrows = Borrows(self)
         self._start_afresh()
-        watch_collector()
 
     def _start_afresh(self) -> None:
         self.stopper = Stopper()

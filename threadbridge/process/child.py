@@ -1,4 +1,4 @@
-"""A process of the supervisor's, as the supervisor sees it: start it, hear from it, tell it what to do, see it end."""
+"""A process of the supervisor's: start it, hear from it, give it orders, notice its end. In the supervisor."""
 
 from __future__ import annotations
 
@@ -19,18 +19,17 @@ from threadbridge.sockets.inheritance import MESSAGE_SIZE, STOP, VARIABLE, Inher
 
 logger = logging.getLogger("threadbridge")
 
+# The service manager hears only from the supervisor.
 MANAGERS_VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC")
 
 
 class Child:
-    """A process that runs this program anew, with what it inherits. In the supervisor, on its loop.
+    """A process that runs this program from its beginning, with an `Inheritance`.
 
-    :param number: what the process is called, see `Inheritance`; so are the sockets and the directory.
-    :param failures: how many processes before it, each in the place of the one before, have ended too soon.
-    :param start_limit: see `Inheritance`.
+    :param failures: how many of its predecessors in a row ended too soon.
     :param on_change: called when it accepts connections, and when it has ended.
 
-    Raises ``OSError`` when the system has no room for another process.
+    Raises ``OSError`` if the system has no room for another process.
     """
 
     def __init__(
@@ -48,24 +47,23 @@ class Child:
         self.failures = failures
         self.told_to_stop = False
         self.killed = False
-        # Of the process; None while it runs.
+        # The exit status; None while it runs.
         self.status: int | None = None
-        # Seconds of `time.monotonic`: since when it accepts connections, None for not yet, and when it was heard last.
+        # By `time.monotonic`: since when it accepts connections (None: not yet), and when it was last heard.
         self.ready_since: float | None = None
         self.heard = time.monotonic()
-        # It accepts connections, or has ended without having come so far.
-        self.settled = asyncio.Event()
+        # Set when it accepts connections, or has ended before it did.
+        self.start_done = asyncio.Event()
         self.ended = asyncio.Event()
         self._on_change = on_change
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._channel.setblocking(False)
+        self._stacks_file = os.memfd_create("stacks")
+        inheritance = Inheritance(
+            number, os.getpid(), theirs, listeners, admin_listeners, run_directory, self._stacks_file, start_limit
+        )
+        env = {name: text for name, text in os.environ.items() if name not in MANAGERS_VARIABLES}
         with theirs:
-            self._stacks_file = os.memfd_create("stacks")
-            inheritance = Inheritance(
-                number, os.getpid(), theirs, listeners, admin_listeners, run_directory, self._stacks_file, start_limit
-            )
-            # What the service manager wants to hear of the service, it hears from the supervisor.
-            env = {name: text for name, text in os.environ.items() if name not in MANAGERS_VARIABLES}
             try:
                 self._process = subprocess.Popen(
                     [sys.executable, *sys.orig_argv[1:]],
@@ -95,32 +93,32 @@ class Child:
         try:
             self._channel.send(message)
         except OSError as error:
-            # Its end, if that is the reason, is seen elsewhere.
+            # If the reason is that it has ended, `_end` is about to run.
             logger.warning("%s cannot be told to %s: %s", self, message.decode(), error.strerror)
 
     def stop(self) -> None:
-        """Have it answer what it has been asked, and end."""
+        """Make it finish its requests and end."""
         self.told_to_stop = True
         if self.is_ready:
             self.tell(STOP)
         else:
-            # While it imports the application it listens to nothing but signals, and has been asked nothing.
+            # While it imports the application it heeds nothing but signals, and has no requests.
             self._process.terminate()
 
     def kill(self) -> None:
-        """End it, whatever it is doing, and log what that was as far as it is known."""
-        stacks = read_stacks(self._stacks_file)
-        if stacks:
-            logger.error("%s, innermost calls first:\n%s", self, stacks)
-        elif self._is_stopped():
-            logger.error("%s is suspended, by SIGSTOP or by a debugger", self)
+        """Kill it, and log what it was doing as far as that is known."""
+        if not self._log_stacks():
+            with suppress(OSError):
+                if Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt":
+                    logger.error("%s is suspended, by SIGSTOP or by a debugger", self)
         self.killed = True
         self._process.kill()
 
-    def _is_stopped(self) -> bool:
-        with suppress(OSError):
-            return Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt"
-        return False
+    def _log_stacks(self) -> bool:
+        stacks = read_stacks(self._stacks_file)
+        if stacks:
+            logger.error("%s, innermost calls first:\n%s", self, stacks)
+        return bool(stacks)
 
     def _hear(self) -> None:
         try:
@@ -134,7 +132,7 @@ class Child:
         if message.startswith(b"READY=1"):
             logger.info("%s accepts connections", self)
             self.ready_since = self.heard
-            self.settled.set()
+            self.start_done.set()
             self._on_change(self)
 
     def _end(self) -> None:
@@ -144,13 +142,11 @@ class Child:
         loop.remove_reader(self._channel)
         self._channel.close()
         self.status = self._process.wait()
-        stacks = read_stacks(self._stacks_file)
-        os.close(self._stacks_file)
         how = f"killed by {signal.Signals(-self.status).name}" if self.status < 0 else f"status {self.status}"
         as_told = self.told_to_stop and (self.status == 0 or not self.is_ready)
         logger.log(logging.INFO if as_told else logging.ERROR, "%s ended: %s", self, how)
-        if stacks:
-            logger.error("%s, innermost calls first:\n%s", self, stacks)
-        self.settled.set()
+        self._log_stacks()
+        os.close(self._stacks_file)
+        self.start_done.set()
         self.ended.set()
         self._on_change(self)

@@ -1,4 +1,4 @@
-"""The process's logs: where they go, and what their lines look like."""
+"""The process's logs: where they go, and the format of their lines. Any thread."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import logging
 import os
 import sys
 from types import SimpleNamespace
+from typing import Any
 
 from tornado.log import LogFormatter, access_log, enable_pretty_logging
 
 from threadbridge.common.repeated_log import RepeatedLog
 from threadbridge.compiled import is_compiled
-from threadbridge.crossing.current import current_or_none
+from threadbridge.crossing.current import current_or_none, is_cancelled
 from threadbridge.process.standard_error import StandardError, may_block
 from threadbridge.settings.table import CommandLineSettings
 from threadbridge.telemetry.access_log import AccessLines, iso_time
@@ -20,26 +21,19 @@ from threadbridge.telemetry.slow_log import SlowRequest
 
 logger = logging.getLogger("threadbridge")
 
-# The server's handlers, each with the logger that it belongs to.
+# The server's loggers, together with their children.
+SERVERS = ("threadbridge", "tornado", "asyncio")
+# The server's handlers, each with its logger.
 installed: list[tuple[logging.Logger, logging.Handler]] = []
 
 FORMAT = "%(color)s[%(levelname)1.1s %(asctime)s %(place)s%(in_request)s]%(end_color)s %(message)s"
 
 
-def _place(record: logging.LogRecord) -> str:
-    """The module and line that logged it; "" if that is not known.
-
-    Compiled functions are not on Python's stack: their lines would be said to come from whatever called them.
-    """
-    is_servers_own = record.name.partition(".")[0] == logger.name
-    return "" if is_servers_own and is_compiled() else f"{record.module}:{record.lineno}"
-
-
 def set_up_logging(settings: CommandLineSettings) -> None:
-    """Make the root logger log as the settings say. Raises ``OSError`` when a log file cannot be opened.
+    """Set up the root logger as the settings say. Raises ``OSError`` if a log file cannot be opened.
 
-    With a log file, the access log gets a file of its own, because programs read its lines. Standard error that
-    somebody has to read is written by a thread, see `StandardError`.
+    With a log file, the access log gets its own, because programs read its lines. A standard error that may block gets
+    a `StandardError`.
     """
     enable_pretty_logging(SimpleNamespace(**settings))
     blocks = may_block(sys.stderr, 2)
@@ -48,45 +42,39 @@ def set_up_logging(settings: CommandLineSettings) -> None:
             logging.root.removeHandler(handler)
             logging.root.addHandler(StandardError())
     if settings["log_file_prefix"] and settings["access_log"]:
-        _separate_access_log(settings)
+        _separate_access_log(settings, settings["log_file_prefix"])
     for each in (logger, access_log):
-        # Also when the application sets another level for the root logger.
+        # The application may set another level for the root logger.
         each.setLevel(logging.root.level)
-    # For what cannot be said in the log files.
+    # Logs what cannot be written to the log files.
     apart = logging.Logger("threadbridge")
     apart.addHandler(StandardError() if blocks else logging.StreamHandler())
     for handler in [*logging.root.handlers, *access_log.handlers, *apart.handlers]:
         handler.addFilter(RequestIds())
-        has_color = True
+        is_file = isinstance(handler, logging.FileHandler)
         if isinstance(handler, logging.FileHandler):
-            has_color = False
             _report_failures(handler, apart)
-        handler.setFormatter(JSONFormatter() if settings["log_json"] else TextFormatter(FORMAT, color=has_color))
+        handler.setFormatter(JSONFormatter() if settings["log_json"] else TextFormatter(FORMAT, color=not is_file))
     installed[:] = [(owner, handler) for owner in (logging.root, access_log) for handler in owner.handlers]
 
 
 def in_format(message: str) -> str:
-    """A message of the server's that is printed rather than logged, as JSON if the logs are in JSON. Any thread."""
+    """Return a line that is printed rather than logged, as JSON if the logs are in JSON."""
     for _, handler in installed:
         if isinstance(handler.formatter, JSONFormatter):
-            record = logging.LogRecord(logger.name, logging.INFO, __file__, 0, message, None, None)
-            return handler.formatter.format(record)
+            return handler.format(logging.LogRecord(logger.name, logging.INFO, __file__, 0, message, None, None))
     return message
 
 
 def _report_failures(handler: logging.FileHandler, apart: logging.Logger) -> None:
-    """Make it log a few lines elsewhere, rather than a traceback for each record, if its file cannot be written."""
+    """Log write errors of this handler elsewhere, in a few lines instead of a traceback for each record."""
     failed = RepeatedLog(apart)
 
     def handle_error(record: logging.LogRecord) -> None:
         error = sys.exc_info()[1]
         if isinstance(error, OSError):
-            failed.log(
-                logging.ERROR,
-                "cannot write to the log file %s, so lines are lost: %s",
-                handler.baseFilename,
-                error.strerror,
-            )
+            text = "cannot write to the log file %s, so lines are lost: %s"
+            failed.log(logging.ERROR, text, handler.baseFilename, error.strerror)
         else:
             logging.Handler.handleError(handler, record)
 
@@ -94,29 +82,27 @@ def _report_failures(handler: logging.FileHandler, apart: logging.Logger) -> Non
 
 
 def access_log_path(log_file_prefix: str) -> str:
-    """The file of the access log, next to the log file: ``app.access.log`` for ``app.log``. Either side."""
-    root, extension = os.path.splitext(log_file_prefix)
-    return f"{root if extension == '.log' else log_file_prefix}.access.log"
+    """The access log's file, next to the log file: ``app.access.log`` for ``app.log``."""
+    return f"{log_file_prefix.removesuffix('.log')}.access.log"
 
 
-def _separate_access_log(settings: CommandLineSettings) -> None:
+def _separate_access_log(settings: CommandLineSettings, log_file_prefix: str) -> None:
     for handler in logging.root.handlers:
         if isinstance(handler, logging.FileHandler):
             handler.addFilter(AccessLogFilter(wanted=False))
-    path = access_log_path(settings["log_file_prefix"] or "")
-    enable_pretty_logging(SimpleNamespace(**{**settings, "log_file_prefix": path, "log_to_stderr": False}), access_log)
+    files = {"log_file_prefix": access_log_path(log_file_prefix), "log_to_stderr": False}
+    enable_pretty_logging(SimpleNamespace(**{**settings, **files}), access_log)
     for handler in access_log.handlers:
         # Tornado's own handlers, such as WebSockets, log there too, in another format.
         handler.addFilter(AccessLogFilter(wanted=True))
 
 
-class AccessLogFilter(logging.Filter):
-    """Passes only the lines of the access log, or all but these. Any thread."""
+class AccessLogFilter:
+    """Passes only the lines of the access log, or all but these."""
 
     knows_access_lines = True
 
     def __init__(self, *, wanted: bool) -> None:
-        super().__init__()
         self._wanted = wanted
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -125,9 +111,9 @@ class AccessLogFilter(logging.Filter):
 
 
 class RequestIds(logging.Filter):
-    """Gives each log record the attribute ``request_id``: of the request that the thread serves, or "".
+    """Sets ``request_id`` on each log record: the id of the request that the thread serves, or "".
 
-    For handlers of your own, such as one with the format ``%(request_id)s %(message)s``. Any thread.
+    Add it to your own handlers, for example with the format ``%(request_id)s %(message)s``.
     """
 
     knows_access_lines = True
@@ -135,13 +121,21 @@ class RequestIds(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         """See `logging.Filter`."""
         if not hasattr(record, "request_id"):
-            request = current_or_none()
-            record.request_id = request.id if request is not None else ""
+            record.request_id = getattr(current_or_none(), "id", "")
         return True
 
 
+def _place(record: logging.LogRecord) -> str:
+    """The module and line that logged the record; "" if they are unknown.
+
+    Compiled functions are not on Python's stack, so their records would show the function that called them.
+    """
+    is_servers_own = record.name.partition(".")[0] == logger.name
+    return "" if is_servers_own and is_compiled() else f"{record.module}:{record.lineno}"
+
+
 class TextFormatter(LogFormatter):
-    """Tornado's lines, with the request's id in their heads; lines of the access log stand bare. Any thread."""
+    """Tornado's format, with the request's id in the prefix; access log lines have no prefix."""
 
     knows_access_lines = True
 
@@ -156,7 +150,7 @@ class TextFormatter(LogFormatter):
 
 
 class JSONFormatter(logging.Formatter):
-    """A JSON object for each log record; for one of the access log, one for each of its requests. Any thread."""
+    """A JSON object for each log record, or for each request in an access log record."""
 
     knows_access_lines = True
 
@@ -180,35 +174,83 @@ class JSONFormatter(logging.Formatter):
 
 
 def reopen_log_files() -> None:
-    """Continue in new files if the log files have been moved away, as logrotate does. Loop side.
+    """Continue in new files if log files, including the application's, have been moved away, as logrotate does.
 
-    This includes the application's own handlers: what they have written stays, whatever mode they were made with. If a
-    file cannot be opened, that is logged, and its handler continues with the old one.
+    If a file cannot be opened, that is logged, and its handler continues with the old one.
     """
-    loggers = [logging.root, *logging.root.manager.loggerDict.values()]
-    handlers = {handler for each in loggers if isinstance(each, logging.Logger) for handler in each.handlers}
-    for handler in handlers:
-        if isinstance(handler, logging.FileHandler) and _is_moved_away(handler):
-            # With "w" another handler's lines would be lost if both have the same new file.
-            handler.mode = "a"
-            try:
-                opened = handler._open()
-            except OSError as error:
-                logger.error("SIGHUP: cannot open %s: %s", handler.baseFilename, error.strerror)
-                continue
-            old = handler.setStream(opened)
-            if old is not None:
-                old.close()
+    for each in (logging.root, *logging.root.manager.loggerDict.values()):
+        for handler in each.handlers if isinstance(each, logging.Logger) else ():
+            # Without a stream, it opens the file with its first line.
+            if isinstance(handler, logging.FileHandler) and handler.stream is not None:
+                try:
+                    _reopen(handler, handler.stream.fileno())
+                except OSError as error:
+                    logger.error("SIGHUP: cannot open %s: %s", handler.baseFilename, error.strerror)
     logger.info("SIGHUP: log files reopened")
 
 
-def _is_moved_away(handler: logging.FileHandler) -> bool:
-    """Whether it has a file open that is no longer the one with its name."""
-    if handler.stream is None:
-        # It opens one with its first line.
-        return False
-    try:
-        return not os.path.samestat(os.fstat(handler.stream.fileno()), os.stat(handler.baseFilename))
-    except OSError:
-        # Opening the new one says what is wrong.
-        return True
+def _reopen(handler: logging.FileHandler, descriptor: int) -> None:
+    path = handler.baseFilename
+    if not os.path.exists(path) or not os.path.samestat(os.fstat(descriptor), os.stat(path)):
+        # With "w", two handlers with the same file would overwrite each other's lines.
+        handler.mode = "a"
+        old = handler.setStream(handler._open())
+        if old is not None:
+            old.close()
+
+
+# The application's logging.
+
+
+def restore_logging() -> None:
+    """Undo what the application's logging configuration has done to the server's logs, and log that. Any thread.
+
+    Unless told otherwise, `logging.config` disables all existing loggers, and it replaces the root logger's handlers.
+    This enables the server's loggers again and puts its log files back on the root logger; its handler for standard
+    error only if the application has given the root logger no other.
+    """
+    # Waits while another thread configures logging, which holds the lock that this takes.
+    logging.getLogger("threadbridge")
+    disabled = [
+        each
+        for name, each in list(logging.root.manager.loggerDict.items())
+        if name.partition(".")[0] in SERVERS and isinstance(each, logging.Logger) and each.disabled
+    ]
+    for each in disabled:
+        each.disabled = False
+    ours = [handler for _, handler in installed]
+    missing = [
+        (owner, handler)
+        for owner, handler in installed
+        if handler not in owner.handlers
+        and (isinstance(handler, logging.FileHandler) or all(other in ours for other in owner.handlers))
+    ]
+    for owner, handler in missing:
+        owner.addHandler(handler)
+    if disabled or missing:
+        logger.warning(
+            "the application's logging configuration switched the server's logs off; they are on again. Configure with "
+            "disable_existing_loggers=False to avoid that"
+        )
+
+
+def demote_errors_of_cancelled_requests() -> None:
+    """Log what the application logs as an error of a cancelled request at the level INFO, in one line.
+
+    Its query was stopped because the client left or the deadline passed. Neither is an error of the application, but
+    frameworks log whatever it raises with a traceback, and mail or report it. This replaces the record factory of
+    `logging`, so it applies to every logger and handler.
+    """
+    previous = logging.getLogRecordFactory()
+
+    def make(*args: Any, **keywords: Any) -> logging.LogRecord:
+        record = previous(*args, **keywords)
+        if record.levelno >= logging.ERROR and is_cancelled() and record.name.partition(".")[0] not in SERVERS:
+            error = f": {record.exc_info[1]!r}" if record.exc_info and record.exc_info[1] is not None else ""
+            note = f" (the request was cancelled){error}"
+            record.msg = f"{record.msg}{note.replace('%', '%%') if record.args else note}"
+            record.exc_info = record.exc_text = None
+            record.levelno, record.levelname = logging.INFO, logging.getLevelName(logging.INFO)
+        return record
+
+    logging.setLogRecordFactory(make)

@@ -1,20 +1,25 @@
-"""One process's life: it listens, says so, serves, drains when told to stop, and ends."""
+"""The life of a process that serves: it listens, serves, drains when told to stop, and ends."""
 
 from __future__ import annotations
 
 import asyncio
 import faulthandler
+import gc
 import logging
 import os
 import platform
 import signal
 import socket
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Unpack, cast
 from wsgiref.types import WSGIApplication
+
+from tornado.ioloop import IOLoop
 
 from threadbridge.common.threads import NOT_STARTED
 from threadbridge.compiled import is_compiled
@@ -23,11 +28,9 @@ from threadbridge.http.limits import Limits
 from threadbridge.http.server import ConnectionServer
 from threadbridge.http.stream import check_tornado
 from threadbridge.loop.bridge import Bridge
-from threadbridge.process.affinity import Affinity
-from threadbridge.process.application_logging import demote_errors_of_cancelled_requests, keep_logging, restore_logging
+from threadbridge.process import logs
+from threadbridge.process.affinity import keep_together
 from threadbridge.process.heartbeat import Heartbeat, open_stderr
-from threadbridge.process.interpreter import loop_factory, settle, warn_of_idle_loops
-from threadbridge.process.logs import in_format, reopen_log_files
 from threadbridge.process.signals import hold_signals, on_signal, warn_of_replaced_handlers
 from threadbridge.process.standard_error import say
 from threadbridge.process.systemd import feed_watchdog, notify
@@ -41,9 +44,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("threadbridge")
 
-# How long requests that are cut may take to stop what they are doing, such as queries in the database.
+# Seconds that cancelled requests get to stop their work, such as queries in the database.
 CANCEL_TIME = 1.0
-# Seconds between two looks whether all threads are idle, when there can be none that waits for them.
+# Seconds between two looks at whether all threads are idle, if no thread can be started to wait for them.
 JOIN_INTERVAL = 0.1
 
 
@@ -53,27 +56,27 @@ def serve(
     on_start: Callable[[], object] | None = None,
     **settings: Unpack[Settings],
 ) -> int:
-    """Serve a WSGI application until SIGTERM or SIGINT; give the process's exit status.
+    """Serve a WSGI application until SIGTERM or SIGINT; return the process's exit status.
 
-    The keywords are the settings of docs/settings.md, with their meanings, units and defaults; ``pool`` or ``threads``
-    is needed. Prints one line with the address once connections are accepted. On the signal the port is closed, and
-    what is running or queued is answered: status 0. What is left when ``grace`` is over, or at a second signal, is
-    cancelled and cut: the process ends with status 1. SIGHUP opens the log files anew. With ``processes`` the program
-    is run anew in each of them, from its beginning until it comes here, and this process supervises them: it replaces
-    those that die, and all, one after the other, at SIGUSR2.
+    The keywords are the settings in docs/settings.md; ``pool`` or ``threads`` is required. Prints one line with the
+    address once connections are accepted. The signal closes the port, and running and queued requests are answered:
+    status 0. Requests left when ``grace`` is over, or at a second signal, are cancelled and cut off, and the process
+    ends with status 1. SIGHUP reopens the log files. With ``processes``, each of them runs the program from its
+    beginning to this call, and this process supervises them: it replaces those that die, and at SIGUSR2 all of them,
+    one after the other.
 
-    ``on_start`` is called on the loop as soon as connections are accepted, in each process that serves. Use it to start
-    what belongs to the loop, such as a `tornado.ioloop.PeriodicCallback`: `serve` runs a loop of its own, so callbacks
-    that you schedule before the call never run. If it raises an exception, so does `serve`.
+    ``on_start`` is called on the loop, in each process that serves, once connections are accepted. Use it to start what
+    belongs to the loop, such as a `tornado.ioloop.PeriodicCallback`: `serve` runs a loop of its own, so callbacks
+    scheduled before the call never run. If it raises an exception, so does `serve`.
 
-    Raises ``ValueError`` for a setting that cannot be used, and ``OSError`` when the address cannot be listened on.
-    Call it in the main thread, which becomes the loop's.
+    Raises ``ValueError`` for an unusable setting, and ``OSError`` if the address cannot be listened on. Call it in the
+    main thread, which becomes the loop's.
     """
     values = from_keywords(settings)
     inheritance = take_inheritance()
     service: Service | Supervisor
     if values["processes"] > 1 and inheritance is None:
-        # Not above: the processes that serve do not need it.
+        # Imported here because processes that serve do not need it.
         from threadbridge.process.supervisor import Supervisor
 
         service = Supervisor(values)
@@ -84,7 +87,7 @@ def serve(
 
 
 class Service:
-    """The life of a process that serves an application: construct, `listen`, `run`. Loop side."""
+    """A process that serves an application: construct, `listen`, `run`."""
 
     def __init__(
         self,
@@ -93,34 +96,22 @@ class Service:
         inheritance: Inheritance | None = None,
         on_start: Callable[[], object] | None = None,
     ) -> None:
-        """Prepare everything that does not need the address; raises ``ValueError``."""
+        """Prepare everything that does not need the address. Raises ``ValueError``."""
         check_tornado()
         self._settings = settings
         self._on_start = on_start
         values = cast(Mapping[str, Any], settings)
         self._bridge = Bridge(application, **{name: values[name] for name in BridgeSettings.__annotations__})
-        # Other processes may run the same application: those of the supervisor, or what else listens at this port.
+        # Other processes, of the supervisor or on the same port, may run the same application.
         self._bridge.shared.is_multiprocess = inheritance is not None or settings["reuse_port"]
-        self._loop_factory = loop_factory(settings["loop"])
-        self._limits = Limits(
-            max_header_size=settings["max_header_size"],
-            max_body_size=settings["max_body_size"],
-            header_timeout=settings["header_timeout"],
-            idle_timeout=settings["idle_timeout"],
-            body_timeout=settings["body_timeout"],
-            send_timeout=settings["send_timeout"],
-            min_rate=settings["min_rate"],
-            transfer_timeout=settings["transfer_timeout"],
-            max_connections=settings["max_connections"],
-            max_connections_per_client=settings["max_connections_per_client"],
-        )
+        self._loop_factory = _loop_factory(settings["loop"])
+        self._limits = Limits(**{field.name: values[field.name] for field in fields(Limits)})
         certfile = settings["certfile"]
         self._tls = tls_context(certfile, settings["keyfile"]) if certfile else None
         directory = inheritance.run_directory if inheritance is not None else settings["run_directory"]
-        wants_admin = settings["admin_port"] is not None or directory is not None
         self._admin: AdminServer | None = None
-        if wants_admin:
-            # Not above: it takes more than a megabyte.
+        if settings["admin_port"] is not None or directory is not None:
+            # Imported here because it takes more than a megabyte.
             from threadbridge.admin import AdminServer
 
             self._admin = AdminServer(self._bridge, settings, inheritance)
@@ -132,11 +123,11 @@ class Service:
 
     @property
     def lanes(self) -> Sequence[Lane]:
-        """All lanes, also those that the bridge has made itself."""
+        """All lanes, including those that the bridge has created itself."""
         return self._bridge.lanes
 
     def listen(self) -> None:
-        """Take the address, unless the supervisor has it; raises ``OSError``."""
+        """Bind the address, unless the supervisor has. Raises ``OSError``."""
         if self._inheritance is not None:
             self._sockets = list(self._inheritance.listeners)
         else:
@@ -145,92 +136,90 @@ class Service:
             self._admin.listen()
 
     def run(self) -> int:
-        """Serve until a signal comes; give the exit status, or end the process if requests or threads are left."""
-        restore_logging()
-        demote_errors_of_cancelled_requests()
-        settle(self._settings["switch_interval"])
+        """Serve until a signal comes; return the exit status, or end the process if requests or threads are left."""
+        logs.restore_logging()
+        logs.demote_errors_of_cancelled_requests()
+        sys.setswitchinterval(self._settings["switch_interval"])
+        # What is loaded stays; examining it all at each collection would take longer than many requests.
+        gc.collect()
+        gc.freeze()
         warn_of_replaced_handlers()
-        warn_of_idle_loops()
+        _warn_of_idle_loops()
         with asyncio.Runner(loop_factory=self._loop_factory) as runner:
             has_ended = runner.run(self._live())
-        # The loop has let go of them, and the process may still wait for threads of the application's own.
+        # The loop no longer handles them, and the process may still wait for the application's own threads.
         hold_signals()
         if not has_ended:
-            # The interpreter would wait for the threads that are left, however long their queries take.
+            # The interpreter would wait for the remaining threads, however long their queries take.
             end_process()
         return 0
 
     @property
     def grace_left(self) -> float:
-        """Seconds that are left of the grace period, after `run`."""
+        """Seconds left of the grace period, after `run`."""
         return max(0.0, self._stop_by - time.monotonic())
 
     async def _live(self) -> bool:
-        """Serve until a signal comes; whether everything had ended within the grace period."""
+        """Serve until a signal comes; return whether everything ended within the grace period."""
         loop = asyncio.get_running_loop()
         stop, stop_now = asyncio.Event(), asyncio.Event()
+
+        # Signals only: one to all processes makes the supervisor give an order as well.
+        came: list[signal.Signals] = []
 
         def on_stop(reason: str) -> None:
             if not stop.is_set():
                 logger.info("%s: stopping, %d requests to answer", reason, len(self._bridge.exchanges.open))
                 stop.set()
 
-        signals: list[signal.Signals] = []
-
-        def stop_or_hurry(number: signal.Signals) -> None:
-            # What the supervisor says does not count: it may say what a signal to all processes says too.
-            signals.append(number)
-            if len(signals) > 1:
+        def on_stop_signal(number: signal.Signals) -> None:
+            if came:
                 logger.warning("%s again: stopping at once", number.name)
                 stop_now.set()
+            came.append(number)
             on_stop(number.name)
 
         for number in (signal.SIGTERM, signal.SIGINT):
-            on_signal(number, stop_or_hurry, number)
-        on_signal(signal.SIGHUP, reopen_log_files)
-        # Or else it would end the process: it may be sent to all of a service.
+            on_signal(number, on_stop_signal, number)
+        on_signal(signal.SIGHUP, logs.reopen_log_files)
+        # By default it would end the process, and it may be sent to all processes of a service.
         on_signal(signal.SIGUSR2, logger.warning, "SIGUSR2: only the supervisor (--processes) can reload")
         if self._inheritance is not None:
-            orders = {STOP: lambda: on_stop("supervisor"), STOP_NOW: stop_now.set, REOPEN: reopen_log_files}
+            orders = {STOP: lambda: on_stop("supervisor"), STOP_NOW: stop_now.set, REOPEN: logs.reopen_log_files}
             loop.add_reader(self._inheritance.channel, self._obey, self._inheritance.channel, orders)
 
+        bridge, spool, proxies = self._bridge, self._bridge.spool, self._settings["trusted_proxies"]
         server = ConnectionServer(
-            self._bridge.start_request,
-            self._bridge.telemetry.refused,
-            self._limits,
-            self._tls,
-            self._bridge.spool.memory,
-            self._bridge.spool.unread,
-            self._settings["trusted_proxies"],
+            bridge.start_request, bridge.telemetry.refused, self._limits, self._tls, spool.memory, spool.unread, proxies
         )
-        self._bridge.servers.append(server)
+        bridge.servers.append(server)
         server.add_sockets(self._sockets)
+        places = [describe(listener, "https" if self._tls else "http") for listener in self._sockets]
         if self._admin is not None:
-            self._admin.start(self._places())
+            self._admin.start(places)
         if self._settings["affinity"] == "auto":
             keep_together()
-        if self._bridge.guard is not None:
-            # Not the directory that a supervisor makes for its processes, which the next one would not find.
-            self._bridge.guard.connections.begin(self._settings["run_directory"])
+        if bridge.guard is not None:
+            # Not the inherited directory, which this supervisor may have created, and the next one would not find.
+            bridge.guard.connections.begin(self._settings["run_directory"])
         feeding = asyncio.create_task(feed_watchdog())
-        keeping = asyncio.create_task(keep_logging())
         heartbeat = self._start_heartbeat()
         try:
             if self._on_start is not None:
                 self._on_start()
-            self._say_where()
+            self._announce(" and ".join(places))
             how = "compiled" if is_compiled() else "not compiled"
             logger.info("Python %s, %s, on %s", platform.python_version(), how, type(loop).__module__.partition(".")[0])
             await stop.wait()
         finally:
-            # While this process still listens, nobody takes the file for one that was left behind.
+            # While this process still listens, so that no other process takes the file for an abandoned one.
             self._remove_socket_file()
             if self._admin is not None:
                 self._admin.drain()
 
         grace = grace_period(self._settings)
         self._stop_by = time.monotonic() + grace
-        self._tell("STOPPING=1", f"STATUS=Stopping, {len(self._bridge.exchanges.open)} requests to answer")
+        self._tell("STOPPING=1", f"STATUS=Stopping, {len(bridge.exchanges.open)} requests to answer")
         if self._settings["reuse_port"] and self._inheritance is None:
             for listener in self._sockets:
                 leave_new_connections_to_others(listener)
@@ -240,7 +229,6 @@ class Service:
         await asyncio.wait((drained, stopped_now), timeout=grace, return_when=asyncio.FIRST_COMPLETED)
         stopped_now.cancel()
         feeding.cancel()
-        keeping.cancel()
         heartbeat.stop()
         if drained.done():
             drained.result()
@@ -249,53 +237,53 @@ class Service:
             await asyncio.wait((drained,), timeout=CANCEL_TIME)
         if self._admin is not None:
             await self._admin.close()
-        for lane in self._bridge.lanes:
-            if lane.busy:
-                logger.error("stopped while threads of the lane %s were at work: %d", lane.name, lane.busy)
-        if has_cut or any(lane.busy for lane in self._bridge.lanes):
-            self._bridge.exchanges.watch.process_ends()
-            self._bridge.exchanges.cut()
+        busy = [lane for lane in bridge.lanes if lane.busy]
+        for lane in busy:
+            logger.error("stopped while threads of the lane %s were at work: %d", lane.name, lane.busy)
+        if has_cut or busy:
+            bridge.exchanges.watch.process_ends()
+            bridge.exchanges.cut()
             return False
-        self._bridge.close()
-        self._bridge.exchanges.watch.process_ends()
+        bridge.close()
+        bridge.exchanges.watch.process_ends()
         logger.info("stopped, every request is answered")
         return True
 
     def _cancel_what_is_left(self) -> bool:
-        """Refuse what waits, and cancel what runs, whatever its method is; whether there was anything."""
+        """Refuse waiting requests and cancel running ones, whatever their method; return whether there were any."""
         left = self._bridge.exchanges.unfinished()
         for exchange in left:
-            which = (exchange.id, exchange.start_line.method, exchange.start_line.path)
-            if not exchange.ended:
-                logger.error("stopped before request %s was answered: %s %s", *which)
-            else:
-                logger.error("stopped while request %s, already ended for its client, still ran: %s %s", *which)
+            message = "stopped before request %s was answered: %s %s"
+            if exchange.ended:
+                message = "stopped while request %s, already ended for its client, still ran: %s %s"
+            logger.error(message, exchange.id, exchange.start_line.method, exchange.start_line.path)
         self._bridge.exchanges.abandon(left)
         return bool(left)
 
     def _start_heartbeat(self) -> Heartbeat:
-        limit = self._settings["watchdog"]
-        if self._inheritance is not None:
-            tell, inherited = self._inheritance.tell, self._inheritance.stacks_file
-            heartbeat = Heartbeat(limit, lambda: tell("WATCHDOG=1"), inherited, reads_back=True)
-            self._inheritance.started()
-        else:
-            stderr = open_stderr()
-            if not faulthandler.is_enabled():
-                faulthandler.enable(stderr)
-            heartbeat = Heartbeat(limit, lambda: None, stderr, reads_back=False)
-        heartbeat.start()
-        return heartbeat
+        inheritance = self._inheritance
+        stacks_file = inheritance.stacks_file if inheritance is not None else open_stderr()
+        if inheritance is not None:
+            inheritance.started()
+        elif not faulthandler.is_enabled():
+            faulthandler.enable(stacks_file)
 
-    def _say_where(self) -> None:
-        places = " and ".join(self._places())
+        def on_beat() -> None:
+            # Applications may configure logging at any time, such as in their first request.
+            logs.restore_logging()
+            if inheritance is not None:
+                inheritance.tell("WATCHDOG=1")
+
+        return Heartbeat(self._settings["watchdog"], on_beat, stacks_file, reads_back=inheritance is not None)
+
+    def _announce(self, places: str) -> None:
         if self._inheritance is None:
-            operators = self._admin.address if self._admin is not None else ""
-            say(in_format(f"Serving on {places} (pid {os.getpid()}{operators and f', operators: {operators}'})"))
+            operators = f", operators: {self._admin.address}" if self._admin is not None and self._admin.address else ""
+            say(logs.in_format(f"Serving on {places} (pid {os.getpid()}{operators})"))
         self._tell("READY=1", f"STATUS=Serving on {places}")
 
     def _obey(self, channel: socket.socket, orders: Mapping[bytes, Callable[[], None]]) -> None:
-        """Do what the supervisor says. When it is gone, nobody needs this process any more."""
+        """Carry out the supervisor's order, or stop if it has died."""
         try:
             message = channel.recv(MESSAGE_SIZE)
         except ConnectionResetError:
@@ -307,44 +295,49 @@ class Service:
             logger.error("the supervisor has died; answering what has arrived, then exiting")
             orders[STOP]()
             if self._admin is not None:
-                # The next supervisor binds the same port, while this process still answers.
+                # The next supervisor binds the same port while this process still answers.
                 self._admin.leave_port()
-
-    def _places(self) -> list[str]:
-        return [describe(listener, "https" if self._tls else "http") for listener in self._sockets]
 
     async def _drain(self, server: ConnectionServer) -> None:
         await server.drain()
         self._bridge.close()
-        # Applications may go on after their response is out, in `close()`. The waiting thread is a daemon, so that a
-        # worker that never ends holds up neither the loop nor the interpreter's end.
-        joined = asyncio.Event()
-        loop = asyncio.get_running_loop()
-
-        def join() -> None:
-            self._bridge.join()
-            loop.call_soon_threadsafe(joined.set)
-
         try:
-            threading.Thread(target=join, name="threadbridge-join", daemon=True).start()
+            # Applications may go on after their response, in `close()`. Not in the loop's default executor: the runner
+            # would wait for a worker that never ends.
+            await asyncio.get_running_loop().run_in_executor(ThreadPoolExecutor(1), self._bridge.join)
         except NOT_STARTED as error:
             logger.warning("cannot start a thread to wait for the others, so polling them instead: %s", error)
             while any(lane.busy for lane in self._bridge.lanes):
                 await asyncio.sleep(JOIN_INTERVAL)
-        else:
-            await joined.wait()
 
 
-def keep_together() -> None:
-    """Keep the threads on one processor where that is of use and the system can."""
+def _loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
+    """The factory of the event loop ``asyncio`` or ``uvloop``; ``auto`` is uvloop where it is installed."""
+    if name == "asyncio" or (name == "auto" and find_spec("uvloop") is None):
+        return asyncio.new_event_loop
     try:
-        Affinity().start()
-    except (OSError, AttributeError) as error:
-        logger.info("threads are left to the kernel: %s", error)
+        import uvloop
+    except ImportError:
+        raise ValueError("loop=uvloop: uvloop is not installed; pip install uvloop, or give loop=asyncio") from None
+    return uvloop.new_event_loop
+
+
+def _warn_of_idle_loops() -> None:
+    # Tornado has no public way to ask: `IOLoop.current` creates a loop if there is none.
+    for loop in getattr(IOLoop, "_ioloop_for_asyncio", ()):
+        if not loop.is_closed() and (getattr(loop, "_scheduled", None) or getattr(loop, "_ready", None)):
+            logger.warning(
+                "callbacks were scheduled on an IOLoop before serve() was called; they never run, because serve() runs "
+                "a loop of its own: schedule them in serve(..., on_start=...)"
+            )
+            return
 
 
 def end_process() -> None:
     """End the process with status 1, whatever its threads are doing."""
     logging.shutdown()
+    for _, handler in logs.installed:
+        # A call of `logging.config` has made `logging.shutdown` forget it.
+        handler.flush()
     sys.stdout.flush()
     os._exit(1)

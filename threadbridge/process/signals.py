@@ -12,16 +12,16 @@ from threadbridge.common import forks
 
 logger = logging.getLogger("threadbridge")
 
-# Those that may be sent to all processes of a service at any time, and by default end a process.
+# These may be sent to all processes of a service at any time, and by default end a process.
 _HELD = (signal.SIGHUP, signal.SIGUSR2)
 _came_early: set[int] = set()
 
 
 def hold_signals() -> None:
-    """Keep SIGHUP and SIGUSR2 from ending a process that does not serve yet; `on_signal` makes up for them.
+    """Keep SIGHUP and SIGUSR2 from ending a process that does not serve yet; `on_signal` handles them later.
 
-    Call it before the application is imported. A handler of the application's own stays, and programs that it starts
-    get the system's default.
+    Call it before importing the application. Handlers that the application sets itself stay, and programs that it
+    starts get the system's default.
     """
     for number in _HELD:
         if signal.getsignal(number) in (signal.SIG_DFL, signal.SIG_IGN):
@@ -33,7 +33,7 @@ def _remember(number: int, frame: FrameType | None) -> None:
 
 
 def on_signal(number: signal.Signals, callback: Callable[..., None], *args: object) -> None:
-    """Have the running loop call ``callback(*args)`` for each such signal, and at once for one that was held."""
+    """Call ``callback(*args)`` on the running loop for each such signal, and at once if one was held."""
     before = signal.getsignal(number)
     forks.takes_signal(number, signal.SIG_DFL if before is _remember else before)
     asyncio.get_running_loop().add_signal_handler(number, callback, *args)
@@ -43,7 +43,7 @@ def on_signal(number: signal.Signals, callback: Callable[..., None], *args: obje
 
 
 def warn_of_replaced_handlers() -> None:
-    """Log which handlers of the application's own the server is about to replace."""
+    """Log which of the application's own handlers the server is about to replace."""
     ours = (signal.SIG_DFL, signal.SIG_IGN, signal.default_int_handler, _remember)
     for number in (signal.SIGTERM, signal.SIGINT, *_HELD):
         if signal.getsignal(number) not in ours:

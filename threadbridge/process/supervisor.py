@@ -1,12 +1,12 @@
-"""Several processes on one port: starts them, replaces one that ends, passes on what the operators want.
+"""Several processes on one port: starts them, replaces those that end, passes on the operators' signals.
 
-Each process runs the program anew, from its beginning, instead of being a copy (``fork``) of this one: it imports the
-application itself, and so has connections, locks and threads of its own, and after a reload the new version.
+Each process runs the program from its beginning instead of being a fork of this one. So each imports the application
+itself, with its own connections, locks and threads, and after a reload in its new version.
 
-Each has a listening socket of its own, over which the kernel spreads the connections evenly (``SO_REUSEPORT``). From
-one socket for all, the first process to wake up would take most of them, however many requests it has waiting: a loop
-that never blocks accepts whatever its threads have to do. The sockets are the supervisor's: connections that have not
-been accepted when a process dies wait for the next one in its place, and none is lost in a reload.
+Each has its own listening socket, and the kernel spreads connections evenly over these (``SO_REUSEPORT``). With one
+socket for all, the first process to wake up accepts the connection, and a loop that never blocks would accept more than
+its threads can serve. The sockets are the supervisor's: connections that a process has not accepted when it ends wait
+for its successor, and a reload loses none.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ from threadbridge.sockets.listeners import bind, bind_admin, describe, leave_new
 
 logger = logging.getLogger("threadbridge")
 
-# A process that ends before it accepts connections, or within so many seconds after it did, has ended too soon.
+# A process ends too soon if it does so before it accepts connections, or at most this many seconds after.
 SOON = 10.0
-# Seconds until it is replaced, after each such end in a row; the last one for all that follow. They keep a process that
-# cannot run from taking the processor from the others, and are short since its share of the connections waits.
+# Seconds until it is replaced, after each such end in a row; the last one repeats. They keep a process that cannot run
+# from taking the others' processor time, but are short since its share of the connections waits.
 DELAYS = (0.0, 0.5, 1.0, 2.0, 4.0)
-# A process may take so many times as long to start as its event loop may stand still.
+# A process may take this many times as long to start as its event loop may stand still.
 START_FACTOR = 4
-# Seconds after its grace period in which a process ends by itself, unless something is very wrong with it.
+# Seconds that a process gets to end by itself, after its grace period.
 PATIENCE = 5.0
 
 
 class Supervisor:
-    """The life of a process that has others serve: construct, `listen`, `run`. Its own loop."""
+    """A process that supervises others, which serve: construct, `listen`, `run`. It has its own loop."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -56,30 +56,30 @@ class Supervisor:
         self._listeners: list[list[socket.socket]] = []
         self._admin_listeners: list[socket.socket] = []
         self._remove_socket_file: Callable[[], None] = lambda: None
-        # Whether any process has come so far as to accept connections.
+        self._run_directory = settings["run_directory"]
+        # Whether any process has ever accepted connections.
         self._works = False
         self._status = 0
+        self._stop, self._stop_now, self._reload = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        # Set once all processes have accepted connections at the same time.
+        self._complete = asyncio.Event()
 
     def listen(self) -> None:
-        """Take the address; raises ``OSError``."""
+        """Bind the address. Raises ``OSError``."""
         self._listeners, self._remove_socket_file = bind(self._settings, self._count)
         self._admin_listeners = bind_admin(self._settings)
 
     def run(self) -> int:
-        """Serve until a signal comes; give the exit status: 0 if all processes have answered all they were asked."""
-        self._run_directory = self._settings["run_directory"]
+        """Serve until a signal comes; return the exit status: 0 if all requests were answered."""
         with ExitStack() as stack:
             if self._admin_listeners and self._run_directory is None:
-                # Whichever process an operator reaches, it shows them all: here they find each other.
+                # Through it the process that an operator reaches finds the others, to show them too.
                 self._run_directory = stack.enter_context(TemporaryDirectory(prefix="threadbridge-"))
             warn_of_replaced_handlers()
             asyncio.run(self._live())
         return self._status
 
     async def _live(self) -> None:
-        # Made here because they belong to the loop.
-        self._stop, self._stop_now, self._reload = asyncio.Event(), asyncio.Event(), asyncio.Event()
-        self._complete = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             on_signal(number, self._on_stop, number)
         on_signal(signal.SIGHUP, self._reopen_log_files)
@@ -112,17 +112,12 @@ class Supervisor:
     # Starting and replacing.
 
     async def _start_all(self) -> None:
-        # One first: what is wrong with all of them is said once.
-        first = self._start(1)
-        if first is None:
-            self._give_up(1)
-            return
-        await first.settled.wait()
-        if not first.is_ready:
+        # Only one at first, so that an error common to all is reported once.
+        if not await self._starts(1):
             return
         pool: Any = self._settings["pool"]
         if pool is not None and not isinstance(pool, ImportPath):
-            # The program has imported the application here too: connections that were made by that serve nobody.
+            # The program has imported the application here too, which may have made connections.
             pool.close()
         for number in range(2, self._count + 1):
             self._replace(number, failures=0)
@@ -134,7 +129,7 @@ class Supervisor:
         notify("READY=1", f"STATUS=Serving on {places} with {self._count} processes")
 
     def _start(self, number: int, failures: int = 0) -> Child | None:
-        """Start a process; None when there cannot be one more."""
+        """Start a process; return None if the system has no room for it."""
         try:
             child = Child(
                 number,
@@ -147,9 +142,18 @@ class Supervisor:
             )
         except OSError as error:
             logger.error("process %d cannot be started: %s", number, error.strerror)
+            if not self._works:
+                self._give_up(1)
             return None
         self._children.add(child)
         return child
+
+    async def _starts(self, number: int) -> bool:
+        """Start a process; return whether it has come to accept connections."""
+        child = self._start(number)
+        if child is not None:
+            await child.start_done.wait()
+        return child is not None and child.is_ready
 
     def _on_change(self, child: Child) -> None:
         if child.status is None:
@@ -167,7 +171,7 @@ class Supervisor:
         self._replace_later(child.number, child.failures + 1 if too_soon else 0)
 
     def _replace_later(self, number: int, failures: int) -> None:
-        # However often: some have accepted connections, so it is a request that ends them, or passes.
+        # However often it has failed: processes have worked, so requests crash it, or the fault is temporary.
         delay = DELAYS[min(max(failures, 1), len(DELAYS)) - 1]
         if failures > 1:
             logger.error("process %d has ended too soon %d times in a row: next try in %g s", number, failures, delay)
@@ -180,19 +184,15 @@ class Supervisor:
             self._replace_later(number, failures + 1)
 
     def _present(self, number: int) -> Child | None:
-        """The process of this number that is to stay, if there is one."""
-        return next((child for child in self._staying if child.number == number), None)
-
-    @property
-    def _staying(self) -> list[Child]:
-        return [child for child in self._children if not child.told_to_stop]
+        """The process with this number that has not been told to stop."""
+        return next((child for child in self._children if child.number == number and not child.told_to_stop), None)
 
     def _give_up(self, status: int) -> None:
         self._status = max(self._status, status)
         self._stop.set()
 
     async def _reload_when_told(self) -> None:
-        """Replace all processes, one after the other: each serves until the new one does."""
+        """Replace all processes, one after the other; each serves until its successor does."""
         await self._complete.wait()
         while True:
             await self._reload.wait()
@@ -205,38 +205,34 @@ class Supervisor:
 
     async def _replace_all(self) -> bool:
         for number in range(1, self._count + 1):
-            # None has its number while the next try is waited for.
+            # None has this number while its next start is delayed.
             old = self._present(number)
-            new = self._start(number)
-            if new is None:
-                return False
-            await new.settled.wait()
-            if not new.is_ready:
+            if not await self._starts(number):
                 return False
             if old is not None:
-                # Not two more at a time: each has its connections to the database.
+                # Before the next starts: each process has its connections to the database.
                 await self._end(old)
         return True
 
     # Watching and ending.
 
     async def _watch(self) -> None:
-        """Kill the processes that stand still: others take their places."""
+        """Kill the processes that hang; `_on_change` replaces them."""
         limit = self._settings["watchdog"]
         looked_at = time.monotonic()
         while limit:
             interval = min(limit / 8, 1.0)
             await asyncio.sleep(interval)
             now = time.monotonic()
-            # What this process is late by, the machine may have kept from all: it is not held against the others. So a
-            # machine that was suspended ends nobody, nor one on which all get their turn only now and then.
+            # If this process was late, the machine may have delayed the others too, as when it was suspended or is
+            # overloaded: that is not held against them.
             late = max(0.0, now - looked_at - interval)
+            looked_at = now
             for child in self._children:
                 child.heard = min(now, child.heard + late)
-            looked_at = now
-            for child in self._staying:
                 stalled_for = now - child.heard
-                if child.killed or stalled_for < (limit if child.is_ready else START_FACTOR * limit):
+                patience = limit if child.is_ready else START_FACTOR * limit
+                if child.killed or child.told_to_stop or stalled_for < patience:
                     continue
                 if child.is_ready:
                     logger.error("%s: its event loop has stood still for %.0f s: killing it", child, stalled_for)
@@ -249,14 +245,14 @@ class Supervisor:
                 child.kill()
 
     async def _end_all(self) -> None:
-        # Also after a mistake in here: nothing is started any more.
+        # Starts nothing more, also after an exception in this class.
         self._stop.set()
-        # While there are listeners, nobody takes the file for one that was left behind.
+        # While the sockets still listen, so that no other process takes the file for an abandoned one.
         self._remove_socket_file()
         for listener in {listener for listeners in self._listeners for listener in listeners}:
             if self._settings["reuse_port"]:
                 leave_new_connections_to_others(listener)
-            # The processes still have it, and take what has arrived.
+            # The processes still have it, and accept the connections that have arrived.
             listener.close()
         for listener in self._admin_listeners:
             listener.close()
@@ -268,7 +264,7 @@ class Supervisor:
             logger.info("all processes have ended")
 
     async def _end(self, child: Child) -> bool:
-        """Have a process end; whether it has answered all that it was asked."""
+        """Make a process end; return whether it has answered all its requests."""
         was_ready = child.is_ready
         if child.status is None:
             child.stop()

@@ -1,4 +1,4 @@
-"""Tells systemd how the process is doing: the protocol of ``sd_notify(3)``. Loop side."""
+"""Tells systemd how the process is doing: the protocol of ``sd_notify(3)``."""
 
 from __future__ import annotations
 
@@ -11,10 +11,7 @@ logger = logging.getLogger("threadbridge")
 
 
 def notify(*assignments: str) -> None:
-    """Send assignments such as ``READY=1`` to the service manager; nothing happens when there is none.
-
-    A manager that cannot be reached is logged and costs nothing else.
-    """
+    """Send assignments such as ``READY=1`` to the service manager, if there is one; log it if that fails."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address.startswith(("/", "@")):
         return
@@ -29,7 +26,7 @@ def notify(*assignments: str) -> None:
 
 
 def watchdog_interval() -> float | None:
-    """Every how many seconds the service manager wants to hear ``WATCHDOG=1``: twice in its limit; None for never."""
+    """Seconds between two ``WATCHDOG=1``, half the service manager's limit; None if it has none for this process."""
     limit = os.environ.get("WATCHDOG_USEC", "")
     if not limit.isdecimal() or int(limit) == 0 or os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return None
@@ -37,7 +34,7 @@ def watchdog_interval() -> float | None:
 
 
 async def feed_watchdog() -> None:
-    """Tell the service manager, as often as it wants to hear it, that the loop turns."""
+    """Send ``WATCHDOG=1`` to the service manager as often as it wants, as long as the loop turns."""
     interval = watchdog_interval()
     while interval is not None:
         notify("WATCHDOG=1")

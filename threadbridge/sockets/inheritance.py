@@ -94,7 +94,7 @@ def take_inheritance() -> Inheritance | None:
     if not faulthandler.is_enabled():
         faulthandler.enable(inheritance.stacks_file)
     if inheritance.start_limit:
-        faulthandler.dump_traceback_later(0.75 * inheritance.start_limit, file=inheritance.stacks_file)
+        faulthandler.dump_traceback_later(0.5 * inheritance.start_limit, file=inheritance.stacks_file)
     watch = threading.Thread(None, _end_with_supervisor, "threadbridge-start", (inheritance,), daemon=True)
     try:
         watch.start()
