@@ -16,13 +16,14 @@ from typing import Any
 
 import pytest
 import requests
+from tornado.web import HTTPError
 
 from tests.support.admin_site import FROM_PAGE, Site, answer, write_token
 from tests.support.inprocess import wait_until
 from tests.support.processes import free_port
-from threadbridge.admin.peer_answer import MalformedAnswer, parse_processes
-from threadbridge.admin.peer_proof import WINDOW, PeerProof, ProofError
-from threadbridge.admin.peers import PATIENCE
+from threadbridge.admin.frontend_answer import PROCESSES, FrontendError, parse
+from threadbridge.admin.frontends import PATIENCE
+from threadbridge.admin.proof import WINDOW, Proof
 
 
 def pids(document: dict[str, Any]) -> set[int]:
@@ -215,7 +216,7 @@ def test_a_proof_is_valid_for_one_time_host_and_request(tmp_path: Path) -> None:
     write_token(token, TOKEN)
     with Site(tmp_path, f"--admin_token_file={token}") as site:
         host, path = f"127.0.0.1:{site.admin_port}", "/local/processes.json"
-        proof = PeerProof(TOKEN)
+        proof = Proof(TOKEN)
 
         def ask(authorization: str, path: str = path) -> requests.Response:
             return site.admin(path, headers={"Authorization": authorization})
@@ -223,15 +224,13 @@ def test_a_proof_is_valid_for_one_time_host_and_request(tmp_path: Path) -> None:
         number, authorization = proof.of_request("GET", host, path)
         answered = ask(authorization)
         assert answered.status_code == 200
-        assert proof.is_of_answer(answered.headers["X-Threadbridge-Proof"], number, answered.content)
-        assert not proof.is_of_answer(answered.headers["X-Threadbridge-Proof"], number, answered.content + b" ")
-        assert not PeerProof("another token").is_of_answer(
-            answered.headers["X-Threadbridge-Proof"], number, answered.content
-        )
+        found = answered.headers["X-Threadbridge-Proof"]
+        assert found == proof.of_answer(number, answered.content) != proof.of_answer(number, answered.content + b" ")
+        assert found != Proof("another token").of_answer(number, answered.content)
         again = ask(authorization)
         assert (again.status_code, "the request is a copy" in again.text) == (401, True)
         for other in (
-            PeerProof("another token").of_request("GET", host, path),
+            Proof("another token").of_request("GET", host, path),
             proof.of_request("GET", host, "/local/requests/1-1/cancel"),
             proof.of_request("POST", host, path),
             proof.of_request("GET", "127.0.0.1:1", path),
@@ -246,17 +245,17 @@ def test_a_proof_is_valid_for_one_time_host_and_request(tmp_path: Path) -> None:
 def test_nonces_are_forgotten_once_they_have_expired(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1_800_000_000.0
     monkeypatch.setattr(time, "time", lambda: now)
-    proof = PeerProof(TOKEN)
+    proof = Proof(TOKEN)
     request = ("GET", "a:1", "/")
     for late in (0, WINDOW, WINDOW + 1):
         _, authorization = proof.of_request(*request)
         now += late
         if late > WINDOW:
-            with pytest.raises(ProofError, match="the clocks of the two hosts differ"):
+            with pytest.raises(HTTPError, match="the hosts' clocks differ"):
                 proof.check_request(authorization, *request)
         else:
             proof.check_request(authorization, *request)
-            with pytest.raises(ProofError, match="the request is a copy"):
+            with pytest.raises(HTTPError, match="the request is a copy"):
                 proof.check_request(authorization, *request)
     now += 2 * WINDOW
     proof.check_request(proof.of_request(*request)[1], *request)
@@ -312,7 +311,7 @@ def test_each_part_of_a_peers_answer_is_checked(tmp_path: Path) -> None:
         document = site.admin("/local/processes.json").json()
         site.finish("one")
     whole = json.dumps(document).encode()
-    assert parse_processes(whole) == document["processes"]
+    assert parse(whole, PROCESSES) == document
     scalars = list(_scalars(document["processes"]))
     assert len(scalars) > 40
     for holder, name in scalars:
@@ -320,8 +319,8 @@ def test_each_part_of_a_peers_answer_is_checked(tmp_path: Path) -> None:
         wrong = [{"a": [1]}, [[1]], -1e30, float("nan"), "x" * 30_000, 10**400]
         for value in wrong:
             holder[name] = value
-            with pytest.raises(MalformedAnswer):
-                parse_processes(json.dumps(document).encode())
+            with pytest.raises(FrontendError):
+                parse(json.dumps(document).encode(), PROCESSES)
         holder[name] = kept
     bins = document["processes"][0]["slots"].popitem()[1]["bins"]
     assert all(len(number) <= 3 for number in bins)
