@@ -47,25 +47,17 @@ class Frontend:
     :param address: the base of its URLs.
     :param proof: makes and checks the proofs of the token; None to do without.
     :param path: the path of its Unix socket; None to use TCP.
-    :param group: processes with the same number serve together; 0 if the frontend was not found on this host.
-    :param pid: its pid; 0 likewise.
     """
 
-    def __init__(
-        self,
-        name: str,
-        address: str,
-        proof: Proof | None = None,
-        path: Path | None = None,
-        group: int = 0,
-        pid: int = 0,
-    ) -> None:
+    # Of a process found on this host: its pid, and the number that it shares with those it serves together with.
+    pid = 0
+    group = 0
+    # Why its processes are unknown, or ""; the page does not wait for such a frontend.
+    problem = ""
+
+    def __init__(self, name: str, address: str, proof: Proof | None = None, path: Path | None = None) -> None:
         self.name = name
         self.address = address
-        self.group = group
-        self.pid = pid
-        # Why its processes are unknown, or ""; the page does not wait for such a frontend.
-        self.problem = ""
         self._proof = proof
         self._client = SimpleAsyncHTTPClient(
             force_instance=True,
@@ -96,10 +88,9 @@ class Frontend:
             raise FrontendError(f"no answer within {limit:g} s") from None
         except HTTPClientError as error:
             reason = f"{error.code} {error.message}"
-            first_line = (error.response.body if error.response else b"").decode(errors="replace").partition("\n")[0]
+            line = (error.response.body if error.response else b"").decode(errors="replace").partition("\n")[0]
             # A frontend gives the reason in its first line.
-            line = first_line if first_line.startswith(reason) else reason
-            raise FrontendError(f"it answers {loggable(line)}") from None
+            raise FrontendError(f"it answers {loggable(line if line.startswith(reason) else reason)}") from None
         except (ConnectionRefusedError, FileNotFoundError) as error:
             raise FrontendGone(error.strerror) from None
         except OSError as error:
@@ -172,15 +163,12 @@ class Frontends:
 
     def __init__(self, addresses: Sequence[str], directory: str | None, group: int, proof: Proof | None) -> None:
         self._named = [Frontend(address, _url(address), proof) for address in addresses]
+        # The hosts of the named frontends.
+        self.names = [urlsplit(frontend.address).hostname or "" for frontend in self._named]
         self._directory = None if directory is None else _directory_for_sockets(directory)
         self._group = group
         self._found: dict[str, Frontend] = {}
         self._own = f"{group}-{os.getpid()}.sock"
-
-    @property
-    def names(self) -> list[str]:
-        """The hosts of the named frontends."""
-        return [urlsplit(frontend.address).hostname or "" for frontend in self._named]
 
     def bind(self) -> tuple[socket.socket, Callable[[], None]] | None:
         """Bind this process's socket in the run directory; return it and what removes it; raises ``OSError``."""
@@ -189,19 +177,19 @@ class Frontends:
     def on_this_host(self, *, own_group: bool = False) -> list[Frontend]:
         """The frontends whose sockets are in the run directory now; removes the sockets of dead processes."""
         found = {}
-        # If somebody has removed the directory, it is empty.
+        # There are none if somebody has removed the directory.
         for path in sorted(self._directory.glob("*-*.sock")) if self._directory is not None else ():
             match = _SOCKET_NAME.fullmatch(path.name)
             if match is None or path.name == self._own:
                 continue
-            group, pid = int(match[1]), int(match[2])
-            if _is_alive(pid):
-                if path.name not in self._found:
-                    self._found[path.name] = Frontend(
-                        f"process {pid}", "http://localhost", path=path, group=group, pid=pid
-                    )
-                found[path.name] = self._found.pop(path.name)
+            frontend = self._found.pop(path.name, None)
+            if frontend is None:
+                frontend = Frontend(f"process {match[2]}", "http://localhost", path=path)
+                frontend.group, frontend.pid = int(match[1]), int(match[2])
+            if _is_alive(frontend.pid):
+                found[path.name] = frontend
             else:
+                frontend.close()
                 path.unlink(missing_ok=True)
         for gone in self._found.values():
             gone.close()

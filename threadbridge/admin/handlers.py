@@ -67,7 +67,7 @@ class LoginHandler(AdminHandler):
 class FileHandler(StaticFileHandler):
     """The page's own files. They contain nothing secret, and the login form needs them."""
 
-    def initialize(self, **parameters: Any) -> None:
+    def initialize(self, **parameters: Any) -> None:  # type: ignore[override]
         super().initialize(str(PAGES))
 
     def set_extra_headers(self, path: str) -> None:

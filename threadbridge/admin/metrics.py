@@ -18,7 +18,7 @@ from prometheus_client.samples import Sample
 
 from threadbridge.compiled import is_compiled
 from threadbridge.loop.bridge import Bridge
-from threadbridge.telemetry.totals import Distribution
+from threadbridge.telemetry.totals import BOUNDS, Distribution
 
 if TYPE_CHECKING:
     from threadbridge.database.pool import PoolGuard
@@ -188,8 +188,8 @@ def _by_label(family: Counter | Gauge, values: Mapping[str, float]) -> Metric:
 
 def _histogram(name: str, meaning: str, by_lane: Mapping[str, Distribution]) -> Metric:
     family = HistogramMetricFamily(name, meaning, labels=() if "" in by_lane else ("lane",))
+    bounds = [*map(str, BOUNDS), "+Inf"]
     for lane, distribution in by_lane.items():
-        bounds = [*map(str, distribution.bounds), "+Inf"]
         buckets = list(zip(bounds, accumulate(distribution.counts), strict=True))
         family.add_metric((lane,) if lane else (), buckets, distribution.sum)
     return family

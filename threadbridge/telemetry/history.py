@@ -13,8 +13,7 @@ from typing import Any
 from threadbridge.telemetry.record import Record
 
 MINUTE = 60
-# Of each second of the last minute the slowest requests are kept, so many that were answered and so many others:
-# hundreds a second could not be told apart.
+# Requests kept of each second of the last minute, answered and others: hundreds a second could not be told apart.
 KEPT_A_SECOND = {"done": 6, "other": 3}
 SLOT = 10
 SLOTS = 15 * 60 // SLOT
@@ -36,47 +35,41 @@ def quantiles(bins: Mapping[int, int]) -> dict[str, float | None]:
     """The latencies, in seconds, below which 50, 95 and 99 % of all lie, to about 5 %; None if there are none."""
     numbers = sorted(bins)
     sums = list(accumulate(bins[number] for number in numbers))
-    found: dict[str, float | None] = {}
-    for share in (50, 95, 99):
-        latency = None
-        if sums and sums[-1]:
-            number = numbers[bisect_left(sums, share / 100 * sums[-1])]
-            latency = _SHORTEST * math.exp((number + 0.5) / _BINS_PER_E)
-        found[f"p{share}"] = latency
+    found: dict[str, float | None] = {"p50": None, "p95": None, "p99": None}
+    if sums and sums[-1]:
+        for name in found:
+            number = numbers[bisect_left(sums, int(name[1:]) / 100 * sums[-1])]
+            found[name] = _SHORTEST * math.exp((number + 0.5) / _BINS_PER_E)
     return found
-
-
-class Slot:
-    """What ended within `SLOT` seconds."""
-
-    def __init__(self) -> None:
-        self.endings: dict[str, int] = {}
-        self.bins: dict[int, int] = {}
 
 
 class History:
     """Reads the telemetry's records and keeps what the operators' page shows of them."""
 
     def __init__(self) -> None:
-        self._slots: dict[int, Slot] = {}
+        # By the number of the slot of `SLOT` seconds: how many requests had each ending, and each bin's latency.
+        self._slots: dict[int, tuple[dict[str, int], dict[int, int]]] = {}
         # By the second in which they ended and the kind of ending: their durations, with a number that settles ties.
         self._slowest: dict[tuple[int, str], list[tuple[float, int, Record]]] = {}
         self._number = 0
 
     def read(self, records: Sequence[Record]) -> None:
         """Take in what has ended; a reader for `Telemetry.subscribe`."""
-        second, slot = -1, Slot()
+        second = -1
+        endings: dict[str, int] = {}
+        bins: dict[int, int] = {}
         for record in records:
             total = record.total
             ended = int(record.started_at + total)
             if ended != second:
                 # Mostly all of them have ended in the same one.
-                second, slot = ended, self._slots.get(ended // SLOT) or self._new_slot(ended // SLOT)
+                second = ended
+                endings, bins = self._slots.get(ended // SLOT) or self._new_slot(ended // SLOT)
             ending = record.ending
-            slot.endings[ending] = slot.endings.get(ending, 0) + 1
+            endings[ending] = endings.get(ending, 0) + 1
             if record.has_run and ending not in UNANSWERED:
                 number = bin_of(total)
-                slot.bins[number] = slot.bins.get(number, 0) + 1
+                bins[number] = bins.get(number, 0) + 1
             kind = "done" if ending == "done" else "other"
             slowest = self._slowest.get((ended, kind))
             if slowest is None:
@@ -88,10 +81,10 @@ class History:
                 self._number += 1
                 heapq.heapreplace(slowest, (total, self._number, record))
 
-    def _new_slot(self, number: int) -> Slot:
+    def _new_slot(self, number: int) -> tuple[dict[str, int], dict[int, int]]:
         for old in [old for old in self._slots if old < number - SLOTS]:
             del self._slots[old]
-        return self._slots.setdefault(number, Slot())
+        return self._slots.setdefault(number, ({}, {}))
 
     def _new_second(self, second: int, kind: str) -> list[tuple[float, int, Record]]:
         for old in [old for old in self._slowest if old[0] < second - MINUTE]:
@@ -99,16 +92,16 @@ class History:
         return self._slowest.setdefault((second, kind), [])
 
     def slots(self) -> dict[str, Any]:
-        """The last 15 minutes, slot by slot, as JSON can carry it."""
+        """The last 15 minutes, slot by slot, for JSON."""
         first = int(time.time()) // SLOT - SLOTS
         return {
-            str(number): {"endings": slot.endings, "bins": slot.bins}
-            for number, slot in self._slots.items()
+            str(number): {"endings": endings, "bins": bins}
+            for number, (endings, bins) in self._slots.items()
             if number > first
         }
 
     def finished(self) -> list[dict[str, Any]]:
-        """The slowest requests of each second of the last minute, as JSON can carry them."""
+        """The slowest requests of each second of the last minute, for JSON."""
         since = int(time.time()) - MINUTE
         return [
             {

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 from threadbridge.sql.mask import masked
 from threadbridge.sql.statements import Statement
-from threadbridge.telemetry.access_log import escaped
+from threadbridge.telemetry.access_log import escaped, fields
 from threadbridge.telemetry.record import Record
 
 logger = logging.getLogger("threadbridge.slow")
 
-# Characters of a statement's text that are shown.
+# Characters of a statement that are shown.
 LONGEST = 2000
 
 
@@ -22,9 +22,9 @@ class SlowRequest:
     :param shows_values: whether strings and numbers stay in the statements' texts.
     """
 
-    def __init__(self, record: Record, statements: Sequence[Statement], shows_values: bool) -> None:
+    def __init__(self, record: Record, shows_values: bool) -> None:
         self.record = record
-        self._statements = statements
+        self._statements = record.slow_statements or ()
         self._shows_values = shows_values
 
     def __str__(self) -> str:
@@ -46,20 +46,10 @@ class SlowRequest:
         return "\n".join(lines)
 
     def fields(self) -> dict[str, object]:
-        """The same for programs, times in milliseconds; a statement that still runs has none."""
-        record = self.record
+        """The fields of the access log, and the statements; the ``ms`` of one that still runs is None."""
         return {
-            "request_id": record.id,
-            "client": record.client,
-            "method": record.method,
-            "target": record.target,
-            "lane": record.lane,
-            "status": record.status,
-            "ending": record.ending,
-            "wait_ms": round(1000 * record.wait, 1),
-            "run_ms": round(1000 * record.run, 1),
-            "database_ms": round(1000 * record.database, 1),
-            "statement_count": record.statements,
+            **fields(self.record),
+            "statement_count": self.record.statements,
             "statements": [
                 {
                     "sql": self._text(statement),
@@ -75,8 +65,7 @@ class SlowRequest:
     def _text(self, statement: Statement) -> str:
         sql = statement.sql[: 2 * LONGEST]
         sql = sql if self._shows_values else masked(sql)
-        sql = "".join(character if character.isprintable() else " " for character in sql)
-        sql = " ".join(sql.split())
+        sql = " ".join("".join(character if character.isprintable() else " " for character in sql).split())
         return sql if len(sql) <= LONGEST else f"{sql[:LONGEST]}..."
 
 
@@ -85,10 +74,7 @@ def _milliseconds(statement: Statement) -> float:
 
 
 class SlowLog:
-    """Logs slow requests, at the level WARNING of ``threadbridge.slow``.
-
-    :param shows_values: see `SlowRequest`.
-    """
+    """Logs slow requests, at the level WARNING of ``threadbridge.slow``; for the parameter see `SlowRequest`."""
 
     def __init__(self, shows_values: bool) -> None:
         self._shows_values = shows_values
@@ -97,4 +83,4 @@ class SlowLog:
         """A reader of the telemetry."""
         for record in records:
             if record.slow_statements is not None:
-                logger.warning(SlowRequest(record, record.slow_statements, self._shows_values))
+                logger.warning(SlowRequest(record, self._shows_values))

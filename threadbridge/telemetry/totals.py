@@ -22,17 +22,16 @@ USUAL = (
 
 
 class Distribution:
-    """How many values lie between fixed bounds, and their sum."""
+    """How many values lie between the `BOUNDS`, and their sum."""
 
-    def __init__(self, bounds: Sequence[float] = BOUNDS) -> None:
-        self.bounds = bounds
-        # One for each bound, of the values up to it and over the one before; the last for those over all.
-        self.counts = [0] * (len(bounds) + 1)
+    def __init__(self) -> None:
+        # For each bound, the values up to it and over the one before; the last for those over all.
+        self.counts = [0] * (len(BOUNDS) + 1)
         self.sum = 0.0
 
     def add(self, value: float) -> None:
         """Count a value."""
-        self.counts[bisect_left(self.bounds, value)] += 1
+        self.counts[bisect_left(BOUNDS, value)] += 1
         self.sum += value
 
 
@@ -54,10 +53,8 @@ class Totals:
 
     def __init__(self, lanes: Sequence[str]) -> None:
         self.lanes = {name: LaneTotals() for name in lanes}
-        # By lane ("" for what was refused before it had one), ending and class of status.
-        self.requests: dict[tuple[str, str, str], int] = {}
-        for name in lanes:
-            self.requests.update({(name, str(ending), status): 0 for ending, status in USUAL})
+        # By lane ("" for requests refused before they had one), ending and class of status.
+        self.requests = {(name, str(ending), status): 0 for name in lanes for ending, status in USUAL}
         self.requests["", str(State.REFUSED), "4xx"] = 0
 
     def read(self, records: Sequence[Record]) -> None:
