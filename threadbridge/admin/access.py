@@ -36,11 +36,7 @@ class Access:
     """
 
     def __init__(
-        self,
-        address: str,
-        token_file: str | None,
-        names: Iterable[str] = (),
-        trusted_proxies: Iterable[str] = (),
+        self, address: str, token_file: str | None, names: Iterable[str] = (), trusted_proxies: Iterable[str] = ()
     ) -> None:
         self._public_names = {_name(name) for name in names}
         # Accepted besides loopback and the address of the connection.
@@ -59,10 +55,7 @@ class Access:
         self.throttle = Throttle()
 
     def knows_host(self, host: str, local_address: str) -> bool:
-        """Whether a ``Host`` header names this port.
-
-        :param local_address: the address of this end of the connection.
-        """
+        """Whether a ``Host`` header names this host: this end of the connection has that address."""
         name, _ = _host_and_port(host)
         return name in self.names or is_loopback(name) or name == local_address
 
@@ -79,10 +72,6 @@ class Access:
         """The client's address for the log, and the proxy's."""
         address = self.client_of(request).address
         return address if address == request.remote_ip else f"{address}, by the proxy {request.remote_ip}"
-
-    def accepts_token(self, token: str) -> bool:
-        """Whether this is the token; always true if none is required."""
-        return not self.token or hmac.compare_digest(token.encode(), self.token.encode())
 
 
 def loggable(text: str) -> str:

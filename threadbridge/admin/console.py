@@ -29,10 +29,7 @@ logger = logging.getLogger("threadbridge")
 
 
 class Console:
-    """Shows what a bridge and the other frontends are doing, whether they are ready, and stops requests.
-
-    :param bridge: the bridge of this process.
-    :param frontends: the other frontends that this one knows.
+    """Shows what this process and the other frontends are doing, whether they are ready, and stops requests.
 
     The loop owns all of its state.
     """
@@ -55,9 +52,10 @@ class Console:
         self._started = time.time()
         bridge.telemetry.subscribe(self._history.read)
 
-    def _own(self) -> dict[str, Any]:
-        """What this process is doing, for JSON."""
-        return {
+    async def processes(self, frontends: Sequence[Frontend]) -> list[dict[str, Any]]:
+        """What this process is doing, and those that these frontends know, for JSON."""
+        answers = await asyncio.gather(*(frontend.processes() for frontend in frontends))
+        own = {
             "key": self._key,
             "pid": os.getpid(),
             "addresses": list(self.addresses),
@@ -66,11 +64,7 @@ class Console:
             "draining": self.draining,
             **snapshot(self._bridge, self._history),
         }
-
-    async def processes(self, frontends: Sequence[Frontend]) -> list[dict[str, Any]]:
-        """What this process is doing, and those that these frontends know, for JSON."""
-        answers = await asyncio.gather(*(frontend.processes() for frontend in frontends))
-        return [self._own(), *(process for processes in answers for process in processes)]
+        return [own, *(process for processes in answers for process in processes)]
 
     async def everything(self) -> dict[str, Any]:
         """What all processes are doing, for JSON."""
@@ -96,10 +90,7 @@ class Console:
         return merged([own, *others]) if others else own
 
     async def readiness(self, asks_database: bool) -> Readiness:
-        """Whether this process should get requests; logs changes.
-
-        :param asks_database: check the database even if nothing casts doubt on it.
-        """
+        """Whether this process should get requests (see `threadbridge.admin.health.readiness`); logs changes."""
         found = await readiness(self._bridge, self._database, self.draining, asks_database)
         if not found.draining and found.ready != self._was_ready:
             self._was_ready = found.ready

@@ -16,19 +16,19 @@ _BIN = re.compile("[0-9]{1,3}")
 _SLOT = re.compile("[0-9]{1,12}")
 _COUNTS = {re.compile(r"(?s:.*)"): int}
 _LANE = {"name": str, **dict.fromkeys(("threads", "busy", "queued", "queue"), int)}
-_ROW = {
-    **dict.fromkeys(("key", "id", "state", "client", "method", "url", "lane"), str),
-    **dict.fromkeys(("received", "since", "waiting", "running", "database"), float),
-    **dict.fromkeys(("sent", "statements"), int),
+_REQUEST = {
+    **dict.fromkeys(("key", "id", "client", "method", "url", "lane"), str),
+    **dict.fromkeys(("received", "waiting", "running", "database"), float),
+    "statements": int,
+}
+_RUNNING = {
+    "state": str,
+    "since": float,
+    "sent": int,
     "time_left": (None, float),
     "sql": (None, str),
     "sql_running": (None, float),
     "connection": (None, int),
-}
-_BAR = {
-    **dict.fromkeys(("key", "id", "client", "method", "url", "lane", "ending"), str),
-    **dict.fromkeys(("received", "total", "waiting", "running", "database"), float),
-    **dict.fromkeys(("status", "statements"), int),
 }
 _PROCESS = {
     **dict.fromkeys(("key", "admin"), str),
@@ -38,8 +38,8 @@ _PROCESS = {
     "draining": bool,
     "lanes": [_LANE],
     "counts": _COUNTS,
-    "requests": [_ROW],
-    "finished": [_BAR],
+    "requests": [{**_REQUEST, **_RUNNING}],
+    "finished": [{**_REQUEST, "ending": str, "total": float, "status": int}],
     "slots": {_SLOT: {"endings": _COUNTS, "bins": {_BIN: int}}},
 }
 PROCESSES = {"processes": [_PROCESS]}

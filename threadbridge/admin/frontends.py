@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from tornado.httpclient import HTTPClientError, HTTPRequest
+from tornado.httpclient import HTTPClientError
 from tornado.netutil import Resolver
 from tornado.simple_httpclient import HTTPTimeoutError, SimpleAsyncHTTPClient
 
@@ -41,13 +41,7 @@ class FrontendGone(FrontendError):
 
 
 class Frontend:
-    """Another frontend.
-
-    :param name: its name on the page.
-    :param address: the base of its URLs.
-    :param proof: makes and checks the proofs of the token; None to do without.
-    :param path: the path of its Unix socket; None to use TCP.
-    """
+    """Another frontend; the address is the base of its URLs, the path that of its Unix socket, if it has one."""
 
     # Of a process found on this host: its pid, and the number that it shares with those it serves together with.
     pid = 0
@@ -73,17 +67,16 @@ class Frontend:
         nonce = ""
         if self._proof is not None:
             nonce, headers["Authorization"] = self._proof.of_request(method, urlsplit(self.address).netloc, path)
-        request = HTTPRequest(
-            self.address + path,
-            method,
-            headers=headers,
-            body=b"" if method == "POST" else None,
-            connect_timeout=limit,
-            request_timeout=limit,
-            follow_redirects=False,
-        )
         try:
-            answer = await self._client.fetch(request)
+            answer = await self._client.fetch(
+                self.address + path,
+                method=method,
+                headers=headers,
+                body=b"" if method == "POST" else None,
+                connect_timeout=limit,
+                request_timeout=limit,
+                follow_redirects=False,
+            )
         except HTTPTimeoutError:
             raise FrontendError(f"no answer within {limit:g} s") from None
         except HTTPClientError as error:
@@ -156,7 +149,6 @@ class Frontends:
     :param addresses: the operators' ports of named frontends: ``HOST:PORT`` or URLs.
     :param directory: the run directory, where each process of this host has a socket ``GROUP-PID.sock``; or None.
     :param group: processes with the same number serve together.
-    :param proof: proves the token to named frontends; None if there is no token.
 
     Raises ``ValueError`` for an address or a directory that cannot be used.
     """
@@ -165,7 +157,10 @@ class Frontends:
         self._named = [Frontend(address, _url(address), proof) for address in addresses]
         # The hosts of the named frontends.
         self.names = [urlsplit(frontend.address).hostname or "" for frontend in self._named]
-        self._directory = None if directory is None else _directory_for_sockets(directory)
+        self._directory = None if directory is None else private_directory(directory)
+        excess = len(os.fsencode((self._directory or Path()) / "4194304-4194304.sock")) - LONGEST_PATH
+        if excess > 0:
+            raise ValueError(f"run_directory {directory}: too long by {excess} bytes for the path of a socket")
         self._group = group
         self._found: dict[str, Frontend] = {}
         self._own = f"{group}-{os.getpid()}.sock"
@@ -228,19 +223,10 @@ def _url(address: str) -> str:
     raise ValueError(f"admin_peers: {address!r}: expected HOST:PORT or a URL with a port, such as 127.0.0.1:9001")
 
 
-def _directory_for_sockets(path: str) -> Path:
-    directory = private_directory(path)
-    longest = len(os.fsencode(directory / "4194304-4194304.sock"))
-    if longest > LONGEST_PATH:
-        raise ValueError(f"run_directory {path}: too long by {longest - LONGEST_PATH} bytes for the path of a socket")
-    return directory
-
-
 def _is_alive(pid: int) -> bool:
     try:
-        os.kill(pid, 0)
+        with suppress(PermissionError):
+            os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:
-        pass
     return True

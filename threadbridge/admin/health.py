@@ -30,14 +30,12 @@ MOST_CHECKS = 3
 
 @dataclass(frozen=True)
 class Readiness:
-    """Whether requests should be sent to a process.
-
-    :param draining: whether the process is about to end; not a fault.
-    :param findings: the results of the checks, a line each.
-    """
+    """Whether requests should be sent to a process."""
 
     ready: bool
+    # Whether the process is about to end, which is not a fault.
     draining: bool
+    # The results of the checks, a line each.
     findings: tuple[str, ...]
 
 
@@ -68,8 +66,6 @@ class DatabaseHealth:
     the latest event was a failure, a thread makes a connection outside the pool: this tells a long report from a
     database that hangs, and notices a recovery without any request. If all of the pool's connections are held by
     requests that are cancelled or overdue, there is a problem even if the database accepts new connections.
-
-    :param guard: the guard of the bridge's pool.
     """
 
     def __init__(self, guard: PoolGuard) -> None:
@@ -80,10 +76,7 @@ class DatabaseHealth:
         self._hanging: list[_Check] = []
 
     async def problem(self, always: bool) -> str:
-        """What is wrong with the database, or ""; takes at most `DATABASE_LIMIT` seconds.
-
-        :param always: query the database even if nothing casts doubt on it.
-        """
+        """What is wrong with the database, or ""; queries it in case of doubt, or always."""
         guard = self._guard
         now = time.monotonic()
         succeeded_lately = now - guard.last_success < LATELY

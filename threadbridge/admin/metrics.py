@@ -23,6 +23,20 @@ from threadbridge.telemetry.totals import BOUNDS, Distribution
 if TYPE_CHECKING:
     from threadbridge.database.pool import PoolGuard
 
+# By the attribute of `LaneTotals`.
+TIMES = (
+    ("wait", "threadbridge_request_wait_seconds", "How long requests waited for a thread."),
+    ("run", "threadbridge_request_run_seconds", "How long requests ran in a thread until their response began."),
+    ("database", "threadbridge_request_database_seconds", "Time in the database, for requests with statements."),
+)
+# By the attribute of `Lane`.
+LANES = (
+    ("threads", "threadbridge_threads", "Threads of the lane."),
+    ("busy", "threadbridge_busy_threads", "Threads of the lane at work."),
+    ("queued", "threadbridge_queued_requests", "Requests waiting for a thread."),
+    ("queue", "threadbridge_queue_limit", "Requests that may wait for a thread."),
+)
+
 
 def exposition(bridge: Bridge, is_ready: bool) -> bytes:
     """All metrics of a bridge and its process, including every request that has ended by now.
@@ -86,37 +100,14 @@ def _of_requests(bridge: Bridge) -> list[Metric]:
     return [
         ended,
         Gauge("threadbridge_open_requests", "Requests that have not ended.", len(bridge.exchanges)),
-        _histogram(
-            "threadbridge_request_wait_seconds",
-            "How long requests waited for a thread.",
-            {name: lane.wait for name, lane in totals.items()},
-        ),
-        _histogram(
-            "threadbridge_request_run_seconds",
-            "How long requests ran in a thread until their response began.",
-            {name: lane.run for name, lane in totals.items()},
-        ),
-        _histogram(
-            "threadbridge_request_database_seconds",
-            "Time in the database, for requests with statements.",
-            {name: lane.database for name, lane in totals.items()},
-        ),
         _by_label(statements, {name: lane.statements for name, lane in totals.items()}),
-        _by_label(
-            Gauge("threadbridge_threads", "Threads of the lane.", labels=("lane",)),
-            {lane.name: lane.threads for lane in lanes},
+        *(
+            _histogram(metric, meaning, {name: getattr(lane, attribute) for name, lane in totals.items()})
+            for attribute, metric, meaning in TIMES
         ),
-        _by_label(
-            Gauge("threadbridge_busy_threads", "Threads of the lane at work.", labels=("lane",)),
-            {lane.name: lane.busy for lane in lanes},
-        ),
-        _by_label(
-            Gauge("threadbridge_queued_requests", "Requests waiting for a thread.", labels=("lane",)),
-            {lane.name: lane.queued for lane in lanes},
-        ),
-        _by_label(
-            Gauge("threadbridge_queue_limit", "Requests that may wait for a thread.", labels=("lane",)),
-            {lane.name: lane.queue for lane in lanes},
+        *(
+            _by_label(Gauge(metric, meaning, labels=("lane",)), {lane.name: getattr(lane, name) for lane in lanes})
+            for name, metric, meaning in LANES
         ),
     ]
 
@@ -159,9 +150,7 @@ def _of_process(bridge: Bridge, is_ready: bool) -> list[Metric]:
     return [
         Gauge("threadbridge_ready", "Processes that are ready, as /readyz says, or stopping.", is_ready),
         _histogram(
-            "threadbridge_loop_lag_seconds",
-            "How late the event loop was, sampled four times a second.",
-            {"": bridge.lag.seen},
+            "threadbridge_loop_lag_seconds", "How late the loop was, four times a second.", {"": bridge.lag.seen}
         ),
         Gauge("threadbridge_spool_bytes", "Bytes of large bodies and unread responses on the disk.", spool.taken),
         Gauge("threadbridge_spool_limit_bytes", "Maximum of threadbridge_spool_bytes.", spool.size),

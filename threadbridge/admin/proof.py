@@ -24,10 +24,7 @@ _CREDENTIALS = re.compile(rf"{SCHEME} ([0-9]{{1,12}})\.([0-9a-f]{{32}})\.([0-9a-
 
 
 class Proof:
-    """Makes and checks the proofs for one token.
-
-    :param token: the token, which both sides know.
-    """
+    """Makes and checks the proofs for one token, which both sides know."""
 
     def __init__(self, token: str) -> None:
         self._key = hmac.digest(token.encode(), b"threadbridge peers", hashlib.sha256)
@@ -35,11 +32,7 @@ class Proof:
         self._used: dict[str, float] = {}
 
     def of_request(self, method: str, host: str, path: str) -> tuple[str, str]:
-        """A nonce, and the ``Authorization`` header for a request.
-
-        :param host: the value of the header ``Host``.
-        :param path: the path with the query.
-        """
+        """A nonce, and the ``Authorization`` header for a request; the host is the header, the path has the query."""
         now, nonce = str(int(time.time())), secrets.token_hex(16)
         return nonce, f"{SCHEME} {now}.{nonce}.{self._hmac('request', now, nonce, method, host.lower(), path)}"
 

@@ -75,12 +75,8 @@ class _LimitedServer(HTTPServer):
 class AdminServer:
     """Serves the operators' port of a bridge, and the Unix socket by which processes of this host ask it.
 
-    :param settings: uses those that begin with ``admin_``, ``run_directory`` and ``trusted_proxies``.
-    :param inheritance: what the supervisor has passed on: the sockets, and the run directory; None without a
-        supervisor.
-
     Construct it, call `listen`, then `start` on the loop; `drain` when the process is told to stop; `close`. Raises
-    ``ValueError`` for settings that cannot be used.
+    ``ValueError`` for settings that cannot be used: ``admin_...``, ``run_directory`` or ``trusted_proxies``.
     """
 
     def __init__(self, bridge: Bridge, settings: Settings, inheritance: Inheritance | None = None) -> None:
@@ -116,10 +112,7 @@ class AdminServer:
         return " and ".join(describe(listener, "http") for listener in self._sockets)
 
     def start(self, addresses: Sequence[str]) -> None:
-        """Start to serve.
-
-        :param addresses: the addresses at which the application is served.
-        """
+        """Start to serve; the addresses are those of the application."""
         self._console.addresses = addresses
         self._console.admin_address = self.address
         if self._sockets:

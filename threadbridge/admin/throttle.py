@@ -40,10 +40,7 @@ class Throttle:
         return math.ceil(max(0.0, again_at - now, self._paid_by - now - MISTAKES_AT_ONCE + 1))
 
     def wrong(self, address: str, source: str) -> None:
-        """Count and log a wrong token from this address.
-
-        :param source: the part of the request that it was in, for the log.
-        """
+        """Count and log a wrong token from this address; the source is the part of the request that it was in."""
         now = time.monotonic()
         client = client_of(address)
         count, again_at = self._mistakes.pop(client, (0, 0.0))

@@ -66,20 +66,18 @@ def write(records: Sequence[Record]) -> None:
     """
     if not access_log.isEnabledFor(logging.INFO):
         return
-    if _only_own_handlers_see_it():
-        access_log.handle(_log_record(AccessLines(records), ()))
-        return
-    for record in records:
-        summary = f"{record.method} {record.target} ({record.client})"
-        log_record = _log_record(AccessLines([record]), (record.status, summary, 1000 * record.total))
-        # Not `extra`: it refuses names that the application's record factory has used.
-        log_record.__dict__.update(fields(record))
+    is_one = _only_own_handlers_see_it()
+    for group in [records] if is_one else [[record] for record in records]:
+        # Not `access_log.info`: it looks for the calling function, which is not on Python's stack when compiled.
+        log_record = access_log.makeRecord(
+            access_log.name, logging.INFO, "access_log.py", 0, AccessLines(group), (), None
+        )
+        if not is_one:
+            record = group[0]
+            log_record.args = (record.status, f"{record.method} {record.target} ({record.client})", 1000 * record.total)
+            # Not `extra`: it refuses names that the application's record factory has used.
+            log_record.__dict__.update(fields(record))
         access_log.handle(log_record)
-
-
-def _log_record(lines: AccessLines, args: tuple[object, ...]) -> logging.LogRecord:
-    # Not `access_log.info`: it looks for the calling function, which is not on Python's stack when compiled.
-    return access_log.makeRecord(access_log.name, logging.INFO, "access_log.py", 0, lines, args, None)
 
 
 def _only_own_handlers_see_it() -> bool:

@@ -21,11 +21,10 @@ class Record:
     key = ""
     # The client's address; "" on a Unix socket.
     client = ""
-    # From the request line: as the client sent them, and unchecked if the request was refused.
+    # As the client sent them, and unchecked if the request was refused; "" if they are missing.
     method = ""
     target = ""
     version = ""
-    # The headers; "" if they are missing.
     referer = ""
     user_agent = ""
     status = 0
@@ -56,10 +55,7 @@ class Record:
 
 
 def record_of(exchange: Exchange, slow_after: float) -> Record:
-    """The record of an exchange that has ended.
-
-    :param slow_after: a request is slow if it waited and ran for this many seconds, or was in the database for as long.
-    """
+    """The record of an ended exchange, which is slow if it waited and ran, or used the database, for so long."""
     record = Record()
     ended_at = exchange.ended_at
     queued_at = exchange.queued_at

@@ -17,10 +17,7 @@ LONGEST = 2000
 
 
 class SlowRequest:
-    """The message of a log record about a slow request; as text it has a line for each statement. Any thread.
-
-    :param shows_values: whether strings and numbers stay in the statements' texts.
-    """
+    """The message of a log record about a slow request; as text it has a line for each statement. Any thread."""
 
     def __init__(self, record: Record, shows_values: bool) -> None:
         self.record = record
@@ -39,7 +36,7 @@ class SlowRequest:
         if left_out:
             lines.append(f"the first {left_out} statements are not kept")
         for statement in self._statements:
-            took = f"{_milliseconds(statement):.1f} ms" if statement.ended else "still running"
+            took = f"{1000 * (statement.ended - statement.started):.1f} ms" if statement.ended else "still running"
             rows = "" if statement.rows < 0 else f", {statement.rows} rows"
             error = f", {statement.error}" if statement.error else ""
             lines.append(f"{took}{rows}{error}: {self._text(statement)}")
@@ -53,7 +50,7 @@ class SlowRequest:
             "statements": [
                 {
                     "sql": self._text(statement),
-                    "ms": round(_milliseconds(statement), 1) if statement.ended else None,
+                    "ms": round(1000 * (statement.ended - statement.started), 1) if statement.ended else None,
                     "rows": statement.rows if statement.rows >= 0 else None,
                     "error": statement.error or None,
                     "connection_id": statement.connection_id,
@@ -63,18 +60,13 @@ class SlowRequest:
         }
 
     def _text(self, statement: Statement) -> str:
-        sql = statement.sql[: 2 * LONGEST]
-        sql = sql if self._shows_values else masked(sql)
+        sql = statement.sql[: 2 * LONGEST] if self._shows_values else masked(statement.sql[: 2 * LONGEST])
         sql = " ".join("".join(character if character.isprintable() else " " for character in sql).split())
         return sql if len(sql) <= LONGEST else f"{sql[:LONGEST]}..."
 
 
-def _milliseconds(statement: Statement) -> float:
-    return 1000 * (statement.ended - statement.started)
-
-
 class SlowLog:
-    """Logs slow requests, at the level WARNING of ``threadbridge.slow``; for the parameter see `SlowRequest`."""
+    """Logs slow requests, with the values in their statements or without, at the level WARNING."""
 
     def __init__(self, shows_values: bool) -> None:
         self._shows_values = shows_values

@@ -20,12 +20,10 @@ BATCH = 200
 
 
 class Telemetry:
-    """Makes the records of a bridge and hands them to the readers, ten times a second.
-
-    :param slow_after: see `record_of`; 0: no request is slow.
-    """
+    """Makes the records of a bridge and hands them to the readers, ten times a second."""
 
     def __init__(self, slow_after: float = 0.0) -> None:
+        # With 0, no request is slow.
         self._slow_after = slow_after or float("inf")
         self._records: list[Record] = []
         self._readers: list[Callable[[Sequence[Record]], None]] = []
@@ -38,7 +36,7 @@ class Telemetry:
 
     def finished(self, exchange: Exchange) -> Record:
         """Make and return the record of an exchange that has ended."""
-        # At once, while the request's memory is still in the processor's caches; the next request may use it again.
+        # At once, while its memory is in the processor's caches; the next request may use it again.
         record = record_of(exchange, self._slow_after)
         self._add(record)
         return record

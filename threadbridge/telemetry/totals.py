@@ -10,7 +10,6 @@ from threadbridge.telemetry.record import Record
 
 # Upper bounds in seconds: from a page out of memory to the longest that a request may take by default.
 BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 180.0)
-
 CLASSES = tuple(f"{first}xx" for first in range(10))
 
 # Usual outcomes are counted from 0, so that a monitor sees their first increment.
@@ -46,10 +45,7 @@ class LaneTotals:
 
 
 class Totals:
-    """Reads a bridge's records.
-
-    :param lanes: the names of its lanes.
-    """
+    """The totals of a bridge whose lanes have these names."""
 
     def __init__(self, lanes: Sequence[str]) -> None:
         self.lanes = {name: LaneTotals() for name in lanes}
