@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from threadbridge.crossing.states import State
 from threadbridge.telemetry.record import Record
 
-# Upper bounds in seconds, up to the longest that a request may take by default. A list: mypyc copies tuples at each use.
+# Upper bounds in seconds, up to the longest a request may take by default. A list: mypyc copies tuples at each use.
 BOUNDS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 180.0]
 CLASSES = tuple(f"{first}xx" for first in range(10))
 
