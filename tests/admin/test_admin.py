@@ -12,7 +12,6 @@ from contextlib import ExitStack, suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
 from wsgiref.types import StartResponse, WSGIEnvironment
 
 import pytest
@@ -21,9 +20,7 @@ import requests
 from tests.support.admin_site import FROM_PAGE, Site, answer
 from tests.support.inprocess import BridgeThread, wait_until
 from tests.support.site_process import entered
-from threadbridge.admin.view import SHOWN_OF_PROCESSES, view
 from threadbridge.crossing.states import State
-from threadbridge.telemetry.history import SLOT, bin_of
 
 
 @pytest.fixture
@@ -75,24 +72,6 @@ def test_it_shows_running_waiting_and_ended_requests(site: Site) -> None:
     assert 0 < document["latencies"]["p50"] <= document["latencies"]["p95"] <= document["latencies"]["p99"]
     slots = [slot for slot in document["history"] if slot["endings"]]
     assert all(0 < slot["p50"] <= slot["p95"] <= slot["p99"] for slot in slots)
-
-
-def test_latencies_are_those_of_all_processes_in_the_last_minute() -> None:
-    now = 1_800_000_000.0
-
-    def process(key: str, *latencies: tuple[float, float]) -> dict[str, Any]:
-        """One that has answered requests so many seconds ago, with these latencies."""
-        slots = {
-            str(int(now - ago) // SLOT): {"endings": {"done": 1}, "bins": {str(bin_of(latency)): 1}}
-            for ago, latency in latencies
-        }
-        document = dict.fromkeys(SHOWN_OF_PROCESSES, "") | {"key": key, "counts": {}, "requests": [], "finished": []}
-        return {**document, "now": now, "slots": slots}
-
-    own, other = process("a", (0, 0.01), (20, 0.01), (70, 100.0)), process("b", (40, 1.0), (600, 100.0))
-    found = view(own, [other], [])["latencies"]
-    assert [found["p50"], found["p95"], found["p99"]] == pytest.approx([0.01, 1.0, 1.0], rel=0.1)
-    assert set(view(process("c", (70, 100.0)), [], [])["latencies"].values()) == {None}
 
 
 def test_it_answers_at_once_while_a_thousand_requests_wait(tmp_path: Path) -> None:

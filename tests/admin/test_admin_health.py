@@ -353,6 +353,8 @@ def test_few_checks_may_hang_and_they_delay_nothing(
                 problems[problem] += 1
                 assert problems.total() < 50
             assert problems.keys() == {"no answer to a new connection within 0.1 s"}
+            # Each is counted once, however often it is looked at.
+            assert await database.problem(always=True) == f"{MOST_CHECKS} attempts to connect hang"
             assert len(attempts) == 1 + MOST_CHECKS
             line.mend()
             for thread in attempts:

@@ -6,7 +6,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from threadbridge.admin.metrics_merge import merge
+from threadbridge.admin.metrics import merged
 
 
 def of_process(number: int) -> bytes:
@@ -34,7 +34,7 @@ def samples(text: bytes) -> dict[tuple[str, str], float]:
 
 
 def test_samples_with_equal_name_and_labels_are_summed() -> None:
-    assert samples(merge([of_process(1), of_process(2), of_process(4)])) == {
+    assert samples(merged([of_process(1), of_process(2), of_process(4)])) == {
         ("requests_total", "done,pool"): 7,
         ("requests_total", "failed,only 1"): 1,
         ("requests_total", "failed,only 2"): 1,
@@ -52,12 +52,12 @@ def test_samples_with_equal_name_and_labels_are_summed() -> None:
 
 def test_one_page_stays_as_it_is_and_none_is_empty() -> None:
     page = of_process(3)
-    assert merge([page]) == page
-    assert merge([]) == b""
+    assert merged([page]) == page
+    assert merged([]) == b""
 
 
 def test_types_and_descriptions_are_kept() -> None:
-    lines = merge([of_process(1), of_process(2)]).decode().splitlines()
+    lines = merged([of_process(1), of_process(2)]).decode().splitlines()
     assert lines.count("# TYPE requests_total counter") == 1
     assert lines.count("# HELP seconds How long it took.\\nIn all.") == 1
     assert lines.count("# TYPE seconds histogram") == 1
@@ -65,4 +65,4 @@ def test_types_and_descriptions_are_kept() -> None:
 
 def test_other_texts_are_refused() -> None:
     with pytest.raises(ValueError):
-        merge([of_process(1), b"<html>502 Bad Gateway</html>"])
+        merged([of_process(1), b"<html>502 Bad Gateway</html>"])

@@ -42,7 +42,7 @@ FOR_OPERATORS = {
     "tornado.locale",
     "tornado.httpclient",
 }
-FOR_METRICS = {"threadbridge.admin.metrics", "threadbridge.admin.metrics_merge", "prometheus_client"}
+FOR_METRICS = {"threadbridge.admin.metrics", "prometheus_client"}
 # Heavy, and easily taken in with another.
 FOR_NOTHING = {"ctypes", "unittest", "pydoc", "argparse", "sqlite3", "xml", "tornado.options", "tornado.testing"}
 FOR_OTHERS = FOR_CHECK | FOR_POOLS | FOR_SEVERAL_PROCESSES | FOR_CONFIG_FILES | FOR_METRICS

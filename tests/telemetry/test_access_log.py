@@ -83,7 +83,7 @@ def test_a_line_says_who_asked_for_what_and_how_it_ended(caplog: pytest.LogCaptu
 
 def test_a_client_that_is_no_address_is_escaped() -> None:
     # Other servers than this package's may name any.
-    [line] = str(AccessLines([record(client='fe80::1%1 - - "GET admin" 200 <\x9b>')])).splitlines()
+    [line] = AccessLines([record(client='fe80::1%1 - - "GET admin" 200 <\x9b>')]).text.splitlines()
     assert line.startswith("fe80::1%1\\x20-\\x20-\\x20\\x22GET\\x20admin\\x22\\x20200\\x20<\\x9B> - - [")
 
 
@@ -147,13 +147,13 @@ def test_what_the_server_refuses_has_its_line(
 def test_nobody_can_forge_a_line(sent: str, logged: str) -> None:
     """As nginx does it: http://nginx.org/en/docs/http/ngx_http_log_module.html#log_format."""
     for field, name in (("target", "request"), ("referer", "referer"), ("user_agent", "agent")):
-        match = COMBINED.fullmatch(str(AccessLines([record(**{field: sent})])))
+        match = COMBINED.fullmatch(AccessLines([record(**{field: sent})]).text)
         assert match is not None and logged in match[name]
 
 
 def test_what_became_of_changes_is_the_last_field_of_requests_that_made_some() -> None:
     logged = AccessLines([record(), record(changes="rolled back")])
-    untouched, changed = str(logged).splitlines()
+    untouched, changed = logged.text.splitlines()
     match = COMBINED.fullmatch(untouched)
     assert match is not None and match["changes"] is None
     match = COMBINED.fullmatch(changed)
@@ -162,7 +162,7 @@ def test_what_became_of_changes_is_the_last_field_of_requests_that_made_some() -
 
 
 def test_each_line_has_the_time_of_its_end() -> None:
-    text = str(AccessLines([record(), record(total=0.05), record(total=0.2), record(total=60.0)]))
+    text = AccessLines([record(), record(total=0.05), record(total=0.2), record(total=60.0)]).text
     assert re.findall(r":(\d\d:\d\d) [+-]", text) == ["13:20", "13:20", "13:21", "14:20"]
 
 
@@ -203,7 +203,7 @@ def as_server_makes_it(handler: logging.Handler) -> logging.Handler:
 
 
 REQUESTS = [record(id=f"r{number}", method="GET", target=f"/{number}?a=%20", total=0.0125) for number in range(8)]
-EXPECTED = str(AccessLines(REQUESTS)).splitlines()
+EXPECTED = AccessLines(REQUESTS).text.splitlines()
 
 
 def test_a_foreign_handler_gets_one_record_for_each_request() -> None:

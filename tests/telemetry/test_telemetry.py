@@ -78,19 +78,6 @@ def test_many_requests_for_a_long_time_stay_few_batches() -> None:
     assert len(reader.batches) <= len(reader.records) / BATCH + seconds / INTERVAL + 2
 
 
-def test_a_reader_may_leave() -> None:
-    stays, leaves = Reader(), Reader()
-    with BridgeThread(hello, threads=1) as server:
-        server.bridge.telemetry.subscribe(stays)
-        leave = server.bridge.telemetry.subscribe(leaves)
-        server.request(path="/1")
-        wait_until(lambda: leaves.targets == ["/1"], "both read")
-        server.loop.call_soon_threadsafe(leave)
-        server.request(path="/2")
-        wait_until(lambda: stays.targets == ["/1", "/2"], "one reads on")
-    assert leaves.targets == ["/1"]
-
-
 def test_a_reader_that_fails_harms_no_other(caplog: pytest.LogCaptureFixture) -> None:
     def fail(records: Sequence[Record]) -> None:
         raise LookupError("cannot read")
@@ -115,7 +102,7 @@ def test_a_record_says_how_long_what_took() -> None:
         return hello(environ, start_response)
 
     reader = Reader()
-    before = time.monotonic(), time.time()
+    before = time.time()
     with BridgeThread(app, threads=1) as server:
         server.bridge.telemetry.subscribe(reader)
         first = server.send(b"GET /first HTTP/1.1\r\nHost: a\r\n\r\n")
@@ -131,8 +118,7 @@ def test_a_record_says_how_long_what_took() -> None:
     for record in (one, two):
         assert record.total >= record.wait + record.run
         assert record.has_waited and record.has_run and record.slow_statements is None
-        assert before[0] <= record.started <= time.monotonic()
-        assert before[1] - 1 <= record.started_at <= time.time() + 1
+        assert before - 1 <= record.started_at <= time.time() + 1
 
 
 def test_what_was_never_run_has_not_run(caplog: pytest.LogCaptureFixture) -> None:

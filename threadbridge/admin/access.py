@@ -12,8 +12,9 @@ from urllib.parse import urlsplit
 
 from tornado.httputil import HTTPServerRequest
 
-from threadbridge.admin.peer_proof import PeerProof
+from threadbridge.admin.proof import Proof
 from threadbridge.admin.throttle import Throttle
+from threadbridge.http.forwarded import ClientAddress, ForwardedHeaders
 
 SHORTEST_TOKEN = 16
 # Even sixteen random hexadecimal digits nearly always contain more.
@@ -35,17 +36,12 @@ class Access:
     """
 
     def __init__(
-        self,
-        address: str,
-        token_file: str | None,
-        names: Iterable[str] = (),
-        trusted_proxies: Iterable[str] = (),
+        self, address: str, token_file: str | None, names: Iterable[str] = (), trusted_proxies: Iterable[str] = ()
     ) -> None:
         self._public_names = {_name(name) for name in names}
-        self._names = {"localhost", *self._public_names}
-        self._proxies = [ipaddress.ip_network(proxy) for proxy in trusted_proxies]
-        if address:
-            self._names.add(address.lower())
+        # Accepted besides loopback and the address of the connection.
+        self.names = {*self._public_names, address.lower()} - {""}
+        self._forwarded = ForwardedHeaders(trusted_proxies, "x-forwarded-for")
         # "" if none is required.
         self.token = _token(token_file) if token_file is not None else ""
         if not self.token and not is_loopback(address):
@@ -55,74 +51,32 @@ class Access:
             )
         # Derived from the token: a session holds in all processes that share the port, and after a restart.
         self.cookie_secret = self.token and hmac.new(self.token.encode(), b"session", hashlib.sha256).hexdigest()
-        self.proof = PeerProof(self.token) if self.token else None
+        self.proof = Proof(self.token) if self.token else None
         self.throttle = Throttle()
 
-    def add_names(self, names: Iterable[str]) -> None:
-        """Accept these host names too."""
-        self._names.update(name.lower() for name in names)
-
     def knows_host(self, host: str, local_address: str) -> bool:
-        """Whether a ``Host`` header names this port.
-
-        :param local_address: the address of this end of the connection.
-        """
-        try:
-            name = urlsplit(f"//{host}").hostname or ""
-        except ValueError:
-            return False
-        return name in self._names or is_loopback(name) or name == local_address
+        """Whether a ``Host`` header names this host: this end of the connection has that address."""
+        name, _ = _host_and_port(host)
+        return name in self.names or is_loopback(name) or name == local_address
 
     def names_this_port(self, host: str, local_port: int) -> bool:
         """Whether a ``Host`` header names this port, directly or by a proxy, and not another one of this machine."""
-        try:
-            parts = urlsplit(f"//{host}")
-            port = parts.port or 80
-        except ValueError:
-            return False
-        return parts.hostname in self._public_names or port == local_port
+        name, port = _host_and_port(host)
+        return name in self._public_names or port == local_port
 
-    def scheme_of(self, request: HTTPServerRequest) -> str:
-        """The scheme that the browser used; behind a trusted proxy, the one in ``X-Forwarded-Proto``."""
-        forwarded = request.headers.get("X-Forwarded-Proto", "").rpartition(",")[2].strip().lower()
-        believed = forwarded in ("http", "https") and self._is_proxy(request.remote_ip)
-        return forwarded if believed else request.protocol
+    def client_of(self, request: HTTPServerRequest) -> ClientAddress:
+        """The client's address and scheme; behind a trusted proxy, those in ``X-Forwarded-For`` and ``-Proto``."""
+        return self._forwarded.client_of(ClientAddress(request.remote_ip or "", request.protocol), request.headers)
 
-    def client_of(self, request: HTTPServerRequest) -> str:
-        """The client's address for the log; behind a trusted proxy, the one in ``X-Forwarded-For`` and the proxy's."""
-        address = request.remote_ip or "unix:"
-        forwarded = request.headers.get("X-Forwarded-For", "").rpartition(",")[2].strip()
-        if not forwarded or not self._is_proxy(request.remote_ip):
-            return address
-        return f"{loggable(forwarded)}, by the proxy {address}"
-
-    def _is_proxy(self, address: str | None) -> bool:
-        try:
-            ip = ipaddress.ip_address(address or "")
-        except ValueError:
-            return False
-        return ip.is_loopback or any(ip in network for network in self._proxies)
-
-    def accepts_token(self, token: str) -> bool:
-        """Whether this is the token; always true if none is required."""
-        return not self.token or hmac.compare_digest(token.encode(), self.token.encode())
-
-
-def bearer_token(authorization: str) -> str | None:
-    """The token in an ``Authorization`` header with the scheme ``Bearer`` (RFC 6750); None with another scheme."""
-    scheme, _, token = authorization.partition(" ")
-    return token.strip() if scheme.lower() == "bearer" else None
+    def operator_of(self, request: HTTPServerRequest) -> str:
+        """The client's address for the log, and the proxy's."""
+        address = self.client_of(request).address
+        return address if address == request.remote_ip else f"{address}, by the proxy {request.remote_ip}"
 
 
 def loggable(text: str) -> str:
     """At most 100 characters of the text, with those replaced that a terminal might interpret."""
     return re.sub(r"[^0-9A-Za-z.:,;/\[\]() _-]", "?", text)[:100]
-
-
-def _name(name: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9._-]+", name):
-        raise ValueError(f"admin_names: {name!r}: expected a host name without a port, such as ops.example.com")
-    return name.lower()
 
 
 def is_loopback(name: str) -> bool:
@@ -131,6 +85,21 @@ def is_loopback(name: str) -> bool:
         return ipaddress.ip_address(name).is_loopback
     except ValueError:
         return name.lower() == "localhost"
+
+
+def _host_and_port(host: str) -> tuple[str, int]:
+    """The parts of a ``Host`` header; "" and 0 if it is malformed."""
+    try:
+        parts = urlsplit(f"//{host}")
+        return parts.hostname or "", parts.port or 80
+    except ValueError:
+        return "", 0
+
+
+def _name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9._-]+", name):
+        raise ValueError(f"admin_names: {name!r}: expected a host name without a port, such as ops.example.com")
+    return name.lower()
 
 
 def _token(path: str) -> str:
@@ -143,17 +112,13 @@ def _token(path: str) -> str:
     except UnicodeDecodeError:
         raise ValueError(f"admin_token_file {path}: expected ASCII characters") from None
     # systemd makes its credentials readable for the group root, through an access control list; the group is empty.
-    forbidden = 0o037 if status.st_gid == 0 else 0o077
-    if status.st_mode & forbidden:
+    if status.st_mode & (0o037 if status.st_gid == 0 else 0o077):
         raise ValueError(f"admin_token_file {path}: other users may read or change it; chmod 600 {path}")
-    advice = "such as the output of: openssl rand -hex 32"
+    problem = ""
     if len(token) < SHORTEST_TOKEN:
-        raise ValueError(
-            f"admin_token_file {path}: the token has {len(token)} characters; give {SHORTEST_TOKEN} or more, {advice}"
-        )
-    if len(set(token)) < FEWEST_CHARACTERS:
-        raise ValueError(
-            f"admin_token_file {path}: the token has only {len(set(token))} different characters; give a random one, "
-            f"{advice}"
-        )
+        problem = f"the token has {len(token)} characters; give {SHORTEST_TOKEN} or more"
+    elif len(set(token)) < FEWEST_CHARACTERS:
+        problem = f"the token has only {len(set(token))} different characters; give a random one"
+    if problem:
+        raise ValueError(f"admin_token_file {path}: {problem}, such as the output of: openssl rand -hex 32")
     return token

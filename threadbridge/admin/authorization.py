@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hmac
 import json
 import re
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
+from tornado.http1connection import HTTP1Connection
 from tornado.web import HTTPError, RequestHandler
 
-from threadbridge.admin.access import SESSION_DAYS, Access, bearer_token
+from threadbridge.admin.access import SESSION_DAYS, Access
 from threadbridge.admin.console import Console
-from threadbridge.admin.peer_proof import ANSWER_HEADER, SCHEME, ProofError
+from threadbridge.admin.frontends import Frontend
+from threadbridge.admin.proof import ANSWER_HEADER, SCHEME
 
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
@@ -26,19 +30,23 @@ SESSION = "operator"
 
 
 class AdminHandler(RequestHandler):
-    """Answers anybody: on a Unix socket that only processes of the same user can open."""
+    """Answers anybody, but no pages of other sites.
 
-    def initialize(self, console: Console, access: Access) -> None:
-        """See `tornado.web.RequestHandler`."""
+    :param is_local: whether requests come by a Unix socket that only processes of the same user can open: these are
+        all allowed, and this process answers for itself alone.
+    """
+
+    # More headers of an error's response: Tornado clears all others.
+    error_headers: Mapping[str, str] = {}
+
+    def initialize(self, console: Console, access: Access, is_local: bool) -> None:
         self.console = console
         self.access = access
-        # Tornado clears all other headers before it sends an error.
-        self.error_headers: dict[str, str] = {}
+        self.is_local = is_local
 
     def set_default_headers(self) -> None:
-        """See `tornado.web.RequestHandler`."""
         self.clear_header("Server")
-        for name, value in HEADERS.items():
+        for name, value in {**HEADERS, **self.error_headers}.items():
             self.set_header(name, value)
 
     async def head(self, *arguments: str) -> None:
@@ -49,8 +57,6 @@ class AdminHandler(RequestHandler):
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         """Answer with one line of text that gives the reason."""
-        for name, value in self.error_headers.items():
-            self.set_header(name, value)
         error = kwargs["exc_info"][1] if "exc_info" in kwargs else None
         message = error.log_message if isinstance(error, HTTPError) else None
         self.text(f"{status_code} {self._reason}{f': {message}' if message else ''}\n")
@@ -70,95 +76,94 @@ class AdminHandler(RequestHandler):
         self.set_header("Content-Type", "application/json")
         self.finish(json.dumps(document, separators=(",", ":")))
 
+    def flag(self, name: str) -> bool:
+        """Whether the query has ``name=1``."""
+        return self.get_query_argument(name, "") == "1"
 
-class HostHandler(AdminHandler):
-    """Answers anybody by TCP, but no pages of other sites."""
-
-    @property
-    def local_address(self) -> tuple[str, int]:
-        """The address and port of this end of the connection."""
-        stream = getattr(self.request.connection, "stream", None)
-        if stream is None or stream.socket is None:
-            return "", 0
-        address, port = stream.socket.getsockname()[:2]
-        return address, port
+    def frontends(self, *, own_group: bool = False) -> Sequence[Frontend]:
+        """Those that this process answers for too: the others on this host, or those of its group."""
+        return () if self.is_local else self.console.frontends.on_this_host(own_group=own_group)
 
     def prepare(self) -> None:
-        """Refuse requests that pages of other sites make from the operator's browser."""
-        self.check_host()
-
-    def check_host(self) -> None:
-        """Refuse requests with an unknown ``Host`` header, and those whose ``Origin`` is another site."""
+        """Refuse requests with an unknown ``Host`` header, those of other sites, and those not authorized."""
+        if self.is_local:
+            return
         host = self.request.headers.get("Host", "")
         if not self.access.knows_host(host, self.local_address[0]):
             raise HTTPError(421, "unknown Host header; use admin_address, localhost or one of admin_names")
         origin = self.request.headers.get("Origin")
-        if origin is not None and origin != f"{self.access.scheme_of(self.request)}://{host}":
+        if origin is not None and origin != f"{self.access.client_of(self.request).scheme}://{host}":
             raise HTTPError(403, "pages of other sites may not ask here")
+        self.authorize()
 
-    def check_throttle(self) -> None:
-        """Refuse a client that has sent too many wrong tokens, without looking at the token."""
-        delay = self.access.throttle.delay(self.request.remote_ip or "")
+    def authorize(self) -> None:
+        """Refuse clients that may not ask: here, none."""
+
+    @property
+    def local_address(self) -> tuple[str, int]:
+        """The address and port of this end of the connection."""
+        socket = cast(HTTP1Connection, self.request.connection).stream.socket
+        # None if the client has left.
+        address, port = socket.getsockname()[:2] if socket is not None else ("", 0)
+        return address, port
+
+    def check_token(self, token: str, source: str) -> bool:
+        """Whether this is the token, if one is required; refuses clients that have sent too many wrong ones."""
+        client = self.request.remote_ip or ""
+        delay = self.access.throttle.delay(client)
         if delay:
             self.error_headers = {"Retry-After": str(delay)}
             raise HTTPError(429, f"too many wrong tokens; try again in {delay} s")
+        is_right = not self.access.token or hmac.compare_digest(token.encode(), self.access.token.encode())
+        if not is_right:
+            self.access.throttle.wrong(client, source)
+        return is_right
+
+    @property
+    def cookie_name(self) -> str:
+        """The session cookie's name: one for each port, because browsers send a host's cookies to all its ports."""
+        return "threadbridge-" + re.sub("[^0-9a-z]", "", self.request.host.rpartition(":")[2].lower())
 
 
-class OperatorHandler(HostHandler):
+class OperatorHandler(AdminHandler):
     """Answers operators: clients with the token, if there is one."""
 
-    def prepare(self) -> None:
+    def authorize(self) -> None:
         """Refuse clients without the token, and POST requests that a form on another site could send."""
-        super().prepare()
-        if self.access.token and not self._has_session():
-            self._check_token()
+        if self.access.token and not self._has_session() and not self._has_token():
+            self.error_headers = {"WWW-Authenticate": "Bearer"}
+            raise HTTPError(401, "give the token: log in at /, or send the header Authorization: Bearer TOKEN")
         if self.request.method == "POST" and "X-Threadbridge" not in self.request.headers:
             raise HTTPError(403, "send the header X-Threadbridge with any value: pages of other sites cannot")
 
     def _has_session(self) -> bool:
-        return self.get_signed_cookie(cookie_name(self), max_age_days=SESSION_DAYS) == SESSION.encode()
+        return bool(self.get_signed_cookie(self.cookie_name, max_age_days=SESSION_DAYS) == SESSION.encode())
 
-    def _check_token(self) -> None:
-        token = bearer_token(self.request.headers.get("Authorization", ""))
-        if token is not None:
-            self.check_throttle()
-            if self.access.accepts_token(token):
-                return
-            self.access.throttle.wrong(self.request.remote_ip or "", "in the header Authorization")
-        self.error_headers = {"WWW-Authenticate": "Bearer"}
-        raise HTTPError(401, "give the token: log in at /, or send the header Authorization: Bearer TOKEN")
+    def _has_token(self) -> bool:
+        """RFC 6750."""
+        scheme, _, token = self.request.headers.get("Authorization", "").partition(" ")
+        return scheme.lower() == "bearer" and self.check_token(token.strip(), "in the header Authorization")
 
 
-def cookie_name(handler: RequestHandler) -> str:
-    """The name of the session cookie: one for each port, because browsers send a host's cookies to all its ports."""
-    return "threadbridge-" + re.sub("[^0-9a-z]", "", handler.request.host.rpartition(":")[2].lower())
-
-
-class PeerHandler(OperatorHandler):
+class FrontendHandler(OperatorHandler):
     """Answers frontends of other hosts, which prove that they know the token, and operators."""
 
     # The nonce in the request's proof, once that has been checked.
     _nonce = ""
 
-    def prepare(self) -> None:
+    def authorize(self) -> None:
         """Refuse requests that carry neither a valid proof nor the token itself."""
         authorization, host = self.request.headers.get("Authorization", ""), self.request.headers.get("Host", "")
         proof = self.access.proof
         if proof is None or not authorization.startswith(SCHEME):
-            super().prepare()
+            super().authorize()
             return
-        self.check_host()
-        try:
-            if not self.access.names_this_port(host, self.local_address[1]):
-                raise ProofError("the request was meant for another port")
-            self._nonce = proof.check_request(authorization, self.request.method or "", host, self.request.uri or "")
-        except ProofError as error:
-            raise HTTPError(401, str(error)) from None
+        if not self.access.names_this_port(host, self.local_address[1]):
+            raise HTTPError(401, "the request was meant for another port")
+        self._nonce = proof.check_request(authorization, self.request.method or "", host, self.request.uri or "")
 
-    def json(self, document: Any) -> None:
-        """Answer with JSON, and prove that this process knows the token too."""
-        body = json.dumps(document, separators=(",", ":")).encode()
+    def finish(self, chunk: Any = None) -> Any:
+        """Prove with the answer that this process knows the token too."""
         if self.access.proof is not None and self._nonce:
-            self.set_header(ANSWER_HEADER, self.access.proof.of_answer(self._nonce, body))
-        self.set_header("Content-Type", "application/json")
-        self.finish(body)
+            self.set_header(ANSWER_HEADER, self.access.proof.of_answer(self._nonce, (chunk or "").encode()))
+        return super().finish(chunk)

@@ -15,9 +15,9 @@ from typing import Any
 from urllib.parse import quote
 
 from threadbridge.admin.events import Events
+from threadbridge.admin.frontend_answer import STOPPED, FrontendError, parse
+from threadbridge.admin.frontends import READINESS_LIMIT, Frontend, Frontends, answers_of
 from threadbridge.admin.health import DatabaseHealth, Readiness, readiness
-from threadbridge.admin.peer_answer import MalformedAnswer, parse_stopped
-from threadbridge.admin.peers import READINESS_LIMIT, Peers, answers_of, processes_of, readiness_of
 from threadbridge.admin.snapshot import snapshot
 from threadbridge.admin.view import view
 from threadbridge.common.repeated_log import RepeatedLog
@@ -29,16 +29,13 @@ logger = logging.getLogger("threadbridge")
 
 
 class Console:
-    """Shows what a bridge and its peers are doing, whether they are ready, and stops requests.
-
-    :param bridge: the bridge of this process.
-    :param peers: the other frontends that this one knows.
+    """Shows what this process and the other frontends are doing, whether they are ready, and stops requests.
 
     The loop owns all of its state.
     """
 
-    def __init__(self, bridge: Bridge, peers: Peers) -> None:
-        self.peers = peers
+    def __init__(self, bridge: Bridge, frontends: Frontends) -> None:
+        self.frontends = frontends
         # Set when the process has been told to stop.
         self.draining = False
         # Where this process serves the application, and where operators reach it; known once it listens.
@@ -55,9 +52,10 @@ class Console:
         self._started = time.time()
         bridge.telemetry.subscribe(self._history.read)
 
-    def own(self) -> dict[str, Any]:
-        """What this process is doing, as JSON can carry it."""
-        return {
+    async def processes(self, frontends: Sequence[Frontend]) -> list[dict[str, Any]]:
+        """What this process is doing, and those that these frontends know, for JSON."""
+        answers = await asyncio.gather(*(frontend.processes() for frontend in frontends))
+        own = {
             "key": self._key,
             "pid": os.getpid(),
             "addresses": list(self.addresses),
@@ -66,45 +64,33 @@ class Console:
             "draining": self.draining,
             **snapshot(self._bridge, self._history),
         }
+        return [own, *(process for processes in answers for process in processes)]
 
     async def everything(self) -> dict[str, Any]:
-        """What all processes are doing, this one and its peers."""
-        others, unreachable = await processes_of(self.peers.all())
-        return view(self.own(), others, unreachable)
-
-    async def on_this_host(self) -> list[dict[str, Any]]:
-        """What this process and those in the run directory are doing."""
-        others, _ = await processes_of(self.peers.on_this_host())
-        return [self.own(), *others]
+        """What all processes are doing, for JSON."""
+        frontends = self.frontends.all()
+        processes = await self.processes(frontends)
+        unreachable = [{"name": each.name, "reason": each.problem} for each in frontends if each.problem]
+        return view(processes, unreachable)
 
     async def _event(self) -> bytes:
         """`everything` as a server-sent event."""
         return b"data: " + json.dumps(await self.everything(), separators=(",", ":")).encode() + b"\n\n"
 
-    async def own_metrics(self) -> bytes:
-        """This process's metrics, in Prometheus' text format."""
+    async def metrics(self, frontends: Sequence[Frontend]) -> bytes:
+        """The metrics of this process, in Prometheus' text format, or the sums of its and these frontends'."""
         # Imported late: a server whose metrics are not read does not need prometheus_client.
-        from threadbridge.admin.metrics import exposition
+        from threadbridge.admin.metrics import exposition, merged
 
-        found = await self.readiness(asks_database=False)
-        # Draining is not a fault.
-        return exposition(self._bridge, found.ready or found.draining)
-
-    async def metrics(self) -> bytes:
-        """The sums of the metrics of all processes that serve together."""
-        from threadbridge.admin.metrics_merge import merge
-
-        peers = self.peers.on_this_host(own_group=True)
-        own, others = await asyncio.gather(
-            self.own_metrics(), answers_of(peers, "/local/metrics", limit=READINESS_LIMIT)
+        found, others = await asyncio.gather(
+            self.readiness(asks_database=False), answers_of(frontends, "/local/metrics", limit=READINESS_LIMIT)
         )
-        return merge([own, *(answer.body for answer in others)]) if others else own
+        # Draining is not a fault.
+        own = exposition(self._bridge, found.ready or found.draining)
+        return merged([own, *others]) if others else own
 
     async def readiness(self, asks_database: bool) -> Readiness:
-        """Whether this process should get requests; logs changes.
-
-        :param asks_database: check the database even if nothing casts doubt on it.
-        """
+        """Whether this process should get requests (see `threadbridge.admin.health.readiness`); logs changes."""
         found = await readiness(self._bridge, self._database, self.draining, asks_database)
         if not found.draining and found.ready != self._was_ready:
             self._was_ready = found.ready
@@ -115,14 +101,13 @@ class Console:
                 self._not_ready_log.log(logging.ERROR, "not ready, as /readyz says from now on: %s", findings)
         return found
 
-    async def readiness_of_all(self, asks_database: bool) -> list[tuple[int, Readiness]]:
-        """The pid and readiness of each process that serves together with this one; unready if it does not answer."""
-        peers = self.peers.on_this_host(own_group=True)
-        own, *others = await asyncio.gather(
-            self.readiness(asks_database), *(readiness_of(peer, asks_database) for peer in peers)
+    async def readiness_of_all(self, frontends: Sequence[Frontend], asks_database: bool) -> list[tuple[int, Readiness]]:
+        """The pid and readiness of this process and of these frontends."""
+        found = await asyncio.gather(
+            self.readiness(asks_database), *(frontend.readiness(asks_database) for frontend in frontends)
         )
-        found = [(os.getpid(), own), *((peer.pid, other) for peer, other in zip(peers, others, strict=True))]
-        return [(pid, readiness) for pid, readiness in found if readiness is not None]
+        pids = [os.getpid(), *(frontend.pid for frontend in frontends)]
+        return [(pid, readiness) for pid, readiness in zip(pids, found, strict=True) if readiness is not None]
 
     def stacks(self) -> str:
         """The stack of each thread of this process, workers first, each with the request that it serves."""
@@ -137,8 +122,8 @@ class Console:
             parts.append(f"{names.get(number, f'thread {number}')}{line or ''}\n{calls}\n")
         return "\n".join(parts)
 
-    def stop_own(self, name: str, operator: str) -> int:
-        """Stop requests of this process, and return how many.
+    async def stop(self, name: str, operator: str, frontends: Sequence[Frontend]) -> int:
+        """Stop requests of this process and of these frontends, and return how many.
 
         :param name: the key of one request, or an id, which several may share.
         :param operator: the client that asked for it, for the log.
@@ -152,23 +137,15 @@ class Console:
                 "request %s: stopped by an operator (%s): %s %s", exchange.id, operator, line.method, line.path
             )
             self._bridge.exchanges.stop(exchange)
-        return len(found)
-
-    async def stop_elsewhere(self, name: str, operator: str, *, named: bool) -> int:
-        """Stop requests of the peers, and return how many.
-
-        :param named: whether to include peers of other hosts, those in the setting ``admin_peers``.
-        """
-        peers = self.peers.all() if named else self.peers.on_this_host()
+        stopped = len(found)
         path = f"/local/requests/{quote(name, safe='')}/cancel?operator={quote(operator, safe='')}"
-        stopped = 0
-        for answer in await answers_of(peers, path, "POST"):
-            # As far as we know, a peer with a malformed answer has stopped nothing.
-            with suppress(MalformedAnswer):
-                stopped += parse_stopped(answer.body)
+        for answer in await answers_of(frontends, path, "POST"):
+            # As far as we know, a frontend with a malformed answer has stopped nothing.
+            with suppress(FrontendError):
+                stopped += parse(answer, STOPPED)["stopped"]
         return stopped
 
-    def close(self) -> None:
-        """End the streams of events and the requests to peers."""
-        self.events.close()
-        self.peers.close()
+    async def close(self, limit: float) -> None:
+        """End the requests to other frontends and, within ``limit`` seconds, the streams of events."""
+        self.frontends.close()
+        await self.events.close(limit)

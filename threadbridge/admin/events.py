@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import suppress
+from typing import Any, cast
 
 from threadbridge.common.repeated_log import RepeatedLog
 
@@ -15,61 +18,47 @@ INTERVAL = 1.0
 
 
 class Events:
-    """Makes an event every `INTERVAL` seconds as long as there are readers.
+    """Gives each reader the latest event; the first reader that finds it older than `INTERVAL` makes a new one.
 
-    Each reader gets the latest event: slow readers miss some, and none are queued in memory.
+    Slow readers miss some events: none are queued in memory.
 
     :param make: makes one event, in the format of server-sent events.
     """
 
     def __init__(self, make: Callable[[], Awaitable[bytes]]) -> None:
         self._make = make
-        self._latest = b""
-        self._made = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
-        self._closed = False
+        self._latest: asyncio.Task[bytes] | None = None
+        self._next_at = 0.0
+        self._closed = asyncio.Event()
         self._failed = RepeatedLog(logger)
-        self.readers = 0
+        # The tasks that read.
+        self.readers: set[asyncio.Task[Any]] = set()
 
     async def read(self) -> AsyncGenerator[bytes, None]:
         """Yield the latest event, then each new one; end when the port is closed."""
-        self.readers += 1
+        reader = cast("asyncio.Task[Any]", asyncio.current_task())
+        self.readers.add(reader)
         try:
-            if self._task is None:
-                self._latest = b""
-                self._task = asyncio.create_task(self._tick())
-            elif self._latest:
-                yield self._latest
-            while True:
-                await self._made.wait()
-                if self._closed:
-                    return
-                yield self._latest
+            while not self._closed.is_set():
+                if self._latest is None or time.monotonic() >= self._next_at:
+                    self._next_at = time.monotonic() + INTERVAL
+                    self._latest = asyncio.create_task(self._event())
+                # Other readers may be waiting for it too.
+                yield await asyncio.shield(self._latest)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._closed.wait(), self._next_at - time.monotonic())
         finally:
-            self.readers -= 1
-            if not self.readers:
-                self._end()
+            self.readers.discard(reader)
 
-    async def _tick(self) -> None:
-        while True:
-            try:
-                self._latest = await self._make()
-            except Exception as error:  # noqa: BLE001 - it is logged, and the next attempt may succeed
-                self._failed.log(logging.ERROR, "cannot update the operators' page", exc_info=error)
-            self._wake()
-            await asyncio.sleep(INTERVAL)
+    async def _event(self) -> bytes:
+        try:
+            return await self._make()
+        except Exception as error:  # noqa: BLE001 - it is logged, and the next attempt may succeed
+            self._failed.log(logging.ERROR, "cannot update the operators' page", exc_info=error)
+            return b""
 
-    def _wake(self) -> None:
-        made, self._made = self._made, asyncio.Event()
-        made.set()
-
-    def _end(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            self._task = None
-
-    def close(self) -> None:
-        """End all readers' streams."""
-        self._closed = True
-        self._end()
-        self._wake()
+    async def close(self, limit: float) -> None:
+        """End all readers' streams, and wait for the readers, at most ``limit`` seconds."""
+        self._closed.set()
+        if self.readers:
+            await asyncio.wait(self.readers, timeout=limit)

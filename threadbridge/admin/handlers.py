@@ -1,25 +1,26 @@
-"""What the operators' port answers to operators, probes and Prometheus."""
+"""What the operators' port answers to operators, probes, Prometheus and other frontends."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
+from collections.abc import Sequence
 from contextlib import aclosing
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from tornado.iostream import StreamClosedError
-from tornado.web import HTTPError, StaticFileHandler
+from tornado.web import Application, HTTPError, RequestHandler, StaticFileHandler
 
-from threadbridge.admin.access import SESSION_DAYS
-from threadbridge.admin.authorization import HEADERS, SESSION, HostHandler, OperatorHandler, cookie_name
-from threadbridge.admin.peers import answers_of
+from threadbridge.admin.access import SESSION_DAYS, Access, loggable
+from threadbridge.admin.authorization import HEADERS, SESSION, AdminHandler, FrontendHandler, OperatorHandler
+from threadbridge.admin.console import Console
+from threadbridge.admin.frontends import answers_of
 
 logger = logging.getLogger("threadbridge.admin")
 
 PAGES = Path(__file__).with_name("static")
-METRICS = "text/plain; version=0.0.4; charset=utf-8"
 # Pages that may be open at the same time.
 MOST_READERS = 50
 # Seconds that a page may take to read an event.
@@ -30,38 +31,35 @@ class PageHandler(OperatorHandler):
     """The page, or the form that asks for the token."""
 
     async def get(self) -> None:
-        """The page."""
-        self.set_header("Content-Type", "text/html; charset=utf-8")
-        self.finish((PAGES / "page.html").read_bytes())
+        self._page("page.html")
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
-        """The form, for those who have not logged in."""
         if status_code == 401:
-            self.set_header("Content-Type", "text/html; charset=utf-8")
-            self.finish((PAGES / "login.html").read_bytes())
+            self._page("login.html")
         else:
             super().write_error(status_code, **kwargs)
 
+    def _page(self, name: str) -> None:
+        self.set_header("Content-Type", "text/html; charset=utf-8")
+        self.finish((PAGES / name).read_bytes())
 
-class LoginHandler(HostHandler):
-    """Takes the token from the form."""
+
+class LoginHandler(AdminHandler):
+    """Takes the token from the form, and starts a session if it is right."""
 
     async def post(self) -> None:
-        """Start a session if the token is right."""
-        self.check_throttle()
-        if not self.access.accepts_token(self.get_body_argument("token", "")):
-            self.access.throttle.wrong(self.request.remote_ip or "", "at the login")
+        if not self.check_token(self.get_body_argument("token", ""), "at the login"):
             self.redirect("/?wrong", status=303)
             return
         if self.access.token:
-            logger.info("operators' port: a login from %s", self.access.client_of(self.request))
+            logger.info("operators' port: a login from %s", self.access.operator_of(self.request))
             self.set_signed_cookie(
-                cookie_name(self),
+                self.cookie_name,
                 SESSION,
                 expires_days=SESSION_DAYS,
                 httponly=True,
                 samesite="Strict",
-                secure=self.access.scheme_of(self.request) == "https",
+                secure=self.access.client_of(self.request).scheme == "https",
             )
         self.redirect("/", status=303)
 
@@ -69,8 +67,10 @@ class LoginHandler(HostHandler):
 class FileHandler(StaticFileHandler):
     """The page's own files. They contain nothing secret, and the login form needs them."""
 
+    def initialize(self, **parameters: Any) -> None:  # type: ignore[override]
+        super().initialize(str(PAGES))
+
     def set_extra_headers(self, path: str) -> None:
-        """See `tornado.web.StaticFileHandler`."""
         for name, value in HEADERS.items():
             self.set_header(name, value)
         # The browser asks each time, and gets 304 if its copy is current.
@@ -78,12 +78,11 @@ class FileHandler(StaticFileHandler):
 
 
 class EventsHandler(OperatorHandler):
-    """The stream that the page reads."""
+    """The stream that the page reads: one event a second until the reader leaves."""
 
     async def get(self) -> None:
-        """One event a second until the reader leaves."""
         events = self.console.events
-        if events.readers >= MOST_READERS:
+        if len(events.readers) >= MOST_READERS:
             raise HTTPError(503, f"{MOST_READERS} pages are open already; close some")
         self.set_header("Content-Type", "text/event-stream")
         if self.request.method == "HEAD":
@@ -99,43 +98,40 @@ class EventsHandler(OperatorHandler):
 
 
 class RequestsHandler(OperatorHandler):
-    """The page's content for programs."""
+    """The page's content for programs: what all processes are doing now."""
 
     async def get(self) -> None:
-        """What all processes are doing now."""
         self.json(await self.console.everything())
 
 
 class CancelHandler(OperatorHandler):
-    """Stops requests of any process."""
+    """Stops the request with this key, or all with this id, in any process: clients get 503 or 504."""
 
     async def post(self, name: str) -> None:
-        """Stop the request with this key, or all with this id: clients get 503 or 504, queries are stopped."""
-        operator = self.access.client_of(self.request)
-        stopped = self.console.stop_own(name, operator) + await self.console.stop_elsewhere(name, operator, named=True)
+        operator = self.access.operator_of(self.request)
+        stopped = await self.console.stop(name, operator, self.console.frontends.all())
         if not stopped:
             raise HTTPError(404, "no such request is waiting or running; it may have ended just now")
         self.json({"stopped": stopped})
 
 
-class HealthHandler(HostHandler):
+class HealthHandler(AdminHandler):
     """Whether the event loop runs: if it does, there is an answer."""
 
     async def get(self) -> None:
-        """Always 200."""
         self.text("ok\n")
 
 
-class ReadyHandler(HostHandler):
-    """Whether requests should be sent here."""
+class ReadyHandler(AdminHandler):
+    """Whether requests should be sent here: 200 or 503, and one line for each check.
+
+    Covers all processes that serve together, or with ``process=own`` this one.
+    """
 
     async def get(self) -> None:
-        """200 or 503, and one line for each check; covers all processes of the group unless ``process=own``."""
-        asks_database = self.get_query_argument("db", "") == "1"
-        if self.get_query_argument("process", "") == "own":
-            processes = [(os.getpid(), await self.console.readiness(asks_database))]
-        else:
-            processes = await self.console.readiness_of_all(asks_database)
+        is_own = self.get_query_argument("process", "") == "own"
+        frontends = () if is_own else self.frontends(own_group=True)
+        processes = await self.console.readiness_of_all(frontends, self.flag("db"))
         # They share the application's port: a client may reach any of those that are not draining.
         serving = [found for _, found in processes if not found.draining]
         self.set_status(200 if serving and all(found.ready for found in serving) else 503)
@@ -146,33 +142,88 @@ class ReadyHandler(HostHandler):
         self.text("".join(lines))
 
 
-class MetricsHandler(OperatorHandler):
-    """For Prometheus."""
+class HostReadyHandler(FrontendHandler):
+    """The `Readiness` of this process, for other frontends."""
 
     async def get(self) -> None:
-        """The sums of the metrics of this process and of those that serve together with it."""
+        self.json(asdict(await self.console.readiness(self.flag("db"))))
+
+
+class MetricsHandler(OperatorHandler):
+    """For Prometheus: the sums of the metrics of all processes that serve together."""
+
+    async def get(self) -> None:
         try:
-            metrics = await self.console.metrics()
+            metrics = await self.console.metrics(self.frontends(own_group=True))
         except ModuleNotFoundError as error:
             raise HTTPError(501, f"the package {error.name} is not installed: pip install prometheus_client") from None
-        self.set_header("Content-Type", METRICS)
+        self.set_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
         self.finish(metrics)
 
 
 class ThreadsHandler(OperatorHandler):
-    """What each thread is doing."""
+    """What each thread is doing, in all processes on this host."""
 
     async def get(self) -> None:
-        """The stacks of this process and of the others on this host."""
-        others = await answers_of(self.console.peers.on_this_host(), "/local/threads")
-        self.text("\n".join([self.console.stacks(), *(answer.body.decode(errors="replace") for answer in others)]))
+        others = await answers_of(self.frontends(), "/local/threads")
+        self.text("\n".join([self.console.stacks(), *(stacks.decode(errors="replace") for stacks in others)]))
 
 
-class MissingHandler(HostHandler):
+class HostProcessesHandler(FrontendHandler):
+    """What the processes on this host are doing, for other frontends."""
+
+    async def get(self) -> None:
+        self.json({"processes": await self.console.processes(self.frontends())})
+
+
+class HostCancelHandler(FrontendHandler):
+    """Stops requests of the processes on this host, for other frontends, and tells how many."""
+
+    async def post(self, name: str) -> None:
+        operator = loggable(self.get_query_argument("operator", "") or "by another frontend")
+        self.json({"stopped": await self.console.stop(name, operator, self.frontends())})
+
+
+class MissingHandler(AdminHandler):
     """All other paths."""
 
     async def get(self, *arguments: str) -> None:
-        """Always 404."""
         raise HTTPError(404, "there is nothing at this address")
 
     post = put = delete = get
+
+
+ROUTES: Sequence[tuple[str, type[RequestHandler]]] = (
+    (r"/", PageHandler),
+    (r"/login", LoginHandler),
+    (r"/events", EventsHandler),
+    (r"/requests\.json", RequestsHandler),
+    (r"/requests/([^/]+)/cancel", CancelHandler),
+    (r"/healthz", HealthHandler),
+    (r"/readyz", ReadyHandler),
+    (r"(?:/local)?/metrics", MetricsHandler),
+    (r"(?:/local)?/threads", ThreadsHandler),
+    (r"/static/([a-z]+\.[a-z]+)", FileHandler),
+    (r"/local/processes\.json", HostProcessesHandler),
+    (r"/local/ready\.json", HostReadyHandler),
+    (r"/local/requests/([^/]+)/cancel", HostCancelHandler),
+)
+
+
+def application(console: Console, access: Access, *, is_local: bool) -> Application:
+    """The Tornado application of the operators' port, or of the Unix socket; see `AdminHandler`."""
+    parameters = {"console": console, "access": access, "is_local": is_local}
+    return Application(
+        [(path, handler, parameters) for path, handler in ROUTES if "/local" in path or not is_local],
+        default_handler_class=MissingHandler,
+        default_handler_args=parameters,
+        log_function=_log,
+        cookie_secret=access.cookie_secret,
+    )
+
+
+def _log(handler: RequestHandler) -> None:
+    # Kept out of the application's access log. 503 from /readyz is logged where it is found.
+    is_fault = handler.get_status() >= 500 and not isinstance(handler, ReadyHandler)
+    level = logging.ERROR if is_fault else logging.DEBUG
+    logger.log(level, "%d %s %s", handler.get_status(), handler.request.method, handler.request.path)

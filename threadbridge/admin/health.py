@@ -23,21 +23,19 @@ LATELY = 2.0
 DATABASE_LIMIT = 2.0
 # Seconds for which the result of a check holds: limits how often the database is asked.
 FRESH = 0.5
-# Seconds after which a hanging check is abandoned, and how many may hang before no more are started.
+# Seconds after which a check is abandoned, and how many abandoned ones may hang before no more are started.
 GIVE_UP_AFTER = 10.0
 MOST_CHECKS = 3
 
 
 @dataclass(frozen=True)
 class Readiness:
-    """Whether requests should be sent to a process.
-
-    :param draining: whether the process is about to end; not a fault.
-    :param findings: the results of the checks, a line each.
-    """
+    """Whether requests should be sent to a process."""
 
     ready: bool
+    # Whether the process is about to end, which is not a fault.
     draining: bool
+    # The results of the checks, a line each.
     findings: tuple[str, ...]
 
 
@@ -65,11 +63,9 @@ class DatabaseHealth:
     """Judges the database by the requests' statements, and queries it itself only in case of doubt.
 
     A statement that succeeded within `LATELY` proves that the database answers. Otherwise, if connections are in use or
-    the latest event was a failure, a thread makes a connection outside the pool: so a long report can be told from a
-    database that hangs, and a recovery is noticed without any request. If all of the pool's connections are held by
+    the latest event was a failure, a thread makes a connection outside the pool: this tells a long report from a
+    database that hangs, and notices a recovery without any request. If all of the pool's connections are held by
     requests that are cancelled or overdue, there is a problem even if the database accepts new connections.
-
-    :param guard: the guard of the bridge's pool.
     """
 
     def __init__(self, guard: PoolGuard) -> None:
@@ -80,10 +76,7 @@ class DatabaseHealth:
         self._hanging: list[_Check] = []
 
     async def problem(self, always: bool) -> str:
-        """What is wrong with the database, or ""; takes at most `DATABASE_LIMIT` seconds.
-
-        :param always: query the database even if nothing casts doubt on it.
-        """
+        """What is wrong with the database, or ""; queries it in case of doubt, or always."""
         guard = self._guard
         now = time.monotonic()
         succeeded_lately = now - guard.last_success < LATELY
@@ -101,10 +94,11 @@ class DatabaseHealth:
 
     async def _check(self, now: float) -> str:
         check = self._latest
-        if check is None or (check.done.done() and now - check.ended > FRESH) or check.hangs(now):
-            if check is not None and not check.done.done():
-                check.sever()
-                self._hanging.append(check)
+        if check is not None and not check.done.done() and now - check.began > GIVE_UP_AFTER:
+            check.sever()
+            self._hanging.append(check)
+            check = self._latest = None
+        if check is None or (check.done.done() and now - check.ended > FRESH):
             self._hanging = [each for each in self._hanging if not each.done.done()]
             if len(self._hanging) >= MOST_CHECKS:
                 return f"{len(self._hanging)} attempts to connect hang"
@@ -113,9 +107,9 @@ class DatabaseHealth:
             except NOT_STARTED as error:
                 return f"not checked: {error}"
         await asyncio.wait((check.done,), timeout=DATABASE_LIMIT)
-        return (
-            check.done.result() if check.done.done() else f"no answer to a new connection within {DATABASE_LIMIT:g} s"
-        )
+        if check.done.done():
+            return check.done.result()
+        return f"no answer to a new connection within {DATABASE_LIMIT:g} s"
 
 
 class _Check:
@@ -127,7 +121,7 @@ class _Check:
     def __init__(self, guard: PoolGuard) -> None:
         self._guard = guard
         self._loop = asyncio.get_running_loop()
-        self._began = time.monotonic()
+        self.began = time.monotonic()
         # Of the connection, while there is one. The thread sets it; other threads may use it only under the lock.
         self._descriptor: int | None = None
         self._lock = threading.Lock()
@@ -135,10 +129,6 @@ class _Check:
         self.done: asyncio.Future[str] = self._loop.create_future()
         self.ended = 0.0
         threading.Thread(target=self._ask, name="threadbridge-check", daemon=True).start()
-
-    def hangs(self, now: float) -> bool:
-        """Whether it has taken longer than `GIVE_UP_AFTER` seconds."""
-        return not self.done.done() and now - self._began > GIVE_UP_AFTER
 
     def sever(self) -> None:
         """Shut the connection down, if there is one, so that the thread stops waiting for an answer."""
@@ -153,21 +143,20 @@ class _Check:
 
     def _ask(self) -> None:
         """Run in the thread."""
+        problem = ""
         try:
             connection = self._guard.connect_apart()
             try:
                 # Read now: other threads must not use the connection.
                 self._descriptor = connection.fileno() if hasattr(connection, "fileno") else None
-                cursor = connection.cursor()
-                cursor.execute("SELECT 1")
-                cursor.fetchall()
-                cursor.close()
+                with contextlib.closing(connection.cursor()) as cursor:
+                    cursor.execute("SELECT 1")
+                    cursor.fetchall()
             finally:
                 # Once the connection is closed, the number may belong to another file.
                 with self._lock:
                     self._descriptor = None
                     connection.close()
-            problem = ""
         except Exception as error:  # noqa: BLE001 - whatever the driver raises, the database is unusable
             problem = f"{type(error).__name__}: {error}"
         # The loop may have been closed in the meantime.

@@ -1,21 +1,41 @@
-"""The metrics of one process, in Prometheus' text format."""
+"""Metrics in Prometheus' text format: of one process, and the sums of several."""
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from itertools import accumulate
+from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
-from prometheus_client.metrics_core import Metric
+from prometheus_client import ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily as Counter
+from prometheus_client.core import GaugeMetricFamily as Gauge
+from prometheus_client.core import HistogramMetricFamily, Metric
+from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Sample
 
 from threadbridge.compiled import is_compiled
-from threadbridge.crossing.lanes import Lane
 from threadbridge.loop.bridge import Bridge
-from threadbridge.telemetry.totals import Distribution
+from threadbridge.telemetry.totals import BOUNDS, Distribution
+
+if TYPE_CHECKING:
+    from threadbridge.database.pool import PoolGuard
+
+# By the attribute of `LaneTotals`.
+TIMES = (
+    ("wait", "threadbridge_request_wait_seconds", "How long requests waited for a thread."),
+    ("run", "threadbridge_request_run_seconds", "How long requests ran in a thread until their response began."),
+    ("database", "threadbridge_request_database_seconds", "Time in the database, for requests with statements."),
+)
+# By the attribute of `Lane`.
+LANES = (
+    ("threads", "threadbridge_threads", "Threads of the lane."),
+    ("busy", "threadbridge_busy_threads", "Threads of the lane at work."),
+    ("queued", "threadbridge_queued_requests", "Requests waiting for a thread."),
+    ("queue", "threadbridge_queue_limit", "Requests that may wait for a thread."),
+)
 
 
 def exposition(bridge: Bridge, is_ready: bool) -> bytes:
@@ -24,178 +44,141 @@ def exposition(bridge: Bridge, is_ready: bool) -> bytes:
     :param is_ready: whether this process is free of faults that keep it from serving.
     """
     bridge.telemetry.flush()
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(_BridgeCollector(bridge, is_ready))
-    ProcessCollector(registry=registry)
-    return generate_latest(registry)
+    families = [*_of_requests(bridge), *_of_process(bridge, is_ready), *ProcessCollector(registry=None).collect()]
+    if bridge.guard is not None:
+        families += _of_pool(bridge.guard)
+    return generate_latest(_Families(families))
 
 
-class _BridgeCollector(Collector):
-    """Makes the metric families when they are collected."""
+def merged(texts: Sequence[bytes]) -> bytes:
+    """The sums of the samples that have the same name and labels; the earliest of start times.
 
-    def __init__(self, bridge: Bridge, is_ready: bool) -> None:
-        self._bridge = bridge
-        self._is_ready = is_ready
+    Raises ``ValueError`` if a text is not in Prometheus' format.
+    """
+    families: dict[str, Metric] = {}
+    values: dict[str, dict[tuple[str, tuple[tuple[str, str], ...]], float]] = {}
+    for text in texts:
+        for family in text_string_to_metric_families(text.decode()):
+            families.setdefault(family.name, family)
+            of_family = values.setdefault(family.name, {})
+            for sample in family.samples:
+                key = (sample.name, tuple(sorted(sample.labels.items())))
+                value = sample.value
+                of_family[key] = _joined(sample.name, of_family[key], value) if key in of_family else value
+    for name, family in families.items():
+        family.samples = [Sample(sample, dict(labels), value) for (sample, labels), value in values[name].items()]
+    return generate_latest(_Families(families.values()))
 
-    def collect(self) -> Iterator[Metric]:
-        """See `prometheus_client.registry.Collector`."""
-        yield from self._requests()
-        yield from self._lanes(self._bridge.lanes)
-        yield from self._pool()
-        yield from self._process()
 
-    def _requests(self) -> Iterator[Metric]:
-        totals = self._bridge.totals
-        requests = CounterMetricFamily(
-            "threadbridge_requests",
-            "Requests that have ended, by lane, ending and class of status; no lane if its head was never complete.",
-            labels=("lane", "ending", "status"),
-        )
-        for labels, count in totals.requests.items():
-            requests.add_metric(labels, count)
-        yield requests
-        of_lanes = totals.lanes
-        yield _histogram(
-            "threadbridge_request_wait_seconds",
-            "How long requests waited for a thread.",
-            {name: lane.wait for name, lane in of_lanes.items()},
-        )
-        yield _histogram(
-            "threadbridge_request_run_seconds",
-            "How long requests ran in a thread until their response began.",
-            {name: lane.run for name, lane in of_lanes.items()},
-        )
-        yield _histogram(
-            "threadbridge_request_database_seconds",
-            "Time in the database, for requests with statements.",
-            {name: lane.database for name, lane in of_lanes.items()},
-        )
-        statements = CounterMetricFamily(
-            "threadbridge_statements", "SQL statements of requests that have ended.", labels=("lane",)
-        )
-        for name, lane in of_lanes.items():
-            statements.add_metric((name,), lane.statements)
-        yield statements
-        yield _gauge("threadbridge_open_requests", "Requests that have not ended.", len(self._bridge.exchanges.open))
+class _Families(Collector):
+    """Passes metric families to `generate_latest`."""
 
-    def _lanes(self, lanes: Sequence[Lane]) -> Iterator[Metric]:
-        yield _by_lane("threadbridge_threads", "Threads of the lane.", lanes, [lane.threads for lane in lanes])
-        yield _by_lane(
-            "threadbridge_busy_threads", "Threads of the lane at work.", lanes, [lane.busy for lane in lanes]
-        )
-        yield _by_lane(
-            "threadbridge_queued_requests", "Requests waiting for a thread.", lanes, [lane.queued for lane in lanes]
-        )
-        yield _by_lane(
-            "threadbridge_queue_limit", "Requests that may wait for a thread.", lanes, [lane.queue for lane in lanes]
-        )
+    def __init__(self, families: Iterable[Metric]) -> None:
+        self._families = families
 
-    def _pool(self) -> Iterator[Metric]:
-        guard = self._bridge.guard
-        if guard is None:
-            return
-        yield _gauge("threadbridge_pool_connections", "Size of the pool; 0 if unlimited.", guard.size)
-        yield _gauge("threadbridge_pool_connections_in_use", "Connections of the pool in use.", guard.in_use)
-        stopper = guard.stopper
-        yield _counter(
-            "threadbridge_query_stops",
-            "Requests whose running query was stopped in the database.",
-            stopper.stops,
-        )
-        yield _counter(
-            "threadbridge_query_stop_failures",
-            "Attempts to stop a query or end a connection that failed.",
-            stopper.failures,
-        )
-        yield _counter(
-            "threadbridge_connections_severed",
-            "Connections cut because their query did not stop.",
-            stopper.severed,
-        )
-        yield _counter(
+    def collect(self) -> Iterable[Metric]:
+        return self._families
+
+
+def _joined(name: str, one: float, other: float) -> float:
+    if name.endswith(("_created", "_start_time_seconds")):
+        return min(one, other)
+    # Constants that only carry labels must not be summed.
+    return max(one, other) if name.endswith("_info") else one + other
+
+
+def _of_requests(bridge: Bridge) -> list[Metric]:
+    lanes, totals = bridge.lanes, bridge.totals.lanes
+    ended = Counter(
+        "threadbridge_requests",
+        "Requests that have ended, by lane, ending and class of status; no lane if its head was never complete.",
+        labels=("lane", "ending", "status"),
+    )
+    for labels, count in bridge.totals.requests.items():
+        ended.add_metric(labels, count)
+    statements = Counter("threadbridge_statements", "SQL statements of requests that have ended.", labels=("lane",))
+    return [
+        ended,
+        Gauge("threadbridge_open_requests", "Requests that have not ended.", len(bridge.exchanges.open)),
+        _by_label(statements, {name: lane.statements for name, lane in totals.items()}),
+        *(
+            _histogram(metric, meaning, {name: getattr(lane, attribute) for name, lane in totals.items()})
+            for attribute, metric, meaning in TIMES
+        ),
+        *(
+            _by_label(Gauge(metric, meaning, labels=("lane",)), {lane.name: getattr(lane, name) for lane in lanes})
+            for name, metric, meaning in LANES
+        ),
+    ]
+
+
+def _of_pool(guard: PoolGuard) -> list[Metric]:
+    stopper = guard.stopper
+    return [
+        Gauge("threadbridge_pool_connections", "Size of the pool; 0 if unlimited.", guard.size),
+        Gauge("threadbridge_pool_connections_in_use", "Connections of the pool in use.", guard.in_use),
+        Counter("threadbridge_query_stops", "Requests whose query was stopped in the database.", stopper.stops),
+        Counter("threadbridge_query_stop_failures", "Failed attempts to stop a query.", stopper.failures),
+        Counter("threadbridge_connections_severed", "Connections cut because a query did not stop.", stopper.severed),
+        Counter(
             "threadbridge_connections_killed",
             "Connections killed in the database, including those of dead processes.",
             stopper.killed,
-        )
-        yield _gauge(
+        ),
+        Gauge(
             "threadbridge_connections_not_ended",
             "Connections cut, or left by dead processes, that have not yet ended in the database.",
             stopper.running,
-        )
-        yield _counter(
-            "threadbridge_query_reruns",
-            "Queries run again on a new connection because the old one was lost.",
-            guard.reruns,
-        )
-
-    def _process(self) -> Iterator[Metric]:
-        bridge = self._bridge
-        yield _gauge(
-            "threadbridge_ready",
-            "Processes that are ready, as /readyz says, or stopping; 1 or 0 for a single process.",
-            self._is_ready,
-        )
-        yield _histogram(
-            "threadbridge_loop_lag_seconds",
-            "How late the event loop was, sampled four times a second.",
-            {"": bridge.lag.seen},
-        )
-        yield _gauge(
-            "threadbridge_spool_bytes", "Bytes of large bodies and unread responses on the disk.", bridge.spool.taken
-        )
-        yield _gauge("threadbridge_spool_limit_bytes", "Maximum of threadbridge_spool_bytes.", bridge.spool.size)
-        yield _gauge(
-            "threadbridge_open_connections",
-            "Client connections, including idle ones.",
-            sum(server.connections for server in bridge.servers),
-        )
-        yield _gauge(
-            "threadbridge_connection_limit",
-            "Maximum of client connections.",
-            sum(server.max_connections for server in bridge.servers),
-        )
-        refused = CounterMetricFamily(
-            "threadbridge_connections_refused",
-            "Connections answered 503, by reason.",
-            labels=("reason",),
-        )
-        for reason in ("descriptors", "connections", "client"):
-            refused.add_metric((reason,), sum(server.refused_connections[reason] for server in bridge.servers))
-        yield refused
-        yield _counter(
-            "threadbridge_connections_displaced",
-            "Idle or slow connections closed to make room for others.",
-            sum(server.displaced_connections for server in bridge.servers),
-        )
-        build = GaugeMetricFamily(
-            "threadbridge_build_info",
-            "Always 1; the versions, and whether the hot path is compiled, are labels.",
-            labels=("version", "python", "tornado", "compiled"),
-        )
-        compiled = str(is_compiled()).lower()
-        build.add_metric((version("threadbridge"), platform.python_version(), version("tornado"), compiled), 1)
-        yield build
+        ),
+        Counter("threadbridge_query_reruns", "Queries run again because their connection was lost.", guard.reruns),
+    ]
 
 
-def _counter(name: str, meaning: str, value: float) -> Metric:
-    return CounterMetricFamily(name, meaning, value=value)
+def _of_process(bridge: Bridge, is_ready: bool) -> list[Metric]:
+    servers, spool = bridge.servers, bridge.spool
+    connections = sum(server.connections for server in servers)
+    most_connections = sum(server.max_connections for server in servers)
+    displaced = sum(server.displaced_connections for server in servers)
+    refused = Counter("threadbridge_connections_refused", "Connections answered 503, by reason.", labels=("reason",))
+    build = Gauge(
+        "threadbridge_build_info",
+        "Always 1; the versions, and whether the hot path is compiled, are labels.",
+        labels=("version", "python", "tornado", "compiled"),
+    )
+    versions = (version("threadbridge"), platform.python_version(), version("tornado"), str(is_compiled()).lower())
+    build.add_metric(versions, 1)
+    return [
+        Gauge("threadbridge_ready", "Processes that are ready, as /readyz says, or stopping.", is_ready),
+        _histogram(
+            "threadbridge_loop_lag_seconds", "How late the loop was, four times a second.", {"": bridge.lag.seen}
+        ),
+        Gauge("threadbridge_spool_bytes", "Bytes of large bodies and unread responses on the disk.", spool.taken),
+        Gauge("threadbridge_spool_limit_bytes", "Maximum of threadbridge_spool_bytes.", spool.size),
+        Gauge("threadbridge_open_connections", "Client connections, including idle ones.", connections),
+        Gauge("threadbridge_connection_limit", "Maximum of client connections.", most_connections),
+        _by_label(
+            refused,
+            {
+                reason: sum(server.refused_connections[reason] for server in servers)
+                for reason in ("descriptors", "connections", "client")
+            },
+        ),
+        Counter("threadbridge_connections_displaced", "Idle or slow connections closed for others.", displaced),
+        build,
+    ]
 
 
-def _gauge(name: str, meaning: str, value: float) -> Metric:
-    return GaugeMetricFamily(name, meaning, value=value)
-
-
-def _by_lane(name: str, meaning: str, lanes: Iterable[Lane], values: Iterable[int]) -> Metric:
-    family = GaugeMetricFamily(name, meaning, labels=("lane",))
-    for lane, value in zip(lanes, values, strict=True):
-        family.add_metric((lane.name,), value)
+def _by_label(family: Counter | Gauge, values: Mapping[str, float]) -> Metric:
+    """The family with a value for each value of its only label."""
+    for label, value in values.items():
+        family.add_metric((label,), value)
     return family
 
 
-def _histogram(name: str, meaning: str, by_lane: dict[str, Distribution]) -> Metric:
+def _histogram(name: str, meaning: str, by_lane: Mapping[str, Distribution]) -> Metric:
     family = HistogramMetricFamily(name, meaning, labels=() if "" in by_lane else ("lane",))
+    bounds = [*map(str, BOUNDS), "+Inf"]
     for lane, distribution in by_lane.items():
-        bounds = [*(str(bound) for bound in distribution.bounds), "+Inf"]
         buckets = list(zip(bounds, accumulate(distribution.counts), strict=True))
         family.add_metric((lane,) if lane else (), buckets, distribution.sum)
     return family

@@ -11,12 +11,11 @@ from typing import Any
 
 from tornado.httpserver import HTTPServer
 from tornado.iostream import IOStream
-from tornado.web import Application
 
 from threadbridge.admin.access import Access
-from threadbridge.admin.applications import local_application, public_application
 from threadbridge.admin.console import Console
-from threadbridge.admin.peers import Peers
+from threadbridge.admin.frontends import Frontends
+from threadbridge.admin.handlers import application
 from threadbridge.common import forks
 from threadbridge.common.repeated_log import RepeatedLog
 from threadbridge.http.accepting import Acceptor
@@ -31,7 +30,7 @@ logger = logging.getLogger("threadbridge")
 LARGEST_REQUEST = 64 * 1024
 # Connections at the port, open pages included; the application's clients do not count.
 MAX_CONNECTIONS = 100
-# Seconds to wait for open pages to see the end of their streams.
+# Seconds to wait for open pages to see the end of their streams, and then for the connections to close.
 CLOSE_TIME = 1.0
 # Seconds for which a connection may hold the last file descriptor: time for one answer.
 LAST_DESCRIPTOR_TIME = 1.0
@@ -45,23 +44,17 @@ class _LimitedServer(HTTPServer):
 
     _log = RepeatedLog(logger)
 
-    def initialize(self, *arguments: Any, **parameters: Any) -> None:
-        """See `tornado.httpserver.HTTPServer`."""
-        super().initialize(*arguments, **parameters)
-        self._acceptors: dict[socket.socket, Acceptor] = {}
-
     def add_sockets(self, sockets: Iterable[socket.socket]) -> None:
-        """See `tornado.tcpserver.TCPServer`."""
+        self._acceptors = {}
         for listener in sockets:
             forks.listens(listener)
             self._acceptors[listener] = Acceptor(listener, self._serve, self._serve_briefly, leaves=0)
 
     def stop(self) -> None:
-        """See `tornado.tcpserver.TCPServer`."""
-        for listener, acceptor in self._acceptors.items():
+        while self._acceptors:
+            listener, acceptor = self._acceptors.popitem()
             acceptor.close()
             listener.close()
-        self._acceptors.clear()
 
     def _serve(self, connection: socket.socket, address: Any) -> None:
         self.handle_stream(IOStream(connection), address)
@@ -72,7 +65,6 @@ class _LimitedServer(HTTPServer):
         asyncio.get_running_loop().call_later(LAST_DESCRIPTOR_TIME, stream.close)
 
     def handle_stream(self, stream: IOStream, address: Any) -> None:
-        """See `tornado.httpserver.HTTPServer`."""
         if len(self._connections) < MAX_CONNECTIONS:
             super().handle_stream(stream, address)
         else:
@@ -83,45 +75,36 @@ class _LimitedServer(HTTPServer):
 class AdminServer:
     """Serves the operators' port of a bridge, and the Unix socket by which processes of this host ask it.
 
-    :param settings: uses those that begin with ``admin_``, ``run_directory`` and ``trusted_proxies``.
-    :param inheritance: what the supervisor has passed on: the sockets, and the run directory; None without a
-        supervisor.
-
     Construct it, call `listen`, then `start` on the loop; `drain` when the process is told to stop; `close`. Raises
-    ``ValueError`` for settings that cannot be used.
+    ``ValueError`` for settings that cannot be used: ``admin_...``, ``run_directory`` or ``trusted_proxies``.
     """
 
-    def __init__(
-        self,
-        bridge: Bridge,
-        settings: Settings,
-        inheritance: Inheritance | None = None,
-    ) -> None:
+    def __init__(self, bridge: Bridge, settings: Settings, inheritance: Inheritance | None = None) -> None:
         self._settings = settings
-        self._sockets = list(inheritance.admin_listeners) if inheritance is not None else []
-        self._is_supervised = inheritance is not None
+        self._inheritance = inheritance
+        self._sockets: Sequence[socket.socket] = ()
         self._access = Access(
             settings["admin_address"],
             settings["admin_token_file"],
             settings["admin_names"],
             settings["trusted_proxies"],
         )
-        self._peers = Peers(
+        self._frontends = Frontends(
             settings["admin_peers"],
             inheritance.run_directory if inheritance is not None else settings["run_directory"],
             inheritance.group if inheritance is not None else os.getpid(),
             self._access.proof,
         )
-        self._access.add_names(self._peers.names)
-        self._console = Console(bridge, self._peers)
+        self._access.names.update(self._frontends.names)
+        self._console = Console(bridge, self._frontends)
         self._servers: list[HTTPServer] = []
         self._unix: tuple[socket.socket, Callable[[], None]] | None = None
 
     def listen(self) -> None:
         """Bind the address, unless the supervisor has done so; raises ``OSError``."""
-        if not self._is_supervised:
-            self._sockets = bind_admin(self._settings)
-        self._unix = self._peers.bind()
+        inherited = self._inheritance
+        self._sockets = bind_admin(self._settings) if inherited is None else inherited.admin_listeners
+        self._unix = self._frontends.bind()
 
     @property
     def address(self) -> str:
@@ -129,20 +112,20 @@ class AdminServer:
         return " and ".join(describe(listener, "http") for listener in self._sockets)
 
     def start(self, addresses: Sequence[str]) -> None:
-        """Start to serve.
-
-        :param addresses: the addresses at which the application is served.
-        """
+        """Start to serve; the addresses are those of the application."""
         self._console.addresses = addresses
         self._console.admin_address = self.address
         if self._sockets:
-            self._serve(public_application(self._console, self._access), self._sockets)
+            self._serve(self._sockets, is_local=False)
         if self._unix is not None:
-            self._serve(local_application(self._console, self._access), [self._unix[0]])
+            self._serve([self._unix[0]], is_local=True)
 
-    def _serve(self, application: Application, sockets: list[socket.socket]) -> None:
+    def _serve(self, sockets: Sequence[socket.socket], *, is_local: bool) -> None:
         server = _LimitedServer(
-            application, max_body_size=LARGEST_REQUEST, max_header_size=LARGEST_REQUEST, idle_connection_timeout=60
+            application(self._console, self._access, is_local=is_local),
+            max_body_size=LARGEST_REQUEST,
+            max_header_size=LARGEST_REQUEST,
+            idle_connection_timeout=60,
         )
         server.add_sockets(sockets)
         self._servers.append(server)
@@ -161,10 +144,9 @@ class AdminServer:
         if self._unix is not None:
             # First, while this process still listens: nobody can mistake the socket for a stale one.
             self._unix[1]()
-        self._console.close()
         for server in self._servers:
             server.stop()
-        # Open pages see the end of their streams.
+        await self._console.close(CLOSE_TIME)
         closing = [asyncio.create_task(server.close_all_connections()) for server in self._servers]
         if closing:
             await asyncio.wait(closing, timeout=CLOSE_TIME)

@@ -1,10 +1,9 @@
-"""What one process is doing now, as JSON can carry it."""
+"""What one process is doing now, for JSON."""
 
 from __future__ import annotations
 
 import heapq
 import time
-from collections.abc import Sequence
 from typing import Any
 
 from threadbridge.crossing.exchange import Exchange
@@ -32,33 +31,19 @@ def snapshot(bridge: Bridge, history: History) -> dict[str, Any]:
     for exchange in bridge.exchanges.open:
         if exchange.state in SHOWN:
             counts[SHOWN[exchange.state]] += 1
+    oldest = heapq.nsmallest(MOST_ROWS, bridge.exchanges.open, key=lambda each: (not each.run_at, _since(each)))
     bridge.telemetry.flush()
     return {
         "now": wall,
         "lanes": [
-            {
-                "name": lane.name,
-                "threads": lane.threads,
-                "busy": lane.busy,
-                "queued": lane.queued,
-                "queue": lane.queue,
-            }
+            {name: getattr(lane, name) for name in ("name", "threads", "busy", "queued", "queue")}
             for lane in bridge.lanes
         ],
         "counts": counts,
-        "requests": [_row(exchange, now, wall) for exchange in oldest(bridge.exchanges.open)],
+        "requests": [_row(exchange, now, wall) for exchange in oldest],
         "finished": history.finished(),
         "slots": history.slots(),
     }
-
-
-def oldest(exchanges: set[Exchange]) -> Sequence[Exchange]:
-    """At most `MOST_ROWS` requests: running ones before waiting ones, and the oldest first."""
-    return heapq.nsmallest(MOST_ROWS, exchanges, key=_order)
-
-
-def _order(exchange: Exchange) -> tuple[bool, float]:
-    return not exchange.run_at, _since(exchange)
 
 
 def _since(exchange: Exchange) -> float:
@@ -71,7 +56,7 @@ def _row(exchange: Exchange, now: float, wall: float) -> dict[str, Any]:
     statements = exchange.running.statements
     # Read once: the worker changes it at the same time.
     latest = statements.latest[-1] if statements.latest else None
-    runs = latest is not None and not latest.ended
+    running = latest if latest is not None and not latest.ended else None
     return {
         "key": exchange.key,
         "id": exchange.id,
@@ -88,8 +73,8 @@ def _row(exchange: Exchange, now: float, wall: float) -> dict[str, Any]:
         "sent": exchange.sent,
         "statements": statements.count,
         "changes": statements.outcome,
-        "database": round(statements.seconds + (now - latest.started if latest and runs else 0), 4),
-        "sql": latest.sql[:LONGEST_SQL] if latest and runs else None,
-        "sql_running": round(now - latest.started, 4) if latest and runs else None,
-        "connection": latest.connection_id if latest and runs else None,
+        "database": round(statements.seconds + (now - running.started if running else 0), 4),
+        "sql": running.sql[:LONGEST_SQL] if running else None,
+        "sql_running": round(now - running.started, 4) if running else None,
+        "connection": running.connection_id if running else None,
     }

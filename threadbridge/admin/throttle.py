@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import math
 import time
 
 from threadbridge.common.repeated_log import RepeatedLog
+from threadbridge.http.forwarded import client_of
 
 logger = logging.getLogger("threadbridge")
 
@@ -36,32 +36,18 @@ class Throttle:
     def delay(self, address: str) -> int:
         """Seconds, rounded up, until a token from this address is checked; 0 if it is checked now."""
         now = time.monotonic()
-        _, again_at = self._mistakes.get(_client(address), (0, 0.0))
+        _, again_at = self._mistakes.get(client_of(address), (0, 0.0))
         return math.ceil(max(0.0, again_at - now, self._paid_by - now - MISTAKES_AT_ONCE + 1))
 
     def wrong(self, address: str, source: str) -> None:
-        """Count and log a wrong token from this address.
-
-        :param source: the part of the request that it was in, for the log.
-        """
+        """Count and log a wrong token from this address; the source is the part of the request that it was in."""
         now = time.monotonic()
-        client = _client(address)
+        client = client_of(address)
         count, again_at = self._mistakes.pop(client, (0, 0.0))
-        if now - again_at > FORGOTTEN_AFTER:
-            count = 0
-        count += 1
+        count = count + 1 if now - again_at <= FORGOTTEN_AFTER else 1
         wait = min(LONGEST_DELAY, 2.0 ** min(count - FREE_MISTAKES - 1, 10)) if count > FREE_MISTAKES else 0.0
         self._mistakes[client] = (count, now + wait)
         if len(self._mistakes) > MOST_CLIENTS:
             del self._mistakes[next(iter(self._mistakes))]
         self._paid_by = max(self._paid_by, now) + 1.0
-        _wrong_token.log(logging.WARNING, "operators' port: a wrong token from %s, %s", address or "unix:", source)
-
-
-def _client(address: str) -> str:
-    """The client at an address: an IPv4 address, or an IPv6 network of 64 bits, which one machine may own."""
-    try:
-        ip = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
-        return address
-    return str(ipaddress.ip_network((ip, 64), strict=False)) if ip.version == 6 else address
+        _wrong_token.log(logging.WARNING, "operators' port: a wrong token from %s, %s", address, source)

@@ -13,69 +13,75 @@ from tornado.log import access_log
 from threadbridge.sql.statements import as_field
 from threadbridge.telemetry.record import Record
 
-# What `time.strftime` makes of %b where the locale is English.
+# The %b of `time.strftime` in an English locale.
 MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 
 class AccessLines:
-    """The message of a log record that stands for one request or several. Any thread.
+    """The message of a log record that stands for one request or several. Any thread."""
 
-    :param has_args: whether the log record has arguments, see `write`; as its message stands the text alone.
-    """
-
-    def __init__(self, records: Sequence[Record], *, has_args: bool = False) -> None:
+    def __init__(self, records: Sequence[Record]) -> None:
         self._records = records
-        self._has_args = has_args
         # Kept because handlers that limit the size of their file format each record twice.
         self._text = ""
         self._json = ""
 
     def __str__(self) -> str:
-        # A log record's message is `str(msg) % args`: this one must not show the arguments.
-        return f"{self.text.replace('%', '%%')}%.0s%.0s%.0s" if self._has_args else self.text
+        # For log records with the three arguments of `write`: `str(msg) % args` must not show them.
+        return f"{self.text.replace('%', '%%')}%.0s%.0s%.0s"
 
     @property
     def text(self) -> str:
         """A line for each request."""
         if not self._text:
-            self._text = _lines(self._records)
+            lines = []
+            second, stamp = 0, ""
+            for record in self._records:
+                ended_at = int(record.started_at + record.total)
+                if ended_at != second:
+                    second, moment = ended_at, time.localtime(ended_at)
+                    stamp = time.strftime(f"%d/{MONTHS[moment.tm_mon - 1]}/%Y:%H:%M:%S %z", moment)
+                lines.append(_line(record, stamp))
+            self._text = "\n".join(lines)
         return self._text
 
     @property
     def json(self) -> str:
         """A JSON object for each request, one a line."""
         if not self._json:
-            self._json = "\n".join([json.dumps(_object(record)) for record in self._records])
+            lines = []
+            for record in self._records:
+                head = {"time": iso_time(record.started_at + record.total), "level": "info", "logger": access_log.name}
+                lines.append(json.dumps({**head, **fields(record)}))
+            self._json = "\n".join(lines)
         return self._json
 
 
 def write(records: Sequence[Record]) -> None:
-    """Log these requests by the logger ``tornado.access``. A reader of the telemetry.
+    """Log these requests to ``tornado.access``. A reader of the telemetry.
 
     Each has a log record of its own, with the attributes of `fields` and the ``args`` of Tornado's
-    (`tornado.web.Application.log_request`): status, ``"METHOD TARGET (CLIENT)"``, milliseconds. Only where nothing but
-    this package's handlers sees them, one log record stands for all: under load 1 µs a request instead of 20.
+    (`tornado.web.Application.log_request`): status, ``"METHOD TARGET (CLIENT)"``, milliseconds. If only this package's
+    handlers see them, one log record stands for all: under load 1 µs a request instead of 20.
     """
     if not access_log.isEnabledFor(logging.INFO):
         return
-    if _only_own_handlers_see_it():
-        access_log.handle(_log_record(AccessLines(records), ()))
-        return
-    for record in records:
-        summary = f"{record.method} {record.target} ({record.client})"
-        log_record = _log_record(AccessLines([record], has_args=True), (record.status, summary, 1000 * record.total))
-        # Not `extra`: it refuses names that a record factory of the application's has given.
-        log_record.__dict__.update(fields(record))
+    is_one = _only_own_handlers_see_it()
+    for group in [records] if is_one else [[record] for record in records]:
+        # Not `access_log.info`: it looks for the calling function, which is not on Python's stack when compiled.
+        log_record = access_log.makeRecord(
+            access_log.name, logging.INFO, "access_log.py", 0, AccessLines(group), (), None
+        )
+        if not is_one:
+            record = group[0]
+            log_record.args = (record.status, f"{record.method} {record.target} ({record.client})", 1000 * record.total)
+            # Not `extra`: it refuses names that the application's record factory has used.
+            log_record.__dict__.update(fields(record))
         access_log.handle(log_record)
 
 
-def _log_record(lines: AccessLines, args: tuple[object, ...]) -> logging.LogRecord:
-    # Not `access_log.info`: it looks for the calling function, which compiled is not on Python's stack.
-    return access_log.makeRecord(access_log.name, logging.INFO, "access_log.py", 0, lines, args, None)
-
-
 def _only_own_handlers_see_it() -> bool:
-    """Whether all that reads records of the access log knows that `AccessLines` may stand for several requests."""
+    """Whether all readers of the log records know that `AccessLines` may stand for several requests."""
     # Sentry replaces this method to read all records.
     if access_log.filters or logging.Logger.callHandlers.__module__ != logging.__name__:
         return False
@@ -101,19 +107,8 @@ def escaped(text: str) -> str:
 
 
 def iso_time(seconds: float) -> str:
-    """A time since 1970 as ISO 8601 and RFC 3339 have it, in UTC, to the millisecond. Any thread."""
+    """A time since 1970 in UTC, to the millisecond (RFC 3339). Any thread."""
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
-
-
-def _lines(records: Sequence[Record]) -> str:
-    lines = []
-    second, stamp = 0, ""
-    for record in records:
-        ended_at = int(record.started_at + record.total)
-        if ended_at != second:
-            second, stamp = ended_at, _stamp(ended_at)
-        lines.append(_line(record, stamp))
-    return "\n".join(lines)
 
 
 def _line(record: Record, stamp: str) -> str:
@@ -124,7 +119,7 @@ def _line(record: Record, stamp: str) -> str:
     if not _is_plain(client + request + referer + agent):
         request, referer, agent = escaped(request), escaped(referer), escaped(agent)
         client = escaped(client).replace(" ", "\\x20")
-    # At the very end, and only if there is something to say, so that programs can still read the lines.
+    # At the very end, and only if there were any, so that programs can still read the lines.
     changes = "" if record.changes == "none" else f" changes={as_field(record.changes)}"
     return (
         f'{client} - - [{stamp}] "{request}" {record.status} {record.sent} "{referer}" "{agent}" '
@@ -140,7 +135,7 @@ def _milliseconds(seconds: float) -> str:
 
 
 def fields(record: Record) -> dict[str, object]:
-    """What the access log says of a request, by the names of docs/operating.md, "Log fields". Any thread."""
+    """A request's fields by their names in docs/operating.md, "Log fields". Any thread."""
     return {
         "request_id": record.id,
         "client": record.client,
@@ -162,15 +157,5 @@ def fields(record: Record) -> dict[str, object]:
     }
 
 
-def _object(record: Record) -> dict[str, object]:
-    ended_at = iso_time(record.started_at + record.total)
-    return {"time": ended_at, "level": "info", "logger": access_log.name, **fields(record)}
-
-
 def _is_plain(text: str) -> bool:
     return text.isascii() and text.isprintable() and '"' not in text and "\\" not in text
-
-
-def _stamp(seconds: int) -> str:
-    moment = time.localtime(seconds)
-    return time.strftime(f"%d/{MONTHS[moment.tm_mon - 1]}/%Y:%H:%M:%S %z", moment)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import heapq
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 from threadbridge.telemetry.record import Record
 
 MINUTE = 60
-# Of each second of the last minute the slowest requests are kept, so many that were answered and so many others:
-# hundreds a second could not be told apart.
+# Requests kept of each second of the last minute, answered and others: hundreds a second could not be told apart.
 KEPT_A_SECOND = {"done": 6, "other": 3}
 SLOT = 10
 SLOTS = 15 * 60 // SLOT
@@ -30,55 +31,45 @@ def bin_of(seconds: float) -> int:
     return int(math.log(seconds / _SHORTEST) * _BINS_PER_E) if seconds > _SHORTEST else 0
 
 
-def quantiles(bins: Mapping[int, int], wanted: Sequence[float]) -> list[float | None]:
-    """The latencies, in seconds, below which these shares of all lie; to about 5 %."""
-    total = sum(bins.values())
-    if not total:
-        return [None] * len(wanted)
-    ordered = sorted(bins.items())
-    found: list[float | None] = []
-    for share in wanted:
-        left = share * total
-        number = 0
-        for number, count in ordered:  # noqa: B007 - it stays where the share is reached
-            left -= count
-            if left <= 0:
-                break
-        found.append(_SHORTEST * math.exp((number + 0.5) / _BINS_PER_E))
+def quantiles(bins: Mapping[int, int]) -> dict[str, float | None]:
+    """The latencies, in seconds, below which 50, 95 and 99 % of all lie, to about 5 %; None if there are none."""
+    numbers = sorted(bins)
+    sums = list(accumulate(bins[number] for number in numbers))
+    found: dict[str, float | None] = {"p50": None, "p95": None, "p99": None}
+    if sums and sums[-1]:
+        for name in found:
+            number = numbers[bisect_left(sums, int(name[1:]) / 100 * sums[-1])]
+            found[name] = _SHORTEST * math.exp((number + 0.5) / _BINS_PER_E)
     return found
-
-
-class Slot:
-    """What ended within `SLOT` seconds."""
-
-    def __init__(self) -> None:
-        self.endings: dict[str, int] = {}
-        self.bins: dict[int, int] = {}
 
 
 class History:
     """Reads the telemetry's records and keeps what the operators' page shows of them."""
 
     def __init__(self) -> None:
-        self._slots: dict[int, Slot] = {}
+        # By the number of the slot of `SLOT` seconds: how many requests had each ending, and each bin's latency.
+        self._slots: dict[int, tuple[dict[str, int], dict[int, int]]] = {}
         # By the second in which they ended and the kind of ending: their durations, with a number that settles ties.
         self._slowest: dict[tuple[int, str], list[tuple[float, int, Record]]] = {}
         self._number = 0
 
     def read(self, records: Sequence[Record]) -> None:
         """Take in what has ended; a reader for `Telemetry.subscribe`."""
-        second, slot = -1, Slot()
+        second = -1
+        endings: dict[str, int] = {}
+        bins: dict[int, int] = {}
         for record in records:
             total = record.total
             ended = int(record.started_at + total)
             if ended != second:
                 # Mostly all of them have ended in the same one.
-                second, slot = ended, self._slots.get(ended // SLOT) or self._new_slot(ended // SLOT)
+                second = ended
+                endings, bins = self._slots.get(ended // SLOT) or self._new_slot(ended // SLOT)
             ending = record.ending
-            slot.endings[ending] = slot.endings.get(ending, 0) + 1
+            endings[ending] = endings.get(ending, 0) + 1
             if record.has_run and ending not in UNANSWERED:
                 number = bin_of(total)
-                slot.bins[number] = slot.bins.get(number, 0) + 1
+                bins[number] = bins.get(number, 0) + 1
             kind = "done" if ending == "done" else "other"
             slowest = self._slowest.get((ended, kind))
             if slowest is None:
@@ -90,10 +81,10 @@ class History:
                 self._number += 1
                 heapq.heapreplace(slowest, (total, self._number, record))
 
-    def _new_slot(self, number: int) -> Slot:
+    def _new_slot(self, number: int) -> tuple[dict[str, int], dict[int, int]]:
         for old in [old for old in self._slots if old < number - SLOTS]:
             del self._slots[old]
-        return self._slots.setdefault(number, Slot())
+        return self._slots.setdefault(number, ({}, {}))
 
     def _new_second(self, second: int, kind: str) -> list[tuple[float, int, Record]]:
         for old in [old for old in self._slowest if old[0] < second - MINUTE]:
@@ -101,16 +92,16 @@ class History:
         return self._slowest.setdefault((second, kind), [])
 
     def slots(self) -> dict[str, Any]:
-        """The last 15 minutes, slot by slot, as JSON can carry it."""
+        """The last 15 minutes, slot by slot, for JSON."""
         first = int(time.time()) // SLOT - SLOTS
         return {
-            str(number): {"endings": slot.endings, "bins": slot.bins}
-            for number, slot in self._slots.items()
+            str(number): {"endings": endings, "bins": bins}
+            for number, (endings, bins) in self._slots.items()
             if number > first
         }
 
     def finished(self) -> list[dict[str, Any]]:
-        """The slowest requests of each second of the last minute, as JSON can carry them."""
+        """The slowest requests of each second of the last minute, for JSON."""
         since = int(time.time()) - MINUTE
         return [
             {
@@ -134,20 +125,3 @@ class History:
             if second > since
             for _, _, record in slowest
         ]
-
-
-def merged_slots(several: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The last 15 minutes of several processes together, oldest first: rates, and latencies of what was answered."""
-    slots: dict[int, Slot] = {}
-    for one in several:
-        for slot_number, counts in one.items():
-            slot = slots.setdefault(int(slot_number), Slot())
-            for ending, count in counts["endings"].items():
-                slot.endings[ending] = slot.endings.get(ending, 0) + count
-            for bin_number, count in counts["bins"].items():
-                slot.bins[int(bin_number)] = slot.bins.get(int(bin_number), 0) + count
-    now = int(time.time()) // SLOT
-    for number in range(now - SLOTS + 1, now + 1):
-        slot = slots.get(number) or Slot()
-        p50, p95, p99 = quantiles(slot.bins, (0.5, 0.95, 0.99))
-        yield {"from": number * SLOT, "endings": slot.endings, "p50": p50, "p95": p95, "p99": p99}

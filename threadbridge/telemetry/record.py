@@ -9,24 +9,22 @@ from threadbridge.sql.statements import Statement
 
 
 class Record:
-    """A request that has ended: set once, by whoever makes it, then only read. Times in seconds.
+    """A request that has ended: set once, then only read. Times in seconds.
 
-    A new field of the access log has four places: an attribute here, with the value for a request that was refused
-    unread; its assignment in `record_of`; its name in `threadbridge.telemetry.access_log.fields`, for ``--log_json``;
-    and docs/operating.md, section "Log fields". The text line changes only if programs that read it can bear that.
+    A new field of the access log needs an attribute here, with the value for a request that was refused unread; its
+    assignment in `record_of`; its name in `threadbridge.telemetry.access_log.fields`, for ``--log_json``; and a line in
+    docs/operating.md, section "Log fields". The text line changes only if programs that read it can bear that.
     """
 
-    # The request's name in all logs; "" if it was refused before its head was complete.
+    # Its name in all logs, and what tells it from all other requests of its process; "" if it was refused unread.
     id = ""
-    # Tells it from all other requests of its process; "" as for `id`.
     key = ""
     # The client's address; "" on a Unix socket.
     client = ""
-    # From the request line: as the client sent them, and unchecked if the request was refused.
+    # As the client sent them, and unchecked if the request was refused; "" if they are missing.
     method = ""
     target = ""
     version = ""
-    # The fields' values; "" if there are none.
     referer = ""
     user_agent = ""
     status = 0
@@ -34,7 +32,7 @@ class Record:
     sent = 0
     # The value of its `State`.
     ending = ""
-    # The lane's name; "" as for `id`.
+    # The lane's name; "" if it was refused unread.
     lane = ""
     # Whether it was queued for a thread, and whether a thread took it.
     has_waited = False
@@ -43,35 +41,27 @@ class Record:
     wait = 0.0
     # From there until the response began, or until the request ended without a response.
     run = 0.0
-    # How long its statements took together.
+    # How many statements there were, and how long they took together.
+    statements = 0
     database = 0.0
     # From the end of the request's head until all ended.
     total = 0.0
-    # How many statements there were.
-    statements = 0
-    # What had become of its changes to the data when it ended, see `Statements.outcome`. The only attribute that may
-    # change later: a thread that comes back brings the final outcome.
+    # See `Statements.outcome`. The only attribute that may change later: a thread that comes back brings the outcome.
     changes = "none"
     # The latest statements of a slow request, which may still run; None if it was not slow.
     slow_statements: tuple[Statement, ...] | None = None
-    # When the request's head was complete: seconds since 1970, and the same by `time.monotonic`.
+    # When the request's head was complete, in seconds since 1970.
     started_at = 0.0
-    started = 0.0
 
 
 def record_of(exchange: Exchange, slow_after: float) -> Record:
-    """The record of an exchange that has ended.
-
-    :param slow_after: a request is slow if it waited and ran for this many seconds, or was in the database for as long.
-    """
+    """The record of an ended exchange, which is slow if it waited and ran, or used the database, for so long."""
     record = Record()
     ended_at = exchange.ended_at
     queued_at = exchange.queued_at
     answered_at = exchange.answered_at or ended_at
-    run_at = exchange.run_at
-    if run_at > answered_at:
-        # A worker has taken it in the very moment in which it ended.
-        run_at = answered_at
+    # A worker may have taken the request just as it ended.
+    run_at = min(exchange.run_at, answered_at)
     total = ended_at - exchange.started
     wait = (run_at or ended_at) - queued_at if queued_at else 0.0
     run = answered_at - run_at if run_at else 0.0
@@ -98,7 +88,6 @@ def record_of(exchange: Exchange, slow_after: float) -> Record:
     record.run = run
     record.total = total
     record.started_at = time.time() - total
-    record.started = exchange.started
     statements = exchange.running.statements
     if statements.latest:
         latest = statements.latest[-1]

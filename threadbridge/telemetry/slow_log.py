@@ -7,24 +7,21 @@ from collections.abc import Sequence
 
 from threadbridge.sql.mask import masked
 from threadbridge.sql.statements import Statement
-from threadbridge.telemetry.access_log import escaped
+from threadbridge.telemetry.access_log import escaped, fields
 from threadbridge.telemetry.record import Record
 
 logger = logging.getLogger("threadbridge.slow")
 
-# Characters of a statement's text that are shown.
+# Characters of a statement that are shown.
 LONGEST = 2000
 
 
 class SlowRequest:
-    """The message of a log record about a slow request; as text it has a line for each statement. Any thread.
+    """The message of a log record about a slow request; as text it has a line for each statement. Any thread."""
 
-    :param shows_values: whether strings and numbers stay in the statements' texts.
-    """
-
-    def __init__(self, record: Record, statements: Sequence[Statement], shows_values: bool) -> None:
+    def __init__(self, record: Record, shows_values: bool) -> None:
         self.record = record
-        self._statements = statements
+        self._statements = record.slow_statements or ()
         self._shows_values = shows_values
 
     def __str__(self) -> str:
@@ -39,31 +36,21 @@ class SlowRequest:
         if left_out:
             lines.append(f"the first {left_out} statements are not kept")
         for statement in self._statements:
-            took = f"{_milliseconds(statement):.1f} ms" if statement.ended else "still running"
+            took = f"{1000 * (statement.ended - statement.started):.1f} ms" if statement.ended else "still running"
             rows = "" if statement.rows < 0 else f", {statement.rows} rows"
             error = f", {statement.error}" if statement.error else ""
             lines.append(f"{took}{rows}{error}: {self._text(statement)}")
         return "\n".join(lines)
 
     def fields(self) -> dict[str, object]:
-        """The same for programs, times in milliseconds; a statement that still runs has none."""
-        record = self.record
+        """The fields of the access log, and the statements; the ``ms`` of one that still runs is None."""
         return {
-            "request_id": record.id,
-            "client": record.client,
-            "method": record.method,
-            "target": record.target,
-            "lane": record.lane,
-            "status": record.status,
-            "ending": record.ending,
-            "wait_ms": round(1000 * record.wait, 1),
-            "run_ms": round(1000 * record.run, 1),
-            "database_ms": round(1000 * record.database, 1),
-            "statement_count": record.statements,
+            **fields(self.record),
+            "statement_count": self.record.statements,
             "statements": [
                 {
                     "sql": self._text(statement),
-                    "ms": round(_milliseconds(statement), 1) if statement.ended else None,
+                    "ms": round(1000 * (statement.ended - statement.started), 1) if statement.ended else None,
                     "rows": statement.rows if statement.rows >= 0 else None,
                     "error": statement.error or None,
                     "connection_id": statement.connection_id,
@@ -73,22 +60,13 @@ class SlowRequest:
         }
 
     def _text(self, statement: Statement) -> str:
-        sql = statement.sql[: 2 * LONGEST]
-        sql = sql if self._shows_values else masked(sql)
-        sql = "".join(character if character.isprintable() else " " for character in sql)
-        sql = " ".join(sql.split())
+        sql = statement.sql[: 2 * LONGEST] if self._shows_values else masked(statement.sql[: 2 * LONGEST])
+        sql = " ".join("".join(character if character.isprintable() else " " for character in sql).split())
         return sql if len(sql) <= LONGEST else f"{sql[:LONGEST]}..."
 
 
-def _milliseconds(statement: Statement) -> float:
-    return 1000 * (statement.ended - statement.started)
-
-
 class SlowLog:
-    """Logs slow requests, at the level WARNING of ``threadbridge.slow``.
-
-    :param shows_values: see `SlowRequest`.
-    """
+    """Logs slow requests, with the values in their statements or without, at the level WARNING."""
 
     def __init__(self, shows_values: bool) -> None:
         self._shows_values = shows_values
@@ -97,4 +75,4 @@ class SlowLog:
         """A reader of the telemetry."""
         for record in records:
             if record.slow_statements is not None:
-                logger.warning(SlowRequest(record, record.slow_statements, self._shows_values))
+                logger.warning(SlowRequest(record, self._shows_values))

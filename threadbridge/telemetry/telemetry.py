@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 from threadbridge.common.repeated_log import RepeatedLog
 from threadbridge.crossing.exchange import Exchange
@@ -16,35 +16,29 @@ from threadbridge.telemetry.record import Record, record_of
 
 logger = logging.getLogger("threadbridge")
 
-# Seconds after which readers get a record at the latest, and about how many at once, so that they do not hold the loop
-# for long.
+# Seconds after which readers get a record at the latest; about how many at once, so that the loop is not held up.
 INTERVAL = 0.1
 BATCH = 200
 
-Reader: TypeAlias = Callable[[Sequence[Record]], None]
-
 
 class Telemetry:
-    """Makes the records of a bridge and hands them to the readers, ten times a second.
-
-    :param slow_after: see `record_of`; 0: no request is slow.
-    """
+    """Makes the records of a bridge and hands them to the readers, ten times a second."""
 
     def __init__(self, slow_after: float = 0.0) -> None:
+        # With 0, no request is slow.
         self._slow_after = slow_after or float("inf")
         self._records: list[Record] = []
-        self._readers: list[Reader] = []
+        self._readers: list[Callable[[Sequence[Record]], None]] = []
         self._timer: asyncio.TimerHandle | None = None
         self._failed = RepeatedLog(logger)
 
-    def subscribe(self, reader: Reader) -> Callable[[], None]:
-        """Call ``reader(records)`` with all records from now on, in order; returns a function that unsubscribes it."""
+    def subscribe(self, reader: Callable[[Sequence[Record]], None]) -> None:
+        """Call the reader with all records from now on, in order."""
         self._readers.append(reader)
-        return lambda: self._readers.remove(reader)
 
     def finished(self, exchange: Exchange) -> Record:
         """Make and return the record of an exchange that has ended."""
-        # At once: its memory is the next request's, while it is still in the processor's caches.
+        # At once, while its memory is in the processor's caches; the next request may use it again.
         record = record_of(exchange, self._slow_after)
         self._add(record)
         return record
@@ -64,26 +58,22 @@ class Telemetry:
         record.ending = str(State.REFUSED)
         record.sent = sent
         record.started_at = time.time()
-        record.started = time.monotonic()
         self._add(record)
 
     def _add(self, record: Record) -> None:
         self._records.append(record)
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(INTERVAL, self._on_time)
+            self._timer = asyncio.get_running_loop().call_later(INTERVAL, self.flush)
         elif len(self._records) == BATCH:
             asyncio.get_running_loop().call_soon(self.flush)
 
-    def _on_time(self) -> None:
-        self._timer = None
-        self.flush()
-
     def flush(self) -> None:
         """Hand all new records to the readers. What a reader raises is logged."""
-        if not self._records:
-            return
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         records, self._records = self._records, []
-        for reader in list(self._readers):
+        for reader in self._readers if records else ():
             try:
                 reader(records)
             except Exception as error:  # noqa: BLE001 - it is logged, and there are other readers

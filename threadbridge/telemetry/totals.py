@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from threadbridge.crossing.states import State
 from threadbridge.telemetry.record import Record
 
-# Upper bounds in seconds: from a page out of memory to the longest that a request may take by default.
-BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 180.0)
-
+# Upper bounds in seconds, up to the longest a request may take by default. A list: mypyc copies tuples at each use.
+BOUNDS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 180.0]
 CLASSES = tuple(f"{first}xx" for first in range(10))
 
 # Usual outcomes are counted from 0, so that a monitor sees their first increment.
@@ -22,17 +21,16 @@ USUAL = (
 
 
 class Distribution:
-    """How many values lie between fixed bounds, and their sum."""
+    """How many values lie between the `BOUNDS`, and their sum."""
 
-    def __init__(self, bounds: Sequence[float] = BOUNDS) -> None:
-        self.bounds = bounds
-        # One for each bound, of the values up to it and over the one before; the last for those over all.
-        self.counts = [0] * (len(bounds) + 1)
+    def __init__(self) -> None:
+        # For each bound, the values up to it and over the one before; the last for those over all.
+        self.counts = [0] * (len(BOUNDS) + 1)
         self.sum = 0.0
 
     def add(self, value: float) -> None:
         """Count a value."""
-        self.counts[bisect_left(self.bounds, value)] += 1
+        self.counts[bisect_left(BOUNDS, value)] += 1
         self.sum += value
 
 
@@ -47,17 +45,12 @@ class LaneTotals:
 
 
 class Totals:
-    """Reads a bridge's records.
-
-    :param lanes: the names of its lanes.
-    """
+    """The totals of a bridge whose lanes have these names."""
 
     def __init__(self, lanes: Sequence[str]) -> None:
         self.lanes = {name: LaneTotals() for name in lanes}
-        # By lane ("" for what was refused before it had one), ending and class of status.
-        self.requests: dict[tuple[str, str, str], int] = {}
-        for name in lanes:
-            self.requests.update({(name, str(ending), status): 0 for ending, status in USUAL})
+        # By lane ("" for requests refused before they had one), ending and class of status.
+        self.requests = {(name, str(ending), status): 0 for name in lanes for ending, status in USUAL}
         self.requests["", str(State.REFUSED), "4xx"] = 0
 
     def read(self, records: Sequence[Record]) -> None:

@@ -20,9 +20,8 @@ import requests
 from tests.support.admin_site import FROM_PAGE, Site, answer, write_token
 from tests.support.inprocess import wait_until
 from tests.support.processes import free_port
-from threadbridge.admin.peer_answer import MalformedAnswer, parse_processes
-from threadbridge.admin.peer_proof import WINDOW, PeerProof, ProofError
-from threadbridge.admin.peers import PATIENCE
+from threadbridge.admin.frontend_answer import PROCESSES, FrontendError, parse
+from threadbridge.admin.frontends import PATIENCE
 
 
 def pids(document: dict[str, Any]) -> set[int]:
@@ -82,8 +81,8 @@ def test_a_process_that_does_not_answer_is_marked_and_delays_nothing(tmp_path: P
         one, other = two_sites(tmp_path, stack, f"--run_directory={tmp_path / 'run'}")
         os.kill(other.process.pid, signal.SIGSTOP)
         try:
-            [peer] = one.document()["unreachable"]
-            assert peer == {"name": f"process {other.process.pid}", "reason": f"no answer within {PATIENCE:g} s"}
+            [frontend] = one.document()["unreachable"]
+            assert frontend == {"name": f"process {other.process.pid}", "reason": f"no answer within {PATIENCE:g} s"}
             # Later answers do not wait for it: twenty of them take less than twenty times the patience.
             began = time.monotonic()
             for _ in range(20):
@@ -115,7 +114,7 @@ def test_a_process_that_has_left_the_port_is_still_shown(tmp_path: Path) -> None
         wait_until(lambda: len(one.document()["processes"]) == 1, "it has ended too")
 
 
-def test_named_peers_may_name_each_other_in_a_circle(tmp_path: Path) -> None:
+def test_named_frontends_may_name_each_other_in_a_circle(tmp_path: Path) -> None:
     token = tmp_path / "token"
     write_token(token, "a token that both of them have")
     bearer = {"Authorization": f"Bearer {token.read_text()}"}
@@ -133,14 +132,14 @@ def test_named_peers_may_name_each_other_in_a_circle(tmp_path: Path) -> None:
         # Each is shown once, including the one that is asked; the third does not exist.
         assert [process["pid"] for process in document["processes"]].count(one.process.pid) == 1
         assert pids(document) == {one.process.pid, other.process.pid}
-        assert [peer["reason"] for peer in document["unreachable"]] == ["Connection refused"]
+        assert [frontend["reason"] for frontend in document["unreachable"]] == ["Connection refused"]
         [row] = document["requests"]
         stop = one.admin(f"/requests/{row['key']}/cancel", "POST", headers={**FROM_PAGE, **bearer})
         assert stop.json() == {"stopped": 1}
         assert answer(client).startswith(b"HTTP/1.1 504 ")
 
 
-def test_a_peer_with_another_token_is_unreachable(tmp_path: Path) -> None:
+def test_a_frontend_with_another_token_is_unreachable(tmp_path: Path) -> None:
     token = tmp_path / "token"
     write_token(token, "a token that only one has")
     (tmp_path / "a").mkdir()
@@ -150,13 +149,13 @@ def test_a_peer_with_another_token_is_unreachable(tmp_path: Path) -> None:
     ):
         document = open_one.document()
         assert pids(document) == {open_one.process.pid}
-        assert [peer["reason"] for peer in document["unreachable"]] == [
+        assert [frontend["reason"] for frontend in document["unreachable"]] == [
             "it answers 401 Unauthorized: give the token: log in at /, or send the header Authorization: Bearer TOKEN"
         ]
 
 
 class Impostor:
-    """Listens at a peer's address, records the requests, and answers with ``answer``."""
+    """Listens at a frontend's address, records the requests, and answers with ``answer``."""
 
     def __init__(self, answer: bytes = b"") -> None:
         self.answer = answer
@@ -185,7 +184,7 @@ def http_answer(body: bytes) -> bytes:
     return b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
 
 
-def test_an_impostor_at_a_peers_port_gets_no_token_and_is_not_believed(tmp_path: Path) -> None:
+def test_an_impostor_at_a_frontends_port_gets_no_token_and_is_not_believed(tmp_path: Path) -> None:
     token = tmp_path / "token"
     write_token(token, TOKEN)
     bearer = {"Authorization": f"Bearer {TOKEN}"}
@@ -194,7 +193,10 @@ def test_an_impostor_at_a_peers_port_gets_no_token_and_is_not_believed(tmp_path:
         with Site(tmp_path, *arguments) as site:
 
             def reasons() -> list[str]:
-                return [peer["reason"] for peer in site.admin("/requests.json", headers=bearer).json()["unreachable"]]
+                return [
+                    frontend["reason"]
+                    for frontend in site.admin("/requests.json", headers=bearer).json()["unreachable"]
+                ]
 
             reason = "its answer does not prove that it knows the token"
             wait_until(lambda: reasons() == [reason], "it is not believed")
@@ -208,59 +210,6 @@ def test_an_impostor_at_a_peers_port_gets_no_token_and_is_not_believed(tmp_path:
             for host in (f"127.0.0.1:{impostor.port}", f"127.0.0.1:{site.admin_port}"):
                 headers = {"Authorization": proof, "Host": host}
                 assert site.admin("/local/processes.json", headers=headers).status_code == 401
-
-
-def test_a_proof_is_valid_for_one_time_host_and_request(tmp_path: Path) -> None:
-    token = tmp_path / "token"
-    write_token(token, TOKEN)
-    with Site(tmp_path, f"--admin_token_file={token}") as site:
-        host, path = f"127.0.0.1:{site.admin_port}", "/local/processes.json"
-        proof = PeerProof(TOKEN)
-
-        def ask(authorization: str, path: str = path) -> requests.Response:
-            return site.admin(path, headers={"Authorization": authorization})
-
-        number, authorization = proof.of_request("GET", host, path)
-        answered = ask(authorization)
-        assert answered.status_code == 200
-        assert proof.is_of_answer(answered.headers["X-Threadbridge-Proof"], number, answered.content)
-        assert not proof.is_of_answer(answered.headers["X-Threadbridge-Proof"], number, answered.content + b" ")
-        assert not PeerProof("another token").is_of_answer(
-            answered.headers["X-Threadbridge-Proof"], number, answered.content
-        )
-        again = ask(authorization)
-        assert (again.status_code, "the request is a copy" in again.text) == (401, True)
-        for other in (
-            PeerProof("another token").of_request("GET", host, path),
-            proof.of_request("GET", host, "/local/requests/1-1/cancel"),
-            proof.of_request("POST", host, path),
-            proof.of_request("GET", "127.0.0.1:1", path),
-            ("", "Threadbridge-Peer x"),
-        ):
-            assert ask(other[1]).status_code == 401
-        # It gives access to nothing but the peers' addresses.
-        _, authorization = proof.of_request("GET", host, "/requests.json")
-        assert ask(authorization, "/requests.json").status_code == 401
-
-
-def test_nonces_are_forgotten_once_they_have_expired(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 1_800_000_000.0
-    monkeypatch.setattr(time, "time", lambda: now)
-    proof = PeerProof(TOKEN)
-    request = ("GET", "a:1", "/")
-    for late in (0, WINDOW, WINDOW + 1):
-        _, authorization = proof.of_request(*request)
-        now += late
-        if late > WINDOW:
-            with pytest.raises(ProofError, match="the clocks of the two hosts differ"):
-                proof.check_request(authorization, *request)
-        else:
-            proof.check_request(authorization, *request)
-            with pytest.raises(ProofError, match="the request is a copy"):
-                proof.check_request(authorization, *request)
-    now += 2 * WINDOW
-    proof.check_request(proof.of_request(*request)[1], *request)
-    assert len(proof._used) == 1
 
 
 MALFORMED = [
@@ -288,7 +237,7 @@ MALFORMED = [
 ]
 
 
-def test_a_peer_with_malformed_answers_is_unreachable(tmp_path: Path) -> None:
+def test_a_frontend_with_malformed_answers_is_unreachable(tmp_path: Path) -> None:
     with closing(Impostor()) as impostor, Site(tmp_path, f"--admin_peers=127.0.0.1:{impostor.port}") as site:
         for number, answer in enumerate(MALFORMED):
             impostor.answer = answer
@@ -304,7 +253,7 @@ def test_a_peer_with_malformed_answers_is_unreachable(tmp_path: Path) -> None:
         assert "Traceback" not in site.output()
 
 
-def test_each_part_of_a_peers_answer_is_checked(tmp_path: Path) -> None:
+def test_each_part_of_a_frontends_answer_is_checked(tmp_path: Path) -> None:
     with Site(tmp_path) as site, ExitStack() as stack:
         requests.get(site.url, timeout=20)
         site.occupy(stack, "one")
@@ -312,7 +261,7 @@ def test_each_part_of_a_peers_answer_is_checked(tmp_path: Path) -> None:
         document = site.admin("/local/processes.json").json()
         site.finish("one")
     whole = json.dumps(document).encode()
-    assert parse_processes(whole) == document["processes"]
+    assert parse(whole, PROCESSES) == document
     scalars = list(_scalars(document["processes"]))
     assert len(scalars) > 40
     for holder, name in scalars:
@@ -320,8 +269,8 @@ def test_each_part_of_a_peers_answer_is_checked(tmp_path: Path) -> None:
         wrong = [{"a": [1]}, [[1]], -1e30, float("nan"), "x" * 30_000, 10**400]
         for value in wrong:
             holder[name] = value
-            with pytest.raises(MalformedAnswer):
-                parse_processes(json.dumps(document).encode())
+            with pytest.raises(FrontendError):
+                parse(json.dumps(document).encode(), PROCESSES)
         holder[name] = kept
     bins = document["processes"][0]["slots"].popitem()[1]["bins"]
     assert all(len(number) <= 3 for number in bins)
@@ -337,7 +286,7 @@ def _scalars(value: Any) -> Iterator[tuple[Any, Any]]:
 
 
 @pytest.mark.parametrize("address", ["9001", "127.0.0.1", "ftp://a:1", "http://127.0.0.1:9000/page", "a:x"])
-def test_a_malformed_peer_address_is_refused(tmp_path: Path, address: str) -> None:
+def test_a_malformed_frontend_address_is_refused(tmp_path: Path, address: str) -> None:
     refused = Site(tmp_path, f"--admin_peers={address}").run_to_its_end()
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
     assert f"admin_peers: {address!r}: expected HOST:PORT or a URL with a port" in refused.stderr
@@ -367,7 +316,7 @@ def test_a_process_without_a_port_is_found_too(tmp_path: Path) -> None:
         hidden = stack.enter_context(Site(tmp_path / "a", f"--run_directory={run}", admin_port=None))
         assert "operators" not in hidden.output().splitlines()[0]
         assert pids(one.document()) == {one.process.pid, hidden.process.pid}
-        # Its socket serves only its peers.
+        # Its socket serves only its frontends.
         [path] = [file for file in run.iterdir() if file.name.endswith(f"-{hidden.process.pid}.sock")]
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(str(path))
