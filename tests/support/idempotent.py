@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import http.client
 import json
+import sqlite3
 import sys
 import threading
 from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 from wsgiref.types import StartResponse, WSGIEnvironment
 
 from tests.support.inprocess import BridgeThread
 from threadbridge import current
+from threadbridge.worker.idempotency_store import Answer, FirstRequest, IdempotencyStore
 
 
 class Application:
@@ -125,3 +128,26 @@ def detail(body: bytes) -> str:
 
 def is_replayed(response: http.client.HTTPResponse) -> bool:
     return response.headers.get("Idempotency-Replayed") == "true"
+
+
+@contextmanager
+def opened(path: Path, *, age: float = 60, size: int = 1024**2) -> Iterator[IdempotencyStore]:
+    store = IdempotencyStore(str(path), age=age, size=size)
+    yield store
+    store.close()
+
+
+def rows(path: Path, sql: str, *values: object) -> list[tuple[Any, ...]]:
+    with closing(sqlite3.connect(path)) as connection, connection:
+        return connection.execute(sql, values).fetchall()
+
+
+def begin(store: IdempotencyStore, key: bytes, client: str = "client") -> FirstRequest | None:
+    return store.begin(key, b"f", "id", client)
+
+
+def outcome(store: IdempotencyStore, key: bytes) -> Answer | str | None:
+    """What is known of a key that is in the store; None while its request is running."""
+    first = begin(store, key)
+    assert first is not None
+    return first.outcome
