@@ -32,8 +32,8 @@ def page() -> str:
 
 @flask_application.get("/slow")
 def slow() -> str:
-    time.sleep(5)
-    return "That took five seconds of a thread, and none of the loop's."
+    time.sleep(2)
+    return "That took two seconds of a thread, and none of the loop's."
 
 
 class Clock(WebSocketHandler):
