@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import itertools
 import json
 import sqlite3
 import sys
@@ -63,6 +64,9 @@ class Application:
         if path == "/pay/large":
             start_response("200 OK", [("Content-Type", "text/plain")])
             return Closing([b"x" * 300_000] * 5, self)
+        if path == "/pay/endless":
+            start_response("200 OK", [("Content-Type", "text/plain")])
+            return Closing(itertools.repeat(b"x" * 300_000), self)
         if path in ("/pay/largely-written", "/pay/only-written"):
             write = start_response("200 OK", [])
             for _ in range(5):
@@ -88,14 +92,17 @@ def half_of_a_page(half: bytes, start_response: StartResponse) -> Iterator[bytes
 
 
 class Closing:
-    """A body that tells when it is closed."""
+    """A body that counts how often it is closed, also as its own iterator."""
 
-    def __init__(self, chunks: list[bytes], application: Application) -> None:
-        self._chunks = chunks
+    def __init__(self, chunks: Iterable[bytes], application: Application) -> None:
+        self._chunks = iter(chunks)
         self._application = application
 
     def __iter__(self) -> Iterator[bytes]:
-        return iter(self._chunks)
+        return self
+
+    def __next__(self) -> bytes:
+        return next(self._chunks)
 
     def close(self) -> None:
         self._application.closed += 1
