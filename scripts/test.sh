@@ -6,12 +6,12 @@ set -eu
 root=$(cd "$(dirname "$0")/.." && pwd -P)
 "$root/scripts/setup.sh" test
 cd "$root"
-# Hundreds of interpreters start, and each worker of pytest rewrites all test files, unless the bytecode is kept.
+# The tests start hundreds of interpreters, and each worker of pytest rewrites all test files: keep the bytecode.
 unset PYTHONDONTWRITEBYTECODE
 [ $# -eq 0 ] || exec .venv/bin/python -m pytest "$@"
 status=0
 random=${CI:+"-p randomly"}
-# shellcheck disable=SC2086  # no word or two
+# shellcheck disable=SC2086  # two words, or none
 .venv/bin/python -m pytest $random --numprocesses=3 --dist=loadfile --no-loadscope-reorder -m 'not alone' || status=$?
 # shellcheck disable=SC2086
 .venv/bin/python -m pytest $random -m alone || status=$?
