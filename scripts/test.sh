@@ -1,12 +1,18 @@
 #!/bin/sh
 # Sets up what the tests need, then runs them, several files at a time, and at the end those that need the processors for
 # themselves. With arguments, it runs pytest once, with these: scripts/test.sh tests/application/test_page.py -k search
+# Where CI is set, the tests run in random order; the first lines of the output name the seed that repeats it.
 set -eu
 root=$(cd "$(dirname "$0")/.." && pwd -P)
 "$root/scripts/setup.sh" test
 cd "$root"
+# The tests start hundreds of interpreters, and each worker of pytest rewrites all test files: keep the bytecode.
+unset PYTHONDONTWRITEBYTECODE
 [ $# -eq 0 ] || exec .venv/bin/python -m pytest "$@"
 status=0
-.venv/bin/python -m pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder -m 'not alone' || status=$?
-.venv/bin/python -m pytest -m alone || status=$?
+random=${CI:+"-p randomly"}
+# shellcheck disable=SC2086  # two words, or none
+.venv/bin/python -m pytest $random --numprocesses=3 --dist=loadfile --no-loadscope-reorder -m 'not alone' || status=$?
+# shellcheck disable=SC2086
+.venv/bin/python -m pytest $random -m alone || status=$?
 exit $status

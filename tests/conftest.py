@@ -24,19 +24,25 @@ from threadbridge.database.pool import PoolGuard
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-# Those that take longest by far: what is begun last, others wait for at the end with nothing to do. Those that measure
-# what a load leaves behind come after those that take the processors for themselves.
+# The files that take longest, so that no worker is left with one of them at the end. Files that measure what a load
+# leaves behind come after those that keep the processors busy.
 FIRST = (
     "test_start_life.py",
-    "test_http_fuzz.py",
-    "test_application_sampledata.py",
     "test_packaging.py",
+    "test_application_sampledata.py",
+    "test_http_fuzz.py",
     "test_benchmarks.py",
-    "test_fault_campaign.py",
     "test_doctor.py",
-    "test_django.py",
+    "test_command_line.py",
+    "test_fault_campaign.py",
+    "test_start_script.py",
+    "test_attacks.py",
     "test_soak.py",
     "test_chaos.py",
+    "test_tornado_programs.py",
+    "test_connecting.py",
+    "test_http_properties.py",
+    "test_django.py",
     "test_admin_page.py",
     "test_model.py",
     "test_processes_faults.py",
@@ -76,7 +82,7 @@ def fresh_logs() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the files that take longest; the others stay in their order."""
+    """Begin with the files that take longest; the others stay in their order, random or not."""
     places = {name: place for place, name in enumerate(FIRST)}
     items.sort(key=lambda item: places.get(item.path.name, len(places)))
 

@@ -32,8 +32,8 @@ def page() -> str:
 
 @flask_application.get("/slow")
 def slow() -> str:
-    time.sleep(5)
-    return "This took five seconds of a thread, and none of the loop."
+    time.sleep(2)
+    return "This took two seconds of a thread, and none of the loop."
 
 
 class Clock(WebSocketHandler):

@@ -101,6 +101,7 @@ def test_a_connection_made_after_its_request_was_cancelled_is_closed_and_not_cou
     assert guard.abandon(request) == (0, 0)
 
 
+@pytest.mark.usefixtures("severed_early")
 def test_a_new_connection_that_does_not_answer_is_cut(
     make: Make, line: FaultyLine, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -122,7 +123,7 @@ def test_a_new_connection_that_does_not_answer_is_cut(
     worker.join()
     assert isinstance(worker.error, MySQLdb.OperationalError) and worker.error.args[0] in (2006, 2013)
     assert pool._connections == 0
-    message = "cancelled 5 s ago but still waiting for a new connection to the database"
+    message = "cancelled 2 s ago but still waiting for a new connection to the database"
     wait_until(lambda: message in caplog.text, "that is logged")
 
 
@@ -165,6 +166,7 @@ def test_readyz_is_true_while_the_network_swallows_new_connections(
     application = tests.support.admin_site.SQL_APPLICATION.replace(
         "MySQLdb, maxc", "lambda **k: MySQLdb.connect(**k), maxc"
     )
+    application += "import threadbridge.loop.watch\nthreadbridge.loop.watch.STUCK_AFTER = 5.0\n"
     monkeypatch.setattr(tests.support.admin_site, "SQL_APPLICATION", application)
 
     def database() -> tuple[int, str]:

@@ -84,6 +84,7 @@ class Witness:
         self.connection = psycopg.connect(autocommit=True)
         self.connection.execute("CREATE SEQUENCE IF NOT EXISTS executions")
         self.connection.execute("CREATE TABLE IF NOT EXISTS notes (note text)")
+        self.connection.execute("TRUNCATE notes")
         self._executions = self._next_value
 
     @property
@@ -381,6 +382,7 @@ def test_a_statement_is_stopped_with_either_driver(witness: Witness, driver: Any
     pool.close()
 
 
+@pytest.mark.usefixtures("severed_early")
 def test_a_connection_lost_by_the_network_is_cut_and_killed(witness: Witness, driver: Any) -> None:
     """The cancel request is lost with it, as it takes the same line; another connection gets through."""
     witness.connection.execute("TRUNCATE notes")

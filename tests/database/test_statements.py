@@ -233,8 +233,8 @@ def test_the_outcome_of_a_requests_changes_is_known(make_pool: Callable[..., Any
 def test_a_change_that_is_still_running_is_open(make_pool: Callable[..., Any], witness: Witness) -> None:
     pool = make_pool(maxconnections=1)
     PoolGuard(pool)
-    request, worker = in_request(lambda: query(pool, "INSERT INTO notes SELECT GET_LOCK('held by the witness', 20)"))
     witness.rows("SELECT GET_LOCK('held by the witness', 0)")
+    request, worker = in_request(lambda: query(pool, "INSERT INTO notes SELECT GET_LOCK('held by the witness', 20)"))
     wait_until(lambda: request.statements.outcome == "open", "it runs")
     witness.rows("DO RELEASE_ALL_LOCKS()")
     worker.join()

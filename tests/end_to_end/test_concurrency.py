@@ -44,7 +44,7 @@ class Recording:
     statuses: list[int] = field(default_factory=list)
 
 
-def record(frontend: Frontend, process_list: ProcessList, *, seconds: int, busy: int = CONNECTIONS) -> Recording:
+def record(frontend: Frontend, process_list: ProcessList, *, seconds: float, busy: int = CONNECTIONS) -> Recording:
     """Fire the slow queries at once, and ask for the page as soon as the server is busy."""
     recording = Recording(busy)
 
@@ -133,7 +133,7 @@ def test_bridge_answers_median_while_others_wait_for_theirs(bridge: Recording) -
 
 def record_wrapper(server: str, settings: dict[str, str], process_list: ProcessList, busy: int) -> Recording:
     with Frontend(command(server, "myapplication:app", CONNECTIONS), env=settings) as frontend:
-        return record(frontend, process_list, seconds=1, busy=busy)
+        return record(frontend, process_list, seconds=0.5, busy=busy)
 
 
 def test_wsgicontainer_runs_one_query_at_a_time(settings: dict[str, str], process_list: ProcessList) -> None:

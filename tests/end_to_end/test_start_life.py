@@ -25,8 +25,8 @@ def test_whole_life_with_an_embedded_database(installation: Installation) -> Non
     # Interrupted in the middle of loading, as by Ctrl-C.
     with installation.popen() as interrupted:
         assert interrupted.stdout is not None
-        while "order lines:" not in (line := interrupted.stdout.readline()):
-            assert line, "the script ended before it loaded the order lines"
+        while "orders:" not in (line := interrupted.stdout.readline()):
+            assert line, "the script ended before it loaded the orders"
         assert len(installation.processes()) > 1
         os.killpg(interrupted.pid, signal.SIGINT)
         interrupted.stdout.read()

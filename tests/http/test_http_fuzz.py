@@ -1,6 +1,6 @@
 """Random streams of requests, valid and not, in random pieces: what is accepted is what h11 reads, to the byte.
 
-It lasts for 5 s, 60 s where ``CI`` is set, or as long as ``FUZZ_SECONDS`` says. ``FUZZ_SEED`` repeats a run; the
+It lasts for 5 s, 20 s where ``CI`` is set, or as long as ``FUZZ_SECONDS`` says. ``FUZZ_SEED`` repeats a run; the
 seed is printed when it fails.
 
 The server may refuse what h11, which is more lenient, accepts. It must not accept anything that h11 refuses, nor
@@ -20,7 +20,7 @@ import h11
 from threadbridge.http.parser import RequestParser
 from threadbridge.http.request_rules import BadRequest
 
-SECONDS = float(os.environ.get("FUZZ_SECONDS", "60" if os.environ.get("CI") else "5"))
+SECONDS = float(os.environ.get("FUZZ_SECONDS", "20" if os.environ.get("CI") else "5"))
 SEED = int(os.environ.get("FUZZ_SEED", random.SystemRandom().randrange(10**9)))
 
 LARGEST = 65536

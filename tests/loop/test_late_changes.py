@@ -136,7 +136,7 @@ def test_when_the_client_has_left_the_end_is_told(
             [row] = snapshot(server.bridge, History())["requests"]
             assert (row["state"], row["changes"]) == ("running", "open")
             reset(client)
-        wait_until(lambda: not server.bridge.exchanges.open, "its leaving is noticed")
+        wait_until(lambda: len(lines(caplog)) == 1, "it is in the access log")
         payments.go_on.set()
         wait_until(lambda: len(told(caplog)) == 1, "the end is told")
     assert [(line["status"], line["changes"]) for line in lines(caplog)] == [("499", "open")]

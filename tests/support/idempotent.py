@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import http.client
+import itertools
 import json
+import sqlite3
 import sys
 import threading
 from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 from wsgiref.types import StartResponse, WSGIEnvironment
 
 from tests.support.inprocess import BridgeThread
 from threadbridge import current
+from threadbridge.worker.idempotency_store import Answer, FirstRequest, IdempotencyStore
 
 
 class Application:
@@ -60,6 +64,9 @@ class Application:
         if path == "/pay/large":
             start_response("200 OK", [("Content-Type", "text/plain")])
             return Closing([b"x" * 300_000] * 5, self)
+        if path == "/pay/endless":
+            start_response("200 OK", [("Content-Type", "text/plain")])
+            return Closing(itertools.repeat(b"x" * 300_000), self)
         if path in ("/pay/largely-written", "/pay/only-written"):
             write = start_response("200 OK", [])
             for _ in range(5):
@@ -85,14 +92,17 @@ def half_of_a_page(half: bytes, start_response: StartResponse) -> Iterator[bytes
 
 
 class Closing:
-    """A body that tells when it is closed."""
+    """A body that counts how often it is closed, also as its own iterator."""
 
-    def __init__(self, chunks: list[bytes], application: Application) -> None:
-        self._chunks = chunks
+    def __init__(self, chunks: Iterable[bytes], application: Application) -> None:
+        self._chunks = iter(chunks)
         self._application = application
 
     def __iter__(self) -> Iterator[bytes]:
-        return iter(self._chunks)
+        return self
+
+    def __next__(self) -> bytes:
+        return next(self._chunks)
 
     def close(self) -> None:
         self._application.closed += 1
@@ -125,3 +135,26 @@ def detail(body: bytes) -> str:
 
 def is_replayed(response: http.client.HTTPResponse) -> bool:
     return response.headers.get("Idempotency-Replayed") == "true"
+
+
+@contextmanager
+def opened(path: Path, *, age: float = 60, size: int = 1024**2) -> Iterator[IdempotencyStore]:
+    store = IdempotencyStore(str(path), age=age, size=size)
+    yield store
+    store.close()
+
+
+def rows(path: Path, sql: str, *values: object) -> list[tuple[Any, ...]]:
+    with closing(sqlite3.connect(path)) as connection, connection:
+        return connection.execute(sql, values).fetchall()
+
+
+def begin(store: IdempotencyStore, key: bytes, client: str = "client") -> FirstRequest | None:
+    return store.begin(key, b"f", "id", client)
+
+
+def outcome(store: IdempotencyStore, key: bytes) -> Answer | str | None:
+    """What is known of a key that is in the store; None while its request is running."""
+    first = begin(store, key)
+    assert first is not None
+    return first.outcome

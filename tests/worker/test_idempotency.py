@@ -257,6 +257,24 @@ def test_an_answer_that_is_too_large_is_sent_but_not_repeated(
     assert application.runs == 1 and application.closed == (target == "/pay/large")
 
 
+def test_a_large_answer_is_closed_once_when_its_client_leaves(
+    application: Application, serving: Callable[..., BridgeThread]
+) -> None:
+    with serving() as server:
+        client = server.send(
+            b"POST /pay/endless HTTP/1.1\r\nHost: a\r\nIdempotency-Key: k\r\nContent-Length: 0\r\n\r\n"
+        )
+        received = 0
+        # More than is held back before the answer is passed on.
+        while received < 2_000_000:
+            received += len(client.recv(65536))
+        reset(client)
+        wait_until(lambda: not server.bridge.lanes[0].busy, "it has ended")
+        assert (application.runs, application.closed) == (1, 1)
+        response, body = post(server, path="/pay/endless", body=b"", Host="a")
+        assert response.status == 409 and "more than 1048576 bytes" in detail(body)
+
+
 def test_an_error_page_takes_the_place_of_half_a_page(
     application: Application, serving: Callable[..., BridgeThread]
 ) -> None:

@@ -1,21 +1,28 @@
-"""What applications get wrong and what the server makes of it; see also test_bridge.py for what it refuses."""
+"""How the server sends what applications answer, and what they get wrong; test_bridge.py has what it refuses."""
 
 from __future__ import annotations
 
+import http.client
 import logging
-from collections.abc import Callable, Iterable
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from socket import IPPROTO_TCP, TCP_NODELAY
 from typing import Any
+from wsgiref.types import StartResponse, WSGIEnvironment
+from wsgiref.validate import validator
 
 import pytest
 import requests
 
-from tests.support.inprocess import BridgeThread
+from tests.support.inprocess import BridgeThread, wait_until
 from tests.support.processes import Frontend
 from threadbridge import Bridge
 from threadbridge.worker import wsgi
 
 PLAIN = [("Content-Type", "text/plain")]
+GET = b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 
 
 def answers(status: str, headers: list[tuple[str, str]], body: Iterable[bytes] = (b"hello",)) -> Any:
@@ -69,6 +76,102 @@ def test_the_application_s_own_server_header_is_kept() -> None:
     with BridgeThread(answers("200 OK", [*PLAIN, ("server", "own")]), threads=1) as server:
         response, _ = server.request()
     assert response.headers.get_all("Server") == ["own"]
+
+
+def test_nothing_delays_a_piece_of_a_stream() -> None:
+    go_on = threading.Event()
+
+    def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterator[bytes]:
+        start_response("200 OK", PLAIN)
+        assert go_on.wait(20)
+        yield b"hello"
+
+    with BridgeThread(app, threads=1) as server:
+        client = server.send(GET)
+        wait_until(lambda: server.bridge.lanes[-1].busy == 1, "the application runs")
+        [exchange] = server.bridge.exchanges.open
+        # Without it the kernel holds a piece back until the client has acknowledged the one before.
+        assert exchange.connection.stream.socket.getsockopt(IPPROTO_TCP, TCP_NODELAY)  # type: ignore[attr-defined]
+        go_on.set()
+        client.close()
+
+
+def test_headers_arrive_as_they_are_given() -> None:
+    headers = [*PLAIN, ("Set-Cookie", " a=1; Path=/"), ("X-Name", "caf\xe9"), ("Set-Cookie", "b=2"), ("X-Empty", "")]
+
+    def app(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
+        start_response("200 OK", headers)
+        return []
+
+    with BridgeThread(validator(app), threads=1) as server:
+        response, _ = server.request()
+    for name, value in headers:
+        assert value.strip() in response.headers.get_all(name, [])
+    assert response.headers.get_all("Set-Cookie") == ["a=1; Path=/", "b=2"]
+
+
+def test_exc_info_by_keyword() -> None:
+    def app(environ: WSGIEnvironment, start_response: Any) -> list[bytes]:
+        start_response("200 OK", PLAIN)
+        try:
+            raise LookupError("on purpose")
+        except LookupError:
+            start_response("503 Sorry", PLAIN, exc_info=sys.exc_info())
+        return [b"sorry"]
+
+    with BridgeThread(app, threads=1) as server:
+        response, body = server.request()
+    assert (response.status, body) == (503, b"sorry")
+
+
+def test_an_empty_write_sends_the_head() -> None:
+    go_on = threading.Event()
+
+    def app(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
+        write = start_response("200 OK", PLAIN)
+        write(b"")
+        assert go_on.wait(20)
+        return [b"hello"]
+
+    with BridgeThread(app, threads=1) as server, server.send(GET) as client:
+        response = http.client.HTTPResponse(client)
+        # It returns when the head is there, and the application waits until then.
+        response.begin()
+        go_on.set()
+        assert response.read() == b"hello"
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("length", [[], [("Content-Length", "5")]])
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_205_has_no_body(
+    method: str, length: list[tuple[str, str]], is_stream: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        start_response("205 Reset Content", [*PLAIN, *length])
+        return iter([b"hel", b"lo"]) if is_stream else [b"hello"]
+
+    with BridgeThread(app, threads=1) as server:
+        received = server.exchange(GET.replace(b"GET", method.encode()))
+    head, _, body = received.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 205 ")
+    # RFC 9110, section 15.3.6: its end must be told all the same.
+    assert b"\r\nContent-Length: 0\r\n" in head and b"chunked" not in head
+    assert body == b""
+    assert [record for record in caplog.records if record.name == "threadbridge"] == []
+
+
+def test_two_lengths_of_the_application(caplog: pytest.LogCaptureFixture) -> None:
+    def app(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
+        lengths = [("Content-Length", length) for length in environ["QUERY_STRING"].split(",")]
+        start_response("200 OK", [*PLAIN, *lengths])
+        return [b"hello"]
+
+    with BridgeThread(app, threads=1) as server:
+        response, body = server.request(path="/?5,5")
+        assert (response.headers.get_all("Content-Length"), body) == (["5"], b"hello")
+        assert server.request(path="/?5,4")[0].status == 500
+    assert "Content-Length is 5 and 4; give it once" in caplog.text
 
 
 def create_app() -> Any:

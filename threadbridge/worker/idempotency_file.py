@@ -1,4 +1,4 @@
-"""The SQLite file in which `idempotency_store` keeps its outcomes: its tables, and how it comes about."""
+"""The SQLite file of the idempotency store: its tables, how it is created and opened."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import os
 import sqlite3
 import stat
 import time
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 
-# Seconds that a thread waits for others that use the store; a transaction takes milliseconds.
+# Seconds that a thread waits for others to finish with the store; a transaction takes milliseconds.
 BUSY_TIMEOUT = 5.0
 VERSION = 1
 
@@ -38,8 +38,8 @@ END;
 CREATE TRIGGER removed AFTER DELETE ON outcomes BEGIN UPDATE total SET bytes = bytes - OLD.size; END;
 """
 
-# How many keys there are, and how many each client has. An earlier version knows nothing of it and can use the file all
-# the same: during an update processes of both do, and none of the keys may be forgotten.
+# Counts the keys, in total and by client. An earlier version does not know these tables, yet during an update processes
+# of both versions use the file.
 _COUNTS = (
     "ALTER TABLE total ADD COLUMN keys INTEGER NOT NULL DEFAULT 0",
     "UPDATE total SET keys = (SELECT COUNT(*) FROM outcomes)",
@@ -61,53 +61,48 @@ _COUNTS = (
 
 
 class StoreFile:
-    """The file and this process's one connection to it, which its owner guards by a lock.
+    """The file and this process's only connection to it; callers guard it with a lock.
 
-    :param path: absolute. The file is made when it is missing, readable by its user only; nothing is opened before the
-        first use.
+    :param path: absolute. A missing file is created by `open`, readable by its user only.
     """
 
     def __init__(self, path: str) -> None:
         self._path = path
         self._connection: sqlite3.Connection | None = None
-        # Of the open file: its device and number.
+        # The device and inode of the open file.
         self._opened: tuple[int, int] | None = None
 
     def open(self) -> sqlite3.Connection:
-        """The connection, in autocommit mode. Raises ``sqlite3.Error``, ``OSError`` or ``ValueError``.
+        """Return the connection, in autocommit mode.
 
-        After any of these, `close`.
+        Raises ``sqlite3.Error``, ``OSError`` or ``ValueError``; call `close` after any of them.
         """
         identity = self._identity()
         if self._connection is not None and self._opened == identity:
             return self._connection
-        # Somebody has moved the old file away.
+        # The old file was moved away.
         self.close()
         if identity is None:
-            self._make()
+            self._create()
         connection = self._connection = self._connect(self._path)
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute(f"PRAGMA journal_size_limit = {16 * 1024 * 1024}")
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if version != VERSION:
             raise ValueError(f"it has the format {version}, this version of threadbridge needs {VERSION}; move it away")
-        self._count(connection)
+        with connection:
+            connection.execute("BEGIN IMMEDIATE")
+            if connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'clients'").fetchone() is None:
+                for statement in _COUNTS:
+                    connection.execute(statement)
         self._opened = self._identity()
         return connection
 
-    @staticmethod
-    def _count(connection: sqlite3.Connection) -> None:
-        """See to it that keys are counted, in a new file and in one of an earlier version."""
-        connection.execute("BEGIN IMMEDIATE")
-        if connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'clients'").fetchone() is None:
-            for statement in _COUNTS:
-                connection.execute(statement)
-        connection.execute("COMMIT")
-
     def close(self) -> None:
         """Close the connection; the next use opens another."""
-        connection, self._connection = self._connection, None
+        connection, self._connection, self._opened = self._connection, None, None
         if connection is not None:
             connection.close()
-        self._opened = None
 
     def _identity(self) -> tuple[int, int] | None:
         try:
@@ -118,58 +113,45 @@ class StoreFile:
             raise ValueError("others may write to it, and so answer requests; chown and chmod 600, or move it away")
         return status.st_dev, status.st_ino
 
-    def _make(self) -> None:
-        """Make the file, complete before any process finds it under its name."""
+    def _create(self) -> None:
+        """Create the file, so that no process finds it under its name before it is complete."""
         new = f"{self._path}.new"
-        directory = os.open(os.path.dirname(self._path), os.O_RDONLY | os.O_CLOEXEC)
+        directory = os.open(os.path.dirname(self._path), os.O_RDONLY)
         try:
-            # Several processes may have missed the file at once.
-            self._lock_directory(directory)
+            # Other processes may be creating the file. The wait is bounded: any process can hold this lock.
+            give_up_at = time.monotonic() + BUSY_TIMEOUT
+            while True:
+                try:
+                    fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > give_up_at:
+                        raise
+                time.sleep(0.02)
             if os.path.exists(self._path):
                 return
-            # What a file that was removed has left would be taken for part of this one.
+            # SQLite would apply the log of a removed file to this one.
             for left in (new, f"{self._path}-wal", f"{self._path}-shm"):
-                with suppress(FileNotFoundError):
-                    os.unlink(left)
-            os.close(os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+                Path(left).unlink(missing_ok=True)
+            Path(new).touch(0o600, exist_ok=False)
             with closing(self._connect(new)) as connection:
                 connection.executescript(_SCHEMA)
                 connection.execute(f"PRAGMA user_version = {VERSION}")
-                # Last: what is in the log only, because the disk is full, would stay behind.
+                # Last: on a full disk, what is only in the log would not be in the renamed file.
                 connection.execute("PRAGMA journal_mode = WAL")
             os.rename(new, self._path)
         finally:
-            # Or a process that was forked meanwhile would keep it.
+            # Closing does not unlock it if a process was forked meanwhile.
             fcntl.flock(directory, fcntl.LOCK_UN)
             os.close(directory)
 
     @staticmethod
-    def _lock_directory(directory: int) -> None:
-        """Lock it, but do not wait for ever: whoever may read it can lock it, too."""
-        give_up_at = time.monotonic() + BUSY_TIMEOUT
-        while True:
-            try:
-                fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except BlockingIOError:
-                if time.monotonic() > give_up_at:
-                    raise
-            time.sleep(0.02)
-
-    def _connect(self, path: str) -> sqlite3.Connection:
-        connection = sqlite3.connect(
-            # Never made here: it would be empty, and stay so.
+    def _connect(path: str) -> sqlite3.Connection:
+        return sqlite3.connect(
+            # Not created here: it would be empty, and stay so.
             f"{Path(path).as_uri()}?mode=rw",
             uri=True,
             timeout=BUSY_TIMEOUT,
             isolation_level=None,
             check_same_thread=False,
         )
-        try:
-            connection.execute("PRAGMA synchronous = FULL")
-            connection.execute(f"PRAGMA journal_size_limit = {16 * 1024 * 1024}")
-        except BaseException:
-            # The exception has it in a frame: it would stay open until garbage is collected.
-            connection.close()
-            raise
-        return connection

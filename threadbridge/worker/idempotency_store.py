@@ -1,4 +1,4 @@
-"""The store of outcomes for requests with an ``Idempotency-Key``: one SQLite file for all processes of a host."""
+"""The store of requests with an ``Idempotency-Key`` and their answers: one SQLite file for all processes of a host."""
 
 from __future__ import annotations
 
@@ -12,24 +12,19 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from pathlib import Path
 
 from threadbridge.common import forks
 from threadbridge.common.repeated_log import RepeatedLog
 from threadbridge.worker import idempotency_file
-from threadbridge.worker.idempotency_file import StoreFile
 
 logger = logging.getLogger("threadbridge")
+_failures, _recoveries, _refusals = (RepeatedLog(logger) for _ in range(3))
 
-# Bytes that an entry counts besides its answer: about what it takes with its indexes.
+# Bytes that a key counts besides its answer: about what it takes with its indexes.
 ENTRY_SIZE = 1024
-# How many expired entries a request removes, and how many more if it finds no room: none pays for all of a flood.
-SWEEP = 50
-LONG_SWEEP = 1000
-
-_NOT_STORED = "its answer could not be stored"
-
-Headers: TypeAlias = Sequence[tuple[str, str]]
+# How many expired keys a request removes, and how many more if it finds no room: none has to remove a flood of them.
+SWEEPS = (50, 1000)
 
 
 class StoreError(Exception):
@@ -37,7 +32,7 @@ class StoreError(Exception):
 
 
 class NoRoom(StoreError):
-    """There is no room for another key of this client's."""
+    """The client may have no more keys at present."""
 
 
 @dataclass(frozen=True)
@@ -45,38 +40,34 @@ class Answer:
     """What the application answered: WSGI's status line and headers, and the whole body."""
 
     status: str
-    headers: Headers
+    headers: Sequence[tuple[str, str]]
     body: bytes
 
 
 @dataclass(frozen=True)
-class Known:
-    """What the store has under a key.
+class FirstRequest:
+    """What the store knows of the first request with a key.
 
-    :param state: ``running`` in a process that lives; ``lost`` with one that has died; ``ended``.
-    :param answer: of one that has ended, unless it was not kept.
-    :param note: why it was not.
-    :param request_id: the name of the request in the logs.
+    :param request_id: its name in the logs.
+    :param outcome: the answer to repeat; or a note, why there is none; or None while it is running.
     """
 
     fingerprint: bytes
-    state: Literal["running", "lost", "ended"]
-    answer: Answer | None
-    note: str
     request_id: str
+    outcome: Answer | str | None
 
 
 class IdempotencyStore:
-    """Remembers which keyed requests have begun and what was answered, across processes and restarts.
+    """Records which requests with a key have begun and what was answered, across processes and restarts.
 
-    :param path: the SQLite file; it is made when it is missing, readable by its user only. Its directory must be on a
+    :param path: the SQLite file. It is created if it is missing, readable by its user only. Its directory must be on a
         local disk.
     :param age: seconds for which an outcome is kept.
-    :param size: bytes that all outcomes may take. Beyond it the oldest answers go, but not their keys. A client may
-        have as many keys as there is room left for: one alone half of all, so that there is always room for others.
+    :param size: maximum bytes of all outcomes. Beyond it the oldest answers are dropped, but not their keys. A client
+        may have as many keys as there is room left for, so a single client at most half of all.
 
-    Each transaction is on the disk (fsync) before the method returns. One connection for the process, which a lock
-    guards; nothing is opened before the first use. Raises ``ValueError`` when the file cannot be there.
+    Each transaction is on the disk (fsync) before the method returns. A lock guards the only connection, which is
+    opened on first use. Raises ``ValueError`` if the file cannot be created there.
     """
 
     def __init__(self, path: str, *, age: float, size: int) -> None:
@@ -87,66 +78,70 @@ class IdempotencyStore:
         self._age = age
         self._size = size
         self._lock = threading.Lock()
-        self._file = StoreFile(self._path)
-        # Endings that could not be written: a note, or None for a key that is to be forgotten. Without them a key would
-        # count as running for as long as this process.
+        self._file = idempotency_file.StoreFile(self._path)
+        # Endings that could not be written, see `end`; the next transaction writes them. Without them, the keys would
+        # count as running as long as this process is alive.
         self._unwritten: dict[bytes, str | None] = {}
         self._owner = ""
-        self._failures = RepeatedLog(logger)
-        self._recoveries = RepeatedLog(logger)
-        self._refusals = RepeatedLog(logger)
         self._has_failed = False
         self._is_copy = False
         forks.copies(self)
 
     def become_copy(self) -> None:
-        """This is a forked process: requests end in its parent, which has the connection, too."""
+        """Leave the store alone in a forked process: requests end in its parent, which also has the connection."""
         self._is_copy = True
 
-    def begin(self, key: bytes, fingerprint: bytes, request_id: str, client: str) -> Known | None:
-        """Note that a request of a client's begins, or give what is known of an earlier one with this key.
+    def begin(self, key: bytes, fingerprint: bytes, request_id: str, client: str) -> FirstRequest | None:
+        """Record that a request begins, and return None; or return the first request with this key.
 
-        None: there was none, and this one is noted, durably. Raises `StoreError`, and `NoRoom` if the client has its
-        share of the keys; then nothing is noted.
+        Raises `StoreError`, and `NoRoom` if the client may have no more keys; then nothing is recorded.
         """
-        now = time.time()
-        is_refused = False
-        late: list[tuple[bytes, str | None]] = []
-        try:
-            with self._transaction() as connection:
-                late = list(self._unwritten.items())
-                for unwritten, note in late:
-                    # Before the lock is free: if its request begins again, that must not be forgotten.
-                    del self._unwritten[unwritten]
-                    if note is None:
-                        self._forget(connection, unwritten)
-                    else:
-                        self._end(connection, unwritten, None, note)
-                known = self._known(connection, key, now)
-                if known is None:
-                    # A name of any length takes the same room.
-                    holder = hashlib.sha256(client.encode(errors="surrogatepass")).digest()
-                    # Raised only below: what has expired stays removed.
-                    is_refused = not self._make_room(connection, holder, now)
-                    if not is_refused:
-                        self._add(connection, key, fingerprint, request_id, holder, now)
-        except StoreError:
-            self._unwritten.update(late)
-            raise
+        # Hashed, so that long names take no more room.
+        holder = hashlib.sha256(client.encode(errors="surrogatepass")).digest()
+        with self._transaction() as connection:
+            first = self._find(connection, key)
+            has_room = first is not None or self._make_room(connection, holder)
+            if first is None and has_room:
+                # Found out once: it takes a file descriptor, and there may be none left.
+                self._owner = self._owner or owner_of(os.getpid()) or f"{os.getpid()} -"
+                # It may be there, expired.
+                self._write(connection, key, None)
+                connection.execute(
+                    "INSERT INTO outcomes VALUES (?, ?, ?, ?, NULL, NULL, NULL, ?, '', ?)",
+                    (key, fingerprint, self._owner, time.time() + self._age, request_id, ENTRY_SIZE),
+                )
+                connection.execute("INSERT INTO holders VALUES (?, ?)", (key, holder))
+                self._drop_answers(connection)
         if self._has_failed:
             self._has_failed = False
-            self._recoveries.log(logging.WARNING, "the idempotency store %s can be used again", self._path)
-        if is_refused:
-            self._refusals.log(
-                logging.WARNING,
-                "request %s was not run: its client has as many keys in the idempotency store %s as there is room left",
-                request_id,
-                self._path,
-            )
+            _recoveries.log(logging.WARNING, "the idempotency store %s can be used again", self._path)
+        if not has_room:
+            # Not raised above, so that the removal of expired keys is committed.
+            refusal = "was not run: its client has as many keys in the idempotency store %s as there is room left"
+            _refusals.log(logging.WARNING, f"request %s {refusal}", request_id, self._path)
             raise NoRoom
-        return known
+        return first
 
-    def _known(self, connection: sqlite3.Connection, key: bytes, now: float) -> Known | None:
+    def end(self, key: bytes, outcome: Answer | str | None) -> None:
+        """Record how the request with this key has ended. Never raises: a failure is logged, and made good later.
+
+        :param outcome: the answer to repeat; or a note, why there is none; or None, to let the request be run again.
+        """
+        if self._is_copy:
+            return
+        try:
+            with self._transaction() as connection:
+                self._write(connection, key, outcome)
+        except StoreError:
+            # An answer would take too much memory for so long.
+            self._unwritten[key] = "its answer could not be stored" if isinstance(outcome, Answer) else outcome
+
+    def close(self) -> None:
+        """Close the file, after all requests have ended."""
+        with self._lock:
+            self._file.close()
+
+    def _find(self, connection: sqlite3.Connection, key: bytes) -> FirstRequest | None:
         found = connection.execute(
             "SELECT fingerprint, owner, expires, status, headers, body, note, request_id FROM outcomes WHERE key = ?",
             (key,),
@@ -154,64 +149,24 @@ class IdempotencyStore:
         if found is None:
             return None
         fingerprint, owner, expires, status, headers, body, note, request_id = found
-        state: Literal["running", "lost", "ended"] = "running" if _lives(owner) else "lost" if owner else "ended"
-        if state != "running" and expires <= now:
+        if _is_alive(owner):
+            return FirstRequest(fingerprint, request_id, None)
+        if expires <= time.time():
             return None
-        answer = None if status is None else Answer(status, [tuple(each) for each in json.loads(headers)], body)
-        return Known(fingerprint, state, answer, note, request_id)
+        if status is not None:
+            answer = Answer(status, [tuple(each) for each in json.loads(headers)], body)
+            return FirstRequest(fingerprint, request_id, answer)
+        if owner:
+            note = "its process ended before it had answered: whether it has changed anything is not known"
+        return FirstRequest(fingerprint, request_id, note)
 
-    def _add(
-        self,
-        connection: sqlite3.Connection,
-        key: bytes,
-        fingerprint: bytes,
-        request_id: str,
-        holder: bytes,
-        now: float,
-    ) -> None:
-        # Once: it takes a file descriptor, of which none may be left.
-        self._owner = self._owner or owner_of(os.getpid()) or f"{os.getpid()} -"
-        self._forget(connection, key)
-        self._drop_answers(connection, ENTRY_SIZE)
-        connection.execute(
-            "INSERT INTO outcomes VALUES (?, ?, ?, ?, NULL, NULL, NULL, ?, '', ?)",
-            (key, fingerprint, self._owner, now + self._age, request_id, ENTRY_SIZE),
-        )
-        connection.execute("INSERT INTO holders VALUES (?, ?)", (key, holder))
-
-    def end(self, key: bytes, answer: Answer | None, note: str = "") -> None:
-        """Note how the request with this key has ended. Never raises: what cannot be written is logged.
-
-        :param answer: None if there is none to be repeated; ``note`` says why.
-        """
-        if self._is_copy:
+    def _write(self, connection: sqlite3.Connection, key: bytes, outcome: Answer | str | None) -> None:
+        if outcome is None:
+            connection.execute("DELETE FROM outcomes WHERE key = ?", (key,))
             return
-        try:
-            with self._transaction() as connection:
-                self._end(connection, key, answer, note)
-        except StoreError:
-            # It is written with the next request that begins; the answer itself is not kept in memory for so long.
-            self._unwritten[key] = _NOT_STORED
-
-    def forget(self, key: bytes) -> None:
-        """Let the request with this key be run again. Never raises."""
-        if self._is_copy:
-            return
-        try:
-            with self._transaction() as connection:
-                self._forget(connection, key)
-        except StoreError:
-            self._unwritten[key] = None
-
-    @staticmethod
-    def _forget(connection: sqlite3.Connection, key: bytes) -> None:
-        connection.execute("DELETE FROM outcomes WHERE key = ?", (key,))
-
-    def _end(self, connection: sqlite3.Connection, key: bytes, answer: Answer | None, note: str) -> None:
-        status, headers, body = None, None, None
-        size = ENTRY_SIZE
-        if answer is not None:
-            status, headers, body = answer.status, json.dumps(list(answer.headers)), answer.body
+        status, headers, body, note, size = None, None, None, outcome, ENTRY_SIZE
+        if isinstance(outcome, Answer):
+            status, headers, body, note = outcome.status, json.dumps(list(outcome.headers)), outcome.body, ""
             size += len(headers) + len(body)
         connection.execute(
             "UPDATE outcomes SET owner = '', expires = ?, status = ?, headers = ?, body = ?, note = ?, size = ? "
@@ -220,95 +175,77 @@ class IdempotencyStore:
         )
         self._drop_answers(connection)
 
-    def _make_room(self, connection: sqlite3.Connection, holder: bytes, now: float) -> bool:
-        """Remove what has expired; whether the client may have another key then."""
-        self._sweep(connection, now, SWEEP)
-        if self._has_room(connection, holder):
-            return True
-        self._sweep(connection, now, LONG_SWEEP)
-        return self._has_room(connection, holder)
+    def _make_room(self, connection: sqlite3.Connection, holder: bytes) -> bool:
+        """Remove expired keys, the oldest first; returns whether the client may then have another key."""
+        for limit in SWEEPS:
+            now = time.time()
+            expired = connection.execute(
+                "SELECT key, owner FROM outcomes WHERE expires <= ? ORDER BY expires LIMIT ?", (now, limit)
+            ).fetchall()
+            for key, owner in expired:
+                if _is_alive(owner):
+                    # If it were removed, a repetition would run while the request is still running.
+                    connection.execute("UPDATE outcomes SET expires = ? WHERE key = ?", (now + self._age, key))
+                else:
+                    self._write(connection, key, None)
+            keys, held = connection.execute(
+                "SELECT keys, COALESCE((SELECT keys FROM clients WHERE client = ?), 0) FROM total", (holder,)
+            ).fetchone()
+            # Compared with what is left: with a fixed share, a few clients would have everything.
+            if held < self._size // ENTRY_SIZE - keys:
+                return True
+        return False
 
-    def _has_room(self, connection: sqlite3.Connection, holder: bytes) -> bool:
-        # Of what is left, and not a fixed share: a few clients with that would have everything.
-        keys, held = connection.execute(
-            "SELECT keys, COALESCE((SELECT keys FROM clients WHERE client = ?), 0) FROM total", (holder,)
-        ).fetchone()
-        return bool(held < self._size // ENTRY_SIZE - keys)
-
-    def _sweep(self, connection: sqlite3.Connection, now: float, limit: int) -> None:
-        """Remove the oldest of what has expired."""
-        expired = connection.execute(
-            "SELECT key, owner FROM outcomes WHERE expires <= ? ORDER BY expires LIMIT ?", (now, limit)
-        ).fetchall()
-        for key, owner in expired:
-            if _lives(owner):
-                # It runs still: to forget it would be to let it run twice.
-                connection.execute("UPDATE outcomes SET expires = ? WHERE key = ?", (now + self._age, key))
-            else:
-                self._forget(connection, key)
-
-    def _drop_answers(self, connection: sqlite3.Connection, room: int = 0) -> None:
-        """Forget the oldest answers until there is room, but not that their requests have run."""
-        while self._total(connection) + room > self._size:
-            dropped = connection.execute(
+    def _drop_answers(self, connection: sqlite3.Connection) -> None:
+        """Drop the oldest answers until the rest fits, but keep their keys."""
+        while connection.execute("SELECT 1 FROM total WHERE bytes > ?", (self._size,)).fetchone():
+            if not connection.execute(
                 "UPDATE outcomes SET status = NULL, headers = NULL, body = NULL, size = ?, "
                 "note = 'its answer was dropped to make room for later ones' WHERE key IN "
-                "(SELECT key FROM outcomes WHERE status IS NOT NULL ORDER BY expires LIMIT ?)",
-                (ENTRY_SIZE, 10),
-            )
-            if dropped.rowcount == 0:
+                "(SELECT key FROM outcomes WHERE status IS NOT NULL ORDER BY expires LIMIT 10)",
+                (ENTRY_SIZE,),
+            ).rowcount:
                 return
-
-    @staticmethod
-    def _total(connection: sqlite3.Connection) -> int:
-        (total,) = connection.execute("SELECT bytes FROM total").fetchone()
-        return int(total)
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """A transaction that nobody else writes beside, committed at the end of the block. Raises `StoreError`."""
+        """Lock the store, and commit at the end of the block. Raises `StoreError`."""
         timeout = idempotency_file.BUSY_TIMEOUT
         if not self._lock.acquire(timeout=timeout):
-            raise self._failed(StoreError(f"other threads of this process have used it for {timeout:g} s"))
+            raise self._failed(f"other threads of this process have used it for {timeout:g} s")
         try:
-            connection = self._file.open()
-            connection.execute("BEGIN IMMEDIATE")
-            try:
+            with self._file.open() as connection:
+                connection.execute("BEGIN IMMEDIATE")
+                late = dict(self._unwritten)
+                for key, outcome in late.items():
+                    self._write(connection, key, outcome)
                 yield connection
-                connection.execute("COMMIT")
-            except BaseException:
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
-                raise
-        except (sqlite3.Error, OSError, ValueError, StoreError) as error:
-            if not isinstance(error, StoreError):
-                # Whatever is wrong, the next one begins with a new connection.
-                self._file.close()
+            # Before the lock is released: a request that begins again must not be forgotten.
+            for key in late:
+                del self._unwritten[key]
+        except (sqlite3.Error, OSError, ValueError) as error:
+            # Whatever is wrong, the next transaction begins with a new connection.
+            self._file.close()
             raise self._failed(error) from error
         finally:
             self._lock.release()
 
-    def _failed(self, error: Exception) -> StoreError:
+    def _failed(self, reason: object) -> StoreError:
         self._has_failed = True
-        self._failures.log(logging.ERROR, "the idempotency store %s cannot be used: %s", self._path, error)
-        return StoreError(str(error))
-
-    def close(self) -> None:
-        """Close the file, after all requests have ended."""
-        with self._lock:
-            self._file.close()
+        _failures.log(logging.ERROR, "the idempotency store %s cannot be used: %s", self._path, reason)
+        return StoreError(str(reason))
 
 
 def owner_of(pid: int) -> str:
-    """A process by its number and the time of its start, which another one with its number does not share; "" if there
-    is none. Raises ``OSError`` if that cannot be found out.
+    """A process, by its number and start time, which no later process shares; "" if there is none.
+
+    Raises ``OSError`` if that cannot be found out.
     """
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return f"{pid} {file.read().rpartition(b')')[2].split()[19].decode()}"
+        return f"{pid} {Path(f'/proc/{pid}/stat').read_bytes().rpartition(b')')[2].split()[19].decode()}"
     except (FileNotFoundError, ProcessLookupError):
         return ""
 
 
-def _lives(owner: str) -> bool:
+def _is_alive(owner: str) -> bool:
     return owner != "" and owner_of(int(owner.split()[0])) == owner
