@@ -68,11 +68,11 @@ def test_a_request_that_connects_forever_is_counted_and_abandoned(
     line.swallow(new=True)
     request, worker = in_request(pool.connection)
     wait_until(lambda: line.swallowed == 1, "it connects")
-    assert guard.overdue() == 0
+    assert guard.borrows.overdue() == 0
     request.cancel()
-    assert guard.overdue() == 1
+    assert guard.borrows.overdue() == 1
     assert (guard.abandon(request), guard.abandon(request)) == ((1, 0), (0, 0))
-    assert (pool._connections, guard.overdue()) == (0, 0)
+    assert (pool._connections, guard.borrows.overdue()) == (0, 0)
     line.swallow(new=False)
     # Another request has the slot while the first goes on waiting; a connection that comes late is only closed.
     with running(), closing(pool.connection()) as connection:
@@ -131,7 +131,7 @@ def test_a_request_that_reconnects_forever_is_abandoned(make: Make, line: Faulty
     with running(), closing(pool.connection()) as connection:
         number = one(connection, "SELECT CONNECTION_ID()")
     witness.rows(f"KILL {number}")
-    wait_until(lambda: not pool._idle_cache[0]._is_quiet(), "its end has come through")
+    wait_until(lambda: not pool._idle_cache[0]._current.is_quiet(), "its end has come through")
     # No other connection is made meanwhile.
     number_of_control(pool)
     line.swallow(new=True)

@@ -286,7 +286,7 @@ def test_a_connection_on_which_a_request_waits_is_shared_as_it_is(witness: Witne
         # An answer that is still to be read; judged by its socket alone, the connection looks closed.
         sender = connection._con.dbapi_connection
         sender.pgconn.send_query(b"SELECT 42")
-        wait_until(lambda: not connection._con._is_quiet(), "the answer is there")
+        wait_until(lambda: not connection._con._current.is_quiet(), "the answer is there")
         _, worker = in_request(pool.connection)
         worker.join()
         shared = worker.result
@@ -416,7 +416,7 @@ def test_a_server_process_that_reuses_the_number_is_not_killed(witness: Witness,
     with closing(driver.connect(dbname="postgres")) as connection:
         identity = database.identify(connection)
         number = witness.connection.info.backend_pid
-        assert database.kill(identity._replace(pid=number))
+        assert database.kill(identity._replace(number=number))
         assert witness.connection.execute("SELECT 42").fetchall() == [(42,)]
         with pytest.raises(StopFailed, match="goes through a proxy"):
             database.kill(identity._replace(started=""))
@@ -482,6 +482,6 @@ def test_a_stop_that_finds_no_statement_is_not_counted(
     goes_on.set()
     worker.join()
     guard.close()
-    wait_until(lambda: guard.stopper._thread.thread is None, "the stopper has done all it had to do")
+    wait_until(lambda: guard.stopper.thread is None, "the stopper has done all it had to do")
     assert (worker.error, guard.stopper.stops, guard.stopper.failures) == (None, 0, 0)
     pool.close()

@@ -1,7 +1,4 @@
-"""Which requests hold which connections of a pool, and how a connection is taken from a cancelled request.
-
-This module knows no pool: `Pool` says what it needs of one.
-"""
+"""Which requests hold which connections of a pool, and how a connection is taken from a cancelled request."""
 
 from __future__ import annotations
 
@@ -36,7 +33,7 @@ class HeldConnection(Protocol):
 
 
 class Pool(Protocol):
-    """What this module needs of a pool.
+    """What this module needs of a pool: its guard.
 
     :param lock: the pool's own, re-entrant lock.
     :param can_stop_queries: whether the driver is supported, as far as is known.
@@ -60,15 +57,17 @@ class Pool(Protocol):
 
 
 class Borrow:
-    """A connection that a request holds: begins its statements and has them stopped, in a fixed order.
+    """A connection that a request holds; implements `Stoppable`.
 
-    A lock of its own guards whether a statement is executing, whether the borrow is over, and the attempts to stop: it
-    orders the worker, which executes statements and gives the connection back, and the stopper.
+    Its lock orders the worker, which executes statements and gives the connection back, and the stopper. It guards
+    whether a statement is executing, whether the borrow is over, and the attempts to stop.
     """
 
     def __init__(self, registry: Borrows, connection: HeldConnection, request: RunningRequest) -> None:
         self.connection = connection
         self.request = request
+        self.name = request.id
+        self.is_over = False
         self.withdraw_callback: Callable[[], None] = lambda: None
         # Whether a statement was refused because the request is cancelled; all later ones are refused too.
         self.has_refused = False
@@ -76,7 +75,6 @@ class Borrow:
         self.is_abandoned = False
         self._registry = registry
         self._is_executing = False
-        self._is_over = False
         # An event for each attempt to stop a statement, set when the attempt has ended.
         self._attempts: list[threading.Event] = []
         self._lock = threading.Lock()
@@ -98,28 +96,17 @@ class Borrow:
     def refuse(self) -> NoReturn:
         """Raise the driver's error for a stopped statement."""
         self.has_refused = True
-        raise self._registry.cancelled()
-
-    @property
-    def name(self) -> str:
-        """See `Stoppable`."""
-        return self.request.id
-
-    @property
-    def is_over(self) -> bool:
-        """See `Stoppable`."""
-        return self._is_over
+        raise self._registry.pool.cancelled()
 
     def stop_query(self) -> StopResult:
-        """See `Stoppable`; the request is cancelled. In a bounded call."""
         # On a connection that other requests use too, the statement may be theirs.
         if not self._registry.keep_from_others(self):
             return StopResult(was_running=False, try_again=True)
         with self._lock:
-            if self._is_over:
+            if self.is_over:
                 return StopResult(was_running=False, try_again=False)
-            # Read before the attempt, as a statement that is executing may reach the server only after it. If none is,
-            # one may still be sending its rows: the attempt stops that one, and no other begins.
+            # Read before the attempt, as a statement that is executing may reach the server only after it. If none is
+            # executing, one may still be sending its rows: the attempt stops that one, and no other begins.
             try_again = self._is_executing
             attempt = threading.Event()
             self._attempts.append(attempt)
@@ -129,23 +116,19 @@ class Borrow:
             attempt.set()
 
     def sever(self) -> Sequence[Orphan] | None:
-        """See `Stoppable`. The stopper's thread."""
         if not self._registry.keep_from_others(self):
-            return () if self._is_over else None
+            return () if self.is_over else None
         return self.connection.sever()
 
     def end(self) -> None:
         """End the borrow once attempts under way have ended. Any thread that may wait."""
         with self._lock:
-            self._is_over = True
-        if self._attempts and not self._have_attempts_ended(time.monotonic() + ATTEMPT_TIMEOUT):
-            # One may still reach the database, and must not stop what the application executes next on a connection
-            # that it holds across requests.
+            self.is_over = True
+        latest = time.monotonic() + ATTEMPT_TIMEOUT
+        if not all(attempt.wait(latest - time.monotonic()) for attempt in self._attempts):
+            # One may still come, and must not stop the next statement on a connection held across requests.
             self.connection.sever()
         self.withdraw_callback()
-
-    def _have_attempts_ended(self, latest: float) -> bool:
-        return all(attempt.wait(latest - time.monotonic()) for attempt in self._attempts)
 
 
 class Borrows:
@@ -155,7 +138,7 @@ class Borrows:
     """
 
     def __init__(self, pool: Pool) -> None:
-        self._pool = pool
+        self.pool = pool
         self._by_request: dict[RunningRequest, list[Borrow]] = {}
 
     def clear(self) -> None:
@@ -166,71 +149,57 @@ class Borrows:
         """Whether the request holds a connection. Under the pool's lock."""
         return request in self._by_request
 
-    def cancelled(self) -> Exception:
-        """See `Pool`."""
-        return self._pool.cancelled()
-
     def overdue(self) -> int:
         """How many connections count as handed out to requests that nobody waits for any more. Any thread; no lock.
 
         These requests are cancelled, or were not answered by their deadline.
         """
         now = time.monotonic()
-        # Copying the keys is atomic.
-        late = [
-            each
-            for each in list(self._by_request)
-            if each.cancelled or (not each.is_answered and now > (each.deadline or now))
-        ]
+        # Each copy is atomic.
         return sum(
             not borrow.connection.is_abandoned
-            for request in late
-            for borrow in tuple(self._by_request.get(request, ()))
+            for each, borrows in self._by_request.copy().items()
+            if each.cancelled or (not each.is_answered and now > (each.deadline or now))
+            for borrow in tuple(borrows)
         )
 
-    def lend(self, connection: HeldConnection, request: RunningRequest | None) -> None:
-        """Record that a request holds the connection; None for a thread without one. Under the pool's lock."""
-        if request is None:
-            return
+    def lend(self, connection: HeldConnection, request: RunningRequest) -> Borrow:
+        """Record that a request holds the connection. Under the pool's lock."""
         borrow = Borrow(self, connection, request)
         connection.borrows.append(borrow)
         self._by_request.setdefault(request, []).append(borrow)
         # The application may hold a connection across requests; stopping this one must not hit the next one's query.
         request.at_end[self] = lambda: self.end(self._by_request.get(request, ()))
-        if self._pool.can_stop_queries:
-            borrow.withdraw_callback = request.on_cancel(lambda: self._pool.stopper.stop(borrow), wait=False)
-
-    def lend_held(self, connection: HeldConnection, request: RunningRequest) -> Borrow | None:
-        """Lend a request a connection that it uses although an earlier request got it from the pool.
-
-        Returns None if the connection is back in the pool.
-        """
-        with self._pool.lock:
-            if connection.is_idle:
-                return None
-            if connection.is_abandoned:
-                connection.is_abandoned = False
-                self._pool.count_out()
-            self.lend(connection, request)
-        return borrow_of(connection, request)
+        if self.pool.can_stop_queries:
+            borrow.withdraw_callback = request.on_cancel(lambda: self.pool.stopper.stop(borrow), wait=False)
+        return borrow
 
     def current(self, connection: HeldConnection) -> Borrow | None:
-        """The borrow for which the connection is used in this thread; None if it is used for no request.
+        """The borrow for which this thread uses the connection.
 
         A connection that the application holds across requests is lent to each request that uses it. In a thread of the
-        application's own, this is the borrow of the only request that holds the connection.
+        application's own, this is the borrow of the only request that holds the connection. None if there is no such
+        request, or the connection is back in the pool.
         """
         request = current_or_none()
         if request is None:
             borrows = tuple(connection.borrows)
             return borrows[0] if len(borrows) == 1 else None
-        return borrow_of(connection, request) or self.lend_held(connection, request)
+        if (borrow := borrow_of(connection, request)) is not None:
+            return borrow
+        with self.pool.lock:
+            if connection.is_idle:
+                return None
+            if connection.is_abandoned:
+                connection.is_abandoned = False
+                self.pool.count_out()
+            return self.lend(connection, request)
 
     def end(self, borrows: Iterable[Borrow]) -> None:
         """End borrows, after attempts to stop their queries that are under way. Any thread that may wait."""
         for borrow in list(borrows):
             borrow.end()
-            with self._pool.lock:
+            with self.pool.lock:
                 held = self._by_request.get(borrow.request, [])
                 if borrow in held:
                     held.remove(borrow)
@@ -243,11 +212,11 @@ class Borrows:
     def abandon(self, request: RunningRequest) -> tuple[int, int]:
         """Cut the connections of a request whose thread does not come back. Any thread.
 
-        The thread can do nothing more on them, and they no longer count as handed out, so the thread that takes its
-        place gets a connection. One that is still being made is closed when it is ready, if ever. Returns how many were
-        cut now, and how many were not, because other requests use them too.
+        They no longer count as handed out, so the thread that takes its place gets a connection. One that is still
+        being made is closed when it is ready, if ever. Returns how many were cut now, and how many were not, because
+        other requests use them too.
         """
-        with self._pool.lock:
+        with self.pool.lock:
             # Under the lock, so that no connection comes back and is handed out to another request meanwhile.
             held = self._by_request.get(request, ())
             for borrow in held:
@@ -264,23 +233,22 @@ class Borrows:
         if connection.is_abandoned or not all(borrow.is_abandoned for borrow in connection.borrows):
             return False
         connection.is_abandoned = connection.must_close = True
-        self._pool.stop_sharing(connection)
-        self._pool.stopper.kill(connection.sever())
-        self._pool.count_in()
+        self.pool.stop_sharing(connection)
+        self.pool.stopper.kill(connection.sever())
+        self.pool.count_in()
         return True
 
     def keep_from_others(self, borrow: Borrow) -> bool:
         """Make sure that no other request gets the connection; returns whether its query may now be stopped.
 
-        It may not if the borrow is over, or another request that is not cancelled holds the connection too. The
-        stopper's thread.
+        It may not if the borrow is over, or another request that is not cancelled holds the connection too. Any thread.
         """
         connection = borrow.connection
-        with self._pool.lock:
+        with self.pool.lock:
             if borrow not in connection.borrows or not all(other.request.cancelled for other in connection.borrows):
                 return False
             connection.must_close = True
-            self._pool.stop_sharing(connection)
+            self.pool.stop_sharing(connection)
             return True
 
 
