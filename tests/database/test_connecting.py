@@ -68,11 +68,11 @@ def test_a_request_that_connects_forever_is_counted_and_abandoned(
     line.swallow(new=True)
     request, worker = in_request(pool.connection)
     wait_until(lambda: line.swallowed == 1, "it connects")
-    assert guard.borrows.overdue() == 0
+    assert guard.overdue() == 0
     request.cancel()
-    assert guard.borrows.overdue() == 1
+    assert guard.overdue() == 1
     assert (guard.abandon(request), guard.abandon(request)) == ((1, 0), (0, 0))
-    assert (pool._connections, guard.borrows.overdue()) == (0, 0)
+    assert (pool._connections, guard.overdue()) == (0, 0)
     line.swallow(new=False)
     # Another request has the slot while the first goes on waiting; a connection that comes late is only closed.
     with running(), closing(pool.connection()) as connection:
@@ -284,6 +284,16 @@ def test_network_timeouts_are_given_to_the_driver_unless_the_application_has_its
     worker = InThread(lambda: one(connection, sql))
     worker.join()
     assert isinstance(worker.error, MySQLdb.OperationalError) and worker.error.args[0] in (2006, 2013)
+
+
+def test_connecting_to_a_silent_server_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("threadbridge.database.drivers.mysql.CONNECT_TIMEOUT", 1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        pool: Any = PooledDB(MySQLdb, maxconnections=2, host="127.0.0.1", port=silent.getsockname()[1], user="x")
+        application = Application(lambda environ: pool.connection())
+        with BridgeThread(application, pool=pool) as server:
+            assert server.request()[0].status == 503
+            assert (pool._connections, application.ended) == (0, 1)
 
 
 def test_the_applications_own_connect_timeout_counts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,7 +87,7 @@ class DatabaseHealth:
         guard = self._guard
         now = time.monotonic()
         succeeded_lately = now - guard.last_success < LATELY
-        if 0 < guard.size <= guard.borrows.overdue() and not succeeded_lately:
+        if 0 < guard.size <= guard.overdue() and not succeeded_lately:
             self._all_overdue_since = self._all_overdue_since or now
             if now - self._all_overdue_since >= LATELY:
                 return f"all {guard.size} connections are held by requests that are cancelled or past their deadline"

@@ -22,11 +22,9 @@ class NoAnswer(StopFailed):
 
 
 class BoundedCalls:
-    """Calls functions and waits a limited time for each. For one thread, which owns all state.
+    """Calls functions and waits ``timeout`` seconds for each. For one thread, which owns all state.
 
     The driver's own timeouts are not enough, as the application's function for connecting may have none.
-
-    :param timeout: seconds until a call is abandoned.
     """
 
     def __init__(self, timeout: float) -> None:

@@ -16,8 +16,6 @@ from dbutils.steady_db import SteadyDBConnection, SteadyDBCursor
 from threadbridge.database.driver import ConnectionSettings
 from threadbridge.database.drivers import database_of
 
-SUPPORTED = "3.2 and later, below 4"
-
 # The names of DBUtils that are used, most of them private: it offers no other way to count, hand out and take back
 # connections without network traffic under its lock.
 _OF_POOL = (
@@ -42,8 +40,9 @@ def pool_size(pool: object) -> int:
     if " ".join(inspect.signature(SteadyDBConnection.__init__).parameters) != _PARAMETERS_OF_CONNECTION:
         missing.append(f"SteadyDBConnection({_PARAMETERS_OF_CONNECTION})")
     if missing:
+        names = ", ".join(missing)
         raise ValueError(
-            f"DBUtils {pool.version} has no {', '.join(missing)}; threadbridge supports DBUtils {SUPPORTED}: install "
+            f"DBUtils {pool.version} has no {names}; threadbridge supports DBUtils 3.2 and later, below 4: install "
             "that, or leave pool out and give threads="
         )
     return int(pool._maxconnections)

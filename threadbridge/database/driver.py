@@ -70,11 +70,11 @@ class Session(Protocol):
     def ended_transaction(self) -> None:
         """Note that a commit or a rollback has succeeded."""
 
-    def begin_rollback(self) -> bool:
-        """Send a rollback without waiting for the answer, if nothing depends on that; returns whether it was sent."""
+    def begin_rollback(self) -> Callable[[], object] | None:
+        """Send a rollback without waiting for the answer, if nothing depends on that.
 
-    def end_rollback(self) -> None:
-        """Read the answer to that rollback; raises the driver's error."""
+        Returns a function that reads the answer, and raises the driver's error; None if nothing was sent.
+        """
 
 
 class UnknownSession:
@@ -97,11 +97,8 @@ class UnknownSession:
     def ended_transaction(self) -> None:
         self.only_reads = True
 
-    def begin_rollback(self) -> bool:
-        return False
-
-    def end_rollback(self) -> None:
-        raise AssertionError("no rollback was begun")
+    def begin_rollback(self) -> None:
+        pass
 
 
 class Identity(Hashable, Iterable[Any], Protocol):

@@ -1,27 +1,28 @@
-"""The general part of a pool's guard: the pool's database, its borrows, and the threads that clean up.
+"""The general part of a pool's guard: who holds which connection, the pool's database, the threads that clean up.
 
 This module knows no particular pool; `PoolGuard` adds what DBUtils needs.
 """
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 from threadbridge.common.background_thread import BackgroundThread
 from threadbridge.common.garbage import is_collecting, watch_collector
 from threadbridge.common.repeated_log import RepeatedLog
-from threadbridge.crossing.current import current_or_none, is_cancelled, is_cancelling
-from threadbridge.database.borrow import Borrows
+from threadbridge.crossing.current import RunningRequest, current_or_none, is_cancelled, is_cancelling
+from threadbridge.database.borrow import Borrow, HeldConnection, borrow_of
 from threadbridge.database.driver import ConnectionSettings, Database
 from threadbridge.database.drivers import database_of
 from threadbridge.database.predecessors import ConnectionList
 from threadbridge.database.stopper import Stopper
-from threadbridge.database.stopper_thread import is_stopper_thread
+from threadbridge.database.stopper_thread import NAME
 from threadbridge.sql.effects import can_be_repeated
 from threadbridge.sql.statements import MAX_TEXT
 
@@ -29,12 +30,13 @@ logger = logging.getLogger("threadbridge")
 _rerun_log = RepeatedLog(logger)
 
 
-class Guard:
-    """The guard of one connection pool; a subclass makes it a `borrow.Pool`, and makes its `Borrows`.
+class Guard(abc.ABC):
+    """The guard of one connection pool.
 
     Workers write ``last_success`` and ``last_outage``, and any thread reads them. The pool's lock guards the kind of
-    database, ``reruns`` and the state of ``borrows``. No thread waits for the network under it, except in DBUtils' own
-    code for shared connections. It is re-entrant, as connections may be collected, and so come back, under it.
+    database, ``reruns``, the borrows of each request and the attributes of each `HeldConnection`. No thread waits for
+    the network under it, except in DBUtils' own code for shared connections. It is re-entrant, as connections may be
+    collected, and so come back, under it.
 
     :param lock: the pool's own.
     :param settings: how the pool makes its connections.
@@ -44,8 +46,6 @@ class Guard:
     :param resets_sessions: whether a connection whose session a request may have changed (variables, temporary tables,
         locks, settings) is closed when it comes back, so that no other request sees the changes.
     """
-
-    borrows: Borrows
 
     def __init__(
         self,
@@ -70,12 +70,11 @@ class Guard:
         self._settings = settings
         self._database: Database | None = database_of(drivers, settings)
         self._is_known = self._database is not None
-        # Until the first connection is made, the driver may be unknown.
-        self.can_stop_queries = True
-        self._make_threads()
+        self._start_afresh()
         watch_collector()
 
-    def _make_threads(self) -> None:
+    def _start_afresh(self) -> None:
+        self._by_request: dict[RunningRequest, list[Borrow]] = {}
         self.stopper = Stopper()
         self.connections = ConnectionList(
             self._settings, self.stopper, lambda driver: self._database or database_of([driver], self._settings)
@@ -87,8 +86,7 @@ class Guard:
         """This is a forked process: its parent owns the connections, and other threads' work is not continued."""
         # Another thread may have held the old one when the process forked.
         self.lock = threading.Condition()
-        self.borrows.clear()
-        self._make_threads()
+        self._start_afresh()
 
     def close(self) -> None:
         """Stop guarding the pool; another guard may follow. Any thread."""
@@ -112,8 +110,7 @@ class Guard:
                 modules = [kind.__module__ for kind in type(connection).__mro__]
                 self._database = database_of(modules, self._settings)
                 self._is_known = True
-                self.can_stop_queries = self._database is not None
-                if not self.can_stop_queries:
+                if self._database is None:
                     logger.warning("queries cannot be stopped: threadbridge does not support the driver %s", modules[0])
         return self._database
 
@@ -157,10 +154,132 @@ class Guard:
             return False
         with self.lock:
             self.reruns += 1
-        _rerun_log.log(
-            logging.WARNING, "a query was lost with its connection and is run again, on a new one: %r", error
-        )
+        _rerun_log.log(logging.WARNING, "a query lost with its connection is run again, on a new one: %r", error)
         return True
+
+    # Who holds which connection.
+
+    @abc.abstractmethod
+    def stop_sharing(self, connection: HeldConnection) -> None:
+        """Hand the connection out to no other request. Under the pool's lock."""
+
+    @abc.abstractmethod
+    def count_out(self) -> None:
+        """Count one more connection as handed out. Under the pool's lock."""
+
+    @abc.abstractmethod
+    def count_in(self) -> None:
+        """Count one connection less as handed out, and notify those that wait for one. Under the pool's lock."""
+
+    def has_any(self, request: RunningRequest) -> bool:
+        """Whether the request holds a connection. Under the pool's lock."""
+        return request in self._by_request
+
+    def overdue(self) -> int:
+        """How many connections count as handed out to requests that nobody waits for any more. Any thread; no lock.
+
+        These requests are cancelled, or were not answered by their deadline.
+        """
+        now = time.monotonic()
+        # Each copy is atomic.
+        return sum(
+            not borrow.connection.is_abandoned
+            for each, borrows in self._by_request.copy().items()
+            if each.cancelled or (not each.is_answered and now > (each.deadline or now))
+            for borrow in tuple(borrows)
+        )
+
+    def lend(self, connection: HeldConnection, request: RunningRequest) -> Borrow:
+        """Record that a request holds the connection. Under the pool's lock."""
+        borrow = Borrow(connection, request, self.may_stop, self.cancelled)
+        connection.borrows.append(borrow)
+        self._by_request.setdefault(request, []).append(borrow)
+        # The application may hold a connection across requests; stopping this one must not hit the next one's query.
+        request.at_end[self] = lambda: self.end_borrows(self._by_request.get(request, ()))
+        # Until the first connection is made, the driver may be unknown.
+        if self._database is not None or not self._is_known:
+            borrow.withdraw_callback = request.on_cancel(lambda: self.stopper.stop(borrow), wait=False)
+        return borrow
+
+    def current_borrow(self, connection: HeldConnection) -> Borrow | None:
+        """The borrow for which this thread uses the connection.
+
+        A connection that the application holds across requests is lent to each request that uses it. In a thread of the
+        application's own, this is the borrow of the only request that holds the connection. None if there is no such
+        request, or the connection is back in the pool.
+        """
+        request = current_or_none()
+        if request is None:
+            borrows = tuple(connection.borrows)
+            return borrows[0] if len(borrows) == 1 else None
+        if (borrow := borrow_of(connection, request)) is not None:
+            return borrow
+        with self.lock:
+            if connection.is_idle:
+                return None
+            if connection.is_abandoned:
+                connection.is_abandoned = False
+                self.count_out()
+            return self.lend(connection, request)
+
+    def end_borrows(self, borrows: Iterable[Borrow]) -> None:
+        """End borrows, after attempts to stop their queries that are under way. Any thread that may wait."""
+        for borrow in list(borrows):
+            borrow.end()
+            with self.lock:
+                held = self._by_request.get(borrow.request, [])
+                if borrow in held:
+                    held.remove(borrow)
+                    borrow.connection.borrows.remove(borrow)
+                    if borrow.connection.borrows:
+                        self._abandon_if_unused(borrow.connection)
+                if not held:
+                    self._by_request.pop(borrow.request, None)
+
+    def abandon(self, request: RunningRequest) -> tuple[int, int]:
+        """Cut the connections of a request whose thread does not come back. Any thread.
+
+        They no longer count as handed out, so the thread that takes its place gets a connection. One that is still
+        being made is closed when it is ready, if ever. Returns how many were cut now, and how many were not, because
+        other requests use them too.
+        """
+        with self.lock:
+            # Under the lock, so that no connection comes back and is handed out to another request meanwhile.
+            held = self._by_request.get(request, ())
+            for borrow in held:
+                borrow.is_abandoned = True
+            abandoned = sum(self._abandon_if_unused(borrow.connection) for borrow in held)
+            shared = sum(not borrow.connection.is_abandoned for borrow in held)
+        if abandoned:
+            # Perhaps because the database does not answer.
+            self.last_outage = time.monotonic()
+        return abandoned, shared
+
+    def _abandon_if_unused(self, connection: HeldConnection) -> bool:
+        """Cut a connection if none of the requests that hold it has its thread; returns whether it was cut now.
+
+        Under the pool's lock.
+        """
+        if connection.is_abandoned or not all(borrow.is_abandoned for borrow in connection.borrows):
+            return False
+        connection.is_abandoned = connection.must_close = True
+        self.stop_sharing(connection)
+        self.stopper.kill(connection.sever())
+        self.count_in()
+        return True
+
+    def may_stop(self, borrow: Borrow) -> bool:
+        """Whether the connection's query may be stopped. If so, no other request will get the connection. Any thread.
+
+        It may not if the borrow is over, or another request that is not cancelled holds the connection too.
+        """
+        connection = borrow.connection
+        with self.lock:
+            if borrow not in connection.borrows or not all(other.request.cancelled for other in connection.borrows):
+                return False
+            connection.must_close = True
+            self.stop_sharing(connection)
+            return True
 
     # Giving back.
 
@@ -171,8 +290,8 @@ class Guard:
         """
         if self.closed or current_or_none() is not None:
             return False
-        is_on_loop = asyncio._get_running_loop() is not None
-        if not (is_on_loop or is_collecting() or is_stopper_thread() or is_cancelling()):
+        is_stopper = threading.current_thread().name.startswith(NAME)
+        if not (is_stopper or is_collecting() or is_cancelling() or asyncio._get_running_loop() is not None):
             return False
         self._background.do(task)
         return True

@@ -31,7 +31,7 @@ _NOT_IN_TAG = re.compile(r"[^A-Za-z0-9._:-]")
 class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
     """A connection that knows which requests hold it: one, or several if the pool shares connections.
 
-    It is made unconnected, so that a request can hold it while it waits for `connect`. `Borrows` owns the attributes
+    It is made unconnected, so that a request can hold it while it waits for `connect`. `Guard` owns the attributes
     that `HeldConnection` names; the thread that uses the connection owns the rest.
 
     :param cursor_factory: makes a cursor, from this connection and the arguments of ``cursor``.
@@ -42,7 +42,6 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
     # What `SteadyDBConnection` needs to close a connection that was never connected.
     _con: Any = None
     _closed = _closeable = True
-    _transaction: bool
 
     def __init__(self, guard: Guard, cursor_factory: Callable[..., SteadyDBCursor], *args: Any, **kwargs: Any) -> None:
         self.guard = guard
@@ -63,8 +62,8 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
         self._is_lost = False
         self._session: Session = UnknownSession()
         self._changes = Transaction()
-        # Whether a rollback was sent whose answer is still to be read.
-        self._is_rolling_back = False
+        # Reads the answer to a rollback that was sent; None if there is none to read.
+        self._end_rollback: Callable[[], object] | None = None
         self._came_back_at = 0.0
 
     def connect(self) -> None:
@@ -146,10 +145,10 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
 
         A lost connection is not replaced: what is executed next must not be taken for the rest of its transaction.
         """
-        borrow = self.guard.borrows.current(self)
+        borrow = self.guard.current_borrow(self)
         if borrow is not None and borrow.request.cancelled:
             borrow.refuse()
-        has_changes = self._changes.has_changes
+        has_changes = bool(self._changes.open)
         if has_changes:
             self._session.sending("COMMIT", None)
             self._changes.begin_commit()
@@ -178,7 +177,7 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
         self._end_transaction()
 
     def _record_rollback(self) -> None:
-        if self._changes.has_changes:
+        if self._changes.open:
             effect = Effect.ROLLED_BACK
             # A closed connection cannot tell.
             with contextlib.suppress(Exception):
@@ -207,7 +206,7 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
         """Prepare for a method that may change data and whose end is not observed."""
         self._is_untouched = False
         self._session.sending("COPY", None)
-        borrow = self.guard.borrows.current(self)
+        borrow = self.guard.current_borrow(self)
         if borrow is not None:
             self._changes.record(Effect.UNKNOWN, borrow.request.statements)
 
@@ -279,8 +278,8 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
                     self._con.rollback()
             elif force or self._transaction or self._session.may_be_open:
                 # Not by DBUtils' method, which would replace a broken connection that perhaps nobody needs.
-                self._is_rolling_back = self._session.begin_rollback()
-                if not self._is_rolling_back:
+                self._end_rollback = self._session.begin_rollback()
+                if self._end_rollback is None:
                     self._con.rollback()
         except Exception as error:  # noqa: BLE001 - whatever the driver raises, the connection is closed for it
             # It may be broken, or have rows that nobody has fetched.
@@ -289,7 +288,7 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
         self._record_rollback()
         self._transaction = False
         self._is_untouched = True
-        if not self._is_rolling_back:
+        if self._end_rollback is None:
             self._end_transaction()
 
     def _ping_check(self, ping: int = 1, reconnect: bool = True) -> Any:
@@ -311,10 +310,10 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
 
         Replaces the connection if the rollback failed; raises the driver's error if that fails too.
         """
-        if self._is_rolling_back:
-            self._is_rolling_back = False
+        if self._end_rollback is not None:
+            end, self._end_rollback = self._end_rollback, None
             try:
-                self._session.end_rollback()
+                end()
             except Exception as error:  # noqa: BLE001 - whatever the driver raises, the connection is replaced for it
                 logger.debug("a connection is replaced: %r", error)
                 self.replace()

@@ -33,7 +33,7 @@ class GuardedCursor(SteadyDBCursor):  # type: ignore[misc]
         connection.finish_rollback()
         sql = _text(name, args, kwargs, self._cursor)
         guard = connection.guard
-        borrow = guard.borrows.current(connection)
+        borrow = guard.current_borrow(connection)
         request = current_or_none() if borrow is None else borrow.request
         if request is None:
             return self._execute(name, sql, args, kwargs)

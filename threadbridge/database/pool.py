@@ -16,7 +16,7 @@ from dbutils.pooled_db import PooledDedicatedDBConnection
 
 from threadbridge.common import forks
 from threadbridge.crossing.current import RunningRequest, current_or_none
-from threadbridge.database.borrow import Borrows, HeldConnection, borrow_of
+from threadbridge.database.borrow import HeldConnection, borrow_of
 from threadbridge.database.dbutils_check import connection_settings, creator_module
 from threadbridge.database.guard import Guard
 from threadbridge.database.guarded_connection import GuardedConnection
@@ -65,7 +65,6 @@ class PoolGuard(Guard):
         self._defaults = self._database.defaults if self._database is not None else {}
         self._on_ask = on_ask
         self._control_checked_at = -math.inf
-        self.borrows = Borrows(self)
         # The threads that wait for a connection, in the order of their arrival.
         self._line: deque[object] = deque()
         with pool._lock:
@@ -104,14 +103,6 @@ class PoolGuard(Guard):
         """How many connections the pool has handed out. Any thread."""
         return int(self._pool._connections)
 
-    def abandon(self, request: RunningRequest) -> tuple[int, int]:
-        """See `Borrows.abandon`."""
-        abandoned, shared = self.borrows.abandon(request)
-        if abandoned:
-            # Perhaps because the database does not answer.
-            self.last_outage = time.monotonic()
-        return abandoned, shared
-
     def leave(self) -> None:
         """All threads have ended: if nothing is left in the database, no other process need end it. Any thread."""
         if not (self._pool._connections or self.stopper.running):
@@ -125,8 +116,6 @@ class PoolGuard(Guard):
         """See `Guard`; the pool's own ``isfatal`` must agree."""
         agrees = self._pool._isfatal
         return super().is_fatal(error) and (agrees is None or agrees(error))
-
-    # What `Borrows` needs: see `borrow.Pool`.
 
     def stop_sharing(self, connection: HeldConnection) -> None:
         pool = self._pool
@@ -162,7 +151,7 @@ class PoolGuard(Guard):
         with pool._lock:
             handed_out = type(pool).connection(pool, shareable)
             if request is not None:
-                self.borrows.lend(handed_out._con, request)
+                self.lend(handed_out._con, request)
         return handed_out
 
     def _dedicated(self, request: RunningRequest | None) -> Any:
@@ -174,7 +163,7 @@ class PoolGuard(Guard):
             is_idle = bool(pool._idle_cache)
             steady = pool._idle_cache.pop() if is_idle else self._make()
             if request is not None:
-                self.borrows.lend(steady, request)
+                self.lend(steady, request)
             pool._connections += 1
         try:
             # Outside the lock: a database that does not answer holds up only this request, and the connection can be
@@ -199,7 +188,7 @@ class PoolGuard(Guard):
     def _wait_turn(self, request: RunningRequest | None) -> None:
         """Wait for a connection, behind those that came before. Under the lock. Raises as `_wait` does."""
         # A request that holds a connection already may be the one that all others wait for.
-        if self._has_free() and request is not None and self.borrows.has_any(request):
+        if self._has_free() and request is not None and self.has_any(request):
             return
         place = object()
         self._line.append(place)
@@ -220,7 +209,7 @@ class PoolGuard(Guard):
         """
         request = current_or_none()
         is_blocking = self._pool._blocking
-        if not is_blocking and (request is None or self.borrows.has_any(request)):
+        if not is_blocking and (request is None or self.has_any(request)):
             raise pooled_db.TooManyConnectionsError
         if request is None:
             self.lock.wait()
@@ -244,11 +233,9 @@ class PoolGuard(Guard):
             self.lock.notify_all()
 
     def _steady_connection(self) -> GuardedConnection:
-        steady = self._make()
-        self._connect(steady)
-        return steady
+        return self._connect(self._make())
 
-    def _connect(self, steady: GuardedConnection) -> None:
+    def _connect(self, steady: GuardedConnection) -> GuardedConnection:
         self._start_background()
         steady.connect()
         # The control connection is made or checked now: when it is needed, the database may refuse new ones.
@@ -256,6 +243,7 @@ class PoolGuard(Guard):
         if self._database is not None and not self.closed and now >= self._control_checked_at + CONTROL_INTERVAL:
             self._control_checked_at = now
             self.stopper.do(self._database.keep_control)
+        return steady
 
     def _make(self) -> GuardedConnection:
         pool = self._pool
@@ -268,7 +256,7 @@ class PoolGuard(Guard):
         if self._defer_hand_back(lambda: self._unshare(shared)):
             return
         if isinstance(shared.con, GuardedConnection) and (borrow := borrow_of(shared.con, current_or_none())):
-            self.borrows.end([borrow])
+            self.end_borrows([borrow])
         type(self._pool).unshare(self._pool, shared)
 
     def _cache(self, steady: Any) -> None:
@@ -280,7 +268,7 @@ class PoolGuard(Guard):
         is_mine = isinstance(steady, GuardedConnection) and steady.guard is self
         if isinstance(steady, GuardedConnection):
             steady.clean(force=pool._reset)
-            steady.guard.borrows.end(steady.borrows)
+            steady.guard.end_borrows(steady.borrows)
         with pool._lock:
             has_room = not pool._maxcached or len(pool._idle_cache) < pool._maxcached
             if is_mine and not steady.must_close and has_room:

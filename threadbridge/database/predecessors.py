@@ -33,6 +33,7 @@ INTERVAL = 5.0
 # whole or not at all.
 SLOT = 2048
 _SECRETS = ("passwd", "password")
+_PLAIN = (str, bytes, int, float, type(None))
 
 
 class ConnectionList:
@@ -244,14 +245,10 @@ def _digest(settings: ConnectionSettings) -> str:
         _read(os.getcwd),
         getattr(connect, "__module__", ""),
         getattr(connect, "__qualname__", ""),
-        *(each for each in settings.args if _is_plain(each)),
-        *sorted((name, repr(value)) for name, value in kwargs.items() if _is_plain(value)),
+        *(each for each in settings.args if isinstance(each, _PLAIN)),
+        *sorted((name, repr(value)) for name, value in kwargs.items() if isinstance(value, _PLAIN)),
     ]
     return hashlib.sha256(repr(shared).encode()).hexdigest()[:16]
-
-
-def _is_plain(value: object) -> bool:
-    return value is None or isinstance(value, (str, bytes, int, float))
 
 
 def _read(read: Callable[[], str]) -> str:

@@ -32,7 +32,7 @@ LONGEST_CHECK = 5.0
 # Seconds after which an orphan that cannot be found is forgotten, for example because another server answers now. The
 # server's limits end its statement and transaction much sooner.
 LONGEST_SEARCH = 3600.0
-# At most this many orphans are remembered; the oldest is forgotten first.
+# How many orphans are remembered; the oldest is forgotten first.
 MAX_ORPHANS = 1000
 
 
@@ -186,11 +186,8 @@ class Stopper(StopperThread):
             return
         if not orphans:
             # Logged even if the request no longer holds the connection: being cut may have freed it just now.
-            self._unconnected.log(
-                logging.WARNING,
-                "request %s: cancelled %g s ago but still waiting for a new connection to the database",
-                *(task.what.name, SEVER_AFTER),
-            )
+            message = "request %s: cancelled %g s ago but still waiting for a new connection to the database"
+            self._unconnected.log(logging.WARNING, message, task.what.name, SEVER_AFTER)
             return
         self.severed += 1
         numbers = " and ".join(str(orphan.identity.number) for orphan in orphans)
@@ -249,27 +246,19 @@ class Stopper(StopperThread):
             self._orphans.pop(orphan, None)
 
     def _give_up(self, orphan: Orphan, reason: str) -> None:
-        self._forgot.log(
-            logging.ERROR,
-            "connection %s may still be running a query in the database, and is no longer checked: %s",
-            *(orphan.identity.number, reason),
-        )
+        message = "connection %s may still be running a query in the database, and is no longer checked: %s"
+        self._forgot.log(logging.ERROR, message, orphan.identity.number, reason)
         self._forget(orphan)
 
     def _note_end(self, orphan: Orphan, watch: _Watch) -> None:
         seconds = time.monotonic() - watch.since
         if orphan.predecessor is None:
-            self._gone.log(
-                logging.WARNING,
-                "connection %s has ended in the database%s, %.1f s after it was given up",
-                *(orphan.identity.number, ", killed on request" if watch.was_killed else "", seconds),
-            )
+            how = ", killed on request" if watch.was_killed else ""
+            message = "connection %s has ended in the database%s, %.1f s after it was given up"
+            self._gone.log(logging.WARNING, message, orphan.identity.number, how, seconds)
         elif watch.was_killed:
-            self._inherited.log(
-                logging.WARNING,
-                "connection %s of dead process %d has been killed in the database, %.1f s after it was found",
-                *(orphan.identity.number, orphan.predecessor, seconds),
-            )
+            message = "connection %s of dead process %d has been killed in the database, %.1f s after it was found"
+            self._inherited.log(logging.WARNING, message, orphan.identity.number, orphan.predecessor, seconds)
         self._forget(orphan)
 
     # Whether the database answers.
@@ -277,8 +266,7 @@ class Stopper(StopperThread):
     def _may_ask(self, latest: float) -> bool:
         """Whether to ask the database, for a request whose connection is cut at ``latest``."""
         now = time.monotonic()
-        # A database that did not answer last time would probably hold up this thread past ``latest``, while other
-        # connections are due to be cut.
+        # A database that did not answer last time would probably hold up this thread while others are due to be cut.
         return now >= self._retry_at and not (self._has_timed_out and now > latest - ATTEMPT_TIMEOUT)
 
     def _note_failure(self, error: StopFailed) -> None:

@@ -16,7 +16,7 @@ from threadbridge.common.threads import NOT_STARTED
 
 logger = logging.getLogger("threadbridge")
 
-# The threads' name; those of bounded calls begin with it.
+# The thread's name; those of bounded calls begin with it.
 NAME = "threadbridge-stopper"
 
 
@@ -123,8 +123,3 @@ class StopperThread:
                 )
             # While this thread waits for the next task, it must not keep alive what this one refers to.
             del task
-
-
-def is_stopper_thread() -> bool:
-    """Whether this thread is a stopper's, or runs a bounded call of a stopper's. Any thread."""
-    return threading.current_thread().name.startswith(NAME)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
 from enum import Enum
 
 from threadbridge.sql.effects import find_more, first_word
@@ -37,9 +36,7 @@ class Effects:
     :param otherwise: the effect of all other statements.
     """
 
-    def __init__(
-        self, by_word: Mapping[Effect, bytes], exceptions: Sequence[tuple[bytes, Effect]], otherwise: Effect
-    ) -> None:
+    def __init__(self, by_word: dict[Effect, bytes], exceptions: list[tuple[bytes, Effect]], otherwise: Effect) -> None:
         self._by_word = {word: effect for effect, words in by_word.items() for word in words.split()}
         self._exceptions = [(re.compile(pattern).match, effect) for pattern, effect in exceptions]
         self._otherwise = otherwise
@@ -58,23 +55,18 @@ class Transaction:
     """The open transaction of one connection; requests that share the connection share it. Worker side."""
 
     def __init__(self) -> None:
-        # For each request that may have open changes, whether it certainly has.
-        self._changes: dict[Statements, bool] = {}
-
-    @property
-    def has_changes(self) -> bool:
-        """Whether a request may have changes that are neither committed nor rolled back."""
-        return bool(self._changes)
+        # For each request that may have changes that are neither committed nor rolled back, whether it certainly has.
+        self.open: dict[Statements, bool] = {}
 
     def record(self, effect: Effect, statements: Statements | None) -> None:
         """Record the effect of a statement that a request sent; ``statements`` is None if no request did."""
         if effect in (Effect.CHANGED, Effect.PERHAPS_CHANGED):
             if statements is not None:
-                if statements not in self._changes:
+                if statements not in self.open:
                     statements.open += 1
-                self._changes[statements] = effect is Effect.CHANGED or self._changes.get(statements, False)
+                self.open[statements] = effect is Effect.CHANGED or self.open.get(statements, False)
         elif effect is Effect.PARTLY_ROLLED_BACK:
-            self._changes = dict.fromkeys(self._changes, False)
+            self.open = dict.fromkeys(self.open, False)
         elif effect is not Effect.NOTHING:
             self._end(effect)
             if statements is not None:
@@ -82,7 +74,7 @@ class Transaction:
                 statements.is_in_doubt |= effect is Effect.UNKNOWN
 
     def _end(self, effect: Effect) -> None:
-        changes, self._changes = self._changes, {}
+        changes, self.open = self.open, {}
         for each, is_certain in changes.items():
             if effect is Effect.ROLLED_BACK:
                 each.has_rolled_back = True
@@ -95,5 +87,5 @@ class Transaction:
 
     def begin_commit(self) -> None:
         """Record that a commit is about to be sent; `record` records its effect."""
-        for each in self._changes:
+        for each in self.open:
             each.is_committing = True

@@ -71,18 +71,6 @@ class Identity(NamedTuple):
         return True
 
 
-class ControlServer(NamedTuple):
-    """The server process to which a control connection leads.
-
-    :param started: when it started, in seconds by its clock; may be off by one, as two statements give it.
-    :param user: the user of the control connection.
-    """
-
-    name: str
-    started: int
-    user: str
-
-
 class MySQL:
     """Stops queries with ``KILL QUERY`` on a control connection. See `Database`."""
 
@@ -190,7 +178,8 @@ class MySQL:
         except BaseException:
             control.close()
             raise
-        control.server = ControlServer(str(name), int(now) - int(uptime), str(user))
+        # When it started, by its clock, may be off by one, as two statements give it.
+        control.server = str(name), int(now) - int(uptime), str(user)
         return control
 
     def _kill(self, control: ControlConnection, what: str, identity: Identity) -> bool:
@@ -205,9 +194,9 @@ class MySQL:
 
     def _has(self, control: ControlConnection, identity: Identity) -> bool:
         """Whether the server still has the connection; raises `StopFailed` if this server cannot know."""
-        server: ControlServer = control.server
-        if server.name != identity.server:
-            raise StopFailed(f"the control connection came to {server.name}, not to {identity.server}")
+        name, started, user = control.server
+        if name != identity.server:
+            raise StopFailed(f"the control connection came to {name}, not to {identity.server}")
         if identity.mark:
             [number] = execute(control.connection, "SELECT IS_USED_LOCK(%s)", identity.mark)
             if number is not None:
@@ -217,11 +206,11 @@ class MySQL:
                 return True
         # Without the mark, the connection has ended, or the application has released all its locks. While the server
         # process lives, it does not reuse a number.
-        [count] = execute(control.connection, _THREAD, identity.number, server.user)
-        if not count or server.started > identity.made:
+        [count] = execute(control.connection, _THREAD, identity.number, user)
+        if not count or started > identity.made:
             return False
-        if server.started >= identity.made - 1:
-            raise StopFailed(f"{server.name} may have restarted just after connection {identity.number} was made")
+        if started >= identity.made - 1:
+            raise StopFailed(f"{name} may have restarted just after connection {identity.number} was made")
         return True
 
     # Errors.
@@ -230,21 +219,19 @@ class MySQL:
         return bool(error.args) and error.args[0] in STATEMENT_ERRORS
 
     def is_outage(self, error: BaseException) -> bool:
-        return self.is_lost(error) or (isinstance(error, self._operational) and _is_unable(error))
+        if not isinstance(error, self._operational):
+            return False
+        number, text = (*error.args, None, None)[:2]
+        if number == ER_OPTION_PREVENTS_STATEMENT:
+            # MySQL has --super-read-only, --read-only and --innodb-read-only; MariaDB spells some of them differently.
+            return "read-only" in str(text).replace("_", "-").lower()
+        return number in OUTAGE_ERRORS or number in UNABLE_ERRORS
 
     def is_lost(self, error: BaseException) -> bool:
         return isinstance(error, self._operational) and bool(error.args) and error.args[0] in OUTAGE_ERRORS
 
     def cancelled(self) -> Exception:
         return self._operational(1317, "Query execution was interrupted: the request was cancelled")
-
-
-def _is_unable(error: Exception) -> bool:
-    number, text = (*error.args, None, None)[:2]
-    if number == ER_OPTION_PREVENTS_STATEMENT:
-        # MySQL has --super-read-only, --read-only and --innodb-read-only; MariaDB spells some of them differently.
-        return "read-only" in str(text).replace("_", "-").lower()
-    return number in UNABLE_ERRORS
 
 
 def _is_mariadb(connection: Any) -> bool:

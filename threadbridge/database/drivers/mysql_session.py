@@ -101,9 +101,13 @@ class MySQLSession:
             if not self._is_changed:
                 text = sql.encode() if isinstance(sql, str) else bytes(sql)
                 self._is_changed = may_change_session(text, escapes=self._escapes)
-        if self._is_unbuffered:
+        if self._is_unbuffered and self._without_limit is not None:
             self._is_unbuffered = False
-            sql = self._unlimited(sql)
+            word, replacement = self._without_limit
+            text = (sql.encode() if isinstance(sql, str) else bytes(sql)).lstrip()
+            size = len(word)
+            if text[:size].lower() == word:
+                sql = replacement + text[size:]
         if self._comment is not None:
             comment = self._comment()
             sql = comment + sql if isinstance(sql, str) else comment.encode() + sql
@@ -116,13 +120,6 @@ class MySQLSession:
     def sending(self, sql: str, cursor: object) -> None:
         """See `Session`. `query` sees the statement itself, and also those that the application sends directly."""
         self._is_unbuffered = self._without_limit is not None and isinstance(cursor, self._unbuffered)
-
-    def _unlimited(self, sql: str | bytes | bytearray) -> str | bytes | bytearray:
-        assert self._without_limit is not None
-        word, replacement = self._without_limit
-        text = (sql.encode() if isinstance(sql, str) else bytes(sql)).lstrip()
-        size = len(word)
-        return replacement + text[size:] if text[:size].lower() == word else sql
 
     # What statements do to the transaction.
 
@@ -201,13 +198,12 @@ class MySQLSession:
         connection: Any = self._connection()
         return self._is_changed or connection.get_autocommit() != self._made_with_autocommit
 
-    def begin_rollback(self) -> bool:
+    def begin_rollback(self) -> Callable[[], object] | None:
         """See `Session`. It is sent only after plain queries, when it releases a snapshot but no locks."""
-        is_sent = self.only_reads and self._can_send
-        self.only_reads, self._was_used = True, False
-        if is_sent:
-            self._connection().send_query(b"ROLLBACK")  # type: ignore[union-attr]
-        return is_sent
-
-    def end_rollback(self) -> None:
-        self._connection().read_query_result()  # type: ignore[union-attr]
+        only_reads, self.only_reads = self.only_reads, True
+        self._was_used = False
+        if not (only_reads and self._can_send):
+            return None
+        connection: Any = self._connection()
+        connection.send_query(b"ROLLBACK")
+        return connection.read_query_result  # type: ignore[no-any-return]

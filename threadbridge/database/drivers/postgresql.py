@@ -153,9 +153,8 @@ class PostgreSQL:
             state is None or state[:2] == "08" or state[:4] == "57P0" or state == TOO_MANY_CONNECTIONS
         )
 
-    def is_lost(self, error: BaseException) -> bool:
-        """Each outage loses the connection."""
-        return self.is_outage(error)
+    # Each outage loses the connection.
+    is_lost = is_outage
 
     def cancelled(self) -> Exception:
         return self._canceled("canceling statement: the request was cancelled")
@@ -163,11 +162,10 @@ class PostgreSQL:
 
 def _has_timeout(settings: ConnectionSettings) -> bool:
     """Whether a time for connecting is set, or may be set in a service file."""
-    kwargs = settings.kwargs
-    if "PGCONNECT_TIMEOUT" in os.environ or "PGSERVICE" in os.environ or "service" in kwargs:
+    if "PGCONNECT_TIMEOUT" in os.environ or "PGSERVICE" in os.environ or "service" in settings.kwargs:
         return True
     # psycopg2 calls the connection string dsn, psycopg conninfo.
-    texts = (*settings.args[:1], kwargs.get("dsn"), kwargs.get("conninfo"))
+    texts = (*settings.args[:1], settings.kwargs.get("dsn"), settings.kwargs.get("conninfo"))
     return any(isinstance(text, str) and _TIMEOUT_OR_SERVICE(text) for text in texts)
 
 

@@ -106,12 +106,8 @@ class PostgreSQLSession:
     def _autocommits_now(self) -> bool:
         return bool(self._connection().autocommit)  # type: ignore[union-attr]
 
-    def begin_rollback(self) -> bool:
+    def begin_rollback(self) -> None:
         """See `Session`. The drivers cannot send anything without waiting for the answer."""
-        return False
-
-    def end_rollback(self) -> None:
-        raise AssertionError("no rollback was begun")
 
 
 def _effect(sql: str) -> Effect:
