@@ -176,10 +176,7 @@ class Guard(abc.ABC):
         return request in self._by_request
 
     def overdue(self) -> int:
-        """How many connections count as handed out to requests that nobody waits for any more. Any thread; no lock.
-
-        These requests are cancelled, or were not answered by their deadline.
-        """
+        """How many connections are held by requests that are cancelled or late with their answer. Any thread; no lock."""
         now = time.monotonic()
         # Each copy is atomic.
         return sum(
@@ -198,7 +195,7 @@ class Guard(abc.ABC):
         request.at_end[self] = lambda: self.end_borrows(self._by_request.get(request, ()))
         # Until the first connection is made, the driver may be unknown.
         if self._database is not None or not self._is_known:
-            borrow.withdraw_callback = request.on_cancel(lambda: self.stopper.stop(borrow), wait=False)
+            borrow.withdraw_callback = request.on_cancel(lambda: self.stopper.stop_query(borrow), wait=False)
         return borrow
 
     def current_borrow(self, connection: HeldConnection) -> Borrow | None:

@@ -93,7 +93,7 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
         database = self.guard.database_of(con)
         if database is not None:
             self._newest = DriverConnection(con, database)
-        # Only now: whoever cancels or abandons the request from here on finds the connection, and can cut it.
+        # Only now: from here on, a thread that cancels or abandons the request finds the connection, and can cut it.
         self._refuse_if_cancelled()
         super()._setsession(con)
 
@@ -277,12 +277,12 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
                     # Closing it would release its locks only later.
                     self._con.rollback()
             elif force or self._transaction or self._session.may_be_open:
-                # Not by DBUtils' method, which would replace a broken connection that perhaps nobody needs.
+                # Not by DBUtils' method, which would replace a broken connection even if it is never needed.
                 self._end_rollback = self._session.begin_rollback()
                 if self._end_rollback is None:
                     self._con.rollback()
         except Exception as error:  # noqa: BLE001 - whatever the driver raises, the connection is closed for it
-            # It may be broken, or have rows that nobody has fetched.
+            # It may be broken, or have unread rows.
             logger.debug("a connection is closed instead of going back to the pool: %r", error)
             self.must_close = True
         self._record_rollback()

@@ -104,7 +104,7 @@ class PoolGuard(Guard):
         return int(self._pool._connections)
 
     def leave(self) -> None:
-        """All threads have ended: if nothing is left in the database, no other process need end it. Any thread."""
+        """Remove the list of connections if none is left in the database. Any thread, once all workers have ended."""
         if not (self._pool._connections or self.stopper.running):
             self.connections.remove()
 

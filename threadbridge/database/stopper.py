@@ -47,7 +47,7 @@ class StopResult(NamedTuple):
 
 @dataclass(frozen=True)
 class Orphan:
-    """A connection that nobody uses any more, while the database may still work for it.
+    """A connection that is no longer used, while the database may still work for it.
 
     :param entry: keeps the connection on this process's list.
     :param predecessor: the process id of the dead process that left it; None if it was this process's.
@@ -130,7 +130,7 @@ class Stopper(StopperThread):
         """How many orphaned connections have not yet ended in the database. Any thread."""
         return len(self._orphans)
 
-    def stop(self, what: Stoppable) -> None:
+    def stop_query(self, what: Stoppable) -> None:
         """Stop a query soon. Any thread; returns at once."""
         task = _Stop(what, time.monotonic())
         self.add(task.since, lambda: self._continue(task))

@@ -14,7 +14,7 @@ from threadbridge.sql.transaction import Effect, Effects
 # Methods of the driver's connection that change the session without a statement.
 _CHANGING = ("change_user", "select_db", "set_character_set", "set_server_option")
 
-# With autocommit, the statement may have been committed all the same.
+# With autocommit, the statement may have been committed nevertheless.
 ER_ERROR_DURING_COMMIT = 1180
 # InnoDB has rolled back the whole transaction.
 ER_LOCK_DEADLOCK = 1213
