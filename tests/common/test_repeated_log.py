@@ -89,7 +89,7 @@ def stopping(fault: Fault) -> str:
         stopper.repeat(fault.__call__, 3600)
     wait_until(lambda: fault.count == 3, "all have been tried")
     stopper.close()
-    wait_until(lambda: stopper._thread.thread is None, "the thread has ended")
+    wait_until(lambda: stopper.thread is None, "the thread has ended")
     return "error in the stopper thread; a cancelled query may still be running"
 
 

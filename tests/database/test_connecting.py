@@ -132,7 +132,7 @@ def test_a_request_that_reconnects_forever_is_abandoned(make: Make, line: Faulty
     with running(), closing(pool.connection()) as connection:
         number = one(connection, "SELECT CONNECTION_ID()")
     witness.rows(f"KILL {number}")
-    wait_until(lambda: not pool._idle_cache[0]._is_quiet(), "its end has come through")
+    wait_until(lambda: not pool._idle_cache[0]._current.is_quiet(), "its end has come through")
     # No other connection is made meanwhile.
     number_of_control(pool)
     line.swallow(new=True)
@@ -286,6 +286,16 @@ def test_network_timeouts_are_given_to_the_driver_unless_the_application_has_its
     worker = InThread(lambda: one(connection, sql))
     worker.join()
     assert isinstance(worker.error, MySQLdb.OperationalError) and worker.error.args[0] in (2006, 2013)
+
+
+def test_connecting_to_a_silent_server_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("threadbridge.database.drivers.mysql.CONNECT_TIMEOUT", 1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        pool: Any = PooledDB(MySQLdb, maxconnections=2, host="127.0.0.1", port=silent.getsockname()[1], user="x")
+        application = Application(lambda environ: pool.connection())
+        with BridgeThread(application, pool=pool) as server:
+            assert server.request()[0].status == 503
+            assert (pool._connections, application.ended) == (0, 1)
 
 
 def test_the_applications_own_connect_timeout_counts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,8 +18,10 @@ from tests.support.cancelling import COUNTED_SLEEP, Application, assert_all_is_w
 from tests.support.databases import Witness, connect_settings, line_to
 from tests.support.inprocess import BridgeThread, wait_until
 from threadbridge.database.driver import ConnectionSettings, StopFailed
-from threadbridge.database.drivers.mysql import MySQL
-from threadbridge.database.stopper import Stopper
+from threadbridge.database.drivers.mysql import Identity, MySQL
+from threadbridge.database.stopper import Orphan, Stopper
+
+NOWHERE = ConnectionSettings(MySQLdb.connect, (), {})
 
 
 @pytest.fixture
@@ -43,7 +45,7 @@ def set_password(witness: Witness, password: str) -> None:
 
 def number_of_control(pool: Any) -> int:
     """The number of the control connection, once there is one."""
-    idle = pool.connection.__self__._database._control._connections._idle
+    idle = pool.connection.__self__._database._control._idle
     wait_until(lambda: bool(idle), "there is a control connection")
     number: int = idle[0].connection.thread_id()
     return number
@@ -191,7 +193,7 @@ def test_only_what_ran_when_it_was_stopped_is_counted(
             goes_on.set()
         wait_until(lambda: application.ended == 1 and pool._connections == 0, "the application is free")
         stopper = server.bridge.guard.stopper  # type: ignore[union-attr]
-    wait_until(lambda: stopper._thread.thread is None, "the stopper has done all it had to do")
+    wait_until(lambda: stopper.thread is None, "the stopper has done all it had to do")
     assert (stopper.stops, stopper.failures, stopper.severed) == (int(path == "/rows"), 0, 0)
 
 
@@ -224,7 +226,7 @@ def test_a_connection_that_reuses_the_number_is_not_killed(mariadb: dict[str, st
     with contextlib.closing(MySQLdb.connect(**connect_settings(mariadb))) as connection:
         identity = database.identify(connection)
         # As behind a proxy, or on a server of the same name that gave the number to another connection.
-        for wrong in (identity._replace(thread_id=witness.connection.thread_id()), identity._replace(server="another")):
+        for wrong in (identity._replace(number=witness.connection.thread_id()), identity._replace(server="another")):
             kills = witness.kills
             with pytest.raises(StopFailed):
                 database.stop_query(connection, wrong)
@@ -346,17 +348,15 @@ def test_the_search_for_a_connection_that_cannot_be_found_ends(
 ) -> None:
     monkeypatch.setattr("threadbridge.database.stopper.LONGEST_SEARCH", 0.2)
 
-    class Elsewhere:
-        """A connection to a server that another has replaced."""
+    class Elsewhere(MySQL):
+        """A server that another has replaced."""
 
-        number, predecessor = 7, None
-
-        def kill(self) -> bool:
+        def kill(self, identity: Identity) -> bool:
             raise StopFailed("the control connection came to b, not to a")
 
     stopper = Stopper()
     stopper.start()
-    stopper.kill([Elsewhere()])
+    stopper.kill([Orphan(Elsewhere("MySQLdb", NOWHERE), Identity(7, "a", 0, ""))])
     wait_until(lambda: stopper.running == 0, "it is given up")
     assert stopper.failures >= 2
     assert own_messages(caplog) == [
@@ -373,22 +373,17 @@ def test_a_connection_may_end_after_the_full_list_has_dropped_it(
     stopper = Stopper()
     ended = []
 
-    class Ending:
-        """A connection that ends at once; another is added meanwhile."""
+    class Ending(MySQL):
+        """A server where a connection ends at once; another is added meanwhile."""
 
-        predecessor = None
-
-        def __init__(self, number: int) -> None:
-            self.number = number
-
-        def kill(self) -> bool:
-            if self.number:
-                stopper.kill([Ending(self.number - 1)])
-            ended.append(self.number)
+        def kill(self, identity: Identity) -> bool:
+            if identity.number:
+                stopper.kill([Orphan(self, identity._replace(number=identity.number - 1))])
+            ended.append(identity.number)
             return True
 
     stopper.start()
-    stopper.kill([Ending(1)])
+    stopper.kill([Orphan(Ending("MySQLdb", NOWHERE), Identity(1, "a", 0, ""))])
     wait_until(lambda: (ended, stopper.running) == ([1, 0], 0), "the other has ended too")
     assert "KeyError" not in caplog.text
     stopper.close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import secrets
-import socket
 import threading
 import time
 from collections import Counter
@@ -396,13 +395,3 @@ def test_a_silent_database_holds_up_only_its_own_requests_and_not_forever(
     assert "cancelled 5 s ago but still holds connection" in messages[1]
     assert all("cancelled" in each or "in the database" in each for each in messages) and len(messages) < 6
     witness.connection.close()
-
-
-def test_connecting_to_a_silent_server_times_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("threadbridge.database.drivers.mysql.CONNECT_TIMEOUT", 1)
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        pool = PooledDB(MySQLdb, maxconnections=2, host="127.0.0.1", port=silent.getsockname()[1], user="x")
-        application = Application(pool)
-        with BridgeThread(application, pool=pool) as server:
-            assert server.request(path="/db")[0].status == 503
-            assert (pool._connections, application.left["/db"]) == (0, 1)

@@ -10,12 +10,12 @@ from typing import Any
 import MySQLdb
 import pytest
 from dbutils.pooled_db import PooledDB
+from MySQLdb.connections import Connection
 
 from tests.support.databases import Witness, connect_settings
 from tests.support.inprocess import wait_until
 from threadbridge.crossing.current import TrackedRequest
 from threadbridge.database import guarded_connection
-from threadbridge.database.drivers.mysql_session import MySQLSession
 from threadbridge.database.pool import PoolGuard
 
 
@@ -121,14 +121,15 @@ def test_a_connection_that_was_killed_between_two_requests_is_replaced_unnoticed
 def test_a_connection_whose_rollback_failed_is_replaced(
     make: Callable[..., Requests], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(session: MySQLSession) -> None:
+    def fail(connection: Connection) -> None:
         raise MySQLdb.OperationalError(2013, "Lost connection to server during query")
 
     requests = make(ping=0)
-    [number] = requests.serve(NUMBER)
     with monkeypatch.context() as patch:
-        patch.setattr(MySQLSession, "end_rollback", fail)
-        [other] = requests.serve(NUMBER)
+        patch.setattr(Connection, "read_query_result", fail)
+        # Its rollback is sent when its connection comes back; the next request reads the answer.
+        [number] = requests.serve(NUMBER)
+    [other] = requests.serve(NUMBER)
     assert other != number
     assert requests.serve(NUMBER) == (other,)
     assert requests.pool._connections == 0

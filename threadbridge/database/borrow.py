@@ -1,21 +1,18 @@
-"""Which requests hold which connections of a pool, and how a connection is taken from a cancelled request.
-
-This module knows no pool: `Pool` says what it needs of one.
-"""
+"""A connection that a request holds, and how it is taken from the request when that is cancelled."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, Protocol
 
-from threadbridge.crossing.current import TrackedRequest, current_or_none
-from threadbridge.database.stopper import ATTEMPT_TIMEOUT, Orphan, Stopper, StopResult
+from threadbridge.crossing.current import TrackedRequest
+from threadbridge.database.stopper import ATTEMPT_TIMEOUT, Orphan, StopResult
 
 
 class HeldConnection(Protocol):
-    """What this module needs of a pool's connection. `Borrows` owns the attributes, under the pool's lock.
+    """What is needed of a pool's connection. `Guard` owns the attributes, under the pool's lock.
 
     :param borrows: the requests that hold it; several if the pool shares connections.
     :param must_close: whether it is closed when it comes back, instead of being handed out again.
@@ -35,48 +32,32 @@ class HeldConnection(Protocol):
         """See `DriverConnection.sever`."""
 
 
-class Pool(Protocol):
-    """What this module needs of a pool.
-
-    :param lock: the pool's own, re-entrant lock.
-    :param can_stop_queries: whether the driver is supported, as far as is known.
-    """
-
-    lock: threading.Condition
-    stopper: Stopper
-    can_stop_queries: bool
-
-    def cancelled(self) -> Exception:
-        """The error to raise for a statement of a cancelled request."""
-
-    def stop_sharing(self, connection: HeldConnection) -> None:
-        """Hand the connection out to no other request. Under the lock."""
-
-    def count_out(self) -> None:
-        """Count one more connection as handed out. Under the lock."""
-
-    def count_in(self) -> None:
-        """Count one connection less as handed out, and notify those that wait for one. Under the lock."""
-
-
 class Borrow:
-    """A connection that a request holds: begins its statements and has them stopped, in a fixed order.
+    """A connection that a request holds; implements `Stoppable`.
 
-    A lock of its own guards whether a statement is executing, whether the borrow is over, and the attempts to stop: it
-    orders the worker, which executes statements and gives the connection back, and the stopper.
+    Its lock orders the worker, which executes statements and gives the connection back, and the stopper. It guards
+    whether a statement is executing, whether the borrow is over, and the attempts to stop. The functions are `Guard`'s.
     """
 
-    def __init__(self, registry: Borrows, connection: HeldConnection, request: TrackedRequest) -> None:
+    def __init__(
+        self,
+        connection: HeldConnection,
+        request: TrackedRequest,
+        may_stop: Callable[[Borrow], bool],
+        cancelled: Callable[[], Exception],
+    ) -> None:
         self.connection = connection
         self.request = request
+        self.name = request.id
+        self.is_over = False
         self.withdraw_callback: Callable[[], None] = lambda: None
         # Whether a statement was refused because the request is cancelled; all later ones are refused too.
         self.has_refused = False
         # Whether the request's thread is not expected to come back. Guarded by the pool's lock.
         self.is_abandoned = False
-        self._registry = registry
+        self._may_stop = may_stop
+        self._cancelled = cancelled
         self._is_executing = False
-        self._is_over = False
         # An event for each attempt to stop a statement, set when the attempt has ended.
         self._attempts: list[threading.Event] = []
         self._lock = threading.Lock()
@@ -98,28 +79,17 @@ class Borrow:
     def refuse(self) -> NoReturn:
         """Raise the driver's error for a stopped statement."""
         self.has_refused = True
-        raise self._registry.cancelled()
-
-    @property
-    def name(self) -> str:
-        """See `Stoppable`."""
-        return self.request.id
-
-    @property
-    def is_over(self) -> bool:
-        """See `Stoppable`."""
-        return self._is_over
+        raise self._cancelled()
 
     def stop_query(self) -> StopResult:
-        """See `Stoppable`; the request is cancelled. In a bounded call."""
         # On a connection that other requests use too, the statement may be theirs.
-        if not self._registry.keep_from_others(self):
+        if not self._may_stop(self):
             return StopResult(was_running=False, try_again=True)
         with self._lock:
-            if self._is_over:
+            if self.is_over:
                 return StopResult(was_running=False, try_again=False)
-            # Read before the attempt, as a statement that is executing may reach the server only after it. If none is,
-            # one may still be sending its rows: the attempt stops that one, and no other begins.
+            # Read before the attempt, as a statement that is executing may reach the server only after it. If none is
+            # executing, one may still be sending its rows: the attempt stops that one, and no other begins.
             try_again = self._is_executing
             attempt = threading.Event()
             self._attempts.append(attempt)
@@ -129,159 +99,19 @@ class Borrow:
             attempt.set()
 
     def sever(self) -> Sequence[Orphan] | None:
-        """See `Stoppable`. The stopper's thread."""
-        if not self._registry.keep_from_others(self):
-            return () if self._is_over else None
+        if not self._may_stop(self):
+            return () if self.is_over else None
         return self.connection.sever()
 
     def end(self) -> None:
         """End the borrow once attempts under way have ended. Any thread that may wait."""
         with self._lock:
-            self._is_over = True
-        if self._attempts and not self._have_attempts_ended(time.monotonic() + ATTEMPT_TIMEOUT):
-            # One may still reach the database, and must not stop what the application executes next on a connection
-            # that it holds across requests.
+            self.is_over = True
+        latest = time.monotonic() + ATTEMPT_TIMEOUT
+        if not all(attempt.wait(latest - time.monotonic()) for attempt in self._attempts):
+            # One may still come, and must not stop the next statement on a connection held across requests.
             self.connection.sever()
         self.withdraw_callback()
-
-    def _have_attempts_ended(self, latest: float) -> bool:
-        return all(attempt.wait(latest - time.monotonic()) for attempt in self._attempts)
-
-
-class Borrows:
-    """All borrows of a pool's connections.
-
-    Owns the borrows of each request and the attributes of each `HeldConnection`, all guarded by the pool's lock.
-    """
-
-    def __init__(self, pool: Pool) -> None:
-        self._pool = pool
-        self._by_request: dict[TrackedRequest, list[Borrow]] = {}
-
-    def clear(self) -> None:
-        """Forget all borrows: this is a forked process, and they are its parent's."""
-        self._by_request = {}
-
-    def has_any(self, request: TrackedRequest) -> bool:
-        """Whether the request holds a connection. Under the pool's lock."""
-        return request in self._by_request
-
-    def cancelled(self) -> Exception:
-        """See `Pool`."""
-        return self._pool.cancelled()
-
-    def overdue(self) -> int:
-        """How many connections count as handed out to requests that nobody waits for any more. Any thread; no lock.
-
-        These requests are cancelled, or were not answered by their deadline.
-        """
-        now = time.monotonic()
-        # Copying the keys is atomic.
-        late = [
-            each
-            for each in list(self._by_request)
-            if each.cancelled or (not each.is_answered and now > (each.deadline or now))
-        ]
-        return sum(
-            not borrow.connection.is_abandoned
-            for request in late
-            for borrow in tuple(self._by_request.get(request, ()))
-        )
-
-    def lend(self, connection: HeldConnection, request: TrackedRequest | None) -> None:
-        """Record that a request holds the connection; None for a thread without one. Under the pool's lock."""
-        if request is None:
-            return
-        borrow = Borrow(self, connection, request)
-        connection.borrows.append(borrow)
-        self._by_request.setdefault(request, []).append(borrow)
-        # The application may hold a connection across requests; stopping this one must not hit the next one's query.
-        request.at_end[self] = lambda: self.end(self._by_request.get(request, ()))
-        if self._pool.can_stop_queries:
-            borrow.withdraw_callback = request.on_cancel(lambda: self._pool.stopper.stop(borrow), wait=False)
-
-    def lend_held(self, connection: HeldConnection, request: TrackedRequest) -> Borrow | None:
-        """Lend a request a connection that it uses although an earlier request got it from the pool.
-
-        Returns None if the connection is back in the pool.
-        """
-        with self._pool.lock:
-            if connection.is_idle:
-                return None
-            if connection.is_abandoned:
-                connection.is_abandoned = False
-                self._pool.count_out()
-            self.lend(connection, request)
-        return borrow_of(connection, request)
-
-    def current(self, connection: HeldConnection) -> Borrow | None:
-        """The borrow for which the connection is used in this thread; None if it is used for no request.
-
-        A connection that the application holds across requests is lent to each request that uses it. In a thread of the
-        application's own, this is the borrow of the only request that holds the connection.
-        """
-        request = current_or_none()
-        if request is None:
-            borrows = tuple(connection.borrows)
-            return borrows[0] if len(borrows) == 1 else None
-        return borrow_of(connection, request) or self.lend_held(connection, request)
-
-    def end(self, borrows: Iterable[Borrow]) -> None:
-        """End borrows, after attempts to stop their queries that are under way. Any thread that may wait."""
-        for borrow in list(borrows):
-            borrow.end()
-            with self._pool.lock:
-                held = self._by_request.get(borrow.request, [])
-                if borrow in held:
-                    held.remove(borrow)
-                    borrow.connection.borrows.remove(borrow)
-                    if borrow.connection.borrows:
-                        self._abandon_if_unused(borrow.connection)
-                if not held:
-                    self._by_request.pop(borrow.request, None)
-
-    def abandon(self, request: TrackedRequest) -> tuple[int, int]:
-        """Cut the connections of a request whose thread does not come back. Any thread.
-
-        The thread can do nothing more on them, and they no longer count as handed out, so the thread that takes its
-        place gets a connection. One that is still being made is closed when it is ready, if ever. Returns how many were
-        cut now, and how many were not, because other requests use them too.
-        """
-        with self._pool.lock:
-            # Under the lock, so that no connection comes back and is handed out to another request meanwhile.
-            held = self._by_request.get(request, ())
-            for borrow in held:
-                borrow.is_abandoned = True
-            abandoned = sum(self._abandon_if_unused(borrow.connection) for borrow in held)
-            shared = sum(not borrow.connection.is_abandoned for borrow in held)
-        return abandoned, shared
-
-    def _abandon_if_unused(self, connection: HeldConnection) -> bool:
-        """Cut a connection if none of the requests that hold it has its thread; returns whether it was cut now.
-
-        Under the pool's lock.
-        """
-        if connection.is_abandoned or not all(borrow.is_abandoned for borrow in connection.borrows):
-            return False
-        connection.is_abandoned = connection.must_close = True
-        self._pool.stop_sharing(connection)
-        self._pool.stopper.kill(connection.sever())
-        self._pool.count_in()
-        return True
-
-    def keep_from_others(self, borrow: Borrow) -> bool:
-        """Make sure that no other request gets the connection; returns whether its query may now be stopped.
-
-        It may not if the borrow is over, or another request that is not cancelled holds the connection too. The
-        stopper's thread.
-        """
-        connection = borrow.connection
-        with self._pool.lock:
-            if borrow not in connection.borrows or not all(other.request.cancelled for other in connection.borrows):
-                return False
-            connection.must_close = True
-            self._pool.stop_sharing(connection)
-            return True
 
 
 def borrow_of(connection: HeldConnection, request: TrackedRequest | None) -> Borrow | None:

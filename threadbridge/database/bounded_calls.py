@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import TypeVar
 
 from threadbridge.common.threads import NOT_STARTED
 from threadbridge.database.driver import StopFailed
+from threadbridge.database.stopper_thread import NAME
 
 # Abandoned threads that may be running at a time; each uses memory, and perhaps a connection.
 MAX_ABANDONED = 4
 
-_thread = threading.local()
 _Result = TypeVar("_Result")
 
 
@@ -21,11 +22,9 @@ class NoAnswer(StopFailed):
 
 
 class BoundedCalls:
-    """Calls functions and waits a limited time for each. For one thread, which owns all state.
+    """Calls functions and waits ``timeout`` seconds for each. For one thread, which owns all state.
 
-    :param timeout: seconds until a call is abandoned.
-
-    The driver's own timeouts are not enough: the application's function for connecting may have none.
+    The driver's own timeouts are not enough, as the application's function for connecting may have none.
     """
 
     def __init__(self, timeout: float) -> None:
@@ -41,34 +40,23 @@ class BoundedCalls:
         self._abandoned = [thread for thread in self._abandoned if thread.is_alive()]
         if len(self._abandoned) >= MAX_ABANDONED:
             raise StopFailed(f"{MAX_ABANDONED} earlier attempts have not returned")
-        results: list[_Result] = []
-        errors: list[StopFailed] = []
-        done = threading.Event()
+        outcome: Future[_Result] = Future()
 
         def run() -> None:
-            _thread.is_calling = True
             try:
-                results.append(function())
+                outcome.set_result(function())
             except StopFailed as error:
-                errors.append(error)
+                outcome.set_exception(error)
             except BaseException as error:  # noqa: BLE001 - whatever the application's function raises
-                errors.append(StopFailed(repr(error)))
-            done.set()
+                outcome.set_exception(StopFailed(repr(error)))
 
-        thread = threading.Thread(target=run, name="threadbridge-stopper-call", daemon=True)
+        thread = threading.Thread(target=run, name=f"{NAME}-call", daemon=True)
         try:
             thread.start()
         except NOT_STARTED as error:
             raise StopFailed(f"no thread for it: {error}") from error
-        if not done.wait(self._timeout):
+        try:
+            return outcome.result(self._timeout)
+        except TimeoutError:
             self._abandoned.append(thread)
-            raise NoAnswer(f"no answer within {self._timeout:g} s")
-        if errors:
-            raise errors[0]
-        return results[0]
-
-
-def is_bounded_call() -> bool:
-    """Whether the caller runs in a bounded call. Any thread."""
-    calling: bool = getattr(_thread, "is_calling", False)
-    return calling
+            raise NoAnswer(f"no answer within {self._timeout:g} s") from None

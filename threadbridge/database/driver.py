@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from threadbridge.sql.effects import only_reads
 from threadbridge.sql.transaction import Effect
 
 
@@ -23,6 +24,10 @@ class ConnectionSettings:
     takes_timeouts: bool = True
     statement_limit: float = 0.0
 
+    def connect_within(self, timeouts: Mapping[str, Any]) -> Any:
+        """Connect; if ``connect`` takes timeouts, these override the settings. Raises what the driver raises."""
+        return self.connect(*self.args, **{**self.kwargs, **(timeouts if self.takes_timeouts else {})})
+
 
 class StopFailed(Exception):
     """A query could not be stopped now; trying again may help."""
@@ -31,21 +36,19 @@ class StopFailed(Exception):
 class Session(Protocol):
     """The database session of one connection: what has been sent on it since it was made.
 
-    :param only_reads: whether only plain queries were sent since the last commit or rollback.
+    Once the connection is closed, members may raise what the driver raises.
     """
 
+    # Whether only plain queries were sent since the last commit or rollback.
     only_reads: bool
 
     @property
     def is_changed(self) -> bool:
-        """Whether its settings, variables, temporary tables or locks may differ from those when it was made.
-
-        Raises what the driver raises when the connection is closed.
-        """
+        """Whether its settings, variables, temporary tables or locks may differ from those when it was made."""
 
     @property
     def may_be_open(self) -> bool:
-        """Whether a transaction may be open. Raises what the driver raises when the connection is closed."""
+        """Whether a transaction may be open."""
 
     @property
     def commits_itself(self) -> bool:
@@ -55,10 +58,7 @@ class Session(Protocol):
         """Note that a cursor of the driver's, or a method such as ``commit``, is about to send a statement."""
 
     def effect(self, sql: str) -> Effect:
-        """What the statement that was sent last, and succeeded, did to the transaction.
-
-        Not for plain queries. Raises what the driver raises when the connection is closed.
-        """
+        """What the statement that was sent last, and succeeded, did to the transaction. Not for plain queries."""
 
     def effect_of_failure(self, sql: str, error: BaseException, *, is_lost: bool, is_many: bool) -> Effect:
         """Like `effect`, for a statement that failed.
@@ -70,41 +70,69 @@ class Session(Protocol):
     def ended_transaction(self) -> None:
         """Note that a commit or a rollback has succeeded."""
 
-    def begin_rollback(self) -> bool:
-        """Send a rollback without waiting for the answer, if nothing depends on that; returns whether it was sent."""
+    def begin_rollback(self) -> Callable[[], object] | None:
+        """Send a rollback without waiting for the answer, if nothing depends on that.
 
-    def end_rollback(self) -> None:
-        """Read the answer to that rollback; raises the driver's error."""
+        Returns a function that reads the answer, and raises the driver's error; None if nothing was sent.
+        """
+
+
+class UnknownSession:
+    """A `Session` for unsupported drivers: any statement but a plain query may have done anything to the data."""
+
+    only_reads = True
+    # Changes of settings are not detected.
+    is_changed = commits_itself = False
+    may_be_open = True
+
+    def sending(self, sql: str, cursor: object) -> None:
+        self.only_reads = self.only_reads and self.effect(sql) is Effect.NOTHING
+
+    def effect(self, sql: str) -> Effect:
+        return Effect.NOTHING if only_reads(sql.encode(errors="replace")) else Effect.UNKNOWN
+
+    def effect_of_failure(self, sql: str, error: BaseException, *, is_lost: bool, is_many: bool) -> Effect:
+        return self.effect(sql)
+
+    def ended_transaction(self) -> None:
+        self.only_reads = True
+
+    def begin_rollback(self) -> None:
+        pass
+
+
+class Identity(Hashable, Iterable[Any], Protocol):
+    """What identifies a connection in its server: a named tuple of values that can be written as JSON."""
+
+    @property
+    def number(self) -> int:
+        """The connection's number in the database's process list."""
+
+    @property
+    def is_findable(self) -> bool:
+        """Whether another process can find the connection by this."""
 
 
 class Database(Protocol):
     """A kind of database.
 
-    To add one, add a module to `drivers` with a class like this, and a line to `drivers.database_of`.
+    To add one, add a module to `drivers` with a class like this, and a line to `drivers.database_of`. Several threads
+    may call it at once. ``keep_control``, ``stop_query`` and ``kill`` are called in `bounded_calls`, and raise
+    `StopFailed`.
 
     :param driver: the name of the driver's package.
+    :param identity: the class of the identities.
     :param defaults: arguments of ``connect`` that apply unless the pool's settings contain them.
     :param timeouts: arguments of ``connect`` for connections that must not hang; these override the pool's settings.
     """
 
     driver: str
+    identity: type[Any]
     defaults: Mapping[str, Any]
     timeouts: Mapping[str, Any]
 
     def identify(self, connection: Any) -> Any:
-        """What identifies the connection in its server, read when it is made."""
-
-    def number(self, identity: Any) -> int | None:
-        """The connection's number in the database's process list.
-
-        :param identity: as `identify` returned it.
-        """
-
-    def parts_of(self, identity: Any) -> list[Any] | None:
-        """The identity as JSON for another process; None if another process could not find the connection by it."""
-
-    def identity_of(self, parts: list[Any]) -> Any:
-        """The inverse of `parts_of`. Raises ``TypeError`` if the parts are not from there."""
+        """The identity of a connection that was just made."""
 
     def prepare(self, connection: Any, comment: Callable[[], str] | None) -> Session:
         """Start observing what is sent on the connection.
@@ -113,24 +141,16 @@ class Database(Protocol):
         """
 
     def keep_control(self) -> None:
-        """Make or check the control connection, if `stop_query` or `kill` will need one. In a bounded call.
-
-        Raises `StopFailed`.
-        """
+        """Make or check the control connection, if `stop_query` or `kill` will need one."""
 
     def stop_query(self, connection: Any, identity: Any, *, waits: bool = False) -> bool:
         """Stop the statement that is running on the connection; returns whether there was one.
 
         :param waits: whether a thread is waiting for the answer to a statement, so that one is running, or about to.
-
-        In a bounded call (see `bounded_calls`): any thread, and several may call it at once. Raises `StopFailed`.
         """
 
     def kill(self, identity: Any) -> bool:
-        """End the connection in the server; returns whether it had already ended. In a bounded call.
-
-        Raises `StopFailed`.
-        """
+        """End the connection in the server; returns whether it had already ended."""
 
     def close(self) -> None:
         """Close the control connection, and keep none from now on."""

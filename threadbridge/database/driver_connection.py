@@ -11,11 +11,12 @@ from collections.abc import Callable
 from typing import Any
 
 from threadbridge.common import forks
-from threadbridge.database.driver import Database, Session
-from threadbridge.database.predecessors import ConnectionList, Entry, OrphanedConnection
+from threadbridge.database.driver import Database, Identity, Session
+from threadbridge.database.predecessors import ConnectionList, Entry
+from threadbridge.database.stopper import Orphan
 
-# TCP keepalive: seconds of silence until the first probe, seconds between probes, and how many may go unanswered. So a
-# lost network is detected after 60 s, however long queries may take.
+# TCP keepalive: seconds of silence until the first probe, seconds between probes, and how many may go unanswered. They
+# detect a lost network after 60 s, however long queries may take.
 KEEPIDLE = 30
 KEEPINTVL = 10
 KEEPCNT = 3
@@ -27,90 +28,69 @@ class DriverConnection:
     """A connection that the driver has just made, with the means to stop its statements.
 
     It can be cut at once, even before `prepare`, as the database may not answer the first statements. The worker owns
-    the state; other threads may only read it.
+    the state; other threads may read it.
     """
 
-    # The connection's number in the database's process list, if that is known.
-    number: int | None = None
     session: Session
-    _identity: Any = None
+    identity: Identity | None = None
     _entry: Entry | None = None
 
     def __init__(self, connection: Any, database: Database) -> None:
         self._connection = connection
         self._database = database
         # Read now: a driver may not answer while another thread uses the connection.
-        self._descriptor: int | None = connection.fileno() if hasattr(connection, "fileno") else None
-        self._file = None if self._descriptor is None else _file(self._descriptor)
+        self._descriptor: int = connection.fileno() if hasattr(connection, "fileno") else -1
         self._poll = select.poll()
-        if self._descriptor is not None:
+        if self._descriptor >= 0:
+            self._file = _file(self._descriptor)
             self._poll.register(self._descriptor, select.POLLIN)
-        if self._descriptor is not None:
             notice_lost_peer(self._descriptor)
         forks.connects(self)
 
     def prepare(self, listed: ConnectionList, comment: Callable[[], str] | None = None) -> None:
-        """Identify the connection, and start observing what is sent on it.
+        """Identify the connection, list it, and start observing what is sent on it. Raises what the driver raises.
 
-        :param listed: the list by which another process can end the connection if this one is killed.
         :param comment: see `Database.prepare`.
-
-        Raises what the driver raises if the database cannot identify the connection.
         """
         identity = self._database.identify(self._connection)
-        self.number = self._database.number(identity)
         self._entry = listed.enter(self._database, identity)
-        self._identity = identity
+        self.identity = identity
         self.session = self._database.prepare(self._connection, comment)
 
     @property
     def descriptor(self) -> int | None:
         """The file descriptor of its socket; None once it is closed. Any thread."""
         with contextlib.suppress(OSError):
-            if self._descriptor is not None and _file(self._descriptor) == self._file:
+            if _file(self._descriptor) == self._file:
                 return self._descriptor
         return None
 
     def is_quiet(self) -> bool:
-        """Whether it is open and has nothing to read, as it does once the server has closed it.
-
-        Unlike a ping, this needs no answer from the server.
-        """
+        """Whether it is open and has nothing to read. Unlike a ping, this needs no answer from the server."""
         try:
-            # A closed connection has no descriptor, and the number may now be another file's.
+            # A connection that the server has closed can be read. The descriptor may now be another file's.
             return self._connection.fileno() == self._descriptor and not self._poll.poll(0)
         except Exception:  # noqa: BLE001 - whatever the driver raises, the connection is of no more use
             return False
 
     def stop_query(self, *, waits: bool = False) -> bool:
         """See `Database.stop_query`."""
-        if self._identity is None:
+        if self.identity is None:
             return False
-        return self._database.stop_query(self._connection, self._identity, waits=waits)
+        return self._database.stop_query(self._connection, self.identity, waits=waits)
 
-    def sever(self) -> OrphanedConnection | None:
+    def sever(self) -> Orphan | None:
         """Cut the connection, so that a thread waiting on it fails at once. Any thread.
 
         Returns the orphan that this leaves in the database; None if the connection was not yet identified.
         """
-        self._shut_down()
-        return None if self._identity is None else OrphanedConnection(self._database, self._identity, self._entry)
-
-    def _shut_down(self) -> None:
-        if self._descriptor is None:
-            return
-        try:
-            descriptor = os.dup(self._descriptor)
-        except OSError:
-            # It is closed already.
-            return
-        try:
+        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+            copy = os.dup(self._descriptor)
+            stack.callback(os.close, copy)
             # The number may now be another file's.
-            if _file(descriptor) == self._file:
-                with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as same:
-                    same.shutdown(socket.SHUT_RDWR)
-        finally:
-            os.close(descriptor)
+            if _file(copy) == self._file:
+                stack.enter_context(socket.socket(fileno=os.dup(copy))).shutdown(socket.SHUT_RDWR)
+        return None if self.identity is None else Orphan(self._database, self.identity, self._entry)
 
 
 def notice_lost_peer(descriptor: int) -> None:

@@ -1,6 +1,6 @@
-"""The general part of a pool's guard: the pool's database, its borrows, and the threads that clean up.
+"""The general part of a pool's guard: who holds which connection, the pool's database, the threads that clean up.
 
-This module knows no pool; `PoolGuard` adds what is particular to DBUtils.
+This module knows no particular pool; `PoolGuard` adds what DBUtils needs.
 """
 
 from __future__ import annotations
@@ -10,17 +10,18 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 from threadbridge.common.repeated_log import RepeatedLog
 from threadbridge.common.threads import BackgroundThread, is_collecting
-from threadbridge.crossing.current import current_or_none, is_cancelled, is_cancelling
-from threadbridge.database.borrow import Borrows, HeldConnection
+from threadbridge.crossing.current import TrackedRequest, current_or_none, is_cancelled, is_cancelling
+from threadbridge.database.borrow import Borrow, HeldConnection, borrow_of
 from threadbridge.database.driver import ConnectionSettings, Database
 from threadbridge.database.drivers import database_of
 from threadbridge.database.predecessors import ConnectionList
 from threadbridge.database.stopper import Stopper
+from threadbridge.database.stopper_thread import NAME
 from threadbridge.sql.effects import can_be_repeated
 from threadbridge.sql.statements import MAX_TEXT
 
@@ -31,10 +32,10 @@ _rerun_log = RepeatedLog(logger)
 class Guard(abc.ABC):
     """The guard of one connection pool.
 
-    Workers write ``last_success`` and ``last_outage``, and any thread reads them. The kind of database and ``reruns``
-    are guarded by the pool's lock, as is the state of ``borrows``. Nobody waits for the network under that lock, except
-    DBUtils' own code that hands out shared connections. It is re-entrant: a connection may be collected under it, and
-    then comes back.
+    Workers write ``last_success`` and ``last_outage``, and any thread reads them. The pool's lock guards the kind of
+    database, ``reruns``, the borrows of each request and the attributes of each `HeldConnection`. No thread waits for
+    the network under it, except in DBUtils' own code for shared connections. It is re-entrant, as connections may be
+    collected, and so come back, under it.
 
     :param lock: the pool's own.
     :param settings: how the pool makes its connections.
@@ -55,7 +56,7 @@ class Guard(abc.ABC):
         rerun: Literal["safe", "never"],
         resets_sessions: bool,
     ) -> None:
-        self.closed: bool = False
+        self.closed = False
         self.lock = lock
         self.tags_queries = tags_queries
         self.resets_sessions = resets_sessions
@@ -63,20 +64,19 @@ class Guard(abc.ABC):
         self.reruns = 0
         # When a statement last succeeded, and when one last failed because the database was out of reach, or no
         # connection could be made. By `time.monotonic`; 0.0 for never.
-        self.last_success = 0.0
-        self.last_outage = 0.0
+        self.last_success = self.last_outage = 0.0
         self._rerun = rerun
         self._settings = settings
         self._database: Database | None = database_of(drivers, settings)
         self._is_known = self._database is not None
-        # See `borrow.Pool`. Until the first connection is made, the driver may be unknown.
-        self.can_stop_queries: bool = True
-        self.borrows = Borrows(self)
         self._start_afresh()
 
     def _start_afresh(self) -> None:
+        self._by_request: dict[TrackedRequest, list[Borrow]] = {}
         self.stopper = Stopper()
-        self.connections = ConnectionList(self._settings, self.stopper, self._database_by)
+        self.connections = ConnectionList(
+            self._settings, self.stopper, lambda driver: self._database or database_of([driver], self._settings)
+        )
         # Gives back connections for threads that must not wait for the database.
         self._background = BackgroundThread()
 
@@ -84,7 +84,6 @@ class Guard(abc.ABC):
         """This is a forked process: its parent owns the connections, and other threads' work is not continued."""
         # Another thread may have held the old one when the process forked.
         self.lock = threading.Condition()
-        self.borrows.clear()
         self._start_afresh()
 
     def close(self) -> None:
@@ -95,57 +94,29 @@ class Guard(abc.ABC):
         if self._database is not None:
             self._database.close()
 
-    def _start_threads(self) -> None:
-        """Try again to start the threads that could not be started when they were needed. Any thread."""
-        self.stopper.start()
-        self._start_background()
-
     def _start_background(self) -> None:
         with self.lock:
             self._background.start()
 
-    # What the pool must provide; see `borrow.Pool`.
-
-    @abc.abstractmethod
-    def stop_sharing(self, connection: HeldConnection) -> None:
-        """See `borrow.Pool`."""
-
-    @abc.abstractmethod
-    def count_out(self) -> None:
-        """See `borrow.Pool`."""
-
-    @abc.abstractmethod
-    def count_in(self) -> None:
-        """See `borrow.Pool`."""
-
     # The database.
-
-    def _database_by(self, driver: str) -> Database | None:
-        return self._database or database_of([driver], self._settings)
 
     def database_of(self, connection: object) -> Database | None:
         """The kind of database that the driver's connection leads to; None if the driver is unknown."""
-        if not self._is_known:
-            # Several threads often make the first connections at the same time.
-            with self.lock:
-                self._recognise(connection)
+        # Several threads often make the first connections at the same time.
+        with self.lock:
+            if not self._is_known:
+                modules = [kind.__module__ for kind in type(connection).__mro__]
+                self._database = database_of(modules, self._settings)
+                self._is_known = True
+                if self._database is None:
+                    logger.warning("queries cannot be stopped: threadbridge does not support the driver %s", modules[0])
         return self._database
-
-    def _recognise(self, connection: object) -> None:
-        if self._is_known:
-            return
-        modules = [kind.__module__ for kind in type(connection).__mro__]
-        self._database = database_of(modules, self._settings)
-        self._is_known = True
-        self.can_stop_queries = self._database is not None
-        if not self.can_stop_queries:
-            logger.warning("queries cannot be stopped: threadbridge does not support the driver %s", modules[0])
 
     def cancelled(self) -> Exception:
         """The error to raise for a statement of a cancelled request: the driver's for a stopped statement."""
-        if self._database is not None:
-            return self._database.cancelled()
-        return ConnectionAbortedError("the request was cancelled")
+        if self._database is None:
+            return ConnectionAbortedError("the request was cancelled")
+        return self._database.cancelled()
 
     def is_outage(self, error: BaseException) -> bool:
         """Whether the error means that the database cannot be reached, or cannot do its work for now."""
@@ -157,56 +128,165 @@ class Guard(abc.ABC):
 
     def is_fatal(self, error: Exception) -> bool:
         """Whether a connection whose statement failed with this error may be replaced."""
-        if is_cancelled():
-            return False
-        return self._database is None or not self._database.is_statement_error(error)
+        return not (is_cancelled() or (self._database is not None and self._database.is_statement_error(error)))
 
     def note_failure(self, error: BaseException) -> None:
         """Record the time if the error is an outage."""
         if self.is_outage(error):
             self.last_outage = time.monotonic()
 
-    def note_failed_connect(self) -> None:
-        """Record the time when no connection could be made, for whatever reason."""
-        self.last_outage = time.monotonic()
-
     def connect_apart(self) -> Any:
-        """Make a connection as the pool does, but outside the pool, and with network timeouts of a few seconds.
+        """Connect as the pool does, but outside the pool, and with timeouts of a few seconds.
 
-        Only a driver's own function takes timeouts; one of the application's may take as long as it likes. Any thread
-        that may wait. Raises what the driver raises.
+        A function of the application's gets no timeouts. Any thread that may wait. Raises what the driver raises.
         """
-        settings, database = self._settings, self._database
-        timeouts = database.timeouts if database is not None and settings.takes_timeouts else {}
-        return settings.connect(*settings.args, **{**settings.kwargs, **timeouts})
+        return self._settings.connect_within({} if self._database is None else self._database.timeouts)
 
     def may_repeat(self, error: Exception, sql: str) -> bool:
         """Whether a query that failed as the first on its connection may run again on another.
 
         Only if ``rerun`` is ``safe``, the connection was lost, and the query leaves no trace.
         """
-        text = sql.encode(errors="replace")
-        if self._rerun == "never" or not (self.is_lost(error) and len(sql) < MAX_TEXT and can_be_repeated(text)):
-            return False
-        if not self.is_fatal(error):
+        leaves_no_trace = len(sql) < MAX_TEXT and can_be_repeated(sql.encode(errors="replace"))
+        if self._rerun == "never" or not (leaves_no_trace and self.is_lost(error) and self.is_fatal(error)):
             return False
         with self.lock:
             self.reruns += 1
-        _rerun_log.log(
-            logging.WARNING, "a query was lost with its connection and is run again, on a new one: %r", error
-        )
+        _rerun_log.log(logging.WARNING, "a query lost with its connection is run again, on a new one: %r", error)
         return True
+
+    # Who holds which connection.
+
+    @abc.abstractmethod
+    def stop_sharing(self, connection: HeldConnection) -> None:
+        """Hand the connection out to no other request. Under the pool's lock."""
+
+    @abc.abstractmethod
+    def count_out(self) -> None:
+        """Count one more connection as handed out. Under the pool's lock."""
+
+    @abc.abstractmethod
+    def count_in(self) -> None:
+        """Count one connection less as handed out, and notify those that wait for one. Under the pool's lock."""
+
+    def has_any(self, request: TrackedRequest) -> bool:
+        """Whether the request holds a connection. Under the pool's lock."""
+        return request in self._by_request
+
+    def overdue(self) -> int:
+        """How many connections are held by requests that are cancelled or late. Any thread; no lock."""
+        now = time.monotonic()
+        # Each copy is atomic.
+        return sum(
+            not borrow.connection.is_abandoned
+            for each, borrows in self._by_request.copy().items()
+            if each.cancelled or (not each.is_answered and now > (each.deadline or now))
+            for borrow in tuple(borrows)
+        )
+
+    def lend(self, connection: HeldConnection, request: TrackedRequest) -> Borrow:
+        """Record that a request holds the connection. Under the pool's lock."""
+        borrow = Borrow(connection, request, self.may_stop, self.cancelled)
+        connection.borrows.append(borrow)
+        self._by_request.setdefault(request, []).append(borrow)
+        # The application may hold a connection across requests; stopping this one must not hit the next one's query.
+        request.at_end[self] = lambda: self.end_borrows(self._by_request.get(request, ()))
+        # Until the first connection is made, the driver may be unknown.
+        if self._database is not None or not self._is_known:
+            borrow.withdraw_callback = request.on_cancel(lambda: self.stopper.stop_query(borrow), wait=False)
+        return borrow
+
+    def current_borrow(self, connection: HeldConnection) -> Borrow | None:
+        """The borrow for which this thread uses the connection.
+
+        A connection that the application holds across requests is lent to each request that uses it. In a thread of the
+        application's own, this is the borrow of the only request that holds the connection. None if there is no such
+        request, or the connection is back in the pool.
+        """
+        request = current_or_none()
+        if request is None:
+            borrows = tuple(connection.borrows)
+            return borrows[0] if len(borrows) == 1 else None
+        if (borrow := borrow_of(connection, request)) is not None:
+            return borrow
+        with self.lock:
+            if connection.is_idle:
+                return None
+            if connection.is_abandoned:
+                connection.is_abandoned = False
+                self.count_out()
+            return self.lend(connection, request)
+
+    def end_borrows(self, borrows: Iterable[Borrow]) -> None:
+        """End borrows, after attempts to stop their queries that are under way. Any thread that may wait."""
+        for borrow in list(borrows):
+            borrow.end()
+            with self.lock:
+                held = self._by_request.get(borrow.request, [])
+                if borrow in held:
+                    held.remove(borrow)
+                    borrow.connection.borrows.remove(borrow)
+                    if borrow.connection.borrows:
+                        self._abandon_if_unused(borrow.connection)
+                if not held:
+                    self._by_request.pop(borrow.request, None)
+
+    def abandon(self, request: TrackedRequest) -> tuple[int, int]:
+        """Cut the connections of a request whose thread does not come back. Any thread.
+
+        They no longer count as handed out, so the thread that takes its place gets a connection. One that is still
+        being made is closed when it is ready, if ever. Returns how many were cut now, and how many were not, because
+        other requests use them too.
+        """
+        with self.lock:
+            # Under the lock, so that no connection comes back and is handed out to another request meanwhile.
+            held = self._by_request.get(request, ())
+            for borrow in held:
+                borrow.is_abandoned = True
+            abandoned = sum(self._abandon_if_unused(borrow.connection) for borrow in held)
+            shared = sum(not borrow.connection.is_abandoned for borrow in held)
+        if abandoned:
+            # Perhaps because the database does not answer.
+            self.last_outage = time.monotonic()
+        return abandoned, shared
+
+    def _abandon_if_unused(self, connection: HeldConnection) -> bool:
+        """Cut a connection if none of the requests that hold it has its thread; returns whether it was cut now.
+
+        Under the pool's lock.
+        """
+        if connection.is_abandoned or not all(borrow.is_abandoned for borrow in connection.borrows):
+            return False
+        connection.is_abandoned = connection.must_close = True
+        self.stop_sharing(connection)
+        self.stopper.kill(connection.sever())
+        self.count_in()
+        return True
+
+    def may_stop(self, borrow: Borrow) -> bool:
+        """Whether the connection's query may be stopped. If so, no other request will get the connection. Any thread.
+
+        It may not if the borrow is over, or another request that is not cancelled holds the connection too.
+        """
+        connection = borrow.connection
+        with self.lock:
+            if borrow not in connection.borrows or not all(other.request.cancelled for other in connection.borrows):
+                return False
+            connection.must_close = True
+            self.stop_sharing(connection)
+            return True
 
     # Giving back.
 
     def defer(self, task: Callable[[], None]) -> bool:
-        """Have another thread do the task if this thread must not wait for the database; returns whether it must not.
+        """Leave the task to another thread if this one must not wait for the database; returns whether it must not.
 
         Any thread: garbage is collected in all of them, including the loop's and those that cancel requests.
         """
         if self.closed or current_or_none() is not None:
             return False
-        if not (is_collecting() or self.stopper.is_this_thread or is_cancelling() or _runs_a_loop()):
+        is_stopper = threading.current_thread().name.startswith(NAME)
+        if not (is_stopper or is_collecting() or is_cancelling() or asyncio._get_running_loop() is not None):
             return False
         self._background.do(task)
         return True
@@ -217,11 +297,3 @@ class Guard(abc.ABC):
             self._background.do(task)
             return True
         return self.defer(task)
-
-
-def _runs_a_loop() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True

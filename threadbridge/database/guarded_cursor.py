@@ -25,16 +25,7 @@ class GuardedCursor(SteadyDBCursor):  # type: ignore[misc]
         self._made_by = connection.dbapi_connection
 
     def execute(self, *args: Any, **kwargs: Any) -> Any:
-        """See `SteadyDBCursor`."""
         return self._run("execute", args, kwargs)
-
-    def executemany(self, *args: Any, **kwargs: Any) -> Any:
-        """See `SteadyDBCursor`."""
-        return self._run("executemany", args, kwargs)
-
-    def callproc(self, *args: Any, **kwargs: Any) -> Any:
-        """See `SteadyDBCursor`."""
-        return self._run("callproc", args, kwargs)
 
     def _run(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         connection: GuardedConnection = self._con
@@ -42,7 +33,7 @@ class GuardedCursor(SteadyDBCursor):  # type: ignore[misc]
         connection.finish_rollback()
         sql = _text(name, args, kwargs, self._cursor)
         guard = connection.guard
-        borrow = guard.borrows.current(connection)
+        borrow = guard.current_borrow(connection)
         request = current_or_none() if borrow is None else borrow.request
         if request is None:
             return self._execute(name, sql, args, kwargs)
@@ -60,8 +51,7 @@ class GuardedCursor(SteadyDBCursor):  # type: ignore[misc]
             raise
         statements.end(statement, rows=_rows(self._cursor))
         guard.last_success = statement.ended
-        if not connection.only_reads:
-            connection.note_success(statements, sql)
+        connection.note_success(statements, sql)
         return result
 
     def _execute(self, name: str, sql: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -74,17 +64,15 @@ class GuardedCursor(SteadyDBCursor):  # type: ignore[misc]
         if self._made_by is not connection.dbapi_connection and self._lease == connection.lease:
             self._renew()
         try:
-            result = self._call(name, args, kwargs)
-        except connection.failures as error:
-            if self._no_failover or not (
-                is_first and connection.may_replace and connection.guard.may_repeat(error, sql)
-            ):
+            return self._call(name, args, kwargs)
+        except connection._failures as error:
+            may_repeat = is_first and not self._no_failover and connection.may_replace
+            if not (may_repeat and connection.guard.may_repeat(error, sql)):
                 raise
             connection.replace()
             self._renew()
             connection.sending(sql, self._cursor)
-            result = self._call(name, args, kwargs)
-        return result
+            return self._call(name, args, kwargs)
 
     def _call(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         sets_sizes = name.startswith("execute") and (self._inputsizes or self._outputsizes)
@@ -97,14 +85,14 @@ class GuardedCursor(SteadyDBCursor):  # type: ignore[misc]
 
     def _renew(self) -> None:
         """Continue with a cursor of the connection that replaced the lost one."""
-        lost, self._cursor = self._cursor, self._con.new_cursor(*self._args, **self._kwargs)
+        lost, self._cursor = self._cursor, self._con.dbapi_connection.cursor(*self._args, **self._kwargs)
         self._made_by = self._con.dbapi_connection
         with contextlib.suppress(Exception):
             lost.close()
 
     def __getattr__(self, name: str) -> Any:
         attribute = super().__getattr__(name)
-        # A driver may have more of these methods than the DB-API.
+        # ``execute`` is a method of its own for speed alone. A driver may have more of these than the DB-API.
         if name.startswith(("execute", "call")):
             return lambda *args, **kwargs: self._run(name, args, kwargs)
         if name.startswith(("copy", "stream")):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -16,11 +17,10 @@ from dbutils.pooled_db import PooledDedicatedDBConnection
 from threadbridge.common import forks
 from threadbridge.crossing.current import TrackedRequest, current_or_none
 from threadbridge.database.borrow import HeldConnection, borrow_of
-from threadbridge.database.dbutils_check import connection_settings, creator_module, pool_size
+from threadbridge.database.dbutils_check import connection_settings, creator_module
 from threadbridge.database.guard import Guard
 from threadbridge.database.guarded_connection import GuardedConnection
 from threadbridge.database.guarded_cursor import GuardedCursor
-from threadbridge.database.waiting_line import WaitingLine
 
 # When the pool makes connections, the control connection is checked at most once in this many seconds.
 CONTROL_INTERVAL = 10.0
@@ -65,6 +65,8 @@ class PoolGuard(Guard):
         self._defaults = self._database.defaults if self._database is not None else {}
         self._on_ask = on_ask
         self._control_checked_at = -math.inf
+        # The threads that wait for a connection, in the order of their arrival.
+        self._line: deque[object] = deque()
         with pool._lock:
             idle, pool._idle_cache[:] = list(pool._idle_cache), []
             if pool._maxshared:
@@ -75,26 +77,13 @@ class PoolGuard(Guard):
             pool.cache = self._cache
             pool.steady_connection = self._steady_connection
             pool.unshare = self._unshare
-            self._open_line()
+            # ...and a private one, by which PooledDB's own code waits when it hands out shared connections.
+            pool._wait_lock = self._wait
         for steady in idle:
             steady.close()
         forks.copies(self)
 
-    def _open_line(self) -> None:
-        pool = self._pool
-        self._line = WaitingLine(
-            pool._lock,
-            self._has_free,
-            self.borrows.has_any,
-            is_blocking=pool._blocking,
-            exhausted=pooled_db.TooManyConnectionsError,
-            cancelled=self.cancelled,
-        )
-        # ...and a private one, by which PooledDB's own code waits when it hands out shared connections.
-        pool._wait_lock = self._line.wait
-
     def become_copy(self) -> None:
-        """See `Guard`."""
         super().become_copy()
         pool = self._pool
         pool._lock = self.lock
@@ -102,33 +91,20 @@ class PoolGuard(Guard):
         if pool._maxshared:
             pool._shared_cache = []
         pool._connections = 0
-        self._open_line()
+        self._line.clear()
 
     @property
     def size(self) -> int:
         """How many connections the pool hands out at once; 0 if that is unlimited. Any thread."""
-        return pool_size(self._pool)
+        return int(self._pool._maxconnections)
 
     @property
     def in_use(self) -> int:
         """How many connections the pool has handed out. Any thread."""
-        in_use: int = self._pool._connections
-        return in_use
-
-    def overdue(self) -> int:
-        """See `Borrows.overdue`."""
-        return self.borrows.overdue()
-
-    def abandon(self, request: TrackedRequest) -> tuple[int, int]:
-        """See `Borrows.abandon`."""
-        abandoned, shared = self.borrows.abandon(request)
-        if abandoned:
-            # Perhaps because the database does not answer.
-            self.last_outage = time.monotonic()
-        return abandoned, shared
+        return int(self._pool._connections)
 
     def leave(self) -> None:
-        """All threads have ended: if nothing is left in the database, no other process need end it. Any thread."""
+        """Remove the list of connections if none is left in the database. Any thread, once all workers have ended."""
         if not (self._pool._connections or self.stopper.running):
             self.connections.remove()
 
@@ -138,28 +114,21 @@ class PoolGuard(Guard):
 
     def is_fatal(self, error: Exception) -> bool:
         """See `Guard`; the pool's own ``isfatal`` must agree."""
-        if not super().is_fatal(error):
-            return False
-        is_fatal = self._pool._isfatal
-        return is_fatal is None or is_fatal(error)
-
-    # What `Borrows` needs.
+        agrees = self._pool._isfatal
+        return super().is_fatal(error) and (agrees is None or agrees(error))
 
     def stop_sharing(self, connection: HeldConnection) -> None:
-        """See `borrow.Pool`."""
         pool = self._pool
         if pool._maxshared:
             pool._shared_cache[:] = [shared for shared in pool._shared_cache if shared.con is not connection]
 
     def count_out(self) -> None:
-        """See `borrow.Pool`."""
         self._pool._connections += 1
 
     def count_in(self) -> None:
-        """See `borrow.Pool`."""
         pool = self._pool
         pool._connections -= 1
-        if self._line.places or pool._maxshared:
+        if self._line or pool._maxshared:
             # All of them, as only the first in line may go on.
             pool._lock.notify_all()
 
@@ -168,7 +137,9 @@ class PoolGuard(Guard):
     def _connection(self, shareable: bool = True) -> Any:
         request = current_or_none()
         if self.stopper.lacks_thread or self._background.lacks_thread:
-            self._start_threads()
+            # They could not be started when they were needed.
+            self.stopper.start()
+            self._start_background()
         if request is not None:
             self._on_ask(request)
             if request.cancelled:
@@ -179,18 +150,20 @@ class PoolGuard(Guard):
         # One lock from the choice of the connection until it is lent to this request, so that no stop comes between.
         with pool._lock:
             handed_out = type(pool).connection(pool, shareable)
-            self.borrows.lend(handed_out._con, request)
+            if request is not None:
+                self.lend(handed_out._con, request)
         return handed_out
 
     def _dedicated(self, request: TrackedRequest | None) -> Any:
         pool = self._pool
         with pool._lock:
-            if self._line.places or not self._has_free():
-                self._line.wait_turn(request)
+            if self._line or not self._has_free():
+                self._wait_turn(request)
             # The one that came back last: it is the least likely to have been closed by the server.
             is_idle = bool(pool._idle_cache)
             steady = pool._idle_cache.pop() if is_idle else self._make()
-            self.borrows.lend(steady, request)
+            if request is not None:
+                self.lend(steady, request)
             pool._connections += 1
         try:
             # Outside the lock: a database that does not answer holds up only this request, and the connection can be
@@ -212,48 +185,78 @@ class PoolGuard(Guard):
         pool = self._pool
         return not pool._maxconnections or pool._connections < pool._maxconnections
 
-    def _steady_connection(self) -> GuardedConnection:
-        steady = self._make()
-        self._connect(steady)
-        return steady
+    def _wait_turn(self, request: TrackedRequest | None) -> None:
+        """Wait for a connection, behind those that came before. Under the lock. Raises as `_wait` does."""
+        # A request that holds a connection already may be the one that all others wait for.
+        if self._has_free() and request is not None and self.has_any(request):
+            return
+        place = object()
+        self._line.append(place)
+        try:
+            while not (self._has_free() and self._line[0] is place):
+                self._wait()
+        finally:
+            self._line.remove(place)
+            # There may be a connection for the next in line too.
+            self.lock.notify_all()
 
-    def _connect(self, steady: GuardedConnection) -> None:
+    def _wait(self) -> None:
+        """Wait until a connection may have come back. Under the lock.
+
+        A request that holds no connection waits until its deadline even if the pool is not blocking, as another request
+        will give one back. A request that holds one may be waiting for itself. Raises ``TooManyConnectionsError`` if no
+        connection has come back; `cancelled` as soon as the request is cancelled.
+        """
+        request = current_or_none()
+        is_blocking = self._pool._blocking
+        if not is_blocking and (request is None or self.has_any(request)):
+            raise pooled_db.TooManyConnectionsError
+        if request is None:
+            self.lock.wait()
+            return
+        # Without waiting for a call of `_wake_all` under way, which waits for this lock.
+        withdraw = request.on_cancel(self._wake_all, wait=False)
+        try:
+            if not request.cancelled:
+                timeout = None if is_blocking or request.deadline is None else request.deadline - time.monotonic()
+                if not self.lock.wait(timeout):
+                    raise pooled_db.TooManyConnectionsError
+        finally:
+            withdraw()
+        if request.cancelled:
+            # The notification may have been meant for another thread.
+            self.lock.notify_all()
+            raise self.cancelled()
+
+    def _wake_all(self) -> None:
+        with self.lock:
+            self.lock.notify_all()
+
+    def _steady_connection(self) -> GuardedConnection:
+        return self._connect(self._make())
+
+    def _connect(self, steady: GuardedConnection) -> GuardedConnection:
         self._start_background()
         steady.connect()
-        self._check_control()
-
-    def _check_control(self) -> None:
-        """Have the control connection made or checked now: when it is needed, the database may refuse new ones."""
+        # The control connection is made or checked now: when it is needed, the database may refuse new ones.
         now = time.monotonic()
         if self._database is not None and not self.closed and now >= self._control_checked_at + CONTROL_INTERVAL:
             self._control_checked_at = now
             self.stopper.do(self._database.keep_control)
+        return steady
 
     def _make(self) -> GuardedConnection:
         pool = self._pool
-        return GuardedConnection(
-            self,
-            GuardedCursor,
-            pool._creator,
-            pool._maxusage,
-            pool._setsession,
-            pool._failures,
-            pool._ping,
-            True,
-            self.is_fatal,
-            *pool._args,
-            **{**self._defaults, **pool._kwargs},
-        )
+        options = (pool._creator, pool._maxusage, pool._setsession, pool._failures, pool._ping, True, self.is_fatal)
+        return GuardedConnection(self, GuardedCursor, *options, *pool._args, **{**self._defaults, **pool._kwargs})
 
     # Hand-back. Any thread: a connection that the application forgot comes back when it is collected.
 
     def _unshare(self, shared: Any) -> None:
         if self._defer_hand_back(lambda: self._unshare(shared)):
             return
-        if isinstance(shared.con, GuardedConnection):
-            borrow = borrow_of(shared.con, current_or_none())
-            if borrow is not None:
-                self.borrows.end([borrow])
+        if isinstance(shared.con, GuardedConnection) and (borrow := borrow_of(shared.con, current_or_none())):
+            self.end_borrows([borrow])
         type(self._pool).unshare(self._pool, shared)
 
     def _cache(self, steady: Any) -> None:
@@ -265,7 +268,7 @@ class PoolGuard(Guard):
         is_mine = isinstance(steady, GuardedConnection) and steady.guard is self
         if isinstance(steady, GuardedConnection):
             steady.clean(force=pool._reset)
-            steady.guard.borrows.end(steady.borrows)
+            steady.guard.end_borrows(steady.borrows)
         with pool._lock:
             has_room = not pool._maxcached or len(pool._idle_cache) < pool._maxcached
             if is_mine and not steady.must_close and has_room:

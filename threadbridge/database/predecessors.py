@@ -1,7 +1,7 @@
 """Ends what killed processes left running in the database: each process lists its connections in a file.
 
-A process keeps its file locked (``flock(2)``). The kernel releases the lock when the process ends, however it ends. So
-a list whose lock is free is a dead process's, even if its process id has been reused.
+A process keeps its file locked (``flock(2)``). The kernel releases the lock however the process ends. So a list whose
+lock is free is a dead process's, even if its process id has been reused.
 """
 
 from __future__ import annotations
@@ -17,15 +17,13 @@ import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from threadbridge.common import forks
 from threadbridge.common.private_directory import private_directory
 from threadbridge.common.repeated_log import RepeatedLog
-from threadbridge.database.driver import ConnectionSettings, Database
-from threadbridge.database.stopper import Stopper
+from threadbridge.database.driver import ConnectionSettings, Database, Identity
+from threadbridge.database.stopper import Orphan, Stopper
 
 logger = logging.getLogger("threadbridge")
 
@@ -35,18 +33,17 @@ INTERVAL = 5.0
 # whole or not at all.
 SLOT = 2048
 _SECRETS = ("passwd", "password")
+_PLAIN = (str, bytes, int, float, type(None))
 
 
 class ConnectionList:
     """Lists a pool's connections for other processes, and ends the connections on the lists of dead processes.
 
     These processes have the same user and working directory on this machine, since it was booted, and their pools
-    connect in the same way, so each can end the connections of the others.
-
-    Its lock guards whether it has begun, and the process's own file.
+    connect in the same way, so each can end the connections of the others. A lock guards whether it has begun, and the
+    process's own file.
 
     :param settings: how the pool connects.
-    :param stopper: ends the connections that are found.
     :param database_by: gives the kind of database for a driver's name.
     """
 
@@ -73,28 +70,23 @@ class ConnectionList:
                 self._run_directory = directory
                 self._stopper.repeat(self._search, INTERVAL)
 
-    def enter(self, database: Database, identity: Any) -> Entry | None:
+    def enter(self, database: Database, identity: Identity) -> Entry | None:
         """List a connection, as long as the returned object exists. Any thread.
 
-        Returns None for a connection that another process could not find. Also returns None, and logs it, if the file
-        cannot be written.
+        Returns None for a connection that another process could not find, and, after logging it, if the file cannot be
+        written.
         """
         self.begin()
-        parts = database.parts_of(identity)
-        if parts is None:
+        if not identity.is_findable:
             return None
         try:
             with self._lock:
                 if self._own is None:
                     self._own = _OwnFile(self._directory(), self._prefix, database.driver)
-                return self._own.add(parts)
+                return self._own.add(identity)
         except (OSError, ValueError) as error:
-            self._unusable.log(
-                logging.WARNING,
-                "cannot write the list of this process's connections: %s. If it is killed, no other process will end "
-                "its queries",
-                error,
-            )
+            message = "cannot list this process's connections: %s. If it is killed, no other process ends its queries"
+            self._unusable.log(logging.WARNING, message, error)
             return None
 
     def remove(self) -> None:
@@ -108,13 +100,12 @@ class ConnectionList:
         if self._run_directory is not None:
             return private_directory(self._run_directory)
         path = Path(tempfile.gettempdir(), f"threadbridge-{os.geteuid()}")
+        # Any user could have made a link to a directory of this user's.
         if path.is_symlink():
-            # Any user could have created it, and made it point to a directory of this user's.
             raise ValueError(f"{path} is a symbolic link; expected a directory. Set run_directory to another one")
         return private_directory(str(path))
 
     def _search(self) -> None:
-        """The stopper's thread."""
         try:
             directory = self._directory()
             with self._lock:
@@ -136,14 +127,11 @@ class ConnectionList:
             database = self._database_by(header["driver"]) if lists else None
             if database is None:
                 return True
-            identities = [database.identity_of(parts) for parts in lists]
+            identities = [database.identity(*values) for values in lists]
         except (ValueError, TypeError, KeyError) as error:
             logger.error("cannot read a dead process's list of connections, so they are not ended: %r", error)
             return True
-        orphans = [
-            OrphanedConnection(database, identity, self.enter(database, identity), header["pid"])
-            for identity in identities
-        ]
+        orphans = [Orphan(database, each, self.enter(database, each), header["pid"]) for each in identities]
         self._stopper.kill(orphans)
         return all(orphan.entry is not None for orphan in orphans)
 
@@ -160,32 +148,10 @@ class Entry:
         self._own.free.append(self._slot)
 
 
-@dataclass(frozen=True)
-class OrphanedConnection:
-    """A connection that was cut, or was a dead process's, while the database may still work for it. See `Orphan`.
-
-    :param entry: keeps the connection on this process's list.
-    """
-
-    database: Database
-    identity: Any
-    entry: Entry | None = field(default=None, compare=False)
-    predecessor: int | None = field(default=None, compare=False)
-
-    @property
-    def number(self) -> int | None:
-        """See `Orphan`."""
-        return self.database.number(self.identity)
-
-    def kill(self) -> bool:
-        """See `Orphan`."""
-        return self.database.kill(self.identity)
-
-
 class _OwnFile:
     """This process's list: a line about the process, and a slot for each connection.
 
-    ``descriptor`` and the count of slots are guarded by the lock of `ConnectionList`.
+    The lock of `ConnectionList` guards ``descriptor`` and the count of slots.
     """
 
     def __init__(self, directory: Path, prefix: str, driver: str) -> None:
@@ -197,7 +163,7 @@ class _OwnFile:
         self._count = 1
         self._path, self.descriptor = self._create()
         forks.connects(self)
-        self.write(0, {"pid": self._pid, "driver": driver})
+        self._write(0, {"pid": self._pid, "driver": driver})
 
     def _create(self) -> tuple[Path, int]:
         while True:
@@ -213,27 +179,25 @@ class _OwnFile:
                 raise
             os.close(descriptor)
 
-    def add(self, parts: list[Any]) -> Entry:
+    def add(self, identity: Identity) -> Entry:
         """Write a connection to the file. Under the lock. Raises ``OSError``, or ``ValueError`` if it is too long."""
-        slot = self.free.popleft() if self.free else self._count
-        try:
-            self.write(slot, parts)
-        except BaseException:
-            if slot < self._count:
-                self.free.append(slot)
-            raise
-        self._count = max(self._count, slot + 1)
+        is_reused = bool(self.free)
+        slot = self.free[0] if is_reused else self._count
+        self._write(slot, identity)
+        if is_reused:
+            self.free.popleft()
+        else:
+            self._count += 1
         return Entry(self, slot)
 
-    def write(self, slot: int, content: object) -> None:
-        """Write a slot; raises as `add` does."""
+    def _write(self, slot: int, content: object) -> None:
         text = json.dumps(content).encode()
         if len(text) >= SLOT:
             raise ValueError(f"{len(text)} bytes are too many for a connection: {content}")
         os.pwrite(self.descriptor, text.ljust(SLOT - 1) + b"\n", slot * SLOT)
 
     def preserve(self) -> None:
-        """Create the file again if it was removed, else touch it, so that no cleaner removes it. Under the lock."""
+        """Touch the file, so that no cleaner removes it, or create it again if it was removed. Under the lock."""
         if os.fstat(self.descriptor).st_nlink:
             os.utime(self.descriptor)
             return
@@ -273,31 +237,21 @@ def _list_of_dead(path: Path) -> Iterator[str | None]:
 
 
 def _digest(settings: ConnectionSettings) -> str:
-    """A name for all processes that end each other's connections."""
+    """A name shared by all processes that end each other's connections."""
     connect = settings.connect
     kwargs = {name: value for name, value in settings.kwargs.items() if name not in _SECRETS}
     shared: list[object] = [
-        _text_of("/proc/sys/kernel/random/boot_id"),
-        _working_directory(),
+        _read(lambda: Path("/proc/sys/kernel/random/boot_id").read_text().strip()),
+        _read(os.getcwd),
         getattr(connect, "__module__", ""),
         getattr(connect, "__qualname__", ""),
-        *(each for each in settings.args if _is_plain(each)),
-        *sorted((name, repr(value)) for name, value in kwargs.items() if _is_plain(value)),
+        *(each for each in settings.args if isinstance(each, _PLAIN)),
+        *sorted((name, repr(value)) for name, value in kwargs.items() if isinstance(value, _PLAIN)),
     ]
     return hashlib.sha256(repr(shared).encode()).hexdigest()[:16]
 
 
-def _is_plain(value: object) -> bool:
-    return value is None or isinstance(value, (str, bytes, int, float))
-
-
-def _text_of(path: str) -> str:
+def _read(read: Callable[[], str]) -> str:
     with contextlib.suppress(OSError):
-        return Path(path).read_text().strip()
-    return ""
-
-
-def _working_directory() -> str:
-    with contextlib.suppress(OSError):
-        return os.getcwd()
+        return read()
     return ""

@@ -5,24 +5,24 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from threadbridge.common.repeated_log import RepeatedLog
-from threadbridge.database.bounded_calls import BoundedCalls, NoAnswer, is_bounded_call
-from threadbridge.database.driver import StopFailed
+from threadbridge.database.bounded_calls import BoundedCalls, NoAnswer
+from threadbridge.database.driver import Database, Identity, StopFailed
 from threadbridge.database.stopper_thread import StopperThread
 
 logger = logging.getLogger("threadbridge")
 
-# The first pause between two attempts to stop a query; the pauses double. It is short because a statement may be sent
-# just after an attempt that found nothing to stop.
+# Pauses between two attempts to stop a query; they double. The first is short, as a statement may be sent just after an
+# attempt that found nothing to stop.
 FIRST_PAUSE = 0.02
 LONGEST_PAUSE = 2.0
-# While the database does not answer, one attempt is made in this many seconds, for all requests together.
+# Seconds between two attempts while the database does not answer, for all requests together.
 OUTAGE_PAUSE = 1.0
-# Seconds after its cancellation when a request that still holds its connection loses it, whatever the database does.
+# Seconds after which a cancelled request that still holds its connection loses it.
 SEVER_AFTER = 5.0
 # Seconds that one attempt may take, connecting included.
 ATTEMPT_TIMEOUT = 4.0
@@ -30,51 +30,42 @@ ATTEMPT_TIMEOUT = 4.0
 FIRST_CHECK = 0.1
 LONGEST_CHECK = 5.0
 # Seconds after which an orphan that cannot be found is forgotten, for example because another server answers now. The
-# server's own limits end its statement and transaction much sooner.
+# server's limits end its statement and transaction much sooner.
 LONGEST_SEARCH = 3600.0
-# At most this many orphans are remembered; the oldest is forgotten first.
+# How many orphans are remembered; the oldest is forgotten first.
 MAX_ORPHANS = 1000
 
 
 class StopResult(NamedTuple):
-    """The result of one attempt to stop a query.
+    """The result of one attempt to stop a query."""
 
-    :param was_running: whether the connection was running a statement.
-    :param try_again: whether the attempt may have come before the statement, so that it must be repeated.
-    """
-
+    # Whether the connection was running a statement.
     was_running: bool
+    # Whether the attempt may have come before the statement, so that it must be repeated.
     try_again: bool
 
 
-class Orphan(Hashable, Protocol):
-    """A connection that nobody uses any more, while the database may still work for it.
+@dataclass(frozen=True)
+class Orphan:
+    """A connection that is no longer used, while the database may still work for it.
 
-    Equal to another object for the same connection.
+    :param entry: keeps the connection on this process's list.
+    :param predecessor: the process id of the dead process that left it; None if it was this process's.
     """
 
-    @property
-    def number(self) -> int | None:
-        """The connection's number in the database's process list."""
-
-    @property
-    def predecessor(self) -> int | None:
-        """The process id of the dead process that left it; None if it was this process's."""
-
-    def kill(self) -> bool:
-        """End the connection in the database; returns whether it has ended. In a bounded call. Raises `StopFailed`."""
+    database: Database
+    identity: Identity
+    entry: object = field(default=None, compare=False)
+    predecessor: int | None = field(default=None, compare=False)
 
 
 class Stoppable(Protocol):
     """A connection held by a cancelled request, whose query is to be stopped."""
 
-    @property
-    def name(self) -> str:
-        """The request's name in the log."""
-
-    @property
-    def is_over(self) -> bool:
-        """Whether the request no longer holds the connection."""
+    # The request's name in the log.
+    name: str
+    # Whether the request no longer holds the connection.
+    is_over: bool
 
     def stop_query(self) -> StopResult:
         """Ask the database to stop the query. In a bounded call. Raises `StopFailed`."""
@@ -107,19 +98,19 @@ class _Watch:
     was_killed: bool = False
 
 
-class Stopper:
+class Stopper(StopperThread):
     """Stops queries and ends connections, in a thread of its own.
 
     For each cancelled request it asks the database to stop the query, again and again. After `SEVER_AFTER` seconds it
-    cuts the connection, which frees the worker, and has the database end the connection, which frees its locks, until
-    the connection has ended there.
+    cuts the connection, which frees the worker, and makes the database end the connection, which frees its locks. It
+    checks until that has happened.
 
-    The orphans are guarded by a lock, which is not held while the database is asked. The thread owns the rest; other
-    threads may read the counters.
+    A lock that is not held while the database is asked guards the orphans. The thread owns the rest; other threads may
+    read the counters.
     """
 
     def __init__(self) -> None:
-        self._thread = StopperThread()
+        super().__init__()
         self._calls = BoundedCalls(ATTEMPT_TIMEOUT)
         # When the database may be asked again after a failure; 0 while it answers.
         self._retry_at = 0.0
@@ -128,13 +119,10 @@ class Stopper:
         self._orphans: dict[Orphan, _Watch] = {}
         # Re-entrant: garbage may be collected under it, and connections then be given up.
         self._lock = threading.RLock()
-        self._cut = RepeatedLog(logger)
-        self._unconnected = RepeatedLog(logger)
-        self._gone = RepeatedLog(logger)
-        self._inherited = RepeatedLog(logger)
-        self._forgot = RepeatedLog(logger)
-        # Requests whose query was running when it was stopped, and which then gave back their connection by
-        # themselves; failed attempts; connections cut; connections killed, including those of dead processes.
+        self._cut, self._unconnected, self._forgot = RepeatedLog(logger), RepeatedLog(logger), RepeatedLog(logger)
+        self._gone, self._inherited = RepeatedLog(logger), RepeatedLog(logger)
+        # Requests whose running query was stopped and which then gave back their connection by themselves; failed
+        # attempts; connections cut; connections killed, including those of dead processes.
         self.stops = self.failures = self.severed = self.killed = 0
 
     @property
@@ -142,28 +130,10 @@ class Stopper:
         """How many orphaned connections have not yet ended in the database. Any thread."""
         return len(self._orphans)
 
-    @property
-    def is_this_thread(self) -> bool:
-        """Whether the caller runs in the stopper's thread, or in a bounded call that it makes."""
-        return self._thread.thread is threading.current_thread() or is_bounded_call()
-
-    @property
-    def lacks_thread(self) -> bool:
-        """Whether there is something to do and no thread could be started for it. Any thread."""
-        return self._thread.lacks_thread
-
-    def start(self) -> None:
-        """Start the thread, unless it is running; see `StopperThread.start`. Any thread."""
-        self._thread.start()
-
-    def close(self) -> None:
-        """Let the thread end once nothing is left to do. Any thread."""
-        self._thread.close()
-
-    def stop(self, what: Stoppable) -> None:
+    def stop_query(self, what: Stoppable) -> None:
         """Stop a query soon. Any thread; returns at once."""
         task = _Stop(what, time.monotonic())
-        self._thread.add(task.since, lambda: self._continue(task))
+        self.add(task.since, lambda: self._continue(task))
 
     def kill(self, orphans: Iterable[Orphan]) -> None:
         """End orphaned connections in the database. Any thread; returns at once."""
@@ -171,15 +141,19 @@ class Stopper:
             self._remember(orphan)
 
     def do(self, call: Callable[[], None]) -> None:
-        """Call this soon, once, unless the database is known to be out of reach. Failures are not reported. Any thread.
+        """Call this soon, once, in a bounded call, unless the database is known to be out of reach. Any thread.
 
-        It is a bounded call.
+        Failures are logged at debug level only.
         """
-        self._thread.add(time.monotonic(), lambda: self._try(call))
 
-    def repeat(self, method: Callable[[], None], interval: float) -> None:
-        """See `StopperThread.repeat`."""
-        self._thread.repeat(method, interval)
+        def attempt() -> None:
+            if time.monotonic() >= self._retry_at:
+                try:
+                    self._calls.call(call)
+                except StopFailed as error:
+                    logger.debug("not done: %s", error)
+
+        self.add(time.monotonic(), attempt)
 
     # Requests that still hold their connection.
 
@@ -203,31 +177,25 @@ class Stopper:
         due = min(time.monotonic() + pause, task.since + SEVER_AFTER)
         if task.try_again:
             due = max(due, min(self._retry_at, task.since + SEVER_AFTER))
-        self._thread.add(due, lambda: self._continue(task))
+        self.add(due, lambda: self._continue(task))
 
     def _sever(self, task: _Stop) -> None:
         orphans = task.what.sever()
         if orphans is None:
-            self._thread.add(time.monotonic() + LONGEST_PAUSE, lambda: self._continue(task))
+            self.add(time.monotonic() + LONGEST_PAUSE, lambda: self._continue(task))
             return
         if not orphans:
             # Logged even if the request no longer holds the connection: being cut may have freed it just now.
-            self._unconnected.log(
-                logging.WARNING,
-                "request %s: cancelled %g s ago but still waiting for a new connection to the database",
-                task.what.name,
-                SEVER_AFTER,
-            )
+            message = "request %s: cancelled %g s ago but still waiting for a new connection to the database"
+            self._unconnected.log(logging.WARNING, message, task.what.name, SEVER_AFTER)
             return
         self.severed += 1
-        numbers = " and ".join(str(orphan.number) for orphan in orphans)
+        numbers = " and ".join(str(orphan.identity.number) for orphan in orphans)
         self._cut.log(
             logging.WARNING,
             "request %s: cancelled %g s ago but still holds connection %s; cutting it, and killing it in the database "
             "when reachable",
-            task.what.name,
-            SEVER_AFTER,
-            numbers,
+            *(task.what.name, SEVER_AFTER, numbers),
         )
         self.kill(orphans)
 
@@ -239,34 +207,28 @@ class Stopper:
             if orphan in self._orphans:
                 return
             self._orphans[orphan] = watch
-            forgotten = next(iter(self._orphans)) if len(self._orphans) > MAX_ORPHANS else None
-            if forgotten is not None:
-                del self._orphans[forgotten]
-        if forgotten is not None:
-            self._forgot.log(
-                logging.ERROR,
-                "connection %s may still be running a query in the database, and is no longer checked: more than %d "
-                "such connections are left",
-                forgotten.number,
-                MAX_ORPHANS,
-            )
-        self._thread.add(watch.since, lambda: self._check(orphan, watch))
+            oldest = next(iter(self._orphans)) if len(self._orphans) > MAX_ORPHANS else None
+            if oldest is not None:
+                del self._orphans[oldest]
+        if oldest is not None:
+            self._give_up(oldest, f"more than {MAX_ORPHANS} such connections are left")
+        self.add(watch.since, lambda: self._check(orphan, watch))
 
     def _check(self, orphan: Orphan, watch: _Watch) -> None:
         if self._orphans.get(orphan) is not watch:
             return
         if time.monotonic() >= self._retry_at:
             try:
-                has_ended = self._calls.call(orphan.kill)
+                has_ended = self._calls.call(lambda: orphan.database.kill(orphan.identity))
             except NoAnswer as error:
                 self._note_failure(error)
             except StopFailed as error:
                 # Perhaps only this one cannot be found any more, so the database still counts as in reach.
                 self.failures += 1
                 if time.monotonic() - watch.since > LONGEST_SEARCH:
-                    self._give_up(orphan, error)
+                    self._give_up(orphan, f"it was not found for {LONGEST_SEARCH:g} s: {error}")
                     return
-                logger.debug("connection %s is not ended: %s", orphan.number, error)
+                logger.debug("connection %s is not ended: %s", orphan.identity.number, error)
             else:
                 self._note_success()
                 if has_ended:
@@ -276,56 +238,36 @@ class Stopper:
                     watch.was_killed = True
                     self.killed += 1
         pause, watch.pause = watch.pause, min(2 * watch.pause, LONGEST_CHECK)
-        self._thread.add(max(time.monotonic() + pause, self._retry_at), lambda: self._check(orphan, watch))
+        self.add(max(time.monotonic() + pause, self._retry_at), lambda: self._check(orphan, watch))
 
     def _forget(self, orphan: Orphan) -> None:
         with self._lock:
-            # `_remember` may have removed it from a full list meanwhile.
+            # Another thread may have removed it from a full list meanwhile.
             self._orphans.pop(orphan, None)
 
-    def _give_up(self, orphan: Orphan, error: StopFailed) -> None:
+    def _give_up(self, orphan: Orphan, reason: str) -> None:
+        message = "connection %s may still be running a query in the database, and is no longer checked: %s"
+        self._forgot.log(logging.ERROR, message, orphan.identity.number, reason)
         self._forget(orphan)
-        self._forgot.log(
-            logging.ERROR,
-            "connection %s may still be running a query in the database, and is no longer checked: it was not found "
-            "for %g s: %s",
-            orphan.number,
-            LONGEST_SEARCH,
-            error,
-        )
 
     def _note_end(self, orphan: Orphan, watch: _Watch) -> None:
-        self._forget(orphan)
         seconds = time.monotonic() - watch.since
         if orphan.predecessor is None:
-            self._gone.log(
-                logging.WARNING,
-                "connection %s has ended in the database%s, %.1f s after it was given up",
-                *(orphan.number, ", killed on request" if watch.was_killed else "", seconds),
-            )
+            how = ", killed on request" if watch.was_killed else ""
+            message = "connection %s has ended in the database%s, %.1f s after it was given up"
+            self._gone.log(logging.WARNING, message, orphan.identity.number, how, seconds)
         elif watch.was_killed:
-            self._inherited.log(
-                logging.WARNING,
-                "connection %s of dead process %d has been killed in the database, %.1f s after it was found",
-                *(orphan.number, orphan.predecessor, seconds),
-            )
+            message = "connection %s of dead process %d has been killed in the database, %.1f s after it was found"
+            self._inherited.log(logging.WARNING, message, orphan.identity.number, orphan.predecessor, seconds)
+        self._forget(orphan)
 
     # Whether the database answers.
 
     def _may_ask(self, latest: float) -> bool:
         """Whether to ask the database, for a request whose connection is cut at ``latest``."""
         now = time.monotonic()
-        # A database that did not answer last time would probably hold up this thread past ``latest``, while other
-        # connections are due to be cut.
+        # A database that did not answer last time would probably hold up this thread while others are due to be cut.
         return now >= self._retry_at and not (self._has_timed_out and now > latest - ATTEMPT_TIMEOUT)
-
-    def _try(self, call: Callable[[], None]) -> None:
-        if time.monotonic() < self._retry_at:
-            return
-        try:
-            self._calls.call(call)
-        except StopFailed as error:
-            logger.debug("not done: %s", error)
 
     def _note_failure(self, error: StopFailed) -> None:
         self.failures += 1

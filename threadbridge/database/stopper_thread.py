@@ -9,28 +9,30 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from threadbridge.common.repeated_log import RepeatedLog
 from threadbridge.common.threads import NOT_STARTED
 
 logger = logging.getLogger("threadbridge")
 
+# The thread's name; those of bounded calls begin with it.
+NAME = "threadbridge-stopper"
 
-@dataclass(order=True)
-class _Task:
+
+class _Task(NamedTuple):
     due: float
+    # Unique, so that comparisons end here.
     number: int
-    run: Callable[[], None] = field(compare=False)
-    # Whether it runs again and again, until `StopperThread.close`.
-    repeats: bool = field(default=False, compare=False)
+    run: Callable[[], None]
+    repeats: bool
 
 
 class StopperThread:
     """Runs tasks one at a time, each when it is due. Ends once it has been closed and no task is left.
 
-    Owns the heap of tasks, ``thread`` and ``lacks_thread``, all guarded by a condition that is not held while a task
-    runs. Other threads may read ``thread`` and ``lacks_thread`` without it.
+    A condition that is not held while a task runs guards the tasks, ``thread`` and ``lacks_thread``. Other threads may
+    read the latter two without it.
     """
 
     def __init__(self) -> None:
@@ -42,8 +44,7 @@ class StopperThread:
         self.thread: threading.Thread | None = None
         # Whether there are tasks and no thread could be started for them.
         self.lacks_thread = False
-        self._no_thread = RepeatedLog(logger)
-        self._errors = RepeatedLog(logger)
+        self._no_thread, self._errors = RepeatedLog(logger), RepeatedLog(logger)
 
     def add(self, due: float, run: Callable[[], None], *, repeats: bool = False) -> None:
         """Run a task at a time by `time.monotonic`. Any thread; returns at once."""
@@ -81,28 +82,29 @@ class StopperThread:
             self._changed.notify()
 
     def start(self) -> None:
-        """Start the thread, unless it is running. Any thread.
+        """Start the thread if it is needed and not running. Any thread.
 
         If it cannot be started now, the tasks wait until the next call, which comes with the next request that needs a
         connection of the pool.
         """
         with self._changed:
-            if self.thread is None and not (self._closed and not self._tasks):
-                thread = threading.Thread(target=self._work, name="threadbridge-stopper", daemon=True)
-                try:
-                    thread.start()
-                except NOT_STARTED as error:
-                    self.lacks_thread = True
-                    self._no_thread.log(
-                        logging.ERROR,
-                        "cancelled queries cannot be stopped now, because no thread could be started: %s; trying "
-                        "again when the next request needs a connection",
-                        error,
-                    )
-                else:
-                    # The new thread waits for the lock, so it sees this.
-                    self.thread = thread
-                    self.lacks_thread = False
+            if self.thread is not None or (self._closed and not self._tasks):
+                return
+            thread = threading.Thread(target=self._work, name=NAME, daemon=True)
+            try:
+                thread.start()
+            except NOT_STARTED as error:
+                self.lacks_thread = True
+                self._no_thread.log(
+                    logging.ERROR,
+                    "cancelled queries cannot be stopped now, because no thread could be started: %s; trying again "
+                    "when the next request needs a connection",
+                    error,
+                )
+            else:
+                # The new thread waits for the lock, so it sees this.
+                self.thread = thread
+                self.lacks_thread = False
 
     def _work(self) -> None:
         while True:

@@ -9,8 +9,8 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from threadbridge.database.driver import ConnectionSettings, StopFailed
+from threadbridge.database.drivers.control_connection import execute
 from threadbridge.database.drivers.mysql import MySQL
-from threadbridge.database.drivers.mysql_control import row
 from threadbridge.doctor import Finding, error, in_thread, ok, warning
 
 # Seconds that the test query runs unless it is stopped, and seconds between attempts to stop it.
@@ -62,7 +62,7 @@ class MySQLChecks:
     def __init__(self, driver: str, settings: ConnectionSettings, connection: Any, load: Load) -> None:
         self._driver = driver
         self._settings = settings
-        self._row = partial(row, connection)
+        self._row = partial(execute, connection)
         self._load = load
         self.all: Mapping[str, Callable[[], Finding]] = {
             "database": self._version,
@@ -122,7 +122,7 @@ class MySQLChecks:
         sleeper = self._settings.connect(*self._settings.args, **self._settings.kwargs)
         identity = database.identify(sleeper)
         begun = time.monotonic()
-        sleeping = in_thread(lambda: row(sleeper, f"SELECT SLEEP({SLEEP}) AS interrupted"))
+        sleeping = in_thread(lambda: execute(sleeper, f"SELECT SLEEP({SLEEP}) AS interrupted"))
         # An attempt that comes before the query finds nothing to stop, so there are several.
         while wait([sleeping], KILL_AGAIN_AFTER).not_done:
             try:

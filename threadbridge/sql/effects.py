@@ -1,8 +1,6 @@
-"""Whether an SQL statement only reads, and whether it changes its connection's session, by its text.
+"""Whether an SQL statement only reads, and whether it changes its connection's session, judged by its text.
 
-In doubt, a statement counts as a change. If a view calls a stored function that writes, this is not detected.
-What a statement does to its transaction depends on the kind of database: see `mysql_effects` and `postgresql_session`
-in `threadbridge.database.drivers`.
+In doubt, a statement counts as a change. A view that calls a stored function that writes is not detected.
 """
 
 from __future__ import annotations
@@ -21,25 +19,23 @@ _MYSQL = re.compile(
     rb"""|/\*(?!m?!).*?\*/|--(?:\s|\Z)[^\n]*|\#[^\n]*""",
     re.DOTALL,
 )
-_POSTGRESQL = re.compile(
-    rb"""'[^']*'|"[^"]*"|(\$(?:[a-z_][a-z_0-9]*)?\$).*?\1|/\*.*?\*/|--[^\n]*""",
-    re.DOTALL,
-)
+_POSTGRESQL = re.compile(rb"""'[^']*'|"[^"]*"|(\$(?:[a-z_][a-z_0-9]*)?\$).*?\1|/\*.*?\*/|--[^\n]*""", re.DOTALL)
 _PLAIN_NAME = re.compile(rb"[a-z_0-9]+").fullmatch
-_SEVERAL = re.compile(rb";\s*[^\s;]").search
-# Assignments of variables, values set for LAST_INSERT_ID(), locks taken by name, temporary tables, comments that are
-# executed, and whatever follows a semicolon.
+# In a `bare` text: another statement, or a comment that is executed.
+find_more = re.compile(rb";\s*[^\s;]|/\*m?!").search
+# Assignments of variables, values set for LAST_INSERT_ID(), named locks, temporary tables, executed comments, and
+# whatever follows a semicolon.
 _SESSION = re.compile(
     rb":=|\binto\s*@|last_insert_id\s*\(\s*[^\s)]|locks?(?:_shared)?\s*\(|\b(?:pg_)?temp(?:orary)?\b|/\*m?!|;\s*[^\s;]"
 ).search
-# A quick test: statements without any of these do not match _SESSION. Most have none.
+# A quick test: statements without any of these, which are most, do not match _SESSION.
 _MAY_HAVE_SESSION = re.compile(rb":=|into|last_insert_id|lock|temp|/\*m?!|;\s*[^\s;]").search
-_SET_STATEMENT = re.compile(rb"\s*set\s+statement\b.*?\bfor\b(.*)", re.DOTALL).fullmatch
+# MariaDB's settings for a single statement.
+_SET_STATEMENT = re.compile(rb"\A\s*set\s+statement\b.*?\bfor\b", re.DOTALL)
 
 _STRING = re.compile(rb"'[^']*'")
 _QUOTED_NAME = re.compile(rb'"[^"]*"|`[^`]*`')
-# What makes it uncertain where a string or name ends, or which function is called: comments, and quotes before a
-# parenthesis.
+# These make it uncertain where a string or name ends, or which function is called.
 _UNCERTAIN = re.compile(rb"""--|/\*|\#|['"]\s*(?:\.\s*[a-z0-9_]+\s*)?\(""").search
 _CALL = re.compile(rb"((?:[a-z0-9_]+\s*\.\s*)*[a-z0-9_]+)\s*\(").findall
 # Words that may precede a parenthesis in a query that can run again on another connection with the same result.
@@ -61,19 +57,15 @@ def only_reads(sql: bytes) -> bool:
     """Whether a statement is a plain query: it takes no lock, and changes neither data nor the session."""
     text = sql.lower()
     return text.lstrip()[:6] == b"select" and not (
-        b"for" in text
-        or b"lock" in text
-        or b";" in text
-        or b"into" in text
-        or b":=" in text
-        or b"last_insert_id" in text
+        (b"for" in text or b"lock" in text or b";" in text)
+        or (b"into" in text or b":=" in text or b"last_insert_id" in text)
     )
 
 
 def bare(sql: bytes, *, postgresql: bool = False, escapes: bool = True) -> bytes:
-    """A statement in lower case, without comments, the contents of strings, and the quotes around plain names.
+    """A statement in lower case, without comments, the contents of strings, quotes around plain names, and settings.
 
-    If it is not certain where these end, nothing is left out.
+    If it is uncertain where strings and comments end, they are left in.
 
     :param escapes: whether a backslash is an escape character in MySQL's strings.
     """
@@ -82,7 +74,9 @@ def bare(sql: bytes, *, postgresql: bool = False, escapes: bool = True) -> bytes
         # Whether a backslash escapes depends on settings and prefixes; comments may be nested.
         is_certain = b"\\" not in text and text.count(b"/*") < 2
         return _POSTGRESQL.sub(_remainder, text) if is_certain else text
-    return _MYSQL.sub(_remainder, text) if escapes or b"\\" not in text else text
+    if escapes or b"\\" not in text:
+        text = _MYSQL.sub(_remainder, text)
+    return _SET_STATEMENT.sub(b"", text)
 
 
 def _remainder(match: re.Match[bytes]) -> bytes:
@@ -98,26 +92,14 @@ def in_words(text: bytes) -> bytes:
     return b" ".join(text.split()).strip(b"; (")
 
 
-def is_several(text: bytes) -> bool:
-    """Whether a `bare` text has several statements, or a comment that is executed."""
-    return _SEVERAL(text) is not None or b"/*!" in text or b"/*m!" in text
-
-
-def statement_in(text: bytes) -> bytes:
-    """The statement that a `bare` text executes: the one after MariaDB's ``SET STATEMENT ... FOR``, if it begins so."""
-    match = _SET_STATEMENT(text)
-    return text if match is None else match[1]
-
-
 def may_change_session(sql: bytes, *, postgresql: bool = False, escapes: bool = True) -> bool:
     """Whether a statement may leave variables, temporary tables, locks or settings to later ones on its connection.
 
     Other parameters: see `bare`.
     """
-    word = first_word(sql)
-    if word in _NEUTRAL and _MAY_HAVE_SESSION(sql.lower()) is None:
+    if first_word(sql) in _NEUTRAL and _MAY_HAVE_SESSION(sql.lower()) is None:
         return False
-    text = statement_in(bare(sql, postgresql=postgresql, escapes=escapes))
+    text = bare(sql, postgresql=postgresql, escapes=escapes)
     return first_word(text) not in _NEUTRAL or _SESSION(text) is not None
 
 
@@ -128,7 +110,7 @@ def first_word(sql: bytes) -> bytes:
 
 
 def can_be_repeated(sql: bytes) -> bool:
-    """Whether a statement can run again on another connection: the first run left no trace; see `only_reads`."""
+    """Whether a statement can run again on another connection, because the first run left no trace."""
     if not only_reads(sql) or b"\\" in sql or b"$" in sql or not sql.isascii():
         return False
     text = _QUOTED_NAME.sub(b'""', _STRING.sub(b"''", sql.lower()))

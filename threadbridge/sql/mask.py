@@ -1,10 +1,10 @@
-"""Removes the values from SQL statements, for people who may see the statements but not the data."""
+"""Removes the values from SQL statements, for readers who may see the statements but not the data."""
 
 from __future__ import annotations
 
 import re
 
-# Tokens are matched from left to right. Text that matches none contains no values, and stays.
+# Matched from left to right. Text that matches none of these contains no values, and stays.
 _TOKEN = re.compile(
     r"""
       (?P<comment> /\*.*?(?:\*/|\Z) | --[^\n]* )
@@ -21,8 +21,8 @@ _STANDARD_STRING = re.compile(r"""\w*'(?:[^']|'')*(?:'|\Z) | "(?:[^"]|"")*(?:"|\
 def masked(sql: str) -> str:
     """The statement with ``?`` in place of each string and number, and without comments.
 
-    Databases disagree about backslashes in strings, and about ``#`` and ``$...$``: from where readings begin to differ,
-    the rest of the statement becomes one ``?``. Double quotes may enclose a name, which is masked too.
+    Databases disagree about backslashes in strings, and about ``#`` and ``$...$``. Where readings begin to differ, the
+    rest of the statement becomes one ``?``. Text in double quotes may be a name; it is masked too.
     """
     parts = []
     end = 0

@@ -6,12 +6,12 @@ import time
 
 from threadbridge.sql.effects import only_reads
 
-# The outcomes, see `Statements.outcome`, after which a request may be repeated.
+# The values of `Statements.outcome` after which a request may be repeated.
 UNCHANGED = frozenset({"none", "rolled back"})
 
-# How many of a request's statements are recorded: the latest. A request may execute thousands.
+# How many of a request's latest statements are kept. A request may execute thousands.
 MAX_LATEST = 50
-# Characters of a statement's text that are recorded. It may contain megabytes of data.
+# How many characters of a statement's text are kept. It may contain megabytes of data.
 MAX_TEXT = 10_000
 
 
@@ -23,15 +23,13 @@ def as_field(outcome: str) -> str:
 class Statement:
     """One statement. The worker writes it, any thread reads it.
 
-    :param sql: the text that the application executed, without its parameters' values; the first `MAX_TEXT` characters.
-    :param connection_id: the connection's number in the database's process list; None if that is unknown.
+    :param sql: the first `MAX_TEXT` characters of the text, without its parameters' values.
+    :param connection_id: the connection's number in the database's process list; None if unknown.
     :param started: when it started, by `time.monotonic`.
     :param ended: when it ended, by the same clock; 0.0 while it runs.
-    :param rows: how many rows it found or changed, by the driver's count; -1 if that is unknown.
-    :param error: the name of the exception if it failed, else "".
+    :param rows: how many rows it found or changed, by the driver's count; -1 if unknown.
+    :param error: the name of the exception if it failed, otherwise "".
     """
-
-    __slots__ = ("connection_id", "ended", "error", "rows", "sql", "started")
 
     def __init__(self, sql: str, connection_id: int | None, started: float) -> None:
         self.sql = sql
@@ -43,32 +41,23 @@ class Statement:
 
 
 class Statements:
-    """The statements of a request: how many, how many seconds they took in all, and the latest.
+    """The statements of a request: their number, their total time in seconds, and the latest of them.
 
-    The worker writes it, any thread reads it, and may copy ``latest`` at any time: each `list` operation is atomic.
+    The worker writes it. Any thread reads it, and may copy ``latest`` at any time, as `list` operations are atomic.
 
-    `threadbridge.sql.transaction.Transaction` maintains the attributes about changes to the data:
+    `Transaction` maintains the attributes about changes to the data:
 
-    :param open: the number of transactions in which the request has, or may have, changed data, and which are neither
-        committed nor rolled back.
+    :param open: the number of open transactions in which the request has, or may have, changed data.
     :param has_committed: whether it has committed changes.
     :param has_rolled_back: whether some of its changes were rolled back.
-    :param is_committing: whether a commit was sent to the database that has not yet answered it.
+    :param is_committing: whether a commit was sent that the database has not yet answered.
     :param is_in_doubt: whether the fate of some of its changes will never be known.
     """
 
-    __slots__ = (
-        *("count", "has_committed", "has_rolled_back", "is_committing", "is_in_doubt", "latest", "open", "seconds"),
-    )
-
     def __init__(self) -> None:
-        self.count = 0
+        self.count = self.open = 0
         self.seconds = 0.0
-        self.open = 0
-        self.has_committed = False
-        self.has_rolled_back = False
-        self.is_committing = False
-        self.is_in_doubt = False
+        self.has_committed = self.has_rolled_back = self.is_committing = self.is_in_doubt = False
         # Not a deque, which is ten times as large; most requests have few statements.
         self.latest: list[Statement] = []
 
@@ -92,8 +81,8 @@ class Statements:
         """What became of the request's changes to the data, as far as is known now.
 
         ``none``: there were none. ``open``: not committed yet, or still being made. ``committed``, ``partly committed``
-        (others are open or were rolled back), ``rolled back``. ``unknown``: a commit, or a change with autocommit, was
-        sent and the answer is missing, or the text of a statement does not show what it does.
+        (others are open or were rolled back), ``rolled back``. ``unknown``: the answer to a commit, or to a change with
+        autocommit, is missing, or the text of a statement does not show what it does.
         """
         latest = self.latest[-1] if self.latest else None
         is_changing = latest is not None and not latest.ended and not only_reads(latest.sql.encode(errors="replace"))

@@ -14,19 +14,17 @@ _Result = TypeVar("_Result")
 
 
 class ControlConnection:
-    """A control connection.
+    """A control connection."""
 
-    :param server: what the kind of database needs to know about the server to which it leads.
-    """
+    # What the kind of database needs to know about the server to which it leads.
+    server: Any = None
 
-    def __init__(self, connection: Any, server: Any = None) -> None:
+    def __init__(self, connection: Any) -> None:
         self.connection = connection
-        self.server = server
         self.descriptor: int | None = connection.fileno()
         forks.connects(self)
 
     def close(self) -> None:
-        """Close it, in whatever state it is. Any thread."""
         self.descriptor = None
         with contextlib.suppress(Exception):
             self.connection.close()
@@ -51,40 +49,38 @@ class ControlConnections:
 
         Raises `StopFailed` if the driver raises anything.
         """
-        if (idle := self._take()) is not None:
-            try:
-                result = ask(idle)
-            except (self._error, StopFailed):
-                # It may have been idle for too long, or lead to a server that is out of service; a new one may not.
-                idle.close()
-            else:
-                self._give_back(idle)
-                return result
+        # The idle one may have been idle for too long, or lead to a server that is out of service; a new one may not.
+        with contextlib.suppress(IndexError, StopFailed, self._error):
+            return self._use(self._idle.popleft(), ask)
         try:
-            made = self._connect()
-            try:
-                result = ask(made)
-            except BaseException:
-                made.close()
-                raise
+            return self._use(self._connect(), ask)
         except self._error as error:
             raise StopFailed(str(error)) from error
-        self._give_back(made)
-        return result
 
-    def close(self) -> None:
-        """Close the connection, and keep none open from now on. Any thread."""
-        self._is_closed = True
-        while (idle := self._take()) is not None:
-            idle.close()
-
-    def _take(self) -> ControlConnection | None:
-        with contextlib.suppress(IndexError):
-            return self._idle.popleft()
-        return None
-
-    def _give_back(self, control: ControlConnection) -> None:
+    def _use(self, control: ControlConnection, ask: Callable[[ControlConnection], _Result]) -> _Result:
+        try:
+            result = ask(control)
+        except BaseException:
+            control.close()
+            raise
         if self._idle or self._is_closed:
             control.close()
         else:
             self._idle.append(control)
+        return result
+
+    def close(self) -> None:
+        """Keep no connection open from now on."""
+        self._is_closed = True
+        with contextlib.suppress(IndexError):
+            while True:
+                self._idle.popleft().close()
+
+
+def execute(connection: Any, sql: str, *parameters: object) -> tuple[Any, ...]:
+    """Execute a statement and return the first row of its result; empty if there is none."""
+    with contextlib.closing(connection.cursor()) as cursor:
+        cursor.execute(sql, parameters or None)
+        row = cursor.fetchone() or ()
+    # The application's cursor class may give dictionaries.
+    return tuple(row.values() if isinstance(row, dict) else row)

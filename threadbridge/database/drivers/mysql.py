@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import importlib
 import math
+import secrets
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-from threadbridge.database.driver import ConnectionSettings, Session
-from threadbridge.database.drivers.mysql_control import (
-    CONTROL_TIMEOUT,
-    ER_UNKNOWN_SYSTEM_VARIABLE,
-    Control,
-    Identity,
-    execute,
-    is_mariadb,
-    row,
-)
+from threadbridge.database.driver import ConnectionSettings, Session, StopFailed
+from threadbridge.database.drivers.control_connection import ControlConnection, ControlConnections, execute
 from threadbridge.database.drivers.mysql_session import MySQLSession
 
 # Seconds to connect, unless the pool's settings contain a time.
 CONNECT_TIMEOUT = 10
 # Seconds that the driver waits for the network beyond the statement limit.
 NETWORK_MARGIN = 10
+# Seconds to connect, and to wait for the answer to a KILL.
+CONTROL_TIMEOUT = 3
 
 # ER_QUERY_INTERRUPTED; MariaDB's ER_STATEMENT_TIMEOUT; MySQL's ER_QUERY_TIMEOUT.
 STATEMENT_ERRORS = frozenset({1317, 1969, 3024})
@@ -30,22 +25,57 @@ STATEMENT_ERRORS = frozenset({1317, 1969, 3024})
 # extended twin. The server's: ER_CON_COUNT_ERROR, ER_TOO_MANY_USER_CONNECTIONS, ER_SERVER_SHUTDOWN,
 # ER_CONNECTION_KILLED.
 OUTAGE_ERRORS = frozenset({2002, 2003, 2005, 2006, 2013, 2055, 1040, 1203, 1053, 1927})
-# The server answers and keeps the connection, but cannot do its work. ER_UNKNOWN_COM_ERROR: this Galera node is not in
-# the cluster now. ER_ERROR_DURING_COMMIT: the cluster or the disk is gone, and it is not known what was committed.
+# The server keeps the connection, but cannot do its work. ER_UNKNOWN_COM_ERROR: this Galera node is not in the cluster
+# now. ER_ERROR_DURING_COMMIT: the cluster or the disk is gone, and it is not known what was committed.
 # ER_USER_LIMIT_REACHED: the account has reached its limit of connections, or of statements per hour.
-# ER_OPTION_PREVENTS_STATEMENT is one too if the option makes the server read-only.
+# ER_OPTION_PREVENTS_STATEMENT, if the option makes the server read-only.
 UNABLE_ERRORS = frozenset({1047, 1180, 1226})
+ER_NO_SUCH_THREAD = 1094
+ER_UNKNOWN_SYSTEM_VARIABLE = 1193
 ER_OPTION_PREVENTS_STATEMENT = 1290
 
+_TIMEOUTS = ("connect_timeout", "read_timeout", "write_timeout")
 _IDLE = (
     "idle_transaction_timeout = "
     "IF(@@session.idle_transaction_timeout = 0 AND @@global.idle_transaction_timeout = 0, {}, "
     "@@session.idle_transaction_timeout)"
 )
+_NAME = "CONCAT_WS('|', @@hostname, @@port, @@server_id, @@pid_file{})"
+# These differ between servers that are copies of each other. MariaDB has them since 10.6.16 and 10.11.6.
+_NAME_PARTS = {True: ", @@server_uid, @@wsrep_node_address", False: ", @@server_uuid"}
+_MARK = "SELECT GET_LOCK(%s, 0), {}, UNIX_TIMESTAMP()"
+_SERVER = "SELECT {}, UNIX_TIMESTAMP()"
+_THREAD = "SELECT COUNT(*) FROM information_schema.processlist WHERE id = %s AND user = %s"
+_RUNS = "SELECT COUNT(*) FROM information_schema.processlist WHERE id = %s AND command <> 'Sleep'"
+# Longer than any control connection is idle.
+_NO_TIMEOUT = "SET SESSION wait_timeout = 2147483"
+
+
+class Identity(NamedTuple):
+    """A connection's thread id, and the server that assigned it. See `driver.Identity`.
+
+    :param server: the server's name.
+    :param made: when the connection was identified, in seconds by the server's clock.
+    :param mark: the name of a user lock (``GET_LOCK``) that the connection holds as long as it lives, unless the
+        application releases all its locks. Only the connection's own server process knows who holds it. "" if the
+        server refuses such locks, as some clusters do.
+    """
+
+    number: int
+    server: str
+    made: int
+    mark: str
+
+    @property
+    def is_findable(self) -> bool:
+        return True
 
 
 class MySQL:
     """Stops queries with ``KILL QUERY`` on a control connection. See `Database`."""
+
+    identity: type[Any] = Identity
+    timeouts: Mapping[str, Any] = dict.fromkeys(_TIMEOUTS, CONTROL_TIMEOUT)
 
     def __init__(self, driver: str, settings: ConnectionSettings) -> None:
         module = importlib.import_module(driver)
@@ -59,33 +89,37 @@ class MySQL:
             # Longer than the limit, so that the database ends the statement first, if it can.
             network_timeout = math.ceil(settings.statement_limit + NETWORK_MARGIN)
             self.defaults = {**self.defaults, "read_timeout": network_timeout, "write_timeout": network_timeout}
-        self.timeouts: Mapping[str, Any] = dict.fromkeys(
-            ("connect_timeout", "read_timeout", "write_timeout"), CONTROL_TIMEOUT
-        )
-        self._control = Control(driver, settings)
         self._limit = math.ceil(settings.statement_limit)
         cursors = importlib.import_module(f"{driver}.cursors")
         # Statements of these cursors last for as long as the client takes to download their rows.
         self._unbuffered: type = getattr(cursors, "CursorUseResultMixIn", None) or cursors.SSCursor
+        self._control = ControlConnections(self._connect, self._error)
+        self._has_all_variables = True
+
+    # New connections.
 
     def identify(self, connection: Any) -> Identity:
-        """See `Database`; costs one round trip for each connection made."""
-        return self._control.identify(connection)
+        """Costs one round trip for each connection made."""
+        mark = f"threadbridge-{secrets.token_hex(16)}"
+        try:
+            is_held, server, now = self._named_row(connection, _MARK, mark)
+        except self._error:
+            is_held, (server, now) = False, self._named_row(connection, _SERVER)
+        return Identity(connection.thread_id(), str(server), int(now), mark if is_held else "")
 
-    def number(self, identity: Identity) -> int:
-        """See `Database`."""
-        return identity.thread_id
-
-    def parts_of(self, identity: Identity) -> list[Any] | None:
-        """See `Database`."""
-        return list(identity)
-
-    def identity_of(self, parts: list[Any]) -> Identity:
-        """See `Database`."""
-        return Identity(*parts)
+    def _named_row(self, connection: Any, sql: str, *parameters: str) -> tuple[Any, ...]:
+        """The row of a query for the server's name, made of as many variables as the server has."""
+        if self._has_all_variables:
+            try:
+                return execute(connection, sql.format(_NAME.format(_NAME_PARTS[_is_mariadb(connection)])), *parameters)
+            except self._error as error:
+                if error.args[:1] != (ER_UNKNOWN_SYSTEM_VARIABLE,):
+                    raise
+                self._has_all_variables = False
+        return execute(connection, sql.format(_NAME.format("")), *parameters)
 
     def prepare(self, connection: Any, comment: Callable[[], str] | None) -> Session:
-        """See `Database`; with a statement limit, costs two round trips for each connection made."""
+        """With a statement limit, costs two round trips for each connection made."""
         without_limit = self._set_limit(connection) if self._limit else None
         return MySQLSession(connection, comment, self._unbuffered, without_limit)
 
@@ -93,11 +127,11 @@ class MySQL:
         """Make the server limit the time of statements.
 
         Returns the first word of a ``SELECT``, and its replacement in one without a limit. Returns None if the server
-        has no such limit, or its administrator or the application has set one already, which is not changed.
+        knows no limit, or its administrator or the application has set one, which is not changed.
         """
-        name = "max_statement_time" if is_mariadb(connection) else "max_execution_time"
+        name = "max_statement_time" if _is_mariadb(connection) else "max_execution_time"
         try:
-            if row(connection, f"SELECT @@session.{name}, @@global.{name}") != (0, 0):
+            if execute(connection, f"SELECT @@session.{name}, @@global.{name}") != (0, 0):
                 return None
             if name == "max_statement_time":
                 # The second setting ends the transaction, and frees the locks, of a frontend that hangs in between.
@@ -110,42 +144,96 @@ class MySQL:
             return None
         return b"select", b"select /*+ MAX_EXECUTION_TIME(0) */"
 
+    # Stopping.
+
     def keep_control(self) -> None:
-        """See `Database`."""
-        self._control.check()
+        self._control.use(lambda control: execute(control.connection, "DO 0"))
 
     def stop_query(self, connection: Any, identity: Identity, *, waits: bool = False) -> bool:
-        """See `Database`."""
-        return self._control.stop_query(identity, waits)
+        def stop(control: ControlConnection) -> bool:
+            if not self._has(control, identity):
+                return False
+            # To ask takes the server longer than all the rest.
+            runs = waits or execute(control.connection, _RUNS, identity.number) != (0,)
+            # In any case, as a statement may arrive just now.
+            return self._kill(control, "QUERY", identity) and runs
+
+        return self._control.use(stop)
 
     def kill(self, identity: Identity) -> bool:
-        """See `Database`."""
-        return self._control.kill(identity)
+        return self._control.use(
+            lambda control: not (self._has(control, identity) and self._kill(control, "CONNECTION", identity))
+        )
 
     def close(self) -> None:
-        """See `Database`. Any thread."""
         self._control.close()
 
+    def _connect(self) -> ControlConnection:
+        control = ControlConnection(self._settings.connect_within(self.timeouts))
+        try:
+            execute(control.connection, _NO_TIMEOUT)
+            name, now = self._named_row(control.connection, _SERVER)
+            _, uptime = execute(control.connection, "SHOW STATUS LIKE 'Uptime'")
+            [user] = execute(control.connection, "SELECT SUBSTRING_INDEX(USER(), '@', 1)")
+        except BaseException:
+            control.close()
+            raise
+        # When it started, by its clock, may be off by one, as two statements give it.
+        control.server = str(name), int(now) - int(uptime), str(user)
+        return control
+
+    def _kill(self, control: ControlConnection, what: str, identity: Identity) -> bool:
+        """Kill the query or the connection; returns whether the server still had the connection."""
+        try:
+            execute(control.connection, f"KILL {what} {identity.number}")
+        except self._error as error:
+            if error.args[:1] != (ER_NO_SUCH_THREAD,):
+                raise
+            return False
+        return True
+
+    def _has(self, control: ControlConnection, identity: Identity) -> bool:
+        """Whether the server still has the connection; raises `StopFailed` if this server cannot know."""
+        name, started, user = control.server
+        if name != identity.server:
+            raise StopFailed(f"the control connection came to {name}, not to {identity.server}")
+        if identity.mark:
+            [number] = execute(control.connection, "SELECT IS_USED_LOCK(%s)", identity.mark)
+            if number is not None:
+                if int(number) != identity.number:
+                    # A proxy in between assigns its own numbers, which mean nothing to the server.
+                    raise StopFailed(f"connection {identity.number} is {number} to the server: a proxy is between")
+                return True
+        # Without the mark, the connection has ended, or the application has released all its locks. While the server
+        # process lives, it does not reuse a number.
+        [count] = execute(control.connection, _THREAD, identity.number, user)
+        if not count or started > identity.made:
+            return False
+        if started >= identity.made - 1:
+            raise StopFailed(f"{name} may have restarted just after connection {identity.number} was made")
+        return True
+
+    # Errors.
+
     def is_statement_error(self, error: BaseException) -> bool:
-        """See `Database`."""
         return bool(error.args) and error.args[0] in STATEMENT_ERRORS
 
     def is_outage(self, error: BaseException) -> bool:
-        """See `Database`."""
-        return self.is_lost(error) or (isinstance(error, self._operational) and _is_unable(error))
+        if not isinstance(error, self._operational):
+            return False
+        number, text = (*error.args, None, None)[:2]
+        if number == ER_OPTION_PREVENTS_STATEMENT:
+            # MySQL has --super-read-only, --read-only and --innodb-read-only; MariaDB spells some of them differently.
+            return "read-only" in str(text).replace("_", "-").lower()
+        return number in OUTAGE_ERRORS or number in UNABLE_ERRORS
 
     def is_lost(self, error: BaseException) -> bool:
-        """See `Database`."""
         return isinstance(error, self._operational) and bool(error.args) and error.args[0] in OUTAGE_ERRORS
 
     def cancelled(self) -> Exception:
-        """See `Database`."""
         return self._operational(1317, "Query execution was interrupted: the request was cancelled")
 
 
-def _is_unable(error: Exception) -> bool:
-    number, text = (*error.args, None, None)[:2]
-    if number == ER_OPTION_PREVENTS_STATEMENT:
-        # MySQL has --super-read-only, --read-only and --innodb-read-only; MariaDB spells some of them differently.
-        return "read-only" in str(text).replace("_", "-").lower()
-    return number in UNABLE_ERRORS
+def _is_mariadb(connection: Any) -> bool:
+    """Whether the server is a MariaDB, by the version in its greeting."""
+    return "mariadb" in str(connection.get_server_info()).lower()

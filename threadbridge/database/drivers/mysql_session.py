@@ -3,29 +3,59 @@
 from __future__ import annotations
 
 import functools
+import re
 import weakref
 from collections.abc import Callable
 from typing import Any
 
-from threadbridge.database.drivers.mysql_effects import StatementEffect
-from threadbridge.sql.effects import may_change_session, only_reads
-from threadbridge.sql.transaction import Effect
+from threadbridge.sql.effects import bare, in_words, may_change_session, only_reads
+from threadbridge.sql.transaction import Effect, Effects
 
 # Methods of the driver's connection that change the session without a statement.
 _CHANGING = ("change_user", "select_db", "set_character_set", "set_server_option")
 
-# With autocommit, the statement may have been committed all the same.
+# With autocommit, the statement may have been committed nevertheless.
 ER_ERROR_DURING_COMMIT = 1180
 # InnoDB has rolled back the whole transaction.
 ER_LOCK_DEADLOCK = 1213
 # It may have, depending on the server's settings and version: ER_LOCK_WAIT_TIMEOUT, ER_LOCK_TABLE_FULL, ER_CHECKREAD.
 MAYBE_ROLLED_BACK = frozenset({1205, 1206, 1020})
 
+# What statements do to their transaction when autocommit is off. Procedures, compound statements, prepared statements
+# and XA are not listed, as they may do anything.
+_EFFECTS = Effects(
+    {
+        Effect.NOTHING: b"select show explain describe desc values table help use kill handler savepoint release "
+        b"prepare deallocate checksum get",
+        Effect.CHANGED: b"insert update delete replace load",
+        # Functions cannot commit.
+        Effect.PERHAPS_CHANGED: b"do analyze",
+        Effect.COMMITTED: b"commit lock",
+        Effect.ROLLED_BACK: b"rollback",
+        Effect.CHANGED_AND_COMMITTED: b"create alter drop truncate rename grant revoke",
+        Effect.PERHAPS_COMMITTED: b"unlock flush optimize repair check cache reset install uninstall",
+    },
+    [
+        (rb"begin(?: work)?$|start transaction\b", Effect.COMMITTED),
+        (rb"rollback (?:.* )?to\b", Effect.PARTLY_ROLLED_BACK),
+        (rb"(?:create(?: or replace)?|drop) temporary tables?\b", Effect.NOTHING),
+        # The driver knows whether it switched autocommit on, which commits.
+        (rb"set .*\b(?:autocommit|password|default role)\b", Effect.PERHAPS_COMMITTED),
+        (rb"set .*\(", Effect.PERHAPS_CHANGED),
+        (rb"set ", Effect.NOTHING),
+        (rb"(?:explain|desc|describe) .*\banalyze\b", Effect.PERHAPS_CHANGED),
+        (rb"analyze (?:\w+ )?tables?\b|load index\b|lock instance\b", Effect.PERHAPS_COMMITTED),
+        (rb"with .*(?:(?<!for )\bupdate\b|\bdelete\b)", Effect.PERHAPS_CHANGED),
+        (rb"with ", Effect.NOTHING),
+    ],
+    Effect.UNKNOWN,
+)
+# Statements that leave a transaction open even when autocommit is on.
+_BEGINS = re.compile(rb"begin\b|start transaction\b|(?:commit|rollback)\b.*\band chain\b").match
+
 
 class MySQLSession:
-    """Sees all statements on a connection as they are sent, with their parameters filled in.
-
-    See `Session`.
+    """Sees all statements on a connection as they are sent, with their parameters filled in. See `Session`.
 
     :param unbuffered: the base class of cursors whose rows arrive while they are fetched.
     :param without_limit: the first word of a query, and its replacement that lifts the time limit for such cursors;
@@ -71,9 +101,13 @@ class MySQLSession:
             if not self._is_changed:
                 text = sql.encode() if isinstance(sql, str) else bytes(sql)
                 self._is_changed = may_change_session(text, escapes=self._escapes)
-        if self._is_unbuffered:
+        if self._is_unbuffered and self._without_limit is not None:
             self._is_unbuffered = False
-            sql = self._unlimited(sql)
+            word, replacement = self._without_limit
+            text = (sql.encode() if isinstance(sql, str) else bytes(sql)).lstrip()
+            size = len(word)
+            if text[:size].lower() == word:
+                sql = replacement + text[size:]
         if self._comment is not None:
             comment = self._comment()
             sql = comment + sql if isinstance(sql, str) else comment.encode() + sql
@@ -84,25 +118,17 @@ class MySQLSession:
         return method(self._connection(), *args, **kwargs)
 
     def sending(self, sql: str, cursor: object) -> None:
-        """See `Session`; `query` sees the statement itself, and also those that the application sends directly."""
+        """See `Session`. `query` sees the statement itself, and also those that the application sends directly."""
         self._is_unbuffered = self._without_limit is not None and isinstance(cursor, self._unbuffered)
-
-    def _unlimited(self, sql: str | bytes | bytearray) -> str | bytes | bytearray:
-        assert self._without_limit is not None
-        word, replacement = self._without_limit
-        text = sql.lstrip()
-        first, rest = text[: len(word)], text[len(word) :]
-        if isinstance(first, str) and isinstance(rest, str):
-            return replacement.decode() + rest if first.lower() == word.decode() else sql
-        assert isinstance(first, (bytes, bytearray)) and isinstance(rest, (bytes, bytearray))
-        return replacement + rest if first.lower() == word else sql
 
     # What statements do to the transaction.
 
+    def _words(self, sql: str) -> bytes:
+        return in_words(bare(sql.encode(errors="replace"), escapes=self._escapes))
+
     def effect(self, sql: str) -> Effect:
-        """See `Session`."""
-        statement = StatementEffect(sql, self._escapes)
-        effect = statement.effect
+        words = self._words(sql)
+        effect = _EFFECTS.of(words)
         was_switched_on = self._read_autocommit()
         if effect in (Effect.CHANGED, Effect.PERHAPS_CHANGED):
             if self.commits_itself:
@@ -110,15 +136,14 @@ class MySQLSession:
         elif effect is Effect.PERHAPS_COMMITTED:
             effect = self._perhaps_committed
         elif effect not in (Effect.NOTHING, Effect.PARTLY_ROLLED_BACK):
-            self._has_begun = statement.begins
+            self._has_begun = _BEGINS(words) is not None
         if was_switched_on and effect not in (Effect.CHANGED_AND_COMMITTED, Effect.UNKNOWN):
             # Switching it on commits.
             return Effect.COMMITTED
         return effect
 
     def effect_of_failure(self, sql: str, error: BaseException, *, is_lost: bool, is_many: bool) -> Effect:
-        """See `Session`."""
-        effect = StatementEffect(sql, self._escapes).effect
+        effect = _EFFECTS.of(self._words(sql))
         self._read_autocommit()
         number = error.args[0] if error.args else None
         if effect in (Effect.UNKNOWN, Effect.CHANGED_AND_COMMITTED):
@@ -144,49 +169,41 @@ class MySQLSession:
 
     @property
     def commits_itself(self) -> bool:
-        """See `Session`."""
         return self._autocommits and not self._has_begun
 
     @property
     def _perhaps_committed(self) -> Effect:
-        # Then it is not known either whether a transaction is still open, or the next statement commits itself.
+        # With autocommit, it is then not known either whether a transaction is still open.
         return Effect.UNKNOWN if self._autocommits and self._has_begun else Effect.PERHAPS_COMMITTED
 
     def _read_autocommit(self) -> bool:
         """Read the current setting; returns whether it was switched on, which ends a transaction."""
         connection: Any = self._connection()
         before, self._autocommits = self._autocommits, bool(connection.get_autocommit())
-        if before or not self._autocommits:
-            return False
-        self._has_begun = False
-        return True
+        is_switched_on = self._autocommits and not before
+        self._has_begun = self._has_begun and not is_switched_on
+        return is_switched_on
 
     def ended_transaction(self) -> None:
-        """See `Session`."""
         self.only_reads = True
         self._was_used = self._has_begun = False
 
     @property
     def may_be_open(self) -> bool:
-        """See `Session`."""
         connection: Any = self._connection()
         return self._was_used and not (self.only_reads and connection.get_autocommit())
 
     @property
     def is_changed(self) -> bool:
-        """See `Session`."""
         connection: Any = self._connection()
         return self._is_changed or connection.get_autocommit() != self._made_with_autocommit
 
-    def begin_rollback(self) -> bool:
-        """See `Session`. Only after plain queries, when it releases a snapshot but no locks."""
+    def begin_rollback(self) -> Callable[[], object] | None:
+        """See `Session`. It is sent only after plain queries, when it releases a snapshot but no locks."""
         only_reads, self.only_reads = self.only_reads, True
         self._was_used = False
-        if only_reads and self._can_send:
-            self._connection().send_query(b"ROLLBACK")  # type: ignore[union-attr]
-            return True
-        return False
-
-    def end_rollback(self) -> None:
-        """See `Session`."""
-        self._connection().read_query_result()  # type: ignore[union-attr]
+        if not (only_reads and self._can_send):
+            return None
+        connection: Any = self._connection()
+        connection.send_query(b"ROLLBACK")
+        return connection.read_query_result  # type: ignore[no-any-return]

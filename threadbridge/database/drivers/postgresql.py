@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import math
 import os
@@ -11,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from threadbridge.database.driver import ConnectionSettings, Session, StopFailed
-from threadbridge.database.drivers.control_connection import ControlConnection, ControlConnections
+from threadbridge.database.drivers.control_connection import ControlConnection, ControlConnections, execute
 from threadbridge.database.drivers.postgresql_session import ACTIVE, IDLE, PostgreSQLSession
 
 # Seconds to connect, unless the pool's settings contain a time.
@@ -41,25 +40,31 @@ TOO_MANY_CONNECTIONS = "53300"
 
 
 class Identity(NamedTuple):
-    """A connection's process in the server.
+    """A connection's process in the server. See `driver.Identity`.
 
+    :param number: its process id.
     :param started: when that process started, in seconds by the server's clock, as text; "" behind a proxy, which may
         use the process for another client next.
     :param server_started: when the server started.
     """
 
-    pid: int
+    number: int
     started: str
     server_started: str
 
+    @property
+    def is_findable(self) -> bool:
+        return bool(self.started)
+
 
 class PostgreSQL:
-    """Stops queries by the driver's own ``cancel``, which makes a connection to the server for it.
+    """Stops queries by the driver's own ``cancel``, which makes a connection of its own. See `Database`.
 
-    psycopg2's ``cancel`` holds the interpreter's lock while it waits for the network, so with psycopg2, and to kill
-    connections, functions of the server are called on a control connection instead. See `Database`.
+    psycopg2's ``cancel`` holds the interpreter's lock while it waits for the network. So with psycopg2, and to kill
+    connections, functions of the server are called on a control connection.
     """
 
+    identity: type[Any] = Identity
     timeouts: Mapping[str, Any] = {"connect_timeout": CONTROL_TIMEOUT}
 
     def __init__(self, driver: str, settings: ConnectionSettings) -> None:
@@ -76,44 +81,30 @@ class PostgreSQL:
         self._cancels_safely = hasattr(getattr(module, "Connection", None), "cancel_safe")
 
     def identify(self, connection: Any) -> Identity:
-        """See `Database`; costs a transaction for each connection made."""
+        """Costs a transaction for each connection made."""
         number: int = connection.info.backend_pid
         limit = math.ceil(1000 * self._settings.statement_limit)
         was_idle = connection.info.transaction_status == IDLE
-        pid, started, server_started = _row(connection, _IDENTITY)
+        pid, started, server_started = execute(connection, _IDENTITY)
         if pid == number and limit:
-            _row(connection, _LIMIT, str(limit))
+            execute(connection, _LIMIT, str(limit))
         if was_idle and not connection.autocommit:
             # Otherwise the next rollback would undo the settings.
             connection.commit()
         return Identity(number, str(started) if pid == number else "", str(server_started))
 
-    def number(self, identity: Identity) -> int:
-        """See `Database`."""
-        return identity.pid
-
-    def parts_of(self, identity: Identity) -> list[Any] | None:
-        """See `Database`."""
-        # Behind a proxy, it cannot be found.
-        return list(identity) if identity.started else None
-
-    def identity_of(self, parts: list[Any]) -> Identity:
-        """See `Database`."""
-        return Identity(*parts)
-
     def prepare(self, connection: Any, comment: Callable[[], str] | None) -> Session:
-        """See `Database`; statements that are the driver's objects get no comment."""
+        """Statements that are the driver's objects get no comment."""
         if comment is not None:
             _tag(connection, comment)
         return PostgreSQLSession(connection)
 
     def keep_control(self) -> None:
-        """See `Database`; psycopg 3 needs a control connection only to kill connections."""
+        # psycopg 3 needs a control connection only to kill connections.
         if not self._cancels_safely:
-            self._control.use(lambda control: _row(control.connection, "SELECT 1"))
+            self._control.use(lambda control: execute(control.connection, "SELECT 1"))
 
     def stop_query(self, connection: Any, identity: Identity, *, waits: bool = False) -> bool:
-        """See `Database`."""
         if connection.closed:
             return False
         # The driver's own state; this does not wait.
@@ -127,69 +118,59 @@ class PostgreSQL:
         return runs
 
     def kill(self, identity: Identity) -> bool:
-        """See `Database`."""
         return not self._signal("pg_terminate_backend", identity)
 
     def close(self) -> None:
-        """See `Database`. Any thread."""
         self._control.close()
 
     def _signal(self, function: str, identity: Identity) -> bool:
         """Call a function of the server for the connection; returns whether it still exists. Raises `StopFailed`."""
         if not identity.started:
-            raise StopFailed(f"connection {identity.pid} goes through a proxy, which has numbers of its own")
+            raise StopFailed(f"connection {identity.number} goes through a proxy, which has numbers of its own")
 
         def signal(control: ControlConnection) -> bool:
             sql = _SIGNAL.format(function)
-            server_started, found = _row(control.connection, sql, identity.pid, identity.started)
+            server_started, found = execute(control.connection, sql, identity.number, identity.started)
             if str(server_started) != identity.server_started and float(server_started) < float(identity.started):
-                raise StopFailed(f"the control connection came to another server than that of {identity.pid}")
+                raise StopFailed(f"the control connection came to another server than that of {identity.number}")
             return found is not None
 
         return self._control.use(signal)
 
     def _connect(self) -> ControlConnection:
-        settings = self._settings
-        timeouts: dict[str, Any] = {}
-        if settings.takes_timeouts:
-            timeouts = {"connect_timeout": CONTROL_TIMEOUT, "tcp_user_timeout": 1000 * CONTROL_TIMEOUT}
-        control = ControlConnection(settings.connect(*settings.args, **{**settings.kwargs, **timeouts}))
+        timeouts = {**self.timeouts, "tcp_user_timeout": 1000 * CONTROL_TIMEOUT}
+        control = ControlConnection(self._settings.connect_within(timeouts))
         control.connection.autocommit = True
         return control
 
     def is_statement_error(self, error: BaseException) -> bool:
-        """See `Database`."""
         return _sqlstate(error) == QUERY_CANCELED
 
     def is_outage(self, error: BaseException) -> bool:
-        """See `Database`."""
         # Class 08: connection exception; 57P0x: the server is shutting down or starting up; none: no answer at all.
         state = _sqlstate(error)
         return isinstance(error, self._operational) and (
             state is None or state[:2] == "08" or state[:4] == "57P0" or state == TOO_MANY_CONNECTIONS
         )
 
-    def is_lost(self, error: BaseException) -> bool:
-        """See `Database`; in PostgreSQL, each outage loses the connection."""
-        return self.is_outage(error)
+    # Each outage loses the connection.
+    is_lost = is_outage
 
     def cancelled(self) -> Exception:
-        """See `Database`."""
         return self._canceled("canceling statement: the request was cancelled")
 
 
 def _has_timeout(settings: ConnectionSettings) -> bool:
     """Whether a time for connecting is set, or may be set in a service file."""
-    kwargs = settings.kwargs
-    if "PGCONNECT_TIMEOUT" in os.environ or "PGSERVICE" in os.environ or "service" in kwargs:
+    if "PGCONNECT_TIMEOUT" in os.environ or "PGSERVICE" in os.environ or "service" in settings.kwargs:
         return True
     # psycopg2 calls the connection string dsn, psycopg conninfo.
-    texts = (*settings.args[:1], kwargs.get("dsn"), kwargs.get("conninfo"))
+    texts = (*settings.args[:1], settings.kwargs.get("dsn"), settings.kwargs.get("conninfo"))
     return any(isinstance(text, str) and _TIMEOUT_OR_SERVICE(text) for text in texts)
 
 
 def _tag(connection: Any, comment: Callable[[], str]) -> None:
-    # On new connections, psycopg2's attribute is None.
+    # With psycopg2, it is None at first.
     kind: Any = connection.cursor_factory or importlib.import_module("psycopg2.extensions").cursor
 
     class TaggingCursor(kind):  # type: ignore[misc]
@@ -208,14 +189,5 @@ def _tagged(query: Any, comment: Callable[[], str]) -> Any:
     return comment().encode() + query if isinstance(query, bytes) else query
 
 
-def _row(connection: Any, sql: str, *parameters: object) -> tuple[Any, ...]:
-    with contextlib.closing(connection.cursor()) as cursor:
-        cursor.execute(sql, parameters or None)
-        row = cursor.fetchone()
-    # The application's cursor class may give dictionaries.
-    return tuple(row.values()) if isinstance(row, dict) else tuple(row)
-
-
 def _sqlstate(error: BaseException) -> str | None:
-    state: str | None = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
-    return state
+    return getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)

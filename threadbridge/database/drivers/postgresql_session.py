@@ -46,7 +46,6 @@ class PostgreSQLSession:
         self._before = IDLE
 
     def sending(self, sql: str, cursor: object) -> None:
-        """See `Session`."""
         text = sql.encode(errors="replace")
         self._before = self._state
         if not only_reads(text) or b"set_config" in text:
@@ -59,7 +58,6 @@ class PostgreSQLSession:
         return int(connection.info.transaction_status)
 
     def effect(self, sql: str) -> Effect:
-        """See `Session`."""
         effect = _effect(sql)
         if effect is Effect.COMMITTED:
             return Effect.ROLLED_BACK if self._before == IN_ERROR else Effect.COMMITTED
@@ -72,7 +70,7 @@ class PostgreSQLSession:
         return Effect.CHANGED_AND_COMMITTED if is_autocommit and effect is Effect.CHANGED else Effect.UNKNOWN
 
     def effect_of_failure(self, sql: str, error: BaseException, *, is_lost: bool, is_many: bool) -> Effect:
-        """See `Session`; the driver's state says more about the connection than ``is_lost``."""
+        """See `Session`. The driver's state says more about the connection than ``is_lost``."""
         effect, after = _effect(sql), self._state
         changes = effect in (Effect.CHANGED, Effect.PERHAPS_CHANGED)
         if effect is Effect.UNKNOWN:
@@ -92,33 +90,24 @@ class PostgreSQLSession:
 
     @property
     def commits_itself(self) -> bool:
-        """See `Session`."""
         return self._before == IDLE and self._autocommits_now()
 
     def ended_transaction(self) -> None:
-        """See `Session`."""
         self.only_reads = True
 
     @property
     def may_be_open(self) -> bool:
-        """See `Session`."""
         return self._state != IDLE
 
     @property
     def is_changed(self) -> bool:
-        """See `Session`."""
         return self._is_changed or self._autocommits_now() != self._made_with_autocommit
 
     def _autocommits_now(self) -> bool:
         return bool(self._connection().autocommit)  # type: ignore[union-attr]
 
-    def begin_rollback(self) -> bool:
-        """See `Session`; the drivers cannot send anything without waiting for the answer."""
-        return False
-
-    def end_rollback(self) -> None:
-        """See `Session`."""
-        raise AssertionError("no rollback was begun")
+    def begin_rollback(self) -> None:
+        """See `Session`. The drivers cannot send anything without waiting for the answer."""
 
 
 def _effect(sql: str) -> Effect:

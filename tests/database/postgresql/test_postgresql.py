@@ -1,18 +1,13 @@
-"""The guard with PostgreSQL: queries stop, also on connections that requests share."""
+"""The guard with PostgreSQL: queries stop."""
 
 from __future__ import annotations
 
 import os
-import pwd
-import shutil
 import signal
 import socket
-import subprocess
 import tempfile
 import threading
-from collections.abc import Iterator
 from contextlib import closing
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +20,7 @@ from tests.database.test_predecessors import kill, process, successor
 from tests.support.cancelling import Application, get
 from tests.support.databases import line_to
 from tests.support.inprocess import BridgeThread, wait_until
+from tests.support.postgresql import COUNTED_SLEEP, Witness
 from tests.support.processes import Frontend
 from tests.support.requests_in_threads import in_request, one, running
 from threadbridge.crossing.current import TrackedRequest
@@ -33,91 +29,6 @@ from threadbridge.database.driver import ConnectionSettings, StopFailed
 from threadbridge.database.driver_connection import DriverConnection
 from threadbridge.database.drivers.postgresql import PostgreSQL
 from threadbridge.database.pool import PoolGuard
-
-
-def programs() -> Path:
-    """Debian does not put the server's programs, of which there may be several versions, on the PATH."""
-    found = shutil.which("initdb")
-    return Path(found).parent if found else max(Path("/usr/lib/postgresql").glob("*/bin/initdb")).parent
-
-
-@pytest.fixture(scope="module")
-def postgresql() -> Iterator[dict[str, str]]:
-    """A private server; gives the ``PG*`` variables that lead to it."""
-    directory = Path(tempfile.mkdtemp(prefix="postgresql-"))
-    # The server refuses to run as root.
-    as_user: dict[str, Any] = {}
-    if os.geteuid() == 0:
-        user = pwd.getpwnam("nobody")
-        os.chown(directory, user.pw_uid, user.pw_gid)
-        as_user = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
-
-    def run(program: str, *arguments: str) -> None:
-        subprocess.run(
-            [programs() / program, "--pgdata", directory / "data", *arguments],
-            check=True,
-            cwd=directory,
-            stdout=subprocess.DEVNULL,
-            **as_user,
-        )
-
-    run("initdb", "--username=test", "--auth=trust", "--no-sync")
-    run("pg_ctl", "start", "--wait", f"--log={directory}/log", f"--options=-k {directory} -c listen_addresses=")
-    try:
-        # Without TLS: with both drivers' own libraries, threads that initialise it at the same time crash.
-        yield {
-            "PGHOST": str(directory),
-            "PGUSER": "test",
-            "PGDATABASE": "postgres",
-            "PGSSLMODE": "disable",
-            "PGGSSENCMODE": "disable",
-        }
-    finally:
-        run("pg_ctl", "stop", "--mode=immediate")
-        shutil.rmtree(directory)
-
-
-class Witness:
-    """A connection besides those of the pool under test."""
-
-    def __init__(self) -> None:
-        self.connection = psycopg.connect(autocommit=True)
-        self.connection.execute("CREATE SEQUENCE IF NOT EXISTS executions")
-        self.connection.execute("CREATE TABLE IF NOT EXISTS notes (note text)")
-        self.connection.execute("TRUNCATE notes")
-        self._executions = self._next_value
-
-    @property
-    def _next_value(self) -> int:
-        [(value,)] = self.connection.execute("SELECT nextval('executions')").fetchall()
-        return int(value)
-
-    @property
-    def executions(self) -> int:
-        """How often ``nextval('executions')`` was executed since the last call."""
-        before, self._executions = self._executions, self._next_value
-        return self._executions - before - 1
-
-    @property
-    def running(self) -> list[str]:
-        """The statements that are running now, except the witness's own."""
-        sql = (
-            "SELECT query FROM pg_stat_activity "
-            "WHERE state = 'active' AND pid <> pg_backend_pid() AND backend_type = 'client backend'"
-        )
-        return [query for (query,) in self.connection.execute(sql)]
-
-
-@pytest.fixture
-def witness(postgresql: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Witness]:
-    for name, value in postgresql.items():
-        monkeypatch.setenv(name, value)
-    witness = Witness()
-    yield witness
-    witness.connection.close()
-
-
-COUNTED_SLEEP = "SELECT nextval('executions'), pg_sleep(20)"
 
 
 @pytest.mark.parametrize("path", ["/pool/20", "/own/20"])
@@ -164,106 +75,6 @@ def test_a_statement_that_hits_its_time_limit_is_not_run_again(witness: Witness)
     pool.close()
 
 
-class Meeting:
-    """An application whose requests hold one shared connection until the test lets each continue."""
-
-    def __init__(self, pool: Any) -> None:
-        self.pool = pool
-        self.holding: list[Any] = []
-        self.go_on = {path: threading.Event() for path in ("/leaves", "/stays")}
-        self.results: dict[str, Any] = {}
-
-    def __call__(self, environ: Any, start_response: Any) -> list[bytes]:
-        path = environ["PATH_INFO"]
-        with closing(self.pool.connection()) as connection:
-            self.holding.append(connection._con)
-            assert self.go_on[path].wait(10)
-            with closing(connection.cursor()) as cursor:
-                try:
-                    cursor.execute(f"SELECT nextval('executions'), pg_sleep({20 if path == '/leaves' else 0.5})")
-                    self.results[path] = cursor.fetchone()
-                except psycopg.Error as error:
-                    self.results[path] = type(error)
-        start_response("200 OK", [("Content-Type", "text/plain")])
-        return [b"answered"]
-
-
-def test_a_statement_of_another_request_on_a_shared_connection_is_not_stopped(witness: Witness) -> None:
-    pool = PooledDB(psycopg, maxconnections=2, maxshared=1)
-    application = Meeting(pool)
-    with BridgeThread(application, pool=pool) as server:
-        leaves, stays = server.send(get("/leaves")), server.send(get("/stays"))
-        wait_until(lambda: len(application.holding) == 2, "both have a connection")
-        first, second = application.holding
-        assert first is second
-        application.go_on["/stays"].set()
-        wait_until(lambda: len(witness.running) == 1, "the other's statement runs")
-        leaves.close()
-        with stays:
-            assert stays.recv(1000).startswith(b"HTTP/1.1 200 ")
-        assert application.results["/stays"] is not None and isinstance(application.results["/stays"], tuple)
-        application.go_on["/leaves"].set()
-        wait_until(lambda: "/leaves" in application.results, "the first has ended")
-        assert application.results["/leaves"] is psycopg.errors.QueryCanceled
-        wait_until(lambda: pool._connections == 0, "the connection is back")
-        assert (witness.executions, pool._shared_cache) == (1, [])
-    pool.close()
-
-
-def test_a_shared_connection_is_stopped_when_nobody_waits_for_any_of_its_requests(witness: Witness) -> None:
-    pool = PooledDB(psycopg, maxconnections=2, maxshared=1)
-    application = Meeting(pool)
-    with BridgeThread(application, pool=pool) as server:
-        leaves, stays = server.send(get("/leaves")), server.send(get("/stays"))
-        wait_until(lambda: len(application.holding) == 2, "both have a connection")
-        application.go_on["/leaves"].set()
-        wait_until(lambda: len(witness.running) == 1, "the statement runs")
-        application.go_on["/stays"].set()
-        leaves.close()
-        stays.close()
-        wait_until(lambda: len(application.results) == 2, "both have ended")
-        assert application.results["/leaves"] is psycopg.errors.QueryCanceled
-        assert issubclass(application.results["/stays"], psycopg.Error)
-        wait_until(lambda: pool._connections == 0, "the connection is back")
-        assert (witness.executions, pool._shared_cache) == (1, [])
-    pool.close()
-
-
-@pytest.mark.parametrize("last", ["is given up", "comes back"])
-def test_a_shared_connection_is_abandoned_with_its_last_request(witness: Witness, last: str) -> None:
-    pool = PooledDB(psycopg, maxconnections=1, maxshared=1)
-    guard = PoolGuard(pool)
-    go_on = [threading.Event() for _ in range(3)]
-    holding = []
-
-    def hold(event: threading.Event) -> None:
-        with closing(pool.connection()) as connection:
-            holding.append(connection._con)
-            assert event.wait(10)
-
-    (first, stuck), (second, other), (third, healthy) = [in_request(partial(hold, event)) for event in go_on]
-    wait_until(lambda: len(holding) == 3, "all share a connection")
-    assert len(set(map(id, holding))) == 1 and pool._connections == 1
-    assert (guard.abandon(first), guard.abandon(second)) == ((0, 1), (0, 1))
-    if last == "is given up":
-        assert guard.abandon(third) == (1, 0)
-    else:
-        go_on[2].set()
-        healthy.join()
-        assert healthy.error is None
-    assert (pool._connections, pool._shared_cache) == (0, [])
-    # The slot is free, and nothing of the other requests is left in it.
-    with running(), closing(pool.connection()) as connection:
-        assert connection._con is not holding[0] and pool._connections == 1
-        for event, worker in zip(go_on, (stuck, other, healthy), strict=True):
-            event.set()
-            worker.join()
-        assert one(connection) == 1 and pool._connections == 1
-    assert (pool._connections, len(pool._idle_cache)) == (0, 1)
-    guard.close()
-    pool.close()
-
-
 def test_a_connection_closed_by_the_server_is_not_handed_out(witness: Witness, monkeypatch: pytest.MonkeyPatch) -> None:
     # As if some time had passed.
     monkeypatch.setattr(guarded_connection, "FRESH", 0.0)
@@ -276,40 +87,6 @@ def test_a_connection_closed_by_the_server_is_not_handed_out(witness: Witness, m
         connection.cursor().execute("INSERT INTO notes VALUES ('new')")
         assert one(connection, "SELECT pg_backend_pid()") != number
     guard.close()
-    pool.close()
-
-
-def test_a_connection_on_which_a_request_waits_is_shared_as_it_is(witness: Witness) -> None:
-    pool = PooledDB(psycopg, maxconnections=1, maxshared=1)
-    guard = PoolGuard(pool)
-    with running(), closing(pool.connection()) as connection:
-        number = one(connection, "SELECT pg_backend_pid()")
-        # An answer that is still to be read; judged by its socket alone, the connection looks closed.
-        sender = connection._con.dbapi_connection
-        sender.pgconn.send_query(b"SELECT 42")
-        wait_until(lambda: not connection._con._is_quiet(), "the answer is there")
-        _, worker = in_request(pool.connection)
-        worker.join()
-        shared = worker.result
-        assert shared._con.dbapi_connection is sender
-        while sender.pgconn.get_result() is not None:
-            pass
-        assert one(shared, "SELECT pg_backend_pid()") == number
-        shared.close()
-    guard.close()
-    pool.close()
-
-
-def test_shared_connections_made_before_the_guard_are_counted_in_once(witness: Witness) -> None:
-    pool = PooledDB(psycopg, maxconnections=3, maxshared=2)
-    held: list[Any] = [pool.connection(), pool.connection(), pool.connection()]
-    assert pool._connections == 2
-    PoolGuard(pool)
-    new = pool.connection()
-    assert new._con not in [connection._con for connection in held]
-    for connection in (*held, new):
-        connection.close()
-    assert (pool._connections, pool._shared_cache, len(pool._idle_cache)) == (0, [], 1)
     pool.close()
 
 
@@ -330,12 +107,6 @@ def test_the_databases_process_list_names_the_request(witness: Witness) -> None:
 
 
 # Limits, and queries that do not stop.
-
-
-@pytest.fixture(params=["psycopg", "psycopg2"])
-def driver(request: pytest.FixtureRequest) -> Any:
-    """Both drivers, if the second is installed."""
-    return pytest.importorskip(request.param)
 
 
 def test_the_server_ends_a_statement_at_the_limit(witness: Witness, driver: Any) -> None:
@@ -382,7 +153,6 @@ def test_a_statement_is_stopped_with_either_driver(witness: Witness, driver: Any
     pool.close()
 
 
-@pytest.mark.usefixtures("severed_early")
 def test_a_connection_lost_by_the_network_is_cut_and_killed(witness: Witness, driver: Any) -> None:
     """The cancel request is lost with it, as it takes the same line; another connection gets through."""
     witness.connection.execute("TRUNCATE notes")
@@ -418,7 +188,7 @@ def test_a_server_process_that_reuses_the_number_is_not_killed(witness: Witness,
     with closing(driver.connect(dbname="postgres")) as connection:
         identity = database.identify(connection)
         number = witness.connection.info.backend_pid
-        assert database.kill(identity._replace(pid=number))
+        assert database.kill(identity._replace(number=number))
         assert witness.connection.execute("SELECT 42").fetchall() == [(42,)]
         with pytest.raises(StopFailed, match="goes through a proxy"):
             database.kill(identity._replace(started=""))
@@ -484,6 +254,6 @@ def test_a_stop_that_finds_no_statement_is_not_counted(
     goes_on.set()
     worker.join()
     guard.close()
-    wait_until(lambda: guard.stopper._thread.thread is None, "the stopper has done all it had to do")
+    wait_until(lambda: guard.stopper.thread is None, "the stopper has done all it had to do")
     assert (worker.error, guard.stopper.stops, guard.stopper.failures) == (None, 0, 0)
     pool.close()

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 from dbutils.pooled_db import PooledDB
 
-from tests.database.test_postgresql import Witness, driver, postgresql, witness  # noqa: F401 - fixtures
+from tests.support.postgresql import Witness
 from tests.support.requests_in_threads import one, running
 from threadbridge.database.pool import PoolGuard
 
@@ -58,7 +58,7 @@ OUTCOMES: dict[str, tuple[bool, tuple[str, ...], str, int]] = {
 
 
 @pytest.mark.parametrize("name", OUTCOMES)
-def test_the_outcome_of_changes_is_true(witness: Witness, driver: Any, name: str) -> None:  # noqa: F811 - fixtures
+def test_the_outcome_of_changes_is_true(witness: Witness, driver: Any, name: str) -> None:
     autocommit, steps, outcome, count = OUTCOMES[name]
     for sql in (
         "DROP TABLE IF EXISTS amounts, once, made",
@@ -90,7 +90,7 @@ def test_the_outcome_of_changes_is_true(witness: Witness, driver: Any, name: str
     assert (request.statements.outcome, found) == (outcome, count)
 
 
-def test_a_copy_leaves_the_outcome_unknown(witness: Witness) -> None:  # noqa: F811
+def test_a_copy_leaves_the_outcome_unknown(witness: Witness) -> None:
     pool = PooledDB(psycopg, maxconnections=1)
     guard = PoolGuard(pool)
     with running() as request, closing(pool.connection()) as connection, closing(connection.cursor()) as cursor:
@@ -103,7 +103,7 @@ def test_a_copy_leaves_the_outcome_unknown(witness: Witness) -> None:  # noqa: F
     pool.close()
 
 
-def test_changes_on_a_shared_connection_are_committed_by_whoever_commits(witness: Witness) -> None:  # noqa: F811
+def test_changes_on_a_shared_connection_are_committed_by_whoever_commits(witness: Witness) -> None:
     pool = PooledDB(psycopg, maxconnections=1, maxshared=1)
     guard = PoolGuard(pool)
     with closing(pool.connection()) as connection:
@@ -127,7 +127,7 @@ def test_changes_on_a_shared_connection_are_committed_by_whoever_commits(witness
         "CREATE TABLE pg_temp.orders (id int)",
     ],
 )
-def test_no_request_finds_a_temporary_table_of_another(witness: Witness, sql: str) -> None:  # noqa: F811
+def test_no_request_finds_a_temporary_table_of_another(witness: Witness, sql: str) -> None:
     pool = PooledDB(psycopg, maxconnections=1)
     guard = PoolGuard(pool)
     with running(), closing(pool.connection()) as connection:

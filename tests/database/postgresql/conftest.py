@@ -1,0 +1,32 @@
+"""Fixtures of the tests with PostgreSQL."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.support.postgresql import Witness, private_postgresql
+
+
+@pytest.fixture(scope="module")
+def postgresql() -> Iterator[dict[str, str]]:
+    """A private server; gives the ``PG*`` variables that lead to it."""
+    with private_postgresql() as variables:
+        yield variables
+
+
+@pytest.fixture
+def witness(postgresql: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Witness]:
+    for name, value in postgresql.items():
+        monkeypatch.setenv(name, value)
+    witness = Witness()
+    yield witness
+    witness.connection.close()
+
+
+@pytest.fixture(params=["psycopg", "psycopg2"])
+def driver(request: pytest.FixtureRequest) -> Any:
+    """Both drivers, if the second is installed."""
+    return pytest.importorskip(request.param)
