@@ -66,6 +66,7 @@ class Witness:
         self.connection = psycopg.connect(autocommit=True)
         self.connection.execute("CREATE SEQUENCE IF NOT EXISTS executions")
         self.connection.execute("CREATE TABLE IF NOT EXISTS notes (note text)")
+        self.connection.execute("TRUNCATE notes")
         self._executions = self._next_value
 
     @property

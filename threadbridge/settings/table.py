@@ -130,7 +130,8 @@ class BridgeSettings(TypedDict, total=False):
     ]
     trusted_proxies: Annotated[Sequence[str], (), "Addresses and networks (10.0.0.0/8) of further proxies to trust."]
     spool_size: Annotated[
-        Bytes,
+        int,
+        size(0),
         8 * 1024**3,
         "Maximum disk space for large request bodies and unread responses; each client gets at most a quarter of it.",
     ]

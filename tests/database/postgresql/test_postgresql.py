@@ -153,6 +153,7 @@ def test_a_statement_is_stopped_with_either_driver(witness: Witness, driver: Any
     pool.close()
 
 
+@pytest.mark.usefixtures("severed_early")
 def test_a_connection_lost_by_the_network_is_cut_and_killed(witness: Witness, driver: Any) -> None:
     """The cancel request is lost with it, as it takes the same line; another connection gets through."""
     witness.connection.execute("TRUNCATE notes")
