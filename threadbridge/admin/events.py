@@ -38,13 +38,17 @@ class Events:
         """Yield the latest event, then each new one; end when the port is closed."""
         reader = cast("asyncio.Task[Any]", asyncio.current_task())
         self.readers.add(reader)
+        read: asyncio.Task[bytes] | None = None
         try:
             while not self._closed.is_set():
                 if self._latest is None or time.monotonic() >= self._next_at:
                     self._next_at = time.monotonic() + INTERVAL
                     self._latest = asyncio.create_task(self._event())
-                # Other readers may be waiting for it too.
-                yield await asyncio.shield(self._latest)
+                # The loop's timers may come a little early.
+                if self._latest is not read:
+                    read = self._latest
+                    # Other readers may be waiting for it too.
+                    yield await asyncio.shield(read)
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._closed.wait(), self._next_at - time.monotonic())
         finally:
