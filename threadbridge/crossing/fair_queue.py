@@ -63,8 +63,7 @@ class FairQueue(Generic[Item]):
 
     def is_largest(self, client: str) -> bool:
         """Return whether this client, with one more item, would have at least as many as any other."""
-        items = self._clients.get(client)
-        return (len(items) if items is not None else 0) >= len(self._by_count)
+        return len(self._clients.get(client, ())) >= len(self._by_count)
 
     def take_newest_of_largest(self) -> Item:
         """Take the newest item of a client with the most items; raises ``IndexError`` when there is none."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import io
 import tempfile
 from typing import IO
 
-from threadbridge.crossing.spool import Spool, SpoolFullError
+from threadbridge.crossing.spool import Spool
 from threadbridge.http.limits import SMALL_PIECE
 
 # The memory that a body may take before it goes to a file. Werkzeug and Django have similar limits.
@@ -39,8 +40,7 @@ class RequestBody:
     def append(self, chunk: bytes, client: str) -> asyncio.Future[None] | None:
         """Keep a piece; if a future is returned, wait for it before the next. Loop side.
 
-        The future fails with ``OSError`` when the disk has no room. Raises ``RuntimeError`` when no disk thread can be
-        started.
+        It fails with ``OSError`` if the disk has no room. Raises ``RuntimeError`` if no disk thread can be started.
         """
         self._client = client
         self.size += len(chunk)
@@ -70,9 +70,8 @@ class RequestBody:
 
     def _write_out(self) -> None:
         if not self._spool.reserve(self.held, self._client):
-            raise SpoolFullError(
-                f"the {self._spool.size} bytes of spool_size, or this client's share of them, are used up"
-            )
+            reason = f"the {self._spool.size} bytes of spool_size, or this client's share of them, are used up"
+            raise OSError(errno.ENOSPC, reason)
         self._reserved += self.held
         if self._file is None:
             # Unbuffered: nothing is left to be written, and to fail, when it is closed.

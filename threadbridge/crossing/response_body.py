@@ -59,14 +59,12 @@ def piece_size(spool: Spool) -> int:
 class Channel:
     """A queue of bytes from a worker to the loop: in memory, then in a file, and then the worker waits.
 
-    :param spool: has the disk space, the threads that read and close the file, and the count of memory.
-    :param client: the disk space counts as this client's.
     :param wake: called on the worker side when the reader, which found nothing, should look again.
     :param is_wanted: returns whether other requests wait for the worker's thread. Worker side.
     :param cut: closes the channel; called on the worker side when the reader takes too long, before `put` raises.
 
-    There is one writer and one reader. A condition guards what is in memory; the disk is never used under it. The bytes
-    in memory are older than those in the file: while the file has some, new ones go there.
+    A condition guards what is in memory; the disk is never used under it. The bytes in memory are older than those in
+    the file: while the file has some, new ones go there.
     """
 
     def __init__(
@@ -155,11 +153,8 @@ class Channel:
         except ClosedFileError:
             return False
         except OSError as error:
-            self._spool.response_log.log(
-                logging.ERROR,
-                "cannot write a response to a temporary file; its thread waits for the client instead: %r",
-                error,
-            )
+            message = "cannot write a response to a temporary file; its thread waits for the client instead: %r"
+            self._spool.response_log.log(logging.ERROR, message, error)
             self._may_spill = False
             return False
         with self._changed:
@@ -250,11 +245,11 @@ class Channel:
 class FileSource:
     """A file that is sent without a worker.
 
-    :param file: a regular file that the application has opened; it is sent from its current position. Its descriptor is
-        duplicated: the application may close its own at once.
-    :param limit: send no more bytes than this.
+    :param file: a regular file, which is sent from its current position. Its descriptor is duplicated: the application
+        may close its own at once.
+    :param limit: the most bytes to send.
 
-    Raises ``OSError`` when the object is no such file. Made on the worker side.
+    Raises ``OSError`` for any other object. Made on the worker side.
     """
 
     def __init__(self, spool: Spool, file: IO[bytes], limit: int | None) -> None:

@@ -17,8 +17,6 @@ _DIGITS = re.compile(r"[0-9]+")
 class Route:
     """The requests of one method whose paths have one shape."""
 
-    __slots__ = ("probing", "uses_pool")
-
     def __init__(self) -> None:
         # None: not known yet.
         self.uses_pool: bool | None = None
