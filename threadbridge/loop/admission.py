@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from typing import cast
 
 from tornado import httputil
 
@@ -27,9 +28,7 @@ logger = logging.getLogger("threadbridge")
 class Admission:
     """Admits the requests of a bridge.
 
-    :param exchanges: where admitted requests are kept until they end.
     :param deadline: seconds that requests may take in lanes that have no deadline of their own.
-    :param client_key: see `threadbridge.Bridge`.
     :param forwarded: reads what trusted proxies say of clients; None to believe none.
     """
 
@@ -77,12 +76,8 @@ class Admission:
         try:
             return str(self._client_key(exchange.headers, exchange.peer.address))
         except Exception as error:  # noqa: BLE001 - the application's; it is logged, and there is the address
-            self._key_failed.log(
-                logging.ERROR,
-                "request %s: client_key failed; using the client's address instead",
-                exchange.id,
-                exc_info=error,
-            )
+            message = "request %s: client_key failed; using the client's address instead"
+            self._key_failed.log(logging.ERROR, message, exchange.id, exc_info=error)
             return exchange.peer.address
 
     def queue(self, exchange: Exchange) -> None:
@@ -105,11 +100,9 @@ class Admission:
         if exchange.lane.has_room():
             return True
         displaced = exchange.lane.displace(exchange.client)
-        if displaced is None:
-            return False
-        assert isinstance(displaced, Exchange)
-        displaced.shed()
-        return True
+        if displaced is not None:
+            cast(Exchange, displaced).shed()
+        return displaced is not None
 
     def _put(self, exchange: Exchange) -> None:
         exchange.lane.put(exchange)

@@ -122,10 +122,7 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         return cast(httputil.HTTPMessageDelegate, Receiver(self._admission, connection))
 
     def __call__(self, request: httputil.HTTPServerRequest) -> None:
-        """Answer a request whose body Tornado has received, as `tornado.wsgi.WSGIContainer` does.
-
-        This is for `tornado.web.FallbackHandler`.
-        """
+        """Answer a request whose body Tornado has received; for `tornado.web.FallbackHandler`."""
         assert request.connection is not None and request.method is not None and request.uri is not None
         receiver = cast(Receiver, self.start_request(None, request.connection))
         line = httputil.RequestStartLine(request.method, request.uri, request.version)

@@ -13,10 +13,7 @@ from threadbridge.loop.admission import Admission
 
 
 class Receiver:
-    """The `tornado.httputil.HTTPMessageDelegate` of one request.
-
-    It has the methods of that class but is no subclass of it: compiled, it finds its attributes without a dictionary.
-    """
+    """The `tornado.httputil.HTTPMessageDelegate` of one request; no subclass, as attributes are faster without."""
 
     # Made when the head has come; no other method is called before.
     exchange: Exchange

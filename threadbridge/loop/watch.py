@@ -35,7 +35,6 @@ class Watch:
 
     :param exchanges: the requests that have not ended; their owner changes this set.
     :param lanes: are asked to try again to start threads that could not be started.
-    :param guard: of the pool whose connections stuck threads may hold, if there is one.
     :param queue_timeout: seconds that a request may wait for a thread before it is answered 503.
     """
 
@@ -118,13 +117,8 @@ class Watch:
 
     def _cancel_late(self, exchange: Exchange, now: float) -> None:
         self._cancelled_late[exchange] = now
-        logger.warning(
-            "request %s: its time was up %g s ago, and it still runs: %s %s; cancelling it",
-            exchange.id,
-            STUCK_AFTER,
-            exchange.start_line.method,
-            exchange.start_line.path,
-        )
+        message = "request %s: its time was up %g s ago, and it still runs: %s %s; cancelling it"
+        logger.warning(message, exchange.id, STUCK_AFTER, *exchange.start_line[:2])
         self._cancellation.cancel(exchange.running)
 
     def _give_up(self, exchange: Exchange) -> None:
@@ -155,8 +149,7 @@ def _replace(exchange: Exchange, stack: str) -> None:
     logger.error(
         "request %s: it was cancelled, but its thread is stuck: %s %s%s; %s. Its calls, innermost first:\n%s",
         exchange.id,
-        exchange.start_line.method,
-        exchange.start_line.path,
+        *exchange.start_line[:2],
         "" if changes == "none" else f", changes={as_field(changes)}",
         "a spare thread takes its place"
         if replaced
@@ -175,11 +168,8 @@ def _give_up_connections(guard: PoolGuard, running: TrackedRequest) -> None:
             given_up,
         )
     if kept:
-        logger.error(
-            "request %s: its stuck thread keeps %d connections of the pool as long as other requests use them",
-            running.id,
-            kept,
-        )
+        message = "request %s: its stuck thread keeps %d connections of the pool as long as other requests use them"
+        logger.error(message, running.id, kept)
 
 
 def _report_return(exchange: Exchange, record: Record) -> None:
@@ -191,8 +181,7 @@ def _report_return(exchange: Exchange, record: Record) -> None:
     logger.warning(
         "request %s: %s %s ended with status %d and changes=%s; its thread has come back since: changes=%s",
         exchange.id,
-        exchange.start_line.method,
-        exchange.start_line.path,
+        *exchange.start_line[:2],
         exchange.status,
         as_field(before),
         as_field(record.changes),
@@ -208,8 +197,7 @@ def _report_unreturned(exchange: Exchange, answer: str) -> None:
             "request %s: %s %s %s; its thread had not come back when the process ended: changes=%s (the database rolls "
             "back what is open, unless it has been told to commit meanwhile)",
             exchange.id,
-            exchange.start_line.method,
-            exchange.start_line.path,
+            *exchange.start_line[:2],
             answer,
             as_field(outcome),
             extra={"request_id": exchange.id},

@@ -30,25 +30,10 @@ _FIELD_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*").fullmatch
 _STATUS = re.compile(r"([2-9][0-9][0-9])(?: ([\t\x20-\x7e\x80-\xff]*))?").fullmatch
 
 # The fields of one connection, which only the server knows (RFC 9110, section 7.6.1): an application's are not sent.
-_HOP_BY_HOP = frozenset(
-    {
-        "connection",
-        "keep-alive",
-        "proxy-authenticate",
-        "proxy-authorization",
-        "proxy-connection",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-    }
-)
-
+_OF_PROXIES = ("proxy-authenticate", "proxy-authorization", "proxy-connection")
+_HOP_BY_HOP = frozenset({"connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade", *_OF_PROXIES})
 # Those that the application has set, each logged once.
 _dropped: set[str] = set()
-
-# How far a chain of exceptions is followed: it may be circular.
-_LONGEST_CHAIN = 100
 
 NO_HEAD = "the application did not call start_response before the body"
 
@@ -80,12 +65,11 @@ def call_application(
 ) -> None:
     """Call the application for an exchange and send its response.
 
-    Never raises: the application's errors are logged, and the client gets a 500, or a cut connection if the head has
-    been sent. The log has a traceback unless the error follows from the request's cancellation or from an outage of the
-    database. After an outage the client gets a 503 if the request has changed nothing.
+    Never raises: errors are logged, with a traceback unless they follow from the request's cancellation or an outage of
+    the database. The client gets a 500, after an outage a 503 if the request has changed nothing, or a cut connection
+    if the head has been sent.
     """
     call = Call(exchange)
-    line = exchange.start_line
     try:
         call.run(application)
     except ClientDisconnected:
@@ -98,9 +82,9 @@ def call_application(
             logger.info("request %s: stopped, because it was cancelled: %r", exchange.id, error)
         elif outage is not None:
             failure = repr(error) if outage is error else f"{error!r} after {outage!r}"
-            _outage.log(logging.ERROR, "request %s failed: %s %s: %s", exchange.id, line.method, line.path, failure)
+            _outage.log(logging.ERROR, "request %s failed: %s %s: %s", exchange.id, *exchange.start_line[:2], failure)
         else:
-            logger.exception("request %s failed: %s %s", exchange.id, line.method, line.path)
+            logger.exception("request %s failed: %s %s", exchange.id, *exchange.start_line[:2])
         if not call.complete:
             exchange.fail(may_be_repeated(exchange.running, outage))
 
@@ -110,11 +94,10 @@ def outage_behind(error: BaseException, is_outage: Callable[[BaseException], boo
 
     Applications and ORMs raise their own exceptions instead of the driver's. The chain is that of tracebacks:
     ``__cause__`` after a ``raise ... from``, otherwise ``__context__``.
-
-    :param is_outage: recognises the driver's errors for an outage.
     """
     link: BaseException | None = error
-    for _ in range(_LONGEST_CHAIN):
+    # The chain may be circular.
+    for _ in range(100):
         if link is None or is_outage(link):
             return link
         link = link.__cause__ if link.__suppress_context__ else link.__context__
@@ -337,11 +320,8 @@ class Call:
             )
 
     def _log_excess(self) -> None:
-        _excess.log(
-            logging.ERROR,
-            "request %s: the body is longer than its Content-Length; the excess was not sent",
-            self._exchange.id,
-        )
+        message = "request %s: the body is longer than its Content-Length; the excess was not sent"
+        _excess.log(logging.ERROR, message, self._exchange.id)
 
 
 @functools.lru_cache(maxsize=256)
