@@ -29,11 +29,7 @@ END: Final = 3
 
 
 class ChunkedBody:
-    """Decodes one body; pass all its bytes to `decode`.
-
-    :param max_body_size: bytes of the body, decoded.
-    :param max_overhead: bytes of its framing, beyond those that a body of its size justifies.
-    """
+    """Decodes one body; ``max_overhead`` limits its framing, beyond the bytes that a body of its size justifies."""
 
     def __init__(self, max_body_size: int, max_overhead: int) -> None:
         self._max_body_size = max_body_size
@@ -71,8 +67,7 @@ class ChunkedBody:
                 goes_on = not self._remaining and len(data) - position >= 2
                 if goes_on:
                     if not data.startswith(b"\r\n", position):
-                        reason = "chunk data is not followed by CRLF (RFC 9112, section 7.1)"
-                        raise BadRequest(400, reason)
+                        raise BadRequest(400, "chunk data is not followed by CRLF (RFC 9112, section 7.1)")
                     position += 2
                     self._next = SIZE
             else:

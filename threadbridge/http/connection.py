@@ -39,8 +39,8 @@ class ServerConnection(Protocol):
 class HTTP1Connection:
     """The connection of one request: ``request.connection`` in handlers. ``unread`` counts the response's bytes.
 
-    It has the methods of `tornado.http1connection.HTTP1Connection` that a request's delegate may use. It does not
-    derive from Tornado's class, because attributes of a compiled class without such a base are faster.
+    It has the methods of Tornado's `HTTP1Connection` that a delegate may use, but is no subclass: without a base,
+    attributes of a compiled class are faster.
     """
 
     def __init__(
@@ -55,7 +55,6 @@ class HTTP1Connection:
     ) -> None:
         self.stream = stream
         self.context = context
-        # The size and the time of the request's body.
         self.receiving = Receiving(limits)
         # The status that answered a request whose body was refused; its delegate learns only that the request ended.
         self.refused_with = 0
@@ -77,7 +76,7 @@ class HTTP1Connection:
         self._unread = unread
         self._status = 0
         self._chunked = False
-        # Bytes of the body that are still to come, if its length is known.
+        # Bytes of the response's body that are still to come, if its length is known.
         self._remaining: int | None = None
         # Of the last write.
         self._written: Future[None] | None = None

@@ -111,7 +111,6 @@ class TrustedProxies:
 class ForwardedHeaders:
     """Reads the headers in which trusted proxies describe a request's client.
 
-    :param trusted_proxies: see `TrustedProxies`.
     :param source: the headers that name the client and its scheme:
 
         - ``x-real-ip``: ``X-Real-IP`` and ``X-Scheme``;

@@ -30,7 +30,7 @@ _END_OF_HEAD = b"\r\n\r\n"
 
 # How many bytes of a refused request line are logged.
 LOGGED = 1000
-# Parser states.
+# What comes next.
 HEAD: Final = 0
 LENGTH: Final = 1
 CHUNKS: Final = 2
@@ -54,13 +54,9 @@ class Request:
 class RequestParser:
     """Turns the bytes of a connection into `Request` objects, one after the other.
 
-    llhttp parses the heads. This class decides where a head, a body and a request end, and never searches the data of
-    bodies.
+    Call `feed` with bytes, then `parse`; when `request` is complete and answered, `next` goes on to the following one.
 
     :param max_header_size: bytes of a request's head, and of its framing beyond what its body justifies.
-    :param max_body_size: bytes of a request's body.
-
-    Call `feed` with bytes, then `parse`; when `request` is complete and answered, `next` goes on to the following one.
     """
 
     def __init__(self, max_header_size: int, max_body_size: int) -> None:
@@ -147,10 +143,9 @@ class RequestParser:
         self._parser = None
 
     def parse(self) -> bool:
-        """Parse up to the end of the request at most; returns whether there is more to parse.
+        """Parse up to the end of the request or for `CHUNKS_AT_ONCE` chunks; returns whether there is more to parse.
 
-        It stops after `CHUNKS_AT_ONCE` chunks, so that other connections have their turn. Raises `BadRequest`; `drop`
-        must follow.
+        Raises `BadRequest`; `drop` must follow.
         """
         if self._part == HEAD and self._position < len(self._data):
             self._parse_head()

@@ -43,8 +43,7 @@ Refused: TypeAlias = Callable[[Any, str, int, int], None]
 class RequestContext:
     """Where a connection's requests come from: ``request.connection.context`` in handlers. It never changes.
 
-    :param address: the client's, as `socket.socket.accept` gives it.
-    :param server_port: the port that the client has connected to; "" on a Unix socket.
+    ``address`` is the client's, as `socket.socket.accept` gives it; for ``server_port`` see `own_port`.
     """
 
     def __init__(self, address: Any, protocol: str, server_port: str) -> None:
@@ -74,8 +73,7 @@ class ConnectionServer:
 
     :param start_request: called for each request, see `tornado.httputil.HTTPServerConnectionDelegate`.
     :param refused: called for each request that was refused before it began, see `Telemetry.refused`.
-    :param memory: the account of incoming requests, see `Memory`; by default a new one.
-    :param unread: the account of responses that clients have not read; by default a new one.
+    :param memory: the account of incoming requests; ``unread`` is that of responses. By default new ones.
     :param trusted_proxies: see `TrustedProxies`, which also says what is raised.
     """
 
@@ -216,9 +214,9 @@ class ConnectionServer:
         self._listeners.clear()
 
     async def drain(self) -> None:
-        """Answer requests that have arrived or are about to, and return when every connection is closed.
+        """Answer requests that arrive within `DRAIN_LINGER` seconds; return when every connection is closed.
 
-        Responses from now on carry ``Connection: close``. Idle connections stay open for about `DRAIN_LINGER` seconds.
+        Responses from now on carry ``Connection: close``.
         """
         self.draining = True
         if self._open:
@@ -236,9 +234,9 @@ class ConnectionServer:
             await self._all_closed.wait()
 
     def run_in_steps(self, step: Callable[[], None]) -> None:
-        """Run a step of a larger job soon; steps of several jobs take turns, for `STEPS_TIME` in each loop iteration.
+        """Run a step of a larger job soon, a few hundred microseconds long at most; it may add the job's next step.
 
-        A step should take no longer than a few hundred microseconds. It may add the next one of its job.
+        Steps of several jobs take turns, for `STEPS_TIME` in each iteration of the loop.
         """
         if not self._steps:
             asyncio.get_running_loop().call_soon(self._run_steps)

@@ -35,7 +35,6 @@ class Inheritance(NamedTuple):
     :param number: of the process, from 1; its replacement has the same.
     :param group: the pid of the supervisor.
     :param channel: connected to the supervisor; preserves message boundaries (``SOCK_SEQPACKET``).
-    :param listeners: the sockets for requests; all processes share a Unix socket.
     :param admin_listeners: the sockets for operators, which all processes share.
     :param run_directory: where the processes find each other.
     :param stacks_file: descriptor of a file, shared with the supervisor, to which `faulthandler` writes.
