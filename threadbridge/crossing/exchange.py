@@ -222,7 +222,7 @@ class Exchange:
         self._hop.post(self._send_head, head, b"", file)
 
     def start_stream(self, head: ResponseHead, chunk: Buffer) -> None:
-        """Send the head and the beginning of the body; raises as `stream` does. Worker side."""
+        """Send the head and the beginning of the body; raises as `Channel.put`. Worker side."""
         self._channel = Channel(
             self.spool,
             self.client,
@@ -236,10 +236,7 @@ class Exchange:
             self.stream(memoryview(chunk)[size:])
 
     def stream(self, chunk: Buffer) -> None:
-        """Send a piece of the body, after waiting until the client has read enough of the earlier ones. Worker side.
-
-        Raises `ClientDisconnected` when the client has left or leaves meanwhile.
-        """
+        """Send a piece of the body when the client has read enough of it; raises as `Channel.put`. Worker side."""
         assert self._channel is not None, "start_stream comes first"
         if self._hop.is_copy:
             leave()

@@ -9,10 +9,7 @@ Item = TypeVar("Item")
 
 
 class FairQueue(Generic[Item]):
-    """First in, first out for each client; one item of each client in turn. Every operation is O(1).
-
-    Its owner locks it.
-    """
+    """First in, first out for each client, one item of each in turn; every operation is O(1). Its owner locks it."""
 
     def __init__(self) -> None:
         # The clients with several items, by their number: _by_count[n] has those with n + 2. A client moves by one

@@ -97,11 +97,7 @@ class Channel:
     # Worker side.
 
     def put(self, data: Buffer) -> None:
-        """Append bytes when there is room. Worker side.
-
-        Raises `ClientDisconnected` once the reader has closed the channel, and when it takes too long while other
-        requests wait for the thread.
-        """
+        """Append bytes when there is room; raises `ClientDisconnected` if the client left or was cut. Worker side."""
         view = memoryview(data)
         for start in range(0, len(view), PIECE):
             piece = view[start : start + PIECE]

@@ -24,10 +24,7 @@ class Route:
 
 
 class Routes:
-    """The known routes, by method and shape of the path, in which all digits are equal.
-
-    A lock guards them; the loop looks routes up, and workers report what they saw.
-    """
+    """The known routes, by method and shape of the path, in which all digits are equal. A lock guards them."""
 
     def __init__(self) -> None:
         self._routes: OrderedDict[tuple[str, str], Route] = OrderedDict()

@@ -25,7 +25,6 @@ CHUNKS_AT_ONCE = 64
 SIZE: Final = 0
 DATA: Final = 1
 TRAILERS: Final = 2
-END: Final = 3
 
 
 class ChunkedBody:
@@ -34,16 +33,13 @@ class ChunkedBody:
     def __init__(self, max_body_size: int, max_overhead: int) -> None:
         self._max_body_size = max_body_size
         self._max_overhead = max_overhead
+        # Whether the body has ended, its trailers included.
+        self.complete = False
         self._next = SIZE
         # Bytes still to come of a chunk.
         self._remaining = 0
         self._overhead = 0
         self._body_size = 0
-
-    @property
-    def complete(self) -> bool:
-        """Whether the body has ended, its trailers included."""
-        return self._next == END
 
     def decode(self, data: bytes, position: int) -> tuple[bytes, int, bool]:
         """Decode up to `CHUNKS_AT_ONCE` chunks from this position on.
@@ -98,7 +94,7 @@ class ChunkedBody:
         """Act on a line: a chunk's size, a trailer's name, or None for the empty line. False at the end."""
         if self._next == TRAILERS:
             if content is None:
-                self._next = END
+                self.complete = True
             elif content.lower() in _FRAMING:
                 raise BadRequest(400, "a trailer field must not change the framing (RFC 9110, section 6.5.1)")
             return content is not None

@@ -84,10 +84,7 @@ class HTTP1Connection:
         self._sending: Sending | None = None
 
     def set_max_body_size(self, max_body_size: int) -> None:
-        """Lower the limit for the request's body; a larger body is answered 413.
-
-        Raises ``ValueError`` above the server's limit, `Limits.max_body_size`.
-        """
+        """Lower the limit for the body, beyond which it is answered 413; raises ``ValueError`` above the server's."""
         if max_body_size > self._limits.max_body_size:
             raise ValueError(
                 f"the server accepts bodies of at most {self._limits.max_body_size} bytes; to allow more, give it "

@@ -1,8 +1,4 @@
-"""Lets a bridge run behind other HTTP servers, such as Tornado's own.
-
-Such a server has limits and time-outs of its own, and does not say why it ends a request; docs/adopting.md lists the
-differences.
-"""
+"""Lets a bridge run behind other HTTP servers, such as Tornado's own; docs/adopting.md lists the differences."""
 
 from __future__ import annotations
 

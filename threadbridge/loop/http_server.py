@@ -40,7 +40,6 @@ class HTTPServer(ConnectionServer, TornadoHTTPServer):
 
     :param request_callback: as for Tornado's server: a `Bridge`, a `tornado.routing.RuleRouter`, a
         `tornado.web.Application` or a function.
-    :param limits: sizes and times that clients must keep to; see `Limits` for the defaults.
 
     Tornado's parameters ``ssl_options``, ``xheaders``, ``protocol`` and ``trusted_downstream`` mean what they mean
     there; ``max_header_size``, ``max_body_size`` and ``idle_connection_timeout`` set fields of ``limits``. All other

@@ -128,7 +128,18 @@ class Watch:
         # Checked again: only now is the stack known to be this request's.
         if exchange.worker_is_done:
             return
-        _replace(exchange, stack)
+        changes = exchange.running.statements.outcome
+        replaced = exchange.lane.replace(exchange)
+        logger.error(
+            "request %s: it was cancelled, but its thread is stuck: %s %s%s; %s. Its calls, innermost first:\n%s",
+            exchange.id,
+            *exchange.start_line[:2],
+            "" if changes == "none" else f", changes={as_field(changes)}",
+            "a spare thread takes its place"
+            if replaced
+            else f"no spare thread is left in lane {exchange.lane.name}; it will be replaced when another returns",
+            stack,
+        )
         if self._guard is not None:
             # In another thread: it takes the pool's lock.
             guard, running = self._guard, exchange.running
@@ -141,21 +152,6 @@ def expected_back(exchange: Exchange) -> float:
         return exchange.ended_at
     # Not cancelled, it may use the time that it was given.
     return max(exchange.ended_at, exchange.running.deadline or 0)
-
-
-def _replace(exchange: Exchange, stack: str) -> None:
-    replaced = exchange.lane.replace(exchange)
-    changes = exchange.running.statements.outcome
-    logger.error(
-        "request %s: it was cancelled, but its thread is stuck: %s %s%s; %s. Its calls, innermost first:\n%s",
-        exchange.id,
-        *exchange.start_line[:2],
-        "" if changes == "none" else f", changes={as_field(changes)}",
-        "a spare thread takes its place"
-        if replaced
-        else f"no spare thread is left in lane {exchange.lane.name}; it will be replaced when another returns",
-        stack,
-    )
 
 
 def _give_up_connections(guard: PoolGuard, running: TrackedRequest) -> None:

@@ -1,7 +1,4 @@
-"""What a process inherits from its supervisor: listening sockets, a number, and a channel between the two.
-
-The supervisor tells its processes on the channel when to stop; they report to it in the words of ``sd_notify(3)``.
-"""
+"""What a process inherits from its supervisor: listening sockets, a number, and a channel between the two."""
 
 from __future__ import annotations
 

@@ -12,8 +12,6 @@ from wsgiref.util import FileWrapper
 from threadbridge.crossing.exchange import Exchange
 from threadbridge.crossing.states import State
 
-_DEFAULT_PORTS = {"http": "80", "https": "443"}
-
 _BASE: dict[str, Any] = {
     "SCRIPT_NAME": "",
     "SERVER_SOFTWARE": "threadbridge",
@@ -53,7 +51,7 @@ def environ_of(exchange: Exchange) -> WSGIEnvironment:
         "RAW_URI": target,
         "SERVER_PROTOCOL": version,
         "SERVER_NAME": host or "localhost",
-        "SERVER_PORT": port or _DEFAULT_PORTS[scheme],
+        "SERVER_PORT": port or ("443" if scheme == "https" else "80"),
         "REMOTE_ADDR": exchange.peer.address,
         "wsgi.multiprocess": exchange.shared.is_multiprocess,
         "wsgi.url_scheme": scheme,

@@ -110,10 +110,7 @@ def may_be_repeated(request: TrackedRequest, outage: BaseException | None) -> bo
 
 
 class Call:
-    """A call of a WSGI application.
-
-    The application may hand over values of any type; they are checked here, with errors in PEP 3333's terms.
-    """
+    """A call of a WSGI application, whose values may be of any type: they are checked here, in PEP 3333's terms."""
 
     def __init__(self, exchange: Exchange) -> None:
         self.complete = False
