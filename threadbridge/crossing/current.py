@@ -23,9 +23,8 @@ class RunningRequest:
     `id` names the request in the logs. `deadline` is the time, by `time.monotonic`, by which it must be answered, or
     None. `cancelled` becomes true when the client has left, the deadline has passed, or an operator has stopped it.
 
-    A lock guards the callbacks; ``cancelled`` is written under it, and read by any thread. It is reentrant and belongs
-    to this request alone: under it, garbage collection may hand connections back, which takes the pool's lock and this
-    one again.
+    A lock guards the callbacks and the writing of ``cancelled``. It is reentrant and belongs to this request alone:
+    under it, garbage collection may hand connections back, which takes the pool's lock and this one again.
     """
 
     def __init__(self, request_id: str, deadline: float | None) -> None:

@@ -239,13 +239,10 @@ class Channel:
 
 
 class FileSource:
-    """A file that is sent without a worker.
+    """A regular file that is sent without a worker, from its current position and at most ``limit`` bytes of it.
 
-    :param file: a regular file, which is sent from its current position. Its descriptor is duplicated: the application
-        may close its own at once.
-    :param limit: the most bytes to send.
-
-    Raises ``OSError`` for any other object. Made on the worker side.
+    Its descriptor is duplicated: the application may close its own at once. Raises ``OSError`` for any other object.
+    Made on the worker side.
     """
 
     def __init__(self, spool: Spool, file: IO[bytes], limit: int | None) -> None:

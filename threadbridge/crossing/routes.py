@@ -55,10 +55,7 @@ class Routes:
             return True
 
     def asked(self, route: Route | None) -> bool:
-        """Note that a request of the route has asked for a connection: it uses the pool from now on. Worker side.
-
-        Returns whether others of the route may be in the quick lane now.
-        """
+        """Note that the route uses the pool; returns whether others of it may be in the quick lane. Worker side."""
         if route is None or route.uses_pool:
             return False
         with self._lock:

@@ -30,11 +30,8 @@ class ClosedFileError(Exception):
 class Spool:
     """The disk space that the exchanges of one bridge share, and threads that use the disk for the loop.
 
-    :param size: bytes that all temporary files together may take, one client's at most a quarter.
-    :param memory: counts the requests' bodies in memory; once it is half full, bodies go to files sooner.
-    :param unread: counts the unread responses in memory, likewise.
-
-    The files are unnamed, in the directory that ``TMPDIR`` names (default ``/tmp``).
+    All files together take at most ``size`` bytes, and one client's a quarter. They are unnamed, in the directory that
+    ``TMPDIR`` names (default ``/tmp``). ``memory`` counts requests' bodies in memory, ``unread`` those of responses.
     """
 
     def __init__(self, size: int, memory: Memory, unread: Memory) -> None:

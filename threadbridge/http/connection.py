@@ -101,10 +101,7 @@ class HTTP1Connection:
         self.close_callback = callback
 
     def send_head(self, head: ResponseHead, chunk: bytes) -> Future[None] | None:
-        """Write a response's head and a first piece of its body; returns what `send_unframed` does.
-
-        Raises ``ValueError`` if the body is longer than its ``Content-Length``.
-        """
+        """Write a response's head and a first piece of its body; returns and raises what `send` does."""
         request = self._request.start_line
         assert request is not None
         if self._owner.draining or not self._request.complete:
@@ -141,7 +138,7 @@ class HTTP1Connection:
         return self.send_head(head_from_tornado(start_line, headers), chunk or b"") or self._done()
 
     def send(self, pieces: Sequence[bytes | memoryview]) -> Future[None] | None:
-        """Write pieces of the body; returns and raises what `send_head` does."""
+        """Write pieces of the body; returns what `send_unframed` does; ``ValueError`` beyond the ``Content-Length``."""
         return self.send_unframed(*self._framed(*pieces))
 
     def write(self, chunk: bytes) -> Future[None]:

@@ -21,10 +21,7 @@ SMALL_PIECE = 4096
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits for each connection: sizes in bytes, times in seconds since the last byte that moved.
-
-    A byte of a response moves when the client's system acknowledges it.
-    """
+    """Limits for each connection: sizes in bytes, times in seconds since the last byte that moved."""
 
     max_header_size: int = 65536
     max_body_size: int = 1024**3
@@ -33,6 +30,7 @@ class Limits:
     # Longer than nginx keeps an idle connection to an upstream (60), so that it is never closed under a request.
     idle_timeout: float = 75.0
     body_timeout: float = 60.0
+    # A byte of a response moves when the client's system acknowledges it.
     send_timeout: float = 60.0
     # The lowest average rate of a body in either direction, in bytes per second, after an initial time as long as the
     # longest pause, like Apache's MinRate.

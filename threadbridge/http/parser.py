@@ -100,9 +100,8 @@ class RequestParser:
     @property
     def request_line(self) -> str:
         """The request line that is being received, as far as it has arrived and up to a bound: for the log only."""
-        end = self._position + LOGGED
-        head = self._head[:LOGGED] or self._data[self._position : end]
-        return head.partition(b"\r\n")[0].decode("latin-1")
+        head = self._head or self._data[self._position :]
+        return head[:LOGGED].partition(b"\r\n")[0].decode("latin-1")
 
     def feed(self, data: bytes) -> None:
         """Add the next bytes, for `parse`."""
@@ -132,7 +131,7 @@ class RequestParser:
         self._part = HEAD
 
     def drop(self) -> None:
-        """Stop parsing, and drop all bytes that have been fed."""
+        """Stop parsing, after a refusal, and drop all bytes that have been fed."""
         if self.request is None:
             self.request = Request()
         self.request.headers = HTTPHeaders()
@@ -143,10 +142,7 @@ class RequestParser:
         self._parser = None
 
     def parse(self) -> bool:
-        """Parse up to the end of the request or for `CHUNKS_AT_ONCE` chunks; returns whether there is more to parse.
-
-        Raises `BadRequest`; `drop` must follow.
-        """
+        """Parse up to the request's end, or some chunks; returns whether there is more. Raises `BadRequest`."""
         if self._part == HEAD and self._position < len(self._data):
             self._parse_head()
         if self._part == LENGTH:

@@ -41,12 +41,10 @@ Refused: TypeAlias = Callable[[Any, str, int, int], None]
 
 
 class RequestContext:
-    """Where a connection's requests come from: ``request.connection.context`` in handlers. It never changes.
-
-    ``address`` is the client's, as `socket.socket.accept` gives it; for ``server_port`` see `own_port`.
-    """
+    """Where a connection's requests come from: ``request.connection.context`` in handlers. It never changes."""
 
     def __init__(self, address: Any, protocol: str, server_port: str) -> None:
+        # The client's, as `socket.socket.accept` gives it.
         self.address = address
         self.protocol = protocol
         self.server_port = server_port

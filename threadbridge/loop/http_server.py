@@ -38,12 +38,10 @@ _INSTEAD = {
 class HTTPServer(ConnectionServer, TornadoHTTPServer):
     """A `tornado.httpserver.HTTPServer` that accepts only valid requests and can stop without losing one.
 
-    :param request_callback: as for Tornado's server: a `Bridge`, a `tornado.routing.RuleRouter`, a
-        `tornado.web.Application` or a function.
-
-    Tornado's parameters ``ssl_options``, ``xheaders``, ``protocol`` and ``trusted_downstream`` mean what they mean
-    there; ``max_header_size``, ``max_body_size`` and ``idle_connection_timeout`` set fields of ``limits``. All other
-    parameters raise ``ValueError``, as do those three together with ``limits``.
+    ``request_callback`` may be a `Bridge`, a `tornado.routing.RuleRouter`, a `tornado.web.Application` or a function.
+    ``ssl_options``, ``xheaders``, ``protocol`` and ``trusted_downstream`` mean what they mean to Tornado's server;
+    ``max_header_size``, ``max_body_size`` and ``idle_connection_timeout`` set fields of ``limits``. All other
+    parameters of Tornado's raise ``ValueError``, as do those three together with ``limits``.
 
     When constructed, the server looks for bridges in the rules of routers and applications, and in the ``fallback`` of
     a `tornado.web.FallbackHandler`, but not behind a router class of your own. Their metrics include its connections.

@@ -34,7 +34,6 @@ class Watch:
     """Looks at the requests of a bridge four times a second, as long as there are any.
 
     :param exchanges: the requests that have not ended; their owner changes this set.
-    :param lanes: are asked to try again to start threads that could not be started.
     :param queue_timeout: seconds that a request may wait for a thread before it is answered 503.
     """
 
@@ -208,20 +207,15 @@ class LoopLag:
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
-        """Begin, unless it has begun."""
-        if self._timer is None:
-            self._set(time.monotonic())
-
-    def _set(self, now: float) -> None:
-        self._timer = asyncio.get_running_loop().call_later(INTERVAL, self._look, now + INTERVAL)
+        """Begin."""
+        due = time.monotonic() + INTERVAL
+        self._timer = asyncio.get_running_loop().call_later(INTERVAL, self._look, due)
 
     def _look(self, due: float) -> None:
-        now = time.monotonic()
-        self.seen.add(max(0.0, now - due))
-        self._set(now)
+        self.seen.add(max(0.0, time.monotonic() - due))
+        self.start()
 
     def stop(self) -> None:
         """Stop measuring."""
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None

@@ -248,17 +248,15 @@ class Call:
                 data = data[: self._remaining]
             self._remaining -= len(data)
             self.complete = self._remaining == 0
-        if (
-            head is not None
-            and self.complete
-            and (len(data) <= KEPT or (len(data) <= MEMORY_LIMIT and not self._exchange.spool.unread.is_full))
+        if head is None:
+            self._exchange.stream(data)
+        elif self.complete and (
+            len(data) <= KEPT or (len(data) <= MEMORY_LIMIT and not self._exchange.spool.unread.is_full)
         ):
             self._exchange.respond(head, data)
             return
-        if head is not None:
-            self._exchange.start_stream(head, data)
         else:
-            self._exchange.stream(data)
+            self._exchange.start_stream(head, data)
         if self.complete:
             self._exchange.end_stream()
 
