@@ -93,7 +93,7 @@ class RequestBody:
     def open(self) -> IO[bytes]:
         """Return the whole body as a file, from its beginning. Worker side, once."""
         if self._file is None:
-            # The join does not copy a single chunk.
+            # `join` does not copy a lone chunk.
             return io.BytesIO(b"".join(self._chunks))
         self._file.seek(0)
         return io.BufferedRandom(self._file)  # type: ignore[arg-type]

@@ -94,8 +94,6 @@ class Channel:
         self._closed = False
         self._changed = threading.Condition(threading.Lock())
 
-    # Worker side.
-
     def put(self, data: Buffer) -> None:
         """Append bytes when there is room; raises `ClientDisconnected` if the client left or was cut. Worker side."""
         view = memoryview(data)
@@ -178,8 +176,6 @@ class Channel:
         if is_slow and not self._closed and self._is_wanted():
             self._cut()
             raise ClientDisconnected("the client reads too slowly, and others wait for the thread")
-
-    # Loop side.
 
     def take(self) -> Taken:
         """See `Source`. Loop side."""

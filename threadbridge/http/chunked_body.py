@@ -69,10 +69,9 @@ class ChunkedBody:
             else:
                 left -= 1
                 match = self._line(data, position)
-                goes_on = match is not None
                 if match is not None:
                     position = match.end()
-                    goes_on = self._end_of_line(match[1])
+                goes_on = match is not None and self._end_of_line(match[1])
         # `start` has moved on by the size of the data, which is not overhead.
         self._overhead += position - start
         self._check_overhead(0)

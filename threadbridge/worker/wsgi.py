@@ -160,8 +160,7 @@ class Call:
             ) from None
         for chunk in chunks:
             if self.complete:
-                if chunk and self._has_body:
-                    self._log_excess()
+                self._log_excess(chunk)
                 return
             # An empty chunk does not send the head: the application may still change it.
             if checked(chunk):
@@ -230,8 +229,7 @@ class Call:
 
     def _write(self, data: Any) -> None:
         if self.complete:
-            if data and self._has_body:
-                self._log_excess()
+            self._log_excess(data)
         elif checked(data) or not self._head_sent:
             # Even an empty first piece sends the head (PEP 3333, "The start_response() Callable").
             self._send(data)
@@ -244,7 +242,7 @@ class Call:
             self.complete = True
         elif self._remaining is not None:
             if len(data) > self._remaining:
-                self._log_excess()
+                self._log_excess(data)
                 data = data[: self._remaining]
             self._remaining -= len(data)
             self.complete = self._remaining == 0
@@ -314,9 +312,10 @@ class Call:
                 self._exchange.start_line.path,
             )
 
-    def _log_excess(self) -> None:
-        message = "request %s: the body is longer than its Content-Length; the excess was not sent"
-        _excess.log(logging.ERROR, message, self._exchange.id)
+    def _log_excess(self, data: Any) -> None:
+        if data and self._has_body:
+            message = "request %s: the body is longer than its Content-Length; the excess was not sent"
+            _excess.log(logging.ERROR, message, self._exchange.id)
 
 
 @functools.lru_cache(maxsize=256)
