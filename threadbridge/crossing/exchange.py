@@ -105,8 +105,6 @@ class Exchange:
     client = ""
     is_probe = False
     running: TrackedRequest
-    # Seconds, from the end of the request to the beginning of the response.
-    time_allowed: float
     # Set by the worker; the loop sets the second, too, when no worker will come.
     thread_id: int | None = None
     worker_is_done = False

@@ -49,7 +49,6 @@ class RequestContext:
         self.protocol = protocol
         self.server_port = server_port
         self.remote_ip: str = address[0] if isinstance(address, tuple) else "0.0.0.0"
-        # The same for all requests of the connection.
         self.peer = peer_of(self)
 
     def __str__(self) -> str:

@@ -28,7 +28,7 @@ logger = logging.getLogger("threadbridge")
 class Admission:
     """Admits the requests of a bridge.
 
-    :param deadline: seconds that requests may take in lanes that have no deadline of their own.
+    :param deadline: seconds from a request's end to its response's beginning, in lanes without their own deadline.
     :param forwarded: reads what trusted proxies say of clients; None to believe none.
     """
 
@@ -64,7 +64,6 @@ class Admission:
             exchange.id = self._forwarded.request_id_of(peer, headers) or exchange.id
         exchange.client = client_of(exchange.peer.address) if self._client_key is None else self._key_of(exchange)
         exchange.lane, route, exchange.is_probe = self._choice.choose(start_line.method, path_info_of(start_line.path))
-        exchange.time_allowed = exchange.lane.deadline or self._deadline
         exchange.running = TrackedRequest(exchange.id, None, route, exchange.client)
         self._exchanges.add(exchange)
         if not exchange.lane.has_room_for(exchange.client):
@@ -91,7 +90,7 @@ class Admission:
             exchange.shed()
         elif exchange.move(State.QUEUED):
             exchange.queued_at = time.monotonic()
-            exchange.running.deadline = exchange.queued_at + exchange.time_allowed
+            exchange.running.deadline = exchange.queued_at + (exchange.lane.deadline or self._deadline)
             exchange.connection.set_close_callback(exchange.on_connection_close)
             self._put(exchange)
 
