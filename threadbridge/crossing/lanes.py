@@ -112,8 +112,8 @@ class Lane:
     def works(self) -> bool:
         """Return whether a thread of the lane can take requests, now or when the running ones are answered. Loop side.
 
-        False if all threads, spare ones included, are stuck (`replace` was called for their jobs), or if there is none
-        that is not and none can be started: after a failed start, this tries again.
+        False if all threads, spare ones included, are stuck (`replace` was called for their jobs), or if all that exist
+        are stuck and no other can be started; after a failed start, this tries again.
         """
         with self._lock:
             if len(self._to_replace) >= self.threads:

@@ -259,7 +259,6 @@ class FileSource:
         self._lock = threading.Lock()
 
     def take(self) -> Taken:
-        """See `Source`."""
         return self._read if self._remaining else ()
 
     def _read(self) -> bytes:
@@ -274,7 +273,6 @@ class FileSource:
         return data
 
     def close(self) -> None:
-        """See `Source`."""
         self._spool.clear_up(self._close)
 
     def _close(self) -> None:

@@ -112,8 +112,8 @@ class ForwardedHeaders:
     """Reads the headers in which trusted proxies describe a request's client.
 
     :param source: the headers that name the client and its scheme: ``x-real-ip`` (and ``X-Scheme``),
-        ``x-forwarded-for`` (and ``X-Forwarded-Proto``), ``forwarded`` (RFC 7239), or ``auto`` for the first two. If
-        these contradict each other, neither counts: the proxy sets one and passes on the client's value of the other.
+        ``x-forwarded-for`` (and ``X-Forwarded-Proto``), ``forwarded`` (RFC 7239), or ``auto``: either of the first two.
+        If they contradict each other, neither counts: the proxy sets one and passes on the client's value of the other.
 
     In a list of addresses, the client's is the last that is not a trusted proxy's. Raises ``ValueError`` for an unknown
     source, and as `TrustedProxies` does.

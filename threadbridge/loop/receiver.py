@@ -13,7 +13,7 @@ from threadbridge.loop.admission import Admission
 
 
 class Receiver:
-    """The `tornado.httputil.HTTPMessageDelegate` of one request; no subclass, as attributes are faster without."""
+    """The `HTTPMessageDelegate` of one request, but no subclass: compiled attributes are faster without a base."""
 
     # Made when the head has come; no other method is called before.
     exchange: Exchange
