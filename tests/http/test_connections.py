@@ -57,7 +57,7 @@ def is_closed(client: socket.socket) -> bool:
 
 def open_connections(server: BridgeThread) -> int:
     [counted] = server.bridge.servers
-    return counted.connections
+    return len(counted.connections)
 
 
 def refused(server: BridgeThread) -> dict[str, int]:
@@ -77,7 +77,7 @@ def test_the_longest_idle_connection_makes_room(caplog: pytest.LogCaptureFixture
         fourth = stack.enter_context(server.connect())
         assert b"200 OK" in ask(fourth)
         assert is_closed(third)
-        assert open_connections(server) == 2 and server.bridge.servers[0].displaced_connections == 2
+        assert open_connections(server) == 2 and server.bridge.servers[0].connections.displaced == 2
     assert "refused" not in caplog.text
 
 

@@ -60,7 +60,7 @@ def test_a_request_that_is_not_safe_is_answered(application: Application, method
         wait_until(lambda: not server.bridge.exchanges.open, "it has ended")
         # Nothing is waited for: the client has sent its last byte.
         [http_server] = server.bridge.servers
-        wait_until(lambda: http_server.connections == 0, "the connection is closed", LINGER_PAUSE / 2)
+        wait_until(lambda: len(http_server.connections) == 0, "the connection is closed", LINGER_PAUSE / 2)
     assert application.entered == 1
 
 

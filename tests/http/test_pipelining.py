@@ -37,7 +37,7 @@ class Held:
 
     @property
     def connection(self) -> HTTP1ServerConnection:
-        [connection] = self._http._open
+        [connection] = self._http.connections
         return connection
 
 
@@ -109,7 +109,7 @@ def test_who_leaves_is_noticed_also_when_the_end_of_the_body_came_while_the_disk
         for _ in range(DISK_THREADS):
             server.bridge.spool.threads.submit(disk_is_free.wait, 20)
         client.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body) + body[:-10])
-        wait_until(lambda: any(each._paused for each in held._http._open), "the body waits for the disk")
+        wait_until(lambda: any(each._paused for each in held._http.connections), "the body waits for the disk")
         client.sendall(body[-10:])
         wait_until(lambda: held.connection.stream.paused, "its end waits too")
         disk_is_free.set()

@@ -99,8 +99,8 @@ def test_the_server_keeps_to_the_memory_of_the_bridge(place: Callable[[Bridge], 
 def test_proxies_that_the_bridge_trusts_are_not_limited(place: Callable[[Bridge], Any]) -> None:
     bridge = Bridge(answer, threads=1, trusted_proxies=["203.0.113.0/24"])
     server = HTTPServer(place(bridge))
-    assert server._open.client_of(("203.0.113.9", 1)) == ""
-    assert server._open.client_of(("198.51.100.9", 1)) == "198.51.100.9"
+    assert server.connections.client_of(("203.0.113.9", 1)) == ""
+    assert server.connections.client_of(("198.51.100.9", 1)) == "198.51.100.9"
     bridge.close()
     bridge.join()
 

@@ -136,9 +136,9 @@ def _of_pool(guard: PoolGuard) -> list[Metric]:
 
 def _of_process(bridge: Bridge, is_ready: bool) -> list[Metric]:
     servers, spool = bridge.servers, bridge.spool
-    connections = sum(server.connections for server in servers)
-    most_connections = sum(server.max_connections for server in servers)
-    displaced = sum(server.displaced_connections for server in servers)
+    connections = sum(len(server.connections) for server in servers)
+    most_connections = sum(server.connections.max_connections for server in servers)
+    displaced = sum(server.connections.displaced for server in servers)
     refused = Counter("threadbridge_connections_refused", "Connections answered 503, by reason.", labels=("reason",))
     build = Gauge(
         "threadbridge_build_info",

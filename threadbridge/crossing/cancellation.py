@@ -12,11 +12,7 @@ _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 class Cancellation:
-    """Cancels the requests of a bridge. Loop side, except in `threads`.
-
-    :param policy: which requests are cancelled when their clients leave or at their deadlines: ``safe`` (GET, HEAD and
-        OPTIONS), ``all`` or ``none``.
-    """
+    """Cancels requests whose clients leave, as the setting ``cancel`` says. Loop side, except in `threads`."""
 
     def __init__(self, policy: Literal["safe", "all", "none"]) -> None:
         self._policy = policy

@@ -21,12 +21,10 @@ class RunningRequest:
     """What an application may use of the request it serves.
 
     `id` names the request in the logs. `deadline` is the time, by `time.monotonic`, by which it must be answered, or
-    None. `cancelled` becomes true, and stays so, when the request is cancelled: its client has left, its deadline has
-    passed, or an operator has stopped it.
+    None. `cancelled` becomes true when the client has left, the deadline has passed, or an operator has stopped it.
 
-    A lock guards the callbacks. ``cancelled`` is written under it and may be read by any thread. The lock is reentrant
-    and belongs to this request alone: under it, garbage collection may hand connections back, which takes the pool's
-    lock and the callbacks again.
+    A lock guards the callbacks and the writing of ``cancelled``. It is reentrant and belongs to this request alone:
+    under it, garbage collection may hand connections back, which takes the pool's lock and this one again.
     """
 
     def __init__(self, request_id: str, deadline: float | None) -> None:
@@ -48,8 +46,8 @@ class RunningRequest:
         The callback runs in a cancelling thread, neither the loop's nor a worker's, and may block for a moment, for
         example to stop what the worker waits for. Its exceptions are logged.
 
-        Returns a function that removes the callback. After that function has returned, the callback will not be called
-        and, unless ``wait`` is false, is not running. The same holds after the application's call has ended.
+        Returns a function that removes the callback. Once that has returned, or the application's call has ended, the
+        callback will not be called and, unless ``wait`` is false, is not running.
         """
         key = object()
         with self._lock:
@@ -83,11 +81,9 @@ class RunningRequest:
 class TrackedRequest(RunningRequest):
     """A running request with what the bridge keeps of it.
 
-    :param route: what is learned about requests of this kind; None where nothing is.
-    :param client: the client whose share of the server it takes.
-
-    `statements` are those it has sent to the database. `is_answered` becomes true when its response begins: it has no
-    deadline from then on. The worker calls the functions in `at_end` when the application's call has ended.
+    `route` is None if nothing is learned from it. `statements` are those it has sent to the database. `is_answered`
+    becomes true when its response begins: it has no deadline from then on. The worker calls the functions in `at_end`
+    when the application's call has ended.
     """
 
     def __init__(self, request_id: str, deadline: float | None, route: Route | None = None, client: str = "") -> None:
@@ -167,8 +163,7 @@ def is_cancelled() -> bool:
 
 def is_cancelling() -> bool:
     """Return whether this thread is calling the callbacks of a cancelled request. Any thread."""
-    cancelling: bool = getattr(_thread, "is_cancelling", False)
-    return cancelling
+    return bool(getattr(_thread, "is_cancelling", False))
 
 
 def current() -> RunningRequest:

@@ -25,7 +25,7 @@ from threadbridge.crossing.lanes import Lane
 from threadbridge.crossing.request_body import RequestBody
 from threadbridge.crossing.response_body import KEPT, Buffer, Channel, FileSource, Source, piece_size
 from threadbridge.crossing.routes import Routes
-from threadbridge.crossing.spool import Spool, SpoolFullError
+from threadbridge.crossing.spool import Spool
 from threadbridge.crossing.states import ENDINGS, MOVES, State
 from threadbridge.http.forwarded import ClientAddress
 from threadbridge.http.response_head import ResponseHead, response_head
@@ -33,9 +33,6 @@ from threadbridge.http.response_head import ResponseHead, response_head
 logger = logging.getLogger("threadbridge")
 
 slow_readers, _unreadable = RepeatedLog(logger), RepeatedLog(logger)
-
-# Seconds before another attempt to start a thread for the disk.
-NO_THREAD_PAUSE = 0.25
 
 _numbers = itertools.count(1)
 
@@ -89,20 +86,18 @@ class Shared:
 class Exchange:
     """One request and its response, from the request's head on.
 
-    The loop owns everything except three things: the state, which both sides move under a lock; the request's body,
-    which belongs to the worker once the exchange is running; and the channel of a streamed response, which has its own
-    lock. A worker reads the request's attributes; they do not change once the exchange is queued, and the lane's lock
-    orders the loop's writes before the worker's reads.
+    The loop owns everything except the state, which both sides move under a lock; the body, which is the worker's once
+    the exchange runs; and the channel of a streamed response, which has its own lock. The request's attributes do not
+    change once it is queued, and the lane's lock orders the loop's writes before the worker's reads.
     """
 
     status = 0
-    # By `time.monotonic`: when it was queued, when a worker began, when the response began and when all ended; 0.0: it
-    # has not.
+    # By `time.monotonic`, or 0.0: when it was queued, a worker began, the response began, and all ended.
     queued_at = 0.0
     run_at = 0.0
     answered_at = 0.0
     ended_at = 0.0
-    # Bytes of the response's body that were given to the connection.
+    # Bytes of the response's body given to the connection.
     sent = 0
     # Set on admission.
     lane: Lane
@@ -110,8 +105,6 @@ class Exchange:
     client = ""
     is_probe = False
     running: TrackedRequest
-    # Seconds, from the end of the request to the beginning of the response.
-    time_allowed: float
     # Set by the worker; the loop sets the second, too, when no worker will come.
     thread_id: int | None = None
     worker_is_done = False
@@ -157,10 +150,7 @@ class Exchange:
         return self.state in ENDINGS
 
     def on_connection_close(self) -> None:
-        """End the exchange because its client has left, or because its connection has refused the body. Loop side.
-
-        A waiting request is not run; a running one is cancelled.
-        """
+        """End the exchange because its client has left, or because its connection has refused the body. Loop side."""
         refused_with = self.connection.refused_with
         if self._stop(State.REFUSED if refused_with else State.ABANDONED):
             self._end(refused_with or 499)
@@ -178,11 +168,10 @@ class Exchange:
     def refuse_body(self, error: Exception) -> None:
         """Answer 507 if the disk has no room for the body, or 500 after another error. Loop side."""
         if self._stop(State.FAILED):
-            self.spool.request_log.log(
-                logging.ERROR, "request %s: cannot write its body to a temporary file: %r", self.id, error
-            )
-            full = isinstance(error, SpoolFullError) or (isinstance(error, OSError) and error.errno == errno.ENOSPC)
-            self._answer_plainly(HTTPStatus.INSUFFICIENT_STORAGE if full else HTTPStatus.INTERNAL_SERVER_ERROR)
+            message = "request %s: cannot write its body to a temporary file: %r"
+            self.spool.request_log.log(logging.ERROR, message, self.id, error)
+            is_full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+            self._answer_plainly(HTTPStatus.INSUFFICIENT_STORAGE if is_full else HTTPStatus.INTERNAL_SERVER_ERROR)
 
     def _stop(self, ending: State) -> bool:
         left = self.move(ending)
@@ -231,10 +220,7 @@ class Exchange:
         self._hop.post(self._send_head, head, b"", file)
 
     def start_stream(self, head: ResponseHead, chunk: Buffer) -> None:
-        """Send the head and the beginning of the body; `stream` and `end_stream` follow. Worker side.
-
-        Raises `ClientDisconnected` as `stream` does.
-        """
+        """Send the head and the beginning of the body; raises as `Channel.put`. Worker side."""
         self._channel = Channel(
             self.spool,
             self.client,
@@ -248,10 +234,7 @@ class Exchange:
             self.stream(memoryview(chunk)[size:])
 
     def stream(self, chunk: Buffer) -> None:
-        """Send a piece of the body, after waiting until the client has read enough of the earlier ones. Worker side.
-
-        Raises `ClientDisconnected` when the client has left or leaves meanwhile.
-        """
+        """Send a piece of the body when the client has read enough of it; raises as `Channel.put`. Worker side."""
         assert self._channel is not None, "start_stream comes first"
         if self._hop.is_copy:
             leave()
@@ -263,10 +246,7 @@ class Exchange:
         self._channel.complete()
 
     def fail(self, may_be_repeated: bool) -> None:
-        """Answer 500 because the application failed, or cut the connection after the head. Worker side.
-
-        :param may_be_repeated: answer 503 instead: the database failed, and the request has changed nothing.
-        """
+        """Answer 500, or 503 if the request may be repeated; after the head, cut the connection. Worker side."""
         self._hop.post(self._fail, may_be_repeated)
 
     # The response goes out.
@@ -328,7 +308,7 @@ class Exchange:
                 loop.run_in_executor(self.spool.threads, taken).add_done_callback(self._fetched)
             except RuntimeError:
                 # No thread for the disk can be started; that is logged.
-                loop.call_later(NO_THREAD_PAUSE, self._pump)
+                loop.call_later(0.25, self._pump)
         elif taken:
             self._send(taken)
         else:
@@ -375,9 +355,7 @@ class Exchange:
             self._end(self.status)
         elif left is not None:
             self._begin_response()
-            self._answer_plainly(
-                HTTPStatus.SERVICE_UNAVAILABLE if may_be_repeated else HTTPStatus.INTERNAL_SERVER_ERROR
-            )
+            self._answer_plainly(HTTPStatus(503 if may_be_repeated else 500))
 
     def _answer_plainly(self, status: HTTPStatus) -> None:
         body = f"{status.value} {status.phrase}: {status.description}\n".encode()

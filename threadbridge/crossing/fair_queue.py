@@ -9,10 +9,7 @@ Item = TypeVar("Item")
 
 
 class FairQueue(Generic[Item]):
-    """First in, first out for each client; one item of each client in turn. Every operation is O(1).
-
-    Its owner locks it.
-    """
+    """First in, first out for each client, one item of each in turn; every operation is O(1). Its owner locks it."""
 
     def __init__(self) -> None:
         # The clients with several items, by their number: _by_count[n] has those with n + 2. A client moves by one
@@ -63,8 +60,7 @@ class FairQueue(Generic[Item]):
 
     def is_largest(self, client: str) -> bool:
         """Return whether this client, with one more item, would have at least as many as any other."""
-        items = self._clients.get(client)
-        return (len(items) if items is not None else 0) >= len(self._by_count)
+        return len(self._clients.get(client, ())) >= len(self._by_count)
 
     def take_newest_of_largest(self) -> Item:
         """Take the newest item of a client with the most items; raises ``IndexError`` when there is none."""

@@ -42,13 +42,12 @@ class Lane:
     :param pattern: the lane's paths; ``*`` matches any characters, ``?`` matches one. It is compared with
         ``PATH_INFO``: the decoded path, otherwise not normalised.
     :param threads: how many requests run at once.
-    :param queue: how many more may wait. When the queue is full, the newest request of the client with the most waiting
-        requests is answered 503; it may be the one that has just come. Default 1000.
+    :param queue: how many more may wait. Beyond that, the newest request of the client with the most waiting requests,
+        perhaps the one that has just come, is answered 503.
     :param deadline: seconds in which a request must be answered, or it is answered 504; None: the bridge's deadline.
 
-    Raises ``ValueError`` for an unusable value. One lock guards the waiting jobs, the running jobs and the number of
-    threads at work; it is held for a few instructions only. Jobs are claimed under it, so that each is waiting, running
-    or neither at any time.
+    Raises ``ValueError`` for an unusable value. One lock guards the jobs and the number of threads at work. Jobs are
+    claimed under it, so that each is waiting, running or neither at any time.
     """
 
     def __init__(
@@ -113,9 +112,8 @@ class Lane:
     def works(self) -> bool:
         """Return whether a thread of the lane can take requests, now or when the running ones are answered. Loop side.
 
-        It cannot when all threads, including spare ones, are stuck, or when no thread can be started and none is there
-        that is not stuck. A thread is stuck if `replace` was called for its job. If the last attempt to start a thread
-        has failed, this makes another.
+        False if all threads, spare ones included, are stuck (`replace` was called for their jobs), or if all that exist
+        are stuck and no other can be started; after a failed start, this tries again.
         """
         with self._lock:
             if len(self._to_replace) >= self.threads:
@@ -138,8 +136,8 @@ class Lane:
     def displace(self, client: str) -> Job | None:
         """Make room for a request of this client in a full lane. Loop side.
 
-        Takes the newest request of the client with the most requests out of the queue and returns it; the caller
-        answers it. Returns None if no client has more than this one would have.
+        Returns the newest request of the client with the most, which the caller answers, or None if no client has more
+        than this one would have.
         """
         with self._lock:
             return None if self._waiting.is_largest(client) else self._waiting.take_newest_of_largest()
@@ -162,10 +160,7 @@ class Lane:
         return min(LONGEST_RETRY_AFTER, max(1, math.ceil(seconds)))
 
     def put(self, job: Job) -> None:
-        """Queue a job; call `wake` afterwards. Loop side.
-
-        A thread that has finished a job takes the next one directly, without the loop or the executor's queue.
-        """
+        """Queue a job; call `wake` afterwards. Loop side."""
         with self._lock:
             self._waiting.put(job.client, job)
 
@@ -192,8 +187,7 @@ class Lane:
     def replace(self, job: Job) -> bool:
         """Let another thread work in place of the one that runs this job, until that comes back. Loop side.
 
-        As many may be replaced at once as the lane has threads. Returns False if that many are: this one is replaced
-        as soon as another comes back.
+        Returns False if as many are replaced as the lane has threads: this one follows as soon as another comes back.
         """
         with self._lock:
             if job in self._running and job not in self._replaced:
@@ -220,9 +214,8 @@ class Lane:
             try:
                 job.run()
             except Exception as error:  # noqa: BLE001 - it is logged, and the thread must go on
-                self._failed.log(
-                    logging.ERROR, "a request of the lane %s failed in the server", self.name, exc_info=error
-                )
+                message = "a request of the lane %s failed in the server"
+                self._failed.log(logging.ERROR, message, self.name, exc_info=error)
             took = time.monotonic() - started
             with self._lock:
                 self._running.discard(job)

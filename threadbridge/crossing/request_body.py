@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import io
 import tempfile
 from typing import IO
 
-from threadbridge.crossing.spool import Spool, SpoolFullError
+from threadbridge.crossing.spool import Spool
 from threadbridge.http.limits import SMALL_PIECE
 
 # The memory that a body may take before it goes to a file. Werkzeug and Django have similar limits.
@@ -39,8 +40,7 @@ class RequestBody:
     def append(self, chunk: bytes, client: str) -> asyncio.Future[None] | None:
         """Keep a piece; if a future is returned, wait for it before the next. Loop side.
 
-        The future fails with ``OSError`` when the disk has no room. Raises ``RuntimeError`` when no disk thread can be
-        started.
+        It fails with ``OSError`` if the disk has no room. Raises ``RuntimeError`` if no disk thread can be started.
         """
         self._client = client
         self.size += len(chunk)
@@ -70,9 +70,8 @@ class RequestBody:
 
     def _write_out(self) -> None:
         if not self._spool.reserve(self.held, self._client):
-            raise SpoolFullError(
-                f"the {self._spool.size} bytes of spool_size, or this client's share of them, are used up"
-            )
+            reason = f"the {self._spool.size} bytes of spool_size, or this client's share of them, are used up"
+            raise OSError(errno.ENOSPC, reason)
         self._reserved += self.held
         if self._file is None:
             # Unbuffered: nothing is left to be written, and to fail, when it is closed.
@@ -94,8 +93,8 @@ class RequestBody:
     def open(self) -> IO[bytes]:
         """Return the whole body as a file, from its beginning. Worker side, once."""
         if self._file is None:
-            only = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
-            return io.BytesIO(only)
+            # `join` does not copy a lone chunk.
+            return io.BytesIO(b"".join(self._chunks))
         self._file.seek(0)
         return io.BufferedRandom(self._file)  # type: ignore[arg-type]
 

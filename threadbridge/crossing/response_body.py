@@ -59,14 +59,12 @@ def piece_size(spool: Spool) -> int:
 class Channel:
     """A queue of bytes from a worker to the loop: in memory, then in a file, and then the worker waits.
 
-    :param spool: has the disk space, the threads that read and close the file, and the count of memory.
-    :param client: the disk space counts as this client's.
     :param wake: called on the worker side when the reader, which found nothing, should look again.
     :param is_wanted: returns whether other requests wait for the worker's thread. Worker side.
     :param cut: closes the channel; called on the worker side when the reader takes too long, before `put` raises.
 
-    There is one writer and one reader. A condition guards what is in memory; the disk is never used under it. The bytes
-    in memory are older than those in the file: while the file has some, new ones go there.
+    A condition guards what is in memory; the disk is never used under it. The bytes in memory are older than those in
+    the file: while the file has some, new ones go there.
     """
 
     def __init__(
@@ -96,14 +94,8 @@ class Channel:
         self._closed = False
         self._changed = threading.Condition(threading.Lock())
 
-    # Worker side.
-
     def put(self, data: Buffer) -> None:
-        """Append bytes when there is room. Worker side.
-
-        Raises `ClientDisconnected` once the reader has closed the channel, and when it takes too long while other
-        requests wait for the thread.
-        """
+        """Append bytes when there is room; raises `ClientDisconnected` if the client left or was cut. Worker side."""
         view = memoryview(data)
         for start in range(0, len(view), PIECE):
             piece = view[start : start + PIECE]
@@ -155,11 +147,8 @@ class Channel:
         except ClosedFileError:
             return False
         except OSError as error:
-            self._spool.response_log.log(
-                logging.ERROR,
-                "cannot write a response to a temporary file; its thread waits for the client instead: %r",
-                error,
-            )
+            message = "cannot write a response to a temporary file; its thread waits for the client instead: %r"
+            self._spool.response_log.log(logging.ERROR, message, error)
             self._may_spill = False
             return False
         with self._changed:
@@ -187,8 +176,6 @@ class Channel:
         if is_slow and not self._closed and self._is_wanted():
             self._cut()
             raise ClientDisconnected("the client reads too slowly, and others wait for the thread")
-
-    # Loop side.
 
     def take(self) -> Taken:
         """See `Source`. Loop side."""
@@ -248,13 +235,10 @@ class Channel:
 
 
 class FileSource:
-    """A file that is sent without a worker.
+    """A regular file that is sent without a worker, from its current position and at most ``limit`` bytes of it.
 
-    :param file: a regular file that the application has opened; it is sent from its current position. Its descriptor is
-        duplicated: the application may close its own at once.
-    :param limit: send no more bytes than this.
-
-    Raises ``OSError`` when the object is no such file. Made on the worker side.
+    Its descriptor is duplicated: the application may close its own at once. Raises ``OSError`` for any other object.
+    Made on the worker side.
     """
 
     def __init__(self, spool: Spool, file: IO[bytes], limit: int | None) -> None:
@@ -275,7 +259,6 @@ class FileSource:
         self._lock = threading.Lock()
 
     def take(self) -> Taken:
-        """See `Source`."""
         return self._read if self._remaining else ()
 
     def _read(self) -> bytes:
@@ -290,7 +273,6 @@ class FileSource:
         return data
 
     def close(self) -> None:
-        """See `Source`."""
         self._spool.clear_up(self._close)
 
     def _close(self) -> None:

@@ -17,8 +17,6 @@ _DIGITS = re.compile(r"[0-9]+")
 class Route:
     """The requests of one method whose paths have one shape."""
 
-    __slots__ = ("probing", "uses_pool")
-
     def __init__(self) -> None:
         # None: not known yet.
         self.uses_pool: bool | None = None
@@ -26,10 +24,7 @@ class Route:
 
 
 class Routes:
-    """The known routes, by method and shape of the path, in which all digits are equal.
-
-    A lock guards them; the loop looks routes up, and workers report what they saw.
-    """
+    """The known routes, by method and shape of the path, in which all digits are equal. A lock guards them."""
 
     def __init__(self) -> None:
         self._routes: OrderedDict[tuple[str, str], Route] = OrderedDict()
@@ -60,10 +55,7 @@ class Routes:
             return True
 
     def asked(self, route: Route | None) -> bool:
-        """Note that a request of the route has asked for a connection: it uses the pool from now on. Worker side.
-
-        Returns whether others of the route may be in the quick lane now.
-        """
+        """Note that the route uses the pool; returns whether others of it may be in the quick lane. Worker side."""
         if route is None or route.uses_pool:
             return False
         with self._lock:

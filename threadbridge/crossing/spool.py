@@ -23,10 +23,6 @@ PART_PER_CLIENT = 4
 BLOCK = 256 * 1024
 
 
-class SpoolFullError(OSError):
-    """The spool's disk space, or one client's share of it, is used up."""
-
-
 class ClosedFileError(Exception):
     """Raised by `BlockFile` when it has been closed."""
 
@@ -34,11 +30,8 @@ class ClosedFileError(Exception):
 class Spool:
     """The disk space that the exchanges of one bridge share, and threads that use the disk for the loop.
 
-    :param size: bytes that all temporary files together may take, one client's at most a quarter.
-    :param memory: counts the requests' bodies in memory; once it is half full, bodies go to files sooner.
-    :param unread: counts the unread responses in memory, likewise.
-
-    The files are unnamed, in the directory that ``TMPDIR`` names (default ``/tmp``).
+    All files together take at most ``size`` bytes, and one client's a quarter. They are unnamed, in the directory that
+    ``TMPDIR`` names (default ``/tmp``). ``memory`` counts requests' bodies in memory, ``unread`` those of responses.
     """
 
     def __init__(self, size: int, memory: Memory, unread: Memory) -> None:
@@ -48,14 +41,10 @@ class Spool:
         # For requests and responses that the disk has no room for.
         self.request_log, self.response_log = RepeatedLog(logger), RepeatedLog(logger)
         self.threads = TaskThreads(DISK_THREADS, "threadbridge-disk")
-        self._taken = 0
+        # The reserved bytes, in all and by client.
+        self.taken = 0
         self._by_client: dict[str, int] = {}
         self._lock = threading.Lock()
-
-    @property
-    def taken(self) -> int:
-        """The reserved bytes. Either side."""
-        return self._taken
 
     def clear_up(self, task: Callable[[], object]) -> None:
         """Run a task that closes a file in a disk thread, or in this one if none can be started. Either side."""
@@ -68,16 +57,16 @@ class Spool:
         """Reserve bytes for a client; False if fewer are left for it. Either side."""
         with self._lock:
             of_client = self._by_client.get(client, 0) + size
-            if self._taken + size > self.size or of_client > self.size // PART_PER_CLIENT:
+            if self.taken + size > self.size or of_client > self.size // PART_PER_CLIENT:
                 return False
-            self._taken += size
+            self.taken += size
             self._by_client[client] = of_client
             return True
 
     def release(self, size: int, client: str) -> None:
         """Give back bytes that were reserved for a client. Either side."""
         with self._lock:
-            self._taken -= size
+            self.taken -= size
             self._by_client[client] -= size
             if not self._by_client[client]:
                 del self._by_client[client]
@@ -85,8 +74,6 @@ class Spool:
 
 class BlockFile:
     """A queue of bytes in a temporary file, whose blocks are reused once they have been read. Not on the loop.
-
-    :param client: the space counts as this client's.
 
     One thread writes and one reads. Positions count all bytes ever written. Closing waits for a write or read that is
     under way; later ones raise `ClosedFileError`. Raises ``OSError`` if no file can be made.

@@ -36,8 +36,8 @@ class Acceptor:
     :param on_scarce: called instead while descriptors are scarce; it must close the connection soon.
     :param leaves: number of descriptors to keep from these clients.
 
-    While descriptors are scarce, other clients wait in the kernel. One descriptor is held in reserve and released when
-    no others are left, so that one connection at a time can be accepted even then.
+    One descriptor is held in reserve and released when no others are left, so that one connection at a time can be
+    accepted even then; other clients wait in the kernel.
     """
 
     def __init__(

@@ -25,29 +25,21 @@ CHUNKS_AT_ONCE = 64
 SIZE: Final = 0
 DATA: Final = 1
 TRAILERS: Final = 2
-END: Final = 3
 
 
 class ChunkedBody:
-    """Decodes one body; pass all its bytes to `decode`.
-
-    :param max_body_size: bytes of the body, decoded.
-    :param max_overhead: bytes of its framing, beyond those that a body of its size justifies.
-    """
+    """Decodes one body; ``max_overhead`` limits its framing, beyond the bytes that a body of its size justifies."""
 
     def __init__(self, max_body_size: int, max_overhead: int) -> None:
         self._max_body_size = max_body_size
         self._max_overhead = max_overhead
+        # Whether the body has ended, its trailers included.
+        self.complete = False
         self._next = SIZE
         # Bytes still to come of a chunk.
         self._remaining = 0
         self._overhead = 0
         self._body_size = 0
-
-    @property
-    def complete(self) -> bool:
-        """Whether the body has ended, its trailers included."""
-        return self._next == END
 
     def decode(self, data: bytes, position: int) -> tuple[bytes, int, bool]:
         """Decode up to `CHUNKS_AT_ONCE` chunks from this position on.
@@ -71,17 +63,15 @@ class ChunkedBody:
                 goes_on = not self._remaining and len(data) - position >= 2
                 if goes_on:
                     if not data.startswith(b"\r\n", position):
-                        reason = "chunk data is not followed by CRLF (RFC 9112, section 7.1)"
-                        raise BadRequest(400, reason)
+                        raise BadRequest(400, "chunk data is not followed by CRLF (RFC 9112, section 7.1)")
                     position += 2
                     self._next = SIZE
             else:
                 left -= 1
                 match = self._line(data, position)
-                goes_on = match is not None
                 if match is not None:
                     position = match.end()
-                    goes_on = self._end_of_line(match[1])
+                goes_on = match is not None and self._end_of_line(match[1])
         # `start` has moved on by the size of the data, which is not overhead.
         self._overhead += position - start
         self._check_overhead(0)
@@ -103,7 +93,7 @@ class ChunkedBody:
         """Act on a line: a chunk's size, a trailer's name, or None for the empty line. False at the end."""
         if self._next == TRAILERS:
             if content is None:
-                self._next = END
+                self.complete = True
             elif content.lower() in _FRAMING:
                 raise BadRequest(400, "a trailer field must not change the framing (RFC 9110, section 6.5.1)")
             return content is not None

@@ -39,8 +39,8 @@ class ServerConnection(Protocol):
 class HTTP1Connection:
     """The connection of one request: ``request.connection`` in handlers. ``unread`` counts the response's bytes.
 
-    It has the methods of `tornado.http1connection.HTTP1Connection` that a request's delegate may use. It does not
-    derive from Tornado's class, because attributes of a compiled class without such a base are faster.
+    It has the methods of Tornado's `HTTP1Connection` that a delegate may use, but is no subclass: without a base,
+    attributes of a compiled class are faster.
     """
 
     def __init__(
@@ -55,7 +55,6 @@ class HTTP1Connection:
     ) -> None:
         self.stream = stream
         self.context = context
-        # The size and the time of the request's body.
         self.receiving = Receiving(limits)
         # The status that answered a request whose body was refused; its delegate learns only that the request ended.
         self.refused_with = 0
@@ -77,7 +76,7 @@ class HTTP1Connection:
         self._unread = unread
         self._status = 0
         self._chunked = False
-        # Bytes of the body that are still to come, if its length is known.
+        # Bytes of the response's body that are still to come, if its length is known.
         self._remaining: int | None = None
         # Of the last write.
         self._written: Future[None] | None = None
@@ -85,10 +84,7 @@ class HTTP1Connection:
         self._sending: Sending | None = None
 
     def set_max_body_size(self, max_body_size: int) -> None:
-        """Lower the limit for the request's body; a larger body is answered 413.
-
-        Raises ``ValueError`` above the server's limit, `Limits.max_body_size`.
-        """
+        """Lower the limit for the body, beyond which it is answered 413; raises ``ValueError`` above the server's."""
         if max_body_size > self._limits.max_body_size:
             raise ValueError(
                 f"the server accepts bodies of at most {self._limits.max_body_size} bytes; to allow more, give it "
@@ -105,10 +101,7 @@ class HTTP1Connection:
         self.close_callback = callback
 
     def send_head(self, head: ResponseHead, chunk: bytes) -> Future[None] | None:
-        """Write a response's head and a first piece of its body; returns what `send_unframed` does.
-
-        Raises ``ValueError`` if the body is longer than its ``Content-Length``.
-        """
+        """Write a response's head and a first piece of its body; returns and raises what `send` does."""
         request = self._request.start_line
         assert request is not None
         if self._owner.draining or not self._request.complete:
@@ -145,7 +138,7 @@ class HTTP1Connection:
         return self.send_head(head_from_tornado(start_line, headers), chunk or b"") or self._done()
 
     def send(self, pieces: Sequence[bytes | memoryview]) -> Future[None] | None:
-        """Write pieces of the body; returns and raises what `send_head` does."""
+        """Write pieces of the body; returns what `send_unframed` does; ``ValueError`` beyond the ``Content-Length``."""
         return self.send_unframed(*self._framed(*pieces))
 
     def write(self, chunk: bytes) -> Future[None]:

@@ -33,8 +33,8 @@ class Connections:
     """The open connections of a server, each with its client: an IP address, or an IPv6 network of 64 bits.
 
     :param max_connections: the total limit; None for `default_max_connections`.
-    :param max_connections_per_client: the limit for each client; None for a quarter of that.
-    :param trusted_proxies: see `TrustedProxies`. They stand for many clients, so only the total limit applies to them.
+    :param max_connections_per_client: None for a quarter of that.
+    :param trusted_proxies: they stand for many clients, so only the total limit applies to them.
     """
 
     def __init__(
@@ -82,11 +82,10 @@ class Connections:
                 del self._counts[client]
 
     def make_room_for(self, client: str) -> Literal["client", "connections"] | None:
-        """Make room for another connection of this client; returns which limit does not allow it, if one does not.
+        """Make room for another connection of this client; returns the limit that does not allow it, if any.
 
-        It closes the idle connection that would time out first: one of the same client if that has reached its limit,
-        otherwise any. If none is idle, it refuses an arriving request of the client with the most connections, if those
-        are more than this client would have.
+        Closes the idle connection that would time out first, the client's own if it has reached its limit. If none is
+        idle, refuses an arriving request of the client with the most connections, unless this one would have as many.
         """
         count = self._counts.get(client, 0)
         if count >= self.max_connections_per_client:

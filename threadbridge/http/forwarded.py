@@ -111,14 +111,9 @@ class TrustedProxies:
 class ForwardedHeaders:
     """Reads the headers in which trusted proxies describe a request's client.
 
-    :param trusted_proxies: see `TrustedProxies`.
-    :param source: the headers that name the client and its scheme:
-
-        - ``x-real-ip``: ``X-Real-IP`` and ``X-Scheme``;
-        - ``x-forwarded-for``: ``X-Forwarded-For`` and ``X-Forwarded-Proto``;
-        - ``forwarded``: ``Forwarded`` (RFC 7239) with ``for`` and ``proto``;
-        - ``auto``: whichever of the first two is present. If both are and contradict each other, neither counts: the
-          proxy sets one of them and passes on the client's own value of the other.
+    :param source: the headers that name the client and its scheme: ``x-real-ip`` (and ``X-Scheme``),
+        ``x-forwarded-for`` (and ``X-Forwarded-Proto``), ``forwarded`` (RFC 7239), or ``auto``: either of the first two.
+        If they contradict each other, neither counts: the proxy sets one and passes on the client's value of the other.
 
     In a list of addresses, the client's is the last that is not a trusted proxy's. Raises ``ValueError`` for an unknown
     source, and as `TrustedProxies` does.

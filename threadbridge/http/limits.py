@@ -21,18 +21,16 @@ SMALL_PIECE = 4096
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits for each connection: sizes in bytes, times in seconds since the last byte that moved.
-
-    ``header_timeout`` counts from a head's first byte. A byte of a response moves when the client's system acknowledges
-    it.
-    """
+    """Limits for each connection: sizes in bytes, times in seconds since the last byte that moved."""
 
     max_header_size: int = 65536
     max_body_size: int = 1024**3
+    # Since the head's first byte.
     header_timeout: float = 30.0
     # Longer than nginx keeps an idle connection to an upstream (60), so that it is never closed under a request.
     idle_timeout: float = 75.0
     body_timeout: float = 60.0
+    # A byte of a response moves when the client's system acknowledges it.
     send_timeout: float = 60.0
     # The lowest average rate of a body in either direction, in bytes per second, after an initial time as long as the
     # longest pause, like Apache's MinRate.
@@ -47,8 +45,8 @@ class Limits:
 class Memory:
     """An account of bytes held by all connections. Beyond its bound, nothing fails, but holders must hold less.
 
-    A bridge has two: one for incoming requests, as far as they are not on the disk or with a worker; one for responses
-    that wait for their clients, so that clients that do not read cause no refused requests.
+    A bridge has one for requests until a worker has them, and one for responses that wait for their clients, so that
+    clients that do not read cause no refused requests.
     """
 
     def __init__(self, size: int = MEMORY_SIZE) -> None:

@@ -30,7 +30,7 @@ _END_OF_HEAD = b"\r\n\r\n"
 
 # How many bytes of a refused request line are logged.
 LOGGED = 1000
-# Parser states.
+# What comes next.
 HEAD: Final = 0
 LENGTH: Final = 1
 CHUNKS: Final = 2
@@ -54,13 +54,9 @@ class Request:
 class RequestParser:
     """Turns the bytes of a connection into `Request` objects, one after the other.
 
-    llhttp parses the heads. This class decides where a head, a body and a request end, and never searches the data of
-    bodies.
+    Call `feed` with bytes, then `parse`; when `request` is complete and answered, `next` goes on to the following one.
 
     :param max_header_size: bytes of a request's head, and of its framing beyond what its body justifies.
-    :param max_body_size: bytes of a request's body.
-
-    Call `feed` with bytes, then `parse`; when `request` is complete and answered, `next` goes on to the following one.
     """
 
     def __init__(self, max_header_size: int, max_body_size: int) -> None:
@@ -104,9 +100,8 @@ class RequestParser:
     @property
     def request_line(self) -> str:
         """The request line that is being received, as far as it has arrived and up to a bound: for the log only."""
-        end = self._position + LOGGED
-        head = self._head[:LOGGED] or self._data[self._position : end]
-        return head.partition(b"\r\n")[0].decode("latin-1")
+        head = self._head or self._data[self._position :]
+        return head[:LOGGED].partition(b"\r\n")[0].decode("latin-1")
 
     def feed(self, data: bytes) -> None:
         """Add the next bytes, for `parse`."""
@@ -136,7 +131,7 @@ class RequestParser:
         self._part = HEAD
 
     def drop(self) -> None:
-        """Stop parsing, and drop all bytes that have been fed."""
+        """Stop parsing, after a refusal, and drop all bytes that have been fed."""
         if self.request is None:
             self.request = Request()
         self.request.headers = HTTPHeaders()
@@ -147,11 +142,7 @@ class RequestParser:
         self._parser = None
 
     def parse(self) -> bool:
-        """Parse up to the end of the request at most; returns whether there is more to parse.
-
-        It stops after `CHUNKS_AT_ONCE` chunks, so that other connections have their turn. Raises `BadRequest`; `drop`
-        must follow.
-        """
+        """Parse up to the request's end, or some chunks; returns whether there is more. Raises `BadRequest`."""
         if self._part == HEAD and self._position < len(self._data):
             self._parse_head()
         if self._part == LENGTH:

@@ -92,8 +92,7 @@ def version_of(head: bytes, method: str, target: bytes) -> str:
         raise BadRequest(400, "the request line is malformed (RFC 9112, section 3)")
     version = sent[6:9]
     if not version.startswith(b"1."):
-        shown = version.decode("latin-1")
-        raise BadRequest(505, f"HTTP/{shown}; expected HTTP/1.1 or HTTP/1.0")
+        raise BadRequest(505, f"HTTP/{version.decode('latin-1')}; expected HTTP/1.1 or HTTP/1.0")
     return "1.0" if version == b"1.0" else "1.1"
 
 

@@ -34,8 +34,7 @@ class ResponseHead(NamedTuple):
 def response_head(status: int, reason: str, fields: Iterable[tuple[str, str]], length: int | None) -> ResponseHead:
     """Make a head of these fields and, unless ``length`` is None, a ``Content-Length``.
 
-    The caller has checked that they contain no CR, LF or NUL. Raises ``UnicodeEncodeError`` for text that is not
-    latin-1.
+    The fields contain no CR, LF or NUL. Raises ``UnicodeEncodeError`` for text that is not latin-1.
     """
     lines = [f"HTTP/1.1 {status} {reason}\r\n", *[f"{name}: {value}\r\n" for name, value in fields]]
     if length is not None:
@@ -61,10 +60,7 @@ def head_from_tornado(start_line: ResponseStartLine, headers: HTTPHeaders) -> Re
 
 
 def http_date() -> str:
-    """Return the current time for the ``Date`` header (RFC 9110, section 6.6.1), formatted once a second.
-
-    `tornado.httputil.format_timestamp` does the same, without the cache.
-    """
+    """Return the current time for the ``Date`` header (RFC 9110, section 6.6.1), formatted once a second."""
     global _latest
     now = int(time.time())
     second, text = _latest

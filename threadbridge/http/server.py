@@ -41,18 +41,14 @@ Refused: TypeAlias = Callable[[Any, str, int, int], None]
 
 
 class RequestContext:
-    """Where a connection's requests come from: ``request.connection.context`` in handlers. It never changes.
-
-    :param address: the client's, as `socket.socket.accept` gives it.
-    :param server_port: the port that the client has connected to; "" on a Unix socket.
-    """
+    """Where a connection's requests come from: ``request.connection.context`` in handlers. It never changes."""
 
     def __init__(self, address: Any, protocol: str, server_port: str) -> None:
+        # The client's, as `socket.socket.accept` gives it.
         self.address = address
         self.protocol = protocol
         self.server_port = server_port
         self.remote_ip: str = address[0] if isinstance(address, tuple) else "0.0.0.0"
-        # The same for all requests of the connection.
         self.peer = peer_of(self)
 
     def __str__(self) -> str:
@@ -74,8 +70,7 @@ class ConnectionServer:
 
     :param start_request: called for each request, see `tornado.httputil.HTTPServerConnectionDelegate`.
     :param refused: called for each request that was refused before it began, see `Telemetry.refused`.
-    :param memory: the account of incoming requests, see `Memory`; by default a new one.
-    :param unread: the account of responses that clients have not read; by default a new one.
+    :param memory: the account of incoming requests; ``unread`` is that of responses. By default new ones.
     :param trusted_proxies: see `TrustedProxies`, which also says what is raised.
     """
 
@@ -98,8 +93,7 @@ class ConnectionServer:
         self.unread = unread or Memory()
         # Number of refused connections, by the resource that ran out.
         self.refused_connections = {"descriptors": 0, "connections": 0, "client": 0}
-        self._open = Connections(limits.max_connections, limits.max_connections_per_client, trusted_proxies)
-        self.max_connections = self._open.max_connections
+        self.connections = Connections(limits.max_connections, limits.max_connections_per_client, trusted_proxies)
         self._listeners: dict[socket.socket, Acceptor] = {}
         self._all_closed = asyncio.Event()
         self._sweeping: asyncio.TimerHandle | None = None
@@ -117,8 +111,8 @@ class ConnectionServer:
             self._listeners[listener] = Acceptor(listener, self._handle_connection, on_scarce, RESERVED)
 
     def _handle_connection(self, connection: socket.socket, address: Any) -> None:
-        client = self._open.client_of(address)
-        reason = self._open.make_room_for(client)
+        client = self.connections.client_of(address)
+        reason = self.connections.make_room_for(client)
         if reason is not None:
             self._refuse(reason, connection, address)
             return
@@ -136,7 +130,7 @@ class ConnectionServer:
         # Otherwise each piece of a stream waits until the client acknowledges the one before, which takes 40 ms.
         stream.set_nodelay(True)
         self._all_closed.clear()
-        self._open.add(HTTP1ServerConnection(stream, self.context_of(stream, address), self), client)
+        self.connections.add(HTTP1ServerConnection(stream, self.context_of(stream, address), self), client)
         if self._sweeping is None:
             self._sweep()
 
@@ -159,34 +153,24 @@ class ConnectionServer:
     def on_close(self, server_conn: object) -> None:
         """Forget a connection; called by it when it is closed or detached."""
         assert isinstance(server_conn, HTTP1ServerConnection)
-        self._open.discard(server_conn)
-        if not self._open:
+        self.connections.discard(server_conn)
+        if not self.connections:
             self._all_closed.set()
-
-    @property
-    def connections(self) -> int:
-        """Number of open client connections."""
-        return len(self._open)
-
-    @property
-    def displaced_connections(self) -> int:
-        """Number of connections closed to make room for others."""
-        return self._open.displaced
 
     def _sweep(self) -> None:
         loop = asyncio.get_running_loop()
         now = loop.time()
-        self._open.forget()
-        for connection in self._open:
+        self.connections.forget()
+        for connection in self.connections:
             if connection.deadline <= now:
                 self.run_in_steps(connection.expire)
-        self._sweeping = loop.call_later(SWEEP_INTERVAL, self._sweep) if self._open else None
+        self._sweeping = loop.call_later(SWEEP_INTERVAL, self._sweep) if self.connections else None
 
     def make_room(self) -> None:
         """Refuse the largest of the arriving requests, since the account of memory is full."""
         # Some more than needed, so that the next request does not look at all connections again.
         too_much = self.memory.taken - self.memory.size * 7 // 8
-        arriving = [connection for connection in self._open if connection.is_receiving]
+        arriving = [connection for connection in self.connections if connection.is_receiving]
         arriving.sort(key=lambda connection: connection.held, reverse=True)
         for connection in arriving:
             if connection.held < WORTH_REFUSING or too_much <= 0:
@@ -216,29 +200,29 @@ class ConnectionServer:
         self._listeners.clear()
 
     async def drain(self) -> None:
-        """Answer requests that have arrived or are about to, and return when every connection is closed.
+        """Answer requests that arrive within `DRAIN_LINGER` seconds; return when every connection is closed.
 
-        Responses from now on carry ``Connection: close``. Idle connections stay open for about `DRAIN_LINGER` seconds.
+        Responses from now on carry ``Connection: close``.
         """
         self.draining = True
-        if self._open:
+        if self.connections:
             await asyncio.sleep(DRAIN_LINGER)
-        for connection in list(self._open):
+        for connection in list(self.connections):
             connection.close_idle()
-        if self._open:
+        if self.connections:
             await self._all_closed.wait()
 
     async def close_all_connections(self) -> None:
         """Close every connection at once; requests end as if their clients had left."""
-        for connection in list(self._open):
+        for connection in list(self.connections):
             connection.stream.close()
-        if self._open:
+        if self.connections:
             await self._all_closed.wait()
 
     def run_in_steps(self, step: Callable[[], None]) -> None:
-        """Run a step of a larger job soon; steps of several jobs take turns, for `STEPS_TIME` in each loop iteration.
+        """Run a step of a larger job soon, a few hundred microseconds long at most; it may add the job's next step.
 
-        A step should take no longer than a few hundred microseconds. It may add the next one of its job.
+        Steps of several jobs take turns, for `STEPS_TIME` in each iteration of the loop.
         """
         if not self._steps:
             asyncio.get_running_loop().call_soon(self._run_steps)

@@ -45,8 +45,8 @@ def check_tornado() -> None:
 class PushStream(IOStream):
     """An `IOStream` that passes received bytes to a function, from `receive` until ``receive(None)``.
 
-    `IOStream` itself makes a `Future` for each read and each write, and tries to read before it waits. On a connection
-    whose requests and responses fit into one packet each, that costs more than the packets.
+    `IOStream` itself makes a `Future` for each read and each write, and tries to read before it waits, which costs more
+    than small requests and responses themselves.
     """
 
     _on_data: Callable[[bytes], None] | None = None

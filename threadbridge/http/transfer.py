@@ -45,8 +45,8 @@ class Receiving:
 class Sending:
     """A response that could not leave at once, and the time that its client takes to read it.
 
-    Time counts only while bytes wait to be taken, not while the application produces the next piece. Bytes that the
-    client's system has acknowledged count as taken. ``memory`` counts the waiting bytes.
+    Time counts only while bytes wait, not while the application produces the next piece. Bytes that the client's system
+    has acknowledged count as taken. ``memory`` counts the waiting bytes.
     """
 
     def __init__(self, stream: PushStream, memory: Memory, limits: Limits) -> None:

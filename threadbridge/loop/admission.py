@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from typing import cast
 
 from tornado import httputil
 
@@ -27,9 +28,7 @@ logger = logging.getLogger("threadbridge")
 class Admission:
     """Admits the requests of a bridge.
 
-    :param exchanges: where admitted requests are kept until they end.
-    :param deadline: seconds that requests may take in lanes that have no deadline of their own.
-    :param client_key: see `threadbridge.Bridge`.
+    :param deadline: seconds from a request's end to its response's beginning, in lanes without their own deadline.
     :param forwarded: reads what trusted proxies say of clients; None to believe none.
     """
 
@@ -65,7 +64,6 @@ class Admission:
             exchange.id = self._forwarded.request_id_of(peer, headers) or exchange.id
         exchange.client = client_of(exchange.peer.address) if self._client_key is None else self._key_of(exchange)
         exchange.lane, route, exchange.is_probe = self._choice.choose(start_line.method, path_info_of(start_line.path))
-        exchange.time_allowed = exchange.lane.deadline or self._deadline
         exchange.running = TrackedRequest(exchange.id, None, route, exchange.client)
         self._exchanges.add(exchange)
         if not exchange.lane.has_room_for(exchange.client):
@@ -77,12 +75,8 @@ class Admission:
         try:
             return str(self._client_key(exchange.headers, exchange.peer.address))
         except Exception as error:  # noqa: BLE001 - the application's; it is logged, and there is the address
-            self._key_failed.log(
-                logging.ERROR,
-                "request %s: client_key failed; using the client's address instead",
-                exchange.id,
-                exc_info=error,
-            )
+            message = "request %s: client_key failed; using the client's address instead"
+            self._key_failed.log(logging.ERROR, message, exchange.id, exc_info=error)
             return exchange.peer.address
 
     def queue(self, exchange: Exchange) -> None:
@@ -96,7 +90,7 @@ class Admission:
             exchange.shed()
         elif exchange.move(State.QUEUED):
             exchange.queued_at = time.monotonic()
-            exchange.running.deadline = exchange.queued_at + exchange.time_allowed
+            exchange.running.deadline = exchange.queued_at + (exchange.lane.deadline or self._deadline)
             exchange.connection.set_close_callback(exchange.on_connection_close)
             self._put(exchange)
 
@@ -105,11 +99,9 @@ class Admission:
         if exchange.lane.has_room():
             return True
         displaced = exchange.lane.displace(exchange.client)
-        if displaced is None:
-            return False
-        assert isinstance(displaced, Exchange)
-        displaced.shed()
-        return True
+        if displaced is not None:
+            cast(Exchange, displaced).shed()
+        return displaced is not None
 
     def _put(self, exchange: Exchange) -> None:
         exchange.lane.put(exchange)

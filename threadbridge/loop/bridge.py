@@ -40,12 +40,10 @@ STATEMENT_MARGIN = 30.0
 
 
 class Bridge(httputil.HTTPServerConnectionDelegate):
-    """Serves a blocking WSGI application from Tornado's loop, each call in a thread.
+    """Serves a blocking WSGI application (PEP 3333) from Tornado's loop, each call in a thread.
 
     ``HTTPServer(WSGIContainer(app))`` becomes ``HTTPServer(Bridge(app, pool=db.pool))``. Like `WSGIContainer`, it may
     stand in a `tornado.routing.RuleRouter` beside Tornado's own handlers.
-
-    :param application: the WSGI application (PEP 3333).
 
     The keywords are settings: docs/settings.md has their meanings, units and defaults. ``pool`` or ``threads`` is
     required. As many requests run at once as the pool has connections (``maxconnections``). A request goes to the first
@@ -122,10 +120,7 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         return cast(httputil.HTTPMessageDelegate, Receiver(self._admission, connection))
 
     def __call__(self, request: httputil.HTTPServerRequest) -> None:
-        """Answer a request whose body Tornado has received, as `tornado.wsgi.WSGIContainer` does.
-
-        This is for `tornado.web.FallbackHandler`.
-        """
+        """Answer a request whose body Tornado has received; for `tornado.web.FallbackHandler`."""
         assert request.connection is not None and request.method is not None and request.uri is not None
         receiver = cast(Receiver, self.start_request(None, request.connection))
         line = httputil.RequestStartLine(request.method, request.uri, request.version)

@@ -20,10 +20,7 @@ LATE_AFTER = 2.0
 
 
 class Exchanges:
-    """The exchanges that have not ended, in `open`.
-
-    :param queue_timeout: seconds that a request may wait for a thread before it is answered 503.
-    """
+    """The exchanges that have not ended, in `open`; for ``queue_timeout`` see `Watch`."""
 
     def __init__(
         self,
@@ -69,10 +66,7 @@ class Exchanges:
         self._cancellation.cancel(exchange.running)
 
     def can_run(self, lane: Lane) -> bool:
-        """Return whether the lane has a thread that runs requests, or will when it has answered its present one.
-
-        It has none when all of its threads are late by `LATE_AFTER` and not replaced yet, or cannot be replaced.
-        """
+        """Return whether the lane has a thread that runs requests, or will when it has answered its present one."""
         return lane.works() and self.watch.overdue_threads(lane, LATE_AFTER) < lane.threads
 
     def unfinished(self) -> list[Exchange]:

@@ -1,8 +1,4 @@
-"""Lets a bridge run behind other HTTP servers, such as Tornado's own.
-
-Such a server has limits and time-outs of its own, and does not say why it ends a request; docs/adopting.md lists the
-differences.
-"""
+"""Lets a bridge run behind other HTTP servers, such as Tornado's own; docs/adopting.md lists the differences."""
 
 from __future__ import annotations
 
@@ -17,7 +13,7 @@ from threadbridge.http.response_head import ResponseHead
 
 
 class ForeignConnection:
-    """Gives any `tornado.httputil.HTTPConnection` the methods that an exchange uses."""
+    """Gives any `tornado.httputil.HTTPConnection` the methods that an exchange uses; see `HTTP1Connection`."""
 
     def __init__(self, connection: HTTPConnection) -> None:
         # `HTTPConnection` does not declare all methods that the connections of every server have.
@@ -29,23 +25,18 @@ class ForeignConnection:
         self.body_held = 0
 
     def set_close_callback(self, callback: Callable[[], None] | None) -> None:
-        """See `HTTP1Connection`."""
         self._connection.set_close_callback(callback)
 
     def send_head(self, head: ResponseHead, chunk: bytes) -> Future[None]:
-        """See `HTTP1Connection`."""
         first, _, fields = head.lines.decode("latin-1").partition("\r\n")
         headers = HTTPHeaders.parse(fields)
         return cast("Future[None]", self._connection.write_headers(parse_response_start_line(first), headers, chunk))
 
     def send(self, pieces: Sequence[Buffer]) -> Future[None]:
-        """See `HTTP1Connection`."""
         return cast("Future[None]", self._connection.write(b"".join(pieces)))
 
     def finish(self) -> None:
-        """See `HTTP1Connection`."""
         self._connection.finish()
 
     def close(self) -> None:
-        """See `HTTP1Connection`."""
         self._connection.close()

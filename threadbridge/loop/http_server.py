@@ -38,34 +38,29 @@ _INSTEAD = {
 class HTTPServer(ConnectionServer, TornadoHTTPServer):
     """A `tornado.httpserver.HTTPServer` that accepts only valid requests and can stop without losing one.
 
-    :param request_callback: as for Tornado's server: a `Bridge`, a `tornado.routing.RuleRouter`, a
-        `tornado.web.Application` or a function.
-    :param limits: sizes and times that clients must keep to; see `Limits` for the defaults.
+    ``request_callback`` may be a `Bridge`, a `tornado.routing.RuleRouter`, a `tornado.web.Application` or a function.
+    ``ssl_options``, ``xheaders``, ``protocol`` and ``trusted_downstream`` mean what they mean to Tornado's server;
+    ``max_header_size``, ``max_body_size`` and ``idle_connection_timeout`` set fields of ``limits``. All other
+    parameters of Tornado's raise ``ValueError``, as do those three together with ``limits``.
 
-    Tornado's parameters ``ssl_options``, ``xheaders``, ``protocol`` and ``trusted_downstream`` mean what they mean
-    there; ``max_header_size``, ``max_body_size`` and ``idle_connection_timeout`` set fields of ``limits``. All other
-    parameters raise ``ValueError``, as do those three together with ``limits``.
-
-    The server looks for bridges in the rules of routers and applications, and in the ``fallback`` of a
-    `tornado.web.FallbackHandler`, when it is constructed. Their metrics include its connections. The first of them
-    records the requests that the server refuses, and sets how much memory incoming requests and unread responses may
-    take. A bridge behind a router class of your own, or in a rule that you add later, is not found.
+    When constructed, the server looks for bridges in the rules of routers and applications, and in the ``fallback`` of
+    a `tornado.web.FallbackHandler`, but not behind a router class of your own. Their metrics include its connections.
+    The first of them records the requests that the server refuses, and sets how much memory incoming requests and
+    unread responses may take.
     """
 
     def __init__(self, *arguments: Any, **parameters: Any) -> None:
-        # Like Tornado's constructor: `tornado.util.Configurable` has already passed the arguments to `initialize`.
+        # Tornado's `Configurable` has already passed the arguments to `initialize`.
         pass
 
     def initialize(  # type: ignore[override]
         self, request_callback: Any, limits: Limits | None = None, **parameters: Any
     ) -> None:
-        """Initialize the server; `tornado.util.Configurable` calls this when one is constructed."""
         check_tornado()
         limits = _limits(limits, parameters)
         TornadoHTTPServer.initialize(self, request_callback, **parameters)
         start_request: StartRequest = partial(TornadoHTTPServer.start_request, self)
         if isinstance(request_callback, HTTPServerConnectionDelegate) and not self.xheaders:
-            # Nothing of Tornado's is needed in between.
             start_request = request_callback.start_request
         refused: Refused = _forget
         memory = unread = None
@@ -82,7 +77,6 @@ class HTTPServer(ConnectionServer, TornadoHTTPServer):
     def context_of(self, stream: IOStream, address: Any) -> object:
         """Return Tornado's own context, which supports ``protocol`` and ``xheaders``."""
         context = _HTTPRequestContext(stream, address, self.protocol, self.trusted_downstream)
-        # `RequestContext` has it too.
         context.server_port = own_port(stream)  # type: ignore[attr-defined]
         return context
 

@@ -33,10 +33,7 @@ class LaneChoice:
                 raise ValueError(f"two lanes are named {name!r}; give each a name of its own")
 
     def choose(self, method: str, path: str) -> tuple[Lane, Route | None, bool]:
-        """Return the lane, the route to learn about, and whether the request is its probe.
-
-        A probe is the request that finds out whether a new route uses the pool.
-        """
+        """Return the lane, the route to learn about, and whether the request finds out if that uses the pool."""
         for lane in self._explicit:
             if lane.matches(path):
                 return lane, None, False

@@ -34,8 +34,6 @@ class Watch:
     """Looks at the requests of a bridge four times a second, as long as there are any.
 
     :param exchanges: the requests that have not ended; their owner changes this set.
-    :param lanes: are asked to try again to start threads that could not be started.
-    :param guard: of the pool whose connections stuck threads may hold, if there is one.
     :param queue_timeout: seconds that a request may wait for a thread before it is answered 503.
     """
 
@@ -118,13 +116,8 @@ class Watch:
 
     def _cancel_late(self, exchange: Exchange, now: float) -> None:
         self._cancelled_late[exchange] = now
-        logger.warning(
-            "request %s: its time was up %g s ago, and it still runs: %s %s; cancelling it",
-            exchange.id,
-            STUCK_AFTER,
-            exchange.start_line.method,
-            exchange.start_line.path,
-        )
+        message = "request %s: its time was up %g s ago, and it still runs: %s %s; cancelling it"
+        logger.warning(message, exchange.id, STUCK_AFTER, *exchange.start_line[:2])
         self._cancellation.cancel(exchange.running)
 
     def _give_up(self, exchange: Exchange) -> None:
@@ -134,7 +127,18 @@ class Watch:
         # Checked again: only now is the stack known to be this request's.
         if exchange.worker_is_done:
             return
-        _replace(exchange, stack)
+        changes = exchange.running.statements.outcome
+        replaced = exchange.lane.replace(exchange)
+        logger.error(
+            "request %s: it was cancelled, but its thread is stuck: %s %s%s; %s. Its calls, innermost first:\n%s",
+            exchange.id,
+            *exchange.start_line[:2],
+            "" if changes == "none" else f", changes={as_field(changes)}",
+            "a spare thread takes its place"
+            if replaced
+            else f"no spare thread is left in lane {exchange.lane.name}; it will be replaced when another returns",
+            stack,
+        )
         if self._guard is not None:
             # In another thread: it takes the pool's lock.
             guard, running = self._guard, exchange.running
@@ -149,22 +153,6 @@ def expected_back(exchange: Exchange) -> float:
     return max(exchange.ended_at, exchange.running.deadline or 0)
 
 
-def _replace(exchange: Exchange, stack: str) -> None:
-    replaced = exchange.lane.replace(exchange)
-    changes = exchange.running.statements.outcome
-    logger.error(
-        "request %s: it was cancelled, but its thread is stuck: %s %s%s; %s. Its calls, innermost first:\n%s",
-        exchange.id,
-        exchange.start_line.method,
-        exchange.start_line.path,
-        "" if changes == "none" else f", changes={as_field(changes)}",
-        "a spare thread takes its place"
-        if replaced
-        else f"no spare thread is left in lane {exchange.lane.name}; it will be replaced when another returns",
-        stack,
-    )
-
-
 def _give_up_connections(guard: PoolGuard, running: TrackedRequest) -> None:
     given_up, kept = guard.abandon(running)
     if given_up:
@@ -175,11 +163,8 @@ def _give_up_connections(guard: PoolGuard, running: TrackedRequest) -> None:
             given_up,
         )
     if kept:
-        logger.error(
-            "request %s: its stuck thread keeps %d connections of the pool as long as other requests use them",
-            running.id,
-            kept,
-        )
+        message = "request %s: its stuck thread keeps %d connections of the pool as long as other requests use them"
+        logger.error(message, running.id, kept)
 
 
 def _report_return(exchange: Exchange, record: Record) -> None:
@@ -191,8 +176,7 @@ def _report_return(exchange: Exchange, record: Record) -> None:
     logger.warning(
         "request %s: %s %s ended with status %d and changes=%s; its thread has come back since: changes=%s",
         exchange.id,
-        exchange.start_line.method,
-        exchange.start_line.path,
+        *exchange.start_line[:2],
         exchange.status,
         as_field(before),
         as_field(record.changes),
@@ -208,8 +192,7 @@ def _report_unreturned(exchange: Exchange, answer: str) -> None:
             "request %s: %s %s %s; its thread had not come back when the process ended: changes=%s (the database rolls "
             "back what is open, unless it has been told to commit meanwhile)",
             exchange.id,
-            exchange.start_line.method,
-            exchange.start_line.path,
+            *exchange.start_line[:2],
             answer,
             as_field(outcome),
             extra={"request_id": exchange.id},
@@ -224,20 +207,15 @@ class LoopLag:
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
-        """Begin, unless it has begun."""
-        if self._timer is None:
-            self._set(time.monotonic())
-
-    def _set(self, now: float) -> None:
-        self._timer = asyncio.get_running_loop().call_later(INTERVAL, self._look, now + INTERVAL)
+        """Begin."""
+        due = time.monotonic() + INTERVAL
+        self._timer = asyncio.get_running_loop().call_later(INTERVAL, self._look, due)
 
     def _look(self, due: float) -> None:
-        now = time.monotonic()
-        self.seen.add(max(0.0, now - due))
-        self._set(now)
+        self.seen.add(max(0.0, time.monotonic() - due))
+        self.start()
 
     def stop(self) -> None:
         """Stop measuring."""
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None

@@ -1,7 +1,4 @@
-"""What a process inherits from its supervisor: listening sockets, a number, and a channel between the two.
-
-The supervisor tells its processes on the channel when to stop; they report to it in the words of ``sd_notify(3)``.
-"""
+"""What a process inherits from its supervisor: listening sockets, a number, and a channel between the two."""
 
 from __future__ import annotations
 
@@ -35,7 +32,6 @@ class Inheritance(NamedTuple):
     :param number: of the process, from 1; its replacement has the same.
     :param group: the pid of the supervisor.
     :param channel: connected to the supervisor; preserves message boundaries (``SOCK_SEQPACKET``).
-    :param listeners: the sockets for requests; all processes share a Unix socket.
     :param admin_listeners: the sockets for operators, which all processes share.
     :param run_directory: where the processes find each other.
     :param stacks_file: descriptor of a file, shared with the supervisor, to which `faulthandler` writes.

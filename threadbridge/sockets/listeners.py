@@ -51,10 +51,7 @@ def bind(settings: Settings, processes: int = 1) -> tuple[list[list[socket.socke
 
 
 def bind_admin(settings: Settings) -> list[socket.socket]:
-    """Listen for operators at the configured address; returns no socket without ``admin_port``.
-
-    Raises ``OSError``, with the address as its file name.
-    """
+    """Listen for operators, if ``admin_port`` is set. Raises ``OSError``, with the address as its file name."""
     address, port = settings["admin_address"], settings["admin_port"]
     if port is None:
         return []
@@ -99,21 +96,17 @@ def _is_in_use(path: str) -> bool:
 def leave_new_connections_to_others(listener: socket.socket) -> None:
     """Make the kernel ignore new connections to this listener of a shared port, which is about to be closed.
 
-    The client's system tries again a second later, and reaches another process. Without this, a connection that is made
-    between the last ``accept`` and the ``close`` would be reset. Does nothing outside Linux.
+    The client's system tries again a second later, and reaches another process; otherwise, a connection made between
+    the last ``accept`` and the ``close`` would be reset. Does nothing outside Linux.
     """
     if sys.platform == "linux":
         program = array("B", b"".join(struct.pack("=HBBI", *step) for step in _DROP_SYN))
-        address, _ = program.buffer_info()
-        description = struct.pack("@HP", len(_DROP_SYN), address)
+        description = struct.pack("@HP", len(_DROP_SYN), program.buffer_info()[0])
         listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, description)
 
 
 def tls_context(certfile: str, keyfile: str | None) -> ssl.SSLContext:
-    """Return a context for serving HTTPS: TLS 1.2 or later with Python's choice of ciphers.
-
-    Raises ``ValueError`` if the certificate or the key cannot be used.
-    """
+    """Return a context for TLS 1.2 or later; raises ``ValueError`` if the certificate or the key cannot be used."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     try:
         # Without a password, OpenSSL would ask for that of an encrypted key at the terminal.

@@ -12,8 +12,6 @@ from wsgiref.util import FileWrapper
 from threadbridge.crossing.exchange import Exchange
 from threadbridge.crossing.states import State
 
-_DEFAULT_PORTS = {"http": "80", "https": "443"}
-
 _BASE: dict[str, Any] = {
     "SCRIPT_NAME": "",
     "SERVER_SOFTWARE": "threadbridge",
@@ -41,8 +39,9 @@ def environ_of(exchange: Exchange) -> WSGIEnvironment:
     host, colon, port = authority.rpartition(":")
     if not colon or (port and not port.isdigit()):
         host, port = authority, ""
-    if not port:
-        port = (not authority and _own_port(exchange)) or _DEFAULT_PORTS[scheme]
+    if not authority:
+        # The port that the client has connected to; "" on a Unix socket, or if the server does not tell it.
+        port = str(getattr(exchange.connection.context, "server_port", ""))
     environ = {
         **_BASE,
         "REQUEST_METHOD": method,
@@ -52,7 +51,7 @@ def environ_of(exchange: Exchange) -> WSGIEnvironment:
         "RAW_URI": target,
         "SERVER_PROTOCOL": version,
         "SERVER_NAME": host or "localhost",
-        "SERVER_PORT": port,
+        "SERVER_PORT": port or ("443" if scheme == "https" else "80"),
         "REMOTE_ADDR": exchange.peer.address,
         "wsgi.multiprocess": exchange.shared.is_multiprocess,
         "wsgi.url_scheme": scheme,
@@ -83,11 +82,6 @@ def path_info_of(target: str) -> str:
         return unquote_to_bytes(path).decode("latin-1")
     # OPTIONS for the whole server has no path.
     return "" if path == "*" else path
-
-
-def _own_port(exchange: Exchange) -> str:
-    """Return the port that the client has connected to; "" on a Unix socket, or if the server does not tell it."""
-    return str(getattr(exchange.connection.context, "server_port", ""))
 
 
 @functools.lru_cache(maxsize=1000)

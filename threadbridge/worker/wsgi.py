@@ -30,25 +30,10 @@ _FIELD_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*").fullmatch
 _STATUS = re.compile(r"([2-9][0-9][0-9])(?: ([\t\x20-\x7e\x80-\xff]*))?").fullmatch
 
 # The fields of one connection, which only the server knows (RFC 9110, section 7.6.1): an application's are not sent.
-_HOP_BY_HOP = frozenset(
-    {
-        "connection",
-        "keep-alive",
-        "proxy-authenticate",
-        "proxy-authorization",
-        "proxy-connection",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-    }
-)
-
+_OF_PROXIES = ("proxy-authenticate", "proxy-authorization", "proxy-connection")
+_HOP_BY_HOP = frozenset({"connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade", *_OF_PROXIES})
 # Those that the application has set, each logged once.
 _dropped: set[str] = set()
-
-# How far a chain of exceptions is followed: it may be circular.
-_LONGEST_CHAIN = 100
 
 NO_HEAD = "the application did not call start_response before the body"
 
@@ -80,12 +65,11 @@ def call_application(
 ) -> None:
     """Call the application for an exchange and send its response.
 
-    Never raises: the application's errors are logged, and the client gets a 500, or a cut connection if the head has
-    been sent. The log has a traceback unless the error follows from the request's cancellation or from an outage of the
-    database. After an outage the client gets a 503 if the request has changed nothing.
+    Never raises: errors are logged, with a traceback unless they follow from the request's cancellation or an outage of
+    the database. The client gets a 500, after an outage a 503 if the request has changed nothing, or a cut connection
+    if the head has been sent.
     """
     call = Call(exchange)
-    line = exchange.start_line
     try:
         call.run(application)
     except ClientDisconnected:
@@ -98,9 +82,9 @@ def call_application(
             logger.info("request %s: stopped, because it was cancelled: %r", exchange.id, error)
         elif outage is not None:
             failure = repr(error) if outage is error else f"{error!r} after {outage!r}"
-            _outage.log(logging.ERROR, "request %s failed: %s %s: %s", exchange.id, line.method, line.path, failure)
+            _outage.log(logging.ERROR, "request %s failed: %s %s: %s", exchange.id, *exchange.start_line[:2], failure)
         else:
-            logger.exception("request %s failed: %s %s", exchange.id, line.method, line.path)
+            logger.exception("request %s failed: %s %s", exchange.id, *exchange.start_line[:2])
         if not call.complete:
             exchange.fail(may_be_repeated(exchange.running, outage))
 
@@ -110,11 +94,10 @@ def outage_behind(error: BaseException, is_outage: Callable[[BaseException], boo
 
     Applications and ORMs raise their own exceptions instead of the driver's. The chain is that of tracebacks:
     ``__cause__`` after a ``raise ... from``, otherwise ``__context__``.
-
-    :param is_outage: recognises the driver's errors for an outage.
     """
     link: BaseException | None = error
-    for _ in range(_LONGEST_CHAIN):
+    # The chain may be circular.
+    for _ in range(100):
         if link is None or is_outage(link):
             return link
         link = link.__cause__ if link.__suppress_context__ else link.__context__
@@ -127,10 +110,7 @@ def may_be_repeated(request: TrackedRequest, outage: BaseException | None) -> bo
 
 
 class Call:
-    """A call of a WSGI application.
-
-    The application may hand over values of any type; they are checked here, with errors in PEP 3333's terms.
-    """
+    """A call of a WSGI application, whose values may be of any type: they are checked here, in PEP 3333's terms."""
 
     def __init__(self, exchange: Exchange) -> None:
         self.complete = False
@@ -180,8 +160,7 @@ class Call:
             ) from None
         for chunk in chunks:
             if self.complete:
-                if chunk and self._has_body:
-                    self._log_excess()
+                self._log_excess(chunk)
                 return
             # An empty chunk does not send the head: the application may still change it.
             if checked(chunk):
@@ -250,8 +229,7 @@ class Call:
 
     def _write(self, data: Any) -> None:
         if self.complete:
-            if data and self._has_body:
-                self._log_excess()
+            self._log_excess(data)
         elif checked(data) or not self._head_sent:
             # Even an empty first piece sends the head (PEP 3333, "The start_response() Callable").
             self._send(data)
@@ -264,21 +242,19 @@ class Call:
             self.complete = True
         elif self._remaining is not None:
             if len(data) > self._remaining:
-                self._log_excess()
+                self._log_excess(data)
                 data = data[: self._remaining]
             self._remaining -= len(data)
             self.complete = self._remaining == 0
-        if (
-            head is not None
-            and self.complete
-            and (len(data) <= KEPT or (len(data) <= MEMORY_LIMIT and not self._exchange.spool.unread.is_full))
+        if head is None:
+            self._exchange.stream(data)
+        elif self.complete and (
+            len(data) <= KEPT or (len(data) <= MEMORY_LIMIT and not self._exchange.spool.unread.is_full)
         ):
             self._exchange.respond(head, data)
             return
-        if head is not None:
-            self._exchange.start_stream(head, data)
         else:
-            self._exchange.stream(data)
+            self._exchange.start_stream(head, data)
         if self.complete:
             self._exchange.end_stream()
 
@@ -336,12 +312,10 @@ class Call:
                 self._exchange.start_line.path,
             )
 
-    def _log_excess(self) -> None:
-        _excess.log(
-            logging.ERROR,
-            "request %s: the body is longer than its Content-Length; the excess was not sent",
-            self._exchange.id,
-        )
+    def _log_excess(self, data: Any) -> None:
+        if data and self._has_body:
+            message = "request %s: the body is longer than its Content-Length; the excess was not sent"
+            _excess.log(logging.ERROR, message, self._exchange.id)
 
 
 @functools.lru_cache(maxsize=256)
