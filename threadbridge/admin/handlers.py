@@ -135,11 +135,8 @@ class ReadyHandler(AdminHandler):
         # They share the application's port: a client may reach any of those that are not draining.
         serving = [found for _, found in processes if not found.draining]
         self.set_status(200 if serving and all(found.ready for found in serving) else 503)
-        lines = []
-        for pid, found in processes:
-            name = f"process {pid}: " if len(processes) > 1 else ""
-            lines += [f"{name}{finding}\n" for finding in found.findings]
-        self.text("".join(lines))
+        prefix = "process {}: " if len(processes) > 1 else ""
+        self.text("".join(f"{prefix.format(pid)}{line}\n" for pid, found in processes for line in found.findings))
 
 
 class HostReadyHandler(FrontendHandler):

@@ -39,10 +39,7 @@ LANES = (
 
 
 def exposition(bridge: Bridge, is_ready: bool) -> bytes:
-    """All metrics of a bridge and its process, including every request that has ended by now.
-
-    :param is_ready: whether this process is free of faults that keep it from serving.
-    """
+    """All metrics of a bridge and its process, including every request that has ended by now."""
     bridge.telemetry.flush()
     families = [*_of_requests(bridge), *_of_process(bridge, is_ready), *ProcessCollector(registry=None).collect()]
     if bridge.guard is not None:
@@ -51,10 +48,7 @@ def exposition(bridge: Bridge, is_ready: bool) -> bytes:
 
 
 def merged(texts: Sequence[bytes]) -> bytes:
-    """The sums of the samples that have the same name and labels; the earliest of start times.
-
-    Raises ``ValueError`` if a text is not in Prometheus' format.
-    """
+    """The sums of samples with the same name and labels; raises ``ValueError`` for texts not in Prometheus' format."""
     families: dict[str, Metric] = {}
     values: dict[str, dict[tuple[str, tuple[tuple[str, str], ...]], float]] = {}
     for text in texts:

@@ -38,9 +38,8 @@ def main() -> int:
 def run(application: WSGIApplication, **defaults: Unpack[CommandLineSettings]) -> int:
     """Serve this application as the command line says; return the process's exit status.
 
-    The keywords are settings that apply unless the command line, the environment or the config file says otherwise.
-    The status is 2 for an unusable setting, and 1 if the address cannot be listened on or if requests were cut at the
-    end of the grace period. With ``--check``, see `threadbridge.doctor.report.check`.
+    The keywords are the program's defaults. The status is 2 for an unusable setting, and 1 if the address cannot be
+    listened on or if requests were cut at the end of the grace period; for ``--check``, see `doctor.report.check`.
     """
     return _run(Path(sys.argv[0]).name, application, defaults)
 

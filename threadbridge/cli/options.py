@@ -55,15 +55,11 @@ def _option(name: str, default: object) -> click.Option:
 def read_arguments(
     program: str, arguments: Sequence[str], defaults: CommandLineSettings, *, names_application: bool
 ) -> tuple[dict[str, Sequence[str]], str]:
-    """The texts given for each option, in order, by the setting's name; and the application's import path.
+    """The texts given for each option, in order, by the setting's name; and the application's import path, or "".
 
     Options may also be written as for `tornado.options`: with one dash, with underscores, and flags with a value.
-
-    :param defaults: the program's defaults, for the help.
-    :param names_application: whether the application is an argument too; its path is "" if it is missing.
-
-    Raises `SettingError` for an unknown option or one without its value, and ``SystemExit`` after ``--help`` and the
-    like.
+    The defaults are for the help. Raises `SettingError` for an unknown option or one without its value, and
+    ``SystemExit`` after ``--help`` and the like.
     """
     command = _Command(
         None,

@@ -60,10 +60,8 @@ takes_signal = _handlers.setdefault
 
 
 def leave(error: BaseException | None = None) -> NoReturn:
-    """End this forked process: its thread has returned to the server's code, or an exception has ended it.
-
-    `sys.exit` would not do: the frames of a worker, or of the loop, are above, and would go on.
-    """
+    """End this forked process: its thread has returned to the server's code, or an exception has ended it."""
+    # `sys.exit` would not do: the frames of a worker, or of the loop, are above, and would go on.
     code = error.code if isinstance(error, SystemExit) else None if error is None else 1
     if not isinstance(code, int | None):
         print(code, file=sys.stderr)

@@ -11,9 +11,7 @@ INTERVAL = 10.0
 
 
 class RepeatedLog:
-    """Logs a fault at most once per interval; the next line says how many were left out.
-
-    :param interval: seconds between two lines. Default 10.
+    """Logs a fault at most once per interval (seconds); the next line says how many were left out.
 
     Make one for each kind of fault. Faults left out after the last line are reported only when the next one is logged.
     """

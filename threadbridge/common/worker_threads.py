@@ -30,7 +30,6 @@ class _Call:
 class WorkerThreads:
     """Two `ThreadPoolExecutor`s, one with spare threads; each call makes one thread run ``work()`` once.
 
-    :param name: prefix of the threads' names.
     :param threads: maximum number of threads, and of spare threads, which are called when all others are at work.
     :param work: what a called thread runs. Its last step, under the lock, is `release`.
     :param lock: the owner's, held for `call` and `release`; it guards all state here.
@@ -116,8 +115,7 @@ class WorkerThreads:
 class TaskThreads(Executor):
     """Runs functions in up to ``threads`` threads, in the order of submission.
 
-    Unlike a `ThreadPoolExecutor`, it is clear about a task for which no thread can be started: `submit` refuses it, and
-    `keep` holds it until `retry`.
+    Unlike a `ThreadPoolExecutor`, if no thread can be started, `submit` refuses a task, and `keep` holds it.
     """
 
     def __init__(self, threads: int, name: str) -> None:

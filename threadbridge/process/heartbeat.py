@@ -29,13 +29,11 @@ class Heartbeat:
     """A timer on the loop, and a thread that notices when the timer stops.
 
     :param limit: seconds after which a process with a stalled loop counts as hung; 0 for never.
-    :param on_beat: called on the loop at each beat.
-    :param stacks_file: descriptor to which stacks are written while the interpreter's lock is held.
-    :param reads_back: whether that file is this process's own, so that what is written there still has to be logged.
+    :param reads_back: whether ``stacks_file`` is this process's own, so that its contents still have to be logged.
 
     The thread logs the stacks if the loop stands still but other threads can run. While the interpreter's lock is held,
-    none can: then `faulthandler` writes them, from a thread that needs no lock. The loop owns all state; the thread
-    reads the time of the last beat.
+    none can: then `faulthandler` writes them to ``stacks_file``, from a thread that needs no lock. The loop owns all
+    state; the thread reads the time of the last beat.
     """
 
     def __init__(self, limit: float, on_beat: Callable[[], None], stacks_file: int, *, reads_back: bool) -> None:

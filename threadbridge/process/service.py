@@ -58,19 +58,16 @@ def serve(
 ) -> int:
     """Serve a WSGI application until SIGTERM or SIGINT; return the process's exit status.
 
-    The keywords are the settings in docs/settings.md; ``pool`` or ``threads`` is required. Prints one line with the
-    address once connections are accepted. The signal closes the port, and running and queued requests are answered:
-    status 0. Requests left when ``grace`` is over, or at a second signal, are cancelled and cut off, and the process
-    ends with status 1. SIGHUP reopens the log files. With ``processes``, each of them runs the program from its
-    beginning to this call, and this process supervises them: it replaces those that die, and at SIGUSR2 all of them,
-    one after the other.
+    Call it in the main thread, which becomes the loop's. The keywords are the settings in docs/settings.md; ``pool`` or
+    ``threads`` is required. The signal closes the port, and running and queued requests are answered: status 0.
+    Requests left when ``grace`` is over, or at a second signal, are cut off: status 1. SIGHUP reopens the log files.
+    With ``processes``, each of them runs the program from its beginning to this call, and this process supervises them.
 
-    ``on_start`` is called on the loop, in each process that serves, once connections are accepted. Use it to start what
-    belongs to the loop, such as a `tornado.ioloop.PeriodicCallback`: `serve` runs a loop of its own, so callbacks
-    scheduled before the call never run. If it raises an exception, so does `serve`.
+    ``on_start`` is called on the loop, in each process that serves, once connections are accepted. `serve` runs a loop
+    of its own: callbacks scheduled before the call, such as a `tornado.ioloop.PeriodicCallback`, never run.
 
-    Raises ``ValueError`` for an unusable setting, and ``OSError`` if the address cannot be listened on. Call it in the
-    main thread, which becomes the loop's.
+    Raises ``ValueError`` for an unusable setting, ``OSError`` if the address cannot be listened on, and what
+    ``on_start`` raises.
     """
     values = from_keywords(settings)
     inheritance = take_inheritance()
@@ -96,7 +93,7 @@ class Service:
         inheritance: Inheritance | None = None,
         on_start: Callable[[], object] | None = None,
     ) -> None:
-        """Prepare everything that does not need the address. Raises ``ValueError``."""
+        """Raises ``ValueError``."""
         check_tornado()
         self._settings = settings
         self._on_start = on_start

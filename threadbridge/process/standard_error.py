@@ -48,10 +48,9 @@ def say(line: str) -> None:
 class StandardError(logging.Handler):
     """A handler whose own thread writes to standard error.
 
-    At most `KEPT_SIZE` bytes wait for the reader. Further lines are dropped until half of that is free again; then a
-    line says how many were lost.
+    At most `KEPT_SIZE` bytes wait for the reader. Further lines are dropped until half of that is free again.
 
-    The handler's lock guards all state. `logging` renews it in forked processes, which lack the thread and write
+    The handler's lock guards all state. Forked processes, where `logging` renews it, lack the thread and write
     themselves.
     """
 

@@ -178,9 +178,8 @@ class Supervisor:
         asyncio.get_running_loop().call_later(delay, self._replace, number, failures)
 
     def _replace(self, number: int, failures: int) -> None:
-        if self._stop.is_set() or self._present(number) is not None:
-            return
-        if self._start(number, failures) is None:
+        is_wanted = not self._stop.is_set() and self._present(number) is None
+        if is_wanted and self._start(number, failures) is None:
             self._replace_later(number, failures + 1)
 
     def _present(self, number: int) -> Child | None:

@@ -367,10 +367,7 @@ class CommandLineSettings(Settings, total=False):
 
 @dataclass(frozen=True)
 class Setting:
-    """A setting apart from its name; without a default it is None.
-
-    :param meaning: the text for users, in the documentation and in ``--help``.
-    """
+    """A setting apart from its name; ``meaning`` is the text for users, in the documentation and in ``--help``."""
 
     kind: Kind
     default: object
@@ -417,17 +414,13 @@ def option_name(name: str) -> str:
 
 def grace_period(settings: Settings) -> float:
     """How many seconds requests may take after the signal to stop."""
-    grace = settings["grace"]
-    if grace is None:
-        return max(settings["deadline"], *(lane.deadline or 0 for lane in settings["lanes"]), 0) + GRACE_MARGIN
-    return grace
+    if settings["grace"] is not None:
+        return settings["grace"]
+    return max(settings["deadline"], *(lane.deadline or 0 for lane in settings["lanes"]), 0) + GRACE_MARGIN
 
 
 def from_keywords(keywords: Settings) -> Settings:
-    """All settings of `serve`, from its keywords and the defaults.
-
-    Raises `SettingError`, or ``TypeError`` for an unknown keyword.
-    """
+    """All settings of `serve`; raises `SettingError`, or ``TypeError`` for an unknown keyword."""
     return cast(Settings, _with_defaults(Settings, keywords))
 
 
@@ -448,9 +441,9 @@ def _with_defaults(declaration: type, keywords: Mapping[str, object]) -> dict[st
 
 @dataclass(frozen=True)
 class Resolved:
-    """All settings with their values, and for each where it comes from.
+    """All settings, and their origins.
 
-    That is ``default``, ``program``, ``environment``, ``command line``, or the path of the config file.
+    An origin is ``default``, ``program``, ``environment``, ``command line``, or the path of the config file.
     """
 
     values: CommandLineSettings
@@ -464,11 +457,9 @@ class Resolved:
 def resolve(
     options: Mapping[str, Sequence[str]], environment: Mapping[str, str], defaults: CommandLineSettings
 ) -> Resolved:
-    """Settle all settings: the command line over the environment over the config file over ``defaults`` over the table.
+    """Combine the command line, the environment, the config file, ``defaults`` and the table; the first has precedence.
 
-    :param options: the texts given for each option, in order, by the setting's name.
-
-    Raises `SettingError` for an unusable value and an unreadable file.
+    ``options`` has the texts given for each setting, in order. Raises `SettingError`.
     """
     values = _with_defaults(CommandLineSettings, defaults)
     origins = {name: "program" if name in defaults else "default" for name in ALL}

@@ -28,11 +28,9 @@ class Kind:
 
     :param expected: what it must look like, to follow the word "expected".
     :param metavar: stands for the value in the help and the documentation: its unit, or its words separated by ``|``.
-    :param accepts: whether a Python value is of this kind.
-    :param read: the Python value of a text; raises ``ValueError`` or ``KeyError``.
-    :param show: the text of a Python value.
+    :param read: turns a text into a value; raises ``ValueError`` or ``KeyError``.
     :param in_file: the types that a config file may use for it.
-    :param is_list: whether it is a list, whose items may be given one by one.
+    :param is_list: whether its items may be given one by one.
     """
 
     expected: str
