@@ -134,6 +134,8 @@ def _of_process(bridge: Bridge, is_ready: bool) -> list[Metric]:
     most_connections = sum(server.max_connections for server in servers)
     displaced = sum(server.displaced_connections for server in servers)
     refused = Counter("threadbridge_connections_refused", "Connections answered 503, by reason.", labels=("reason",))
+    for reason in ("descriptors", "connections", "client"):
+        refused.add_metric((reason,), sum(server.refused_connections[reason] for server in servers))
     build = Gauge(
         "threadbridge_build_info",
         "Always 1; the versions, and whether the hot path is compiled, are labels.",
@@ -150,13 +152,7 @@ def _of_process(bridge: Bridge, is_ready: bool) -> list[Metric]:
         Gauge("threadbridge_spool_limit_bytes", "Maximum of threadbridge_spool_bytes.", spool.size),
         Gauge("threadbridge_open_connections", "Client connections, including idle ones.", connections),
         Gauge("threadbridge_connection_limit", "Maximum of client connections.", most_connections),
-        _by_label(
-            refused,
-            {
-                reason: sum(server.refused_connections[reason] for server in servers)
-                for reason in ("descriptors", "connections", "client")
-            },
-        ),
+        refused,
         Counter("threadbridge_connections_displaced", "Idle or slow connections closed for others.", displaced),
         build,
     ]

@@ -87,7 +87,7 @@ def _run(program: str, application: WSGIApplication | None, defaults: CommandLin
         # Not at the top: a server does not need it.
         from threadbridge.doctor.report import check
 
-        return check(resolved, with_objects, service.lanes)
+        return check(resolved, with_objects, service.bridge.lanes)
     status = _listen_and_run(program, settings, service)
     _end_within(service.grace_left)
     return status
@@ -104,7 +104,7 @@ def _listen_and_run(program: str, settings: CommandLineSettings, service: Servic
 
 
 def _with_objects(resolved: Resolved) -> CommandLineSettings:
-    """The settings with the objects that import paths name in place of the paths."""
+    """The settings, with objects in place of import paths."""
     values: dict[str, object] = {**resolved.values}
     for name, value in values.items():
         if isinstance(value, ImportPath):

@@ -47,8 +47,7 @@ def set_up_logging(settings: CommandLineSettings) -> None:
     apart.addHandler(StandardError() if blocks else logging.StreamHandler())
     for handler in [*logging.root.handlers, *access_log.handlers, *apart.handlers]:
         handler.addFilter(RequestIds())
-        is_file = isinstance(handler, logging.FileHandler)
-        if isinstance(handler, logging.FileHandler):
+        if is_file := isinstance(handler, logging.FileHandler):
             _report_failures(handler, apart)
         handler.setFormatter(JSONFormatter() if settings["log_json"] else TextFormatter(FORMAT, color=not is_file))
     installed[:] = [(owner, handler) for owner in (logging.root, access_log) for handler in owner.handlers]

@@ -197,21 +197,17 @@ class Supervisor:
             await self._reload.wait()
             self._reload.clear()
             logger.info("SIGUSR2: replacing all processes")
-            if await self._replace_all():
-                logger.info("all processes are replaced")
+            for number in range(1, self._count + 1):
+                # None has this number while its next start is delayed.
+                old = self._present(number)
+                if not await self._starts(number):
+                    logger.error("a new process could not be started: the old ones stay")
+                    break
+                if old is not None:
+                    # Before the next starts: each process has its connections to the database.
+                    await self._end(old)
             else:
-                logger.error("a new process could not be started: the old ones stay")
-
-    async def _replace_all(self) -> bool:
-        for number in range(1, self._count + 1):
-            # None has this number while its next start is delayed.
-            old = self._present(number)
-            if not await self._starts(number):
-                return False
-            if old is not None:
-                # Before the next starts: each process has its connections to the database.
-                await self._end(old)
-        return True
+                logger.info("all processes are replaced")
 
     # Watching and ending.
 
@@ -256,11 +252,10 @@ class Supervisor:
         for listener in self._admin_listeners:
             listener.close()
         notify("STOPPING=1", f"STATUS=Stopping {len(self._children)} processes")
-        clean = await asyncio.gather(*(self._end(child) for child in self._children))
-        if not all(clean):
-            self._give_up(1)
-        else:
+        if all(await asyncio.gather(*map(self._end, self._children))):
             logger.info("all processes have ended")
+        else:
+            self._give_up(1)
 
     async def _end(self, child: Child) -> bool:
         """Make a process end; return whether it has answered all its requests."""

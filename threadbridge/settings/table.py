@@ -44,16 +44,10 @@ class BridgeSettings(TypedDict, total=False):
     """The keywords of `Bridge`; each has a default."""
 
     pool: Annotated[
-        object,
-        POOL,
-        None,
-        "The DBUtils PooledDB that the application uses; its size sets how many requests run at once.",
+        object, POOL, None, "The application's DBUtils PooledDB; its size sets how many requests run at once."
     ]
     threads: Annotated[
-        int | None,
-        number(1),
-        None,
-        "How many requests run at once. Only when there is no pool, or the pool's size is not limited.",
+        int | None, number(1), None, "How many requests run at once; only without a pool or if its size is not limited."
     ]
     lanes: Annotated[
         Sequence[Lane],
@@ -71,9 +65,7 @@ class BridgeSettings(TypedDict, total=False):
     ]
     queue_timeout: Annotated[Seconds, 30.0, "How long a request may wait for a thread; then it is answered 503."]
     deadline: Annotated[
-        Seconds,
-        180.0,
-        "How long a request may take until its response begins, waiting included; then it is answered 504.",
+        Seconds, 180.0, "How long a request may wait and run until its response begins; then it is answered 504."
     ]
     statement_limit: Annotated[
         float | None,
@@ -104,9 +96,7 @@ class BridgeSettings(TypedDict, total=False):
         "cancelled, unless its response is being sent.",
     ]
     tag_queries: Annotated[
-        bool,
-        False,
-        "Begin each statement with a comment naming its request, /* ID */, for the database's process list.",
+        bool, False, "Begin statements with a comment naming their request, /* ID */, for the database's process list."
     ]
     client_key: Annotated[
         Callable[[HTTPHeaders, str], str] | None,
@@ -130,9 +120,7 @@ class BridgeSettings(TypedDict, total=False):
     ]
     trusted_proxies: Annotated[Sequence[str], (), "Addresses and networks (10.0.0.0/8) of further proxies to trust."]
     spool_size: Annotated[
-        Bytes,
-        8 * 1024**3,
-        "Maximum disk space for large request bodies and unread responses; each client gets at most a quarter of it.",
+        Bytes, 8 * 1024**3, "Maximum disk space for large bodies and unread responses; a client gets at most a quarter."
     ]
     memory_size: Annotated[
         Bytes,
@@ -219,13 +207,9 @@ class Settings(BridgeSettings, total=False):
         int, PERMISSIONS, 0o600, "The permissions of the Unix socket, octal; users with write permission can connect."
     ]
     reuse_port: Annotated[
-        bool,
-        False,
-        "Share the port with other processes that also set this, so that a new one can start before the old one stops.",
+        bool, False, "Share the port with processes that set this; a new one can start before the old one stops."
     ]
-    certfile: Annotated[
-        OptionalPath, None, "Serve HTTPS with the certificate and the intermediate certificates in this PEM file."
-    ]
+    certfile: Annotated[OptionalPath, None, "Serve HTTPS with the certificate chain in this PEM file."]
     keyfile: Annotated[OptionalPath, None, "The PEM file with the certificate's key, if certfile does not contain it."]
     grace: Annotated[
         float | None,
@@ -282,18 +266,13 @@ class Settings(BridgeSettings, total=False):
         Seconds, _LIMITS.send_timeout, "How long a client may pause while reading a response; then it is cut."
     ]
     admin_port: Annotated[
-        int | None,
-        number(0, 65535),
-        None,
-        "The TCP port for the operators' page, metrics and health checks; 0 chooses a free one. Default: none.",
+        int | None, number(0, 65535), None, "The operators' port: page, metrics, health checks; 0 chooses a free one."
     ]
     admin_address: Annotated[
         str, "127.0.0.1", "The address that admin_port listens on; any but loopback needs admin_token_file."
     ]
     admin_token_file: Annotated[
-        OptionalPath,
-        None,
-        "The file with the token (16 characters or more) for admin_port; other users must not be able to read it.",
+        OptionalPath, None, "The file, readable by its user alone, with admin_port's token of 16 characters or more."
     ]
     admin_peers: Annotated[
         Sequence[str],
@@ -348,10 +327,7 @@ class CommandLineSettings(Settings, total=False):
         "to a file next to it: app.access.log for app.log.",
     ]
     log_file_max_size: Annotated[
-        int,
-        size(0),
-        100 * 1000 * 1000,
-        "With log_rotate_mode=size: the size at which the log file is rotated; 0 for never.",
+        int, size(0), 100 * 1000 * 1000, "With log_rotate_mode=size: rotate the log file at this size; 0 for never."
     ]
     log_file_num_backups: Annotated[int, number(0), 10, "How many rotated log files are kept."]
     log_rotate_mode: Annotated[Literal["size", "time"], "size", "Whether the log file is rotated by size or by time."]
@@ -360,9 +336,7 @@ class CommandLineSettings(Settings, total=False):
         "midnight",
         "With log_rotate_mode=time: the unit: second, minute, hour, day, midnight or weekday (w0 is Monday).",
     ]
-    log_rotate_interval: Annotated[
-        int, number(1), 1, "With log_rotate_mode=time: rotation interval, in units of log_rotate_when."
-    ]
+    log_rotate_interval: Annotated[int, number(1), 1, "With log_rotate_mode=time: rotate after this many units."]
 
 
 @dataclass(frozen=True)
