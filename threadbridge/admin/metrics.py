@@ -64,14 +64,11 @@ def merged(texts: Sequence[bytes]) -> bytes:
     return generate_latest(_Families(families.values()))
 
 
-class _Families(Collector):
-    """Passes metric families to `generate_latest`."""
-
-    def __init__(self, families: Iterable[Metric]) -> None:
-        self._families = families
+class _Families(list[Metric], Collector):
+    """Metric families for `generate_latest`."""
 
     def collect(self) -> Iterable[Metric]:
-        return self._families
+        return self
 
 
 def _joined(name: str, one: float, other: float) -> float:

@@ -40,7 +40,7 @@ def _option(name: str, default: object) -> click.Option:
     shown = "" if kind is FLAG else setting.show(default)
 
     def complete(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        return [CompletionItem(word) for word in kind.words if word.startswith(incomplete)]
+        return [CompletionItem(word) for word in kind.metavar.split("|") if word.startswith(incomplete)]
 
     return click.Option(
         [name, f"--{option_name(name)}"],
@@ -48,7 +48,7 @@ def _option(name: str, default: object) -> click.Option:
         type=click.Path() if kind is PATH else click.STRING,
         metavar=kind.metavar,
         help=f"{setting.meaning} [default: {shown}]" if shown else setting.meaning,
-        shell_complete=complete if kind.words else None,
+        shell_complete=complete if "|" in kind.metavar else None,
     )
 
 

@@ -1,6 +1,6 @@
 """Makes processes that the application forks let go of the server's sockets, and keeps them from serving.
 
-A forked copy has one thread, the one that called `os.fork`. It loses the server's sockets without a word to their other
+The copy's only thread is the one that called `os.fork`. It loses the server's sockets without a word to their other
 ends, and exits where the application's call ends. Programs started by `subprocess` inherit none of this anyway.
 """
 

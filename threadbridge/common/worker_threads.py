@@ -48,7 +48,7 @@ class WorkerThreads:
         )
         # How many of the executor's threads have been called and not released.
         self._at_work = 0
-        # When a thread last could not be started, by `time.monotonic`; 0.0 once one has been started since.
+        # When a thread last could not be started; 0.0 once one has been started since.
         self.failed_at = 0.0
 
     @property

@@ -21,8 +21,7 @@ logger = logging.getLogger("threadbridge")
 
 # Seconds between two looks, and until the next during a trial of all processors.
 INTERVAL, TRIAL = 0.5, 0.1
-# In processors: a process that uses less than LIGHT is left alone; one that uses FULL fills its processor; one that may
-# use all, and uses PARALLEL, gains by that.
+# In processors. Up to LIGHT a process is left alone; FULL fills a processor; from PARALLEL on, it gains by several.
 LIGHT, FULL, PARALLEL = 0.1, 0.9, 1.5
 # A processor must be idle by this much more to be worth the move.
 MARGIN = 0.2

@@ -186,9 +186,6 @@ def _reopen(handler: logging.FileHandler, descriptor: int) -> None:
             old.close()
 
 
-# The application's logging.
-
-
 def restore_logging() -> None:
     """Undo what the application's logging configuration has done to the server's logs, and log that. Any thread.
 

@@ -38,7 +38,7 @@ from threadbridge.sockets.inheritance import MESSAGE_SIZE, REOPEN, STOP, STOP_NO
 from threadbridge.sockets.listeners import bind, describe, leave_new_connections_to_others, tls_context
 
 if TYPE_CHECKING:
-    from threadbridge.admin import AdminServer
+    from threadbridge.admin.server import AdminServer
     from threadbridge.process.supervisor import Supervisor
 
 logger = logging.getLogger("threadbridge")
@@ -108,7 +108,7 @@ class Service:
         self._admin: AdminServer | None = None
         if settings["admin_port"] is not None or directory is not None:
             # Imported here because it takes more than a megabyte.
-            from threadbridge.admin import AdminServer
+            from threadbridge.admin.server import AdminServer
 
             self._admin = AdminServer(self.bridge, settings, inheritance)
         self._sockets: list[socket.socket] = []

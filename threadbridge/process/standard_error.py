@@ -1,7 +1,6 @@
-"""Logs to standard error without blocking; lines that do not fit are dropped and counted.
+"""Logs to standard error without waiting for its reader; lines that do not fit are dropped and counted. Any thread.
 
-A pipe, a socket (such as the journal's) or a terminal accepts nothing while its reader stands still, and a writer would
-wait. Other processes share it, so it cannot be made non-blocking. Any thread.
+Other processes share the pipe, the socket (such as the journal's) or the terminal, so it cannot be made non-blocking.
 """
 
 from __future__ import annotations

@@ -1,12 +1,11 @@
 """Several processes on one port: starts them, replaces those that end, passes on the operators' signals.
 
-Each process runs the program from its beginning instead of being a fork of this one. So each imports the application
-itself, with its own connections, locks and threads, and after a reload in its new version.
+Each process runs the program from its beginning instead of being a fork of this one: it has its own connections, locks
+and threads, and after a reload the application's new version.
 
 Each has its own listening socket, and the kernel spreads connections evenly over these (``SO_REUSEPORT``). With one
-socket for all, the first process to wake up accepts the connection, and a loop that never blocks would accept more than
-its threads can serve. The sockets are the supervisor's: connections that a process has not accepted when it ends wait
-for its successor, and a reload loses none.
+socket for all, a loop that never blocks would accept more than its threads can serve. The sockets are the supervisor's:
+connections that a process has not accepted when it ends wait for its successor, and a reload loses none.
 """
 
 from __future__ import annotations
@@ -109,8 +108,6 @@ class Supervisor:
         for child in self._children:
             child.tell(REOPEN)
 
-    # Starting and replacing.
-
     async def _start_all(self) -> None:
         # Only one at first, so that an error common to all is reported once.
         if not await self._starts(1):
@@ -208,8 +205,6 @@ class Supervisor:
                     await self._end(old)
             else:
                 logger.info("all processes are replaced")
-
-    # Watching and ending.
 
     async def _watch(self) -> None:
         """Kill the processes that hang; `_on_change` replaces them."""

@@ -1,7 +1,6 @@
 """Every setting, once: command line, keywords, config file, environment and documentation come from here.
 
-`BridgeSettings`, `Settings` and `CommandLineSettings` are the table. Each entry is ``Annotated[type, kind, default,
-meaning]``; the kind of value is left out where the type implies it.
+Each is ``Annotated[type, kind, default, meaning]``; the kind of value is left out where the type implies it.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -378,7 +377,6 @@ def _setting(hint: Any) -> Setting:
 ALL = {name: _setting(hint) for name, hint in get_type_hints(CommandLineSettings, include_extras=True).items()}
 # The options that are not named like their settings, because each gives one item of a list.
 _OPTIONS = {"lanes": "lane", "idempotent_paths": "idempotent_path"}
-_NOT_IN_FILE = ("config", "check", "json")
 
 
 def option_name(name: str) -> str:
@@ -399,7 +397,7 @@ def from_keywords(keywords: Settings) -> Settings:
 
 
 def for_bridge(keywords: BridgeSettings) -> BridgeSettings:
-    """All settings of `Bridge`, as `from_keywords` has those of `serve`."""
+    """All settings of `Bridge`; raises as `from_keywords` does."""
     return cast(BridgeSettings, _with_defaults(BridgeSettings, keywords))
 
 
@@ -487,7 +485,7 @@ def _read_file(path: str) -> Iterator[tuple[str, Sequence[str]]]:
         raise SettingError(f"the config file {path} is not TOML: {error}") from None
     for name, value in entries.items():
         _check_name(name, f"{path}: {name}")
-        if name in _NOT_IN_FILE:
+        if name in ("config", "check", "json"):
             raise SettingError(f"{path}: {name}: this setting cannot be given in a config file")
         kind = ALL[name].kind
         items = value if isinstance(value, list) and kind.is_list else [value]
