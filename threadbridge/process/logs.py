@@ -220,8 +220,8 @@ def restore_logging() -> None:
 def demote_errors_of_cancelled_requests() -> None:
     """Log what the application logs as an error of a cancelled request at the level INFO, in one line.
 
-    A query that is stopped because the client left is no error of the application, but frameworks log it with a
-    traceback, and mail or report it. The record factory is replaced so that this applies to all loggers and handlers.
+    A query stopped because the client left or the deadline passed is no error of the application, but frameworks log it
+    with a traceback, and mail or report it. This replaces the record factory, for all loggers and handlers.
     """
     previous = logging.getLogRecordFactory()
 

@@ -36,7 +36,6 @@ ENVIRONMENT_PREFIX = "THREADBRIDGE_"
 OTHER_VARIABLES = frozenset({"THREADBRIDGE_COMPILE", "THREADBRIDGE_COMPILED", "THREADBRIDGE_INHERITANCE"})
 # Seconds to send the last response and to call `close()` of the application's result.
 GRACE_MARGIN = 10.0
-_LIMITS = Limits()
 
 
 class BridgeSettings(TypedDict, total=False):
@@ -234,35 +233,35 @@ class Settings(BridgeSettings, total=False):
         "max_connections. Loopback, Unix sockets and trusted proxies are not limited.",
     ]
     max_header_size: Annotated[
-        Bytes, _LIMITS.max_header_size, "Maximum size of a request's head; a larger one is answered 431."
+        Bytes, Limits.max_header_size, "Maximum size of a request's head; a larger one is answered 431."
     ]
     max_body_size: Annotated[
-        Bytes, _LIMITS.max_body_size, "Maximum size of a request's body; a larger one is answered 413."
+        Bytes, Limits.max_body_size, "Maximum size of a request's body; a larger one is answered 413."
     ]
     header_timeout: Annotated[
-        Seconds, _LIMITS.header_timeout, "How long a request's head may take to arrive; then it is answered 408."
+        Seconds, Limits.header_timeout, "How long a request's head may take to arrive; then it is answered 408."
     ]
     idle_timeout: Annotated[
-        Seconds, _LIMITS.idle_timeout, "How long a connection may wait for its next request; then it is closed."
+        Seconds, Limits.idle_timeout, "How long a connection may wait for its next request; then it is closed."
     ]
     body_timeout: Annotated[
-        Seconds, _LIMITS.body_timeout, "How long a request's body may pause while it arrives; then it is answered 408."
+        Seconds, Limits.body_timeout, "How long a request's body may pause while it arrives; then it is answered 408."
     ]
     min_rate: Annotated[
         int,
         number(1),
-        _LIMITS.min_rate,
+        Limits.min_rate,
         "Minimum average rate, in bytes a second, of a request's body after the first body_timeout, and of reading a "
         "response after the first send_timeout. A slower request is answered 408; a slower response is cut.",
     ]
     transfer_timeout: Annotated[
         Seconds,
-        _LIMITS.transfer_timeout,
+        Limits.transfer_timeout,
         "How long a client may take in total to send a request's body or to read a response, whatever its rate. "
         "The application's time does not count.",
     ]
     send_timeout: Annotated[
-        Seconds, _LIMITS.send_timeout, "How long a client may pause while reading a response; then it is cut."
+        Seconds, Limits.send_timeout, "How long a client may pause while reading a response; then it is cut."
     ]
     admin_port: Annotated[
         int | None, number(0, 65535), None, "The operators' port: page, metrics, health checks; 0 chooses a free one."
