@@ -23,8 +23,6 @@ logger = logging.getLogger("threadbridge.admin")
 PAGES = Path(__file__).with_name("static")
 # Pages that may be open at the same time.
 MOST_READERS = 50
-# Seconds that a page may take to read an event.
-READING_LIMIT = 30
 
 
 class PageHandler(OperatorHandler):
@@ -91,7 +89,7 @@ class EventsHandler(OperatorHandler):
             async with aclosing(events.read()) as latest:
                 async for event in latest:
                     self.write(event)
-                    await asyncio.wait_for(self.flush(), READING_LIMIT)
+                    await asyncio.wait_for(self.flush(), timeout=30)
         except (StreamClosedError, TimeoutError):
             # The reader has left, or has stopped reading.
             return

@@ -6,9 +6,6 @@ import logging
 import threading
 import time
 
-# Seconds between two lines about the same fault.
-INTERVAL = 10.0
-
 
 class RepeatedLog:
     """Logs a fault at most once per interval (seconds); the next line says how many were left out.
@@ -16,7 +13,7 @@ class RepeatedLog:
     Make one for each kind of fault. Faults left out after the last line are reported only when the next one is logged.
     """
 
-    def __init__(self, logger: logging.Logger, interval: float = INTERVAL) -> None:
+    def __init__(self, logger: logging.Logger, interval: float = 10.0) -> None:
         self._logger = logger
         self._interval = interval
         self._next_at = 0.0

@@ -15,9 +15,6 @@ from threadbridge.common.threads import NOT_STARTED
 
 logger = logging.getLogger("threadbridge")
 
-# Seconds until a new thread that has too little memory tries again.
-MEMORY_PAUSE = 0.1
-
 _not_started = RepeatedLog(logger)
 
 
@@ -67,7 +64,7 @@ class WorkerThreads:
                         logger.warning("threads %s can be started again", self._name)
                     return
             except MemoryError:
-                time.sleep(MEMORY_PAUSE)
+                time.sleep(0.1)
 
     def call(self) -> bool:
         """Make an idle or new thread work. Returns False, and logs it, if no thread can be started."""

@@ -45,8 +45,6 @@ logger = logging.getLogger("threadbridge")
 
 # Seconds that cancelled requests get to stop their work, such as queries in the database.
 CANCEL_TIME = 1.0
-# Seconds between two looks at whether all threads are idle, if no thread can be started to wait for them.
-JOIN_INTERVAL = 0.1
 
 
 def serve(
@@ -299,7 +297,7 @@ class Service:
         except NOT_STARTED as error:
             logger.warning("cannot start a thread to wait for the others, so polling them instead: %s", error)
             while any(lane.busy for lane in self.bridge.lanes):
-                await asyncio.sleep(JOIN_INTERVAL)
+                await asyncio.sleep(0.1)
 
 
 def _loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
