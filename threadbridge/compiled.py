@@ -1,7 +1,4 @@
-"""The hot path, compiled to C: which modules it has, and how a source tree finds them compiled.
-
-``scripts/setup.sh`` compiles; docs/performance.md says why these modules. Run as a program, this prints `directory`.
-"""
+"""The hot path, compiled to C by ``scripts/setup.sh``: its modules, and how a source tree finds them compiled."""
 
 from __future__ import annotations
 
@@ -103,4 +100,5 @@ def has_others() -> bool:
 
 
 if __name__ == "__main__":
+    # For scripts/setup.sh.
     print(directory())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import subprocess
 import sys
 from importlib.metadata import version
@@ -16,7 +17,6 @@ from tornado.options import OptionParser
 
 from tests.support.processes import ROOT
 from threadbridge import Bridge, Lane, serve
-from threadbridge.settings.page import PAGE, with_tables
 from threadbridge.settings.table import (
     ALL,
     BridgeSettings,
@@ -363,8 +363,9 @@ def test_every_logging_option_of_tornado_is_there_with_its_default() -> None:
 
 
 def test_the_page_is_up_to_date() -> None:
-    page = PAGE.read_text()
-    assert page == with_tables(page), "run: python -m threadbridge.settings.page"
+    script = runpy.run_path(str(ROOT / ".ci" / "settings_page.py"))
+    page = script["PAGE"].read_text()
+    assert page == script["with_tables"](page), "run: python .ci/settings_page.py"
 
 
 @pytest.mark.parametrize("name", ["_handle_read", "_read_buffer"])

@@ -1,5 +1,1 @@
 """The operators' port: shows running and recent requests, stops them, and serves health and metrics. Loop side."""
-
-from threadbridge.admin.server import AdminServer
-
-__all__ = ["AdminServer"]

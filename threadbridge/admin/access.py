@@ -24,15 +24,10 @@ SESSION_DAYS = 0.5
 
 
 class Access:
-    """The rules for one port.
+    """The rules for the port at this address; raises ``ValueError``. Without a token, the address must be loopback.
 
-    :param address: the address that the port listens on; it must be loopback if there is no token.
-    :param token_file: the path of the file with the token, or None.
-    :param names: the host names under which proxies offer the port.
+    :param names: the host names under which proxies offer the port. Others are refused, to block DNS rebinding.
     :param trusted_proxies: addresses and networks, besides loopback, whose headers on scheme and client are believed.
-
-    A page of another site may make its own name point to this machine (DNS rebinding). The operator's browser then
-    sends its requests here, but under that name, which is unknown. Raises ``ValueError``.
     """
 
     def __init__(
@@ -114,11 +109,10 @@ def _token(path: str) -> str:
     # systemd makes its credentials readable for the group root, through an access control list; the group is empty.
     if status.st_mode & (0o037 if status.st_gid == 0 else 0o077):
         raise ValueError(f"admin_token_file {path}: other users may read or change it; chmod 600 {path}")
-    problem = ""
     if len(token) < SHORTEST_TOKEN:
         problem = f"the token has {len(token)} characters; give {SHORTEST_TOKEN} or more"
     elif len(set(token)) < FEWEST_CHARACTERS:
         problem = f"the token has only {len(set(token))} different characters; give a random one"
-    if problem:
-        raise ValueError(f"admin_token_file {path}: {problem}, such as the output of: openssl rand -hex 32")
-    return token
+    else:
+        return token
+    raise ValueError(f"admin_token_file {path}: {problem}, such as the output of: openssl rand -hex 32")

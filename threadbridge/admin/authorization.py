@@ -32,8 +32,8 @@ SESSION = "operator"
 class AdminHandler(RequestHandler):
     """Answers anybody, but no pages of other sites.
 
-    :param is_local: whether requests come by a Unix socket that only processes of the same user can open: these are
-        all allowed, and this process answers for itself alone.
+    With ``is_local``, requests come by a Unix socket that only processes of the same user can open: all are allowed,
+    and this process answers for itself alone.
     """
 
     # More headers of an error's response: Tornado clears all others.
@@ -130,17 +130,16 @@ class OperatorHandler(AdminHandler):
 
     def authorize(self) -> None:
         """Refuse clients without the token, and POST requests that a form on another site could send."""
-        if self.access.token and not self._has_session() and not self._has_token():
+        if self.access.token and not self._is_operator():
             self.error_headers = {"WWW-Authenticate": "Bearer"}
             raise HTTPError(401, "give the token: log in at /, or send the header Authorization: Bearer TOKEN")
         if self.request.method == "POST" and "X-Threadbridge" not in self.request.headers:
             raise HTTPError(403, "send the header X-Threadbridge with any value: pages of other sites cannot")
 
-    def _has_session(self) -> bool:
-        return bool(self.get_signed_cookie(self.cookie_name, max_age_days=SESSION_DAYS) == SESSION.encode())
-
-    def _has_token(self) -> bool:
-        """RFC 6750."""
+    def _is_operator(self) -> bool:
+        if self.get_signed_cookie(self.cookie_name, max_age_days=SESSION_DAYS) == SESSION.encode():
+            return True
+        # RFC 6750.
         scheme, _, token = self.request.headers.get("Authorization", "").partition(" ")
         return scheme.lower() == "bearer" and self.check_token(token.strip(), "in the header Authorization")
 

@@ -29,10 +29,7 @@ logger = logging.getLogger("threadbridge")
 
 
 class Console:
-    """Shows what this process and the other frontends are doing, whether they are ready, and stops requests.
-
-    The loop owns all of its state.
-    """
+    """Shows what this process and the other frontends are doing, whether they are ready, and stops requests."""
 
     def __init__(self, bridge: Bridge, frontends: Frontends) -> None:
         self.frontends = frontends
@@ -111,9 +108,7 @@ class Console:
 
     def stacks(self) -> str:
         """The stack of each thread of this process, workers first, each with the request that it serves."""
-        serving = {
-            exchange.thread_id: exchange for exchange in self._bridge.exchanges.open if not exchange.worker_is_done
-        }
+        serving = {each.thread_id: each for each in self._bridge.exchanges.open if not each.worker_is_done}
         names = {thread.ident: thread.name for thread in threading.enumerate()}
         parts = [f"Process {os.getpid()}, {' and '.join(self.addresses)}. Innermost calls first.\n"]
         for number, calls in sorted(stacks().items(), key=lambda stack: (stack[0] not in serving, stack[0])):
@@ -123,11 +118,7 @@ class Console:
         return "\n".join(parts)
 
     async def stop(self, name: str, operator: str, frontends: Sequence[Frontend]) -> int:
-        """Stop requests of this process and of these frontends, and return how many.
-
-        :param name: the key of one request, or an id, which several may share.
-        :param operator: the client that asked for it, for the log.
-        """
+        """Stop the request with this key, or all with this id, in this process and these frontends; return how many."""
         process, _, key = name.partition("-")
         is_own = process == self._key
         found = [each for each in self._bridge.exchanges.open if (is_own and each.key == key) or each.id == name]

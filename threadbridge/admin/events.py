@@ -21,8 +21,6 @@ class Events:
     """Gives each reader the latest event; the first reader that finds it older than `INTERVAL` makes a new one.
 
     Slow readers miss some events: none are queued in memory.
-
-    :param make: makes one event, in the format of server-sent events.
     """
 
     def __init__(self, make: Callable[[], Awaitable[bytes]]) -> None:

@@ -11,7 +11,6 @@ LONGEST_TEXT = 20_000
 LARGEST_NUMBER = 1e15
 MOST_ITEMS = 2_000
 
-SCALAR = (None, bool, float, str)
 _BIN = re.compile("[0-9]{1,3}")
 _SLOT = re.compile("[0-9]{1,12}")
 _COUNTS = {re.compile(r"(?s:.*)"): int}
@@ -80,7 +79,7 @@ def has_shape(value: Any, shape: Any) -> bool:
         if isinstance(pattern, re.Pattern):
             return all(pattern.fullmatch(name) and has_shape(part, shape[pattern]) for name, part in value.items())
         return shape.keys() <= value.keys() and all(
-            has_shape(part, shape.get(name, SCALAR)) for name, part in value.items()
+            has_shape(part, shape.get(name, (None, bool, float, str))) for name, part in value.items()
         )
     if shape in (int, float):
         # Python's parser accepts infinity, NaN and numbers of any size.

@@ -43,7 +43,7 @@ class FrontendGone(FrontendError):
 class Frontend:
     """Another frontend; the address is the base of its URLs, the path that of its Unix socket, if it has one."""
 
-    # Of a process found on this host: its pid, and the number that it shares with those it serves together with.
+    # Of a process found on this host.
     pid = 0
     group = 0
     # Why its processes are unknown, or ""; the page does not wait for such a frontend.
@@ -144,13 +144,10 @@ class _PathResolver(Resolver):
 
 
 class Frontends:
-    """All other frontends that this one knows.
+    """All other frontends that this one knows; raises ``ValueError`` for an unusable address or directory.
 
-    :param addresses: the operators' ports of named frontends: ``HOST:PORT`` or URLs.
     :param directory: the run directory, where each process of this host has a socket ``GROUP-PID.sock``; or None.
     :param group: processes with the same number serve together.
-
-    Raises ``ValueError`` for an address or a directory that cannot be used.
     """
 
     def __init__(self, addresses: Sequence[str], directory: str | None, group: int, proof: Proof | None) -> None:

@@ -23,8 +23,6 @@ logger = logging.getLogger("threadbridge.admin")
 PAGES = Path(__file__).with_name("static")
 # Pages that may be open at the same time.
 MOST_READERS = 50
-# Seconds that a page may take to read an event.
-READING_LIMIT = 30
 
 
 class PageHandler(OperatorHandler):
@@ -91,7 +89,7 @@ class EventsHandler(OperatorHandler):
             async with aclosing(events.read()) as latest:
                 async for event in latest:
                     self.write(event)
-                    await asyncio.wait_for(self.flush(), READING_LIMIT)
+                    await asyncio.wait_for(self.flush(), timeout=30)
         except (StreamClosedError, TimeoutError):
             # The reader has left, or has stopped reading.
             return
@@ -135,11 +133,8 @@ class ReadyHandler(AdminHandler):
         # They share the application's port: a client may reach any of those that are not draining.
         serving = [found for _, found in processes if not found.draining]
         self.set_status(200 if serving and all(found.ready for found in serving) else 503)
-        lines = []
-        for pid, found in processes:
-            name = f"process {pid}: " if len(processes) > 1 else ""
-            lines += [f"{name}{finding}\n" for finding in found.findings]
-        self.text("".join(lines))
+        prefix = "process {}: " if len(processes) > 1 else ""
+        self.text("".join(f"{prefix.format(pid)}{line}\n" for pid, found in processes for line in found.findings))
 
 
 class HostReadyHandler(FrontendHandler):

@@ -40,10 +40,7 @@ class Readiness:
 
 
 async def readiness(bridge: Bridge, database: DatabaseHealth | None, draining: bool, asks_database: bool) -> Readiness:
-    """The readiness of this process; takes at most `DATABASE_LIMIT` seconds.
-
-    :param asks_database: check the database even if nothing casts doubt on it.
-    """
+    """The readiness of this process, within `DATABASE_LIMIT`; ``asks_database`` checks the database in any case."""
     if draining:
         return Readiness(False, True, ("draining: this process is about to end",))
     can_run = {lane.name: bridge.exchanges.can_run(lane) for lane in bridge.lanes}
@@ -62,10 +59,9 @@ async def readiness(bridge: Bridge, database: DatabaseHealth | None, draining: b
 class DatabaseHealth:
     """Judges the database by the requests' statements, and queries it itself only in case of doubt.
 
-    A statement that succeeded within `LATELY` proves that the database answers. Otherwise, if connections are in use or
-    the latest event was a failure, a thread makes a connection outside the pool: this tells a long report from a
-    database that hangs, and notices a recovery without any request. If all of the pool's connections are held by
-    requests that are cancelled or overdue, there is a problem even if the database accepts new connections.
+    If none succeeded within `LATELY`, and connections are in use or the latest event was a failure, a thread makes a
+    connection outside the pool: this tells a long report from a database that hangs, and notices a recovery without any
+    request. If cancelled or overdue requests hold all connections, there is a problem even if new ones are accepted.
     """
 
     def __init__(self, guard: PoolGuard) -> None:

@@ -39,10 +39,7 @@ LANES = (
 
 
 def exposition(bridge: Bridge, is_ready: bool) -> bytes:
-    """All metrics of a bridge and its process, including every request that has ended by now.
-
-    :param is_ready: whether this process is free of faults that keep it from serving.
-    """
+    """All metrics of a bridge and its process, including every request that has ended by now."""
     bridge.telemetry.flush()
     families = [*_of_requests(bridge), *_of_process(bridge, is_ready), *ProcessCollector(registry=None).collect()]
     if bridge.guard is not None:
@@ -51,10 +48,7 @@ def exposition(bridge: Bridge, is_ready: bool) -> bytes:
 
 
 def merged(texts: Sequence[bytes]) -> bytes:
-    """The sums of the samples that have the same name and labels; the earliest of start times.
-
-    Raises ``ValueError`` if a text is not in Prometheus' format.
-    """
+    """The sums of samples with the same name and labels; raises ``ValueError`` for texts not in Prometheus' format."""
     families: dict[str, Metric] = {}
     values: dict[str, dict[tuple[str, tuple[tuple[str, str], ...]], float]] = {}
     for text in texts:
@@ -70,14 +64,11 @@ def merged(texts: Sequence[bytes]) -> bytes:
     return generate_latest(_Families(families.values()))
 
 
-class _Families(Collector):
-    """Passes metric families to `generate_latest`."""
-
-    def __init__(self, families: Iterable[Metric]) -> None:
-        self._families = families
+class _Families(list[Metric], Collector):
+    """Metric families for `generate_latest`."""
 
     def collect(self) -> Iterable[Metric]:
-        return self._families
+        return self
 
 
 def _joined(name: str, one: float, other: float) -> float:
@@ -140,6 +131,8 @@ def _of_process(bridge: Bridge, is_ready: bool) -> list[Metric]:
     most_connections = sum(server.connections.max_connections for server in servers)
     displaced = sum(server.connections.displaced for server in servers)
     refused = Counter("threadbridge_connections_refused", "Connections answered 503, by reason.", labels=("reason",))
+    for reason in ("descriptors", "connections", "client"):
+        refused.add_metric((reason,), sum(server.refused_connections[reason] for server in servers))
     build = Gauge(
         "threadbridge_build_info",
         "Always 1; the versions, and whether the hot path is compiled, are labels.",
@@ -156,13 +149,7 @@ def _of_process(bridge: Bridge, is_ready: bool) -> list[Metric]:
         Gauge("threadbridge_spool_limit_bytes", "Maximum of threadbridge_spool_bytes.", spool.size),
         Gauge("threadbridge_open_connections", "Client connections, including idle ones.", connections),
         Gauge("threadbridge_connection_limit", "Maximum of client connections.", most_connections),
-        _by_label(
-            refused,
-            {
-                reason: sum(server.refused_connections[reason] for server in servers)
-                for reason in ("descriptors", "connections", "client")
-            },
-        ),
+        refused,
         Counter("threadbridge_connections_displaced", "Idle or slow connections closed for others.", displaced),
         build,
     ]

@@ -28,7 +28,7 @@ logger = logging.getLogger("threadbridge")
 
 # Bytes of a request's head, and of its body: operators send nothing large.
 LARGEST_REQUEST = 64 * 1024
-# Connections at the port, open pages included; the application's clients do not count.
+# Connections at the port, open pages included; more would take descriptors from the application's clients.
 MAX_CONNECTIONS = 100
 # Seconds to wait for open pages to see the end of their streams, and then for the connections to close.
 CLOSE_TIME = 1.0
@@ -37,10 +37,7 @@ LAST_DESCRIPTOR_TIME = 1.0
 
 
 class _LimitedServer(HTTPServer):
-    """Closes connections beyond `MAX_CONNECTIONS` at once, so that filling the port takes no descriptors from clients.
-
-    When no descriptors are left, answers one connection at a time.
-    """
+    """Closes connections beyond `MAX_CONNECTIONS` at once; without free descriptors, answers one at a time."""
 
     _log = RepeatedLog(logger)
 
@@ -75,8 +72,7 @@ class _LimitedServer(HTTPServer):
 class AdminServer:
     """Serves the operators' port of a bridge, and the Unix socket by which processes of this host ask it.
 
-    Construct it, call `listen`, then `start` on the loop; `drain` when the process is told to stop; `close`. Raises
-    ``ValueError`` for settings that cannot be used: ``admin_...``, ``run_directory`` or ``trusted_proxies``.
+    Raises ``ValueError`` for unusable settings: ``admin_...``, ``run_directory`` or ``trusted_proxies``.
     """
 
     def __init__(self, bridge: Bridge, settings: Settings, inheritance: Inheritance | None = None) -> None:

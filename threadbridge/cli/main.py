@@ -38,9 +38,8 @@ def main() -> int:
 def run(application: WSGIApplication, **defaults: Unpack[CommandLineSettings]) -> int:
     """Serve this application as the command line says; return the process's exit status.
 
-    The keywords are settings that apply unless the command line, the environment or the config file says otherwise.
-    The status is 2 for an unusable setting, and 1 if the address cannot be listened on or if requests were cut at the
-    end of the grace period. With ``--check``, see `threadbridge.doctor.report.check`.
+    The keywords are the program's defaults. The status is 2 for an unusable setting, and 1 if the address cannot be
+    listened on or if requests were cut at the end of the grace period; for ``--check``, see `doctor.report.check`.
     """
     return _run(Path(sys.argv[0]).name, application, defaults)
 
@@ -88,7 +87,7 @@ def _run(program: str, application: WSGIApplication | None, defaults: CommandLin
         # Not at the top: a server does not need it.
         from threadbridge.doctor.report import check
 
-        return check(resolved, with_objects, service.lanes)
+        return check(resolved, with_objects, service.bridge.lanes)
     status = _listen_and_run(program, settings, service)
     _end_within(service.grace_left)
     return status
@@ -105,7 +104,7 @@ def _listen_and_run(program: str, settings: CommandLineSettings, service: Servic
 
 
 def _with_objects(resolved: Resolved) -> CommandLineSettings:
-    """The settings with the objects that import paths name in place of the paths."""
+    """The settings, with objects in place of import paths."""
     values: dict[str, object] = {**resolved.values}
     for name, value in values.items():
         if isinstance(value, ImportPath):

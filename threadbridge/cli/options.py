@@ -40,7 +40,7 @@ def _option(name: str, default: object) -> click.Option:
     shown = "" if kind is FLAG else setting.show(default)
 
     def complete(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        return [CompletionItem(word) for word in kind.words if word.startswith(incomplete)]
+        return [CompletionItem(word) for word in kind.metavar.split("|") if word.startswith(incomplete)]
 
     return click.Option(
         [name, f"--{option_name(name)}"],
@@ -48,22 +48,18 @@ def _option(name: str, default: object) -> click.Option:
         type=click.Path() if kind is PATH else click.STRING,
         metavar=kind.metavar,
         help=f"{setting.meaning} [default: {shown}]" if shown else setting.meaning,
-        shell_complete=complete if kind.words else None,
+        shell_complete=complete if "|" in kind.metavar else None,
     )
 
 
 def read_arguments(
     program: str, arguments: Sequence[str], defaults: CommandLineSettings, *, names_application: bool
 ) -> tuple[dict[str, Sequence[str]], str]:
-    """The texts given for each option, in order, by the setting's name; and the application's import path.
+    """The texts given for each option, in order, by the setting's name; and the application's import path, or "".
 
     Options may also be written as for `tornado.options`: with one dash, with underscores, and flags with a value.
-
-    :param defaults: the program's defaults, for the help.
-    :param names_application: whether the application is an argument too; its path is "" if it is missing.
-
-    Raises `SettingError` for an unknown option or one without its value, and ``SystemExit`` after ``--help`` and the
-    like.
+    The defaults are for the help. Raises `SettingError` for an unknown option or one without its value, and
+    ``SystemExit`` after ``--help`` and the like.
     """
     command = _Command(
         None,

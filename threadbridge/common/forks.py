@@ -1,6 +1,6 @@
 """Makes processes that the application forks let go of the server's sockets, and keeps them from serving.
 
-A forked copy has one thread, the one that called `os.fork`. It loses the server's sockets without a word to their other
+The copy's only thread is the one that called `os.fork`. It loses the server's sockets without a word to their other
 ends, and exits where the application's call ends. Programs started by `subprocess` inherit none of this anyway.
 """
 
@@ -60,10 +60,8 @@ takes_signal = _handlers.setdefault
 
 
 def leave(error: BaseException | None = None) -> NoReturn:
-    """End this forked process: its thread has returned to the server's code, or an exception has ended it.
-
-    `sys.exit` would not do: the frames of a worker, or of the loop, are above, and would go on.
-    """
+    """End this forked process: its thread has returned to the server's code, or an exception has ended it."""
+    # `sys.exit` would not do: the frames of a worker, or of the loop, are above, and would go on.
     code = error.code if isinstance(error, SystemExit) else None if error is None else 1
     if not isinstance(code, int | None):
         print(code, file=sys.stderr)

@@ -6,19 +6,14 @@ import logging
 import threading
 import time
 
-# Seconds between two lines about the same fault.
-INTERVAL = 10.0
-
 
 class RepeatedLog:
-    """Logs a fault at most once per interval; the next line says how many were left out.
-
-    :param interval: seconds between two lines. Default 10.
+    """Logs a fault at most once per interval (seconds); the next line says how many were left out.
 
     Make one for each kind of fault. Faults left out after the last line are reported only when the next one is logged.
     """
 
-    def __init__(self, logger: logging.Logger, interval: float = INTERVAL) -> None:
+    def __init__(self, logger: logging.Logger, interval: float = 10.0) -> None:
         self._logger = logger
         self._interval = interval
         self._next_at = 0.0

@@ -48,10 +48,9 @@ def stacks() -> dict[int, str]:
 
 
 class BackgroundThread:
-    """Runs tasks one after the other in a daemon thread, such as returning abandoned connections to the pool.
+    """Returns abandoned connections to the pool, in a daemon thread.
 
-    The garbage collector may call `do` between any two instructions of any thread, so that takes no lock and starts no
-    thread.
+    The garbage collector may call `do` between any two instructions of any thread: it takes no lock, starts no thread.
     """
 
     def __init__(self) -> None:

@@ -15,9 +15,6 @@ from threadbridge.common.threads import NOT_STARTED
 
 logger = logging.getLogger("threadbridge")
 
-# Seconds until a new thread that has too little memory tries again.
-MEMORY_PAUSE = 0.1
-
 _not_started = RepeatedLog(logger)
 
 
@@ -30,7 +27,6 @@ class _Call:
 class WorkerThreads:
     """Two `ThreadPoolExecutor`s, one with spare threads; each call makes one thread run ``work()`` once.
 
-    :param name: prefix of the threads' names.
     :param threads: maximum number of threads, and of spare threads, which are called when all others are at work.
     :param work: what a called thread runs. Its last step, under the lock, is `release`.
     :param lock: the owner's, held for `call` and `release`; it guards all state here.
@@ -49,7 +45,7 @@ class WorkerThreads:
         )
         # How many of the executor's threads have been called and not released.
         self._at_work = 0
-        # When a thread last could not be started, by `time.monotonic`; 0.0 once one has been started since.
+        # When a thread last could not be started; 0.0 once one has been started since.
         self.failed_at = 0.0
 
     @property
@@ -68,7 +64,7 @@ class WorkerThreads:
                         logger.warning("threads %s can be started again", self._name)
                     return
             except MemoryError:
-                time.sleep(MEMORY_PAUSE)
+                time.sleep(0.1)
 
     def call(self) -> bool:
         """Make an idle or new thread work. Returns False, and logs it, if no thread can be started."""
@@ -116,8 +112,7 @@ class WorkerThreads:
 class TaskThreads(Executor):
     """Runs functions in up to ``threads`` threads, in the order of submission.
 
-    Unlike a `ThreadPoolExecutor`, it is clear about a task for which no thread can be started: `submit` refuses it, and
-    `keep` holds it until `retry`.
+    Unlike a `ThreadPoolExecutor`, if no thread can be started, `submit` refuses a task, and `keep` holds it.
     """
 
     def __init__(self, threads: int, name: str) -> None:

@@ -38,15 +38,12 @@ _ADVICE = {
 
 
 class Load(NamedTuple):
-    """The load that the database must bear.
+    """The load that the database must bear."""
 
-    :param processes: how many processes like this one use it.
-    :param connections: how many connections each of their pools may have.
-    :param longest_request: seconds that a request may take until its response begins.
-    """
-
+    # How many processes like this one use it, and how many connections each of their pools may have.
     processes: int
     connections: int
+    # Seconds that a request may take until its response begins.
     longest_request: float
 
 

@@ -41,10 +41,7 @@ class _Block:
 
 
 def read_timeouts(path: str) -> list[ReadTimeout]:
-    """The timeouts of the ``proxy_pass`` directives in this file and in the files that it includes.
-
-    Raises ``OSError`` if a file cannot be read, and `NginxConfigError`.
-    """
+    """The timeouts of all ``proxy_pass`` in this file and those it includes; raises ``OSError``, `NginxConfigError`."""
     top = _Block()
     _read(Path(path), Path(path).parent, (), top)
     found = list(dict.fromkeys(_timeouts(top, None)))
@@ -62,11 +59,7 @@ def _timeouts(block: _Block, inherited: ReadTimeout | None) -> Iterator[ReadTime
 
 
 def _read(file: Path, directory: Path, including: tuple[Path, ...], top: _Block) -> None:
-    """Add the directives of a file, and of those that it includes, to a block.
-
-    :param directory: that of the first file; nginx resolves relative paths from there.
-    :param including: the files that include this one.
-    """
+    """Add the directives of a file, and of those that it includes, to a block; ``directory`` is the first file's."""
     including = (*including, file.resolve())
     blocks = [top]
     words: list[str] = []
@@ -91,7 +84,7 @@ def _read(file: Path, directory: Path, including: tuple[Path, ...], top: _Block)
             elif words[0] == "proxy_read_timeout":
                 blocks[-1].timeout = ReadTimeout(_seconds(" ".join(words[1:]), location), location)
             elif words[0] == "include" and len(words) == 2:
-                # An absolute path stays as it is.
+                # Also if a file elsewhere includes it. An absolute path stays as it is.
                 pattern = str(directory / words[1])
                 for path in sorted(glob.glob(pattern)) if glob.has_magic(pattern) else [pattern]:
                     if Path(path).resolve() in including:

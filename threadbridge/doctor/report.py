@@ -26,10 +26,8 @@ OWN_FILES = 50
 def check(resolved: Resolved, settings: CommandLineSettings, lanes: Sequence[Lane]) -> int:
     """Print the settings and the findings, each as soon as it is made; return the exit status.
 
-    :param settings: the values of ``resolved``, with import paths replaced by the objects that they name.
-    :param lanes: all lanes of the bridge, including those that it made itself.
-
-    The status is 0 if all is well, 1 if there are warnings, 2 if there are errors.
+    ``settings`` are the values of ``resolved``, with import paths replaced by the objects that they name. The status is
+    0 if all is well, 1 if there are warnings, 2 if there are errors.
     """
     values = cast(dict[str, object], resolved.values)
     shown = {

@@ -61,10 +61,10 @@ class Memory:
 
     @property
     def is_half_full(self) -> bool:
-        """Whether data should go to the disk if it can: the other half is for data that cannot."""
+        """Whether data should go to the disk if it can: the other half is for data that cannot. Any thread."""
         return self.taken > self.size // 2
 
     @property
     def is_full(self) -> bool:
-        """Whether more is held than should be."""
+        """Whether more is held than should be. Any thread."""
         return self.taken > self.size

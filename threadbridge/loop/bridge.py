@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING, Unpack, cast
 from wsgiref.types import WSGIApplication
 
@@ -26,7 +27,7 @@ from threadbridge.loop.receiver import Receiver
 from threadbridge.loop.watch import LoopLag
 from threadbridge.settings.table import BridgeSettings, for_bridge
 from threadbridge.telemetry.access_log import write as write_access_log
-from threadbridge.telemetry.slow_log import SlowLog
+from threadbridge.telemetry.slow_log import write as write_slow_log
 from threadbridge.telemetry.telemetry import Telemetry
 from threadbridge.telemetry.totals import Totals
 from threadbridge.worker.wsgi import call_application, check_application
@@ -98,7 +99,7 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         if values["access_log"]:
             self.telemetry.subscribe(write_access_log)
         if values["slow_log"]:
-            self.telemetry.subscribe(SlowLog(values["slow_log_parameters"]).write)
+            self.telemetry.subscribe(partial(write_slow_log, values["slow_log_parameters"]))
         self.lag = LoopLag()
         # The servers whose requests come to this bridge.
         self.servers: list[ConnectionServer] = []

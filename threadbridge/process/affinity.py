@@ -21,8 +21,7 @@ logger = logging.getLogger("threadbridge")
 
 # Seconds between two looks, and until the next during a trial of all processors.
 INTERVAL, TRIAL = 0.5, 0.1
-# In processors: a process that uses less than LIGHT is left alone; one that uses FULL fills its processor; one that may
-# use all, and uses PARALLEL, gains by that.
+# In processors. Up to LIGHT a process is left alone; FULL fills a processor; from PARALLEL on, it gains by several.
 LIGHT, FULL, PARALLEL = 0.1, 0.9, 1.5
 # A processor must be idle by this much more to be worth the move.
 MARGIN = 0.2
@@ -54,14 +53,12 @@ def choose(processor: int | None, busy: float, idle: dict[int, float], *, is_pat
 class Affinity:
     """Moves the process's threads, after a look at its processor time twice a second. On the loop.
 
-    Threads whose affinity someone else has set are left alone, as are other processes. A new process inherits the
-    affinity of the thread that starts it; so a thread about to start one, as audit events (PEP 578) show, may use all
-    processors until the next look. Only processes that C extensions start inherit the one processor.
+    Threads whose affinity someone else has set are left alone. A new process inherits the affinity of the thread that
+    starts it; so a thread about to start one, as audit events (PEP 578) show, may use all processors until the next
+    look. Only processes that C extensions start inherit the one processor.
 
-    The loop owns all state except `_starting` and the threads' affinities, which a lock guards: any thread starts
-    processes.
-
-    Raises ``OSError`` where the system does not provide the figures, and ``AttributeError`` where it has no affinity.
+    The loop owns all state except `_starting` and the threads' affinities, which a lock guards. Raises ``OSError``
+    where the system does not provide the figures, and ``AttributeError`` where it has no affinity.
     """
 
     def __init__(self) -> None:
@@ -120,14 +117,13 @@ class Affinity:
                     os.sched_setaffinity(0, self._all)
 
     def _look(self) -> None:
-        pause = INTERVAL
+        is_trial = False
         try:
-            if self._decide():
-                pause = TRIAL
+            is_trial = self._decide()
         except OSError as error:
             # No file descriptor may be left for the moment, or processors may have been taken away.
             logger.debug("threads stay where they are: %s", error)
-        asyncio.get_running_loop().call_later(pause, self._look)
+        asyncio.get_running_loop().call_later(TRIAL if is_trial else INTERVAL, self._look)
 
     def _decide(self) -> bool:
         """Move the threads to where they should be; return whether that is for a trial."""

@@ -24,12 +24,10 @@ MANAGERS_VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC")
 
 
 class Child:
-    """A process that runs this program from its beginning, with an `Inheritance`.
+    """A process that runs this program from its beginning, with an `Inheritance`; raises ``OSError``.
 
     :param failures: how many of its predecessors in a row ended too soon.
     :param on_change: called when it accepts connections, and when it has ended.
-
-    Raises ``OSError`` if the system has no room for another process.
     """
 
     def __init__(

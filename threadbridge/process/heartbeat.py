@@ -17,25 +17,16 @@ from threadbridge.common.threads import NOT_STARTED, stacks
 
 logger = logging.getLogger("threadbridge")
 
-# The longest time between two beats, in seconds.
-LONGEST_INTERVAL = 1.0
-# The share of the limit after which a stalled loop has its threads' stacks logged.
-LOGGED_AFTER = 0.5
-# A beat is logged if it is this many seconds late, or a quarter of a shorter limit.
-LATE = 1.0
-
 
 class Heartbeat:
     """A timer on the loop, and a thread that notices when the timer stops.
 
     :param limit: seconds after which a process with a stalled loop counts as hung; 0 for never.
-    :param on_beat: called on the loop at each beat.
-    :param stacks_file: descriptor to which stacks are written while the interpreter's lock is held.
-    :param reads_back: whether that file is this process's own, so that what is written there still has to be logged.
+    :param reads_back: whether ``stacks_file`` is this process's own, so that its contents still have to be logged.
 
     The thread logs the stacks if the loop stands still but other threads can run. While the interpreter's lock is held,
-    none can: then `faulthandler` writes them, from a thread that needs no lock. The loop owns all state; the thread
-    reads the time of the last beat.
+    none can: then `faulthandler` writes them to ``stacks_file``, from a thread that needs no lock. The loop owns all
+    state; the thread reads the time of the last beat.
     """
 
     def __init__(self, limit: float, on_beat: Callable[[], None], stacks_file: int, *, reads_back: bool) -> None:
@@ -43,8 +34,9 @@ class Heartbeat:
         self._on_beat = on_beat
         self._stacks_file = stacks_file
         self._reads_back = reads_back
-        self._interval = min(limit / 8, LONGEST_INTERVAL) if limit else LONGEST_INTERVAL
-        self._shortest_logged = min(limit / 4, LATE) if limit else LATE
+        # Seconds between two beats, and the shortest delay of a beat that is logged.
+        self._interval = min(limit / 8, 1.0) if limit else 1.0
+        self._shortest_logged = min(limit / 4, 1.0) if limit else 1.0
         self._beaten = time.monotonic()
         self._late = RepeatedLog(logger)
         self._has_thread = False
@@ -82,7 +74,7 @@ class Heartbeat:
         self._on_beat()
 
     def _watch(self) -> None:
-        after = LOGGED_AFTER * self._limit
+        after = self._limit / 2
         has_logged = False
         while True:
             with suppress(RuntimeError):

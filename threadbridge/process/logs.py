@@ -30,11 +30,7 @@ FORMAT = "%(color)s[%(levelname)1.1s %(asctime)s %(place)s%(in_request)s]%(end_c
 
 
 def set_up_logging(settings: CommandLineSettings) -> None:
-    """Set up the root logger as the settings say. Raises ``OSError`` if a log file cannot be opened.
-
-    With a log file, the access log gets its own, because programs read its lines. A standard error that may block gets
-    a `StandardError`.
-    """
+    """Set up the root logger as the settings say. Raises ``OSError`` if a log file cannot be opened."""
     enable_pretty_logging(SimpleNamespace(**settings))
     blocks = may_block(sys.stderr, 2)
     for handler in list(logging.root.handlers):
@@ -51,8 +47,7 @@ def set_up_logging(settings: CommandLineSettings) -> None:
     apart.addHandler(StandardError() if blocks else logging.StreamHandler())
     for handler in [*logging.root.handlers, *access_log.handlers, *apart.handlers]:
         handler.addFilter(RequestIds())
-        is_file = isinstance(handler, logging.FileHandler)
-        if isinstance(handler, logging.FileHandler):
+        if is_file := isinstance(handler, logging.FileHandler):
             _report_failures(handler, apart)
         handler.setFormatter(JSONFormatter() if settings["log_json"] else TextFormatter(FORMAT, color=not is_file))
     installed[:] = [(owner, handler) for owner in (logging.root, access_log) for handler in owner.handlers]
@@ -82,7 +77,7 @@ def _report_failures(handler: logging.FileHandler, apart: logging.Logger) -> Non
 
 
 def access_log_path(log_file_prefix: str) -> str:
-    """The access log's file, next to the log file: ``app.access.log`` for ``app.log``."""
+    """The access log's file: ``app.access.log`` for ``app.log``."""
     return f"{log_file_prefix.removesuffix('.log')}.access.log"
 
 
@@ -93,7 +88,7 @@ def _separate_access_log(settings: CommandLineSettings, log_file_prefix: str) ->
     files = {"log_file_prefix": access_log_path(log_file_prefix), "log_to_stderr": False}
     enable_pretty_logging(SimpleNamespace(**{**settings, **files}), access_log)
     for handler in access_log.handlers:
-        # Tornado's own handlers, such as WebSockets, log there too, in another format.
+        # Programs read this file, and Tornado's own handlers, such as WebSockets, log there in another format.
         handler.addFilter(AccessLogFilter(wanted=True))
 
 
@@ -111,10 +106,7 @@ class AccessLogFilter:
 
 
 class RequestIds(logging.Filter):
-    """Sets ``request_id`` on each log record: the id of the request that the thread serves, or "".
-
-    Add it to your own handlers, for example with the format ``%(request_id)s %(message)s``.
-    """
+    """Sets ``request_id`` on log records: the id of the thread's request, or "". For your own handlers too."""
 
     knows_access_lines = True
 
@@ -126,10 +118,8 @@ class RequestIds(logging.Filter):
 
 
 def _place(record: logging.LogRecord) -> str:
-    """The module and line that logged the record; "" if they are unknown.
-
-    Compiled functions are not on Python's stack, so their records would show the function that called them.
-    """
+    """The module and line that logged the record; "" if they are unknown."""
+    # Compiled functions are not on Python's stack, so their records would show the function that called them.
     is_servers_own = record.name.partition(".")[0] == logger.name
     return "" if is_servers_own and is_compiled() else f"{record.module}:{record.lineno}"
 
@@ -174,10 +164,7 @@ class JSONFormatter(logging.Formatter):
 
 
 def reopen_log_files() -> None:
-    """Continue in new files if log files, including the application's, have been moved away, as logrotate does.
-
-    If a file cannot be opened, that is logged, and its handler continues with the old one.
-    """
+    """Continue in new files if log files, including the application's, have been moved away, as logrotate does."""
     for each in (logging.root, *logging.root.manager.loggerDict.values()):
         for handler in each.handlers if isinstance(each, logging.Logger) else ():
             # Without a stream, it opens the file with its first line.
@@ -199,15 +186,11 @@ def _reopen(handler: logging.FileHandler, descriptor: int) -> None:
             old.close()
 
 
-# The application's logging.
-
-
 def restore_logging() -> None:
     """Undo what the application's logging configuration has done to the server's logs, and log that. Any thread.
 
     Unless told otherwise, `logging.config` disables all existing loggers, and it replaces the root logger's handlers.
-    This enables the server's loggers again and puts its log files back on the root logger; its handler for standard
-    error only if the application has given the root logger no other.
+    The server's handler for standard error returns only if the application has given the root logger no other.
     """
     # Waits while another thread configures logging, which holds the lock that this takes.
     logging.getLogger("threadbridge")
@@ -237,9 +220,8 @@ def restore_logging() -> None:
 def demote_errors_of_cancelled_requests() -> None:
     """Log what the application logs as an error of a cancelled request at the level INFO, in one line.
 
-    Its query was stopped because the client left or the deadline passed. Neither is an error of the application, but
-    frameworks log whatever it raises with a traceback, and mail or report it. This replaces the record factory of
-    `logging`, so it applies to every logger and handler.
+    A query stopped because the client left or the deadline passed is no error of the application, but frameworks log it
+    with a traceback, and mail or report it. This replaces the record factory, for all loggers and handlers.
     """
     previous = logging.getLogRecordFactory()
 

@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from importlib.util import find_spec
@@ -23,7 +23,6 @@ from tornado.ioloop import IOLoop
 
 from threadbridge.common.threads import NOT_STARTED
 from threadbridge.compiled import is_compiled
-from threadbridge.crossing.lanes import Lane
 from threadbridge.http.limits import Limits
 from threadbridge.http.server import ConnectionServer
 from threadbridge.http.stream import check_tornado
@@ -39,15 +38,13 @@ from threadbridge.sockets.inheritance import MESSAGE_SIZE, REOPEN, STOP, STOP_NO
 from threadbridge.sockets.listeners import bind, describe, leave_new_connections_to_others, tls_context
 
 if TYPE_CHECKING:
-    from threadbridge.admin import AdminServer
+    from threadbridge.admin.server import AdminServer
     from threadbridge.process.supervisor import Supervisor
 
 logger = logging.getLogger("threadbridge")
 
 # Seconds that cancelled requests get to stop their work, such as queries in the database.
 CANCEL_TIME = 1.0
-# Seconds between two looks at whether all threads are idle, if no thread can be started to wait for them.
-JOIN_INTERVAL = 0.1
 
 
 def serve(
@@ -58,19 +55,17 @@ def serve(
 ) -> int:
     """Serve a WSGI application until SIGTERM or SIGINT; return the process's exit status.
 
-    The keywords are the settings in docs/settings.md; ``pool`` or ``threads`` is required. Prints one line with the
-    address once connections are accepted. The signal closes the port, and running and queued requests are answered:
-    status 0. Requests left when ``grace`` is over, or at a second signal, are cancelled and cut off, and the process
-    ends with status 1. SIGHUP reopens the log files. With ``processes``, each of them runs the program from its
-    beginning to this call, and this process supervises them: it replaces those that die, and at SIGUSR2 all of them,
-    one after the other.
+    Call it in the main thread, which becomes the loop's. The keywords are the settings in docs/settings.md; ``pool`` or
+    ``threads`` is required. The signal closes the port, and running and queued requests are answered: status 0.
+    Requests left when ``grace`` is over, or at a second signal, are cut off: status 1. SIGHUP reopens the log files.
+    With ``processes``, each of them runs the program from its beginning to this call, and this process supervises them;
+    SIGUSR2 replaces all of them, one after the other.
 
-    ``on_start`` is called on the loop, in each process that serves, once connections are accepted. Use it to start what
-    belongs to the loop, such as a `tornado.ioloop.PeriodicCallback`: `serve` runs a loop of its own, so callbacks
-    scheduled before the call never run. If it raises an exception, so does `serve`.
+    ``on_start`` is called on the loop, in each process that serves, once connections are accepted. `serve` runs a loop
+    of its own: callbacks scheduled before the call, such as a `tornado.ioloop.PeriodicCallback`, never run.
 
-    Raises ``ValueError`` for an unusable setting, and ``OSError`` if the address cannot be listened on. Call it in the
-    main thread, which becomes the loop's.
+    Raises ``ValueError`` for an unusable setting, ``OSError`` if the address cannot be listened on, and what
+    ``on_start`` raises.
     """
     values = from_keywords(settings)
     inheritance = take_inheritance()
@@ -96,14 +91,14 @@ class Service:
         inheritance: Inheritance | None = None,
         on_start: Callable[[], object] | None = None,
     ) -> None:
-        """Prepare everything that does not need the address. Raises ``ValueError``."""
+        """Raises ``ValueError``."""
         check_tornado()
         self._settings = settings
         self._on_start = on_start
         values = cast(Mapping[str, Any], settings)
-        self._bridge = Bridge(application, **{name: values[name] for name in BridgeSettings.__annotations__})
+        self.bridge = Bridge(application, **{name: values[name] for name in BridgeSettings.__annotations__})
         # Other processes, of the supervisor or on the same port, may run the same application.
-        self._bridge.shared.is_multiprocess = inheritance is not None or settings["reuse_port"]
+        self.bridge.shared.is_multiprocess = inheritance is not None or settings["reuse_port"]
         self._loop_factory = _loop_factory(settings["loop"])
         self._limits = Limits(**{field.name: values[field.name] for field in fields(Limits)})
         certfile = settings["certfile"]
@@ -112,19 +107,14 @@ class Service:
         self._admin: AdminServer | None = None
         if settings["admin_port"] is not None or directory is not None:
             # Imported here because it takes more than a megabyte.
-            from threadbridge.admin import AdminServer
+            from threadbridge.admin.server import AdminServer
 
-            self._admin = AdminServer(self._bridge, settings, inheritance)
+            self._admin = AdminServer(self.bridge, settings, inheritance)
         self._sockets: list[socket.socket] = []
         self._remove_socket_file: Callable[[], None] = lambda: None
         self._stop_by = 0.0
         self._inheritance = inheritance
         self._tell = inheritance.tell if inheritance is not None else notify
-
-    @property
-    def lanes(self) -> Sequence[Lane]:
-        """All lanes, including those that the bridge has created itself."""
-        return self._bridge.lanes
 
     def listen(self) -> None:
         """Bind the address, unless the supervisor has. Raises ``OSError``."""
@@ -169,7 +159,7 @@ class Service:
 
         def on_stop(reason: str) -> None:
             if not stop.is_set():
-                logger.info("%s: stopping, %d requests to answer", reason, len(self._bridge.exchanges.open))
+                logger.info("%s: stopping, %d requests to answer", reason, len(self.bridge.exchanges.open))
                 stop.set()
 
         def on_stop_signal(number: signal.Signals) -> None:
@@ -188,7 +178,7 @@ class Service:
             orders = {STOP: lambda: on_stop("supervisor"), STOP_NOW: stop_now.set, REOPEN: logs.reopen_log_files}
             loop.add_reader(self._inheritance.channel, self._obey, self._inheritance.channel, orders)
 
-        bridge, spool, proxies = self._bridge, self._bridge.spool, self._settings["trusted_proxies"]
+        bridge, spool, proxies = self.bridge, self.bridge.spool, self._settings["trusted_proxies"]
         server = ConnectionServer(
             bridge.start_request, bridge.telemetry.refused, self._limits, self._tls, spool.memory, spool.unread, proxies
         )
@@ -251,13 +241,13 @@ class Service:
 
     def _cancel_what_is_left(self) -> bool:
         """Refuse waiting requests and cancel running ones, whatever their method; return whether there were any."""
-        left = self._bridge.exchanges.unfinished()
+        left = self.bridge.exchanges.unfinished()
         for exchange in left:
             message = "stopped before request %s was answered: %s %s"
             if exchange.ended:
                 message = "stopped while request %s, already ended for its client, still ran: %s %s"
             logger.error(message, exchange.id, exchange.start_line.method, exchange.start_line.path)
-        self._bridge.exchanges.abandon(left)
+        self.bridge.exchanges.abandon(left)
         return bool(left)
 
     def _start_heartbeat(self) -> Heartbeat:
@@ -300,15 +290,15 @@ class Service:
 
     async def _drain(self, server: ConnectionServer) -> None:
         await server.drain()
-        self._bridge.close()
+        self.bridge.close()
         try:
             # Applications may go on after their response, in `close()`. Not in the loop's default executor: the runner
             # would wait for a worker that never ends.
-            await asyncio.get_running_loop().run_in_executor(ThreadPoolExecutor(1), self._bridge.join)
+            await asyncio.get_running_loop().run_in_executor(ThreadPoolExecutor(1), self.bridge.join)
         except NOT_STARTED as error:
             logger.warning("cannot start a thread to wait for the others, so polling them instead: %s", error)
-            while any(lane.busy for lane in self._bridge.lanes):
-                await asyncio.sleep(JOIN_INTERVAL)
+            while any(lane.busy for lane in self.bridge.lanes):
+                await asyncio.sleep(0.1)
 
 
 def _loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:

@@ -18,11 +18,7 @@ _came_early: set[int] = set()
 
 
 def hold_signals() -> None:
-    """Keep SIGHUP and SIGUSR2 from ending a process that does not serve yet; `on_signal` handles them later.
-
-    Call it before importing the application. Handlers that the application sets itself stay, and programs that it
-    starts get the system's default.
-    """
+    """Keep SIGHUP and SIGUSR2 from ending a process that does not serve yet; `on_signal` handles them later."""
     for number in _HELD:
         if signal.getsignal(number) in (signal.SIG_DFL, signal.SIG_IGN):
             signal.signal(number, _remember)

@@ -1,7 +1,6 @@
-"""Logs to standard error without blocking; lines that do not fit are dropped and counted.
+"""Logs to standard error without waiting for its reader; lines that do not fit are dropped and counted. Any thread.
 
-A pipe, a socket (such as the journal's) or a terminal accepts nothing while its reader stands still, and a writer would
-wait. Other processes share it, so it cannot be made non-blocking. Any thread.
+Other processes share the pipe, the socket (such as the journal's) or the terminal, so it cannot be made non-blocking.
 """
 
 from __future__ import annotations
@@ -48,10 +47,9 @@ def say(line: str) -> None:
 class StandardError(logging.Handler):
     """A handler whose own thread writes to standard error.
 
-    At most `KEPT_SIZE` bytes wait for the reader. Further lines are dropped until half of that is free again; then a
-    line says how many were lost.
+    At most `KEPT_SIZE` bytes wait for the reader. Further lines are dropped until half of that is free again.
 
-    The handler's lock guards all state. `logging` renews it in forked processes, which lack the thread and write
+    The handler's lock guards all state. Forked processes, where `logging` renews it, lack the thread and write
     themselves.
     """
 

@@ -1,12 +1,11 @@
 """Several processes on one port: starts them, replaces those that end, passes on the operators' signals.
 
-Each process runs the program from its beginning instead of being a fork of this one. So each imports the application
-itself, with its own connections, locks and threads, and after a reload in its new version.
+Each process runs the program from its beginning instead of being a fork of this one: it has its own connections, locks
+and threads, and after a reload the application's new version.
 
 Each has its own listening socket, and the kernel spreads connections evenly over these (``SO_REUSEPORT``). With one
-socket for all, the first process to wake up accepts the connection, and a loop that never blocks would accept more than
-its threads can serve. The sockets are the supervisor's: connections that a process has not accepted when it ends wait
-for its successor, and a reload loses none.
+socket for all, a loop that never blocks would accept more than its threads can serve. The sockets are the supervisor's:
+connections that a process has not accepted when it ends wait for its successor, and a reload loses none.
 """
 
 from __future__ import annotations
@@ -109,8 +108,6 @@ class Supervisor:
         for child in self._children:
             child.tell(REOPEN)
 
-    # Starting and replacing.
-
     async def _start_all(self) -> None:
         # Only one at first, so that an error common to all is reported once.
         if not await self._starts(1):
@@ -178,9 +175,8 @@ class Supervisor:
         asyncio.get_running_loop().call_later(delay, self._replace, number, failures)
 
     def _replace(self, number: int, failures: int) -> None:
-        if self._stop.is_set() or self._present(number) is not None:
-            return
-        if self._start(number, failures) is None:
+        is_wanted = not self._stop.is_set() and self._present(number) is None
+        if is_wanted and self._start(number, failures) is None:
             self._replace_later(number, failures + 1)
 
     def _present(self, number: int) -> Child | None:
@@ -198,23 +194,17 @@ class Supervisor:
             await self._reload.wait()
             self._reload.clear()
             logger.info("SIGUSR2: replacing all processes")
-            if await self._replace_all():
-                logger.info("all processes are replaced")
+            for number in range(1, self._count + 1):
+                # None has this number while its next start is delayed.
+                old = self._present(number)
+                if not await self._starts(number):
+                    logger.error("a new process could not be started: the old ones stay")
+                    break
+                if old is not None:
+                    # Before the next starts: each process has its connections to the database.
+                    await self._end(old)
             else:
-                logger.error("a new process could not be started: the old ones stay")
-
-    async def _replace_all(self) -> bool:
-        for number in range(1, self._count + 1):
-            # None has this number while its next start is delayed.
-            old = self._present(number)
-            if not await self._starts(number):
-                return False
-            if old is not None:
-                # Before the next starts: each process has its connections to the database.
-                await self._end(old)
-        return True
-
-    # Watching and ending.
+                logger.info("all processes are replaced")
 
     async def _watch(self) -> None:
         """Kill the processes that hang; `_on_change` replaces them."""
@@ -257,11 +247,10 @@ class Supervisor:
         for listener in self._admin_listeners:
             listener.close()
         notify("STOPPING=1", f"STATUS=Stopping {len(self._children)} processes")
-        clean = await asyncio.gather(*(self._end(child) for child in self._children))
-        if not all(clean):
-            self._give_up(1)
-        else:
+        if all(await asyncio.gather(*map(self._end, self._children))):
             logger.info("all processes have ended")
+        else:
+            self._give_up(1)
 
     async def _end(self, child: Child) -> bool:
         """Make a process end; return whether it has answered all its requests."""

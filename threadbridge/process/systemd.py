@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import socket
 
 logger = logging.getLogger("threadbridge")
@@ -15,12 +16,10 @@ def notify(*assignments: str) -> None:
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address.startswith(("/", "@")):
         return
-    if address.startswith("@"):
-        # Linux's abstract sockets: a name without a file.
-        address = "\0" + address[1:]
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as manager:
-            manager.sendto("\n".join(assignments).encode(), address)
+            # Linux's abstract sockets, names without a file, are written with an "@".
+            manager.sendto("\n".join(assignments).encode(), re.sub("^@", "\0", address))
     except OSError as error:
         logger.warning("cannot tell the service manager %s: %s", " ".join(assignments), error.strerror)
 

@@ -1,7 +1,6 @@
 """Every setting, once: command line, keywords, config file, environment and documentation come from here.
 
-`BridgeSettings`, `Settings` and `CommandLineSettings` are the table. Each entry is ``Annotated[type, kind, default,
-meaning]``; the kind of value is left out where the type implies it.
+Each is ``Annotated[type, kind, default, meaning]``; the kind of value is left out where the type implies it.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,23 +36,16 @@ ENVIRONMENT_PREFIX = "THREADBRIDGE_"
 OTHER_VARIABLES = frozenset({"THREADBRIDGE_COMPILE", "THREADBRIDGE_COMPILED", "THREADBRIDGE_INHERITANCE"})
 # Seconds to send the last response and to call `close()` of the application's result.
 GRACE_MARGIN = 10.0
-_LIMITS = Limits()
 
 
 class BridgeSettings(TypedDict, total=False):
     """The keywords of `Bridge`; each has a default."""
 
     pool: Annotated[
-        object,
-        POOL,
-        None,
-        "The DBUtils PooledDB that the application uses; its size sets how many requests run at once.",
+        object, POOL, None, "The application's DBUtils PooledDB; its size sets how many requests run at once."
     ]
     threads: Annotated[
-        int | None,
-        number(1),
-        None,
-        "How many requests run at once. Only when there is no pool, or the pool's size is not limited.",
+        int | None, number(1), None, "How many requests run at once; only without a pool or if its size is not limited."
     ]
     lanes: Annotated[
         Sequence[Lane],
@@ -71,9 +63,7 @@ class BridgeSettings(TypedDict, total=False):
     ]
     queue_timeout: Annotated[Seconds, 30.0, "How long a request may wait for a thread; then it is answered 503."]
     deadline: Annotated[
-        Seconds,
-        180.0,
-        "How long a request may take until its response begins, waiting included; then it is answered 504.",
+        Seconds, 180.0, "How long a request may wait and run until its response begins; then it is answered 504."
     ]
     statement_limit: Annotated[
         float | None,
@@ -104,9 +94,7 @@ class BridgeSettings(TypedDict, total=False):
         "cancelled, unless its response is being sent.",
     ]
     tag_queries: Annotated[
-        bool,
-        False,
-        "Begin each statement with a comment naming its request, /* ID */, for the database's process list.",
+        bool, False, "Begin statements with a comment naming their request, /* ID */, for the database's process list."
     ]
     client_key: Annotated[
         Callable[[HTTPHeaders, str], str] | None,
@@ -133,7 +121,7 @@ class BridgeSettings(TypedDict, total=False):
         int,
         size(0),
         8 * 1024**3,
-        "Maximum disk space for large request bodies and unread responses; each client gets at most a quarter of it.",
+        "Maximum disk space for large bodies and unread responses; a client gets at most a quarter.",
     ]
     memory_size: Annotated[
         Bytes,
@@ -220,13 +208,9 @@ class Settings(BridgeSettings, total=False):
         int, PERMISSIONS, 0o600, "The permissions of the Unix socket, octal; users with write permission can connect."
     ]
     reuse_port: Annotated[
-        bool,
-        False,
-        "Share the port with other processes that also set this, so that a new one can start before the old one stops.",
+        bool, False, "Share the port with processes that set this; a new one can start before the old one stops."
     ]
-    certfile: Annotated[
-        OptionalPath, None, "Serve HTTPS with the certificate and the intermediate certificates in this PEM file."
-    ]
+    certfile: Annotated[OptionalPath, None, "Serve HTTPS with the certificate chain in this PEM file."]
     keyfile: Annotated[OptionalPath, None, "The PEM file with the certificate's key, if certfile does not contain it."]
     grace: Annotated[
         float | None,
@@ -252,49 +236,44 @@ class Settings(BridgeSettings, total=False):
         "max_connections. Loopback, Unix sockets and trusted proxies are not limited.",
     ]
     max_header_size: Annotated[
-        Bytes, _LIMITS.max_header_size, "Maximum size of a request's head; a larger one is answered 431."
+        Bytes, Limits.max_header_size, "Maximum size of a request's head; a larger one is answered 431."
     ]
     max_body_size: Annotated[
-        Bytes, _LIMITS.max_body_size, "Maximum size of a request's body; a larger one is answered 413."
+        Bytes, Limits.max_body_size, "Maximum size of a request's body; a larger one is answered 413."
     ]
     header_timeout: Annotated[
-        Seconds, _LIMITS.header_timeout, "How long a request's head may take to arrive; then it is answered 408."
+        Seconds, Limits.header_timeout, "How long a request's head may take to arrive; then it is answered 408."
     ]
     idle_timeout: Annotated[
-        Seconds, _LIMITS.idle_timeout, "How long a connection may wait for its next request; then it is closed."
+        Seconds, Limits.idle_timeout, "How long a connection may wait for its next request; then it is closed."
     ]
     body_timeout: Annotated[
-        Seconds, _LIMITS.body_timeout, "How long a request's body may pause while it arrives; then it is answered 408."
+        Seconds, Limits.body_timeout, "How long a request's body may pause while it arrives; then it is answered 408."
     ]
     min_rate: Annotated[
         int,
         number(1),
-        _LIMITS.min_rate,
+        Limits.min_rate,
         "Minimum average rate, in bytes a second, of a request's body after the first body_timeout, and of reading a "
         "response after the first send_timeout. A slower request is answered 408; a slower response is cut.",
     ]
     transfer_timeout: Annotated[
         Seconds,
-        _LIMITS.transfer_timeout,
+        Limits.transfer_timeout,
         "How long a client may take in total to send a request's body or to read a response, whatever its rate. "
         "The application's time does not count.",
     ]
     send_timeout: Annotated[
-        Seconds, _LIMITS.send_timeout, "How long a client may pause while reading a response; then it is cut."
+        Seconds, Limits.send_timeout, "How long a client may pause while reading a response; then it is cut."
     ]
     admin_port: Annotated[
-        int | None,
-        number(0, 65535),
-        None,
-        "The TCP port for the operators' page, metrics and health checks; 0 chooses a free one. Default: none.",
+        int | None, number(0, 65535), None, "The operators' port: page, metrics, health checks; 0 chooses a free one."
     ]
     admin_address: Annotated[
         str, "127.0.0.1", "The address that admin_port listens on; any but loopback needs admin_token_file."
     ]
     admin_token_file: Annotated[
-        OptionalPath,
-        None,
-        "The file with the token (16 characters or more) for admin_port; other users must not be able to read it.",
+        OptionalPath, None, "The file, readable by its user alone, with admin_port's token of 16 characters or more."
     ]
     admin_peers: Annotated[
         Sequence[str],
@@ -349,10 +328,7 @@ class CommandLineSettings(Settings, total=False):
         "to a file next to it: app.access.log for app.log.",
     ]
     log_file_max_size: Annotated[
-        int,
-        size(0),
-        100 * 1000 * 1000,
-        "With log_rotate_mode=size: the size at which the log file is rotated; 0 for never.",
+        int, size(0), 100 * 1000 * 1000, "With log_rotate_mode=size: rotate the log file at this size; 0 for never."
     ]
     log_file_num_backups: Annotated[int, number(0), 10, "How many rotated log files are kept."]
     log_rotate_mode: Annotated[Literal["size", "time"], "size", "Whether the log file is rotated by size or by time."]
@@ -361,17 +337,12 @@ class CommandLineSettings(Settings, total=False):
         "midnight",
         "With log_rotate_mode=time: the unit: second, minute, hour, day, midnight or weekday (w0 is Monday).",
     ]
-    log_rotate_interval: Annotated[
-        int, number(1), 1, "With log_rotate_mode=time: rotation interval, in units of log_rotate_when."
-    ]
+    log_rotate_interval: Annotated[int, number(1), 1, "With log_rotate_mode=time: rotate after this many units."]
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A setting apart from its name; without a default it is None.
-
-    :param meaning: the text for users, in the documentation and in ``--help``.
-    """
+    """A setting apart from its name; ``meaning`` is the text for users, in the documentation and in ``--help``."""
 
     kind: Kind
     default: object
@@ -408,7 +379,6 @@ def _setting(hint: Any) -> Setting:
 ALL = {name: _setting(hint) for name, hint in get_type_hints(CommandLineSettings, include_extras=True).items()}
 # The options that are not named like their settings, because each gives one item of a list.
 _OPTIONS = {"lanes": "lane", "idempotent_paths": "idempotent_path"}
-_NOT_IN_FILE = ("config", "check", "json")
 
 
 def option_name(name: str) -> str:
@@ -418,22 +388,18 @@ def option_name(name: str) -> str:
 
 def grace_period(settings: Settings) -> float:
     """How many seconds requests may take after the signal to stop."""
-    grace = settings["grace"]
-    if grace is None:
-        return max(settings["deadline"], *(lane.deadline or 0 for lane in settings["lanes"]), 0) + GRACE_MARGIN
-    return grace
+    if settings["grace"] is not None:
+        return settings["grace"]
+    return max(settings["deadline"], *(lane.deadline or 0 for lane in settings["lanes"]), 0) + GRACE_MARGIN
 
 
 def from_keywords(keywords: Settings) -> Settings:
-    """All settings of `serve`, from its keywords and the defaults.
-
-    Raises `SettingError`, or ``TypeError`` for an unknown keyword.
-    """
+    """All settings of `serve`; raises `SettingError`, or ``TypeError`` for an unknown keyword."""
     return cast(Settings, _with_defaults(Settings, keywords))
 
 
 def for_bridge(keywords: BridgeSettings) -> BridgeSettings:
-    """All settings of `Bridge`, as `from_keywords` has those of `serve`."""
+    """All settings of `Bridge`; raises as `from_keywords` does."""
     return cast(BridgeSettings, _with_defaults(BridgeSettings, keywords))
 
 
@@ -449,9 +415,9 @@ def _with_defaults(declaration: type, keywords: Mapping[str, object]) -> dict[st
 
 @dataclass(frozen=True)
 class Resolved:
-    """All settings with their values, and for each where it comes from.
+    """All settings, and their origins.
 
-    That is ``default``, ``program``, ``environment``, ``command line``, or the path of the config file.
+    An origin is ``default``, ``program``, ``environment``, ``command line``, or the path of the config file.
     """
 
     values: CommandLineSettings
@@ -465,11 +431,9 @@ class Resolved:
 def resolve(
     options: Mapping[str, Sequence[str]], environment: Mapping[str, str], defaults: CommandLineSettings
 ) -> Resolved:
-    """Settle all settings: the command line over the environment over the config file over ``defaults`` over the table.
+    """Combine the command line, the environment, the config file, ``defaults`` and the table; the first has precedence.
 
-    :param options: the texts given for each option, in order, by the setting's name.
-
-    Raises `SettingError` for an unusable value and an unreadable file.
+    ``options`` has the texts given for each setting, in order. Raises `SettingError`.
     """
     values = _with_defaults(CommandLineSettings, defaults)
     origins = {name: "program" if name in defaults else "default" for name in ALL}
@@ -523,7 +487,7 @@ def _read_file(path: str) -> Iterator[tuple[str, Sequence[str]]]:
         raise SettingError(f"the config file {path} is not TOML: {error}") from None
     for name, value in entries.items():
         _check_name(name, f"{path}: {name}")
-        if name in _NOT_IN_FILE:
+        if name in ("config", "check", "json"):
             raise SettingError(f"{path}: {name}: this setting cannot be given in a config file")
         kind = ALL[name].kind
         items = value if isinstance(value, list) and kind.is_list else [value]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -28,11 +28,9 @@ class Kind:
 
     :param expected: what it must look like, to follow the word "expected".
     :param metavar: stands for the value in the help and the documentation: its unit, or its words separated by ``|``.
-    :param accepts: whether a Python value is of this kind.
-    :param read: the Python value of a text; raises ``ValueError`` or ``KeyError``.
-    :param show: the text of a Python value.
+    :param read: turns a text into a value; raises ``ValueError`` or ``KeyError``.
     :param in_file: the types that a config file may use for it.
-    :param is_list: whether it is a list, whose items may be given one by one.
+    :param is_list: whether its items may be given one by one.
     """
 
     expected: str
@@ -42,11 +40,6 @@ class Kind:
     show: Callable[[Any], str] = str
     in_file: tuple[type, ...] = (str,)
     is_list: bool = False
-
-    @property
-    def words(self) -> list[str]:
-        """All its texts, if there are only some."""
-        return self.metavar.split("|") if "|" in self.metavar else []
 
 
 def number(lowest: int, highest: float = math.inf) -> Kind:
@@ -120,10 +113,6 @@ def _read_lanes(text: str) -> list[Lane]:
     return lanes
 
 
-def _show_lanes(lanes: Sequence[Lane]) -> str:
-    return ",".join(f"{lane.name}:{lane.pattern}:{lane.threads}" for lane in lanes)
-
-
 def _show_object(value: object) -> str:
     return value if isinstance(value, ImportPath) else getattr(value, "__name__", type(value).__name__)
 
@@ -158,7 +147,7 @@ LANES = Kind(
     "NAME:PATTERN:THREADS",
     lambda value: isinstance(value, (list, tuple)) and all(isinstance(lane, Lane) for lane in value),
     read=_read_lanes,
-    show=_show_lanes,
+    show=lambda lanes: ",".join(f"{lane.name}:{lane.pattern}:{lane.threads}" for lane in lanes),
     is_list=True,
 )
 POOL = Kind("a PooledDB", "MODULE:ATTRIBUTE", lambda value: True, read=ImportPath, show=_show_object)

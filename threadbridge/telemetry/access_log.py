@@ -60,9 +60,8 @@ class AccessLines:
 def write(records: Sequence[Record]) -> None:
     """Log these requests to ``tornado.access``. A reader of the telemetry.
 
-    Each has a log record of its own, with the attributes of `fields` and the ``args`` of Tornado's
-    (`tornado.web.Application.log_request`): status, ``"METHOD TARGET (CLIENT)"``, milliseconds. If only this package's
-    handlers see them, one log record stands for all: under load 1 µs a request instead of 20.
+    Each has a log record with the attributes of `fields` and the ``args`` of `tornado.web.Application.log_request`. If
+    only this package's handlers see them, one log record stands for all: under load 1 µs a request instead of 20.
     """
     if not access_log.isEnabledFor(logging.INFO):
         return

@@ -12,14 +12,14 @@ class Record:
     """A request that has ended: set once, then only read. Times in seconds.
 
     A new field of the access log needs an attribute here, with the value for a request that was refused unread; its
-    assignment in `record_of`; its name in `threadbridge.telemetry.access_log.fields`, for ``--log_json``; and a line in
-    docs/operating.md, section "Log fields". The text line changes only if programs that read it can bear that.
+    assignment in `record_of`; its name in `threadbridge.telemetry.access_log.fields`; and a line in docs/operating.md,
+    section "Log fields". The text line should not change: programs read it.
     """
 
-    # Its name in all logs, and what tells it from all other requests of its process; "" if it was refused unread.
+    # Its name in all logs, and its unique name in its process; "" if it was refused unread.
     id = ""
     key = ""
-    # The client's address; "" on a Unix socket.
+    # "" on a Unix socket.
     client = ""
     # As the client sent them, and unchecked if the request was refused; "" if they are missing.
     method = ""
@@ -34,14 +34,13 @@ class Record:
     ending = ""
     # The lane's name; "" if it was refused unread.
     lane = ""
-    # Whether it was queued for a thread, and whether a thread took it.
     has_waited = False
     has_run = False
     # From the end of the request until a thread took it, or until it ended without.
     wait = 0.0
     # From there until the response began, or until the request ended without a response.
     run = 0.0
-    # How many statements there were, and how long they took together.
+    # The number of statements, and how long they took together.
     statements = 0
     database = 0.0
     # From the end of the request's head until all ended.

@@ -65,14 +65,8 @@ class SlowRequest:
         return sql if len(sql) <= LONGEST else f"{sql[:LONGEST]}..."
 
 
-class SlowLog:
-    """Logs slow requests, with the values in their statements or without, at the level WARNING."""
-
-    def __init__(self, shows_values: bool) -> None:
-        self._shows_values = shows_values
-
-    def write(self, records: Sequence[Record]) -> None:
-        """A reader of the telemetry."""
-        for record in records:
-            if record.slow_statements is not None:
-                logger.warning(SlowRequest(record, self._shows_values))
+def write(shows_values: bool, records: Sequence[Record]) -> None:
+    """Log the slow ones of these requests, with the values in their statements or without, at the level WARNING."""
+    for record in records:
+        if record.slow_statements is not None:
+            logger.warning(SlowRequest(record, shows_values))

@@ -44,12 +44,7 @@ class Telemetry:
         return record
 
     def refused(self, context: Any, request_line: str, status: int, sent: int) -> None:
-        """Record a request that the HTTP server has refused, so that it became no exchange.
-
-        :param context: of its connection.
-        :param request_line: as far as it has been received.
-        :param sent: bytes of the answer's body.
-        """
+        """Record a request that the HTTP server has refused, with its request line as far as it has been received."""
         record = Record()
         record.client = peer_of(context).address
         record.method, _, rest = request_line.partition(" ")

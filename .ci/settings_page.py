@@ -1,11 +1,11 @@
-"""Writes the tables of docs/settings.md: ``python -m threadbridge.settings.page``."""
+"""Writes the tables of docs/settings.md: ``python .ci/settings_page.py``."""
 
 import re
 from pathlib import Path
 
 from threadbridge.settings.table import ALL, BridgeSettings, CommandLineSettings, Settings, option_name
 
-PAGE = Path(__file__).parents[2] / "docs" / "settings.md"
+PAGE = Path(__file__).parents[1] / "docs" / "settings.md"
 
 
 def with_tables(page: str) -> str:
