@@ -22,9 +22,9 @@ class NoAnswer(StopFailed):
 
 
 class BoundedCalls:
-    """Calls functions and waits ``timeout`` seconds for each. For one thread, which owns all state.
+    """Waits ``timeout`` seconds for each call, as the application's function for connecting may have no timeout.
 
-    The driver's own timeouts are not enough, as the application's function for connecting may have none.
+    For one thread, which owns all state.
     """
 
     def __init__(self, timeout: float) -> None:
@@ -34,8 +34,7 @@ class BoundedCalls:
     def call(self, function: Callable[[], _Result]) -> _Result:
         """Call the function and return its result.
 
-        Raises `NoAnswer` if it takes too long; `StopFailed` if it raises anything, if too many calls are abandoned, or
-        if no thread can be started.
+        Raises `NoAnswer` if it takes too long; `StopFailed` if it raises anything, or cannot be called now.
         """
         self._abandoned = [thread for thread in self._abandoned if thread.is_alive()]
         if len(self._abandoned) >= MAX_ABANDONED:
@@ -45,10 +44,8 @@ class BoundedCalls:
         def run() -> None:
             try:
                 outcome.set_result(function())
-            except StopFailed as error:
-                outcome.set_exception(error)
             except BaseException as error:  # noqa: BLE001 - whatever the application's function raises
-                outcome.set_exception(StopFailed(repr(error)))
+                outcome.set_exception(error if isinstance(error, StopFailed) else StopFailed(repr(error)))
 
         thread = threading.Thread(target=run, name=f"{NAME}-call", daemon=True)
         try:

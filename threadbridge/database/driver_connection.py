@@ -20,15 +20,14 @@ from threadbridge.database.stopper import Orphan
 KEEPIDLE = 30
 KEEPINTVL = 10
 KEEPCNT = 3
-# Linux's default. A shorter time was chosen by the application or an administrator.
+# Linux's default. A shorter time was chosen by the application, the driver or an administrator.
 LONGEST_SYSTEM_KEEPIDLE = 7200
 
 
 class DriverConnection:
-    """A connection that the driver has just made, with the means to stop its statements.
+    """A connection that the driver has just made. It can be cut at once: the database may not answer `prepare`.
 
-    It can be cut at once, even before `prepare`, as the database may not answer the first statements. The worker owns
-    the state; other threads may read it.
+    The worker owns the state; other threads may read it.
     """
 
     session: Session
@@ -39,19 +38,15 @@ class DriverConnection:
         self._connection = connection
         self._database = database
         # Read now: a driver may not answer while another thread uses the connection.
-        self._descriptor: int = connection.fileno() if hasattr(connection, "fileno") else -1
+        self._descriptor: int = connection.fileno()
+        self._file = _file(self._descriptor)
         self._poll = select.poll()
-        if self._descriptor >= 0:
-            self._file = _file(self._descriptor)
-            self._poll.register(self._descriptor, select.POLLIN)
-            notice_lost_peer(self._descriptor)
+        self._poll.register(self._descriptor, select.POLLIN)
+        notice_lost_peer(self._descriptor)
         forks.connects(self)
 
     def prepare(self, listed: ConnectionList, comment: Callable[[], str] | None = None) -> None:
-        """Identify the connection, list it, and start observing what is sent on it. Raises what the driver raises.
-
-        :param comment: see `Database.prepare`.
-        """
+        """Identify the connection, list it, and start observing what is sent on it. Raises what the driver raises."""
         identity = self._database.identify(self._connection)
         self._entry = listed.enter(self._database, identity)
         self.identity = identity
@@ -99,7 +94,6 @@ def notice_lost_peer(descriptor: int) -> None:
         if same.family not in (socket.AF_INET, socket.AF_INET6) or sys.platform != "linux":
             return
         if same.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) < LONGEST_SYSTEM_KEEPIDLE:
-            # The application or the database driver has chosen its own times.
             return
         same.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         same.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPIDLE)

@@ -29,14 +29,10 @@ _NOT_IN_TAG = re.compile(r"[^A-Za-z0-9._:-]")
 
 
 class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
-    """A connection that knows which requests hold it: one, or several if the pool shares connections.
+    """A connection that knows which requests hold it; further parameters are those of `SteadyDBConnection`.
 
     It is made unconnected, so that a request can hold it while it waits for `connect`. `Guard` owns the attributes
     that `HeldConnection` names; the thread that uses the connection owns the rest.
-
-    :param cursor_factory: makes a cursor, from this connection and the arguments of ``cursor``.
-
-    Other parameters: see `SteadyDBConnection`.
     """
 
     # What `SteadyDBConnection` needs to close a connection that was never connected.
@@ -58,7 +54,6 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
         self._newest: DriverConnection | None = None
         # Whether nothing was sent since it was handed out, or since the last commit or rollback.
         self._is_untouched = True
-        # Whether a statement has failed because the connection was lost.
         self._is_lost = False
         self._session: Session = UnknownSession()
         self._changes = Transaction()
@@ -141,7 +136,7 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
             self._changes.record(self._session.effect("BEGIN"), None)
 
     def commit(self) -> None:
-        """See `SteadyDBConnection`; a cancelled request cannot commit.
+        """A cancelled request cannot commit.
 
         A lost connection is not replaced: what is executed next must not be taken for the rest of its transaction.
         """
@@ -257,9 +252,9 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
     # Hand-back and hand-out.
 
     def clean(self, force: bool) -> None:
-        """Roll back what is open, or mark the connection to be closed. Any thread that may wait.
+        """Roll back what is open (with ``force``, in any case), or mark the connection to be closed.
 
-        :param force: roll back even if no transaction can be open.
+        Any thread that may wait.
         """
         self.lease += 1
         self.is_idle = True
@@ -277,7 +272,7 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
                     # Closing it would release its locks only later.
                     self._con.rollback()
             elif force or self._transaction or self._session.may_be_open:
-                # Not by DBUtils' method, which would replace a broken connection even if it is never needed.
+                # DBUtils' method would replace a broken connection even if it is never needed.
                 self._end_rollback = self._session.begin_rollback()
                 if self._end_rollback is None:
                     self._con.rollback()
@@ -293,7 +288,7 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
 
     def _ping_check(self, ping: int = 1, reconnect: bool = True) -> Any:
         """See `SteadyDBConnection`; ``ping=1`` is the hand-out. A connection that came back just now is not pinged."""
-        # Not a shared connection that others use, which may have an answer of theirs to read.
+        # A shared connection that others use may have an answer of theirs to read.
         if ping == 1 and self.is_idle:
             self.is_idle = False
             self.finish_rollback()
@@ -306,10 +301,7 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
         return super()._ping_check(ping, reconnect)
 
     def finish_rollback(self) -> None:
-        """Read the answer to a rollback under way.
-
-        Replaces the connection if the rollback failed; raises the driver's error if that fails too.
-        """
+        """Read the answer to a rollback under way; replace the connection if it failed. Raises the driver's error."""
         if self._end_rollback is not None:
             end, self._end_rollback = self._end_rollback, None
             try:

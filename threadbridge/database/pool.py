@@ -27,16 +27,14 @@ CONTROL_INTERVAL = 10.0
 
 
 class PoolGuard(Guard):
-    """Replaces the methods by which a live ``PooledDB`` hands out and takes back connections.
+    """Replaces the methods by which a live ``PooledDB`` hands out and takes back connections; closes its idle ones.
 
-    The application notices nothing. The connections that the pool has ready are closed; the guard makes others when
-    they are needed. The lock is PooledDB's condition; it guards the pool's own counts and lists, and the waiting line.
+    The lock is PooledDB's condition; it guards the pool's own counts and lists, and the waiting line. Raises
+    ``ValueError`` if the pool has another guard that is not closed.
 
     :param pool: a pool that `pool_size` has accepted.
     :param on_ask: called on the worker side with each request that asks for a connection.
     :param statement_limit: seconds that a statement may take, by the database's clock and the driver's; 0 for no limit.
-
-    Other parameters: see `Guard`. Raises ``ValueError`` if the pool has another guard that is not closed.
     """
 
     def __init__(
@@ -72,12 +70,11 @@ class PoolGuard(Guard):
             if pool._maxshared:
                 # Those in use are counted off when they come back.
                 pool._shared_cache.clear()
-            # Public methods, which PooledDB, and the connections it hands out, call on the pool itself...
             pool.connection = self._connection
             pool.cache = self._cache
             pool.steady_connection = self._steady_connection
             pool.unshare = self._unshare
-            # ...and a private one, by which PooledDB's own code waits when it hands out shared connections.
+            # By this, PooledDB's own code waits when it hands out shared connections.
             pool._wait_lock = self._wait
         for steady in idle:
             steady.close()
@@ -203,9 +200,8 @@ class PoolGuard(Guard):
     def _wait(self) -> None:
         """Wait until a connection may have come back. Under the lock.
 
-        A request that holds no connection waits until its deadline even if the pool is not blocking, as another request
-        will give one back. A request that holds one may be waiting for itself. Raises ``TooManyConnectionsError`` if no
-        connection has come back; `cancelled` as soon as the request is cancelled.
+        Even if the pool is not blocking, a request waits until its deadline, unless it holds a connection and may be
+        waiting for itself. Raises ``TooManyConnectionsError``, or `cancelled` as soon as the request is cancelled.
         """
         request = current_or_none()
         is_blocking = self._pool._blocking

@@ -31,9 +31,7 @@ class Effect(Enum):
 class Effects:
     """What the statements of one kind of database do if they succeed, by their text.
 
-    :param by_word: for each effect, the first words of the statements that have it.
-    :param exceptions: patterns that come before ``by_word``; the first that matches decides.
-    :param otherwise: the effect of all other statements.
+    The first pattern of ``exceptions`` that matches decides, then the first word.
     """
 
     def __init__(self, by_word: dict[Effect, bytes], exceptions: list[tuple[bytes, Effect]], otherwise: Effect) -> None:

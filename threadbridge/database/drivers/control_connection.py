@@ -14,9 +14,8 @@ _Result = TypeVar("_Result")
 
 
 class ControlConnection:
-    """A control connection."""
+    """A connection; ``server`` is what the kind of database needs to know about the server to which it leads."""
 
-    # What the kind of database needs to know about the server to which it leads.
     server: Any = None
 
     def __init__(self, connection: Any) -> None:
@@ -33,7 +32,6 @@ class ControlConnection:
 class ControlConnections:
     """Keeps one control connection open; makes another if that is in use or does not work. Any thread.
 
-    :param connect: makes a control connection.
     :param error: the driver's base class of exceptions.
     """
 
@@ -49,7 +47,7 @@ class ControlConnections:
 
         Raises `StopFailed` if the driver raises anything.
         """
-        # The idle one may have been idle for too long, or lead to a server that is out of service; a new one may not.
+        # One that was idle for too long may be closed, or lead to a server that is out of service.
         with contextlib.suppress(IndexError, StopFailed, self._error):
             return self._use(self._idle.popleft(), ask)
         try:
