@@ -30,10 +30,7 @@ class HeldConnection(Protocol):
 
 
 class Borrow:
-    """A connection that a request holds; implements `Stoppable`.
-
-    A lock guards whether a statement is executing, whether the borrow is over, and the attempts to stop.
-    """
+    """A connection that a request holds: a `Stoppable`. A lock guards `is_over`, `_is_executing` and `_attempts`."""
 
     def __init__(
         self,

@@ -22,10 +22,7 @@ class NoAnswer(StopFailed):
 
 
 class BoundedCalls:
-    """Waits ``timeout`` seconds for each call, as the application's function for connecting may have no timeout.
-
-    For one thread, which owns all state.
-    """
+    """Gives each call ``timeout`` seconds, as the application may connect without a timeout. For one thread."""
 
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout

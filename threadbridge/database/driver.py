@@ -12,16 +12,14 @@ from threadbridge.sql.transaction import Effect
 
 @dataclass(frozen=True)
 class ConnectionSettings:
-    """How the pool makes its connections: ``connect(*args, **kwargs)``.
-
-    :param statement_limit: seconds that a statement on a connection of the pool may take; 0 for no limit.
-    """
+    """How the pool makes its connections: ``connect(*args, **kwargs)``."""
 
     connect: Callable[..., Any]
     args: Sequence[Any]
     kwargs: Mapping[str, Any]
     # The driver's own function does; the application's may not.
     takes_timeouts: bool = True
+    # Seconds that a statement on a connection of the pool may take; 0 for no limit.
     statement_limit: float = 0.0
 
     def connect_within(self, timeouts: Mapping[str, Any]) -> Any:
@@ -129,10 +127,7 @@ class Database(Protocol):
         """Make or check the control connection, if `stop_query` or `kill` will need one."""
 
     def stop_query(self, connection: Any, identity: Any, *, waits: bool = False) -> bool:
-        """Stop the statement that is running on the connection; returns whether there was one.
-
-        :param waits: whether a thread is waiting for the answer to a statement, so that one is running, or about to.
-        """
+        """Stop the connection's statement; returns whether one was running. ``waits``: a thread waits for an answer."""
 
     def kill(self, identity: Any) -> bool:
         """End the connection in the server; returns whether it had already ended."""

@@ -70,9 +70,8 @@ class DriverConnection:
 
     def stop_query(self, *, waits: bool = False) -> bool:
         """See `Database.stop_query`."""
-        if self.identity is None:
-            return False
-        return self._database.stop_query(self._connection, self.identity, waits=waits)
+        identity = self.identity
+        return identity is not None and self._database.stop_query(self._connection, identity, waits=waits)
 
     def sever(self) -> Orphan | None:
         """Cut the connection, so that a thread waiting on it fails at once. Any thread.

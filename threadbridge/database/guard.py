@@ -36,7 +36,7 @@ class Guard(abc.ABC):
 
     :param drivers: the modules by which the driver may be recognised; if they do not tell, the first connection does.
     :param tags_queries: whether each statement of a request begins with a comment that names the request.
-    :param rerun: see `may_repeat`.
+    :param rerun: whether queries that leave no trace may run again if they are lost with their connection.
     :param resets_sessions: whether a connection whose session a request may have changed (variables, temporary tables,
         locks, settings) is closed when it comes back.
     """
@@ -55,7 +55,6 @@ class Guard(abc.ABC):
         self.lock = lock
         self.tags_queries = tags_queries
         self.resets_sessions = resets_sessions
-        # How many queries were repeated.
         self.reruns = 0
         # When a statement last succeeded, and when the database was last out of reach. By `time.monotonic`; 0.0: never.
         self.last_success = self.last_outage = 0.0
@@ -130,17 +129,11 @@ class Guard(abc.ABC):
             self.last_outage = time.monotonic()
 
     def connect_apart(self) -> Any:
-        """Connect outside the pool, with timeouts of a few seconds, unless the application's own function connects.
-
-        Any thread that may wait. Raises what the driver raises.
-        """
+        """Connect outside the pool; if ``connect`` is the driver's, within seconds. Any thread that may wait."""
         return self._settings.connect_within({} if self._database is None else self._database.timeouts)
 
     def may_repeat(self, error: Exception, sql: str) -> bool:
-        """Whether a query that failed as the first on its connection may run again on another.
-
-        Only if the connection was lost and the query leaves no trace, and never if ``rerun`` is ``never``.
-        """
+        """Whether a query that failed as the first on its connection may run again on another."""
         leaves_no_trace = len(sql) < MAX_TEXT and can_be_repeated(sql.encode(errors="replace"))
         if self._rerun == "never" or not (leaves_no_trace and self.is_lost(error) and self.is_fatal(error)):
             return False
@@ -253,10 +246,7 @@ class Guard(abc.ABC):
         return True
 
     def may_stop(self, borrow: Borrow) -> bool:
-        """Whether the query may be stopped: only cancelled requests hold the connection, and no other will get it.
-
-        Any thread.
-        """
+        """Whether only cancelled requests hold the connection; if so, no other will get it. Any thread."""
         connection = borrow.connection
         with self.lock:
             if borrow not in connection.borrows or not all(other.request.cancelled for other in connection.borrows):
@@ -267,22 +257,16 @@ class Guard(abc.ABC):
 
     # Giving back.
 
-    def defer(self, task: Callable[[], None]) -> bool:
+    def defer(self, task: Callable[[], None], *, is_hand_back: bool = False) -> bool:
         """Leave the task to another thread if this one must not wait for the database; returns whether it must not.
 
-        Any thread: garbage is collected in all of them, including the loop's and those that cancel requests.
+        Any thread: garbage is collected in all of them, including the loop's and those that cancel requests. During a
+        collection, a hand-back is always deferred, as the thread may hold any lock.
         """
-        if self.closed or current_or_none() is not None:
+        if self.closed or (current_or_none() is not None and not (is_hand_back and is_collecting())):
             return False
         is_stopper = threading.current_thread().name.startswith(NAME)
         if not (is_stopper or is_collecting() or is_cancelling() or asyncio._get_running_loop() is not None):
             return False
         self._background.do(task)
         return True
-
-    def _defer_hand_back(self, task: Callable[[], None]) -> bool:
-        """Like `defer`, but always defers during a garbage collection: the thread may hold any lock."""
-        if is_collecting() and not self.closed:
-            self._background.do(task)
-            return True
-        return self.defer(task)

@@ -136,10 +136,7 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
             self._changes.record(self._session.effect("BEGIN"), None)
 
     def commit(self) -> None:
-        """A cancelled request cannot commit.
-
-        A lost connection is not replaced: what is executed next must not be taken for the rest of its transaction.
-        """
+        """See `SteadyDBConnection`; a cancelled request cannot commit."""
         borrow = self.guard.current_borrow(self)
         if borrow is not None and borrow.request.cancelled:
             borrow.refuse()
@@ -148,6 +145,7 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
             self._session.sending("COMMIT", None)
             self._changes.begin_commit()
         try:
+            # A lost connection is not replaced: later statements must not be taken for the rest of its transaction.
             self._con.commit()
         except BaseException as error:
             self.note_failure(None, "COMMIT", error)
@@ -252,10 +250,7 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
     # Hand-back and hand-out.
 
     def clean(self, force: bool) -> None:
-        """Roll back what is open (with ``force``, in any case), or mark the connection to be closed.
-
-        Any thread that may wait.
-        """
+        """Roll back what is open (with ``force``, in any case), or set `must_close`. Any thread that may wait."""
         self.lease += 1
         self.is_idle = True
         self._came_back_at = time.monotonic()
@@ -266,7 +261,6 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
         is_used_up = self._maxusage and self._usage >= self._maxusage
         try:
             if is_used_up or (self.guard.resets_sessions and self._has_changed_session()):
-                # The next request gets a new connection, and sees nothing of this session.
                 self.must_close = True
                 if not self._session.only_reads:
                     # Closing it would release its locks only later.
@@ -277,7 +271,6 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
                 if self._end_rollback is None:
                     self._con.rollback()
         except Exception as error:  # noqa: BLE001 - whatever the driver raises, the connection is closed for it
-            # It may be broken, or have unread rows.
             logger.debug("a connection is closed instead of going back to the pool: %r", error)
             self.must_close = True
         self._record_rollback()

@@ -1,7 +1,4 @@
-"""The guard of a DBUtils ``PooledDB``: hands out its connections and takes them back.
-
-`dbutils_check` lists what this uses of DBUtils' privates.
-"""
+"""The guard of a DBUtils ``PooledDB``, whose private members it uses; `dbutils_check` lists them."""
 
 from __future__ import annotations
 
@@ -72,7 +69,7 @@ class PoolGuard(Guard):
                 pool._shared_cache.clear()
             pool.connection = self._connection
             pool.cache = self._cache
-            pool.steady_connection = self._steady_connection
+            pool.steady_connection = lambda: self._connect(self._make())
             pool.unshare = self._unshare
             # By this, PooledDB's own code waits when it hands out shared connections.
             pool._wait_lock = self._wait
@@ -228,9 +225,6 @@ class PoolGuard(Guard):
         with self.lock:
             self.lock.notify_all()
 
-    def _steady_connection(self) -> GuardedConnection:
-        return self._connect(self._make())
-
     def _connect(self, steady: GuardedConnection) -> GuardedConnection:
         self._start_background()
         steady.connect()
@@ -249,7 +243,7 @@ class PoolGuard(Guard):
     # Hand-back. Any thread: a connection that the application forgot comes back when it is collected.
 
     def _unshare(self, shared: Any) -> None:
-        if self._defer_hand_back(lambda: self._unshare(shared)):
+        if self.defer(lambda: self._unshare(shared), is_hand_back=True):
             return
         if isinstance(shared.con, GuardedConnection) and (borrow := borrow_of(shared.con, current_or_none())):
             self.end_borrows([borrow])
@@ -257,7 +251,7 @@ class PoolGuard(Guard):
 
     def _cache(self, steady: Any) -> None:
         # A deferred one is closed: a cursor that was forgotten with it may still have rows to fetch.
-        if self._defer_hand_back(lambda: self._discard(steady)):
+        if self.defer(lambda: self._discard(steady), is_hand_back=True):
             return
         pool = self._pool
         # One that was handed out before this guard existed is closed.

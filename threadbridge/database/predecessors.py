@@ -41,8 +41,6 @@ class ConnectionList:
 
     These processes have the same user and working directory on this machine, since it was booted, and their pools
     connect in the same way. A lock guards whether it has begun, and the process's own file.
-
-    :param database_by: gives the kind of database for a driver's name.
     """
 
     def __init__(
@@ -51,6 +49,7 @@ class ConnectionList:
         self._prefix = f"connections-{_digest(settings)}-"
         self._stopper = stopper
         self._database_by = database_by
+        # None: a private directory among the temporary files.
         self._run_directory: str | None = None
         self._has_begun = False
         self._own: _OwnFile | None = None
@@ -58,10 +57,7 @@ class ConnectionList:
         self._unusable = RepeatedLog(logger, 600)
 
     def begin(self, directory: str | None = None) -> None:
-        """Search for lists of dead processes, now and every `INTERVAL` seconds. Any thread; returns at once.
-
-        :param directory: where the lists are. Default: a private directory among the temporary files.
-        """
+        """Search for lists of dead processes, now and every `INTERVAL` seconds. Any thread; returns at once."""
         with self._lock:
             if not self._has_begun:
                 self._has_begun = True

@@ -81,10 +81,7 @@ class StopperThread:
             self._changed.notify()
 
     def start(self) -> None:
-        """Start the thread if it is needed and not running. Any thread.
-
-        If it cannot be started, this is called again by the next request that needs a connection of the pool.
-        """
+        """Start the thread if it is needed and not running. Any thread. Requests for connections try this again."""
         with self._changed:
             if self.thread is not None or (self._closed and not self._tasks):
                 return

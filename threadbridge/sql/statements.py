@@ -21,14 +21,12 @@ def as_field(outcome: str) -> str:
 
 
 class Statement:
-    """One statement. The worker writes it, any thread reads it. Times are by `time.monotonic`.
-
-    :param sql: the first `MAX_TEXT` characters of the text, without its parameters' values.
-    :param connection_id: the connection's number in the database's process list; None if unknown.
-    """
+    """One statement. The worker writes it, any thread reads it. Times are by `time.monotonic`."""
 
     def __init__(self, sql: str, connection_id: int | None, started: float) -> None:
+        # The first `MAX_TEXT` characters, without its parameters' values.
         self.sql = sql
+        # The connection's number in the database's process list; None if unknown.
         self.connection_id = connection_id
         self.started = started
         # 0.0 while it runs.

@@ -29,10 +29,7 @@ class Effect(Enum):
 
 
 class Effects:
-    """What the statements of one kind of database do if they succeed, by their text.
-
-    The first pattern of ``exceptions`` that matches decides, then the first word.
-    """
+    """What statements do if they succeed, by the first of the ``exceptions`` that matches, else by their first word."""
 
     def __init__(self, by_word: dict[Effect, bytes], exceptions: list[tuple[bytes, Effect]], otherwise: Effect) -> None:
         self._by_word = {word: effect for effect, words in by_word.items() for word in words.split()}

@@ -1,7 +1,4 @@
-"""Answers a repeated POST or PATCH with the outcome of the first, recognised by its ``Idempotency-Key``.
-
-See the IETF's draft-ietf-httpapi-idempotency-key-header.
-"""
+"""Answers a repeated POST or PATCH with the outcome of the first, by draft-ietf-httpapi-idempotency-key-header."""
 
 from __future__ import annotations
 
@@ -36,14 +33,11 @@ _TOO_LARGE = f"its answer had more than {LONGEST_ANSWER} bytes and was not kept"
 
 
 class Idempotency:
-    """A WSGI application around another, which runs a request with an ``Idempotency-Key`` only once.
+    """A WSGI application around another, which runs a request with an ``Idempotency-Key`` only once, on some paths.
 
     A request with a key is recorded before the application is called. An answer of at most `LONGEST_ANSWER` bytes is
     sent once it is complete, closed and stored; a larger one is passed on as it comes. What a repetition gets is in
     docs/operating.md, "Repeated POSTs".
-
-    :param paths: patterns, like those of lanes, of the paths on which keys count.
-    :param is_outage: whether an exception is the database driver's for an outage.
     """
 
     def __init__(

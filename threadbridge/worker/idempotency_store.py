@@ -120,10 +120,7 @@ class IdempotencyStore:
         return first
 
     def end(self, key: bytes, outcome: Answer | str | None) -> None:
-        """Record the outcome, see `FirstRequest`; None lets the request be run again.
-
-        Never raises: a failure is logged, and made good later.
-        """
+        """Record an outcome (see `FirstRequest`), or None to let the request run again. Failures are only logged."""
         if self._is_copy:
             return
         try:
@@ -234,10 +231,7 @@ class IdempotencyStore:
 
 
 def owner_of(pid: int) -> str:
-    """A process, by its number and start time, which no later process shares; "" if there is none.
-
-    Raises ``OSError`` if that cannot be found out.
-    """
+    """A process, by its number and start time, which no later one shares; "" if there is none. Raises ``OSError``."""
     try:
         return f"{pid} {Path(f'/proc/{pid}/stat').read_bytes().rpartition(b')')[2].split()[19].decode()}"
     except (FileNotFoundError, ProcessLookupError):

@@ -30,10 +30,7 @@ class ControlConnection:
 
 
 class ControlConnections:
-    """Keeps one control connection open; makes another if that is in use or does not work. Any thread.
-
-    :param error: the driver's base class of exceptions.
-    """
+    """Keeps one control connection open; makes another if that is in use or does not work. Any thread."""
 
     def __init__(self, connect: Callable[[], ControlConnection], error: type[Exception]) -> None:
         self._connect = connect
@@ -43,10 +40,7 @@ class ControlConnections:
         self._is_closed = False
 
     def use(self, ask: Callable[[ControlConnection], _Result]) -> _Result:
-        """Call a function with the connection and return its result; if it raises, call it again with a new one.
-
-        Raises `StopFailed` if the driver raises anything.
-        """
+        """Call a function with the connection; if it raises, again with a new one. Raises `StopFailed`."""
         # One that was idle for too long may be closed, or lead to a server that is out of service.
         with contextlib.suppress(IndexError, StopFailed, self._error):
             return self._use(self._idle.popleft(), ask)

@@ -54,7 +54,6 @@ class Identity(NamedTuple):
     """A connection's thread id, and the server that assigned it. See `driver.Identity`."""
 
     number: int
-    # The server's name.
     server: str
     # When the connection was identified, in seconds by the server's clock.
     made: int

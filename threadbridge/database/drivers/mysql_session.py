@@ -55,11 +55,7 @@ _BEGINS = re.compile(rb"begin\b|start transaction\b|(?:commit|rollback)\b.*\band
 
 
 class MySQLSession:
-    """Sees all statements on a connection as they are sent, with their parameters filled in. See `Session`.
-
-    :param unbuffered: the base class of cursors whose rows arrive while they are fetched.
-    :param without_limit: the first word of a query, and its replacement that lifts the time limit for such cursors.
-    """
+    """Sees all statements on a connection as they are sent, with their parameters filled in. See `Session`."""
 
     def __init__(
         self,
@@ -72,6 +68,8 @@ class MySQLSession:
         self._connection = weakref.ref(connection)
         self._query = type(connection).query
         self._comment = comment
+        # The base class of cursors whose rows arrive while they are fetched; the first word of a query, and its
+        # replacement that lifts the time limit for these cursors.
         self._unbuffered = unbuffered
         self._without_limit = without_limit
         self._is_unbuffered = False
