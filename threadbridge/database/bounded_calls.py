@@ -29,10 +29,7 @@ class BoundedCalls:
         self._abandoned: list[threading.Thread] = []
 
     def call(self, function: Callable[[], _Result]) -> _Result:
-        """Call the function and return its result.
-
-        Raises `NoAnswer` if it takes too long; `StopFailed` if it raises anything, or cannot be called now.
-        """
+        """Call the function and return its result. Raises `NoAnswer` if it takes too long, otherwise `StopFailed`."""
         self._abandoned = [thread for thread in self._abandoned if thread.is_alive()]
         if len(self._abandoned) >= MAX_ABANDONED:
             raise StopFailed(f"{MAX_ABANDONED} earlier attempts have not returned")

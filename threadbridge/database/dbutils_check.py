@@ -26,10 +26,7 @@ _PARAMETERS_OF_CONNECTION = "self creator maxusage setsession failures ping clos
 
 
 def pool_size(pool: object) -> int:
-    """How many connections a ``PooledDB`` hands out at once; 0 if that is unlimited.
-
-    Raises ``ValueError`` if the object is not a ``PooledDB`` of a supported DBUtils.
-    """
+    """How many connections a ``PooledDB`` hands out at once; 0: unlimited. Raises ``ValueError`` if not supported."""
     if not isinstance(pool, PooledDB):
         raise ValueError(f"pool={pool!r} is not a PooledDB of DBUtils; give the pool object itself, or leave pool out")
     used = {pool: _OF_POOL, SteadyDBConnection: _OF_CONNECTION, SteadyDBCursor: _OF_CURSOR, pooled_db: _OF_MODULE}

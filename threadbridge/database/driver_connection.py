@@ -25,10 +25,7 @@ LONGEST_SYSTEM_KEEPIDLE = 7200
 
 
 class DriverConnection:
-    """A connection that the driver has just made. It can be cut at once: the database may not answer `prepare`.
-
-    The worker owns the state; other threads may read it.
-    """
+    """A connection that the driver has just made. The worker owns the state; other threads may read it."""
 
     session: Session
     identity: Identity | None = None
@@ -74,7 +71,7 @@ class DriverConnection:
         return identity is not None and self._database.stop_query(self._connection, identity, waits=waits)
 
     def sever(self) -> Orphan | None:
-        """Cut the connection, so that a thread waiting on it fails at once. Any thread.
+        """Cut the connection, even before `prepare` is answered, so that a thread waiting on it fails. Any thread.
 
         Returns the orphan that this leaves in the database; None if the connection was not yet identified.
         """

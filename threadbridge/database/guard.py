@@ -156,10 +156,6 @@ class Guard(abc.ABC):
     def count_in(self) -> None:
         """Count one connection less as handed out, and notify those that wait for one. Under the pool's lock."""
 
-    def has_any(self, request: TrackedRequest) -> bool:
-        """Whether the request holds a connection. Under the pool's lock."""
-        return request in self._by_request
-
     def overdue(self) -> int:
         """How many connections are held by requests that are cancelled or late. Any thread; no lock."""
         now = time.monotonic()

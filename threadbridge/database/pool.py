@@ -182,7 +182,7 @@ class PoolGuard(Guard):
     def _wait_turn(self, request: TrackedRequest | None) -> None:
         """Wait for a connection, behind those that came before. Under the lock. Raises as `_wait` does."""
         # A request that holds a connection already may be the one that all others wait for.
-        if self._has_free() and request is not None and self.has_any(request):
+        if self._has_free() and request in self._by_request:
             return
         place = object()
         self._line.append(place)
@@ -202,7 +202,7 @@ class PoolGuard(Guard):
         """
         request = current_or_none()
         is_blocking = self._pool._blocking
-        if not is_blocking and (request is None or self.has_any(request)):
+        if not is_blocking and (request is None or request in self._by_request):
             raise pooled_db.TooManyConnectionsError
         if request is None:
             self.lock.wait()

@@ -65,10 +65,7 @@ class ConnectionList:
                 self._stopper.repeat(self._search, INTERVAL)
 
     def enter(self, database: Database, identity: Identity) -> Entry | None:
-        """List a connection, as long as the returned object exists. Any thread.
-
-        Returns None if another process could not find it, or the file cannot be written, which is logged.
-        """
+        """List a connection while the returned object exists; None if it cannot be found or listed. Any thread."""
         self.begin()
         if not identity.is_findable:
             return None

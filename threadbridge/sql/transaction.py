@@ -63,22 +63,19 @@ class Transaction:
         elif effect is Effect.PARTLY_ROLLED_BACK:
             self.open = dict.fromkeys(self.open, False)
         elif effect is not Effect.NOTHING:
-            self._end(effect)
+            changes, self.open = self.open, {}
+            for each, is_certain in changes.items():
+                if effect is Effect.ROLLED_BACK:
+                    each.has_rolled_back = True
+                elif is_certain and effect in (Effect.COMMITTED, Effect.CHANGED_AND_COMMITTED):
+                    each.has_committed = True
+                else:
+                    each.is_in_doubt = True
+                each.open -= 1
+                each.is_committing = False
             if statements is not None:
                 statements.has_committed |= effect is Effect.CHANGED_AND_COMMITTED
                 statements.is_in_doubt |= effect is Effect.UNKNOWN
-
-    def _end(self, effect: Effect) -> None:
-        changes, self.open = self.open, {}
-        for each, is_certain in changes.items():
-            if effect is Effect.ROLLED_BACK:
-                each.has_rolled_back = True
-            elif is_certain and effect in (Effect.COMMITTED, Effect.CHANGED_AND_COMMITTED):
-                each.has_committed = True
-            else:
-                each.is_in_doubt = True
-            each.open -= 1
-            each.is_committing = False
 
     def begin_commit(self) -> None:
         """Record that a commit is about to be sent; `record` records its effect."""

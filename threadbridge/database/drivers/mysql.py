@@ -46,8 +46,6 @@ _MARK = "SELECT GET_LOCK(%s, 0), {}, UNIX_TIMESTAMP()"
 _SERVER = "SELECT {}, UNIX_TIMESTAMP()"
 _THREAD = "SELECT COUNT(*) FROM information_schema.processlist WHERE id = %s AND user = %s"
 _RUNS = "SELECT COUNT(*) FROM information_schema.processlist WHERE id = %s AND command <> 'Sleep'"
-# Longer than any control connection is idle.
-_NO_TIMEOUT = "SET SESSION wait_timeout = 2147483"
 
 
 class Identity(NamedTuple):
@@ -166,7 +164,8 @@ class MySQL:
     def _connect(self) -> ControlConnection:
         control = ControlConnection(self._settings.connect_within(self.timeouts))
         try:
-            execute(control.connection, _NO_TIMEOUT)
+            # Longer than it is ever idle.
+            execute(control.connection, "SET SESSION wait_timeout = 2147483")
             name, now = self._named_row(control.connection, _SERVER)
             _, uptime = execute(control.connection, "SHOW STATUS LIKE 'Uptime'")
             [user] = execute(control.connection, "SELECT SUBSTRING_INDEX(USER(), '@', 1)")
