@@ -101,7 +101,7 @@ class GuardedCursor(SteadyDBCursor):  # type: ignore[misc]
         return attribute
 
     def close(self) -> None:
-        """The driver may fetch all remaining rows first."""
+        """See `SteadyDBCursor`. The driver may fetch all remaining rows first."""
         if self._closed:
             return
         if self._lease != self._con.lease:
