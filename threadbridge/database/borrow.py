@@ -12,17 +12,14 @@ from threadbridge.database.stopper import ATTEMPT_TIMEOUT, Orphan, StopResult
 
 
 class HeldConnection(Protocol):
-    """What is needed of a pool's connection. `Guard` owns the attributes, under the pool's lock.
+    """A pool's connection. `Guard` owns the attributes, under the pool's lock."""
 
-    :param borrows: the requests that hold it; several if the pool shares connections.
-    :param must_close: whether it is closed when it comes back, instead of being handed out again.
-    :param is_idle: whether it has come back to the pool and was not handed out since.
-    :param is_abandoned: whether it was cut and no longer counts as handed out.
-    """
-
+    # Several if the pool shares connections.
     borrows: list[Borrow]
+    # Whether it is closed when it comes back, instead of being handed out again.
     must_close: bool
     is_idle: bool
+    # Whether it was cut and no longer counts as handed out.
     is_abandoned: bool
 
     def stop_query(self, *, waits: bool = False) -> bool:
@@ -33,11 +30,7 @@ class HeldConnection(Protocol):
 
 
 class Borrow:
-    """A connection that a request holds; implements `Stoppable`.
-
-    Its lock orders the worker, which executes statements and gives the connection back, and the stopper. It guards
-    whether a statement is executing, whether the borrow is over, and the attempts to stop. The functions are `Guard`'s.
-    """
+    """A connection that a request holds: a `Stoppable`. A lock guards `is_over`, `_is_executing` and `_attempts`."""
 
     def __init__(
         self,
@@ -51,7 +44,7 @@ class Borrow:
         self.name = request.id
         self.is_over = False
         self.withdraw_callback: Callable[[], None] = lambda: None
-        # Whether a statement was refused because the request is cancelled; all later ones are refused too.
+        # Whether a statement was refused because the request is cancelled.
         self.has_refused = False
         # Whether the request's thread is not expected to come back. Guarded by the pool's lock.
         self.is_abandoned = False

@@ -22,21 +22,14 @@ class NoAnswer(StopFailed):
 
 
 class BoundedCalls:
-    """Calls functions and waits ``timeout`` seconds for each. For one thread, which owns all state.
-
-    The driver's own timeouts are not enough, as the application's function for connecting may have none.
-    """
+    """Gives each call ``timeout`` seconds, as the application may connect without a timeout. For one thread."""
 
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout
         self._abandoned: list[threading.Thread] = []
 
     def call(self, function: Callable[[], _Result]) -> _Result:
-        """Call the function and return its result.
-
-        Raises `NoAnswer` if it takes too long; `StopFailed` if it raises anything, if too many calls are abandoned, or
-        if no thread can be started.
-        """
+        """Call the function and return its result. Raises `NoAnswer` if it takes too long, otherwise `StopFailed`."""
         self._abandoned = [thread for thread in self._abandoned if thread.is_alive()]
         if len(self._abandoned) >= MAX_ABANDONED:
             raise StopFailed(f"{MAX_ABANDONED} earlier attempts have not returned")
@@ -45,10 +38,8 @@ class BoundedCalls:
         def run() -> None:
             try:
                 outcome.set_result(function())
-            except StopFailed as error:
-                outcome.set_exception(error)
             except BaseException as error:  # noqa: BLE001 - whatever the application's function raises
-                outcome.set_exception(StopFailed(repr(error)))
+                outcome.set_exception(error if isinstance(error, StopFailed) else StopFailed(repr(error)))
 
         thread = threading.Thread(target=run, name=f"{NAME}-call", daemon=True)
         try:

@@ -1,7 +1,4 @@
-"""Checks that a pool is a ``PooledDB`` of a DBUtils that the guard knows, and reads how it makes its connections.
-
-Only this module, `pool`, `guarded_connection` and `guarded_cursor` know DBUtils.
-"""
+"""Checks that a pool is a ``PooledDB`` of a DBUtils that the guard knows, and reads how it makes its connections."""
 
 from __future__ import annotations
 
@@ -29,10 +26,7 @@ _PARAMETERS_OF_CONNECTION = "self creator maxusage setsession failures ping clos
 
 
 def pool_size(pool: object) -> int:
-    """How many connections a ``PooledDB`` hands out at once; 0 if that is unlimited.
-
-    Raises ``ValueError`` if the object is not a ``PooledDB``, or is one of a DBUtils that threadbridge does not know.
-    """
+    """How many connections a ``PooledDB`` hands out at once; 0: unlimited. Raises ``ValueError`` if not supported."""
     if not isinstance(pool, PooledDB):
         raise ValueError(f"pool={pool!r} is not a PooledDB of DBUtils; give the pool object itself, or leave pool out")
     used = {pool: _OF_POOL, SteadyDBConnection: _OF_CONNECTION, SteadyDBCursor: _OF_CURSOR, pooled_db: _OF_MODULE}
@@ -52,8 +46,7 @@ def connection_settings(pool: Any, statement_limit: float = 0.0) -> ConnectionSe
     """How a pool that `pool_size` has accepted makes its connections."""
     connect = getattr(pool._creator, "connect", pool._creator)
     settings = ConnectionSettings(connect, pool._args, pool._kwargs, statement_limit=statement_limit)
-    is_drivers_own = database_of([creator_module(pool)], settings) is not None
-    return replace(settings, takes_timeouts=is_drivers_own)
+    return replace(settings, takes_timeouts=database_of([creator_module(pool)], settings) is not None)
 
 
 def creator_module(pool: Any) -> str:

@@ -12,16 +12,14 @@ from threadbridge.sql.transaction import Effect
 
 @dataclass(frozen=True)
 class ConnectionSettings:
-    """How the pool makes its connections: ``connect(*args, **kwargs)``.
-
-    :param takes_timeouts: whether ``connect`` is the driver's own, which takes timeouts; the application's may not.
-    :param statement_limit: seconds that a statement on a connection of the pool may take; 0 for no limit.
-    """
+    """How the pool makes its connections: ``connect(*args, **kwargs)``."""
 
     connect: Callable[..., Any]
     args: Sequence[Any]
     kwargs: Mapping[str, Any]
+    # The driver's own function does; the application's may not.
     takes_timeouts: bool = True
+    # Seconds that a statement on a connection of the pool may take; 0 for no limit.
     statement_limit: float = 0.0
 
     def connect_within(self, timeouts: Mapping[str, Any]) -> Any:
@@ -34,10 +32,7 @@ class StopFailed(Exception):
 
 
 class Session(Protocol):
-    """The database session of one connection: what has been sent on it since it was made.
-
-    Once the connection is closed, members may raise what the driver raises.
-    """
+    """What has been sent on one connection. Once that is closed, members may raise what the driver raises."""
 
     # Whether only plain queries were sent since the last commit or rollback.
     only_reads: bool
@@ -61,11 +56,7 @@ class Session(Protocol):
         """What the statement that was sent last, and succeeded, did to the transaction. Not for plain queries."""
 
     def effect_of_failure(self, sql: str, error: BaseException, *, is_lost: bool, is_many: bool) -> Effect:
-        """Like `effect`, for a statement that failed.
-
-        :param is_lost: whether the connection was lost.
-        :param is_many: whether it was ``executemany``.
-        """
+        """Like `effect`, for a statement that failed; ``is_many`` for ``executemany``."""
 
     def ended_transaction(self) -> None:
         """Note that a commit or a rollback has succeeded."""
@@ -80,10 +71,9 @@ class Session(Protocol):
 class UnknownSession:
     """A `Session` for unsupported drivers: any statement but a plain query may have done anything to the data."""
 
-    only_reads = True
+    only_reads = may_be_open = True
     # Changes of settings are not detected.
     is_changed = commits_itself = False
-    may_be_open = True
 
     def sending(self, sql: str, cursor: object) -> None:
         self.only_reads = self.only_reads and self.effect(sql) is Effect.NOTHING
@@ -102,7 +92,7 @@ class UnknownSession:
 
 
 class Identity(Hashable, Iterable[Any], Protocol):
-    """What identifies a connection in its server: a named tuple of values that can be written as JSON."""
+    """Identifies a connection in its server: a named tuple of values that can be written as JSON."""
 
     @property
     def number(self) -> int:
@@ -114,40 +104,30 @@ class Identity(Hashable, Iterable[Any], Protocol):
 
 
 class Database(Protocol):
-    """A kind of database.
+    """A kind of database. Several threads may call it at once.
 
-    To add one, add a module to `drivers` with a class like this, and a line to `drivers.database_of`. Several threads
-    may call it at once. ``keep_control``, ``stop_query`` and ``kill`` are called in `bounded_calls`, and raise
-    `StopFailed`.
-
-    :param driver: the name of the driver's package.
-    :param identity: the class of the identities.
-    :param defaults: arguments of ``connect`` that apply unless the pool's settings contain them.
-    :param timeouts: arguments of ``connect`` for connections that must not hang; these override the pool's settings.
+    ``keep_control``, ``stop_query`` and ``kill`` are called in `bounded_calls`, and raise `StopFailed`.
     """
 
+    # The name of the driver's package.
     driver: str
     identity: type[Any]
+    # Arguments of ``connect`` that apply unless the pool's settings contain them.
     defaults: Mapping[str, Any]
+    # Arguments of ``connect`` for connections that must not hang; these override the pool's settings.
     timeouts: Mapping[str, Any]
 
     def identify(self, connection: Any) -> Any:
         """The identity of a connection that was just made."""
 
     def prepare(self, connection: Any, comment: Callable[[], str] | None) -> Session:
-        """Start observing what is sent on the connection.
-
-        :param comment: called for each statement, and gives the text to put in front of it; None for no text.
-        """
+        """Start observing what is sent on the connection; ``comment`` gives the text to put before each statement."""
 
     def keep_control(self) -> None:
         """Make or check the control connection, if `stop_query` or `kill` will need one."""
 
     def stop_query(self, connection: Any, identity: Any, *, waits: bool = False) -> bool:
-        """Stop the statement that is running on the connection; returns whether there was one.
-
-        :param waits: whether a thread is waiting for the answer to a statement, so that one is running, or about to.
-        """
+        """Stop the connection's statement; returns whether one was running. ``waits``: a thread waits for an answer."""
 
     def kill(self, identity: Any) -> bool:
         """End the connection in the server; returns whether it had already ended."""

@@ -20,16 +20,12 @@ from threadbridge.database.stopper import Orphan
 KEEPIDLE = 30
 KEEPINTVL = 10
 KEEPCNT = 3
-# Linux's default. A shorter time was chosen by the application or an administrator.
+# Linux's default. A shorter time was chosen by the application, the driver or an administrator.
 LONGEST_SYSTEM_KEEPIDLE = 7200
 
 
 class DriverConnection:
-    """A connection that the driver has just made, with the means to stop its statements.
-
-    It can be cut at once, even before `prepare`, as the database may not answer the first statements. The worker owns
-    the state; other threads may read it.
-    """
+    """A connection that the driver has just made. The worker owns the state; other threads may read it."""
 
     session: Session
     identity: Identity | None = None
@@ -39,19 +35,15 @@ class DriverConnection:
         self._connection = connection
         self._database = database
         # Read now: a driver may not answer while another thread uses the connection.
-        self._descriptor: int = connection.fileno() if hasattr(connection, "fileno") else -1
+        self._descriptor: int = connection.fileno()
+        self._file = _file(self._descriptor)
         self._poll = select.poll()
-        if self._descriptor >= 0:
-            self._file = _file(self._descriptor)
-            self._poll.register(self._descriptor, select.POLLIN)
-            notice_lost_peer(self._descriptor)
+        self._poll.register(self._descriptor, select.POLLIN)
+        notice_lost_peer(self._descriptor)
         forks.connects(self)
 
     def prepare(self, listed: ConnectionList, comment: Callable[[], str] | None = None) -> None:
-        """Identify the connection, list it, and start observing what is sent on it. Raises what the driver raises.
-
-        :param comment: see `Database.prepare`.
-        """
+        """Identify the connection, list it, and start observing what is sent on it. Raises what the driver raises."""
         identity = self._database.identify(self._connection)
         self._entry = listed.enter(self._database, identity)
         self.identity = identity
@@ -75,12 +67,11 @@ class DriverConnection:
 
     def stop_query(self, *, waits: bool = False) -> bool:
         """See `Database.stop_query`."""
-        if self.identity is None:
-            return False
-        return self._database.stop_query(self._connection, self.identity, waits=waits)
+        identity = self.identity
+        return identity is not None and self._database.stop_query(self._connection, identity, waits=waits)
 
     def sever(self) -> Orphan | None:
-        """Cut the connection, so that a thread waiting on it fails at once. Any thread.
+        """Cut the connection, even before `prepare` is answered, so that a thread waiting on it fails. Any thread.
 
         Returns the orphan that this leaves in the database; None if the connection was not yet identified.
         """
@@ -99,7 +90,6 @@ def notice_lost_peer(descriptor: int) -> None:
         if same.family not in (socket.AF_INET, socket.AF_INET6) or sys.platform != "linux":
             return
         if same.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) < LONGEST_SYSTEM_KEEPIDLE:
-            # The application or the database driver has chosen its own times.
             return
         same.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         same.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPIDLE)

@@ -1,7 +1,4 @@
-"""The general part of a pool's guard: who holds which connection, the pool's database, the threads that clean up.
-
-This module knows no particular pool; `PoolGuard` adds what DBUtils needs.
-"""
+"""The guard of any pool: who holds which connection, the kind of database, the threads that clean up."""
 
 from __future__ import annotations
 
@@ -30,20 +27,18 @@ _rerun_log = RepeatedLog(logger)
 
 
 class Guard(abc.ABC):
-    """The guard of one connection pool.
+    """The part of a pool's guard that knows no particular pool.
 
     Workers write ``last_success`` and ``last_outage``, and any thread reads them. The pool's lock guards the kind of
     database, ``reruns``, the borrows of each request and the attributes of each `HeldConnection`. No thread waits for
     the network under it, except in DBUtils' own code for shared connections. It is re-entrant, as connections may be
     collected, and so come back, under it.
 
-    :param lock: the pool's own.
-    :param settings: how the pool makes its connections.
     :param drivers: the modules by which the driver may be recognised; if they do not tell, the first connection does.
     :param tags_queries: whether each statement of a request begins with a comment that names the request.
-    :param rerun: ``safe`` or ``never``; see `may_repeat`.
+    :param rerun: whether queries that leave no trace may run again if they are lost with their connection.
     :param resets_sessions: whether a connection whose session a request may have changed (variables, temporary tables,
-        locks, settings) is closed when it comes back, so that no other request sees the changes.
+        locks, settings) is closed when it comes back.
     """
 
     def __init__(
@@ -60,10 +55,8 @@ class Guard(abc.ABC):
         self.lock = lock
         self.tags_queries = tags_queries
         self.resets_sessions = resets_sessions
-        # How many queries were repeated.
         self.reruns = 0
-        # When a statement last succeeded, and when one last failed because the database was out of reach, or no
-        # connection could be made. By `time.monotonic`; 0.0 for never.
+        # When a statement last succeeded, and when the database was last out of reach. By `time.monotonic`; 0.0: never.
         self.last_success = self.last_outage = 0.0
         self._rerun = rerun
         self._settings = settings
@@ -136,17 +129,11 @@ class Guard(abc.ABC):
             self.last_outage = time.monotonic()
 
     def connect_apart(self) -> Any:
-        """Connect as the pool does, but outside the pool, and with timeouts of a few seconds.
-
-        A function of the application's gets no timeouts. Any thread that may wait. Raises what the driver raises.
-        """
+        """Connect outside the pool; if ``connect`` is the driver's, within seconds. Any thread that may wait."""
         return self._settings.connect_within({} if self._database is None else self._database.timeouts)
 
     def may_repeat(self, error: Exception, sql: str) -> bool:
-        """Whether a query that failed as the first on its connection may run again on another.
-
-        Only if ``rerun`` is ``safe``, the connection was lost, and the query leaves no trace.
-        """
+        """Whether a query that failed as the first on its connection may run again on another."""
         leaves_no_trace = len(sql) < MAX_TEXT and can_be_repeated(sql.encode(errors="replace"))
         if self._rerun == "never" or not (leaves_no_trace and self.is_lost(error) and self.is_fatal(error)):
             return False
@@ -168,10 +155,6 @@ class Guard(abc.ABC):
     @abc.abstractmethod
     def count_in(self) -> None:
         """Count one connection less as handed out, and notify those that wait for one. Under the pool's lock."""
-
-    def has_any(self, request: TrackedRequest) -> bool:
-        """Whether the request holds a connection. Under the pool's lock."""
-        return request in self._by_request
 
     def overdue(self) -> int:
         """How many connections are held by requests that are cancelled or late. Any thread; no lock."""
@@ -199,9 +182,8 @@ class Guard(abc.ABC):
     def current_borrow(self, connection: HeldConnection) -> Borrow | None:
         """The borrow for which this thread uses the connection.
 
-        A connection that the application holds across requests is lent to each request that uses it. In a thread of the
-        application's own, this is the borrow of the only request that holds the connection. None if there is no such
-        request, or the connection is back in the pool.
+        A connection that the application holds across requests is lent to each request that uses it. In the
+        application's own threads, it is the only borrow. None if there is none, or the connection is back in the pool.
         """
         request = current_or_none()
         if request is None:
@@ -234,9 +216,8 @@ class Guard(abc.ABC):
     def abandon(self, request: TrackedRequest) -> tuple[int, int]:
         """Cut the connections of a request whose thread does not come back. Any thread.
 
-        They no longer count as handed out, so the thread that takes its place gets a connection. One that is still
-        being made is closed when it is ready, if ever. Returns how many were cut now, and how many were not, because
-        other requests use them too.
+        They no longer count as handed out. One that is still being made is closed when it is ready, if ever. Returns
+        how many were cut now, and how many were not, because other requests use them too.
         """
         with self.lock:
             # Under the lock, so that no connection comes back and is handed out to another request meanwhile.
@@ -251,10 +232,7 @@ class Guard(abc.ABC):
         return abandoned, shared
 
     def _abandon_if_unused(self, connection: HeldConnection) -> bool:
-        """Cut a connection if none of the requests that hold it has its thread; returns whether it was cut now.
-
-        Under the pool's lock.
-        """
+        """Cut a connection if all its borrows are abandoned; returns whether it was cut now. Under the pool's lock."""
         if connection.is_abandoned or not all(borrow.is_abandoned for borrow in connection.borrows):
             return False
         connection.is_abandoned = connection.must_close = True
@@ -264,10 +242,7 @@ class Guard(abc.ABC):
         return True
 
     def may_stop(self, borrow: Borrow) -> bool:
-        """Whether the connection's query may be stopped. If so, no other request will get the connection. Any thread.
-
-        It may not if the borrow is over, or another request that is not cancelled holds the connection too.
-        """
+        """Whether only cancelled requests hold the connection; if so, no other will get it. Any thread."""
         connection = borrow.connection
         with self.lock:
             if borrow not in connection.borrows or not all(other.request.cancelled for other in connection.borrows):
@@ -278,22 +253,16 @@ class Guard(abc.ABC):
 
     # Giving back.
 
-    def defer(self, task: Callable[[], None]) -> bool:
+    def defer(self, task: Callable[[], None], *, is_hand_back: bool = False) -> bool:
         """Leave the task to another thread if this one must not wait for the database; returns whether it must not.
 
-        Any thread: garbage is collected in all of them, including the loop's and those that cancel requests.
+        Any thread: garbage is collected in all of them, including the loop's and those that cancel requests. During a
+        collection, a hand-back is always deferred, as the thread may hold any lock.
         """
-        if self.closed or current_or_none() is not None:
+        if self.closed or (current_or_none() is not None and not (is_hand_back and is_collecting())):
             return False
         is_stopper = threading.current_thread().name.startswith(NAME)
         if not (is_stopper or is_collecting() or is_cancelling() or asyncio._get_running_loop() is not None):
             return False
         self._background.do(task)
         return True
-
-    def _defer_hand_back(self, task: Callable[[], None]) -> bool:
-        """Like `defer`, but always defers during a garbage collection: the thread may hold any lock."""
-        if is_collecting() and not self.closed:
-            self._background.do(task)
-            return True
-        return self.defer(task)

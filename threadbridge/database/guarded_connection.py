@@ -29,14 +29,10 @@ _NOT_IN_TAG = re.compile(r"[^A-Za-z0-9._:-]")
 
 
 class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
-    """A connection that knows which requests hold it: one, or several if the pool shares connections.
+    """A connection that knows which requests hold it; further parameters are those of `SteadyDBConnection`.
 
     It is made unconnected, so that a request can hold it while it waits for `connect`. `Guard` owns the attributes
     that `HeldConnection` names; the thread that uses the connection owns the rest.
-
-    :param cursor_factory: makes a cursor, from this connection and the arguments of ``cursor``.
-
-    Other parameters: see `SteadyDBConnection`.
     """
 
     # What `SteadyDBConnection` needs to close a connection that was never connected.
@@ -58,7 +54,6 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
         self._newest: DriverConnection | None = None
         # Whether nothing was sent since it was handed out, or since the last commit or rollback.
         self._is_untouched = True
-        # Whether a statement has failed because the connection was lost.
         self._is_lost = False
         self._session: Session = UnknownSession()
         self._changes = Transaction()
@@ -141,10 +136,7 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
             self._changes.record(self._session.effect("BEGIN"), None)
 
     def commit(self) -> None:
-        """See `SteadyDBConnection`; a cancelled request cannot commit.
-
-        A lost connection is not replaced: what is executed next must not be taken for the rest of its transaction.
-        """
+        """See `SteadyDBConnection`; a cancelled request cannot commit."""
         borrow = self.guard.current_borrow(self)
         if borrow is not None and borrow.request.cancelled:
             borrow.refuse()
@@ -153,6 +145,7 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
             self._session.sending("COMMIT", None)
             self._changes.begin_commit()
         try:
+            # A lost connection is not replaced: later statements must not be taken for the rest of its transaction.
             self._con.commit()
         except BaseException as error:
             self.note_failure(None, "COMMIT", error)
@@ -257,10 +250,7 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
     # Hand-back and hand-out.
 
     def clean(self, force: bool) -> None:
-        """Roll back what is open, or mark the connection to be closed. Any thread that may wait.
-
-        :param force: roll back even if no transaction can be open.
-        """
+        """Roll back what is open (with ``force``, in any case), or set `must_close`. Any thread that may wait."""
         self.lease += 1
         self.is_idle = True
         self._came_back_at = time.monotonic()
@@ -271,18 +261,16 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
         is_used_up = self._maxusage and self._usage >= self._maxusage
         try:
             if is_used_up or (self.guard.resets_sessions and self._has_changed_session()):
-                # The next request gets a new connection, and sees nothing of this session.
                 self.must_close = True
                 if not self._session.only_reads:
                     # Closing it would release its locks only later.
                     self._con.rollback()
             elif force or self._transaction or self._session.may_be_open:
-                # Not by DBUtils' method, which would replace a broken connection even if it is never needed.
+                # DBUtils' method would replace a broken connection even if it is never needed.
                 self._end_rollback = self._session.begin_rollback()
                 if self._end_rollback is None:
                     self._con.rollback()
         except Exception as error:  # noqa: BLE001 - whatever the driver raises, the connection is closed for it
-            # It may be broken, or have unread rows.
             logger.debug("a connection is closed instead of going back to the pool: %r", error)
             self.must_close = True
         self._record_rollback()
@@ -293,7 +281,7 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
 
     def _ping_check(self, ping: int = 1, reconnect: bool = True) -> Any:
         """See `SteadyDBConnection`; ``ping=1`` is the hand-out. A connection that came back just now is not pinged."""
-        # Not a shared connection that others use, which may have an answer of theirs to read.
+        # A shared connection that others use may have an answer of theirs to read.
         if ping == 1 and self.is_idle:
             self.is_idle = False
             self.finish_rollback()
@@ -306,10 +294,7 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
         return super()._ping_check(ping, reconnect)
 
     def finish_rollback(self) -> None:
-        """Read the answer to a rollback under way.
-
-        Replaces the connection if the rollback failed; raises the driver's error if that fails too.
-        """
+        """Read the answer to a rollback under way; replace the connection if it failed. Raises the driver's error."""
         if self._end_rollback is not None:
             end, self._end_rollback = self._end_rollback, None
             try:

@@ -92,7 +92,7 @@ class GuardedCursor(SteadyDBCursor):  # type: ignore[misc]
 
     def __getattr__(self, name: str) -> Any:
         attribute = super().__getattr__(name)
-        # ``execute`` is a method of its own for speed alone. A driver may have more of these than the DB-API.
+        # A driver may have more of these than the DB-API; ``execute`` is a method of its own for speed.
         if name.startswith(("execute", "call")):
             return lambda *args, **kwargs: self._run(name, args, kwargs)
         if name.startswith(("copy", "stream")):

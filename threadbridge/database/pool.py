@@ -1,7 +1,4 @@
-"""The guard of a DBUtils ``PooledDB``: hands out its connections and takes them back.
-
-`dbutils_check` lists what this uses of DBUtils' privates.
-"""
+"""The guard of a DBUtils ``PooledDB``, whose private members it uses; `dbutils_check` lists them."""
 
 from __future__ import annotations
 
@@ -27,16 +24,14 @@ CONTROL_INTERVAL = 10.0
 
 
 class PoolGuard(Guard):
-    """Replaces the methods by which a live ``PooledDB`` hands out and takes back connections.
+    """Replaces the methods by which a live ``PooledDB`` hands out and takes back connections; closes its idle ones.
 
-    The application notices nothing. The connections that the pool has ready are closed; the guard makes others when
-    they are needed. The lock is PooledDB's condition; it guards the pool's own counts and lists, and the waiting line.
+    The lock is PooledDB's condition; it guards the pool's own counts and lists, and the waiting line. Raises
+    ``ValueError`` if the pool has another guard that is not closed.
 
     :param pool: a pool that `pool_size` has accepted.
     :param on_ask: called on the worker side with each request that asks for a connection.
     :param statement_limit: seconds that a statement may take, by the database's clock and the driver's; 0 for no limit.
-
-    Other parameters: see `Guard`. Raises ``ValueError`` if the pool has another guard that is not closed.
     """
 
     def __init__(
@@ -72,12 +67,11 @@ class PoolGuard(Guard):
             if pool._maxshared:
                 # Those in use are counted off when they come back.
                 pool._shared_cache.clear()
-            # Public methods, which PooledDB, and the connections it hands out, call on the pool itself...
             pool.connection = self._connection
             pool.cache = self._cache
-            pool.steady_connection = self._steady_connection
+            pool.steady_connection = lambda: self._connect(self._make())
             pool.unshare = self._unshare
-            # ...and a private one, by which PooledDB's own code waits when it hands out shared connections.
+            # By this, PooledDB's own code waits when it hands out shared connections.
             pool._wait_lock = self._wait
         for steady in idle:
             steady.close()
@@ -188,7 +182,7 @@ class PoolGuard(Guard):
     def _wait_turn(self, request: TrackedRequest | None) -> None:
         """Wait for a connection, behind those that came before. Under the lock. Raises as `_wait` does."""
         # A request that holds a connection already may be the one that all others wait for.
-        if self._has_free() and request is not None and self.has_any(request):
+        if self._has_free() and request in self._by_request:
             return
         place = object()
         self._line.append(place)
@@ -203,13 +197,12 @@ class PoolGuard(Guard):
     def _wait(self) -> None:
         """Wait until a connection may have come back. Under the lock.
 
-        A request that holds no connection waits until its deadline even if the pool is not blocking, as another request
-        will give one back. A request that holds one may be waiting for itself. Raises ``TooManyConnectionsError`` if no
-        connection has come back; `cancelled` as soon as the request is cancelled.
+        Even if the pool is not blocking, a request waits until its deadline, unless it holds a connection and may be
+        waiting for itself. Raises ``TooManyConnectionsError``, or `cancelled` as soon as the request is cancelled.
         """
         request = current_or_none()
         is_blocking = self._pool._blocking
-        if not is_blocking and (request is None or self.has_any(request)):
+        if not is_blocking and (request is None or request in self._by_request):
             raise pooled_db.TooManyConnectionsError
         if request is None:
             self.lock.wait()
@@ -232,9 +225,6 @@ class PoolGuard(Guard):
         with self.lock:
             self.lock.notify_all()
 
-    def _steady_connection(self) -> GuardedConnection:
-        return self._connect(self._make())
-
     def _connect(self, steady: GuardedConnection) -> GuardedConnection:
         self._start_background()
         steady.connect()
@@ -253,7 +243,7 @@ class PoolGuard(Guard):
     # Hand-back. Any thread: a connection that the application forgot comes back when it is collected.
 
     def _unshare(self, shared: Any) -> None:
-        if self._defer_hand_back(lambda: self._unshare(shared)):
+        if self.defer(lambda: self._unshare(shared), is_hand_back=True):
             return
         if isinstance(shared.con, GuardedConnection) and (borrow := borrow_of(shared.con, current_or_none())):
             self.end_borrows([borrow])
@@ -261,7 +251,7 @@ class PoolGuard(Guard):
 
     def _cache(self, steady: Any) -> None:
         # A deferred one is closed: a cursor that was forgotten with it may still have rows to fetch.
-        if self._defer_hand_back(lambda: self._discard(steady)):
+        if self.defer(lambda: self._discard(steady), is_hand_back=True):
             return
         pool = self._pool
         # One that was handed out before this guard existed is closed.

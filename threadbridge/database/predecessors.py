@@ -40,11 +40,7 @@ class ConnectionList:
     """Lists a pool's connections for other processes, and ends the connections on the lists of dead processes.
 
     These processes have the same user and working directory on this machine, since it was booted, and their pools
-    connect in the same way, so each can end the connections of the others. A lock guards whether it has begun, and the
-    process's own file.
-
-    :param settings: how the pool connects.
-    :param database_by: gives the kind of database for a driver's name.
+    connect in the same way. A lock guards whether it has begun, and the process's own file.
     """
 
     def __init__(
@@ -53,6 +49,7 @@ class ConnectionList:
         self._prefix = f"connections-{_digest(settings)}-"
         self._stopper = stopper
         self._database_by = database_by
+        # None: a private directory among the temporary files.
         self._run_directory: str | None = None
         self._has_begun = False
         self._own: _OwnFile | None = None
@@ -60,10 +57,7 @@ class ConnectionList:
         self._unusable = RepeatedLog(logger, 600)
 
     def begin(self, directory: str | None = None) -> None:
-        """Search for lists of dead processes, now and every `INTERVAL` seconds. Any thread; returns at once.
-
-        :param directory: where the lists are. Default: a private directory among the temporary files.
-        """
+        """Search for lists of dead processes, now and every `INTERVAL` seconds. Any thread; returns at once."""
         with self._lock:
             if not self._has_begun:
                 self._has_begun = True
@@ -71,11 +65,7 @@ class ConnectionList:
                 self._stopper.repeat(self._search, INTERVAL)
 
     def enter(self, database: Database, identity: Identity) -> Entry | None:
-        """List a connection, as long as the returned object exists. Any thread.
-
-        Returns None for a connection that another process could not find, and, after logging it, if the file cannot be
-        written.
-        """
+        """List a connection while the returned object exists; None if it cannot be found or listed. Any thread."""
         self.begin()
         if not identity.is_findable:
             return None
@@ -144,15 +134,12 @@ class Entry:
         self._slot = slot
 
     def __del__(self) -> None:
-        # The text in the slot stays; it names a connection that has ended, which does no harm.
+        # The text in the slot stays: to end that connection again does no harm.
         self._own.free.append(self._slot)
 
 
 class _OwnFile:
-    """This process's list: a line about the process, and a slot for each connection.
-
-    The lock of `ConnectionList` guards ``descriptor`` and the count of slots.
-    """
+    """This process's list: a slot about the process, and one for each connection. `ConnectionList`'s lock guards it."""
 
     def __init__(self, directory: Path, prefix: str, driver: str) -> None:
         self._directory = directory
@@ -168,16 +155,14 @@ class _OwnFile:
     def _create(self) -> tuple[Path, int]:
         while True:
             path = self._directory / f"{self._prefix}{secrets.token_hex(8)}"
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            try:
+            with contextlib.ExitStack() as stack:
+                descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+                stack.callback(os.close, descriptor)
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
                 # Another process may have found it before it was locked, and removed it.
                 if os.fstat(descriptor).st_nlink:
+                    stack.pop_all()
                     return path, descriptor
-            except BaseException:
-                os.close(descriptor)
-                raise
-            os.close(descriptor)
 
     def add(self, identity: Identity) -> Entry:
         """Write a connection to the file. Under the lock. Raises ``OSError``, or ``ValueError`` if it is too long."""
@@ -197,7 +182,7 @@ class _OwnFile:
         os.pwrite(self.descriptor, text.ljust(SLOT - 1) + b"\n", slot * SLOT)
 
     def preserve(self) -> None:
-        """Touch the file, so that no cleaner removes it, or create it again if it was removed. Under the lock."""
+        """Touch the file, so that no cleaner removes it; if one did, create it again. Under the lock."""
         if os.fstat(self.descriptor).st_nlink:
             os.utime(self.descriptor)
             return

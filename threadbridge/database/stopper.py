@@ -29,52 +29,46 @@ ATTEMPT_TIMEOUT = 4.0
 # Pauses between two checks whether an orphaned connection has ended in the database; they double.
 FIRST_CHECK = 0.1
 LONGEST_CHECK = 5.0
-# Seconds after which an orphan that cannot be found is forgotten, for example because another server answers now. The
-# server's limits end its statement and transaction much sooner.
+# Seconds after which an orphan that cannot be found is forgotten, for example because another server answers now.
 LONGEST_SEARCH = 3600.0
 # How many orphans are remembered; the oldest is forgotten first.
 MAX_ORPHANS = 1000
 
 
 class StopResult(NamedTuple):
-    """The result of one attempt to stop a query."""
+    """Whether an attempt met a statement, and whether it may have come before one, so that it must be repeated."""
 
-    # Whether the connection was running a statement.
     was_running: bool
-    # Whether the attempt may have come before the statement, so that it must be repeated.
     try_again: bool
 
 
 @dataclass(frozen=True)
 class Orphan:
-    """A connection that is no longer used, while the database may still work for it.
-
-    :param entry: keeps the connection on this process's list.
-    :param predecessor: the process id of the dead process that left it; None if it was this process's.
-    """
+    """A connection that is no longer used, while the database may still work for it."""
 
     database: Database
     identity: Identity
+    # Keeps the connection on this process's list.
     entry: object = field(default=None, compare=False)
+    # The process id of the dead process that left it; None if it was this process's.
     predecessor: int | None = field(default=None, compare=False)
 
 
 class Stoppable(Protocol):
     """A connection held by a cancelled request, whose query is to be stopped."""
 
-    # The request's name in the log.
+    # The request's, in the log.
     name: str
-    # Whether the request no longer holds the connection.
     is_over: bool
 
     def stop_query(self) -> StopResult:
         """Ask the database to stop the query. In a bounded call. Raises `StopFailed`."""
 
     def sever(self) -> Sequence[Orphan] | None:
-        """Cut the connection without the database's help, so that the thread waiting on it fails at once.
+        """Cut the connection, so that the thread waiting on it fails at once. The stopper's thread.
 
         Returns the orphans that this leaves in the database: none while the connection is being made. Returns None, and
-        cuts nothing, if other requests use the connection. The stopper's thread.
+        cuts nothing, if other requests use the connection.
         """
 
 
@@ -99,11 +93,10 @@ class _Watch:
 
 
 class Stopper(StopperThread):
-    """Stops queries and ends connections, in a thread of its own.
+    """For each cancelled request, asks the database to stop the query, again and again.
 
-    For each cancelled request it asks the database to stop the query, again and again. After `SEVER_AFTER` seconds it
-    cuts the connection, which frees the worker, and makes the database end the connection, which frees its locks. It
-    checks until that has happened.
+    After `SEVER_AFTER` seconds it cuts the connection, which frees the worker, and makes the database end the
+    connection, which frees its locks; it checks until that has happened.
 
     A lock that is not held while the database is asked guards the orphans. The thread owns the rest; other threads may
     read the counters.
@@ -141,10 +134,7 @@ class Stopper(StopperThread):
             self._remember(orphan)
 
     def do(self, call: Callable[[], None]) -> None:
-        """Call this soon, once, in a bounded call, unless the database is known to be out of reach. Any thread.
-
-        Failures are logged at debug level only.
-        """
+        """Call this soon, in a bounded call, unless the database is known to be out of reach. Any thread."""
 
         def attempt() -> None:
             if time.monotonic() >= self._retry_at:

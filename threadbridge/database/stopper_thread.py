@@ -16,7 +16,7 @@ from threadbridge.common.threads import NOT_STARTED
 
 logger = logging.getLogger("threadbridge")
 
-# The thread's name; those of bounded calls begin with it.
+# The names of bounded calls' threads begin with it too.
 NAME = "threadbridge-stopper"
 
 
@@ -31,8 +31,7 @@ class _Task(NamedTuple):
 class StopperThread:
     """Runs tasks one at a time, each when it is due. Ends once it has been closed and no task is left.
 
-    A condition that is not held while a task runs guards the tasks, ``thread`` and ``lacks_thread``. Other threads may
-    read the latter two without it.
+    A condition that is not held while a task runs guards all state; ``thread`` and ``lacks_thread`` are read without.
     """
 
     def __init__(self) -> None:
@@ -57,9 +56,9 @@ class StopperThread:
             self.start()
 
     def repeat(self, method: Callable[[], None], interval: float) -> None:
-        """Call a bound method now, and again ``interval`` seconds after each call, until `close`. Any thread.
+        """Call a bound method now, and again ``interval`` seconds after each call. Any thread.
 
-        The method must not wait for the database. Its object is referenced weakly: once it is gone, the calls end.
+        The calls end with `close`, or with the method's object. The method must not wait for the database.
         """
         reference = weakref.WeakMethod(method)
 
@@ -82,11 +81,7 @@ class StopperThread:
             self._changed.notify()
 
     def start(self) -> None:
-        """Start the thread if it is needed and not running. Any thread.
-
-        If it cannot be started now, the tasks wait until the next call, which comes with the next request that needs a
-        connection of the pool.
-        """
+        """Start the thread if it is needed and not running. Any thread. Requests for connections try this again."""
         with self._changed:
             if self.thread is not None or (self._closed and not self._tasks):
                 return

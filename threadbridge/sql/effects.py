@@ -65,9 +65,8 @@ def only_reads(sql: bytes) -> bool:
 def bare(sql: bytes, *, postgresql: bool = False, escapes: bool = True) -> bytes:
     """A statement in lower case, without comments, the contents of strings, quotes around plain names, and settings.
 
-    If it is uncertain where strings and comments end, they are left in.
-
-    :param escapes: whether a backslash is an escape character in MySQL's strings.
+    If it is uncertain where strings and comments end, they are left in. ``escapes``: whether a backslash is an escape
+    character in MySQL's strings.
     """
     text = sql.lower()
     if postgresql:
@@ -93,10 +92,7 @@ def in_words(text: bytes) -> bytes:
 
 
 def may_change_session(sql: bytes, *, postgresql: bool = False, escapes: bool = True) -> bool:
-    """Whether a statement may leave variables, temporary tables, locks or settings to later ones on its connection.
-
-    Other parameters: see `bare`.
-    """
+    """Whether a statement may leave variables, temporary tables, locks or settings to later ones; see also `bare`."""
     if first_word(sql) in _NEUTRAL and _MAY_HAVE_SESSION(sql.lower()) is None:
         return False
     text = bare(sql, postgresql=postgresql, escapes=escapes)

@@ -21,22 +21,19 @@ def as_field(outcome: str) -> str:
 
 
 class Statement:
-    """One statement. The worker writes it, any thread reads it.
-
-    :param sql: the first `MAX_TEXT` characters of the text, without its parameters' values.
-    :param connection_id: the connection's number in the database's process list; None if unknown.
-    :param started: when it started, by `time.monotonic`.
-    :param ended: when it ended, by the same clock; 0.0 while it runs.
-    :param rows: how many rows it found or changed, by the driver's count; -1 if unknown.
-    :param error: the name of the exception if it failed, otherwise "".
-    """
+    """One statement. The worker writes it, any thread reads it. Times are by `time.monotonic`."""
 
     def __init__(self, sql: str, connection_id: int | None, started: float) -> None:
+        # The first `MAX_TEXT` characters, without its parameters' values.
         self.sql = sql
+        # The connection's number in the database's process list; None if unknown.
         self.connection_id = connection_id
         self.started = started
+        # 0.0 while it runs.
         self.ended = 0.0
+        # How many rows it found or changed, by the driver's count; -1 if unknown.
         self.rows = -1
+        # The name of the exception if it failed.
         self.error = ""
 
 
@@ -44,19 +41,16 @@ class Statements:
     """The statements of a request: their number, their total time in seconds, and the latest of them.
 
     The worker writes it. Any thread reads it, and may copy ``latest`` at any time, as `list` operations are atomic.
-
-    `Transaction` maintains the attributes about changes to the data:
-
-    :param open: the number of open transactions in which the request has, or may have, changed data.
-    :param has_committed: whether it has committed changes.
-    :param has_rolled_back: whether some of its changes were rolled back.
-    :param is_committing: whether a commit was sent that the database has not yet answered.
-    :param is_in_doubt: whether the fate of some of its changes will never be known.
+    `Transaction` maintains the attributes about changes to the data.
     """
 
     def __init__(self) -> None:
-        self.count = self.open = 0
+        self.count = 0
         self.seconds = 0.0
+        # The number of open transactions in which the request has, or may have, changed data.
+        self.open = 0
+        # Of its changes to data, whether some were committed, some rolled back, a commit was sent that the database has
+        # not yet answered, and whether the fate of some will never be known.
         self.has_committed = self.has_rolled_back = self.is_committing = self.is_in_doubt = False
         # Not a deque, which is ten times as large; most requests have few statements.
         self.latest: list[Statement] = []

@@ -29,12 +29,7 @@ class Effect(Enum):
 
 
 class Effects:
-    """What the statements of one kind of database do if they succeed, by their text.
-
-    :param by_word: for each effect, the first words of the statements that have it.
-    :param exceptions: patterns that come before ``by_word``; the first that matches decides.
-    :param otherwise: the effect of all other statements.
-    """
+    """What statements do if they succeed, by the first of the ``exceptions`` that matches, else by their first word."""
 
     def __init__(self, by_word: dict[Effect, bytes], exceptions: list[tuple[bytes, Effect]], otherwise: Effect) -> None:
         self._by_word = {word: effect for effect, words in by_word.items() for word in words.split()}
@@ -68,22 +63,19 @@ class Transaction:
         elif effect is Effect.PARTLY_ROLLED_BACK:
             self.open = dict.fromkeys(self.open, False)
         elif effect is not Effect.NOTHING:
-            self._end(effect)
+            changes, self.open = self.open, {}
+            for each, is_certain in changes.items():
+                if effect is Effect.ROLLED_BACK:
+                    each.has_rolled_back = True
+                elif is_certain and effect in (Effect.COMMITTED, Effect.CHANGED_AND_COMMITTED):
+                    each.has_committed = True
+                else:
+                    each.is_in_doubt = True
+                each.open -= 1
+                each.is_committing = False
             if statements is not None:
                 statements.has_committed |= effect is Effect.CHANGED_AND_COMMITTED
                 statements.is_in_doubt |= effect is Effect.UNKNOWN
-
-    def _end(self, effect: Effect) -> None:
-        changes, self.open = self.open, {}
-        for each, is_certain in changes.items():
-            if effect is Effect.ROLLED_BACK:
-                each.has_rolled_back = True
-            elif is_certain and effect in (Effect.COMMITTED, Effect.CHANGED_AND_COMMITTED):
-                each.has_committed = True
-            else:
-                each.is_in_doubt = True
-            each.open -= 1
-            each.is_committing = False
 
     def begin_commit(self) -> None:
         """Record that a commit is about to be sent; `record` records its effect."""

@@ -1,7 +1,4 @@
-"""Answers a repeated POST or PATCH with the outcome of the first, recognised by its ``Idempotency-Key``.
-
-See the IETF's draft-ietf-httpapi-idempotency-key-header.
-"""
+"""Answers a repeated POST or PATCH with the outcome of the first, by draft-ietf-httpapi-idempotency-key-header."""
 
 from __future__ import annotations
 
@@ -36,12 +33,7 @@ _TOO_LARGE = f"its answer had more than {LONGEST_ANSWER} bytes and was not kept"
 
 
 class Idempotency:
-    """A WSGI application around another, which runs a request with an ``Idempotency-Key`` only once.
-
-    :param application: runs the requests.
-    :param store: records which requests have begun, and their answers.
-    :param paths: patterns, like those of lanes, of the paths on which keys count.
-    :param is_outage: whether an exception is the database driver's for an outage.
+    """A WSGI application around another, which runs a request with an ``Idempotency-Key`` only once, on some paths.
 
     A request with a key is recorded before the application is called. An answer of at most `LONGEST_ANSWER` bytes is
     sent once it is complete, closed and stored; a larger one is passed on as it comes. What a repetition gets is in
@@ -137,7 +129,6 @@ class _PendingAnswer:
         self.status = ""
         self.headers: list[tuple[str, str]] = []
         self.chunks: list[bytes] = []
-        # From then on, chunks are passed on.
         self.is_too_large = False
         self._size = 0
         self._start_response = start_response
@@ -173,7 +164,7 @@ class _PendingAnswer:
 
 
 def _outcome(request: TrackedRequest, answer: _PendingAnswer) -> Answer | str | None:
-    """What to store of a complete answer, see `IdempotencyStore.end`."""
+    """The argument of `IdempotencyStore.end` for a complete answer."""
     if request.cancelled and answer.status.startswith("5"):
         # Most applications turn each exception into an answer.
         return _failure(request)
@@ -186,7 +177,7 @@ def _outcome(request: TrackedRequest, answer: _PendingAnswer) -> Answer | str | 
 
 
 def _failure(request: TrackedRequest) -> Answer | str:
-    """What to store of a request that has raised an exception."""
+    """The same for a request that has raised an exception."""
     if request.cancelled:
         return "it was stopped before it had answered"
     return _problem(

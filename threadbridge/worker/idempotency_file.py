@@ -61,10 +61,7 @@ _COUNTS = (
 
 
 class StoreFile:
-    """The file and this process's only connection to it; callers guard it with a lock.
-
-    :param path: absolute. A missing file is created by `open`, readable by its user only.
-    """
+    """The file, by its absolute path, and this process's only connection to it; callers guard it with a lock."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -73,7 +70,7 @@ class StoreFile:
         self._opened: tuple[int, int] | None = None
 
     def open(self) -> sqlite3.Connection:
-        """Return the connection, in autocommit mode.
+        """Return the connection, in autocommit mode; create the file if it is missing, readable by its user only.
 
         Raises ``sqlite3.Error``, ``OSError`` or ``ValueError``; call `close` after any of them.
         """

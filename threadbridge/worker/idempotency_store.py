@@ -46,28 +46,25 @@ class Answer:
 
 @dataclass(frozen=True)
 class FirstRequest:
-    """What the store knows of the first request with a key.
-
-    :param request_id: its name in the logs.
-    :param outcome: the answer to repeat; or a note, why there is none; or None while it is running.
-    """
+    """What the store knows of the first request with a key."""
 
     fingerprint: bytes
+    # Its name in the logs.
     request_id: str
+    # The answer to repeat; or a note, why there is none; or None while it is running.
     outcome: Answer | str | None
 
 
 class IdempotencyStore:
     """Records which requests with a key have begun and what was answered, across processes and restarts.
 
-    :param path: the SQLite file. It is created if it is missing, readable by its user only. Its directory must be on a
-        local disk.
+    Each transaction is on the disk (fsync) before the method returns. A lock guards the only connection, which is
+    opened on first use. Raises ``ValueError`` if the file cannot be created there.
+
+    :param path: the SQLite file, on a local disk.
     :param age: seconds for which an outcome is kept.
     :param size: maximum bytes of all outcomes. Beyond it the oldest answers are dropped, but not their keys. A client
         may have as many keys as there is room left for, so a single client at most half of all.
-
-    Each transaction is on the disk (fsync) before the method returns. A lock guards the only connection, which is
-    opened on first use. Raises ``ValueError`` if the file cannot be created there.
     """
 
     def __init__(self, path: str, *, age: float, size: int) -> None:
@@ -79,8 +76,8 @@ class IdempotencyStore:
         self._size = size
         self._lock = threading.Lock()
         self._file = idempotency_file.StoreFile(self._path)
-        # Endings that could not be written, see `end`; the next transaction writes them. Without them, the keys would
-        # count as running as long as this process is alive.
+        # Outcomes that could not be written; the next transaction writes them. Otherwise, the keys would count as
+        # running as long as this process is alive.
         self._unwritten: dict[bytes, str | None] = {}
         self._owner = ""
         self._has_failed = False
@@ -123,10 +120,7 @@ class IdempotencyStore:
         return first
 
     def end(self, key: bytes, outcome: Answer | str | None) -> None:
-        """Record how the request with this key has ended. Never raises: a failure is logged, and made good later.
-
-        :param outcome: the answer to repeat; or a note, why there is none; or None, to let the request be run again.
-        """
+        """Record an outcome (see `FirstRequest`), or None to let the request run again. Failures are only logged."""
         if self._is_copy:
             return
         try:
@@ -237,10 +231,7 @@ class IdempotencyStore:
 
 
 def owner_of(pid: int) -> str:
-    """A process, by its number and start time, which no later process shares; "" if there is none.
-
-    Raises ``OSError`` if that cannot be found out.
-    """
+    """A process, by its number and start time, which no later one shares; "" if there is none. Raises ``OSError``."""
     try:
         return f"{pid} {Path(f'/proc/{pid}/stat').read_bytes().rpartition(b')')[2].split()[19].decode()}"
     except (FileNotFoundError, ProcessLookupError):

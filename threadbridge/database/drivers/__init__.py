@@ -8,10 +8,7 @@ from threadbridge.database.driver import ConnectionSettings, Database
 
 
 def database_of(modules: Sequence[str], settings: ConnectionSettings) -> Database | None:
-    """The kind of database for the first of these modules that belongs to a supported driver; None if none does.
-
-    Other drivers work too, but their statements cannot be stopped.
-    """
+    """The kind of database for the first of these modules that belongs to a supported driver; None if none does."""
     for module in modules:
         driver = module.partition(".")[0]
         if driver == "MySQLdb":

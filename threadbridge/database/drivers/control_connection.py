@@ -14,9 +14,8 @@ _Result = TypeVar("_Result")
 
 
 class ControlConnection:
-    """A control connection."""
+    """A connection; ``server`` is what the kind of database needs to know about the server to which it leads."""
 
-    # What the kind of database needs to know about the server to which it leads.
     server: Any = None
 
     def __init__(self, connection: Any) -> None:
@@ -31,11 +30,7 @@ class ControlConnection:
 
 
 class ControlConnections:
-    """Keeps one control connection open; makes another if that is in use or does not work. Any thread.
-
-    :param connect: makes a control connection.
-    :param error: the driver's base class of exceptions.
-    """
+    """Keeps one control connection open; makes another if that is in use or does not work. Any thread."""
 
     def __init__(self, connect: Callable[[], ControlConnection], error: type[Exception]) -> None:
         self._connect = connect
@@ -45,11 +40,8 @@ class ControlConnections:
         self._is_closed = False
 
     def use(self, ask: Callable[[ControlConnection], _Result]) -> _Result:
-        """Call a function with the connection and return its result; if it raises, call it again with a new one.
-
-        Raises `StopFailed` if the driver raises anything.
-        """
-        # The idle one may have been idle for too long, or lead to a server that is out of service; a new one may not.
+        """Call a function with the connection; if it raises, again with a new one. Raises `StopFailed`."""
+        # One that was idle for too long may be closed, or lead to a server that is out of service.
         with contextlib.suppress(IndexError, StopFailed, self._error):
             return self._use(self._idle.popleft(), ask)
         try:

@@ -34,7 +34,6 @@ ER_NO_SUCH_THREAD = 1094
 ER_UNKNOWN_SYSTEM_VARIABLE = 1193
 ER_OPTION_PREVENTS_STATEMENT = 1290
 
-_TIMEOUTS = ("connect_timeout", "read_timeout", "write_timeout")
 _IDLE = (
     "idle_transaction_timeout = "
     "IF(@@session.idle_transaction_timeout = 0 AND @@global.idle_transaction_timeout = 0, {}, "
@@ -47,23 +46,18 @@ _MARK = "SELECT GET_LOCK(%s, 0), {}, UNIX_TIMESTAMP()"
 _SERVER = "SELECT {}, UNIX_TIMESTAMP()"
 _THREAD = "SELECT COUNT(*) FROM information_schema.processlist WHERE id = %s AND user = %s"
 _RUNS = "SELECT COUNT(*) FROM information_schema.processlist WHERE id = %s AND command <> 'Sleep'"
-# Longer than any control connection is idle.
-_NO_TIMEOUT = "SET SESSION wait_timeout = 2147483"
 
 
 class Identity(NamedTuple):
-    """A connection's thread id, and the server that assigned it. See `driver.Identity`.
-
-    :param server: the server's name.
-    :param made: when the connection was identified, in seconds by the server's clock.
-    :param mark: the name of a user lock (``GET_LOCK``) that the connection holds as long as it lives, unless the
-        application releases all its locks. Only the connection's own server process knows who holds it. "" if the
-        server refuses such locks, as some clusters do.
-    """
+    """A connection's thread id, and the server that assigned it. See `driver.Identity`."""
 
     number: int
     server: str
+    # When the connection was identified, in seconds by the server's clock.
     made: int
+    # The name of a user lock (``GET_LOCK``) that the connection holds as long as it lives, unless the application
+    # releases all its locks. Only the connection's own server process knows who holds it. "" if the server refuses such
+    # locks, as some clusters do.
     mark: str
 
     @property
@@ -75,7 +69,7 @@ class MySQL:
     """Stops queries with ``KILL QUERY`` on a control connection. See `Database`."""
 
     identity: type[Any] = Identity
-    timeouts: Mapping[str, Any] = dict.fromkeys(_TIMEOUTS, CONTROL_TIMEOUT)
+    timeouts: Mapping[str, Any] = dict.fromkeys(("connect_timeout", "read_timeout", "write_timeout"), CONTROL_TIMEOUT)
 
     def __init__(self, driver: str, settings: ConnectionSettings) -> None:
         module = importlib.import_module(driver)
@@ -92,7 +86,7 @@ class MySQL:
         self._limit = math.ceil(settings.statement_limit)
         cursors = importlib.import_module(f"{driver}.cursors")
         # Statements of these cursors last for as long as the client takes to download their rows.
-        self._unbuffered: type = getattr(cursors, "CursorUseResultMixIn", None) or cursors.SSCursor
+        self._unbuffered: type = cursors.CursorUseResultMixIn
         self._control = ControlConnections(self._connect, self._error)
         self._has_all_variables = True
 
@@ -124,10 +118,9 @@ class MySQL:
         return MySQLSession(connection, comment, self._unbuffered, without_limit)
 
     def _set_limit(self, connection: Any) -> tuple[bytes, bytes] | None:
-        """Make the server limit the time of statements.
+        """Make the server limit the time of statements, unless its administrator or the application has set a limit.
 
-        Returns the first word of a ``SELECT``, and its replacement in one without a limit. Returns None if the server
-        knows no limit, or its administrator or the application has set one, which is not changed.
+        Returns the first word of a ``SELECT``, and its replacement in one without a limit; None if no limit was set.
         """
         name = "max_statement_time" if _is_mariadb(connection) else "max_execution_time"
         try:
@@ -171,7 +164,8 @@ class MySQL:
     def _connect(self) -> ControlConnection:
         control = ControlConnection(self._settings.connect_within(self.timeouts))
         try:
-            execute(control.connection, _NO_TIMEOUT)
+            # Longer than it is ever idle.
+            execute(control.connection, "SET SESSION wait_timeout = 2147483")
             name, now = self._named_row(control.connection, _SERVER)
             _, uptime = execute(control.connection, "SHOW STATUS LIKE 'Uptime'")
             [user] = execute(control.connection, "SELECT SUBSTRING_INDEX(USER(), '@', 1)")

@@ -55,12 +55,7 @@ _BEGINS = re.compile(rb"begin\b|start transaction\b|(?:commit|rollback)\b.*\band
 
 
 class MySQLSession:
-    """Sees all statements on a connection as they are sent, with their parameters filled in. See `Session`.
-
-    :param unbuffered: the base class of cursors whose rows arrive while they are fetched.
-    :param without_limit: the first word of a query, and its replacement that lifts the time limit for such cursors;
-        None if there is no limit.
-    """
+    """Sees all statements on a connection as they are sent, with their parameters filled in. See `Session`."""
 
     def __init__(
         self,
@@ -73,6 +68,8 @@ class MySQLSession:
         self._connection = weakref.ref(connection)
         self._query = type(connection).query
         self._comment = comment
+        # The base class of cursors whose rows arrive while they are fetched; the first word of a query, and its
+        # replacement that lifts the time limit for these cursors.
         self._unbuffered = unbuffered
         self._without_limit = without_limit
         self._is_unbuffered = False
@@ -80,7 +77,6 @@ class MySQLSession:
         # Whether anything was sent since the last commit or rollback.
         self._was_used = False
         self._is_changed = False
-        self._can_send = hasattr(connection, "send_query")
         self._made_with_autocommit = connection.get_autocommit()
         # Autocommit when the last effect was determined; whether a transaction was begun in spite of it.
         self._autocommits = bool(self._made_with_autocommit)
@@ -202,7 +198,7 @@ class MySQLSession:
         """See `Session`. It is sent only after plain queries, when it releases a snapshot but no locks."""
         only_reads, self.only_reads = self.only_reads, True
         self._was_used = False
-        if not (only_reads and self._can_send):
+        if not only_reads:
             return None
         connection: Any = self._connection()
         connection.send_query(b"ROLLBACK")

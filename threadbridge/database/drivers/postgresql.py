@@ -40,15 +40,10 @@ TOO_MANY_CONNECTIONS = "53300"
 
 
 class Identity(NamedTuple):
-    """A connection's process in the server. See `driver.Identity`.
-
-    :param number: its process id.
-    :param started: when that process started, in seconds by the server's clock, as text; "" behind a proxy, which may
-        use the process for another client next.
-    :param server_started: when the server started.
-    """
+    """A connection's process in the server. See `driver.Identity`. Times are seconds by the server's clock, as text."""
 
     number: int
+    # When the process started; "" behind a proxy, which may use the process for another client next.
     started: str
     server_started: str
 
