@@ -18,6 +18,7 @@ from dbutils.pooled_db import PooledDB
 from tests.support.databases import Witness, connect_settings
 from tests.support.processes import ROOT, TEMPLATES, private_mariadb
 from threadbridge.common.repeated_log import RepeatedLog
+from threadbridge.compiled import SWITCH, has_others, is_compiled
 from threadbridge.database.pool import PoolGuard
 
 # A shell that runs the suite in the background has SIGINT ignored, and servers would inherit that.
@@ -49,6 +50,11 @@ FIRST = (
 )
 
 
+def pytest_report_header() -> str:
+    """Say which modules are tested."""
+    return f"threadbridge: {'compiled' if is_compiled() else 'not compiled'}"
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Give this run a directory of its own for temporary files; its workers have the environment from here.
 
@@ -58,6 +64,9 @@ def pytest_configure(config: pytest.Config) -> None:
         # Those of the tests themselves stay for a while, to be looked at, and have short paths, for Unix sockets.
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
         directory = tempfile.mkdtemp(prefix="tests-")
+        if has_others():
+            # Otherwise `--check` would warn that the compiled modules do not match the sources, and its tests fail.
+            os.environ[SWITCH] = "0"
         # Some servers run as other users.
         os.chmod(directory, 0o1777)
         tempfile.tempdir = os.environ["TMPDIR"] = directory
