@@ -12,7 +12,7 @@ unset PYTHONDONTWRITEBYTECODE
 status=0
 random=${CI:+"-p randomly"}
 # shellcheck disable=SC2086  # two words, or none
-.venv/bin/python -m pytest $random --numprocesses=3 --dist=loadfile --no-loadscope-reorder -m 'not alone' || status=$?
+.venv/bin/python -m pytest $random --numprocesses=4 --dist=loadfile --no-loadscope-reorder -m 'not alone' || status=$?
 # shellcheck disable=SC2086
 .venv/bin/python -m pytest $random -m alone || status=$?
 exit $status

@@ -104,7 +104,8 @@ def test_slow_queries_have_rows_while_they_run(browser: Chrome, site: SqlSite, w
         numbers = [
             text.partition("database connection ")[2].split(" ")[0] for text in texts(browser, "#rows .facts")[:3]
         ]
-        assert sorted(map(int, numbers)) == sorted(numbers_of(witness, "SLEEP(60)"))
+        # Queries of other tests may run on.
+        assert len(set(numbers)) == 3 and set(map(int, numbers)) <= set(numbers_of(witness, "SLEEP(60)"))
         assert texts(browser, "#lanes .full b") == ["pool"]
         assert texts(browser, "#running") == ["3"]
         keep_screenshot(browser, "slow-queries-desktop")

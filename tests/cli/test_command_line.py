@@ -346,6 +346,15 @@ def test_serve_knows_no_other_keyword() -> None:
         serve(lambda environ, start_response: [], **cast(Settings, {"prot": 1}))
 
 
+def test_defaults_of_the_program_are_combined_with_what_users_give() -> None:
+    given = resolve({"certfile": ["cert.pem"]}, {}, {"keyfile": "key.pem"})
+    assert (given.values["certfile"], given.values["keyfile"]) == ("cert.pem", "key.pem")
+    with pytest.raises(ValueError, match="keyfile without certfile"):
+        resolve({}, {}, {"keyfile": "key.pem"})
+    with pytest.raises(ValueError, match="keyfile without certfile"):
+        from_keywords({"keyfile": "key.pem"})
+
+
 def test_a_bridge_takes_the_settings_that_are_its_own_and_no_other() -> None:
     with pytest.raises(TypeError, match="there is no setting 'port'"):
         Bridge(demo_app, **cast(BridgeSettings, {"threads": 1, "port": 80}))
@@ -389,4 +398,4 @@ sys.exit(run(lambda environ, start_response: [], threads=1))
     )
     assert ended.returncode == 2
     [line] = ended.stderr.splitlines()
-    assert f"have no {name}; this version of threadbridge needs Tornado 6.6: install that" in line
+    assert f"have no {name}; this version of threadbridge needs Tornado 6.5 or later, below 7: install that" in line

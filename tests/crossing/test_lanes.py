@@ -273,3 +273,10 @@ def test_a_lane_is_chosen_by_the_path_that_the_application_sees(target: str, lan
     lanes = [Lane("slow", "/sleep", threads=1), Lane("cafe", "/caf\u00e9/*", threads=1)]
     with BridgeThread(app, threads=1, lanes=lanes) as server:
         assert server.request(path=target)[1].startswith(f"threadbridge-{lane}_".encode())
+
+
+def test_a_closed_lane_has_room_for_nothing() -> None:
+    lane = Lane("a", threads=1)
+    assert lane.has_room() and lane.has_room_for("client")
+    lane.close()
+    assert not lane.has_room() and not lane.has_room_for("client") and lane.displace("client") is None

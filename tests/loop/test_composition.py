@@ -267,6 +267,7 @@ def test_a_length_that_is_not_all_digits_is_the_caller_s_mistake(length: str) ->
         ({}, Limits()),
         ({"max_body_size": 5, "max_header_size": 900}, Limits(max_body_size=5, max_header_size=900)),
         ({"idle_connection_timeout": 2.5}, Limits(idle_timeout=2.5)),
+        ({"max_body_size": 0}, Limits(max_body_size=0)),
         # Tornado's defaults change nothing.
         ({"max_body_size": None, "no_keep_alive": False, "chunk_size": None}, Limits()),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import http.client
 import logging
 import random
@@ -206,6 +207,21 @@ def test_the_deadline_begins_when_the_request_is_complete() -> None:
         slow.sendall(b".")
         assert response_to(slow).status == 200
         assert exchange.running.deadline is not None and exchange.running.deadline >= before + SOON
+
+
+def test_a_stuck_thread_is_replaced_even_if_its_stack_cannot_be_shown(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> dict[int, str]:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("threadbridge.loop.watch.stacks", fail)
+    with Server(threads=1, deadline=SOON) as server:
+        assert response_to(server.begin("/stubborn")).status == 504
+        wait_until(lambda: len(stuck(caplog)) == 1, "it is reported")
+        assert "Too many open files" in stuck(caplog)[0]
+        assert response_to(server.queue("/next")).status == 200
+        server.application.go_on.set()
 
 
 def test_a_stuck_thread_is_reported_once_with_its_stack_and_replaced(caplog: pytest.LogCaptureFixture) -> None:

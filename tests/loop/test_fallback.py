@@ -125,6 +125,8 @@ def test_the_fallback_answers_503_when_the_queue_is_full(make_server: MakeServer
         with server.send(request) as running:
             assert entered.wait(10)
             refused: Any = server.exchange(request)
+            # Its body is not kept: it is not discarded again.
+            assert server.bridge.spool.memory.taken == 1
             gate.set()
             assert running.recv(65536).startswith(b"HTTP/1.1 200 ")
     assert refused.startswith(b"HTTP/1.1 503 ")

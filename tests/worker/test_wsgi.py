@@ -46,6 +46,21 @@ def test_headers_of_the_connection_are_dropped_with_one_warning(name: str, caplo
     assert name in warning.getMessage() and "/events" in warning.getMessage()
 
 
+def test_a_file_without_a_head_leaves_no_descriptor(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"hello")
+
+    def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        wrapped: Iterable[bytes] = environ["wsgi.file_wrapper"](path.open("rb"))
+        return wrapped
+
+    with BridgeThread(app, threads=1) as server:
+        assert server.request()[0].status == 500
+        wait_until(lambda: server.bridge.lanes[-1].busy == 0, "the file is closed")
+        links = [link.readlink() for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+    assert path not in links
+
+
 @pytest.mark.parametrize(
     ("body", "method", "length"),
     [

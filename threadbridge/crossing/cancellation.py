@@ -7,7 +7,7 @@ from typing import Literal
 from threadbridge.common.worker_threads import TaskThreads
 from threadbridge.crossing.current import TrackedRequest
 
-# Methods that change nothing by definition (RFC 9110, section 9.2.1), except TRACE.
+# The safe methods of RFC 9110, section 9.2.1, without TRACE.
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 

@@ -41,10 +41,11 @@ class RunningRequest:
         self._called: threading.Condition | None = None
 
     def on_cancel(self, callback: Callable[[], object], *, wait: bool = True) -> Callable[[], None]:
-        """Call ``callback()`` once when the request is cancelled, or at once if it has been. Worker side.
+        """Call ``callback()`` once when the request is cancelled. Worker side.
 
         The callback runs in a cancelling thread, neither the loop's nor a worker's, and may block for a moment, for
-        example to stop what the worker waits for. Its exceptions are logged.
+        example to stop what the worker waits for. If the request has been cancelled already, it runs at once in the
+        calling thread. Its exceptions are logged.
 
         Returns a function that removes the callback. Once that has returned, or the application's call has ended, the
         callback will not be called and, unless ``wait`` is false, is not running.

@@ -32,7 +32,7 @@ from threadbridge.http.response_head import ResponseHead, response_head
 
 logger = logging.getLogger("threadbridge")
 
-slow_readers, _unreadable = RepeatedLog(logger), RepeatedLog(logger)
+_slow_readers, _unreadable = RepeatedLog(logger), RepeatedLog(logger)
 
 _numbers = itertools.count(1)
 
@@ -87,8 +87,9 @@ class Exchange:
     """One request and its response, from the request's head on.
 
     The loop owns everything except the state, which both sides move under a lock; the body, which is the worker's once
-    the exchange runs; and the channel of a streamed response, which has its own lock. The request's attributes do not
-    change once it is queued, and the lane's lock orders the loop's writes before the worker's reads.
+    the exchange runs; the channel of a streamed response, which has its own lock; and `run_at`, `thread_id` and
+    `worker_is_done`, which the worker writes. The request's attributes do not change once it is queued, and the lane's
+    lock orders the loop's writes before the worker's reads.
     """
 
     status = 0
@@ -150,18 +151,18 @@ class Exchange:
         return self.state in ENDINGS
 
     def on_connection_close(self) -> None:
-        """End the exchange because its client has left, or because its connection has refused the body. Loop side."""
+        """End the exchange: its client has left, or its connection refuses the body or a slow reader. Loop side."""
         refused_with = self.connection.refused_with
         if self._stop(State.REFUSED if refused_with else State.ABANDONED):
             self._end(refused_with or 499)
 
     def shed(self) -> None:
-        """Answer 503: the lane has no room for the request, or has kept it waiting for too long. Loop side."""
+        """Answer 503 to a request that will not run, for example because its lane is full. Loop side."""
         if self._stop(State.SHED):
             self._answer_plainly(HTTPStatus.SERVICE_UNAVAILABLE)
 
     def expire(self) -> None:
-        """Answer 504 because the deadline has passed, and cancel the request. Loop side."""
+        """Answer 504 because the deadline has passed; cancel the request if its method allows that. Loop side."""
         if self._stop(State.EXPIRED):
             self._answer_plainly(HTTPStatus.GATEWAY_TIMEOUT)
 
@@ -202,9 +203,11 @@ class Exchange:
         finally:
             if self._hop.is_copy:
                 leave()
-            self.running.leave()
-            self.worker_is_done = True
-            self.body.close()
+            try:
+                self.running.leave()
+            finally:
+                self.worker_is_done = True
+                self.body.close()
 
     def respond(self, head: ResponseHead, body: bytes) -> None:
         """Send a whole response, in one hop. Worker side."""
@@ -316,9 +319,10 @@ class Exchange:
             self._on_complete()
 
     def _fetched(self, data: Future[bytes]) -> None:
+        # Always: asyncio logs exceptions that nothing has asked for.
+        error = data.exception()
         if self.ended:
             return
-        error = data.exception()
         if error is None:
             self._send((data.result(),))
         else:
@@ -332,7 +336,7 @@ class Exchange:
     def _cut_slow_reader(self) -> None:
         """End a response whose client reads too slowly while other requests wait for its thread."""
         if self._stop(State.REFUSED):
-            slow_readers.log(
+            _slow_readers.log(
                 logging.WARNING,
                 "request %s: cut, its client reads too slowly: it has used up its share of spool_size, and other "
                 "requests need the thread",

@@ -14,7 +14,7 @@ class FairQueue(Generic[Item]):
     def __init__(self) -> None:
         # The clients with several items, by their number: _by_count[n] has those with n + 2. A client moves by one
         # place at a time, so that the last place always has those with the most.
-        self._by_count: list[dict[str, None]] = []
+        self._by_count: list[OrderedDict[str, None]] = []
         # The clients in the order of their turns, each with its items in order. Unlike a dict, an `OrderedDict` finds
         # its first key at once even after many have been removed in front of it.
         self._clients: OrderedDict[str, OrderedDict[Item, None]] = OrderedDict()
@@ -85,7 +85,7 @@ class FairQueue(Generic[Item]):
             del self._by_count[before - 2][client]
         if now > 1:
             if now - 2 == len(self._by_count):
-                self._by_count.append({})
+                self._by_count.append(OrderedDict())
             self._by_count[now - 2][client] = None
         if not self._by_count[-1]:
             self._by_count.pop()

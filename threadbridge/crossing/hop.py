@@ -35,7 +35,11 @@ class Hop:
         self._posted.append((callback, args))
         if not self._waking:
             self._waking = True
-            self.loop.call_soon_threadsafe(self._deliver)
+            try:
+                self.loop.call_soon_threadsafe(self._deliver)
+            except RuntimeError:
+                self._waking = False
+                raise
 
     def become_copy(self) -> None:
         """Note that this is a forked process: a worker that returns to the server's code ends it."""

@@ -47,7 +47,7 @@ class Lane:
     :param deadline: seconds in which a request must be answered, or it is answered 504; None: the bridge's deadline.
 
     Raises ``ValueError`` for an unusable value. One lock guards the jobs and the number of threads at work. Jobs are
-    claimed under it, so that each is waiting, running or neither at any time.
+    claimed under it, so that none is both waiting and running.
     """
 
     def __init__(
@@ -126,12 +126,12 @@ class Lane:
     def has_room(self) -> bool:
         """Return whether another request would run or may wait. Loop side."""
         with self._lock:
-            return self._room() > -self.queue
+            return not self._is_closed and self._room() > -self.queue
 
     def has_room_for(self, client: str) -> bool:
         """Return whether there is room for a request of this client, or `displace` would make room. Loop side."""
         with self._lock:
-            return self._room() > -self.queue or not self._waiting.is_largest(client)
+            return not self._is_closed and (self._room() > -self.queue or not self._waiting.is_largest(client))
 
     def displace(self, client: str) -> Job | None:
         """Make room for a request of this client in a full lane. Loop side.
@@ -140,7 +140,9 @@ class Lane:
         than this one would have.
         """
         with self._lock:
-            return None if self._waiting.is_largest(client) else self._waiting.take_newest_of_largest()
+            return (
+                None if self._is_closed or self._waiting.is_largest(client) else self._waiting.take_newest_of_largest()
+            )
 
     def running(self) -> list[Job]:
         """Return the jobs that run now. Either side."""

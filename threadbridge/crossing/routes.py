@@ -24,7 +24,7 @@ class Route:
 
 
 class Routes:
-    """The known routes, by method and shape of the path, in which all digits are equal. A lock guards them."""
+    """The known routes, by method and path, in which all numbers count as the same. A lock guards them."""
 
     def __init__(self) -> None:
         self._routes: OrderedDict[tuple[str, str], Route] = OrderedDict()

@@ -25,7 +25,7 @@ class State(enum.StrEnum):
 
 ENDINGS = frozenset({State.DONE, State.SHED, State.EXPIRED, State.ABANDONED, State.FAILED, State.REFUSED})
 
-# Every legal move; `Exchange.move` refuses all others, to which another side was faster.
+# Every legal move. `Exchange.move` refuses any other: the other side was faster.
 MOVES: dict[State, frozenset[State]] = {
     State.RECEIVING: frozenset({State.QUEUED, State.SHED, State.FAILED, State.ABANDONED, State.REFUSED}),
     State.QUEUED: frozenset({State.RUNNING, State.SHED, State.EXPIRED, State.ABANDONED}),

@@ -12,9 +12,9 @@ from threadbridge.database.stopper import ATTEMPT_TIMEOUT, Orphan, StopResult
 
 
 class HeldConnection(Protocol):
-    """A pool's connection. `Guard` owns the attributes, under the pool's lock."""
+    """A pool's connection."""
 
-    # Several if the pool shares connections.
+    # Several if the pool shares connections. Under the pool's lock.
     borrows: list[Borrow]
     # Whether it is closed when it comes back, instead of being handed out again.
     must_close: bool

@@ -30,7 +30,7 @@ class Guard(abc.ABC):
     """The part of a pool's guard that knows no particular pool.
 
     Workers write ``last_success`` and ``last_outage``, and any thread reads them. The pool's lock guards the kind of
-    database, ``reruns``, the borrows of each request and the attributes of each `HeldConnection`. No thread waits for
+    database, ``reruns`` and the borrows of each request and connection. No thread waits for
     the network under it, except in DBUtils' own code for shared connections. It is re-entrant, as connections may be
     collected, and so come back, under it.
 
@@ -80,7 +80,7 @@ class Guard(abc.ABC):
         self._start_afresh()
 
     def close(self) -> None:
-        """Stop guarding the pool; another guard may follow. Any thread."""
+        """End the guard's threads; another guard may follow. Any thread."""
         self.closed = True
         self._background.close()
         self.stopper.close()

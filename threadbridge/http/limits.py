@@ -21,7 +21,10 @@ SMALL_PIECE = 4096
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits for each connection: sizes in bytes, times in seconds since the last byte that moved."""
+    """Limits for each connection: sizes in bytes, times in seconds since the last byte that moved.
+
+    Each field is a setting, with its meaning in docs/settings.md.
+    """
 
     max_header_size: int = 65536
     max_body_size: int = 1024**3

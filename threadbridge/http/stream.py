@@ -38,7 +38,7 @@ def check_tornado() -> None:
     if missing:
         raise ValueError(
             f"the streams of Tornado {tornado.version} have no {', '.join(missing)}; this version of threadbridge "
-            "needs Tornado 6.6: install that"
+            "needs Tornado 6.5 or later, below 7: install that"
         )
 
 

@@ -77,7 +77,7 @@ class Admission:
         except Exception as error:  # noqa: BLE001 - the application's; it is logged, and there is the address
             message = "request %s: client_key failed; using the client's address instead"
             self._key_failed.log(logging.ERROR, message, exchange.id, exc_info=error)
-            return exchange.peer.address
+            return client_of(exchange.peer.address)
 
     def queue(self, exchange: Exchange) -> None:
         """Queue a request that is complete, unless it has ended."""

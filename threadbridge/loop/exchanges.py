@@ -75,7 +75,7 @@ class Exchanges:
         return [*self.open, *(running - self.open)]
 
     def abandon(self, unfinished: Iterable[Exchange]) -> None:
-        """Refuse those that wait with 503, and cancel those that run, whatever their method is."""
+        """Answer 503 to those that wait, and cancel those that run, whatever their method is."""
         for exchange in unfinished:
             exchange.shed()
             if not exchange.worker_is_done:

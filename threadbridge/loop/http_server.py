@@ -97,7 +97,7 @@ def _limits(limits: Limits | None, parameters: dict[str, Any]) -> Limits:
     """Take the parameters that set limits out of ``parameters``; raises ``ValueError`` for unsupported ones."""
     given = {name: parameters.pop(name) for name in (*_LIMITS, *_INSTEAD) if name in parameters}
     # To Tornado None and False mean its default.
-    given = {name: value for name, value in given.items() if value not in (None, False)}
+    given = {name: value for name, value in given.items() if value is not None and value is not False}
     for name, value in given.items():
         if name in _INSTEAD:
             raise ValueError(f"HTTPServer does not support {name}={value!r}: {_INSTEAD[name]}")

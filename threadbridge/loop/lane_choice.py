@@ -25,7 +25,7 @@ class LaneChoice:
         self._explicit = tuple(lanes)
         self._routes = routes
         self.main = Lane("default" if routes is None else "pool", threads=threads, queue=queue)
-        self._quick = Lane("quick", threads=QUICK_THREADS, queue=queue)
+        self._quick = self.main if routes is None else Lane("quick", threads=QUICK_THREADS, queue=queue)
         self.all = (*self._explicit, *([] if routes is None else [self._quick]), self.main)
         names = [lane.name for lane in self.all]
         for name in names:

@@ -32,6 +32,9 @@ class Receiver:
     def data_received(self, chunk: bytes) -> Awaitable[None] | None:
         """Keep a piece of the body; the connection reads no more until the awaitable, if any, is done."""
         exchange = self.exchange
+        if exchange.ended:
+            # Other servers read on after an answer; the body would not be discarded again.
+            return None
         try:
             written = exchange.body.append(chunk, exchange.client)
         except RuntimeError:
@@ -53,6 +56,8 @@ class Receiver:
     def finish(self) -> None:
         """Queue the complete request, unless it has ended."""
         exchange = self.exchange
+        if exchange.ended:
+            return
         self._connection.answers_after_end = not exchange.shared.cancellation.applies_to(exchange.start_line.method)
         try:
             written = exchange.body.complete()

@@ -52,9 +52,9 @@ class Watch:
         self._queue_timeout = queue_timeout
         # Requests that have ended while a worker runs them, with their records.
         self._left_running: dict[Exchange, Record] = {}
-        # Of these, the ones that were cancelled only because they did not come back, with the times of that; and the
-        # ones whose threads have been replaced.
+        # Of these, the ones that were cancelled only because they did not come back, with the times of that.
         self._cancelled_late: dict[Exchange, float] = {}
+        # Of these, the ones whose threads are stuck.
         self._given_up: set[Exchange] = set()
         self._timer: asyncio.TimerHandle | None = None
 
@@ -123,7 +123,11 @@ class Watch:
     def _give_up(self, exchange: Exchange) -> None:
         self._given_up.add(exchange)
         self._cancelled_late.pop(exchange, None)
-        stack = stacks().get(exchange.thread_id or 0, "  (there are more threads than can be shown)")
+        try:
+            stack = stacks().get(exchange.thread_id or 0, "  (there are more threads than can be shown)")
+        except OSError as error:
+            # Without a descriptor or a disk, the thread must be replaced all the more.
+            stack = f"  (cannot be shown: {error})"
         # Checked again: only now is the stack known to be this request's.
         if exchange.worker_is_done:
             return

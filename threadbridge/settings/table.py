@@ -5,7 +5,7 @@ Each is ``Annotated[type, kind, default, meaning]``; the kind of value is left o
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypedDict, cast, get_args, get_type_hints
+from typing import Annotated, Any, Literal, TypedDict, cast, get_args, get_origin, get_type_hints
 
 from tornado.httputil import HTTPHeaders
 
@@ -101,7 +101,8 @@ class BridgeSettings(TypedDict, total=False):
         FUNCTION,
         None,
         "A function that derives a client's name from its headers and address. Clients take turns by name, and each "
-        "name has its own share of spool_size and idempotency_size. By default the name is the address.",
+        "name has its own share of spool_size and idempotency_size. "
+        "By default, the name is the address, or the /64 network of an IPv6 address.",
     ]
     xheaders: Annotated[
         bool,
@@ -372,8 +373,10 @@ class Setting:
 def _setting(hint: Any) -> Setting:
     if isinstance(hint.__metadata__[0], Kind):
         return Setting(*hint.__metadata__)
-    implied = {bool: FLAG, str: TEXT, Sequence[str]: TEXTS}
-    return Setting(implied.get(hint.__origin__) or choice(*get_args(hint.__origin__)), *hint.__metadata__)
+    implied = {bool: FLAG, str: TEXT, Sequence[str]: TEXTS}.get(hint.__origin__)
+    if implied is None and get_origin(hint.__origin__) is not Literal:
+        raise TypeError(f"{hint}: no kind of value is implied by this type; give one")
+    return Setting(implied or choice(*get_args(hint.__origin__)), *hint.__metadata__)
 
 
 ALL = {name: _setting(hint) for name, hint in get_type_hints(CommandLineSettings, include_extras=True).items()}
@@ -395,12 +398,12 @@ def grace_period(settings: Settings) -> float:
 
 def from_keywords(keywords: Settings) -> Settings:
     """All settings of `serve`; raises `SettingError`, or ``TypeError`` for an unknown keyword."""
-    return cast(Settings, _with_defaults(Settings, keywords))
+    return cast(Settings, _combined(_with_defaults(Settings, keywords), keywords))
 
 
 def for_bridge(keywords: BridgeSettings) -> BridgeSettings:
     """All settings of `Bridge`; raises as `from_keywords` does."""
-    return cast(BridgeSettings, _with_defaults(BridgeSettings, keywords))
+    return cast(BridgeSettings, _combined(_with_defaults(BridgeSettings, keywords), keywords))
 
 
 def _with_defaults(declaration: type, keywords: Mapping[str, object]) -> dict[str, object]:
@@ -409,6 +412,10 @@ def _with_defaults(declaration: type, keywords: Mapping[str, object]) -> dict[st
         if name not in values:
             raise TypeError(f"there is no setting {name!r}")
         values[name] = ALL[name].check(value, f"{name}={value!r}")
+    return values
+
+
+def _combined(values: dict[str, object], keywords: Mapping[str, object]) -> dict[str, object]:
     _check_combinations(values, dict.fromkeys(keywords, "keyword"))
     return values
 

@@ -73,7 +73,7 @@ def call_application(
     try:
         call.run(application)
     except ClientDisconnected:
-        logger.info("request %s: stopped, the client has left", exchange.id)
+        logger.info("request %s: stopped, nobody reads its response any more", exchange.id)
     except BaseException as error:
         if exchange.shared.hop.is_copy:
             leave(error)
@@ -90,7 +90,7 @@ def call_application(
 
 
 def outage_behind(error: BaseException, is_outage: Callable[[BaseException], bool]) -> BaseException | None:
-    """Find the driver's error, for an outage of the database, in the chain of an exception; None if there is none.
+    """Find the driver's error that reports an outage of the database in the chain of an exception, or return None.
 
     Applications and ORMs raise their own exceptions instead of the driver's. The chain is that of tracebacks:
     ``__cause__`` after a ``raise ... from``, otherwise ``__context__``.
@@ -171,6 +171,8 @@ class Call:
         """Send a regular file without this thread (PEP 3333, "Optional Platform-Specific File Handling")."""
         if self._head_sent or not self._has_body:
             return False
+        if self._fields is None:
+            raise ApplicationError(NO_HEAD)
         try:
             file = FileSource(self._exchange.spool, wrapper.filelike, self._remaining)
         except (AttributeError, OSError):
