@@ -146,3 +146,16 @@ def test_what_was_never_run_has_not_run(caplog: pytest.LogCaptureFixture) -> Non
         wait_until(lambda: len(reader.targets) == 3, "all have ended")
     how = {record.target: (record.has_waited, record.has_run, record.run > 0) for record in reader.records}
     assert how == {"/runs": (True, True, True), "/waits": (True, False, False), "/sends": (False, False, False)}
+
+
+def test_a_bad_body_that_arrives_with_its_head_is_recorded_with_its_request() -> None:
+    reader = Reader()
+    with BridgeThread(hello, threads=1, xheaders=True) as server:
+        server.bridge.telemetry.subscribe(reader)
+        fields = "Host: localhost\r\nX-Real-IP: 203.0.113.9\r\nX-Scheme: http\r\nX-Request-ID: 5f2c1a0e9b7d4c3f"
+        head = f"POST /x HTTP/1.1\r\n{fields}\r\nTransfer-Encoding: chunked\r\n\r\n"
+        assert server.exchange(f"{head}no size\r\n".encode()).startswith(b"HTTP/1.1 400 ")
+        wait_until(lambda: len(reader.records) == 1, "it is recorded")
+    [record] = reader.records
+    assert (record.client, record.id, record.lane) == ("203.0.113.9", "5f2c1a0e9b7d4c3f", "default")
+    assert (record.status, record.ending) == (400, "refused")

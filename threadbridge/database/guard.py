@@ -95,6 +95,8 @@ class Guard(abc.ABC):
 
     def database_of(self, connection: object) -> Database | None:
         """The kind of database that the driver's connection leads to; None if the driver is unknown."""
+        if self._is_known:
+            return self._database
         # Several threads often make the first connections at the same time.
         with self.lock:
             if not self._is_known:

@@ -113,12 +113,19 @@ class HTTP1ServerConnection:
         if self._delivered or not self._may_deliver():
             return
         parser = self._parser
+        refusal, has_more = None, False
         try:
             has_more = parser.parse()
-        except BadRequest as refusal:
-            self.refuse(refusal)
-            return
+        except BadRequest as error:
+            refusal = error
         request = parser.request
+        if refusal is not None:
+            if self._delegate is None and request is not None and request.start_line is not None:
+                # Its head is valid: the record of the request should have its client and its id.
+                self._begin(request)
+            if not (self.stream.closed() or (self._current is not None and self._current.finished)):
+                self.refuse(refusal)
+            return
         if request is None:
             self._account()
             self.stream.resume_reading()

@@ -192,22 +192,13 @@ def restore_logging() -> None:
     Unless told otherwise, `logging.config` disables all existing loggers, and it replaces the root logger's handlers.
     The server's handler for standard error returns only if the application has given the root logger no other.
     """
-    # Waits while another thread configures logging, which holds the lock that this takes.
-    logging.getLogger("threadbridge")
-    disabled = [
-        each
-        for name, each in list(logging.root.manager.loggerDict.items())
-        if name.partition(".")[0] in SERVERS and isinstance(each, logging.Logger) and each.disabled
-    ]
+    disabled, missing = _silenced()
+    if disabled or missing:
+        # Perhaps another thread is configuring logging just now. It holds the lock that this waits for.
+        logging.getLogger("threadbridge")
+        disabled, missing = _silenced()
     for each in disabled:
         each.disabled = False
-    ours = [handler for _, handler in installed]
-    missing = [
-        (owner, handler)
-        for owner, handler in installed
-        if handler not in owner.handlers
-        and (isinstance(handler, logging.FileHandler) or all(other in ours for other in owner.handlers))
-    ]
     for owner, handler in missing:
         owner.addHandler(handler)
     if disabled or missing:
@@ -215,6 +206,23 @@ def restore_logging() -> None:
             "the application's logging configuration switched the server's logs off; they are on again. Configure with "
             "disable_existing_loggers=False to avoid that"
         )
+
+
+def _silenced() -> tuple[list[logging.Logger], list[tuple[logging.Logger, logging.Handler]]]:
+    """Return the server's loggers that are disabled, and its handlers that are missing, with their loggers."""
+    disabled = [
+        each
+        for name, each in list(logging.root.manager.loggerDict.items())
+        if name.partition(".")[0] in SERVERS and isinstance(each, logging.Logger) and each.disabled
+    ]
+    ours = [handler for _, handler in installed]
+    missing = [
+        (owner, handler)
+        for owner, handler in installed
+        if handler not in owner.handlers
+        and (isinstance(handler, logging.FileHandler) or all(other in ours for other in owner.handlers))
+    ]
+    return disabled, missing
 
 
 def demote_errors_of_cancelled_requests() -> None:

@@ -259,10 +259,10 @@ class Service:
             faulthandler.enable(stacks_file)
 
         def on_beat() -> None:
-            # Applications may configure logging at any time, such as in their first request.
-            logs.restore_logging()
             if inheritance is not None:
                 inheritance.tell("WATCHDOG=1")
+            # Applications may configure logging at any time, such as in their first request.
+            logs.restore_logging()
 
         return Heartbeat(self._settings["watchdog"], on_beat, stacks_file, reads_back=inheritance is not None)
 

@@ -67,10 +67,20 @@ def bind_unix_socket(path: str, mode: int) -> tuple[socket.socket, Callable[[], 
     Replaces the socket file of a process that has ended. Raises ``OSError`` if another process listens there, or the
     file is not a socket.
     """
-    if _is_in_use(path):
-        raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
-    listener = netutil.bind_unix_socket(path, mode, BACKLOG)
-    made, owner = os.stat(path), os.getpid()
+    # Not Tornado's function, which would also remove the socket of a process that has just begun to listen.
+    if _is_abandoned(path):
+        os.unlink(path)
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        listener.setblocking(False)
+        listener.bind(path)
+        # Nobody can connect before `listen`.
+        os.chmod(path, mode)
+        listener.listen(BACKLOG)
+        made, owner = os.stat(path), os.getpid()
+    except OSError:
+        listener.close()
+        raise
 
     def remove() -> None:
         # A forked process has a copy of this function, but not of the socket.
@@ -81,16 +91,16 @@ def bind_unix_socket(path: str, mode: int) -> tuple[socket.socket, Callable[[], 
     return listener, remove
 
 
-def _is_in_use(path: str) -> bool:
+def _is_abandoned(path: str) -> bool:
     try:
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
-            return True
+            return False
     except FileNotFoundError:
         return False
     with socket.socket(socket.AF_UNIX) as probe:
         # EAGAIN: a process listens, but is slow to accept.
         probe.setblocking(False)
-        return probe.connect_ex(path) != errno.ECONNREFUSED
+        return probe.connect_ex(path) == errno.ECONNREFUSED
 
 
 def leave_new_connections_to_others(listener: socket.socket) -> None:
