@@ -45,9 +45,10 @@ def prepare(contenders: Sequence[Contender]) -> tuple[Path, dict[str, str]]:
         print(application.stdout)
         application.check_returncode()
     failed = {}
-    for contender in contenders:
-        if contender.packages and (finished := install(contender.name, contender.packages)).returncode:
-            failed[contender.name] = finished.stdout.strip()
+    # Variants of a server need the same packages.
+    for packages, first in {contender.packages: contender for contender in reversed(contenders)}.items():
+        if packages and (finished := install(first.name, packages)).returncode:
+            failed |= {each.name: finished.stdout.strip() for each in contenders if each.packages == packages}
     if not failed and all(contender in contenders for contender in CONTENDERS):
         stamp.write_text(wanted, encoding="utf-8")
     return DIRECTORY, failed
