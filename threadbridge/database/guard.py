@@ -29,10 +29,10 @@ _rerun_log = RepeatedLog(logger)
 class Guard(abc.ABC):
     """The part of a pool's guard that knows no particular pool.
 
-    Workers write ``last_success`` and ``last_outage``, and any thread reads them. The pool's lock guards the kind of
-    database, ``reruns`` and the borrows of each request and connection. No thread waits for
-    the network under it, except in DBUtils' own code for shared connections. It is re-entrant, as connections may be
-    collected, and so come back, under it.
+    Any thread writes and reads ``last_success`` and ``last_outage``. The pool's lock guards the kind of database,
+    ``reruns`` and the borrows of each request and connection. No thread waits for the network under it, except in
+    DBUtils' own code for shared connections. It is re-entrant, as connections may be collected, and so come back, under
+    it.
 
     :param drivers: the modules by which the driver may be recognised; if they do not tell, the first connection does.
     :param tags_queries: whether each statement of a request begins with a comment that names the request.

@@ -47,9 +47,10 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
     stand in a `tornado.routing.RuleRouter` beside Tornado's own handlers.
 
     The keywords are settings: docs/settings.md has their meanings, units and defaults. ``pool`` or ``threads`` is
-    required. As many requests run at once as the pool has connections (``maxconnections``). A request goes to the first
-    of ``lanes`` whose pattern matches. All others go to a lane named ``default``, or with a pool to one named ``pool``,
-    or ``quick`` if requests of their route have not used the pool. ``client_key`` is called on the loop.
+    required. A request goes to the first of ``lanes`` whose pattern matches. Without a pool, all others go to a lane
+    named ``default``. With a pool, they go to a lane named ``pool``, which has as many threads as the pool has
+    connections (``maxconnections``), or, if requests of their route have not used the pool, to a lane named ``quick``,
+    which has four. ``client_key`` is called on the loop.
 
     Raises ``ValueError`` when arguments cannot be used as given or contradict each other, and ``TypeError`` for an
     unknown keyword. Loop side.

@@ -92,7 +92,8 @@ class Watch:
             elif exchange.state in (State.QUEUED, State.RUNNING) and now > (exchange.running.deadline or now):
                 exchange.expire()
         self._report_returned()
-        for exchange in self._left_running.keys() - self._given_up:
+        # In order: the thread that has been stuck longest is replaced first.
+        for exchange in [each for each in self._left_running if each not in self._given_up]:
             if now < max(expected_back(exchange), self._cancelled_late.get(exchange, 0.0)) + STUCK_AFTER:
                 continue
             if not exchange.running.cancelled and exchange not in self._cancelled_late:
