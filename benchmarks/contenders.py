@@ -150,7 +150,7 @@ BOUND = tuple(
     contender._replace(
         name=f"{contender.name}-bound",
         title=f"{contender.title}, bound",
-        command=("taskset", f"--cpu-list={min(os.sched_getaffinity(0))}", *contender.command),
+        command=("taskset", "--cpu-list", str(min(os.sched_getaffinity(0))), *contender.command),
         is_bound=True,
     )
     for contender in CONTENDERS
