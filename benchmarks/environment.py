@@ -44,7 +44,7 @@ def prepare(contenders: Sequence[Contender]) -> tuple[Path, dict[str, str]]:
     if application.returncode:
         print(application.stdout)
         application.check_returncode()
-    failed = {}
+    failed: dict[str, str] = {}
     # Variants of a server need the same packages.
     for packages, first in {contender.packages: contender for contender in reversed(contenders)}.items():
         if packages and (finished := install(first.name, packages)).returncode:
