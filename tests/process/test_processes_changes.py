@@ -153,7 +153,8 @@ def test_a_reload_waits_for_what_runs_and_brings_the_new_version(tmp_path: Path)
         connection.request("GET", "/")
         assert connection.getresponse().reason == "New"
         connection.close()
-        assert server.output().count("only the supervisor (--processes) can reload") == 2
+        refusal = "only the supervisor (--processes) can reload"
+        wait_until(lambda: server.output().count(refusal) == 2, "both have said so", 30)
 
 
 def test_a_reload_of_what_cannot_be_started_changes_nothing(tmp_path: Path) -> None:
