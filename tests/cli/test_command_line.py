@@ -1,31 +1,19 @@
-"""Settings: where they come from, what is said about wrong ones, and the page about them."""
+"""The command line: where settings come from, its help, and what it says about mistakes."""
 
 from __future__ import annotations
 
 import os
-import runpy
 import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast
-from wsgiref.simple_server import demo_app
 
 import pytest
-from tornado.log import define_logging_options
-from tornado.options import OptionParser
 
 from tests.support.processes import ROOT
-from threadbridge import Bridge, Lane, serve
 from threadbridge.settings.table import (
     ALL,
-    BridgeSettings,
-    CommandLineSettings,
-    Settings,
-    from_keywords,
-    grace_period,
     option_name,
-    resolve,
 )
 
 APPLICATION = """
@@ -300,81 +288,6 @@ def test_a_mistake_inside_the_module_is_shown_with_its_place(directory: Path, so
     assert line.startswith(f"python -m threadbridge: broken:app: cannot import broken: {cause}")
     assert traceback[0] == "Traceback (most recent call last):"
     assert any('broken.py", line 1' in row for row in traceback)
-
-
-def test_an_empty_list_is_not_the_program_s_default() -> None:
-    defaults: CommandLineSettings = {"lanes": [Lane("a", threads=1)]}
-    assert resolve({}, {}, defaults).values["lanes"] == defaults["lanes"]
-    assert resolve({"lanes": [""]}, {}, defaults).values["lanes"] == []
-
-
-def test_lanes_given_as_texts_have_the_queue_of_the_other_lanes() -> None:
-    settings = resolve({"lanes": ["a:/a:1", "b:/b:2"], "queue": ["7"]}, {"THREADBRIDGE_QUEUE": "8"}, {}).values
-    assert [(lane.name, lane.pattern, lane.threads, lane.queue) for lane in settings["lanes"]] == [
-        ("a", "/a", 1, 7),
-        ("b", "/b", 2, 7),
-    ]
-
-
-@pytest.mark.parametrize(
-    ("keywords", "message"),
-    [
-        ({"port": "8000"}, "port='8000': expected a number from 0 to 65535"),
-        ({"port": True}, "port=True: expected a number from 0 to 65535"),
-        ({"trusted_proxies": "10.0.0.1"}, "trusted_proxies='10.0.0.1': expected a list of texts"),
-        ({"lanes": ["a:/a:1"]}, "lanes=['a:/a:1']: expected NAME:PATTERN:THREADS, such as"),
-        ({"grace": -1}, "grace=-1: expected a number of seconds, 0 or more"),
-        ({"unix_socket": "s", "port": 1}, "unix_socket and port: give one of them"),
-    ],
-)
-def test_serve_checks_its_keywords(keywords: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError) as raised:
-        serve(lambda environ, start_response: [], **cast(Settings, {"threads": 1, **keywords}))
-    assert str(raised.value).startswith(message)
-
-
-def test_the_grace_period_is_longer_than_the_longest_deadline_unless_it_is_set() -> None:
-    lanes = [Lane("reports", "/reports/*", threads=1, deadline=600), Lane("a", "/a", threads=1)]
-    assert grace_period(from_keywords({})) == 190
-    assert grace_period(from_keywords({"deadline": 30})) == 40
-    assert grace_period(from_keywords({"lanes": lanes})) == 610
-    assert grace_period(from_keywords({"lanes": lanes, "grace": 0})) == 0
-
-
-def test_serve_knows_no_other_keyword() -> None:
-    with pytest.raises(TypeError, match="there is no setting 'prot'"):
-        serve(lambda environ, start_response: [], **cast(Settings, {"prot": 1}))
-
-
-def test_defaults_of_the_program_are_combined_with_what_users_give() -> None:
-    given = resolve({"certfile": ["cert.pem"]}, {}, {"keyfile": "key.pem"})
-    assert (given.values["certfile"], given.values["keyfile"]) == ("cert.pem", "key.pem")
-    with pytest.raises(ValueError, match="keyfile without certfile"):
-        resolve({}, {}, {"keyfile": "key.pem"})
-    with pytest.raises(ValueError, match="keyfile without certfile"):
-        from_keywords({"keyfile": "key.pem"})
-
-
-def test_a_bridge_takes_the_settings_that_are_its_own_and_no_other() -> None:
-    with pytest.raises(TypeError, match="there is no setting 'port'"):
-        Bridge(demo_app, **cast(BridgeSettings, {"threads": 1, "port": 80}))
-    with pytest.raises(ValueError, match="queue='many': expected a number of at least 0"):
-        Bridge(demo_app, **cast(BridgeSettings, {"threads": 1, "queue": "many"}))
-
-
-def test_every_logging_option_of_tornado_is_there_with_its_default() -> None:
-    tornado = OptionParser()
-    before = set(tornado.as_dict())
-    define_logging_options(tornado)
-    options = {name: value for name, value in tornado.as_dict().items() if name not in before}
-    assert len(options) >= 8
-    assert {name: ALL[name].default for name in options} == options
-
-
-def test_the_page_is_up_to_date() -> None:
-    script = runpy.run_path(str(ROOT / ".ci" / "settings_page.py"))
-    page = script["PAGE"].read_text()
-    assert page == script["with_tables"](page), "run: python .ci/settings_page.py"
 
 
 @pytest.mark.parametrize("name", ["_handle_read", "_read_buffer"])
