@@ -25,7 +25,7 @@ from threadbridge.loop.foreign_connection import ForeignConnection
 from threadbridge.loop.lane_choice import LaneChoice
 from threadbridge.loop.receiver import Receiver
 from threadbridge.loop.watch import LoopLag
-from threadbridge.settings.table import BridgeSettings, for_bridge
+from threadbridge.settings.table import BridgeSettings, for_bridge, longest_deadline
 from threadbridge.telemetry.access_log import write as write_access_log
 from threadbridge.telemetry.slow_log import write as write_slow_log
 from threadbridge.telemetry.telemetry import Telemetry
@@ -58,17 +58,19 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
 
     def __init__(self, application: WSGIApplication, **settings: Unpack[BridgeSettings]) -> None:
         values = for_bridge(settings)
-        pool, deadline, lanes = values["pool"], values["deadline"], values["lanes"]
+        pool = values["pool"]
         check_application(application)
         cancellation = Cancellation(values["cancel"])
         routes = Routes()
         width = _lane_width(pool, values["threads"])
-        choice = LaneChoice(lanes, threads=width, queue=values["queue"], routes=None if pool is None else routes)
+        choice = LaneChoice(
+            values["lanes"], threads=width, queue=values["queue"], routes=None if pool is None else routes
+        )
         self.trusted_proxies = tuple(values["trusted_proxies"])
         forwarded = ForwardedHeaders(self.trusted_proxies, values["client_address"]) if values["xheaders"] else None
         statement_limit = values["statement_limit"]
         if statement_limit is None:
-            statement_limit = max(deadline, *(lane.deadline or 0.0 for lane in lanes), 0.0) + STATEMENT_MARGIN
+            statement_limit = longest_deadline(values) + STATEMENT_MARGIN
         self.guard: PoolGuard | None = None
         if pool is not None:
             # Not above: DBUtils is needed only with a pool.
@@ -108,7 +110,12 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         self.exchanges = Exchanges(self.lanes, cancellation, self.telemetry, self.guard, values["queue_timeout"])
         self.shared = Shared(self.spool, routes, cancellation, self._call, self.exchanges.ended)
         self._admission = Admission(
-            self.shared, choice, self.exchanges, deadline, client_key=values["client_key"], forwarded=forwarded
+            self.shared,
+            choice,
+            self.exchanges,
+            values["deadline"],
+            client_key=values["client_key"],
+            forwarded=forwarded,
         )
         self._hop: Hop | None = None
 

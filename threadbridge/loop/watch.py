@@ -67,12 +67,16 @@ class Watch:
         """Expect the worker of an exchange that has ended to come back, and then complete its record."""
         self._left_running[exchange] = record
 
+    def _awaited(self) -> list[Exchange]:
+        """Return the requests whose threads are still expected back, in the order in which they ended."""
+        return [exchange for exchange in self._left_running if exchange not in self._given_up]
+
     def overdue_threads(self, lane: Lane, seconds: float) -> int:
         """Return how many threads of the lane are this many seconds late, and not replaced yet."""
         now = time.monotonic()
         return sum(
             exchange.lane is lane and not exchange.worker_is_done and now >= expected_back(exchange) + seconds
-            for exchange in self._left_running.keys() - self._given_up
+            for exchange in self._awaited()
         )
 
     def _look(self) -> None:
@@ -93,7 +97,7 @@ class Watch:
                 exchange.expire()
         self._report_returned()
         # In order: the thread that has been stuck longest is replaced first.
-        for exchange in [each for each in self._left_running if each not in self._given_up]:
+        for exchange in self._awaited():
             if now < max(expected_back(exchange), self._cancelled_late.get(exchange, 0.0)) + STUCK_AFTER:
                 continue
             if not exchange.running.cancelled and exchange not in self._cancelled_late:

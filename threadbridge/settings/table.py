@@ -389,21 +389,31 @@ def option_name(name: str) -> str:
     return _OPTIONS.get(name, name)
 
 
+def longest_deadline(settings: BridgeSettings) -> float:
+    """The longest deadline of all lanes, in seconds."""
+    return max(settings["deadline"], *(lane.deadline or 0.0 for lane in settings["lanes"]), 0.0)
+
+
 def grace_period(settings: Settings) -> float:
     """How many seconds requests may take after the signal to stop."""
-    if settings["grace"] is not None:
-        return settings["grace"]
-    return max(settings["deadline"], *(lane.deadline or 0 for lane in settings["lanes"]), 0) + GRACE_MARGIN
+    grace = settings["grace"]
+    return longest_deadline(settings) + GRACE_MARGIN if grace is None else grace
 
 
 def from_keywords(keywords: Settings) -> Settings:
     """All settings of `serve`; raises `SettingError`, or ``TypeError`` for an unknown keyword."""
-    return cast(Settings, _combined(_with_defaults(Settings, keywords), keywords))
+    return cast(Settings, _complete(Settings, keywords))
 
 
 def for_bridge(keywords: BridgeSettings) -> BridgeSettings:
     """All settings of `Bridge`; raises as `from_keywords` does."""
-    return cast(BridgeSettings, _combined(_with_defaults(BridgeSettings, keywords), keywords))
+    return cast(BridgeSettings, _complete(BridgeSettings, keywords))
+
+
+def _complete(declaration: type, keywords: Mapping[str, object]) -> dict[str, object]:
+    values = _with_defaults(declaration, keywords)
+    _check_combinations(values, dict.fromkeys(keywords, "keyword"))
+    return values
 
 
 def _with_defaults(declaration: type, keywords: Mapping[str, object]) -> dict[str, object]:
@@ -412,11 +422,6 @@ def _with_defaults(declaration: type, keywords: Mapping[str, object]) -> dict[st
         if name not in values:
             raise TypeError(f"there is no setting {name!r}")
         values[name] = ALL[name].check(value, f"{name}={value!r}")
-    return values
-
-
-def _combined(values: dict[str, object], keywords: Mapping[str, object]) -> dict[str, object]:
-    _check_combinations(values, dict.fromkeys(keywords, "keyword"))
     return values
 
 
