@@ -334,9 +334,8 @@ def test_connections_of_a_thread_that_does_not_come_back_are_abandoned(
     stuck, worker = in_request(be_stuck)
     assert in_the_middle.wait(10)
     assert (guard.abandon(stuck), guard.abandon(stuck)) == ((1, 0), (0, 0))
-    # Another request gets a connection, and is not blocked by the first one's locks.
+    # Another request gets a connection, and the first one's locks do not block it for longer than their rollback takes.
     with running(), closing(pool.connection()) as connection, closing(connection.cursor()) as cursor:
-        wait_until(lambda: one(connection, "SELECT COUNT(*) FROM information_schema.innodb_trx") == 0, "rolled back")
         cursor.execute("DELETE FROM notes")
         connection.commit()
         assert pool._connections == 1
