@@ -15,6 +15,7 @@ from types import ModuleType
 # that derive from Python's own exceptions or enumerations; modules with such classes are left out.
 MODULES = (
     "crossing.cancellation",
+    "crossing.costs",
     "crossing.current",
     "crossing.exchange",
     "crossing.fair_queue",
@@ -22,6 +23,7 @@ MODULES = (
     "crossing.lanes",
     "crossing.request_body",
     "crossing.routes",
+    "crossing.schedule",
     "database.drivers.mysql_session",
     "http.chunked_body",
     "http.connection",

@@ -19,6 +19,7 @@ from tornado import httputil
 from threadbridge.common.forks import leave
 from threadbridge.common.repeated_log import RepeatedLog
 from threadbridge.crossing.cancellation import Cancellation
+from threadbridge.crossing.costs import Costs, Estimate
 from threadbridge.crossing.current import TrackedRequest
 from threadbridge.crossing.hop import Hop
 from threadbridge.crossing.lanes import Lane
@@ -70,12 +71,15 @@ class Shared:
         self,
         spool: Spool,
         routes: Routes,
+        costs: Costs | None,
         cancellation: Cancellation,
         call: Callable[[Exchange], None],
         ended: Callable[[Exchange], None],
     ) -> None:
         self.spool = spool
         self.routes = routes
+        # None: nothing is learned of them.
+        self.costs = costs
         self.cancellation = cancellation
         self.call = call
         self.ended = ended
@@ -106,6 +110,10 @@ class Exchange:
     client = ""
     is_probe = False
     running: TrackedRequest
+    # Its lane's schedule changes it, under the lane's lock.
+    estimate: Estimate
+    # The status that the worker has given it, or 0.
+    response_status = 0
     # Set by the worker; the loop sets the second, too, when no worker will come.
     thread_id: int | None = None
     worker_is_done = False
@@ -206,11 +214,22 @@ class Exchange:
             try:
                 self.running.leave()
             finally:
+                self._learn_cost()
                 self.worker_is_done = True
                 self.body.close()
 
+    def _learn_cost(self) -> None:
+        costs = self.shared.costs
+        if costs is None or self.estimate.route is None:
+            return
+        took = time.monotonic() - self.run_at
+        # What was cut short, or has failed, tells only that it would have taken at least so long.
+        if (0 < self.response_status < 500 and not self.running.cancelled) or took > self.estimate.cautious:
+            costs.learn(self.estimate, took, self.running.statements.seconds)
+
     def respond(self, head: ResponseHead, body: bytes) -> None:
         """Send a whole response, in one hop. Worker side."""
+        self.response_status = head.status
         if len(body) > KEPT:
             # On this side, so that other workers count it before the loop finds that the client does not read.
             self.spool.unread.add(len(body))
@@ -220,10 +239,12 @@ class Exchange:
 
     def respond_with_file(self, head: ResponseHead, file: FileSource) -> None:
         """Send a response whose body is a file; this takes no thread of the lane. Worker side."""
+        self.response_status = head.status
         self._hop.post(self._send_head, head, b"", file)
 
     def start_stream(self, head: ResponseHead, chunk: Buffer) -> None:
         """Send the head and the beginning of the body; raises as `Channel.put`. Worker side."""
+        self.response_status = head.status
         self._channel = Channel(
             self.spool,
             self.client,
@@ -250,6 +271,7 @@ class Exchange:
 
     def fail(self, may_be_repeated: bool) -> None:
         """Answer 500, or 503 if the request may be repeated; after the head, cut the connection. Worker side."""
+        self.response_status = 500
         self._hop.post(self._fail, may_be_repeated)
 
     # The response goes out.
@@ -365,7 +387,7 @@ class Exchange:
         body = f"{status.value} {status.phrase}: {status.description}\n".encode()
         fields = [("Content-Type", "text/plain; charset=utf-8"), ("X-Request-ID", self.id)]
         if status is HTTPStatus.SERVICE_UNAVAILABLE:
-            fields.append(("Retry-After", str(self.lane.retry_after())))
+            fields.append(("Retry-After", str(self.lane.retry_after(self))))
         head = response_head(status.value, status.phrase, fields, len(body))
         self._write_head(head, b"" if self.is_head else body)
         self.connection.finish()

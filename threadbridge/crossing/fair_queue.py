@@ -19,7 +19,7 @@ class FairQueue(Generic[Item]):
         # its first key at once even after many have been removed in front of it.
         self._clients: OrderedDict[str, OrderedDict[Item, None]] = OrderedDict()
         # The client of the item taken last.
-        self._served = ""
+        self._served: str | None = None
         self._length = 0
 
     def __len__(self) -> int:
@@ -36,18 +36,39 @@ class FairQueue(Generic[Item]):
         if count > 1:
             self._move(client, count - 1, count)
 
-    def take(self) -> Item:
-        """Take the next item; raises ``IndexError`` when there is none."""
+    def head(self) -> Item:
+        """Return the next item; raises ``IndexError`` when there is none."""
         if not self._clients:
             raise IndexError("the queue is empty")
         # Only now: a client that came meanwhile does not wait for another item of the client served last.
-        if self._served in self._clients:
+        if self._served is not None and self._served in self._clients:
             self._clients.move_to_end(self._served)
+            self._served = None
+        return next(iter(next(iter(self._clients.values()))))
+
+    def take(self) -> Item:
+        """Take the next item; raises ``IndexError`` when there is none."""
+        self.head()
         client, items = next(iter(self._clients.items()))
         item, _ = items.popitem(last=False)
-        self._served = client
         self._shrink(client, items)
+        self._served = client
         return item
+
+    def first_of(self, client: str) -> Item | None:
+        """Return the client's next item, or None if it has none."""
+        items = self._clients.get(client)
+        return None if items is None else next(iter(items))
+
+    def count_of(self, client: str) -> int:
+        """Return how many items the client has."""
+        items = self._clients.get(client)
+        return 0 if items is None else len(items)
+
+    @property
+    def clients(self) -> int:
+        """How many clients have items."""
+        return len(self._clients)
 
     def remove(self, client: str, item: Item) -> bool:
         """Take an item out of turn; return whether it was there."""
@@ -62,15 +83,12 @@ class FairQueue(Generic[Item]):
         """Return whether this client, with one more item, would have at least as many as any other."""
         return len(self._clients.get(client, ())) >= len(self._by_count)
 
-    def take_newest_of_largest(self) -> Item:
-        """Take the newest item of a client with the most items; raises ``IndexError`` when there is none."""
+    def newest_of_largest(self) -> Item:
+        """Return the newest item of a client with the most items; raises ``IndexError`` when there is none."""
         if not self._clients:
             raise IndexError("the queue is empty")
         client = next(iter(self._by_count[-1] if self._by_count else reversed(self._clients)))
-        items = self._clients[client]
-        item, _ = items.popitem(last=True)
-        self._shrink(client, items)
-        return item
+        return next(reversed(self._clients[client]))
 
     def _shrink(self, client: str, items: OrderedDict[Item, None]) -> None:
         self._length -= 1

@@ -1,4 +1,4 @@
-"""Lanes: bounded, fair queues, each with its own threads."""
+"""Lanes: bounded queues, each with its own threads."""
 
 from __future__ import annotations
 
@@ -8,31 +8,26 @@ import math
 import re
 import threading
 import time
-from typing import Protocol
+from collections.abc import Callable
 
 from threadbridge.common.repeated_log import RepeatedLog
 from threadbridge.common.worker_threads import WorkerThreads
-from threadbridge.crossing.fair_queue import FairQueue
+from threadbridge.crossing.costs import Costs
+from threadbridge.crossing.schedule import Job, Schedule
 
 logger = logging.getLogger("threadbridge")
 
 # The weight of the latest service time in the average from which Retry-After is estimated.
 LATEST_COUNTS = 0.1
-LONGEST_RETRY_AFTER = 60
+LONGEST_RETRY_AFTER = 600
 
 
-class Job(Protocol):
-    """What can wait in a lane."""
-
-    @property
-    def client(self) -> str:
-        """The client it belongs to; clients are served in turn."""
-
-    def claim(self) -> bool:
-        """Begin to run; False when the job is no longer wanted. Worker side."""
-
-    def run(self) -> None:
-        """Do the work. Worker side."""
+def compiled(*patterns: str) -> Callable[[str], re.Match[str] | None]:
+    """Return a function that tells whether ``PATH_INFO`` matches one of these patterns, which may contain * and ?."""
+    # Paths are bytes as latin-1, as PATH_INFO has them.
+    expressions = [fnmatch.translate(pattern.encode().decode("latin-1")) for pattern in patterns]
+    # Without a pattern: nothing matches.
+    return re.compile("|".join(expressions) or "(?!)").match
 
 
 class Lane:
@@ -46,12 +41,22 @@ class Lane:
         perhaps the one that has just come, is answered 503.
     :param deadline: seconds in which a request must be answered, or it is answered 504; None: the bridge's deadline.
 
+    :param costs: what requests cost, if those that are expected to be short are not to wait for long ones; None: the
+        clients simply take turns.
+
     Raises ``ValueError`` for an unusable value. One lock guards the jobs and the number of threads at work. Jobs are
     claimed under it, so that none is both waiting and running.
     """
 
     def __init__(
-        self, name: str, pattern: str = "*", *, threads: int, queue: int = 1000, deadline: float | None = None
+        self,
+        name: str,
+        pattern: str = "*",
+        *,
+        threads: int,
+        queue: int = 1000,
+        deadline: float | None = None,
+        costs: Costs | None = None,
     ) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
             raise ValueError(f"a lane's name has only letters, digits, '-' and '_', not {name!r}")
@@ -69,11 +74,10 @@ class Lane:
         self.queue = queue
         self.deadline = deadline
         self._failed = RepeatedLog(logger)
-        # Paths are bytes as latin-1, as PATH_INFO has them.
-        self._matches = re.compile(fnmatch.translate(pattern.encode().decode("latin-1"))).match
+        self._matches = compiled(pattern)
         self._lock = threading.Lock()
         self._threads = WorkerThreads(f"threadbridge-{name}", threads, self._work, self._lock)
-        self._waiting: FairQueue[Job] = FairQueue()
+        self._schedule = Schedule(threads, costs, time.monotonic())
         self._running: set[Job] = set()
         # Running jobs that do not count: another may run in place of each, in a spare thread if need be.
         self._replaced: set[Job] = set()
@@ -83,6 +87,8 @@ class Lane:
         # Whether one of the threads at work has been called and has not begun yet.
         self._one_is_coming = False
         self._is_closed = False
+        # How many requests were refused because they would have waited for too long. Owned by the loop.
+        self.refused_early = 0
         self._service_time = 0.0
 
     def __repr__(self) -> str:
@@ -101,7 +107,18 @@ class Lane:
     @property
     def queued(self) -> int:
         """The number of requests that wait for a thread. Either side."""
-        return len(self._waiting)
+        return len(self._schedule)
+
+    @property
+    def kept(self) -> int:
+        """The number of threads that long requests leave free for short ones. Either side."""
+        with self._lock:
+            return self._schedule.kept(time.monotonic())
+
+    @property
+    def outgrown(self) -> int:
+        """The number of requests so far that have run for much longer than was expected. Either side."""
+        return self._schedule.outgrown
 
     @property
     def free(self) -> int:
@@ -120,29 +137,39 @@ class Lane:
                 return False
             if not self._threads.failed_at or self._threads.count > len(self._replaced) + len(self._to_replace):
                 return True
-            self._start_thread()
+            self._call_thread()
             return not self._threads.failed_at
 
-    def has_room(self) -> bool:
-        """Return whether another request would run or may wait. Loop side."""
+    def has_room(self, job: Job) -> bool:
+        """Return whether this job would run or may wait. Loop side."""
         with self._lock:
-            return not self._is_closed and self._room() > -self.queue
+            self._schedule.file(job)
+            return not self._is_closed and self._has_room(job)
 
-    def has_room_for(self, client: str) -> bool:
-        """Return whether there is room for a request of this client, or `displace` would make room. Loop side."""
+    def has_room_for(self, job: Job) -> bool:
+        """Return whether there is room for this job, or `displace` would make room. Loop side."""
         with self._lock:
-            return not self._is_closed and (self._room() > -self.queue or not self._waiting.is_largest(client))
+            self._schedule.file(job)
+            return not self._is_closed and (
+                self._has_room(job) or not self._schedule.longest_queue_like(job.estimate).is_largest(job.client)
+            )
 
-    def displace(self, client: str) -> Job | None:
-        """Make room for a request of this client in a full lane. Loop side.
+    def _has_room(self, job: Job) -> bool:
+        return self._schedule.room_for(job.estimate, time.monotonic()) + len(self._replaced) > -self.queue
 
-        Returns the newest request of the client with the most, which the caller answers, or None if no client has more
-        than this one would have.
+    def displace(self, job: Job) -> Job | None:
+        """Make room for this job in a full lane. Loop side.
+
+        Returns the newest job of the client with the most in the longest queue of its class, which the caller answers,
+        or None if no client has more there than this job's would have.
         """
         with self._lock:
-            return (
-                None if self._is_closed or self._waiting.is_largest(client) else self._waiting.take_newest_of_largest()
-            )
+            queue = self._schedule.longest_queue_like(job.estimate)
+            if self._is_closed or queue.is_largest(job.client):
+                return None
+            displaced = queue.newest_of_largest()
+            self._schedule.remove(displaced)
+            return displaced
 
     def running(self) -> list[Job]:
         """Return the jobs that run now. Either side."""
@@ -151,29 +178,38 @@ class Lane:
 
     def _room(self) -> int:
         """How many more jobs could run, less the number that waits."""
-        return self._width() - len(self._running) - len(self._waiting)
+        return self._width() - len(self._running) - len(self._schedule)
 
     def _width(self) -> int:
         return self.threads + len(self._replaced)
 
-    def retry_after(self) -> int:
-        """Estimate the seconds until the queue has been served, from recent service times. Loop side."""
-        seconds = self._service_time * (self.queued + 1) / self.threads
+    def expected_wait(self, job: Job) -> float:
+        """Return how many seconds the job would wait at least, if it came now, as far as costs are known. Loop side."""
+        with self._lock:
+            return self._schedule.expected_wait(job, time.monotonic())
+
+    def retry_after(self, job: Job) -> int:
+        """Estimate the seconds until the queue before the job has been served. Loop side."""
+        seconds = max(self.expected_wait(job), self._service_time * (self.queued + 1) / self.threads)
         return min(LONGEST_RETRY_AFTER, max(1, math.ceil(seconds)))
 
     def put(self, job: Job) -> None:
         """Queue a job; call `wake` afterwards. Loop side."""
         with self._lock:
-            self._waiting.put(job.client, job)
+            self._schedule.put(job, time.monotonic())
 
     def wake(self) -> None:
         """Start the lane's threads on the queue; one call is enough for several jobs. Loop side."""
         with self._lock:
-            if self._waiting:
-                self._start_thread()
+            self._start_thread(time.monotonic())
 
-    def _start_thread(self) -> None:
-        """Call another thread if there may be one. It calls the next: all at once would contend for the interpreter."""
+    def _start_thread(self, now: float) -> None:
+        """Call another thread if a job may run in it."""
+        if self._schedule.ready(now):
+            self._call_thread()
+
+    def _call_thread(self) -> None:
+        # It calls the next one: all at once would contend for the interpreter.
         if self._one_is_coming or self._is_closed or self._at_work >= self._width():
             return
         # If none can be started, those at work go on, and the bridge's watch calls `wake` again.
@@ -184,7 +220,7 @@ class Lane:
     def withdraw(self, job: Job) -> bool:
         """Take a job out of the queue; return whether it was there. Loop side."""
         with self._lock:
-            return self._waiting.remove(job.client, job)
+            return self._schedule.remove(job)
 
     def replace(self, job: Job) -> bool:
         """Let another thread work in place of the one that runs this job, until that comes back. Loop side.
@@ -202,15 +238,15 @@ class Lane:
             job = next(iter(self._to_replace))
             del self._to_replace[job]
             self._replaced.add(job)
-            if self._waiting:
-                self._start_thread()
+            self._schedule.drop(job)
+            self._start_thread(time.monotonic())
 
     def _work(self) -> None:
         with self._lock:
             self._one_is_coming = False
-            job = self._next()
-            if self._waiting:
-                self._start_thread()
+            now = time.monotonic()
+            job = self._next(now)
+            self._start_thread(now)
         while job is not None:
             started = time.monotonic()
             try:
@@ -218,22 +254,28 @@ class Lane:
             except Exception as error:  # noqa: BLE001 - it is logged, and the thread must go on
                 message = "a request of the lane %s failed in the server"
                 self._failed.log(logging.ERROR, message, self.name, exc_info=error)
-            took = time.monotonic() - started
+            now = time.monotonic()
+            took = now - started
             with self._lock:
+                self._schedule.end(job, now)
                 self._running.discard(job)
                 self._replaced.discard(job)
                 self._to_replace.pop(job, None)
                 self._replace_next()
                 self._service_time += (took - self._service_time) * (LATEST_COUNTS if self._service_time else 1)
-                job = self._next()
+                job = self._next(now)
+                self._start_thread(now)
 
-    def _next(self) -> Job | None:
+    def _next(self, now: float) -> Job | None:
         """Return the next job, claimed, or release the thread and return None. Worker side, under the lock."""
         # When a replaced thread has come back, more are at work than may be.
-        while self._waiting and self._at_work <= self._width():
-            job = self._waiting.take()
+        while self._at_work <= self._width():
+            job = self._schedule.take(now)
+            if job is None:
+                break
             if job.claim():
                 self._running.add(job)
+                self._schedule.start(job, now)
                 return job
         self._at_work -= 1
         self._threads.release()

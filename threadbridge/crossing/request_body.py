@@ -90,6 +90,10 @@ class RequestBody:
             self._spool.memory.add(-self.held)
             self.held = 0
 
+    def beginning(self, size: int) -> bytes:
+        """Return so many bytes of a complete body, or fewer if they are not in one piece in memory. Loop side."""
+        return bytes(self._chunks[0][:size]) if self._file is None and self._chunks else b""
+
     def open(self) -> IO[bytes]:
         """Return the whole body as a file, from its beginning. Worker side, once."""
         if self._file is None:

@@ -1,10 +1,12 @@
-"""Which routes use the pool: learned from the requests that ask it for a connection."""
+"""The routes of an application: which of them use the pool, and what their requests cost."""
 
 from __future__ import annotations
 
 import re
 import threading
 from collections import OrderedDict
+
+from threadbridge.crossing.costs import Cell, Costs
 
 # More than any application has. Clients can make up paths: beyond this, the routes used longest ago are forgotten.
 MAX_ROUTES = 1000
@@ -21,12 +23,14 @@ class Route:
         # None: not known yet.
         self.uses_pool: bool | None = None
         self.probing = False
+        self.cost = Cell()
 
 
 class Routes:
     """The known routes, by method and path, in which all numbers count as the same. A lock guards them."""
 
-    def __init__(self) -> None:
+    def __init__(self, costs: Costs) -> None:
+        self._costs = costs
         self._routes: OrderedDict[tuple[str, str], Route] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -39,9 +43,11 @@ class Routes:
         with self._lock:
             route = self._routes.get(key)
             if route is None:
+                if len(self._routes) >= MAX_ROUTES:
+                    self._costs.forget(self._routes.popitem(last=False)[1].cost)
                 route = self._routes[key] = Route()
-                if len(self._routes) > MAX_ROUTES:
-                    self._routes.popitem(last=False)
+                # The next to go until it is seen again: paths that clients make up drive out only one another.
+                self._routes.move_to_end(key, last=False)
             else:
                 self._routes.move_to_end(key)
             return route

@@ -11,6 +11,7 @@ from typing import cast
 from tornado import httputil
 
 from threadbridge.common.repeated_log import RepeatedLog
+from threadbridge.crossing.costs import MAX_TEXT, Estimate
 from threadbridge.crossing.current import TrackedRequest
 from threadbridge.crossing.exchange import Connection, Exchange, Shared
 from threadbridge.crossing.lanes import Lane
@@ -29,6 +30,7 @@ class Admission:
     """Admits the requests of a bridge.
 
     :param deadline: seconds from a request's end to its response's beginning, in lanes without their own deadline.
+    :param queue_timeout: seconds that a request may wait; one that would wait for longer is refused at once.
     :param forwarded: reads what trusted proxies say of clients; None to believe none.
     """
 
@@ -38,6 +40,7 @@ class Admission:
         choice: LaneChoice,
         exchanges: Exchanges,
         deadline: float,
+        queue_timeout: float,
         *,
         client_key: Callable[[httputil.HTTPHeaders, str], str] | None,
         forwarded: ForwardedHeaders | None,
@@ -46,6 +49,7 @@ class Admission:
         self._choice = choice
         self._exchanges = exchanges
         self._deadline = deadline
+        self._queue_timeout = queue_timeout
         self._client_key = client_key
         self._key_failed = RepeatedLog(logger)
         self._forwarded = forwarded
@@ -63,12 +67,32 @@ class Admission:
             exchange.peer = self._forwarded.client_of(peer, headers)
             exchange.id = self._forwarded.request_id_of(peer, headers) or exchange.id
         exchange.client = client_of(exchange.peer.address) if self._client_key is None else self._key_of(exchange)
-        exchange.lane, route, exchange.is_probe = self._choice.choose(start_line.method, path_info_of(start_line.path))
+        path = path_info_of(start_line.path)
+        exchange.lane, route, exchange.is_probe = self._choice.choose(start_line.method, path)
         exchange.running = TrackedRequest(exchange.id, None, route, exchange.client)
+        exchange.estimate = self._estimate_of(exchange, route, path)
         self._exchanges.add(exchange)
-        if not exchange.lane.has_room_for(exchange.client):
+        if not exchange.lane.has_room_for(exchange):
             exchange.shed()
         return exchange
+
+    def _estimate_of(self, exchange: Exchange, route: Route | None, path: str) -> Estimate:
+        costs = self._shared.costs
+        target = exchange.start_line.path
+        if route is None or costs is None:
+            return Estimate(None, target, exchange.client)
+        estimate = Estimate(route.cost, target, exchange.client, self._choice.pinned_class(path))
+        costs.estimate(estimate)
+        return estimate
+
+    def _add_form(self, exchange: Exchange) -> None:
+        """Estimate the cost again if the body is a form: its fields are parameters, too."""
+        estimate, costs = exchange.estimate, self._shared.costs
+        if costs is None or estimate.route is None or not exchange.body.size:
+            return
+        if exchange.headers.get("Content-Type", "").startswith("application/x-www-form-urlencoded"):
+            estimate.add_form(exchange.body.beginning(MAX_TEXT).decode("latin-1"))
+            costs.estimate(estimate)
 
     def _key_of(self, exchange: Exchange) -> str:
         assert self._client_key is not None
@@ -86,7 +110,8 @@ class Admission:
         # It may have been admitted long ago: there must still be a thread to spare for a probe.
         if exchange.is_probe and not self._choice.may_probe():
             exchange.lane = self._choice.main
-        if not self._makes_room_for(exchange):
+        self._add_form(exchange)
+        if not self._makes_room_for(exchange) or self._waits_too_long(exchange):
             exchange.shed()
         elif exchange.move(State.QUEUED):
             exchange.queued_at = time.monotonic()
@@ -96,12 +121,20 @@ class Admission:
 
     def _makes_room_for(self, exchange: Exchange) -> bool:
         """Return whether the lane has room, if need be after refusing another request in its queue."""
-        if exchange.lane.has_room():
+        if exchange.lane.has_room(exchange):
             return True
-        displaced = exchange.lane.displace(exchange.client)
+        displaced = exchange.lane.displace(exchange)
         if displaced is not None:
             cast(Exchange, displaced).shed()
         return displaced is not None
+
+    def _waits_too_long(self, exchange: Exchange) -> bool:
+        """Return whether the request would be refused, or expire, while it waits: then better at once."""
+        limit = min(self._queue_timeout, exchange.lane.deadline or self._deadline)
+        if exchange.lane.expected_wait(exchange) <= limit:
+            return False
+        exchange.lane.refused_early += 1
+        return True
 
     def _put(self, exchange: Exchange) -> None:
         exchange.lane.put(exchange)

@@ -11,6 +11,7 @@ from tornado import httputil
 
 from threadbridge.common import forks
 from threadbridge.crossing.cancellation import Cancellation
+from threadbridge.crossing.costs import Costs
 from threadbridge.crossing.exchange import Exchange, Shared
 from threadbridge.crossing.hop import Hop
 from threadbridge.crossing.routes import Routes
@@ -61,10 +62,19 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         pool = values["pool"]
         check_application(application)
         cancellation = Cancellation(values["cancel"])
-        routes = Routes()
+        costs = Costs()
+        routes = Routes(costs)
+        learned = costs if values["schedule"] == "cost" else None
         width = _lane_width(pool, values["threads"])
         choice = LaneChoice(
-            values["lanes"], threads=width, queue=values["queue"], routes=None if pool is None else routes
+            values["lanes"],
+            threads=width,
+            queue=values["queue"],
+            has_pool=pool is not None,
+            routes=routes,
+            costs=learned,
+            short_paths=values["short_paths"],
+            long_paths=values["long_paths"],
         )
         self.trusted_proxies = tuple(values["trusted_proxies"])
         forwarded = ForwardedHeaders(self.trusted_proxies, values["client_address"]) if values["xheaders"] else None
@@ -108,12 +118,13 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         self.servers: list[ConnectionServer] = []
         self.spool = Spool(values["spool_size"], Memory(values["memory_size"]), Memory(values["memory_size"]))
         self.exchanges = Exchanges(self.lanes, cancellation, self.telemetry, self.guard, values["queue_timeout"])
-        self.shared = Shared(self.spool, routes, cancellation, self._call, self.exchanges.ended)
+        self.shared = Shared(self.spool, routes, learned, cancellation, self._call, self.exchanges.ended)
         self._admission = Admission(
             self.shared,
             choice,
             self.exchanges,
             values["deadline"],
+            values["queue_timeout"],
             client_key=values["client_key"],
             forwarded=forwarded,
         )

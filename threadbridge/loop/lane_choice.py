@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from threadbridge.crossing.lanes import Lane
+from threadbridge.crossing.costs import Costs
+from threadbridge.crossing.lanes import Lane, compiled
 from threadbridge.crossing.routes import Route, Routes
 
 # For requests that need no database, and for finding out whether a new route does. Short requests need few threads.
@@ -16,17 +17,34 @@ class LaneChoice:
 
     :param lanes: lanes for certain paths; the first that matches is taken.
     :param threads: the width of the lane for all other requests, called ``pool`` with a pool and ``default`` without.
-    :param routes: with a pool: requests of routes that do not ask it for a connection go to a lane called ``quick``.
+    :param has_pool: requests of routes that do not ask the pool for a connection go to a lane called ``quick``.
+    :param routes: all that are known.
+    :param costs: what requests cost, for all but the lanes for certain paths; None: there clients take turns, too.
+    :param short_paths: patterns of paths whose requests count as short; those of ``long_paths`` count as long.
 
     Raises ``ValueError`` when two lanes have the same name.
     """
 
-    def __init__(self, lanes: Sequence[Lane], *, threads: int, queue: int, routes: Routes | None) -> None:
+    def __init__(
+        self,
+        lanes: Sequence[Lane],
+        *,
+        threads: int,
+        queue: int,
+        has_pool: bool,
+        routes: Routes,
+        costs: Costs | None,
+        short_paths: Sequence[str],
+        long_paths: Sequence[str],
+    ) -> None:
         self._explicit = tuple(lanes)
+        self._has_pool = has_pool
         self._routes = routes
-        self.main = Lane("default" if routes is None else "pool", threads=threads, queue=queue)
-        self._quick = self.main if routes is None else Lane("quick", threads=QUICK_THREADS, queue=queue)
-        self.all = (*self._explicit, *([] if routes is None else [self._quick]), self.main)
+        self._is_pinned = bool(short_paths or long_paths)
+        self._is_short, self._is_long = compiled(*short_paths), compiled(*long_paths)
+        self.main = Lane("pool" if has_pool else "default", threads=threads, queue=queue, costs=costs)
+        self._quick = Lane("quick", threads=QUICK_THREADS, queue=queue, costs=costs) if has_pool else self.main
+        self.all = (*self._explicit, *([self._quick] if has_pool else []), self.main)
         names = [lane.name for lane in self.all]
         for name in names:
             if names.count(name) > 1:
@@ -37,14 +55,20 @@ class LaneChoice:
         for lane in self._explicit:
             if lane.matches(path):
                 return lane, None, False
-        if self._routes is None:
-            return self.main, None, False
         route = self._routes.find(method, path)
+        if not self._has_pool:
+            return self.main, route, False
         if route.uses_pool is False:
             return self._quick, route, False
         if route.uses_pool is None and self.may_probe() and self._routes.begin_probe(route):
             return self._quick, route, True
         return self.main, route, False
+
+    def pinned_class(self, path: str) -> str:
+        """Return the class that the settings give to requests for this path, or ""."""
+        if not self._is_pinned:
+            return ""
+        return "short" if self._is_short(path) else "long" if self._is_long(path) else ""
 
     def may_probe(self) -> bool:
         """Return whether the quick lane has a thread for a probe."""

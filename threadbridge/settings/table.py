@@ -61,7 +61,28 @@ class BridgeSettings(TypedDict, total=False):
         "How many requests may wait for a thread of a lane. When the queue is full, the newest request of the "
         "client with the most waiting requests is answered 503.",
     ]
-    queue_timeout: Annotated[Seconds, 30.0, "How long a request may wait for a thread; then it is answered 503."]
+    queue_timeout: Annotated[
+        Seconds,
+        30.0,
+        "How long a request may wait for a thread; then it is answered 503. One that is expected to wait for longer is "
+        "answered at once.",
+    ]
+    schedule: Annotated[
+        Literal["cost", "fair"],
+        "cost",
+        "The order in which waiting requests run: cost learns what requests cost, by route and parameters, and keeps "
+        "short ones from waiting for long ones; fair lets clients take turns, whatever their requests cost. See "
+        "operating.md.",
+    ]
+    short_paths: Annotated[
+        Sequence[str],
+        (),
+        "Paths whose requests count as short, whatever they have cost, until they run for longer than that; * and ? as "
+        "in lanes.",
+    ]
+    long_paths: Annotated[
+        Sequence[str], (), "Paths whose requests count as long, whatever they have cost; * and ? as in lanes."
+    ]
     deadline: Annotated[
         Seconds, 180.0, "How long a request may wait and run until its response begins; then it is answered 504."
     ]

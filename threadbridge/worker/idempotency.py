@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import hashlib
 import json
 import re
@@ -12,6 +11,7 @@ from typing import Any
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from threadbridge.crossing.current import TrackedRequest
+from threadbridge.crossing.lanes import compiled
 from threadbridge.crossing.response_body import ClientDisconnected
 from threadbridge.sql.statements import UNCHANGED
 from threadbridge.worker.idempotency_store import Answer, FirstRequest, IdempotencyStore, NoRoom, StoreError
@@ -53,7 +53,7 @@ class Idempotency:
         self._application = application
         self._store = store
         self._is_outage = is_outage
-        self._matches = re.compile("|".join(fnmatch.translate(pattern) for pattern in paths)).match
+        self._matches = compiled(*paths)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """See PEP 3333."""

@@ -1,0 +1,418 @@
+"""What requests cost: learned from those that have run, by route and by the parameters that make a difference."""
+
+from __future__ import annotations
+
+import math
+import re
+import threading
+from collections import OrderedDict
+
+# Costs are seconds. They are compared by their natural logarithms: 20 ms differs from 2 ms as 20 s from 2 s.
+
+# An average follows about so many of the latest requests; that of the seconds follows more, because of some kinds a few
+# requests are most of the work.
+MEMORY = 20.0
+LONG_MEMORY = 500.0
+# A cost is as expected if it differs from the average by less than this, or by less than three deviations.
+NOTABLE = math.log(3)
+# So many unexpected costs in a row, all higher or all lower, mean that the kind has changed; what was known is dropped.
+CHANGES_AFTER = 3
+# The variance assumed of a kind that has been observed once or twice.
+USUAL_VARIANCE = 0.5
+# How many deviations above the mean a cautious estimate is.
+CAUTION = 1.5
+# A parameter has told a cost if the average of its value was closer to it than the average of all, where one of the
+# two was off by more than this. It decides once it has saved so much error; what it adds elsewhere counts three times.
+FAR_OFF = math.log(9)
+ENOUGH = 8.0
+LOSSES_COUNT = 3.0
+# The sum of errors after which older ones count half.
+FULL = 300.0
+# Seconds: parameters are looked at where costs are not all below this. An unknown request is expected to cost so much.
+CHEAP = 0.05
+# Seconds: a kind of which only similar ones are known is trusted if most of them stay below this.
+TRUSTED = 0.1
+# How many parameters may decide together, one below the other.
+DEPTH = 3
+# The parameters of one kind that are looked at, and the values known of each: of the one that decides, of another, and
+# of one that has so few values that a new one may be another matter.
+MAX_PARAMETERS = 12
+MAX_VALUES = 256
+MAX_CANDIDATES = 32
+FEW_VALUES = 5
+# The values known of all routes together: with some 500 bytes each, 10 MB.
+MAX_CELLS = 20_000
+# What is looked at of a query string or form: characters, pairs, and characters of a name or value.
+MAX_TEXT = 2000
+MAX_PAIRS = 32
+MAX_VALUE = 24
+
+# The name of the parameter that is the client.
+CLIENT = "(client)"
+DAYS = "(days)"
+
+_NUMBERS = re.compile(r"[0-9]+").findall
+_DATE = re.compile(r"([0-9]{4})-([0-9]{2})-([0-9]{2})").match
+
+
+def parameters_of(target: str, form: str, client: str) -> dict[str, str]:
+    """Return what may tell the costs of a route's requests apart, by name; at most `MAX_TEXT` characters are read.
+
+    The parameters of the query string and of an urlencoded form are there as they were sent, not decoded. A number is
+    there once more, as ``NAME#``, with its magnitude to the power of two; ``(days)`` is the magnitude of the time
+    between the first two dates. ``/1``, ``/2``, … are the numbers in the path, and ``(client)`` is the client.
+    """
+    found: dict[str, str] = {CLIENT: client}
+    path, _, query = target.partition("?")
+    first_day = -1
+    for text in (query, form):
+        if not text:
+            continue
+        for pair in text[:MAX_TEXT].split("&", MAX_PAIRS)[:MAX_PAIRS]:
+            name, _, value = pair.partition("=")
+            if not value:
+                # An empty field of a form is as good as a missing one.
+                continue
+            name = name[:MAX_VALUE]
+            found[name] = value[:MAX_VALUE]
+            whole = value.partition(".")[0]
+            if whole.isdecimal():
+                found[name + "#"] = str(min(int(whole[:MAX_VALUE]).bit_length(), 64))
+            elif len(value) >= 10:
+                date = _DATE(value)
+                if date is not None:
+                    day = int(date[1]) * 365 + int(date[2]) * 30 + int(date[3])
+                    if first_day < 0:
+                        first_day = day
+                    elif DAYS not in found:
+                        found[DAYS] = str(abs(day - first_day).bit_length())
+    for number, digits in enumerate(_NUMBERS(path[:MAX_TEXT])[:MAX_PARAMETERS], 1):
+        found[f"/{number}"] = digits[:MAX_VALUE]
+    return found
+
+
+class Estimate:
+    """What a request is expected to cost, in seconds.
+
+    `seconds` is what such a request usually takes, `average` their mean, of which rare long ones are a part, and
+    `cautious` what most of them stay below. `is_known` is false if there is nothing to go by. `kind` names the
+    parameters that decided. The rest belongs to the `Schedule` in which the request is.
+    """
+
+    seconds = 0.0
+    average = 0.0
+    cautious = 0.0
+    is_known = True
+    kind = ""
+    # Of the schedule: the level and the class in which the request waits or runs, when it is due, and whether it has
+    # run for longer than its class allows.
+    level = 0
+    cost_class = ""
+    due = 0.0
+    outgrown = False
+
+    def __init__(self, route: Cell | None, target: str, client: str, pinned: str = "") -> None:
+        self.route = route
+        self.target = target
+        self.client = client
+        # The class that the settings give it, or "".
+        self.pinned = pinned
+        # The urlencoded form in the request's body.
+        self.form = ""
+        self._parameters: dict[str, str] | None = None
+
+    def add_form(self, form: str) -> None:
+        """Add the fields of an urlencoded form."""
+        self.form = form
+        self._parameters = None
+
+    def parameters(self) -> dict[str, str]:
+        """See `parameters_of`."""
+        if self._parameters is None:
+            self._parameters = parameters_of(self.target, self.form, self.client)
+        return self._parameters
+
+
+class Cell:
+    """The costs of requests of one kind and, where they differ, by the values of each parameter."""
+
+    def __init__(self) -> None:
+        # How many of the latest it remembers, the mean of their logarithms, and the variance.
+        self.n = 0.0
+        self.mean = 0.0
+        self.variance = 0.0
+        # The same for the mean of the seconds, of which so many were in the database.
+        self.remembered = 0.0
+        self.seconds = 0.0
+        self.database = 0.0
+        # All since it is known.
+        self.count = 0
+        # Unexpected costs in a row: positive if they were higher, negative if lower.
+        self.unexpected = 0
+        self.parameters: dict[str, Parameter] | None = None
+        # The name of the parameter that decides; "" if none does.
+        self.decisive = ""
+        # The errors of the mean where it was far off.
+        self.missed = 0.0
+
+    def learn(self, x: float, database: float) -> None:
+        """Take in a cost, given as its logarithm, and the seconds of it in the database."""
+        self.count += 1
+        d = x - self.mean
+        limit = NOTABLE + 3 * math.sqrt(self.variance)
+        if self.n < 4 or abs(d) < limit:
+            self.unexpected = 0
+        else:
+            self.unexpected = max(self.unexpected, 0) + 1 if d > 0 else min(self.unexpected, 0) - 1
+            if abs(self.unexpected) >= CHANGES_AFTER:
+                self.n, self.mean, self.variance, self.unexpected = 1.0, x, USUAL_VARIANCE, 0
+                self.remembered, self.seconds, self.database = 1.0, math.exp(x), database
+                return
+            d = limit if d > 0 else -limit
+        self.remembered = min(self.remembered + 1, LONG_MEMORY)
+        self.seconds += (math.exp(x) - self.seconds) / self.remembered
+        self.database += (database - self.database) / self.remembered
+        self.n = min(self.n + 1, MEMORY)
+        self.mean += d / self.n
+        self.variance += (d * d * (1 - 1 / self.n) - self.variance) / self.n
+
+    def quantile(self, deviations: float) -> float:
+        """Return the seconds below which a request stays, so many deviations above the mean; more if few are known."""
+        n = max(self.n, 1.0)
+        variance = (self.variance * self.n + 2 * USUAL_VARIANCE) / (self.n + 2) * (1 + 1 / n)
+        return math.exp(min(self.mean + deviations * math.sqrt(variance), 10.0))
+
+    def copy(self) -> Cell:
+        """Return another one that knows as much of the costs, and nothing of parameters."""
+        cell = Cell()
+        cell.n, cell.mean, cell.variance = self.n, self.mean, self.variance
+        cell.remembered, cell.seconds, cell.database = self.remembered, self.seconds, self.database
+        cell.count = self.count
+        return cell
+
+    def size(self) -> int:
+        """Return how many cells there are below this one."""
+        size = 0
+        if self.parameters is not None:
+            for parameter in self.parameters.values():
+                for cell in parameter.cells.values():
+                    size += 1 + cell.size()
+        return size
+
+
+class Parameter:
+    """The costs by the value of one parameter, and how well the value has told them."""
+
+    def __init__(self) -> None:
+        # By value; "" stands for requests without the parameter. The next to be forgotten comes first.
+        self.cells: OrderedDict[str, Cell] = OrderedDict()
+        # The costs of requests whose value was new.
+        self.new = Cell()
+        # The errors by which its values were closer to costs than the average of all, and farther away.
+        self.saved = 0.0
+        self.lost = 0.0
+
+    def score(self) -> float:
+        """Return how much better than the average of all its values tell costs."""
+        return self.saved - LOSSES_COUNT * self.lost
+
+    def may_tell(self, value: str) -> bool:
+        """Return whether this is one of few values and has hardly been seen, so that it may be another matter."""
+        if len(self.cells) >= FEW_VALUES:
+            return False
+        cell = self.cells.get(value)
+        return cell is None or cell.n < 3
+
+
+class Costs:
+    """The costs of a bridge's requests.
+
+    A lock guards all cells. Each operation takes a time that depends on the number of the request's parameters alone.
+    """
+
+    def __init__(self) -> None:
+        # Of the first request of each route.
+        self.first = Cell()
+        # How many cells there are below the routes.
+        self.cells = 0
+        # How many costs have been learned.
+        self.learned = 0
+        self.lock = threading.Lock()
+
+    def estimate(self, estimate: Estimate) -> None:
+        """Write into the estimate what its request will cost."""
+        if estimate.route is not None:
+            with self.lock:
+                self._estimate(estimate, estimate.route)
+
+    def _estimate(self, estimate: Estimate, route: Cell) -> None:
+        cell = route
+        is_new = cell.n < 1
+        if is_new:
+            cell = self.first
+        kind = ""
+        parameters = estimate.parameters() if cell.parameters is not None else {}
+        while (known := cell.parameters) is not None:
+            if not cell.decisive:
+                if not kind and cell.mean > math.log(CHEAP) and _may_be_another(known, parameters):
+                    # The others are costly, but this one need not be like them.
+                    is_new, cell = True, _NOTHING
+                break
+            value = parameters.get(cell.decisive, "")
+            kind += f" {cell.decisive}={value}"
+            decisive = known[cell.decisive]
+            below = decisive.cells.get(value)
+            if below is None or below.n < 1:
+                is_new, cell = True, decisive.new
+                break
+            cell = below
+        estimate.kind = kind.lstrip()
+        seconds = math.exp(min(cell.mean, 10.0)) if cell.n >= 1 else CHEAP
+        cautious = max(cell.quantile(CAUTION), cell.seconds)
+        estimate.is_known = not is_new or (cell.n >= 3 and (seconds >= CHEAP or cautious <= TRUSTED))
+        estimate.seconds = seconds if estimate.is_known else CHEAP
+        estimate.average = max(cell.seconds, seconds)
+        estimate.cautious = cautious
+
+    def learn(self, estimate: Estimate, seconds: float, database: float = 0.0) -> None:
+        """Take in that this request has held its thread for so long, and the database for so much of it."""
+        if estimate.route is not None:
+            with self.lock:
+                self.learned += 1
+                self._learn(estimate, estimate.route, max(seconds, 1e-4), database)
+
+    def _learn(self, estimate: Estimate, route: Cell, seconds: float, database: float) -> None:
+        x = math.log(seconds)
+        cell = route
+        if cell.n < 1:
+            self.first.learn(x, database)
+        parameters: dict[str, str] | None = None
+        for _ in range(DEPTH):
+            mean, average = (cell.mean, cell.seconds) if cell.n >= 1 else (x, seconds)
+            if cell.parameters is None:
+                if abs(x - mean) < NOTABLE and cell.mean < math.log(CHEAP):
+                    # Most routes: costs are small, and much the same.
+                    cell.learn(x, database)
+                    return
+                cell.parameters = {}
+            if parameters is None:
+                parameters = estimate.parameters()
+            self._add_parameters(cell, cell.parameters, parameters)
+            cell.learn(x, database)
+            decisive = cell.decisive
+            below = self._learn_by_parameters(cell, cell.parameters, parameters, x, mean, average, database)
+            if below is None:
+                return
+            # It has told what it can.
+            parameters = {name: value for name, value in parameters.items() if name != decisive}
+            cell = below
+        cell.learn(x, database)
+
+    def _add_parameters(self, cell: Cell, known: dict[str, Parameter], parameters: dict[str, str]) -> None:
+        is_first = not known
+        for name in parameters:
+            if name not in known and len(known) < MAX_PARAMETERS:
+                parameter = known[name] = Parameter()
+                if not is_first and self.cells < MAX_CELLS:
+                    # All requests so far were without it.
+                    parameter.cells[""] = cell.copy()
+                    self.cells += 1
+
+    def _learn_by_parameters(
+        self,
+        cell: Cell,
+        known: dict[str, Parameter],
+        parameters: dict[str, str],
+        x: float,
+        mean: float,
+        average: float,
+        database: float,
+    ) -> Cell | None:
+        """Learn by each parameter; return the cell of the value that decides, which has yet to learn."""
+        missed = abs(x - mean)
+        following: Cell | None = None
+        for name, parameter in known.items():
+            value = parameters.get(name, "")
+            below = parameter.cells.get(value)
+            if below is None:
+                told, enough = parameter.new, 3.0
+            else:
+                told, enough = _deepest(below, parameters) if name == cell.decisive else below, 1.0
+            if told.n >= enough:
+                error = abs(x - told.mean)
+                if missed > FAR_OFF or error > FAR_OFF:
+                    gain = missed - error
+                    if x - mean > FAR_OFF:
+                        # A few long ones count, even if the parameter says nothing of most requests.
+                        ratio = math.log(max(told.seconds, 1e-4) / max(average, 1e-4))
+                        gain = max(gain, min(3.0, max(-3.0, ratio)))
+                    if gain > 0.5:
+                        parameter.saved += gain
+                    elif gain < -0.5:
+                        parameter.lost -= gain
+            if below is None:
+                parameter.new.learn(x, database)
+                below = self._add_value(parameter, value, MAX_VALUES if name == cell.decisive else MAX_CANDIDATES)
+            else:
+                parameter.cells.move_to_end(value)
+            if name == cell.decisive:
+                following = below
+            elif below is not None:
+                below.learn(x, database)
+        if missed > FAR_OFF:
+            _decide(cell, known, missed)
+        return following
+
+    def _add_value(self, parameter: Parameter, value: str, limit: int) -> Cell | None:
+        if len(parameter.cells) >= limit:
+            self.cells -= 1 + parameter.cells.popitem(last=False)[1].size()
+        if self.cells >= MAX_CELLS:
+            return None
+        cell = parameter.cells[value] = Cell()
+        self.cells += 1
+        # It is the next to go until it is seen again: values that clients make up drive out only one another.
+        parameter.cells.move_to_end(value, last=False)
+        return cell
+
+    def forget(self, route: Cell) -> None:
+        """Note that a route is not known any more."""
+        with self.lock:
+            self.cells -= route.size()
+            route.parameters = None
+
+
+_NOTHING = Cell()
+
+
+def _may_be_another(known: dict[str, Parameter], parameters: dict[str, str]) -> bool:
+    """Return whether a value of the request is new among few, so that it may cost something else."""
+    for name, parameter in known.items():
+        if name != CLIENT and not name.endswith("#") and parameter.may_tell(parameters.get(name, "")):
+            return True
+    return False
+
+
+def _deepest(cell: Cell, parameters: dict[str, str]) -> Cell:
+    """Return the cell that would have told the cost of a request with these parameters."""
+    while cell.parameters is not None and cell.decisive:
+        below = cell.parameters[cell.decisive].cells.get(parameters.get(cell.decisive, ""))
+        if below is None or below.n < 1:
+            break
+        cell = below
+    return cell
+
+
+def _decide(cell: Cell, known: dict[str, Parameter], missed: float) -> None:
+    """Choose the parameter that decides, now that the mean of all was far off."""
+    cell.missed += missed
+    if cell.missed >= FULL:
+        cell.missed /= 2
+        for parameter in known.values():
+            parameter.saved /= 2
+            parameter.lost /= 2
+    # What is known below the values of the present one would be lost: another must be much better.
+    highest = ENOUGH + (2 * max(0.0, known[cell.decisive].score()) if cell.decisive else 0.0)
+    for name, parameter in known.items():
+        score = parameter.score()
+        if score > highest:
+            cell.decisive, highest = name, score

@@ -1,0 +1,364 @@
+"""The order in which waiting requests run: short ones do not wait for long ones, and no request waits for ever."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from typing import Protocol
+
+from threadbridge.crossing.costs import Costs, Estimate
+from threadbridge.crossing.fair_queue import FairQueue
+
+# The upper bounds of the levels, in seconds. Requests of one level cost about the same; their clients take turns.
+# Beyond the bounds there is one level more, and one of requests whose cost is not known. A list: mypyc copies tuples at
+# each use.
+BOUNDS = [0.0032, 0.01, 0.032, 0.1, 0.32, 1.0, 3.2, 10.0]
+UNKNOWN = len(BOUNDS) + 1
+# What costs less than 0.1 s is short in any case: nobody notices it.
+SHORT = 4
+# A request is due when it has waited for so many times its cost, but at most for so many seconds. What comes later than
+# it is due does not overtake it.
+TIMES_ITS_COST = 8.0
+PATIENCE = 100.0
+# Seconds over which the use of threads is averaged.
+RECENT = 60.0
+# Threads are kept for so many seconds after the last short request.
+REMEMBERED = 300.0
+# Another thread is kept when short requests would use those that are kept for more than this share of the time.
+BUSY = 0.7
+# Seconds: if threads become free so often on average, none need be kept.
+SOON = 0.02
+# So many requests tell whether that is so.
+TELLING = 10.0
+# More requests than so many times as before must gain from a longer definition of short.
+GAIN = 1.05
+# A request has outgrown its estimate after so many times its cautious estimate, but not before so many seconds; then
+# whoever is not known is judged too.
+OUTGROWN = 2.0
+JUDGED_AFTER = 0.05
+
+
+class Job(Protocol):
+    """What can wait in a schedule."""
+
+    estimate: Estimate
+
+    @property
+    def client(self) -> str:
+        """The client it belongs to; clients are served in turn."""
+
+    def claim(self) -> bool:
+        """Begin to run; False when the job is no longer wanted. Worker side."""
+
+    def run(self) -> None:
+        """Do the work. Worker side."""
+
+
+class Running:
+    """A job that runs: since when, at which level it counts, and when it is judged next."""
+
+    def __init__(self, level: int, started: float, judged_at: float) -> None:
+        self.level = level
+        self.started = started
+        self.judged_at = judged_at
+
+
+def level_of(seconds: float) -> int:
+    """Return the level of this cost."""
+    return bisect_right(BOUNDS, seconds)
+
+
+class Schedule:
+    """The jobs of a lane that wait and run. Its owner locks it and passes the time, by `time.monotonic`.
+
+    Jobs whose level is at least `limit` are long, as are unknown ones. They leave `kept` of the ``width`` threads free,
+    but for one unknown job at a time, which may try. Of the jobs that may run, the one that is due first does.
+
+    :param costs: estimates the jobs again before they run, and learns from those that run for too long; None: all jobs
+        have the same cost, so that clients simply take turns.
+    """
+
+    def __init__(self, width: int, costs: Costs | None, now: float) -> None:
+        self.width = width
+        self._costs = costs
+        self._levels: list[FairQueue[Job]] = [FairQueue() for _ in range(UNKNOWN + 1)]
+        # Expected seconds of the jobs that wait, by level.
+        self._work = [0.0] * (UNKNOWN + 1)
+        self._waiting = 0
+        self._running: dict[Job, Running] = {}
+        self._next_judgement = 0.0
+        # By the level in which jobs began: how many have ended, how many seconds they took, and the sum of the squares;
+        # averaged over `RECENT` seconds.
+        self._ended = [0.0] * UNKNOWN
+        self._seconds = [0.0] * UNKNOWN
+        self._squares = [0.0] * UNKNOWN
+        self._averaged_at = now
+        self.limit = SHORT
+        self._to_keep = min(1, width // 2)
+        # When the last short job came or ended; some are expected at the start.
+        self._short_at = now
+        # How many have outgrown their estimates.
+        self.outgrown = 0
+
+    def __len__(self) -> int:
+        return self._waiting
+
+    @property
+    def running(self) -> int:
+        """How many jobs run."""
+        return len(self._running)
+
+    def jobs(self) -> list[Job]:
+        """Return the jobs that run."""
+        return list(self._running)
+
+    def kept(self, now: float) -> int:
+        """Return how many threads long jobs leave free at present."""
+        return self._to_keep if self._costs is not None and now - self._short_at < REMEMBERED else 0
+
+    def file(self, job: Job) -> None:
+        """Find the level and the class in which the job would wait."""
+        estimate = job.estimate
+        if estimate.pinned:
+            level = level_of(estimate.cautious)
+            estimate.level = min(level, SHORT - 1) if estimate.pinned == "short" else max(level, UNKNOWN - 1)
+        elif self._costs is None or estimate.route is None:
+            estimate.level = 0
+            return
+        else:
+            estimate.level = level_of(estimate.cautious) if estimate.is_known else UNKNOWN
+        estimate.cost_class = self._class_of(estimate.level)
+
+    def _class_of(self, level: int) -> str:
+        return "short" if level < self.limit else "unknown" if level == UNKNOWN else "long"
+
+    def put(self, job: Job, now: float) -> None:
+        """Add a job that waits, in the level where `file` has found its place."""
+        estimate = job.estimate
+        estimate.due = now + _patience(estimate)
+        self._add(job)
+        if estimate.level < self.limit:
+            self._short_at = now
+
+    def _add(self, job: Job) -> None:
+        estimate = job.estimate
+        self._levels[estimate.level].put(job.client, job)
+        self._work[estimate.level] += estimate.average
+        self._waiting += 1
+
+    def remove(self, job: Job) -> bool:
+        """Take a job out that waits; return whether it was there."""
+        estimate = job.estimate
+        queue = self._levels[estimate.level]
+        is_first = queue.first_of(job.client) is job
+        if not queue.remove(job.client, job):
+            return False
+        following = queue.first_of(job.client)
+        if is_first and following is not None:
+            following.estimate.due = max(following.estimate.due, estimate.due)
+        self._work[estimate.level] = max(0.0, self._work[estimate.level] - estimate.average)
+        self._waiting -= 1
+        return True
+
+    def take(self, now: float) -> Job | None:
+        """Take out the job that runs next; call `start` if it does. None if there is none that may run now."""
+        while self._waiting:
+            level = self._next_level(now)
+            if level < 0:
+                return None
+            queue = self._levels[level]
+            job = queue.take()
+            estimate = job.estimate
+            self._work[level] = max(0.0, self._work[level] - estimate.average)
+            self._waiting -= 1
+            following = queue.first_of(job.client)
+            if following is not None:
+                # After the client's turn: one with many jobs is not ahead of others whose jobs cost a little more.
+                due = max(now, estimate.due) + _patience(following.estimate)
+                following.estimate.due = min(due, now + PATIENCE)
+            if self._costs is not None and estimate.route is not None:
+                # It may have waited for long, and more may have been learned.
+                self._costs.estimate(estimate)
+                self.file(job)
+                if estimate.level > level or (level == UNKNOWN and estimate.level < level):
+                    self._add(job)
+                    continue
+            return job
+        return None
+
+    def ready(self, now: float) -> bool:
+        """Return whether a job that waits may run now."""
+        return self._waiting > 0 and self._next_level(now) >= 0
+
+    def _next_level(self, now: float) -> int:
+        """Return the level whose next job runs next, or -1."""
+        if self._costs is None:
+            return 0 if len(self._levels[0]) else -1
+        self._judge(now)
+        chosen, due = -1, 0.0
+        for level in range(self.limit):
+            queue = self._levels[level]
+            if len(queue):
+                at = queue.head().estimate.due
+                if chosen < 0 or at < due:
+                    chosen, due = level, at
+        may_long = may_unknown = True
+        is_counted = False
+        for level in range(self.limit, UNKNOWN + 1):
+            queue = self._levels[level]
+            if not len(queue):
+                continue
+            if not is_counted:
+                is_counted = True
+                may_long, may_unknown = self._may_run(now)
+            if may_long or (level == UNKNOWN and may_unknown):
+                at = queue.head().estimate.due
+                if chosen < 0 or at < due:
+                    chosen, due = level, at
+        return chosen
+
+    def _may_run(self, now: float) -> tuple[bool, bool]:
+        """Return whether a long job may run now, and whether an unknown one may."""
+        long = trying = 0
+        for job, running in self._running.items():
+            long += running.level >= self.limit
+            trying += running.level == UNKNOWN and not job.estimate.outgrown
+        may_long = long < self.width - self.kept(now)
+        return may_long, may_long or not trying
+
+    def start(self, job: Job, now: float) -> None:
+        """Count a job that was taken out as one that runs."""
+        estimate = job.estimate
+        if self._costs is None or (estimate.route is None and not estimate.pinned):
+            self._running[job] = Running(0, now, math.inf)
+            return
+        judged_at = now + JUDGED_AFTER
+        if estimate.level != UNKNOWN:
+            judged_at = now + max(JUDGED_AFTER, OUTGROWN * estimate.cautious)
+        self._running[job] = Running(estimate.level, now, judged_at)
+        self._next_judgement = min(self._next_judgement, judged_at)
+
+    def _judge(self, now: float) -> None:
+        """Count each job that runs for longer than was expected as what it has become."""
+        if now < self._next_judgement:
+            return
+        self._next_judgement = math.inf
+        for job, running in self._running.items():
+            if now >= running.judged_at:
+                ran = now - running.started
+                # What has run for so long is expected to run for as long again.
+                running.level = max(running.level, level_of(2 * ran))
+                running.judged_at = now + ran
+                if not job.estimate.outgrown:
+                    job.estimate.outgrown = True
+                    self.outgrown += 1
+                    assert self._costs is not None
+                    # Not only when it ends, which may be much later.
+                    self._costs.learn(job.estimate, 2 * ran)
+            self._next_judgement = min(self._next_judgement, running.judged_at)
+
+    def end(self, job: Job, now: float) -> None:
+        """Note that a job does not run any more."""
+        running = self._running.pop(job, None)
+        if running is None or self._costs is None:
+            return
+        ran = now - running.started
+        estimate = job.estimate
+        began = level_of(ran) if estimate.level == UNKNOWN else min(estimate.level, UNKNOWN - 1)
+        self._average(now)
+        self._ended[began] += 1
+        # A job that turned out to be long could not be told from short ones: no reason to define short otherwise.
+        beyond = max(0.0, ran - BOUNDS[SHORT - 1]) if began < SHORT and estimate.outgrown else 0.0
+        self._seconds[began] += ran - beyond
+        self._squares[began] += (ran - beyond) * (ran - beyond)
+        if beyond:
+            became = min(running.level, UNKNOWN - 1)
+            self._seconds[became] += beyond
+            self._squares[became] += ran * ran
+        self._define_short(now)
+        if began < self.limit and not beyond:
+            self._short_at = now
+
+    def _average(self, now: float) -> None:
+        decay = math.exp((self._averaged_at - now) / RECENT)
+        self._averaged_at = now
+        for level in range(UNKNOWN):
+            self._ended[level] *= decay
+            self._seconds[level] *= decay
+            self._squares[level] *= decay
+
+    def _define_short(self, now: float) -> None:
+        """Find the limit, and how many threads are kept, from which most requests gain most.
+
+        Without kept threads, a request that finds all threads busy waits until one becomes free, on average for
+        ``soon`` (half of E[S²]/E[S] for each thread). With them, a short one waits as in an M/G/1 queue of short ones
+        alone (Pollaczek and Khinchine). What a limit gains is the difference for all requests below it.
+        """
+        seconds = squares = ended = 0.0
+        for level in range(UNKNOWN):
+            seconds += self._seconds[level]
+            squares += self._squares[level]
+            ended += self._ended[level]
+        for running in self._running.values():
+            ran = 2 * (now - running.started)
+            seconds += ran
+            squares += ran * ran
+        soon = squares / max(seconds, 1e-9) / 2 / self.width
+        self.limit, self._to_keep, most = SHORT, min(1, self.width // 2), 0.0
+        load = squares = count = 0.0
+        for level in range(UNKNOWN - 1):
+            load += self._seconds[level] / RECENT
+            squares += self._squares[level] / RECENT
+            count += self._ended[level]
+            if level < SHORT - 1 or (level >= SHORT and not self._ended[level]):
+                continue
+            kept = min(self.width // 2, max(1, math.ceil(load / BUSY)))
+            gain = 0.0
+            if load < kept:
+                gain = count * (soon - squares / 2 / kept / (1 - load / kept))
+            if level < SHORT or gain > GAIN * most:
+                self.limit, self._to_keep, most = level + 1, kept, gain
+        if soon < SOON and ended >= TELLING:
+            self._to_keep = 0
+
+    def drop(self, job: Job) -> None:
+        """Count a job that runs as one that does not, without learning from it."""
+        self._running.pop(job, None)
+
+    def room_for(self, estimate: Estimate, now: float) -> int:
+        """Return how many more jobs of its class, short ones or all others, could run now, less those that wait."""
+        is_short = estimate.level < self.limit
+        room = self.width - len(self._running)
+        if not is_short and self._costs is not None:
+            long = 0
+            for running in self._running.values():
+                long += running.level >= self.limit
+            room = min(room, self.width - self.kept(now) - long)
+        for level in range(self.limit) if is_short else range(self.limit, UNKNOWN + 1):
+            room -= len(self._levels[level])
+        return room
+
+    def longest_queue_like(self, estimate: Estimate) -> FairQueue[Job]:
+        """Return the longest queue of its class."""
+        queue = self._levels[estimate.level]
+        for level in range(self.limit) if estimate.level < self.limit else range(self.limit, UNKNOWN + 1):
+            if len(self._levels[level]) > len(queue):
+                queue = self._levels[level]
+        return queue
+
+    def expected_wait(self, job: Job, now: float) -> float:
+        """Return how many seconds the job would wait at least, if it came now, as far as costs are known."""
+        estimate = job.estimate
+        queue = self._levels[estimate.level]
+        own = queue.count_of(job.client) + 1
+        # In its level, each client has one turn before each of its own.
+        turns = min(len(queue), own * queue.clients)
+        ahead = self._work[estimate.level] * turns / max(1, len(queue))
+        for level in range(estimate.level):
+            ahead += self._work[level]
+        threads = self.width if estimate.level < self.limit else self.width - self.kept(now)
+        return ahead / max(1, threads)
+
+
+def _patience(estimate: Estimate) -> float:
+    return min(TIMES_ITS_COST * estimate.seconds, PATIENCE)
