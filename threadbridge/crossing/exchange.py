@@ -112,6 +112,8 @@ class Exchange:
     running: TrackedRequest
     # Its lane's schedule changes it, under the lane's lock.
     estimate: Estimate
+    # The lane whose threads are fewer by one while this runs in another; only the loop sets it.
+    adopted_by: Lane | None = None
     # The status that the worker has given it, or 0.
     response_status = 0
     # Set by the worker; the loop sets the second, too, when no worker will come.
@@ -163,6 +165,14 @@ class Exchange:
         refused_with = self.connection.refused_with
         if self._stop(State.REFUSED if refused_with else State.ABANDONED):
             self._end(refused_with or 499)
+
+    def adopt_by(self, lane: Lane) -> None:
+        """Count in another lane, whose connection it has taken, until it has run. Loop side."""
+        self.adopted_by = lane
+        lane.adopt(self)
+        if self.worker_is_done:
+            # It may have missed the line above.
+            lane.release(self)
 
     def shed(self) -> None:
         """Answer 503 to a request that will not run, for example because its lane is full. Loop side."""
@@ -216,6 +226,8 @@ class Exchange:
             finally:
                 self._learn_cost()
                 self.worker_is_done = True
+                if self.adopted_by is not None:
+                    self.adopted_by.release(self)
                 self.body.close()
 
     def _learn_cost(self) -> None:

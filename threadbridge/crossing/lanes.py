@@ -83,6 +83,8 @@ class Lane:
         self._replaced: set[Job] = set()
         # Running jobs that will be replaced, in this order, as replaced ones come back.
         self._to_replace: dict[Job, None] = {}
+        # Jobs that run elsewhere in place of jobs of this lane.
+        self._guests: set[Job] = set()
         self._at_work = 0
         # Whether one of the threads at work has been called and has not begun yet.
         self._one_is_coming = False
@@ -181,7 +183,7 @@ class Lane:
         return self._width() - len(self._running) - len(self._schedule)
 
     def _width(self) -> int:
-        return self.threads + len(self._replaced)
+        return self.threads + len(self._replaced) - len(self._guests)
 
     def expected_wait(self, job: Job) -> float:
         """Return how many seconds the job would wait at least, if it came now, as far as costs are known. Loop side."""
@@ -240,6 +242,21 @@ class Lane:
             self._replaced.add(job)
             self._schedule.drop(job)
             self._start_thread(time.monotonic())
+
+    def adopt(self, job: Job) -> None:
+        """Count a job that another lane runs as one of this lane, until `release`. Loop side."""
+        with self._lock:
+            self._guests.add(job)
+            self._schedule.start(job, time.monotonic())
+
+    def release(self, job: Job) -> None:
+        """Note that an adopted job has ended; more than once does no harm. Either side."""
+        with self._lock:
+            if job in self._guests:
+                now = time.monotonic()
+                self._guests.discard(job)
+                self._schedule.end(job, now)
+                self._start_thread(now)
 
     def _work(self) -> None:
         with self._lock:

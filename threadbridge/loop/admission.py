@@ -168,6 +168,7 @@ class Admission:
             exchange.lane = self._choice.main
         elif not exchange.lane.withdraw(exchange):
             exchange.lane.replace(exchange)
+            exchange.adopt_by(self._choice.main)
         else:
             exchange.lane = self._choice.main
             if self._makes_room_for(exchange):
