@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import threadbridge.__main__
+from tests.support.doctor_report import allow_many_files
 from threadbridge.cli.main import main
 
 _context = multiprocessing.get_context("forkserver")
@@ -33,6 +34,7 @@ def threadbridge_in(
 def _run(directory: Path, arguments: Sequence[str], environment: Mapping[str, str], output: Path, errors: Path) -> None:
     for path, descriptor in ((output, 1), (errors, 2)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
+    allow_many_files()
     os.chdir(directory)
     os.environ.clear()
     os.environ.update(environment)
