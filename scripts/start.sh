@@ -144,11 +144,11 @@ start_database() {
             rm "$mariadb/loading"
         fi
     fi
-    if ! reason=$(.venv/bin/python -c 'import myapplication' 2>&1); then
-        die "the application cannot be loaded: $(echo "$reason" | tail -n 1)"
-    fi
     if ! reason=$(.venv/bin/python -c 'from myapplication import db; db.query("SELECT 1")' 2>&1); then
-        die "the database cannot be used: $(echo "$reason" | tail -n 1)"
+        why="the database cannot be used"
+        # Only to tell the two apart: to load the application takes a second on a slow machine.
+        .venv/bin/python -c 'import myapplication' >/dev/null 2>&1 || why="the application cannot be loaded"
+        die "$why: $(echo "$reason" | tail -n 1)"
     fi
 }
 

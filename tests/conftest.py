@@ -30,12 +30,12 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 FIRST = (
     "test_start_life.py",
     "test_packaging.py",
-    "test_application_sampledata.py",
     "test_http_fuzz.py",
     "test_benchmarks.py",
     "test_doctor.py",
     "test_command_line.py",
     "test_fault_campaign.py",
+    "test_application_sampledata.py",
     "test_start_script.py",
     "test_attacks.py",
     "test_soak.py",

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.commands import threadbridge_in
 from tests.support.processes import ROOT
 from threadbridge.settings.table import (
     ALL,
@@ -40,14 +41,7 @@ def directory(tmp_path: Path) -> Path:
 
 
 def threadbridge(directory: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "threadbridge", *arguments],
-        cwd=directory,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
-        capture_output=True,
-        text=True,
-        timeout=30,
-    )
+    return threadbridge_in(directory, arguments, {**os.environ, **environment})
 
 
 def checked(ended: subprocess.CompletedProcess[str]) -> dict[str, tuple[str, str]]:
@@ -170,7 +164,9 @@ def test_shells_can_complete_options_and_their_words(directory: Path) -> None:
 
 
 def test_the_version_is_that_of_the_package(directory: Path) -> None:
-    assert threadbridge(directory, "--version").stdout == f"threadbridge {version('threadbridge')}\n"
+    program = [sys.executable, "-m", "threadbridge", "--version"]
+    said = subprocess.check_output(program, cwd=directory, env={**os.environ, "PYTHONPATH": str(ROOT)}, text=True)
+    assert said == f"threadbridge {version('threadbridge')}\n"
 
 
 @pytest.mark.parametrize(

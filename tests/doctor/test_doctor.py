@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.doctor_report import MYSQL, NO_DATABASE, check, check_without_pool, run_check
+from tests.support.commands import threadbridge_in
+from tests.support.doctor_report import MYSQL, NO_DATABASE, SITE, Report, check, run_check
 from tests.support.installation import installed
 from tests.support.nginx_server import Nginx
 from tests.support.processes import ROOT
@@ -146,6 +147,12 @@ def test_directory_of_the_unix_socket_is_not_a_directory(mariadb: dict[str, str]
 
 
 # nginx.
+
+
+def check_without_pool(directory: Path, *arguments: str) -> Report:
+    (directory / "site_app.py").write_text(SITE)
+    command = ("site_app:app", "--threads=1", "--check", "--json", *arguments)
+    return Report(threadbridge_in(directory, command, dict(os.environ)))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Everything at once: all kinds of clients, cancellations, a database that dies and comes back.
 
-The database itself is the witness. It lasts for 20 s, or as long as ``CHAOS_SECONDS`` says: 600
+The database itself is the witness. It lasts for 12 s, or as long as ``CHAOS_SECONDS`` says: 600
 are a good test of a release. ``CHAOS_SEED`` repeats the choices of a run, which are printed when it fails.
 """
 
@@ -31,7 +31,7 @@ from tests.support.processes import private_mariadb
 from threadbridge import current
 from threadbridge.database.drivers.mysql import OUTAGE_ERRORS
 
-SECONDS = float(os.environ.get("CHAOS_SECONDS", "20"))
+SECONDS = float(os.environ.get("CHAOS_SECONDS", "12"))
 SEED = int(os.environ.get("CHAOS_SEED", random.SystemRandom().randrange(10**6)))
 CONNECTIONS = 6
 PLAIN = [("Content-Type", "text/plain")]

@@ -1,6 +1,6 @@
 """Everything at once for a while, and afterwards nothing is left of it.
 
-It lasts ``SOAK_SECONDS``, 15 by default; ten minutes before a release.
+It lasts ``SOAK_SECONDS``, 10 by default; ten minutes before a release.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import pytest
 from tests.support.inprocess import wait_until
 from tests.support.processes import Frontend
 
-SECONDS = float(os.environ.get("SOAK_SECONDS", "15"))
+SECONDS = float(os.environ.get("SOAK_SECONDS", "10"))
 # Until the process has grown to the size that it keeps; on a loaded machine few requests are answered in the time.
 WARM_UP_SECONDS, WARM_UP_REQUESTS = 10.0, 2000
 CLIENTS = 12

@@ -62,18 +62,37 @@ def _begin_with_template(directory: Path, fill: Callable[[dict[str, str]], None]
 
     To make them takes ten times as long as to copy them, and much of the processors' time.
     """
-    template = Path(os.environ[TEMPLATES], fill.__name__)
-    with template.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with _locked_template(fill) as template:
         if not template.exists():
             fill(_start_mariadb(directory))
             subprocess.run([MARIADB_SCRIPT, "stop", directory], check=True)
-            # Renamed when it is complete: somebody may interrupt this.
-            unfinished = template.with_suffix(".new")
-            shutil.copytree(directory, unfinished)
-            unfinished.rename(template)
+            _keep(directory, template)
             return
     shutil.copytree(template, directory, dirs_exist_ok=True)
+
+
+@contextmanager
+def becomes_template(directory: Path, fill: Callable[[dict[str, str]], None]) -> Iterator[None]:
+    """The block makes a server there, fills it in its own way, and stops it: the others need not do that again."""
+    with _locked_template(fill) as template:
+        yield
+        if not template.exists():
+            _keep(directory, template)
+
+
+@contextmanager
+def _locked_template(fill: Callable[[dict[str, str]], None]) -> Iterator[Path]:
+    template = Path(os.environ[TEMPLATES], fill.__name__)
+    with template.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield template
+
+
+def _keep(directory: Path, template: Path) -> None:
+    # Renamed when it is complete: somebody may interrupt this.
+    unfinished = template.with_suffix(".new")
+    shutil.copytree(directory, unfinished)
+    unfinished.rename(template)
 
 
 # Below those that the kernel gives to clients.

@@ -7,7 +7,6 @@ import faulthandler
 import gc
 import logging
 import os
-import platform
 import signal
 import socket
 import sys
@@ -199,7 +198,7 @@ class Service:
                 self._on_start()
             self._announce(" and ".join(places))
             how = "compiled" if is_compiled() else "not compiled"
-            logger.info("Python %s, %s, on %s", platform.python_version(), how, type(loop).__module__.partition(".")[0])
+            logger.info("Python %s, %s, on %s", sys.version.split()[0], how, type(loop).__module__.partition(".")[0])
             await stop.wait()
         finally:
             # While this process still listens, so that no other process takes the file for an abandoned one.
