@@ -229,10 +229,11 @@ def test_the_largest_client_is_known_whatever_happens() -> None:
             queue.put(client, item)
         elif not most:
             with pytest.raises(IndexError):
-                queue.take_newest_of_largest()
+                queue.newest_of_largest()
         elif action < 0.65:
-            client, _ = item = queue.take_newest_of_largest()
+            client, _ = item = queue.newest_of_largest()
             assert len(waiting[client]) == most and waiting[client].pop() == item
+            assert queue.remove(client, item)
         elif action < 0.85:
             client, _ = item = queue.take()
             waiting[client].remove(item)

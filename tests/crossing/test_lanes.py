@@ -14,6 +14,7 @@ import pytest
 
 from tests.support.inprocess import BridgeThread, queue_job, wait_until
 from threadbridge import Lane
+from threadbridge.crossing.costs import Estimate
 
 
 class Work:
@@ -21,6 +22,7 @@ class Work:
 
     def __init__(self, client: str = "", *, wanted: bool = True, also: Callable[[], None] = lambda: None) -> None:
         self.client = client
+        self.estimate = Estimate(None, "/", client)
         self.wanted = wanted
         self.started = threading.Event()
         self.go_on = threading.Event()
@@ -70,14 +72,14 @@ def lane() -> Lane:
 def test_as_many_run_as_there_are_threads_and_as_many_wait_as_the_queue_holds(lane: Lane) -> None:
     works = []
     # In one go, so that none of the threads has begun: what they will take is not counted as waiting.
-    while lane.has_room():
+    while lane.has_room(Work()):
         works += submit(lane, 1)
     assert len(works) == 3 + 2
     wait_until(lambda: started(works) == 3, "three run")
-    assert not lane.has_room() and lane.queued == 2
+    assert not lane.has_room(Work()) and lane.queued == 2
     works[0].go_on.set()
     wait_until(lambda: started(works) == 4, "the next runs in its thread")
-    assert lane.has_room()
+    assert lane.has_room(Work())
     let_go(lane, works)
     assert_width(lane)
 
@@ -88,9 +90,9 @@ def test_what_is_withdrawn_gives_its_place_and_its_memory_back(lane: Lane) -> No
     # Many more than the queue holds come and go while no thread is free.
     for _ in range(1000):
         leaving = submit(lane, 2)
-        assert not lane.has_room()
+        assert not lane.has_room(Work())
         assert all(map(lane.withdraw, leaving))
-        assert lane.queued == 0 and lane.has_room()
+        assert lane.queued == 0 and lane.has_room(Work())
     is_kept = weakref.ref(leaving.pop())
     leaving.clear()
     gc.collect()
@@ -190,6 +192,9 @@ def test_the_width_is_kept_whatever_is_replaced_and_withdrawn_when() -> None:
     class Brief:
         client = ""
 
+        def __init__(self) -> None:
+            self.estimate = Estimate(None, "/", "")
+
         def claim(self) -> bool:
             return True
 
@@ -277,6 +282,6 @@ def test_a_lane_is_chosen_by_the_path_that_the_application_sees(target: str, lan
 
 def test_a_closed_lane_has_room_for_nothing() -> None:
     lane = Lane("a", threads=1)
-    assert lane.has_room() and lane.has_room_for("client")
+    assert lane.has_room(Work()) and lane.has_room_for(Work())
     lane.close()
-    assert not lane.has_room() and not lane.has_room_for("client") and lane.displace("client") is None
+    assert not lane.has_room(Work()) and not lane.has_room_for(Work()) and lane.displace(Work()) is None

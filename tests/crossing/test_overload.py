@@ -16,6 +16,7 @@ import pytest
 
 from tests.support.inprocess import BridgeThread, queue_job, wait_until
 from threadbridge import Lane
+from threadbridge.crossing.costs import Estimate
 
 GET = b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\nConnection: close\r\n\r\n"
@@ -103,6 +104,7 @@ class Work:
 
     def __init__(self, seconds: float) -> None:
         self.go_on = threading.Event()
+        self.estimate = Estimate(None, "/", "")
         self._seconds = seconds
 
     def claim(self) -> bool:
@@ -115,7 +117,7 @@ class Work:
 def test_the_time_to_come_again_is_estimated_from_the_service_times() -> None:
     lane = Lane("test", threads=2, queue=100)
     # Nothing is known yet.
-    assert lane.retry_after() == 1
+    assert lane.retry_after(Work(0)) == 1
     begun = time.monotonic()
     for _ in range(6):
         queue_job(lane, Work(0.2))
@@ -126,7 +128,7 @@ def test_the_time_to_come_again_is_estimated_from_the_service_times() -> None:
         for _ in range(10):
             works.append(Work(20))
             queue_job(lane, works[-1])
-        estimates.append(lane.retry_after())
+        estimates.append(lane.retry_after(Work(0)))
         assert (count - 1) / 2 * at_least <= estimates[-1] <= (count + 1) / 2 * at_most + 1
     assert estimates == sorted(estimates)
     for work in works:
@@ -141,7 +143,7 @@ def test_nobody_is_told_to_come_again_in_an_hour() -> None:
     works = [Work(20) for _ in range(20_000)]
     for work in works:
         queue_job(lane, work)
-    assert lane.retry_after() == 60
+    assert lane.retry_after(works[0]) == 600
     for work in works:
         work.go_on.set()
     wait_until(lambda: lane.busy == 0, "all have run")

@@ -56,6 +56,8 @@ class Machine(RuleBasedStateMachine):
             queue_timeout=1000,
             deadline=1000,
             spool_size=SPOOL_SIZE,
+            # Which request runs next would depend on how long others took; that has a model of its own.
+            schedule="fair",
         )
         self.loop = asyncio.new_event_loop()
         self.endings: list[str] = []

@@ -132,6 +132,8 @@ class ModelLane:
         self.queue = queue
         self.waiting: list[Request] = []
         self.running: list[Request] = []
+        # Those that another lane runs in place of this one's.
+        self.guests: list[Request] = []
         # Those for which another is to run once fewer are replaced.
         self.to_replace: list[Request] = []
         # The clients that wait, in the order of their turns.
@@ -140,7 +142,7 @@ class ModelLane:
 
     @property
     def width(self) -> int:
-        return self.threads + self.replaced
+        return self.threads + self.replaced - len(self.guests)
 
     @property
     def replaced(self) -> int:
@@ -211,6 +213,7 @@ class BridgeModel:
         request.obeyed = request.ordered
         request.spooled = 0
         request.lane.running.remove(request)
+        self.main.guests = [guest for guest in self.main.guests if guest is not request]
         request.lane.replace_what_can()
         self.learns_from(request)
         self.run_what_can()
@@ -253,6 +256,7 @@ class BridgeModel:
             if request.has_worker:
                 self.replace(request)
                 request.has_lost_connection = request.holds_connection
+                self.main.guests = [guest for guest in self.main.guests if guest is not request]
         self.run_what_can()
 
     def replace(self, request: Request) -> None:
@@ -278,6 +282,7 @@ class BridgeModel:
                 self.queue(other)
             elif other.has_worker and not other.is_replaced:
                 self.replace(other)
+                self.main.guests.append(other)
         self.run_what_can()
 
     def queue(self, request: Request) -> None:

@@ -17,7 +17,7 @@ from tornado.httpserver import HTTPServer as TornadoHTTPServer
 from tornado.netutil import bind_sockets
 
 from threadbridge import Bridge, HTTPServer, Lane
-from threadbridge.crossing.lanes import Job
+from threadbridge.crossing.schedule import Job
 
 
 def wait_until(condition: Callable[[], bool], what: str, seconds: float = 10) -> None:

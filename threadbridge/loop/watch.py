@@ -138,6 +138,9 @@ class Watch:
             return
         changes = exchange.running.statements.outcome
         replaced = exchange.lane.replace(exchange)
+        if exchange.adopted_by is not None:
+            # It loses its connection, too.
+            exchange.adopted_by.release(exchange)
         logger.error(
             "request %s: it was cancelled, but its thread is stuck: %s %s%s; %s. Its calls, innermost first:\n%s",
             exchange.id,
