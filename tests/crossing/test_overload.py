@@ -138,7 +138,7 @@ def test_the_time_to_come_again_is_estimated_from_the_service_times() -> None:
 
 def test_nobody_is_told_to_come_again_in_an_hour() -> None:
     lane = Lane("test", threads=1, queue=100_000)
-    queue_job(lane, Work(0.01))
+    queue_job(lane, Work(0.05))
     wait_until(lambda: lane.busy == 0, "its time is known")
     works = [Work(20) for _ in range(20_000)]
     for work in works:

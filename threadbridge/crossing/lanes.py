@@ -77,7 +77,7 @@ class Lane:
         self._matches = compiled(pattern)
         self._lock = threading.Lock()
         self._threads = WorkerThreads(f"threadbridge-{name}", threads, self._work, self._lock)
-        self._schedule = Schedule(threads, costs, time.monotonic())
+        self._schedule = Schedule(threads, costs)
         self._running: set[Job] = set()
         # Running jobs that do not count: another may run in place of each, in a spare thread if need be.
         self._replaced: set[Job] = set()
@@ -157,7 +157,7 @@ class Lane:
             )
 
     def _has_room(self, job: Job) -> bool:
-        return self._schedule.room_for(job.estimate, time.monotonic()) + len(self._replaced) > -self.queue
+        return self._schedule.room_for(job.estimate, time.monotonic()) > -self.queue
 
     def displace(self, job: Job) -> Job | None:
         """Make room for this job in a full lane. Loop side.

@@ -78,7 +78,7 @@ class Schedule:
         have the same cost, so that clients simply take turns.
     """
 
-    def __init__(self, width: int, costs: Costs | None, now: float) -> None:
+    def __init__(self, width: int, costs: Costs | None) -> None:
         self.width = width
         self._costs = costs
         self._levels: list[FairQueue[Job]] = [FairQueue() for _ in range(UNKNOWN + 1)]
@@ -92,11 +92,13 @@ class Schedule:
         self._ended = [0.0] * UNKNOWN
         self._seconds = [0.0] * UNKNOWN
         self._squares = [0.0] * UNKNOWN
-        self._averaged_at = now
+        self._averaged_at = 0.0
         self.limit = SHORT
-        self._to_keep = min(1, width // 2)
-        # When the last short job came or ended; some are expected at the start.
-        self._short_at = now
+        # Of fewer than four threads, one would be too much.
+        self._most_kept = width // 2 if width >= 4 else 0
+        self._to_keep = min(1, self._most_kept)
+        # When the last short job came or ended.
+        self._short_at = -math.inf
         # How many have outgrown their estimates.
         self.outgrown = 0
 
@@ -115,6 +117,10 @@ class Schedule:
     def kept(self, now: float) -> int:
         """Return how many threads long jobs leave free at present."""
         return self._to_keep if self._costs is not None and now - self._short_at < REMEMBERED else 0
+
+    def expect_short(self, now: float) -> None:
+        """Keep threads from the start, because short jobs have come in an earlier life of the application."""
+        self._short_at = now
 
     def file(self, job: Job) -> None:
         """Find the level and the class in which the job would wait."""
@@ -304,7 +310,7 @@ class Schedule:
             seconds += ran
             squares += ran * ran
         soon = squares / max(seconds, 1e-9) / 2 / self.width
-        self.limit, self._to_keep, most = SHORT, min(1, self.width // 2), 0.0
+        self.limit, self._to_keep, most = SHORT, min(1, self._most_kept), 0.0
         load = squares = count = 0.0
         for level in range(UNKNOWN - 1):
             load += self._seconds[level] / RECENT
@@ -312,7 +318,7 @@ class Schedule:
             count += self._ended[level]
             if level < SHORT - 1 or (level >= SHORT and not self._ended[level]):
                 continue
-            kept = min(self.width // 2, max(1, math.ceil(load / BUSY)))
+            kept = min(self._most_kept, max(1, math.ceil(load / BUSY)))
             gain = 0.0
             if load < kept:
                 gain = count * (soon - squares / 2 / kept / (1 - load / kept))
