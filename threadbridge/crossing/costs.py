@@ -32,6 +32,8 @@ FULL = 300.0
 CHEAP = 0.05
 # Seconds: a kind of which only similar ones are known is trusted if most of them stay below this.
 TRUSTED = 0.1
+# The greatest logarithm of a cost: six hours.
+LONGEST = 10.0
 # How many parameters may decide together, one below the other.
 DEPTH = 3
 # The parameters of one kind that are looked at, and the values known of each: of the one that decides, of another, and
@@ -50,6 +52,9 @@ MAX_VALUE = 24
 # The name of the parameter that is the client.
 CLIENT = "(client)"
 DAYS = "(days)"
+
+# As text, to the power of two.
+MAGNITUDES = [str(power) for power in range(65)]
 
 _NUMBERS = re.compile(r"[0-9]+").findall
 _DATE = re.compile(r"([0-9]{4})-([0-9]{2})-([0-9]{2})").match
@@ -73,22 +78,38 @@ def parameters_of(target: str, form: str, client: str) -> dict[str, str]:
             if not value:
                 # An empty field of a form is as good as a missing one.
                 continue
-            name = name[:MAX_VALUE]
-            found[name] = value[:MAX_VALUE]
-            whole = value.partition(".")[0]
-            if whole.isdecimal():
-                found[name + "#"] = str(min(int(whole[:MAX_VALUE]).bit_length(), 64))
-            elif len(value) >= 10:
-                date = _DATE(value)
-                if date is not None:
-                    day = int(date[1]) * 365 + int(date[2]) * 30 + int(date[3])
-                    if first_day < 0:
-                        first_day = day
-                    elif DAYS not in found:
-                        found[DAYS] = str(abs(day - first_day).bit_length())
+            if len(pair) > MAX_VALUE:
+                name, value = name[:MAX_VALUE], value[:MAX_VALUE]
+            found[name] = value
+            # Only these two look like numbers or dates.
+            if not "0" <= value[0] <= "9":
+                continue
+            if len(value) >= 10 and value[4] == "-" and (date := _DATE(value)) is not None:
+                day = int(date[1]) * 365 + int(date[2]) * 30 + int(date[3])
+                if first_day < 0:
+                    first_day = day
+                elif DAYS not in found:
+                    found[DAYS] = MAGNITUDES[abs(day - first_day).bit_length()]
+            else:
+                whole = value if value.isdecimal() else value.partition(".")[0]
+                if whole.isdecimal():
+                    found[name + "#"] = MAGNITUDES[min(int(whole).bit_length(), 64)]
     for number, digits in enumerate(_NUMBERS(path[:MAX_TEXT])[:MAX_PARAMETERS], 1):
         found[f"/{number}"] = digits[:MAX_VALUE]
     return found
+
+
+def _last_value(text: str, name: str) -> str:
+    """Return the last value of this field that is not empty, as `parameters_of` does."""
+    text = "&" + text
+    begin = f"&{name}="
+    at = text.rfind(begin)
+    while at >= 0:
+        value, _, _ = text[at + len(begin) :].partition("&")
+        if value:
+            return value[:MAX_VALUE]
+        at = text.rfind(begin, 0, at)
+    return ""
 
 
 class Estimate:
@@ -104,10 +125,11 @@ class Estimate:
     cautious = 0.0
     is_known = True
     kind = ""
-    # Of the schedule: the level and the class in which the request waits or runs, when it is due, and whether it has
-    # run for longer than its class allows.
+    # Of the schedule: the level and the class in which the request waits or runs, when it was queued, when it is due,
+    # and whether it has run for longer than its class allows.
     level = 0
     cost_class = ""
+    queued_at = 0.0
     due = 0.0
     outgrown = False
 
@@ -132,6 +154,17 @@ class Estimate:
             self._parameters = parameters_of(self.target, self.form, self.client)
         return self._parameters
 
+    def value_of(self, name: str) -> str:
+        """Return the value of one parameter, or ""; on the loop, where most requests need no other."""
+        if self._parameters is None:
+            if name == CLIENT:
+                return self.client
+            if len(name) < MAX_VALUE and name[0] not in "/(" and name[-1] != "#":
+                _, _, query = self.target.partition("?")
+                if query.count("&") < MAX_PAIRS and self.form.count("&") < MAX_PAIRS:
+                    return _last_value(self.form[:MAX_TEXT], name) or _last_value(query[:MAX_TEXT], name)
+        return self.parameters().get(name, "")
+
 
 class Cell:
     """The costs of requests of one kind and, where they differ, by the values of each parameter."""
@@ -154,6 +187,9 @@ class Cell:
         self.decisive = ""
         # The errors of the mean where it was far off.
         self.missed = 0.0
+        # What estimates are made of, kept for the loop.
+        self.usual = CHEAP
+        self.cautious = 0.0
 
     def learn(self, x: float, database: float) -> None:
         """Take in a cost, given as its logarithm, and the seconds of it in the database."""
@@ -167,6 +203,7 @@ class Cell:
             if abs(self.unexpected) >= CHANGES_AFTER:
                 self.n, self.mean, self.variance, self.unexpected = 1.0, x, USUAL_VARIANCE, 0
                 self.remembered, self.seconds, self.database = 1.0, math.exp(x), database
+                self._sum_up()
                 return
             d = limit if d > 0 else -limit
         self.remembered = min(self.remembered + 1, LONG_MEMORY)
@@ -175,19 +212,24 @@ class Cell:
         self.n = min(self.n + 1, MEMORY)
         self.mean += d / self.n
         self.variance += (d * d * (1 - 1 / self.n) - self.variance) / self.n
+        self._sum_up()
+
+    def _sum_up(self) -> None:
+        self.usual = math.exp(min(self.mean, LONGEST))
+        self.cautious = max(self.quantile(CAUTION), self.seconds)
 
     def quantile(self, deviations: float) -> float:
         """Return the seconds below which a request stays, so many deviations above the mean; more if few are known."""
         n = max(self.n, 1.0)
         variance = (self.variance * self.n + 2 * USUAL_VARIANCE) / (self.n + 2) * (1 + 1 / n)
-        return math.exp(min(self.mean + deviations * math.sqrt(variance), 10.0))
+        return math.exp(min(self.mean + deviations * math.sqrt(variance), LONGEST))
 
     def copy(self) -> Cell:
         """Return another one that knows as much of the costs, and nothing of parameters."""
         cell = Cell()
         cell.n, cell.mean, cell.variance = self.n, self.mean, self.variance
         cell.remembered, cell.seconds, cell.database = self.remembered, self.seconds, self.database
-        cell.count = self.count
+        cell.count, cell.usual, cell.cautious = self.count, self.usual, self.cautious
         return cell
 
     def size(self) -> int:
@@ -251,14 +293,13 @@ class Costs:
         if is_new:
             cell = self.first
         kind = ""
-        parameters = estimate.parameters() if cell.parameters is not None else {}
         while (known := cell.parameters) is not None:
             if not cell.decisive:
-                if not kind and cell.mean > math.log(CHEAP) and _may_be_another(known, parameters):
+                if not kind and cell.usual > CHEAP and _may_be_another(known, estimate.parameters()):
                     # The others are costly, but this one need not be like them.
                     is_new, cell = True, _NOTHING
                 break
-            value = parameters.get(cell.decisive, "")
+            value = estimate.value_of(cell.decisive)
             kind += f" {cell.decisive}={value}"
             decisive = known[cell.decisive]
             below = decisive.cells.get(value)
@@ -267,12 +308,10 @@ class Costs:
                 break
             cell = below
         estimate.kind = kind.lstrip()
-        seconds = math.exp(min(cell.mean, 10.0)) if cell.n >= 1 else CHEAP
-        cautious = max(cell.quantile(CAUTION), cell.seconds)
-        estimate.is_known = not is_new or (cell.n >= 3 and (seconds >= CHEAP or cautious <= TRUSTED))
-        estimate.seconds = seconds if estimate.is_known else CHEAP
-        estimate.average = max(cell.seconds, seconds)
-        estimate.cautious = cautious
+        estimate.is_known = not is_new or (cell.n >= 3 and (cell.usual >= CHEAP or cell.cautious <= TRUSTED))
+        estimate.seconds = cell.usual if estimate.is_known else CHEAP
+        estimate.average = max(cell.seconds, cell.usual)
+        estimate.cautious = cell.cautious
 
     def learn(self, estimate: Estimate, seconds: float, database: float = 0.0) -> None:
         """Take in that this request has held its thread for so long, and the database for so much of it."""
@@ -289,11 +328,11 @@ class Costs:
         parameters: dict[str, str] | None = None
         for _ in range(DEPTH):
             mean, average = (cell.mean, cell.seconds) if cell.n >= 1 else (x, seconds)
+            if abs(x - mean) < NOTABLE and cell.usual < CHEAP and not cell.decisive and cell.cautious < TRUSTED:
+                # Most routes: costs are small, and much the same.
+                cell.learn(x, database)
+                return
             if cell.parameters is None:
-                if abs(x - mean) < NOTABLE and cell.mean < math.log(CHEAP):
-                    # Most routes: costs are small, and much the same.
-                    cell.learn(x, database)
-                    return
                 cell.parameters = {}
             if parameters is None:
                 parameters = estimate.parameters()

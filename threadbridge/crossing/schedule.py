@@ -28,6 +28,8 @@ REMEMBERED = 300.0
 BUSY = 0.7
 # Seconds: if threads become free so often on average, none need be kept.
 SOON = 0.02
+# Seconds between two definitions of what is short.
+DEFINED_EVERY = 0.1
 # So many requests tell whether that is so.
 TELLING = 10.0
 # More requests than so many times as before must gain from a longer definition of short.
@@ -93,6 +95,7 @@ class Schedule:
         self._seconds = [0.0] * UNKNOWN
         self._squares = [0.0] * UNKNOWN
         self._averaged_at = 0.0
+        self._define_at = 0.0
         self.limit = SHORT
         # Of fewer than four threads, one would be too much.
         self._most_kept = width // 2 if width >= 4 else 0
@@ -141,6 +144,7 @@ class Schedule:
     def put(self, job: Job, now: float) -> None:
         """Add a job that waits, in the level where `file` has found its place."""
         estimate = job.estimate
+        estimate.queued_at = now
         estimate.due = now + _patience(estimate)
         self._add(job)
         if estimate.level < self.limit:
@@ -182,8 +186,8 @@ class Schedule:
                 # After the client's turn: one with many jobs is not ahead of others whose jobs cost a little more.
                 due = max(now, estimate.due) + _patience(following.estimate)
                 following.estimate.due = min(due, now + PATIENCE)
-            if self._costs is not None and estimate.route is not None:
-                # It may have waited for long, and more may have been learned.
+            if self._costs is not None and estimate.route is not None and now - estimate.queued_at > JUDGED_AFTER:
+                # It has waited for long: more may have been learned.
                 self._costs.estimate(estimate)
                 self.file(job)
                 if estimate.level > level or (level == UNKNOWN and estimate.level < level):
@@ -271,7 +275,6 @@ class Schedule:
         ran = now - running.started
         estimate = job.estimate
         began = level_of(ran) if estimate.level == UNKNOWN else min(estimate.level, UNKNOWN - 1)
-        self._average(now)
         self._ended[began] += 1
         # A job that turned out to be long could not be told from short ones: no reason to define short otherwise.
         beyond = max(0.0, ran - BOUNDS[SHORT - 1]) if began < SHORT and estimate.outgrown else 0.0
@@ -281,12 +284,15 @@ class Schedule:
             became = min(running.level, UNKNOWN - 1)
             self._seconds[became] += beyond
             self._squares[became] += ran * ran
-        self._define_short(now)
         if began < self.limit and not beyond:
             self._short_at = now
+        if now >= self._define_at:
+            self._define_at = now + DEFINED_EVERY
+            self._average(now)
+            self._define_short(now)
 
     def _average(self, now: float) -> None:
-        decay = math.exp((self._averaged_at - now) / RECENT)
+        decay = math.exp(max(-700.0, (self._averaged_at - now) / RECENT))
         self._averaged_at = now
         for level in range(UNKNOWN):
             self._ended[level] *= decay
