@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import threading
+import time
 from collections import OrderedDict
 
 # Costs are seconds. They are compared by their natural logarithms: 20 ms differs from 2 ms as 20 s from 2 s.
@@ -154,6 +155,8 @@ class Cell:
         self.decisive = ""
         # The errors of the mean where it was far off.
         self.missed = 0.0
+        # Of a route's cell: when a request was last learned from, by `time.time`.
+        self.last = 0.0
 
     def learn(self, x: float, database: float) -> None:
         """Take in a cost, given as its logarithm, and the seconds of it in the database."""
@@ -279,6 +282,7 @@ class Costs:
         if estimate.route is not None:
             with self.lock:
                 self.learned += 1
+                estimate.route.last = time.time()
                 self._learn(estimate, estimate.route, max(seconds, 1e-4), database)
 
     def _learn(self, estimate: Estimate, route: Cell, seconds: float, database: float) -> None:
