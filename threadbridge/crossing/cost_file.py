@@ -147,7 +147,7 @@ def _encode(cell: Cell) -> str:
 
 
 def decode(text: bytes) -> Knowledge:
-    """Read a text. Raises ``ValueError`` if it is not as `encode` writes it, and so does reading on to a damaged line."""
+    """Read a text; its lines are read one by one. Both raise ``ValueError`` for what `encode` would not write."""
     try:
         # Not `splitlines`, for which more characters end a line.
         first, *rest = text.decode().rstrip("\n").split("\n")
