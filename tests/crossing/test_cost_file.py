@@ -231,7 +231,7 @@ def test_names_of_any_kind_are_kept_unless_they_are_long() -> None:
     assert other.estimate('/a"\x85/b?x=\xff\x00').seconds == pytest.approx(1, rel=0.01)
 
 
-CELL = [5, -3.0, 0.5, 5, 0.05, 0.01, 5, 0]
+CELL: list[object] = [5, -3.0, 0.5, 5, 0.05, 0.01, 5, 0]
 
 
 def a_route(**changes: object) -> str:
@@ -247,6 +247,7 @@ def a_cell(place: int, number: object) -> list[object]:
     return [*CELL[:place], number, *CELL[place + 1 :]]
 
 
+NUMBERS: tuple[object, ...] = (float("nan"), float("inf"), -1e300, 1e300, "1", None, [], 10**400)
 HOSTILE = {
     "nothing": b"",
     "garbage": bytes(range(256)) * 10,
@@ -270,7 +271,7 @@ HOSTILE = {
     **{
         f"{number!r} at {place}": with_lines(a_route(), a_parameter(values={"1": a_cell(place, number)}))
         for place in range(8)
-        for number in (float("nan"), float("inf"), -1e300, 1e300, "1", None, [], 10**400)
+        for number in NUMBERS
     },
     "half a request": with_lines(a_route(cost=a_cell(6, 2.5))),
     "true": with_lines(a_route(cost=a_cell(0, True))),
