@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 from tests.process.test_service_files import four_digit_port
 from tests.support.installation import HTTP, installed
 
@@ -21,4 +19,4 @@ def test_each_operators_port_shows_all_frontends(sample_data: dict[str, str]) ->
             assert sorted(process["pid"] for process in document["processes"]) == sorted(installation.pids())
             assert HTTP.get(f"{page}readyz?db=1", timeout=20).status_code == 200
         installation.run("stop")
-        assert os.listdir(installation.directory / "var" / "peers") == []
+        assert list((installation.directory / "var" / "peers").glob("*.sock")) == []

@@ -60,7 +60,7 @@ def test_a_page_shows_all_processes_of_the_run_directory(tmp_path: Path) -> None
         wait_until((other.directory / "slow").exists, "it is cancelled")
         one.finish("mine")
         assert one.stop() == 0
-        assert [file.name for file in run.iterdir()] == [f"{other.process.pid}-{other.process.pid}.sock"]
+        assert [file.name for file in run.glob("*.sock")] == [f"{other.process.pid}-{other.process.pid}.sock"]
         assert pids(other.document()) == {other.process.pid}
 
 

@@ -131,7 +131,11 @@ class Frontend:
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.command = [str(python), *(part.format(port=self.port) for part in arguments)]
-        self.env = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT), **(env or {})}
+        # Of its own: it must not know what others in the same directory have learned. Some run as other users.
+        self._temporary = tempfile.mkdtemp(prefix="f")
+        os.chmod(self._temporary, 0o1777)
+        own = {"PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT), "TMPDIR": self._temporary}
+        self.env = {**os.environ, **own, **(env or {})}
         self.cwd = cwd
         self.process: subprocess.Popen[bytes]
         # A file and no pipe: a pipe that nobody empties would block the server.
@@ -175,3 +179,4 @@ class Frontend:
             self.process.kill()
         self.process.wait()
         os.close(self._output)
+        shutil.rmtree(self._temporary, ignore_errors=True)

@@ -74,7 +74,7 @@ def _run(program: str, application: WSGIApplication | None, defaults: CommandLin
             if application is None:
                 application = cast(WSGIApplication, _load(path, path))
             with_objects = _with_objects(resolved)
-            service = Service(application, with_objects, inheritance)
+            service = Service(application, with_objects, inheritance, name=path)
     except ValueError as error:
         print(f"{program}: {error}; see --help", file=sys.stderr)
         return 2

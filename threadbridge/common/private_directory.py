@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import tempfile
 from pathlib import Path
 
 
@@ -21,3 +22,14 @@ def private_directory(path: str) -> Path:
             f"run_directory {path}: other users may write there; give one that belongs to this user alone (chmod 700)"
         )
     return directory
+
+
+def run_directory(path: str | None) -> Path:
+    """Return the run directory; by default one of this user's among the temporary files. Raises ``ValueError``."""
+    if path is not None:
+        return private_directory(path)
+    default = Path(tempfile.gettempdir(), f"threadbridge-{os.geteuid()}")
+    # Any user could have made a link to a directory of this user's.
+    if default.is_symlink():
+        raise ValueError(f"{default} is a symbolic link; expected a directory. Set run_directory to another one")
+    return private_directory(str(default))

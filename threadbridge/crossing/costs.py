@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import threading
+import time
 from collections import OrderedDict
 
 # Costs are seconds. They are compared by their natural logarithms: 20 ms differs from 2 ms as 20 s from 2 s.
@@ -190,6 +191,8 @@ class Cell:
         # What estimates are made of, kept for the loop.
         self.usual = CHEAP
         self.cautious = 0.0
+        # Of a route's cell: when a request was last learned from, by `time.time`.
+        self.last = 0.0
 
     def learn(self, x: float, database: float) -> None:
         """Take in a cost, given as its logarithm, and the seconds of it in the database."""
@@ -318,6 +321,7 @@ class Costs:
         if estimate.route is not None:
             with self.lock:
                 self.learned += 1
+                estimate.route.last = time.time()
                 self._learn(estimate, estimate.route, max(seconds, 1e-4), database)
 
     def _learn(self, estimate: Estimate, route: Cell, seconds: float, database: float) -> None:

@@ -52,6 +52,23 @@ class Routes:
                 self._routes.move_to_end(key)
             return route
 
+    def costs(self) -> list[tuple[str, str, Cell]]:
+        """Return each route's method, path and costs, the next to be forgotten first. Any thread."""
+        with self._lock:
+            return [(method, path, route.cost) for (method, path), route in self._routes.items()]
+
+    def add(self, method: str, path: str) -> Cell | None:
+        """Return the costs of the route, which is added, as the next to be forgotten, if there is room. Any thread."""
+        key = (method, path)
+        with self._lock:
+            route = self._routes.get(key)
+            if route is None:
+                if len(self._routes) >= MAX_ROUTES:
+                    return None
+                route = self._routes[key] = Route()
+                self._routes.move_to_end(key, last=False)
+            return route.cost
+
     def begin_probe(self, route: Route) -> bool:
         """Return whether this request may be the probe of a new route; only one at a time may. Loop side."""
         with self._lock:

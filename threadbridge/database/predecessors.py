@@ -13,14 +13,13 @@ import json
 import logging
 import os
 import secrets
-import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from threadbridge.common import forks
-from threadbridge.common.private_directory import private_directory
+from threadbridge.common.private_directory import run_directory
 from threadbridge.common.repeated_log import RepeatedLog
 from threadbridge.database.driver import ConnectionSettings, Database, Identity
 from threadbridge.database.stopper import Orphan, Stopper
@@ -72,7 +71,7 @@ class ConnectionList:
         try:
             with self._lock:
                 if self._own is None:
-                    self._own = _OwnFile(self._directory(), self._prefix, database.driver)
+                    self._own = _OwnFile(run_directory(self._run_directory), self._prefix, database.driver)
                 return self._own.add(identity)
         except (OSError, ValueError) as error:
             message = "cannot list this process's connections: %s. If it is killed, no other process ends its queries"
@@ -86,18 +85,9 @@ class ConnectionList:
         if own is not None:
             own.remove()
 
-    def _directory(self) -> Path:
-        if self._run_directory is not None:
-            return private_directory(self._run_directory)
-        path = Path(tempfile.gettempdir(), f"threadbridge-{os.geteuid()}")
-        # Any user could have made a link to a directory of this user's.
-        if path.is_symlink():
-            raise ValueError(f"{path} is a symbolic link; expected a directory. Set run_directory to another one")
-        return private_directory(str(path))
-
     def _search(self) -> None:
         try:
-            directory = self._directory()
+            directory = run_directory(self._run_directory)
             with self._lock:
                 if self._own is not None:
                     self._own.preserve()

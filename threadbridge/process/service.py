@@ -28,6 +28,7 @@ from threadbridge.http.stream import check_tornado
 from threadbridge.loop.bridge import Bridge
 from threadbridge.process import logs
 from threadbridge.process.affinity import keep_together
+from threadbridge.process.cost_keeper import CostKeeper
 from threadbridge.process.heartbeat import Heartbeat, open_stderr
 from threadbridge.process.signals import hold_signals, on_signal, warn_of_replaced_handlers
 from threadbridge.process.standard_error import say
@@ -89,8 +90,12 @@ class Service:
         settings: Settings,
         inheritance: Inheritance | None = None,
         on_start: Callable[[], object] | None = None,
+        name: str = "",
     ) -> None:
-        """Raises ``ValueError``."""
+        """Raises ``ValueError``.
+
+        :param name: the application's import path, if the command line gives one.
+        """
         check_tornado()
         self._settings = settings
         self._on_start = on_start
@@ -109,6 +114,11 @@ class Service:
             from threadbridge.admin.server import AdminServer
 
             self._admin = AdminServer(self.bridge, settings, inheritance)
+        costs = self.bridge.shared.costs
+        self._costs: CostKeeper | None = None
+        if costs is not None:
+            # Not the inherited directory, which this supervisor may have created, and the next one would not find.
+            self._costs = CostKeeper(costs, self.bridge.shared.routes, settings["run_directory"], name)
         self._sockets: list[socket.socket] = []
         self._remove_socket_file: Callable[[], None] = lambda: None
         self._stop_by = 0.0
@@ -129,6 +139,8 @@ class Service:
         logs.restore_logging()
         logs.demote_errors_of_cancelled_requests()
         sys.setswitchinterval(self._settings["switch_interval"])
+        if self._costs is not None:
+            self._costs.load()
         # What is loaded stays; examining it all at each collection would take longer than many requests.
         gc.collect()
         gc.freeze()
@@ -138,6 +150,8 @@ class Service:
             has_ended = runner.run(self._live())
         # The loop no longer handles them, and the process may still wait for the application's own threads.
         hold_signals()
+        if self._costs is not None:
+            self._costs.save_last()
         if not has_ended:
             # The interpreter would wait for the remaining threads, however long their queries take.
             end_process()
@@ -189,9 +203,10 @@ class Service:
         if self._settings["affinity"] == "auto":
             keep_together()
         if bridge.guard is not None:
-            # Not the inherited directory, which this supervisor may have created, and the next one would not find.
+            # As for the costs, not the inherited directory.
             bridge.guard.connections.begin(self._settings["run_directory"])
         feeding = asyncio.create_task(feed_watchdog())
+        keeping = asyncio.create_task(self._costs.keep(stop)) if self._costs is not None else None
         heartbeat = self._start_heartbeat()
         try:
             if self._on_start is not None:
@@ -218,6 +233,8 @@ class Service:
         await asyncio.wait((drained, stopped_now), timeout=grace, return_when=asyncio.FIRST_COMPLETED)
         stopped_now.cancel()
         feeding.cancel()
+        if keeping is not None:
+            keeping.cancel()
         heartbeat.stop()
         if drained.done():
             drained.result()

@@ -315,7 +315,8 @@ class Settings(BridgeSettings, total=False):
         "A directory shared by the processes of this host; it is created if it is missing. Each process has a socket "
         "there, by which the operators' pages of other processes find it; by default only the processes of one "
         "supervisor find each other. Each process also keeps a list of its connections there, to end the queries of "
-        "killed processes; by default in /tmp/threadbridge-UID. Only the user of the process can open these files.",
+        "killed processes, and saves what it has learned of requests' costs; by default in /tmp/threadbridge-UID. Only "
+        "the user of the process can open these files.",
     ]
 
 
