@@ -103,7 +103,7 @@ def test_an_unknown_server_is_refused_with_the_names_of_those_there_are() -> Non
 
 
 def test_the_simulation_prints_the_figures_of_each_rule() -> None:
-    finished = run("simulation", "measured", "--rule=turns", "--rule=learned,PATIENCE=30", "--seeds=1", "--seconds=30")
+    finished = run("simulation", "measured", "--rule=turns", "--rule=learned,PATIENCE=30", "--seeds=1", "--seconds=90")
     assert finished.returncode == 0, finished.stderr
     rows = [line.split() for line in finished.stdout.splitlines()[1:]]
     assert [row[:2] for row in rows] == [["measured", "turns"], ["measured", "learned,PATIENCE=30"]]
