@@ -100,3 +100,19 @@ def test_an_unknown_server_is_refused_with_the_names_of_those_there_are() -> Non
     finished = run("compare", "--peers=apache")
     assert finished.returncode == 2
     assert "there is no 'apache'; there are wsgicontainer, executor" in finished.stderr
+
+
+def test_the_simulation_prints_the_figures_of_each_rule() -> None:
+    finished = run("simulation", "measured", "--rule=turns", "--rule=learned,PATIENCE=30", "--seeds=1", "--seconds=90")
+    assert finished.returncode == 0, finished.stderr
+    rows = [line.split() for line in finished.stdout.splitlines()[1:]]
+    assert [row[:2] for row in rows] == [["measured", "turns"], ["measured", "learned,PATIENCE=30"]]
+    # Short ones' waits, 99 %.
+    assert float(rows[0][3]) > 1000 > float(rows[1][3])
+
+
+def test_the_simulation_refuses_what_it_does_not_know() -> None:
+    for option in ("unknown", "--rule=unknown", "--rule=learned,UNHEARD_OF=1"):
+        finished = run("simulation", option)
+        assert finished.returncode == 2
+        assert "there is no" in finished.stderr or "has a number" in finished.stderr

@@ -366,8 +366,13 @@ class Schedule:
         # In its level, each client has one turn before each of its own.
         turns = min(len(queue), own * queue.clients)
         ahead = self._work[estimate.level] * turns / max(1, len(queue))
+        # Each client's requests of lower levels are due before this one for about as long as this one takes.
+        most = min(estimate.seconds, PATIENCE / TIMES_ITS_COST)
         for level in range(estimate.level):
-            ahead += self._work[level]
+            others = self._levels[level]
+            if len(others):
+                each = max(most, self._work[level] / len(others))
+                ahead += min(self._work[level], each * others.clients)
         threads = self.width if estimate.level < self.limit else self.width - self.kept(now)
         return ahead / max(1, threads)
 
