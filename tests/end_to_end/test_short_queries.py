@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 
@@ -64,7 +64,7 @@ def record(frontend: Frontend, process_list: ProcessList, *, busy: int) -> Recor
     strangers = {query.query_id for query in process_list.sleeping()}
     with ThreadPoolExecutor(CONNECTIONS + SHORT_ONES) as clients:
         long = [clients.submit(get, frontend.url + LONG) for _ in range(CONNECTIONS)]
-        short = []
+        short: list[Future[int]] = []
         while not all(client.done() for client in (*long, *short)):
             # In this order: an answer that is counted here has arrived before the list is read.
             short_answered = sum(client.done() for client in short)
