@@ -99,8 +99,7 @@ class Model:
     running: dict[Job, Run] = field(default_factory=dict)
     # How often a client was served while another waited for its turn: at most once, by the rules.
     served: dict[tuple[int, str, str], int] = field(default_factory=dict)
-
-    # By level, the client served last, if nobody has looked there since: others that come before somebody does go first.
+    # By level, the client served last, if nobody has looked there since: others that come meanwhile go first.
     last: dict[int, str] = field(default_factory=dict)
     numbers: int = 0
 
