@@ -154,6 +154,8 @@ class Cell:
         self.decisive = ""
         # The errors of the mean where it was far off.
         self.missed = 0.0
+        # Whether its route is not known any more; then it learns no parameters, which nobody would forget again.
+        self.is_forgotten = False
 
     def learn(self, x: float, database: float) -> None:
         """Take in a cost, given as its logarithm, and the seconds of it in the database."""
@@ -286,6 +288,9 @@ class Costs:
         cell = route
         if cell.n < 1:
             self.first.learn(x, database)
+        if cell.is_forgotten:
+            cell.learn(x, database)
+            return
         parameters: dict[str, str] | None = None
         for _ in range(DEPTH):
             mean, average = (cell.mean, cell.seconds) if cell.n >= 1 else (x, seconds)
@@ -379,6 +384,8 @@ class Costs:
         with self.lock:
             self.cells -= route.size()
             route.parameters = None
+            route.decisive = ""
+            route.is_forgotten = True
 
 
 _NOTHING = Cell()
