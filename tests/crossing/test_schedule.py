@@ -171,7 +171,9 @@ class Machine(RuleBasedStateMachine):
         assert 0 <= self.schedule.kept(self.now) <= self.width // 2
         assert SHORT <= self.schedule.limit < UNKNOWN
         if not self.model.waiting:
-            assert self.schedule.expected_wait(Job(self.routes[0], "a"), self.now) == pytest.approx(0, abs=1e-6)
+            unknown = Job(None, "a")
+            unknown.estimate.level = UNKNOWN
+            assert self.schedule.expected_wait(unknown, self.now) == pytest.approx(0, abs=1e-6)
 
     def teardown(self) -> None:
         """All that wait run if those that run end: nothing is lost."""
@@ -248,6 +250,14 @@ def test_what_comes_after_a_job_is_due_does_not_overtake_it(cost: float, due_aft
     before = arrive(0.001, "a", due_after - 0.01)
     after = arrive(0.001, "b", due_after + 0.01)
     assert [schedule.take(due_after + 1) for _ in range(3)] == [before, job, after]
+
+
+def test_a_turn_is_due_after_a_hundred_seconds_however_many_of_the_client_ran_before() -> None:
+    _, schedule, arrive = schedule_of(8)
+    jobs = [arrive(50.0, "many", 0.0) for _ in range(5)]
+    assert [start_next(schedule, 0.0) for _ in range(4)] == jobs[:4]
+    arrive(0.001, "late", 101.0)
+    assert start_next(schedule, 101.0) is jobs[4]
 
 
 def test_a_client_that_cancels_its_first_job_again_and_again_delays_others_by_one_turn() -> None:
@@ -343,6 +353,10 @@ def test_one_unknown_job_at_a_time_tries_on_a_kept_thread() -> None:
     assert not schedule.ready(0.01)
     schedule.end(first, 0.02)
     assert start_next(schedule, 0.02) is second
+    third = put(schedule, costs, Job(Cell(), "d"), 0.03)
+    assert not schedule.ready(0.04)
+    # By then, the second one is long, and none tries.
+    assert start_next(schedule, 0.09) is third
 
 
 def test_a_job_that_runs_for_too_long_counts_as_long() -> None:

@@ -38,7 +38,12 @@ class Site:
 
     def cells(self) -> int:
         """The true number of cells."""
-        return sum(cells_below(route.cost) for route in self.routes._routes.values())
+        return cells_of(self.routes)
+
+
+def cells_of(routes: Routes) -> int:
+    """The true number of cells."""
+    return sum(cells_below(route.cost) for route in routes._routes.values())
 
 
 def cells_below(cell: Cell) -> int:
