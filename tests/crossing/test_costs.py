@@ -17,6 +17,7 @@ from threadbridge.crossing.costs import (
     CLIENT,
     DAYS,
     MAX_CELLS,
+    MAX_CLIENT,
     MAX_PAIRS,
     MAX_PARAMETERS,
     MAX_VALUE,
@@ -307,6 +308,12 @@ def test_parameters_are_found() -> None:
         "e": "1",
         "e#": "1",
     }
+
+
+def test_a_request_does_not_choose_its_client() -> None:
+    assert parameters_of("/r?(client)=192.0.2.9", "(client)=192.0.2.9", HERE) == {CLIENT: HERE}
+    # What `client_key` makes of a header may be long.
+    assert parameters_of("/r", "", "x" * 10_000) == {CLIENT: "x" * MAX_CLIENT}
 
 
 def test_only_the_beginning_of_a_long_query_is_looked_at() -> None:

@@ -46,6 +46,8 @@ MAX_CELLS = 20_000
 MAX_TEXT = 2000
 MAX_PAIRS = 32
 MAX_VALUE = 24
+# Characters of a client's name, which may be what `client_key` makes of a header.
+MAX_CLIENT = 64
 
 # The name of the parameter that is the client.
 CLIENT = "(client)"
@@ -62,7 +64,7 @@ def parameters_of(target: str, form: str, client: str) -> dict[str, str]:
     there once more, as ``NAME#``, with its magnitude to the power of two; ``(days)`` is the magnitude of the time
     between the first two dates. ``/1``, ``/2``, … are the numbers in the path, and ``(client)`` is the client.
     """
-    found: dict[str, str] = {CLIENT: client}
+    found: dict[str, str] = {CLIENT: ""}
     path, _, query = target.partition("?")
     first_day = -1
     for text in (query, form):
@@ -88,6 +90,8 @@ def parameters_of(target: str, form: str, client: str) -> dict[str, str]:
                         found[DAYS] = str(abs(day - first_day).bit_length())
     for number, digits in enumerate(_NUMBERS(path[:MAX_TEXT])[:MAX_PARAMETERS], 1):
         found[f"/{number}"] = digits[:MAX_VALUE]
+    # Last: a request may have a parameter of this name.
+    found[CLIENT] = client[:MAX_CLIENT]
     return found
 
 
