@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Iterator
 from datetime import date, timedelta
 from functools import partial
-from itertools import count
+from itertools import count, product
 
 import pytest
 from hypothesis import given, settings
@@ -242,6 +242,20 @@ def test_no_more_than_so_many_cells_are_kept_and_what_is_known_stays_known() -> 
     assert is_long(site.run("/r?report=b", LONG))
 
 
+def test_new_routes_are_learned_however_much_is_known_of_others() -> None:
+    site = Site()
+    for number, name in product(range(40), _names()):
+        pairs = "&".join(f"p{parameter}={number}" for parameter in range(12))
+        site.run(f"/{name}?{pairs}", (SHORT, LONG)[number % 2], client=f"10.0.0.{number}")
+    assert site.costs.cells == MAX_CELLS
+    for _ in range(6):
+        site.run("/r?report=a", SHORT)
+        site.run("/r?report=b", LONG)
+    assert is_short(site.run("/r?report=a", SHORT))
+    assert is_long(site.run("/r?report=b", LONG))
+    assert site.costs.cells == site.cells() <= MAX_CELLS
+
+
 def test_a_thousand_values_drive_out_only_one_another() -> None:
     site = Site()
     for _ in range(6):
@@ -311,7 +325,7 @@ def test_parameters_are_found() -> None:
 
 
 def test_a_request_does_not_choose_its_client() -> None:
-    assert parameters_of("/r?(client)=192.0.2.9", "(client)=192.0.2.9", HERE) == {CLIENT: HERE}
+    assert parameters_of("/r?(client)=192.0.2.9", "(client)=192.0.2.9", HERE)[CLIENT] == HERE
     # What `client_key` makes of a header may be long.
     assert parameters_of("/r", "", "x" * 10_000) == {CLIENT: "x" * MAX_CLIENT}
 
