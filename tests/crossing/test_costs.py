@@ -256,6 +256,19 @@ def test_new_routes_are_learned_however_much_is_known_of_others() -> None:
     assert site.costs.cells == site.cells() <= MAX_CELLS
 
 
+def test_parameters_that_a_client_made_up_make_room_for_those_in_use() -> None:
+    site = Site()
+    for number in range(3):
+        pairs = "&".join(f"p{parameter}-{number}=v" for parameter in range(MAX_PARAMETERS))
+        site.run(f"/r?{pairs}", SHORT)
+    for _ in range(20):
+        site.run("/r?report=a", SHORT)
+        site.run("/r?report=b", LONG)
+    assert is_short(site.estimate("/r?report=a"))
+    assert is_long(site.estimate("/r?report=b"))
+    assert site.costs.cells == site.cells()
+
+
 def test_a_thousand_values_drive_out_only_one_another() -> None:
     site = Site()
     for _ in range(6):
@@ -335,6 +348,9 @@ def test_only_the_beginning_of_a_long_query_is_looked_at() -> None:
     assert set(found) == {CLIENT, *(f"p{number}" for number in range(MAX_PAIRS))}
     found = parameters_of("/r?a=" + "x" * 10_000 + "&b=1", "", HERE)
     assert found == {CLIENT: HERE, "a": "x" * MAX_VALUE}
+    found = parameters_of(f"/r?{'n' * 1000}={'9' * 900}", "", HERE)
+    name = "n" * MAX_VALUE
+    assert found == {CLIENT: HERE, name: "9" * MAX_VALUE, name + "#": "64"}
 
 
 def test_all_cells_below_one_another_are_counted() -> None:

@@ -217,6 +217,8 @@ class Parameter:
         # The errors by which its values were closer to costs than the average of all, and farther away.
         self.saved = 0.0
         self.lost = 0.0
+        # How many requests in a row were without it.
+        self.absent = 0
 
     def score(self) -> float:
         """Return how much better than the average of all its values tell costs."""
@@ -320,12 +322,24 @@ class Costs:
     def _add_parameters(self, cell: Cell, known: dict[str, Parameter], parameters: dict[str, str]) -> None:
         is_first = not known
         for name in parameters:
-            if name not in known and len(known) < MAX_PARAMETERS:
+            if name in known:
+                known[name].absent = 0
+            elif len(known) < MAX_PARAMETERS or self._drop_parameter(cell, known):
                 parameter = known[name] = Parameter()
                 if not is_first and self.cells < MAX_CELLS:
                     # All requests so far were without it.
                     parameter.cells[""] = cell.copy()
                     self.cells += 1
+
+    def _drop_parameter(self, cell: Cell, known: dict[str, Parameter]) -> bool:
+        """Make room for another parameter; return whether one was out of use."""
+        for name, parameter in known.items():
+            if parameter.absent > MEMORY and name != cell.decisive:
+                for below in parameter.cells.values():
+                    self.cells -= 1 + below.size()
+                del known[name]
+                return True
+        return False
 
     def _learn_by_parameters(
         self,
@@ -342,6 +356,7 @@ class Costs:
         following: Cell | None = None
         for name, parameter in known.items():
             value = parameters.get(name, "")
+            parameter.absent += not value
             below = parameter.cells.get(value)
             if below is None:
                 told, enough = parameter.new, 3.0
