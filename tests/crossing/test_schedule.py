@@ -318,6 +318,16 @@ def test_long_ones_leave_threads_free_as_long_as_short_ones_come() -> None:
     assert start_next(schedule, 401.0) is not None
 
 
+def test_a_short_one_that_only_comes_keeps_a_thread_free() -> None:
+    _, schedule, arrive = schedule_of(2)
+    arrive(30.0, "a", 0.0)
+    assert start_next(schedule, 0.0) is not None
+    schedule.remove(arrive(0.001, "b", 200.0))
+    arrive(30.0, "a", 200.0)
+    assert not schedule.ready(499.0)
+    assert schedule.ready(501.0)
+
+
 def test_half_of_the_threads_are_kept_at_most() -> None:
     _, schedule, arrive = schedule_of(8)
     for _ in range(3):

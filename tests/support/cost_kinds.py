@@ -9,7 +9,7 @@ from types import FrameType, ModuleType
 from typing import Any
 
 from tests.support.processes import ROOT
-from threadbridge.crossing.costs import Cell, Costs, Estimate
+from threadbridge.crossing.costs import MAX_PARAMETERS, MAX_VALUES, Cell, Costs, Estimate
 from threadbridge.crossing.routes import Routes
 
 
@@ -47,10 +47,13 @@ def cells_of(routes: Routes) -> int:
 
 
 def cells_below(cell: Cell) -> int:
-    """The number of cells below this one, counted one by one."""
+    """The number of cells below this one, counted one by one; no more at one place than may be."""
     found, unseen = 0, [cell]
     while unseen:
-        for parameter in (unseen.pop().parameters or {}).values():
+        parameters = unseen.pop().parameters or {}
+        assert len(parameters) <= MAX_PARAMETERS
+        for parameter in parameters.values():
+            assert len(parameter.cells) <= MAX_VALUES
             found += len(parameter.cells)
             unseen += parameter.cells.values()
     return found
