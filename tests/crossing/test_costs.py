@@ -281,6 +281,12 @@ def test_a_thousand_values_drive_out_only_one_another() -> None:
         assert site.costs.cells < 1000
     assert is_short(site.estimate("/r?report=a"))
     assert is_long(site.estimate("/r?report=b"))
+    # So does one that came later and is in use.
+    for _ in range(4):
+        site.run("/r?report=c", SHORT)
+    for number in range(10):
+        site.run(f"/r?report=made-up-again-{number}", LONG)
+    assert is_short(site.estimate("/r?report=c"))
     # One that was never seen is like those that were as new.
     assert is_long(site.estimate("/r?report=made-up-again"))
 
