@@ -18,6 +18,7 @@ from dbutils.pooled_db import PooledDB
 
 from tests.support.inprocess import BridgeThread, wait_until
 from threadbridge import Lane
+from threadbridge.crossing.costs import Costs
 from threadbridge.crossing.routes import MAX_ROUTES, Routes
 from threadbridge.loop.lane_choice import QUICK_THREADS
 
@@ -213,7 +214,7 @@ def take_all_connections(pages: Pages) -> Callable[[], None]:
 
 
 def test_a_bounded_number_of_routes_is_known() -> None:
-    routes = Routes()
+    routes = Routes(Costs())
     frequent = routes.find("GET", "/frequent")
     for number in range(3 * MAX_ROUTES):
         routes.find("GET", "/" + "x" * (number % 100) + "y" * (number // 100))
@@ -224,7 +225,7 @@ def test_a_bounded_number_of_routes_is_known() -> None:
 
 
 def test_routes_are_told_apart_by_method_and_shape() -> None:
-    routes = Routes()
+    routes = Routes(Costs())
     first = routes.find("GET", "/users/17/posts/3")
     assert routes.find("GET", "/users/4/posts/12345") is first
     others = [("HEAD", "/users/17/posts/3"), ("GET", "/users/17/posts"), ("GET", "/users/me/posts/3"), ("GET", "/")]
@@ -232,7 +233,7 @@ def test_routes_are_told_apart_by_method_and_shape() -> None:
 
 
 def test_a_probe_is_taken_once_and_again_when_it_is_given_up() -> None:
-    routes = Routes()
+    routes = Routes(Costs())
     route = routes.find("GET", "/")
     assert [routes.begin_probe(route), routes.begin_probe(route)] == [True, False]
     routes.never_ran(route, was_probe=True)
@@ -243,7 +244,7 @@ def test_a_probe_is_taken_once_and_again_when_it_is_given_up() -> None:
 
 def test_whatever_many_threads_report_one_that_asked_decides() -> None:
     for _ in range(200):
-        routes = Routes()
+        routes = Routes(Costs())
         route = routes.find("GET", "/")
         assert routes.begin_probe(route)
         together = threading.Barrier(4)
