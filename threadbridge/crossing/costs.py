@@ -49,6 +49,8 @@ MAX_CELLS = 20_000
 MAX_TEXT = 2000
 MAX_PAIRS = 32
 MAX_VALUE = 24
+# Characters of a client's name, which may be what `client_key` makes of a header.
+MAX_CLIENT = 64
 
 # The name of the parameter that is the client.
 CLIENT = "(client)"
@@ -68,7 +70,7 @@ def parameters_of(target: str, form: str, client: str) -> dict[str, str]:
     there once more, as ``NAME#``, with its magnitude to the power of two; ``(days)`` is the magnitude of the time
     between the first two dates. ``/1``, ``/2``, … are the numbers in the path, and ``(client)`` is the client.
     """
-    found: dict[str, str] = {CLIENT: client}
+    found: dict[str, str] = {CLIENT: ""}
     path, _, query = target.partition("?")
     first_day = -1
     for text in (query, form):
@@ -97,6 +99,8 @@ def parameters_of(target: str, form: str, client: str) -> dict[str, str]:
                     found[name + "#"] = MAGNITUDES[min(int(whole).bit_length(), 64)]
     for number, digits in enumerate(_NUMBERS(path[:MAX_TEXT])[:MAX_PARAMETERS], 1):
         found[f"/{number}"] = digits[:MAX_VALUE]
+    # Last: a request may have a parameter of this name.
+    found[CLIENT] = client[:MAX_CLIENT]
     return found
 
 
@@ -193,6 +197,8 @@ class Cell:
         self.cautious = 0.0
         # Of a route's cell: when a request was last learned from, by `time.time`.
         self.last = 0.0
+        # Whether its route is not known any more; then it learns no parameters, which nobody would forget again.
+        self.is_forgotten = False
 
     def learn(self, x: float, database: float) -> None:
         """Take in a cost, given as its logarithm, and the seconds of it in the database."""
@@ -256,6 +262,8 @@ class Parameter:
         # The errors by which its values were closer to costs than the average of all, and farther away.
         self.saved = 0.0
         self.lost = 0.0
+        # How many requests in a row were without it.
+        self.absent = 0
 
     def score(self) -> float:
         """Return how much better than the average of all its values tell costs."""
@@ -329,6 +337,9 @@ class Costs:
         cell = route
         if cell.n < 1:
             self.first.learn(x, database)
+        if cell.is_forgotten:
+            cell.learn(x, database)
+            return
         parameters: dict[str, str] | None = None
         for _ in range(DEPTH):
             mean, average = (cell.mean, cell.seconds) if cell.n >= 1 else (x, seconds)
@@ -354,12 +365,24 @@ class Costs:
     def _add_parameters(self, cell: Cell, known: dict[str, Parameter], parameters: dict[str, str]) -> None:
         is_first = not known
         for name in parameters:
-            if name not in known and len(known) < MAX_PARAMETERS:
+            if name in known:
+                known[name].absent = 0
+            elif len(known) < MAX_PARAMETERS or self._drop_parameter(cell, known):
                 parameter = known[name] = Parameter()
                 if not is_first and self.cells < MAX_CELLS:
                     # All requests so far were without it.
                     parameter.cells[""] = cell.copy()
                     self.cells += 1
+
+    def _drop_parameter(self, cell: Cell, known: dict[str, Parameter]) -> bool:
+        """Make room for another parameter; return whether one was out of use."""
+        for name, parameter in known.items():
+            if parameter.absent > MEMORY and name != cell.decisive:
+                for below in parameter.cells.values():
+                    self.cells -= 1 + below.size()
+                del known[name]
+                return True
+        return False
 
     def _learn_by_parameters(
         self,
@@ -376,6 +399,7 @@ class Costs:
         following: Cell | None = None
         for name, parameter in known.items():
             value = parameters.get(name, "")
+            parameter.absent += not value
             below = parameter.cells.get(value)
             if below is None:
                 told, enough = parameter.new, 3.0
@@ -422,6 +446,8 @@ class Costs:
         with self.lock:
             self.cells -= route.size()
             route.parameters = None
+            route.decisive = ""
+            route.is_forgotten = True
 
 
 _NOTHING = Cell()

@@ -6,9 +6,10 @@ import re
 import threading
 from collections import OrderedDict
 
-from threadbridge.crossing.costs import Cell, Costs
+from threadbridge.crossing.costs import MAX_CELLS, Cell, Costs
 
-# More than any application has. Clients can make up paths: beyond this, the routes used longest ago are forgotten.
+# More than any application has. Clients can make up paths: beyond this, or when too much is known of their costs, the
+# routes used longest ago are forgotten.
 MAX_ROUTES = 1000
 # Routes whose paths differ only after this many characters are one, which bounds the memory they take.
 MAX_SHAPE = 200
@@ -43,7 +44,8 @@ class Routes:
         with self._lock:
             route = self._routes.get(key)
             if route is None:
-                if len(self._routes) >= MAX_ROUTES:
+                # With the routes, their costs are forgotten: there must be room for those of others.
+                if len(self._routes) >= MAX_ROUTES or (self._routes and self._costs.cells >= MAX_CELLS):
                     self._costs.forget(self._routes.popitem(last=False)[1].cost)
                 route = self._routes[key] = Route()
                 # The next to go until it is seen again: paths that clients make up drive out only one another.

@@ -165,7 +165,8 @@ class Schedule:
             return False
         following = queue.first_of(job.client)
         if is_first and following is not None:
-            following.estimate.due = max(following.estimate.due, estimate.due)
+            # It takes the turn as it is: a later one would delay the clients behind it.
+            following.estimate.due = estimate.due
         self._work[estimate.level] = max(0.0, self._work[estimate.level] - estimate.average)
         self._waiting -= 1
         return True
