@@ -43,8 +43,8 @@ MAX_PARAMETERS = 12
 MAX_VALUES = 256
 MAX_CANDIDATES = 32
 FEW_VALUES = 5
-# The values known of all routes together: with some 500 bytes each, 10 MB.
-MAX_CELLS = 20_000
+# The values known of all routes together, which take 8 MB at most.
+MAX_CELLS = 6000
 # What is looked at of a query string or form: characters, pairs, and characters of a name or value.
 MAX_TEXT = 2000
 MAX_PAIRS = 32
@@ -343,7 +343,8 @@ class Costs:
         parameters: dict[str, str] | None = None
         for _ in range(DEPTH):
             mean, average = (cell.mean, cell.seconds) if cell.n >= 1 else (x, seconds)
-            if abs(x - mean) < NOTABLE and cell.usual < CHEAP and not cell.decisive and cell.cautious < TRUSTED:
+            is_small = seconds < CHEAP if cell.n < 1 else cell.usual < CHEAP and cell.cautious < TRUSTED
+            if is_small and abs(x - mean) < NOTABLE and not cell.decisive:
                 # Most routes: costs are small, and much the same.
                 cell.learn(x, database)
                 return

@@ -243,6 +243,11 @@ class Lane:
             self._schedule.drop(job)
             self._start_thread(time.monotonic())
 
+    def expect_short(self) -> None:
+        """Keep threads for short requests from the start: such came before the process began. Loop side."""
+        with self._lock:
+            self._schedule.expect_short(time.monotonic())
+
     def adopt(self, job: Job) -> None:
         """Count a job that another lane runs as one of this lane, until `release`. Loop side."""
         with self._lock:

@@ -141,6 +141,9 @@ class Service:
         sys.setswitchinterval(self._settings["switch_interval"])
         if self._costs is not None:
             self._costs.load()
+            if len(self.bridge.shared.routes):
+                for lane in self.bridge.lanes:
+                    lane.expect_short()
         # What is loaded stays; examining it all at each collection would take longer than many requests.
         gc.collect()
         gc.freeze()
