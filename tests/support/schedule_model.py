@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from threadbridge.crossing.costs import Cell, Costs, Estimate
@@ -52,6 +53,20 @@ def start_next(schedule: Schedule, now: float) -> Job | None:
         schedule.start(job, now)
     assert job is None or isinstance(job, Job)
     return job
+
+
+def schedule_of(width: int) -> tuple[Costs, Schedule, Callable[[float, str, float], Job]]:
+    """A schedule, and a function that puts a job of this cost, client and time."""
+    costs = Costs()
+    schedule = Schedule(width, costs, 0.0)
+    routes: dict[float, Cell] = {}
+
+    def arrive(seconds: float, client: str, now: float) -> Job:
+        if seconds not in routes:
+            routes[seconds] = route_that_costs(seconds)
+        return put(schedule, costs, Job(routes[seconds], client), now)
+
+    return costs, schedule, arrive
 
 
 def level_of(seconds: float) -> int:
