@@ -52,6 +52,11 @@ class Routes:
                 self._routes.move_to_end(key)
             return route
 
+    def all(self) -> list[tuple[str, str, Route]]:
+        """Return each known route with its method and the shape of its path. Loop side."""
+        with self._lock:
+            return [(method, path, route) for (method, path), route in self._routes.items()]
+
     def begin_probe(self, route: Route) -> bool:
         """Return whether this request may be the probe of a new route; only one at a time may. Loop side."""
         with self._lock:

@@ -129,6 +129,11 @@ class Schedule:
             estimate.level = level_of(estimate.cautious) if estimate.is_known else UNKNOWN
         estimate.cost_class = self._class_of(estimate.level)
 
+    @property
+    def short_below(self) -> float:
+        """The seconds below which a job is short at present; 0.0 if all jobs have the same cost."""
+        return 0.0 if self._costs is None else BOUNDS[self.limit - 1]
+
     def _class_of(self, level: int) -> str:
         return "short" if level < self.limit else "unknown" if level == UNKNOWN else "long"
 
@@ -350,9 +355,27 @@ class Schedule:
         """Return how many seconds the job would wait at least, if it came now, as far as costs are known."""
         estimate = job.estimate
         queue = self._levels[estimate.level]
-        own = queue.count_of(job.client) + 1
         # In its level, each client has one turn before each of its own.
-        turns = min(len(queue), own * queue.clients)
+        return self._wait_after((queue.count_of(job.client) + 1) * queue.clients, estimate, now)
+
+    def expected_start(self, job: Job, now: float) -> float:
+        """Return in how many seconds a job that waits is likely to run, as far as costs are known."""
+        estimate = job.estimate
+        is_short = estimate.level < self.limit
+        rivals, free_in = 0, math.inf
+        for each, running in self._running.items():
+            if is_short or running.level >= self.limit:
+                rivals += 1
+                ran = now - running.started
+                average = each.estimate.average
+                free_in = min(free_in, average - ran if ran < average else ran)
+        wait = self._wait_after(self._levels[estimate.level].ahead_of(job.client, job), estimate, now)
+        return wait + free_in if rivals >= (self.width if is_short else self.width - self.kept(now)) else wait
+
+    def _wait_after(self, turns: int, estimate: Estimate, now: float) -> float:
+        """Return how many seconds so many jobs of its level, and those of shorter levels, take the threads."""
+        queue = self._levels[estimate.level]
+        turns = min(len(queue), turns)
         ahead = self._work[estimate.level] * turns / max(1, len(queue))
         for level in range(estimate.level):
             ahead += self._work[level]

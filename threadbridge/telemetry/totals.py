@@ -11,6 +11,8 @@ from threadbridge.telemetry.record import Record
 # Upper bounds in seconds, up to the longest a request may take by default. A list: mypyc copies tuples at each use.
 BOUNDS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 180.0]
 CLASSES = tuple(f"{first}xx" for first in range(10))
+# See `threadbridge.crossing.schedule`.
+COST_CLASSES = ("short", "long", "unknown")
 
 # Usual outcomes are counted from 0, so that a monitor sees their first increment.
 USUAL = (
@@ -42,6 +44,10 @@ class LaneTotals:
         self.run = Distribution()
         self.database = Distribution()
         self.statements = 0
+        # Of requests scheduled by cost, by class; how many were expected to be long and were short.
+        self.wait_by_class = {name: Distribution() for name in COST_CLASSES}
+        self.run_by_class = {name: Distribution() for name in COST_CLASSES}
+        self.overestimated = 0
 
 
 class Totals:
@@ -64,6 +70,12 @@ class Totals:
                 lane.wait.add(record.wait)
                 if record.has_run:
                     lane.run.add(record.run)
+                cost_class = record.cost_class
+                if cost_class:
+                    lane.wait_by_class[cost_class].add(record.wait)
+                    if record.has_run:
+                        lane.run_by_class[cost_class].add(record.run)
+                        lane.overestimated += record.overestimated
                 if record.statements:
                     lane.database.add(record.database)
                     lane.statements += record.statements
