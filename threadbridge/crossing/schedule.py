@@ -237,9 +237,7 @@ class Schedule:
         if self._costs is None or (estimate.route is None and not estimate.pinned):
             self._running[job] = Running(0, now, math.inf)
             return
-        judged_at = now + JUDGED_AFTER
-        if estimate.level != UNKNOWN:
-            judged_at = now + max(JUDGED_AFTER, OUTGROWN * estimate.cautious)
+        judged_at = now + outgrown_after(estimate)
         self._running[job] = Running(estimate.level, now, judged_at)
         self._next_judgement = min(self._next_judgement, judged_at)
 
@@ -269,6 +267,11 @@ class Schedule:
             return
         ran = now - running.started
         estimate = job.estimate
+        if now >= running.judged_at and not estimate.outgrown:
+            # Nothing has waited meanwhile, so that nobody has judged it.
+            running.level = max(running.level, level_of(ran))
+            estimate.outgrown = True
+            self.outgrown += 1
         began = level_of(ran) if estimate.level == UNKNOWN else min(estimate.level, UNKNOWN - 1)
         self._average(now)
         self._ended[began] += 1
@@ -381,6 +384,11 @@ class Schedule:
             ahead += self._work[level]
         threads = self.width if estimate.level < self.limit else self.width - self.kept(now)
         return ahead / max(1, threads)
+
+
+def outgrown_after(estimate: Estimate) -> float:
+    """Return the seconds after which a job that runs has outgrown its estimate."""
+    return JUDGED_AFTER if estimate.level == UNKNOWN else max(JUDGED_AFTER, OUTGROWN * estimate.cautious)
 
 
 def _patience(estimate: Estimate) -> float:
