@@ -68,8 +68,9 @@ class SlowRequest:
 def _prediction(record: Record) -> str:
     if not record.cost_class:
         return ""
-    outgrown = ", which it has outgrown" if record.outgrown else ""
-    return f", class {record.cost_class}, expected to run {1000 * record.expected:.1f} ms{outgrown}"
+    # What an unknown one is expected to take says nothing.
+    expected = "" if record.cost_class == "unknown" else f", expected to run {1000 * record.expected:.1f} ms"
+    return f", class {record.cost_class}{expected}{', outgrown' if record.outgrown else ''}"
 
 
 def write(shows_values: bool, records: Sequence[Record]) -> None:
