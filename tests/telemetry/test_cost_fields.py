@@ -1,4 +1,4 @@
-"""What logs and metrics say of scheduling by cost: the class, the prediction, and both ways in which it may be wrong."""
+"""What logs and metrics say of scheduling by cost: the class, the prediction, and the two ways to be wrong."""
 
 from __future__ import annotations
 

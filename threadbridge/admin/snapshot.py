@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from threadbridge.crossing.exchange import Exchange
+from threadbridge.crossing.schedule import outgrown_after
 from threadbridge.crossing.states import State
 from threadbridge.loop.bridge import Bridge
 from threadbridge.telemetry.history import LONGEST_TARGET, History
@@ -15,6 +16,8 @@ from threadbridge.telemetry.history import LONGEST_TARGET, History
 MOST_ROWS = 200
 # Characters.
 LONGEST_SQL = 2000
+# The attributes of `Lane` that are shown.
+LANE = ("name", "threads", "busy", "queued", "queue", "kept", "short_below")
 # The names of the states on the page.
 SHOWN = {
     State.RECEIVING: "receiving",
@@ -35,10 +38,7 @@ def snapshot(bridge: Bridge, history: History) -> dict[str, Any]:
     bridge.telemetry.flush()
     return {
         "now": wall,
-        "lanes": [
-            {name: getattr(lane, name) for name in ("name", "threads", "busy", "queued", "queue")}
-            for lane in bridge.lanes
-        ],
+        "lanes": [{name: getattr(lane, name) for name in LANE} for lane in bridge.lanes],
         "counts": counts,
         "requests": [_row(exchange, now, wall) for exchange in oldest],
         "finished": history.finished(),
@@ -49,6 +49,21 @@ def snapshot(bridge: Bridge, history: History) -> dict[str, Any]:
 def _since(exchange: Exchange) -> float:
     """When its present state began: running, waiting or receiving."""
     return exchange.run_at or exchange.queued_at or exchange.started
+
+
+def _prediction(exchange: Exchange, now: float) -> dict[str, Any]:
+    """The class of the request, the seconds that such ones usually take, and those until it is likely to run."""
+    estimate, run_at = exchange.estimate, exchange.run_at
+    if not estimate.cost_class:
+        return {"class": "", "expected": None, "outgrown": False, "starts_in": None}
+    is_waiting = exchange.state is State.QUEUED
+    return {
+        "class": estimate.cost_class,
+        "expected": estimate.seconds if estimate.is_known else None,
+        # The schedule judges it only when others come.
+        "outgrown": estimate.outgrown or (run_at > 0 and now - run_at >= outgrown_after(estimate)),
+        "starts_in": round(exchange.lane.expected_start(exchange), 4) if is_waiting else None,
+    }
 
 
 def _row(exchange: Exchange, now: float, wall: float) -> dict[str, Any]:
@@ -70,6 +85,7 @@ def _row(exchange: Exchange, now: float, wall: float) -> dict[str, Any]:
         "waiting": round(max(0.0, began - exchange.queued_at), 4) if exchange.queued_at else 0,
         "running": round(now - exchange.run_at, 4) if exchange.run_at else 0,
         "time_left": round(exchange.running.deadline - now, 1) if exchange.running.deadline else None,
+        **_prediction(exchange, now),
         "sent": exchange.sent,
         "statements": statements.count,
         "changes": statements.outcome,
