@@ -31,7 +31,7 @@ function made(key, lane) {
     element('div', { class: 'name' }, element('b'), element('small')),
     cells,
     element('div', { class: 'numbers' }, element('span', { class: 'work' }), element('span', { class: 'queue' })),
-    element('div', { class: 'short' }),
+    element('div', { class: 'numbers short' }, element('span', { class: 'bound' }), element('span', { class: 'kept' })),
   );
   item.dataset.key = key;
   return item;
@@ -42,9 +42,12 @@ function update(item, lane, several, isLong) {
   setText(item.querySelector('small'), several ? addressOf(lane.process) : '');
   setText(item.querySelector('.work'), `${number(lane.busy)} of ${number(lane.threads)} busy`);
   setText(item.querySelector('.queue'), lane.queued ? `${number(lane.queued)} waiting` : 'none waiting');
-  const short = item.querySelector('.short');
-  short.hidden = !lane.short_below;
-  if (lane.short_below) setText(short, `short: under ${duration(lane.short_below)} · ${number(lane.kept)} kept free for them`);
+  // Only where requests are scheduled by cost.
+  item.querySelector('.short').hidden = !lane.short_below;
+  if (lane.short_below) {
+    setText(item.querySelector('.bound'), `short: under ${duration(lane.short_below)}`);
+    setText(item.querySelector('.kept'), lane.kept ? `${number(lane.kept)} kept for short ones` : 'none kept');
+  }
   const cells = item.querySelectorAll('.cells i');
   const filled = Math.ceil((Math.min(lane.busy, lane.threads) * cells.length) / lane.threads);
   cells.forEach((cell, index) => cell.classList.toggle('busy', index < filled));
