@@ -113,9 +113,8 @@ class SqlSite(Site):
         self.admin_port = free_port()
         (directory / "page_app.py").write_text(SQL_APPLICATION)
         ports = ("--port={port}", f"--admin_port={self.admin_port}")
-        command = ("-m", "threadbridge", "page_app:app", "--pool=page_app:pool", "--schedule=fair")
-        command = (*command, *ports, *arguments)
-        Frontend.__init__(self, command, env=mariadb, cwd=directory)
+        options = ("--pool=page_app:pool", "--schedule=fair", *ports, *arguments)
+        Frontend.__init__(self, ("-m", "threadbridge", "page_app:app", *options), env=mariadb, cwd=directory)
 
     @property
     def page(self) -> str:

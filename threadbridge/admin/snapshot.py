@@ -35,12 +35,15 @@ def snapshot(bridge: Bridge, history: History) -> dict[str, Any]:
         if exchange.state in SHOWN:
             counts[SHOWN[exchange.state]] += 1
     oldest = heapq.nsmallest(MOST_ROWS, bridge.exchanges.open, key=lambda each: (not each.run_at, _since(each)))
+    starts = {
+        job: seconds for lane in bridge.lanes if lane.short_below for job, seconds in lane.expected_starts().items()
+    }
     bridge.telemetry.flush()
     return {
         "now": wall,
         "lanes": [{name: getattr(lane, name) for name in LANE} for lane in bridge.lanes],
         "counts": counts,
-        "requests": [_row(exchange, now, wall) for exchange in oldest],
+        "requests": [_row(exchange, now, wall, starts.get(exchange)) for exchange in oldest],
         "finished": history.finished(),
         "slots": history.slots(),
     }
@@ -52,21 +55,19 @@ def _since(exchange: Exchange) -> float:
 
 
 def _prediction(exchange: Exchange, now: float) -> dict[str, Any]:
-    """The class of the request, the seconds that such ones usually take, and those until it is likely to run."""
+    """The class of the request, the seconds that such ones usually take, and whether it has run for much longer."""
     estimate, run_at = exchange.estimate, exchange.run_at
     if not estimate.cost_class:
-        return {"class": "", "expected": None, "outgrown": False, "starts_in": None}
-    is_waiting = exchange.state is State.QUEUED
+        return {"class": "", "expected": None, "outgrown": False}
     return {
         "class": estimate.cost_class,
         "expected": estimate.seconds if estimate.is_known else None,
         # The schedule judges it only when others come.
         "outgrown": estimate.outgrown or (run_at > 0 and now - run_at >= outgrown_after(estimate)),
-        "starts_in": round(exchange.lane.expected_start(exchange), 4) if is_waiting else None,
     }
 
 
-def _row(exchange: Exchange, now: float, wall: float) -> dict[str, Any]:
+def _row(exchange: Exchange, now: float, wall: float, starts_in: float | None) -> dict[str, Any]:
     began = exchange.run_at or exchange.answered_at or now
     statements = exchange.running.statements
     # Read once: the worker changes it at the same time.
@@ -86,6 +87,7 @@ def _row(exchange: Exchange, now: float, wall: float) -> dict[str, Any]:
         "running": round(now - exchange.run_at, 4) if exchange.run_at else 0,
         "time_left": round(exchange.running.deadline - now, 1) if exchange.running.deadline else None,
         **_prediction(exchange, now),
+        "starts_in": None if starts_in is None else round(starts_in, 4),
         "sent": exchange.sent,
         "statements": statements.count,
         "changes": statements.outcome,

@@ -10,7 +10,7 @@ Item = TypeVar("Item")
 
 class FairQueue(Generic[Item]):
     """First in, first out for each client, one item of each in turn; every operation but
-    `ahead_of` is O(1). Its owner locks it."""
+    `in_turn` is O(1). Its owner locks it."""
 
     def __init__(self) -> None:
         # The clients with several items, by their number: _by_count[n] has those with n + 2. A client moves by one
@@ -66,23 +66,19 @@ class FairQueue(Generic[Item]):
         items = self._clients.get(client)
         return 0 if items is None else len(items)
 
-    def ahead_of(self, client: str, item: Item) -> int:
-        """Return how many items have their turn before this one; all if it is not there."""
-        own = self._clients.get(client)
-        if own is None or item not in own:
-            return self._length
-        turns = 0
-        for each in own:
-            if each is item:
-                break
-            turns += 1
-        ahead, is_before = turns, 1
-        for other, items in self._clients.items():
-            if other == client:
-                is_before = 0
-            else:
-                ahead += min(len(items), turns + is_before)
-        return ahead
+    def in_turn(self) -> list[Item]:
+        """Return all items in the order of their turns."""
+        if self._clients:
+            self.head()
+        found: list[Item] = []
+        waiting = [list(items) for items in self._clients.values()]
+        turn = 0
+        while waiting:
+            for items in waiting:
+                found.append(items[turn])
+            turn += 1
+            waiting = [items for items in waiting if len(items) > turn]
+        return found
 
     @property
     def clients(self) -> int:

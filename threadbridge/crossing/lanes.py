@@ -120,10 +120,10 @@ class Lane:
         """The seconds below which a request counts as short at present; 0.0 if costs do not matter. Either side."""
         return self._schedule.short_below
 
-    def expected_start(self, job: Job) -> float:
-        """Return in how many seconds a job that waits is likely to run, as far as costs are known. Either side."""
+    def expected_starts(self) -> dict[Job, float]:
+        """Return in how many seconds each job that waits is likely to run, as far as costs are known. Either side."""
         with self._lock:
-            return self._schedule.expected_start(job, time.monotonic())
+            return self._schedule.expected_starts(time.monotonic())
 
     @property
     def outgrown(self) -> int:

@@ -268,7 +268,7 @@ class Schedule:
         ran = now - running.started
         estimate = job.estimate
         if now >= running.judged_at and not estimate.outgrown:
-            # Nothing has waited meanwhile, so that nobody has judged it.
+            # Nothing has waited meanwhile: it has not been judged.
             running.level = max(running.level, level_of(ran))
             estimate.outgrown = True
             self.outgrown += 1
@@ -358,32 +358,37 @@ class Schedule:
         """Return how many seconds the job would wait at least, if it came now, as far as costs are known."""
         estimate = job.estimate
         queue = self._levels[estimate.level]
+        own = queue.count_of(job.client) + 1
         # In its level, each client has one turn before each of its own.
-        return self._wait_after((queue.count_of(job.client) + 1) * queue.clients, estimate, now)
-
-    def expected_start(self, job: Job, now: float) -> float:
-        """Return in how many seconds a job that waits is likely to run, as far as costs are known."""
-        estimate = job.estimate
-        is_short = estimate.level < self.limit
-        rivals, free_in = 0, math.inf
-        for each, running in self._running.items():
-            if is_short or running.level >= self.limit:
-                rivals += 1
-                ran = now - running.started
-                average = each.estimate.average
-                free_in = min(free_in, average - ran if ran < average else ran)
-        wait = self._wait_after(self._levels[estimate.level].ahead_of(job.client, job), estimate, now)
-        return wait + free_in if rivals >= (self.width if is_short else self.width - self.kept(now)) else wait
-
-    def _wait_after(self, turns: int, estimate: Estimate, now: float) -> float:
-        """Return how many seconds so many jobs of its level, and those of shorter levels, take the threads."""
-        queue = self._levels[estimate.level]
-        turns = min(len(queue), turns)
+        turns = min(len(queue), own * queue.clients)
         ahead = self._work[estimate.level] * turns / max(1, len(queue))
         for level in range(estimate.level):
             ahead += self._work[level]
         threads = self.width if estimate.level < self.limit else self.width - self.kept(now)
         return ahead / max(1, threads)
+
+    def expected_starts(self, now: float) -> dict[Job, float]:
+        """Return in how many seconds each job that waits is likely to run, as far as costs are known."""
+        found: dict[Job, float] = {}
+        ahead = 0.0
+        for level, queue in enumerate(self._levels):
+            if len(queue):
+                threads = self.width if level < self.limit else max(1, self.width - self.kept(now))
+                free_in = self._free_in(level, threads, now)
+                share = self._work[level] / len(queue)
+                for turn, job in enumerate(queue.in_turn()):
+                    found[job] = free_in + (ahead + turn * share) / threads
+                ahead += self._work[level]
+        return found
+
+    def _free_in(self, level: int, threads: int, now: float) -> float:
+        """Return in how many seconds one of so many threads is likely to be free for a job of this level."""
+        rivals = [
+            (job.estimate.average, now - running.started)
+            for job, running in self._running.items()
+            if level < self.limit or running.level >= self.limit
+        ]
+        return 0.0 if len(rivals) < threads else min(cost - ran if ran < cost else ran for cost, ran in rivals)
 
 
 def outgrown_after(estimate: Estimate) -> float:

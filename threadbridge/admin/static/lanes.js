@@ -46,7 +46,7 @@ function update(item, lane, several, isLong) {
   item.querySelector('.short').hidden = !lane.short_below;
   if (lane.short_below) {
     setText(item.querySelector('.bound'), `short: under ${duration(lane.short_below)}`);
-    setText(item.querySelector('.kept'), lane.kept ? `${number(lane.kept)} kept for short ones` : 'none kept');
+    setText(item.querySelector('.kept'), lane.kept ? `${number(lane.kept)} kept free` : 'none kept');
   }
   const cells = item.querySelectorAll('.cells i');
   const filled = Math.ceil((Math.min(lane.busy, lane.threads) * cells.length) / lane.threads);
