@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -15,6 +16,8 @@ MOST_ROWS = 100
 LONGEST_TEXT = 200
 # The deviations above the mean below which 95 % of a normal distribution lie.
 P95 = 1.645
+# Parameters whose values are not shown: a form has passwords, which no other page here shows.
+_SECRET = re.compile(r"pass|pwd|secret|token|auth|session|csrf|otp|api.?key|pin$", re.IGNORECASE).search
 
 
 def learned(bridge: Bridge) -> list[dict[str, Any]]:
@@ -94,6 +97,8 @@ def _shown(name: str, value: str) -> str:
         name = "client"
     elif name.startswith("/"):
         name = f"number {name[1:]} of the path"
+    elif _SECRET(name):
+        value = value and "…"
     return f"{name}={value}" if value else f"without {name}"
 
 
