@@ -17,8 +17,9 @@ import requests
 from tests.support.admin_site import Site, SqlSite
 from tests.support.inprocess import BridgeThread, wait_until
 from threadbridge.admin.frontend_answer import PROCESSES, TABLES, FrontendError, parse
-from threadbridge.admin.learned import MOST_ROWS, learned, merged
+from threadbridge.admin.learned import MOST_ROWS, learned, merged, shown
 from threadbridge.admin.snapshot import snapshot
+from threadbridge.crossing.costs import Estimate
 from threadbridge.telemetry.history import History
 
 
@@ -164,6 +165,47 @@ def test_only_the_heaviest_kinds_are_listed() -> None:
     assert rows[0]["path"] == "/slow"
     weights = [row["count"] * row["mean"] for row in rows]
     assert weights == sorted(weights, reverse=True)
+
+
+def kinds_by(parameter: str, values: tuple[str, str]) -> list[str]:
+    """What the table says of requests of which one value takes 1 ms, the other 1 s; they come as a form."""
+    with BridgeThread(lambda environ, start_response: [], threads=1) as server:
+        costs = server.bridge.shared.costs
+        assert costs is not None
+        route = server.bridge.shared.routes.find("POST", "/form")
+        for number in range(40):
+            estimate = Estimate(route.cost, "/form", "192.0.2.7")
+            estimate.add_form(f"{parameter}={values[number % 2]}")
+            costs.learn(estimate, (0.001, 1.0)[number % 2])
+        return [row["parameters"] for row in learned(server.bridge)]
+
+
+def test_parameters_are_named_so_that_operators_understand_them() -> None:
+    assert kinds_by("report", ("few", "many")) == ["report=many", "report=few"]
+    assert kinds_by("report", ("", "many")) == ["report=many", "without report"]
+
+
+def test_secrets_are_not_shown() -> None:
+    for name in ("password", "user_token", "api-key", "PIN"):
+        assert kinds_by(name, ("hunter2", "correct")) == [f"{name}=…", f"{name}=…"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("limit#", "1", "limit=1"),
+        ("limit#", "0", "limit=0"),
+        ("limit#", "5", "limit=16 to 31"),
+        ("(days)", "9", "days=256 to 511"),
+        ("(days)", "", "without days"),
+        ("(client)", "192.0.2.7", "client=192.0.2.7"),
+        ("/2", "17", "number 2 of the path=17"),
+        ("mapping", "x", "mapping=x"),
+        ("pin#", "9", "pin#=…"),
+    ],
+)
+def test_parameters_that_were_derived_have_names(name: str, value: str, expected: str) -> None:
+    assert shown(name, value) == expected
 
 
 def test_the_answers_of_frontends_are_checked() -> None:

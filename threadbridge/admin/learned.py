@@ -82,14 +82,16 @@ def _kinds(costs: Costs, route: Cell) -> Iterator[tuple[tuple[str, ...], Cell]]:
             name = cell.decisive
             below = list(cell.parameters[name].cells.items()) if cell.parameters is not None and name else []
         if below:
-            found += [((*parameters, _shown(name, value)), each) for value, each in below]
+            found += [((*parameters, shown(name, value)), each) for value, each in below]
         elif cell.count:
             yield parameters, cell
 
 
-def _shown(name: str, value: str) -> str:
+def shown(name: str, value: str) -> str:
     """A parameter for operators; see `threadbridge.crossing.costs.parameters_of`."""
-    if name.endswith("#") or name == DAYS:
+    if _SECRET(name.rstrip("#")):
+        value = value and "…"
+    elif name.endswith("#") or name == DAYS:
         name = name.rstrip("#").strip("()")
         if value.isdecimal() and int(value) > 1:
             value = f"{2 ** (int(value) - 1)} to {2 ** int(value) - 1}"
@@ -97,8 +99,6 @@ def _shown(name: str, value: str) -> str:
         name = "client"
     elif name.startswith("/"):
         name = f"number {name[1:]} of the path"
-    elif _SECRET(name):
-        value = value and "…"
     return f"{name}={value}" if value else f"without {name}"
 
 
