@@ -202,6 +202,7 @@ def test_secrets_are_not_shown() -> None:
         ("/2", "17", "number 2 of the path=17"),
         ("mapping", "x", "mapping=x"),
         ("pin#", "9", "pin#=…"),
+        ("limit#", "9" * 24, "limit=" + "9" * 24),
     ],
 )
 def test_parameters_that_were_derived_have_names(name: str, value: str, expected: str) -> None:

@@ -93,7 +93,8 @@ def shown(name: str, value: str) -> str:
         value = value and "…"
     elif name.endswith("#") or name == DAYS:
         name = name.rstrip("#").strip("()")
-        if value.isdecimal() and int(value) > 1:
+        # Clients, too, may send parameters of these names.
+        if value.isdecimal() and 1 < int(value) <= 64:
             value = f"{2 ** (int(value) - 1)} to {2 ** int(value) - 1}"
     elif name == CLIENT:
         name = "client"
