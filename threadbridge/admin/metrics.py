@@ -119,7 +119,12 @@ def _of_requests(bridge: Bridge) -> list[Metric]:
             _histogram(
                 metric,
                 meaning,
-                {(name, each): found for name in by_cost for each, found in getattr(totals[name], attribute).items()},
+                {
+                    (name, each): found
+                    for name in by_cost
+                    for each, found in getattr(totals[name], attribute).items()
+                    if each
+                },
                 labels=("lane", "class"),
             )
             for attribute, metric, meaning in TIMES_BY_CLASS
