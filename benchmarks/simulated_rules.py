@@ -75,7 +75,7 @@ class ClientsInTurn:
     refuses_early = True
 
     def __init__(self, width: int) -> None:
-        self.schedule = Schedule(width, self.costs, 0.0)
+        self.schedule = Schedule(width, self.costs)
 
     def put(self, request: Request, now: float) -> bool:
         self.schedule.file(request)

@@ -101,7 +101,7 @@ def test_they_agree_with_the_access_log(caplog: pytest.LogCaptureFixture) -> Non
         wait_until(lambda: total(metrics_of(server)) == 400, "all have ended")
         samples = metrics_of(server)
     lines = "\n".join(record.getMessage() for record in caplog.records if record.name == "tornado.access")
-    logged = Counter(re.findall(r'" (\d)\d\d \d+ ".* lane=(\S+) .* ending=(\S+)$', lines, re.MULTILINE))
+    logged = Counter(re.findall(r'" (\d)\d\d \d+ ".* lane=(\S+) .* ending=(\S+)', lines, re.MULTILINE))
     assert logged.total() == 400
     assert {ending for _, _, ending in logged} >= {"done", "failed", "refused", "abandoned"}
     counted = {

@@ -36,7 +36,7 @@ class Machine(RuleBasedStateMachine):
         waiting = list(self.model.waiting)
         self.width = width
         self.model = Model(width)
-        self.schedule = Schedule(width, self.costs, self.now)
+        self.schedule = Schedule(width, self.costs)
         self.started = 0
         for job in waiting:
             self.arrives(Job(job.estimate.route, job.client, job.estimate.pinned))
@@ -204,7 +204,7 @@ def test_whatever_happens_the_rules_hold() -> None:
 
 def test_without_costs_it_is_a_fair_queue() -> None:
     chosen = random.Random(3)
-    schedule, queue = Schedule(2, None, 0.0), FairQueue[Job]()
+    schedule, queue = Schedule(2, None), FairQueue[Job]()
     waiting: list[Job] = []
     for step in range(3000):
         now = step * chosen.choice([0.0, 0.01, 60.0])

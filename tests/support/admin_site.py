@@ -17,6 +17,7 @@ from tests.support.site_process import Process, entered
 FROM_PAGE = {"X-Threadbridge": "test"}
 
 # /sql?SELECT... runs the query; /stream does too, and then streams, holding its connection, until the client leaves.
+# /report?kind=large takes 0.2 s in the database, and other kinds next to nothing.
 # All other requests are answered at once.
 SQL_APPLICATION = """
 import os
@@ -30,9 +31,9 @@ pool = PooledDB(
     password=open(os.environ["MYSQL_PASSWORD_FILE"]).read(), database=os.environ["MYSQL_DATABASE"],
 )
 
-def run(connection, environ):
+def run(connection, sql):
     cursor = connection.cursor()
-    cursor.execute(unquote(environ["QUERY_STRING"]))
+    cursor.execute(unquote(sql))
     cursor.fetchall()
 
 def stream(connection):
@@ -46,11 +47,15 @@ def stream(connection):
 def app(environ, start_response):
     if environ["PATH_INFO"].startswith("/sql"):
         connection = pool.connection()
-        run(connection, environ)
+        run(connection, environ["QUERY_STRING"])
+        connection.close()
+    elif environ["PATH_INFO"] == "/report":
+        connection = pool.connection()
+        run(connection, "SELECT SLEEP(0.2)" if "kind=large" in environ["QUERY_STRING"] else "SELECT 1")
         connection.close()
     elif environ["PATH_INFO"] == "/stream":
         connection = pool.connection()
-        run(connection, environ)
+        run(connection, environ["QUERY_STRING"])
         start_response("200 OK", [("Content-Type", "text/plain")])
         return stream(connection)
     start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "2")])
@@ -98,15 +103,18 @@ class Site(Process):
 
 
 class SqlSite(Site):
-    """A frontend that runs the SQL in its requests, with an operators' port."""
+    """A frontend that runs the SQL in its requests, with an operators' port.
+
+    Three requests run at once, whatever requests have cost, unless the arguments say ``--schedule=cost``.
+    """
 
     def __init__(self, directory: Path, mariadb: dict[str, str], *arguments: str) -> None:
         self.directory = directory
         self.admin_port = free_port()
         (directory / "page_app.py").write_text(SQL_APPLICATION)
         ports = ("--port={port}", f"--admin_port={self.admin_port}")
-        command = ("-m", "threadbridge", "page_app:app", "--pool=page_app:pool", *ports, *arguments)
-        Frontend.__init__(self, command, env=mariadb, cwd=directory)
+        options = ("--pool=page_app:pool", "--schedule=fair", *ports, *arguments)
+        Frontend.__init__(self, ("-m", "threadbridge", "page_app:app", *options), env=mariadb, cwd=directory)
 
     @property
     def page(self) -> str:
@@ -117,6 +125,14 @@ class SqlSite(Site):
         # Now the server knows that these requests need the pool.
         with self.send("/sql?SELECT%201") as client:
             assert b"200 OK" in answer(client)
+
+    def teach(self) -> None:
+        """Send enough requests that it learns which kind of report is slow."""
+        with requests.Session() as session:
+            for number in range(60):
+                kind = "large" if number % 5 == 4 else "small"
+                answered = session.get(f"{self.url}/report?kind={kind}&page={number}", timeout=20)
+                assert answered.status_code == 200
 
     def run(self, stack: ExitStack, sql: str, path: str = "/sql") -> None:
         """Send a request that runs this SQL; its client leaves when the stack is closed."""

@@ -58,7 +58,7 @@ def start_next(schedule: Schedule, now: float) -> Job | None:
 def schedule_of(width: int) -> tuple[Costs, Schedule, Callable[[float, str, float], Job]]:
     """A schedule, and a function that puts a job of this cost, client and time."""
     costs = Costs()
-    schedule = Schedule(width, costs, 0.0)
+    schedule = Schedule(width, costs)
     routes: dict[float, Cell] = {}
 
     def arrive(seconds: float, client: str, now: float) -> Job:

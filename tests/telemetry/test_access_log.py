@@ -28,7 +28,8 @@ COMBINED = re.compile(
     r"(?P<client>\S+) - - \[(?P<time>\d\d/[A-Z][a-z]{2}/\d{4}:\d\d:\d\d:\d\d [+-]\d{4})\] "
     r'"(?P<request>[^"]*)" (?P<status>\d{3}) (?P<sent>\d+) "(?P<referer>[^"]*)" "(?P<agent>[^"]*)" '
     r"id=(?P<id>\S+) lane=(?P<lane>\S+) wait=(?P<wait>\d+\.\d) run=(?P<run>\d+\.\d) database=(?P<database>\d+\.\d) "
-    r"ending=(?P<ending>[a-z]+)(?: changes=(?P<changes>[a-z-]+))?"
+    r"ending=(?P<ending>[a-z]+)(?: class=(?P<class>[a-z]+) expected=(?P<expected>\d+\.\d)(?P<outgrown> outgrown=1)?)?"
+    r"(?: changes=(?P<changes>[a-z-]+))?"
 )
 
 

@@ -59,7 +59,7 @@ def test_a_slow_request_is_logged_with_its_statements(
     head, first, second = record.getMessage().splitlines()
     # Routes that were never seen before try the lane of those that need no connection.
     assert head.startswith("slow request r-1: GET /slow?x=1 from 192.0.2.1 in quick: 200 done, waited ")
-    assert head.endswith(" in the database, 2 statements")
+    assert head.endswith(" in the database, 2 statements, class unknown, outgrown")
     match = re.fullmatch(r"(\d+\.\d) ms, 1 rows: SELECT SLEEP\(\?\), \?", first)
     assert match is not None and float(match[1]) >= 300
     assert re.fullmatch(r"\d+\.\d ms, 2 rows: SELECT \? UNION SELECT %s", second)
@@ -71,6 +71,7 @@ def test_a_slow_request_is_logged_with_its_statements(
         ("SELECT ? UNION SELECT %s", 2),
     ]
     assert logged["statements"][0]["ms"] >= 300 and logged["database_ms"] >= 300
+    assert (logged["class"], logged["outgrown"]) == ("unknown", True)
 
 
 def test_the_values_in_the_text_are_shown_when_wanted(

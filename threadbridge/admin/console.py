@@ -15,9 +15,10 @@ from typing import Any
 from urllib.parse import quote
 
 from threadbridge.admin.events import Events
-from threadbridge.admin.frontend_answer import STOPPED, FrontendError, parse
-from threadbridge.admin.frontends import READINESS_LIMIT, Frontend, Frontends, answers_of
+from threadbridge.admin.frontend_answer import STOPPED, TABLES, FrontendError, parse
+from threadbridge.admin.frontends import PATIENCE, READINESS_LIMIT, Frontend, Frontends, answers_of
 from threadbridge.admin.health import DatabaseHealth, Readiness, readiness
+from threadbridge.admin.learned import learned, merged
 from threadbridge.admin.snapshot import snapshot
 from threadbridge.admin.view import view
 from threadbridge.common.repeated_log import RepeatedLog
@@ -70,6 +71,22 @@ class Console:
         unreachable = [{"name": each.name, "reason": each.problem} for each in frontends if each.problem]
         return view(processes, unreachable)
 
+    async def tables(self, frontends: Sequence[Frontend]) -> list[dict[str, Any]]:
+        """What this process and these frontends have learned of requests' costs, for JSON.
+
+        Frontends whose latest answer was late or wrong are not asked again.
+        """
+        tables = [{"key": self._key, "rows": learned(self._bridge)}]
+        asked = [each for each in frontends if not each.problem]
+        for answer in await answers_of(asked, "/local/learned.json", limit=PATIENCE):
+            with suppress(FrontendError):
+                tables += parse(answer, TABLES)["tables"]
+        return tables
+
+    async def learned(self) -> list[dict[str, Any]]:
+        """What all processes have learned, as one table."""
+        return merged(await self.tables(self.frontends.all()))
+
     async def _event(self) -> bytes:
         """`everything` as a server-sent event."""
         return b"data: " + json.dumps(await self.everything(), separators=(",", ":")).encode() + b"\n\n"
@@ -77,14 +94,14 @@ class Console:
     async def metrics(self, frontends: Sequence[Frontend]) -> bytes:
         """The metrics of this process, in Prometheus' text format, or the sums of its and these frontends'."""
         # Imported late: a server whose metrics are not read does not need prometheus_client.
-        from threadbridge.admin.metrics import exposition, merged
+        from threadbridge.admin import metrics
 
         found, others = await asyncio.gather(
             self.readiness(asks_database=False), answers_of(frontends, "/local/metrics", limit=READINESS_LIMIT)
         )
         # Draining is not a fault.
-        own = exposition(self._bridge, found.ready or found.draining)
-        return merged([own, *others]) if others else own
+        own = metrics.exposition(self._bridge, found.ready or found.draining)
+        return metrics.merged([own, *others]) if others else own
 
     async def readiness(self, asks_database: bool) -> Readiness:
         """Whether this process should get requests (see `threadbridge.admin.health.readiness`); logs changes."""

@@ -14,7 +14,12 @@ MOST_ITEMS = 2_000
 _BIN = re.compile("[0-9]{1,3}")
 _SLOT = re.compile("[0-9]{1,12}")
 _COUNTS = {re.compile(r"(?s:.*)"): int}
-_LANE = {"name": str, **dict.fromkeys(("threads", "busy", "queued", "queue"), int)}
+_LANE = {
+    "name": str,
+    **dict.fromkeys(("threads", "busy", "queued", "queue"), int),
+    "kept?": int,
+    "short_below?": float,
+}
 _REQUEST = {
     **dict.fromkeys(("key", "id", "client", "method", "url", "lane"), str),
     **dict.fromkeys(("received", "waiting", "running", "database"), float),
@@ -28,6 +33,10 @@ _RUNNING = {
     "sql": (None, str),
     "sql_running": (None, float),
     "connection": (None, int),
+    "class?": str,
+    "expected?": (None, float),
+    "outgrown?": bool,
+    "starts_in?": (None, float),
 }
 _PROCESS = {
     **dict.fromkeys(("key", "admin"), str),
@@ -42,6 +51,12 @@ _PROCESS = {
     "slots": {_SLOT: {"endings": _COUNTS, "bins": {_BIN: int}}},
 }
 PROCESSES = {"processes": [_PROCESS]}
+_KIND = {
+    **dict.fromkeys(("method", "path", "parameters", "class"), str),
+    **dict.fromkeys(("median", "p95", "mean", "database"), float),
+    "count": int,
+}
+TABLES = {"tables": [{"key": str, "rows": [_KIND]}]}
 STOPPED = {"stopped": int}
 READINESS = {"ready": bool, "draining": bool, "findings": [str]}
 
@@ -66,7 +81,8 @@ def has_shape(value: Any, shape: Any) -> bool:
 
     Shapes are: ``bool``, ``str``, ``float`` (any number), ``int`` (a whole number, not negative), ``None``; a tuple of
     alternatives; a list with the shape of all items; a dict of fields, where a later version may add other fields that
-    are scalars; a dict with one pattern, for fields with any such names.
+    are scalars, and an earlier one leave out those whose name has a question mark; a dict with one pattern, for fields
+    with any such names.
     """
     if isinstance(shape, tuple):
         return any(has_shape(value, each) for each in shape)
@@ -78,8 +94,9 @@ def has_shape(value: Any, shape: Any) -> bool:
         [pattern, *_] = shape
         if isinstance(pattern, re.Pattern):
             return all(pattern.fullmatch(name) and has_shape(part, shape[pattern]) for name, part in value.items())
-        return shape.keys() <= value.keys() and all(
-            has_shape(part, shape.get(name, (None, bool, float, str))) for name, part in value.items()
+        return all(name in value for name in shape if not name.endswith("?")) and all(
+            has_shape(part, shape.get(name, shape.get(f"{name}?", (None, bool, float, str))))
+            for name, part in value.items()
         )
     if shape in (int, float):
         # Python's parser accepts infinity, NaN and numbers of any size.

@@ -96,10 +96,12 @@ class EventsHandler(OperatorHandler):
 
 
 class RequestsHandler(OperatorHandler):
-    """The page's content for programs: what all processes are doing now."""
+    """The page's content for programs: what all processes are doing now, and what they have learned."""
 
     async def get(self) -> None:
-        self.json(await self.console.everything())
+        document = await self.console.everything()
+        # Not in the events: it changes slowly, and is long.
+        self.json({**document, "learned": await self.console.learned()})
 
 
 class CancelHandler(OperatorHandler):
@@ -171,6 +173,13 @@ class HostProcessesHandler(FrontendHandler):
         self.json({"processes": await self.console.processes(self.frontends())})
 
 
+class HostLearnedHandler(FrontendHandler):
+    """What the processes on this host have learned of requests' costs, for other frontends."""
+
+    async def get(self) -> None:
+        self.json({"tables": await self.console.tables(self.frontends())})
+
+
 class HostCancelHandler(FrontendHandler):
     """Stops requests of the processes on this host, for other frontends, and tells how many."""
 
@@ -200,6 +209,7 @@ ROUTES: Sequence[tuple[str, type[RequestHandler]]] = (
     (r"(?:/local)?/threads", ThreadsHandler),
     (r"/static/([a-z]+\.[a-z]+)", FileHandler),
     (r"/local/processes\.json", HostProcessesHandler),
+    (r"/local/learned\.json", HostLearnedHandler),
     (r"/local/ready\.json", HostReadyHandler),
     (r"/local/requests/([^/]+)/cancel", HostCancelHandler),
 )

@@ -23,6 +23,7 @@ from threadbridge.telemetry.totals import BOUNDS, Distribution
 if TYPE_CHECKING:
     from threadbridge.database.pool import PoolGuard
 
+LANE = ("lane",)
 # By the attribute of `LaneTotals`.
 TIMES = (
     ("wait", "threadbridge_request_wait_seconds", "How long requests waited for a thread."),
@@ -35,6 +36,16 @@ LANES = (
     ("busy", "threadbridge_busy_threads", "Threads of the lane at work."),
     ("queued", "threadbridge_queued_requests", "Requests waiting for a thread."),
     ("queue", "threadbridge_queue_limit", "Requests that may wait for a thread."),
+    ("kept", "threadbridge_kept_threads", "Threads that long requests leave free for short ones."),
+)
+# By the attribute of `LaneTotals`, for lanes in which costs matter.
+TIMES_BY_CLASS = (
+    ("wait_by_class", "threadbridge_request_wait_by_class_seconds", "How long requests of a class waited."),
+    (
+        "run_by_class",
+        "threadbridge_request_run_by_class_seconds",
+        "How long requests of a class ran, likewise.",
+    ),
 )
 
 
@@ -87,17 +98,42 @@ def _of_requests(bridge: Bridge) -> list[Metric]:
     )
     for labels, count in bridge.totals.requests.items():
         ended.add_metric(labels, count)
-    statements = Counter("threadbridge_statements", "SQL statements of requests that have ended.", labels=("lane",))
+    refused = Counter(
+        "threadbridge_requests_refused_early", "Requests refused because they would have waited too long.", labels=LANE
+    )
+    outgrown = Counter("threadbridge_requests_outgrown", "Requests that ran for longer than expected.", labels=LANE)
+    overestimated = Counter(
+        "threadbridge_requests_overestimated", "Requests that were expected to be long and were short.", labels=LANE
+    )
+    statements = Counter("threadbridge_statements", "SQL statements of requests that have ended.", labels=LANE)
+    by_cost = [lane.name for lane in lanes if lane.short_below]
     return [
         ended,
         Gauge("threadbridge_open_requests", "Requests that have not ended.", len(bridge.exchanges.open)),
         _by_label(statements, {name: lane.statements for name, lane in totals.items()}),
         *(
-            _histogram(metric, meaning, {name: getattr(lane, attribute) for name, lane in totals.items()})
+            _histogram(metric, meaning, {(name,): getattr(lane, attribute) for name, lane in totals.items()}, LANE)
             for attribute, metric, meaning in TIMES
         ),
         *(
-            _by_label(Gauge(metric, meaning, labels=("lane",)), {lane.name: getattr(lane, name) for lane in lanes})
+            _histogram(
+                metric,
+                meaning,
+                {
+                    (name, each): found
+                    for name in by_cost
+                    for each, found in getattr(totals[name], attribute).items()
+                    if each
+                },
+                labels=("lane", "class"),
+            )
+            for attribute, metric, meaning in TIMES_BY_CLASS
+        ),
+        _by_label(refused, {lane.name: lane.refused_early for lane in lanes}),
+        _by_label(outgrown, {lane.name: lane.outgrown for lane in lanes}),
+        _by_label(overestimated, {name: lane.overestimated for name, lane in totals.items()}),
+        *(
+            _by_label(Gauge(metric, meaning, labels=LANE), {lane.name: getattr(lane, name) for lane in lanes})
             for name, metric, meaning in LANES
         ),
     ]
@@ -143,7 +179,7 @@ def _of_process(bridge: Bridge, is_ready: bool) -> list[Metric]:
     return [
         Gauge("threadbridge_ready", "Processes that are ready, as /readyz says, or stopping.", is_ready),
         _histogram(
-            "threadbridge_loop_lag_seconds", "How late the loop was, four times a second.", {"": bridge.lag.seen}
+            "threadbridge_loop_lag_seconds", "How late the loop was, four times a second.", {(): bridge.lag.seen}
         ),
         Gauge("threadbridge_spool_bytes", "Bytes of large bodies and unread responses on the disk.", spool.taken),
         Gauge("threadbridge_spool_limit_bytes", "Maximum of threadbridge_spool_bytes.", spool.size),
@@ -162,10 +198,13 @@ def _by_label(family: Counter | Gauge, values: Mapping[str, float]) -> Metric:
     return family
 
 
-def _histogram(name: str, meaning: str, by_lane: Mapping[str, Distribution]) -> Metric:
-    family = HistogramMetricFamily(name, meaning, labels=() if "" in by_lane else ("lane",))
+def _histogram(
+    name: str, meaning: str, found: Mapping[tuple[str, ...], Distribution], labels: tuple[str, ...] = ()
+) -> Metric:
+    """The family with a distribution for each combination of the labels' values."""
+    family = HistogramMetricFamily(name, meaning, labels=labels)
     bounds = [*map(str, BOUNDS), "+Inf"]
-    for lane, distribution in by_lane.items():
+    for values, distribution in found.items():
         buckets = list(zip(bounds, accumulate(distribution.counts), strict=True))
-        family.add_metric((lane,) if lane else (), buckets, distribution.sum)
+        family.add_metric(values, buckets, distribution.sum)
     return family

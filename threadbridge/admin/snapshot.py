@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from threadbridge.crossing.exchange import Exchange
+from threadbridge.crossing.schedule import outgrown_after
 from threadbridge.crossing.states import State
 from threadbridge.loop.bridge import Bridge
 from threadbridge.telemetry.history import LONGEST_TARGET, History
@@ -15,6 +16,8 @@ from threadbridge.telemetry.history import LONGEST_TARGET, History
 MOST_ROWS = 200
 # Characters.
 LONGEST_SQL = 2000
+# The attributes of `Lane` that are shown.
+LANE = ("name", "threads", "busy", "queued", "queue", "kept", "short_below")
 # The names of the states on the page.
 SHOWN = {
     State.RECEIVING: "receiving",
@@ -32,15 +35,15 @@ def snapshot(bridge: Bridge, history: History) -> dict[str, Any]:
         if exchange.state in SHOWN:
             counts[SHOWN[exchange.state]] += 1
     oldest = heapq.nsmallest(MOST_ROWS, bridge.exchanges.open, key=lambda each: (not each.run_at, _since(each)))
+    starts = {
+        job: seconds for lane in bridge.lanes if lane.short_below for job, seconds in lane.expected_starts().items()
+    }
     bridge.telemetry.flush()
     return {
         "now": wall,
-        "lanes": [
-            {name: getattr(lane, name) for name in ("name", "threads", "busy", "queued", "queue")}
-            for lane in bridge.lanes
-        ],
+        "lanes": [{name: getattr(lane, name) for name in LANE} for lane in bridge.lanes],
         "counts": counts,
-        "requests": [_row(exchange, now, wall) for exchange in oldest],
+        "requests": [_row(exchange, now, wall, starts.get(exchange)) for exchange in oldest],
         "finished": history.finished(),
         "slots": history.slots(),
     }
@@ -51,7 +54,20 @@ def _since(exchange: Exchange) -> float:
     return exchange.run_at or exchange.queued_at or exchange.started
 
 
-def _row(exchange: Exchange, now: float, wall: float) -> dict[str, Any]:
+def _prediction(exchange: Exchange, now: float) -> dict[str, Any]:
+    """The class of the request, the seconds that such ones usually take, and whether it has run for much longer."""
+    estimate, run_at = exchange.estimate, exchange.run_at
+    if not estimate.cost_class:
+        return {"class": "", "expected": None, "outgrown": False}
+    return {
+        "class": estimate.cost_class,
+        "expected": estimate.seconds if estimate.is_known else None,
+        # The schedule judges it only when others come.
+        "outgrown": estimate.outgrown or (run_at > 0 and now - run_at >= outgrown_after(estimate)),
+    }
+
+
+def _row(exchange: Exchange, now: float, wall: float, starts_in: float | None) -> dict[str, Any]:
     began = exchange.run_at or exchange.answered_at or now
     statements = exchange.running.statements
     # Read once: the worker changes it at the same time.
@@ -70,6 +86,8 @@ def _row(exchange: Exchange, now: float, wall: float) -> dict[str, Any]:
         "waiting": round(max(0.0, began - exchange.queued_at), 4) if exchange.queued_at else 0,
         "running": round(now - exchange.run_at, 4) if exchange.run_at else 0,
         "time_left": round(exchange.running.deadline - now, 1) if exchange.running.deadline else None,
+        **_prediction(exchange, now),
+        "starts_in": None if starts_in is None else round(starts_in, 4),
         "sent": exchange.sent,
         "statements": statements.count,
         "changes": statements.outcome,

@@ -9,7 +9,8 @@ Item = TypeVar("Item")
 
 
 class FairQueue(Generic[Item]):
-    """First in, first out for each client, one item of each in turn; every operation is O(1). Its owner locks it."""
+    """First in, first out for each client, one item of each in turn; every operation but
+    `in_turn` is O(1). Its owner locks it."""
 
     def __init__(self) -> None:
         # The clients with several items, by their number: _by_count[n] has those with n + 2. A client moves by one
@@ -64,6 +65,20 @@ class FairQueue(Generic[Item]):
         """Return how many items the client has."""
         items = self._clients.get(client)
         return 0 if items is None else len(items)
+
+    def in_turn(self) -> list[Item]:
+        """Return all items in the order of their turns."""
+        if self._clients:
+            self.head()
+        found: list[Item] = []
+        waiting = [list(items) for items in self._clients.values()]
+        turn = 0
+        while waiting:
+            for items in waiting:
+                found.append(items[turn])
+            turn += 1
+            waiting = [items for items in waiting if len(items) > turn]
+        return found
 
     @property
     def clients(self) -> int:

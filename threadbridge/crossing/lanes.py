@@ -118,6 +118,16 @@ class Lane:
             return self._schedule.kept(time.monotonic())
 
     @property
+    def short_below(self) -> float:
+        """The seconds below which a request counts as short at present; 0.0 if costs do not matter. Either side."""
+        return self._schedule.short_below
+
+    def expected_starts(self) -> dict[Job, float]:
+        """Return in how many seconds each job that waits is likely to run, as far as costs are known. Either side."""
+        with self._lock:
+            return self._schedule.expected_starts(time.monotonic())
+
+    @property
     def outgrown(self) -> int:
         """The number of requests so far that have run for much longer than was expected. Either side."""
         return self._schedule.outgrown

@@ -138,6 +138,11 @@ class Schedule:
             estimate.level = level_of(estimate.cautious) if estimate.is_known else UNKNOWN
         estimate.cost_class = self._class_of(estimate.level)
 
+    @property
+    def short_below(self) -> float:
+        """The seconds below which a job is short at present; 0.0 if all jobs have the same cost."""
+        return 0.0 if self._costs is None else BOUNDS[self.limit - 1]
+
     def _class_of(self, level: int) -> str:
         return "short" if level < self.limit else "unknown" if level == UNKNOWN else "long"
 
@@ -243,9 +248,7 @@ class Schedule:
         if self._costs is None or (estimate.route is None and not estimate.pinned):
             self._running[job] = Running(0, now, math.inf)
             return
-        judged_at = now + JUDGED_AFTER
-        if estimate.level != UNKNOWN:
-            judged_at = now + max(JUDGED_AFTER, OUTGROWN * estimate.cautious)
+        judged_at = now + outgrown_after(estimate)
         self._running[job] = Running(estimate.level, now, judged_at)
         self._next_judgement = min(self._next_judgement, judged_at)
 
@@ -275,6 +278,11 @@ class Schedule:
             return
         ran = now - running.started
         estimate = job.estimate
+        if now >= running.judged_at and not estimate.outgrown:
+            # Nothing has waited meanwhile: it has not been judged.
+            running.level = max(running.level, level_of(ran))
+            estimate.outgrown = True
+            self.outgrown += 1
         began = level_of(ran) if estimate.level == UNKNOWN else min(estimate.level, UNKNOWN - 1)
         self._ended[began] += 1
         # A job that turned out to be long could not be told from short ones: no reason to define short otherwise.
@@ -376,6 +384,34 @@ class Schedule:
                 ahead += min(self._work[level], each * others.clients)
         threads = self.width if estimate.level < self.limit else self.width - self.kept(now)
         return ahead / max(1, threads)
+
+    def expected_starts(self, now: float) -> dict[Job, float]:
+        """Return in how many seconds each job that waits is likely to run, as far as costs are known."""
+        found: dict[Job, float] = {}
+        ahead = 0.0
+        for level, queue in enumerate(self._levels):
+            if len(queue):
+                threads = self.width if level < self.limit else max(1, self.width - self.kept(now))
+                free_in = self._free_in(level, threads, now)
+                share = self._work[level] / len(queue)
+                for turn, job in enumerate(queue.in_turn()):
+                    found[job] = free_in + (ahead + turn * share) / threads
+                ahead += self._work[level]
+        return found
+
+    def _free_in(self, level: int, threads: int, now: float) -> float:
+        """Return in how many seconds one of so many threads is likely to be free for a job of this level."""
+        rivals = [
+            (job.estimate.average, now - running.started)
+            for job, running in self._running.items()
+            if level < self.limit or running.level >= self.limit
+        ]
+        return 0.0 if len(rivals) < threads else min(cost - ran if ran < cost else ran for cost, ran in rivals)
+
+
+def outgrown_after(estimate: Estimate) -> float:
+    """Return the seconds after which a job that runs has outgrown its estimate."""
+    return JUDGED_AFTER if estimate.level == UNKNOWN else max(JUDGED_AFTER, OUTGROWN * estimate.cautious)
 
 
 def _patience(estimate: Estimate) -> float:

@@ -118,12 +118,15 @@ def _line(record: Record, stamp: str) -> str:
     if not _is_plain(client + request + referer + agent):
         request, referer, agent = escaped(request), escaped(referer), escaped(agent)
         client = escaped(client).replace(" ", "\\x20")
-    # At the very end, and only if there were any, so that programs can still read the lines.
+    # At the very end, and only if there is something to say, so that programs can still read the lines.
+    cost = f" class={record.cost_class} expected={_milliseconds(record.expected)}" if record.cost_class else ""
+    outgrown = " outgrown=1" if record.outgrown else ""
     changes = "" if record.changes == "none" else f" changes={as_field(record.changes)}"
     return (
         f'{client} - - [{stamp}] "{request}" {record.status} {record.sent} "{referer}" "{agent}" '
         f"id={record.id or '-'} lane={record.lane or '-'} wait={_milliseconds(record.wait)} "
-        f"run={_milliseconds(record.run)} database={_milliseconds(record.database)} ending={record.ending}{changes}"
+        f"run={_milliseconds(record.run)} database={_milliseconds(record.database)} ending={record.ending}"
+        f"{cost}{outgrown}{changes}"
     )
 
 
@@ -153,6 +156,9 @@ def fields(record: Record) -> dict[str, object]:
         "statements": record.statements,
         "changes": record.changes,
         "ending": record.ending,
+        "class": record.cost_class,
+        "expected_ms": round(1000 * record.expected, 1),
+        "outgrown": record.outgrown,
     }
 
 

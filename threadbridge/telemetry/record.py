@@ -5,7 +5,12 @@ from __future__ import annotations
 import time
 
 from threadbridge.crossing.exchange import Exchange
+from threadbridge.crossing.schedule import BOUNDS, SHORT, outgrown_after
+from threadbridge.crossing.states import State
 from threadbridge.sql.statements import Statement
+
+# What takes less is short in any case.
+SHORT_SECONDS = BOUNDS[SHORT - 1]
 
 
 class Record:
@@ -13,7 +18,7 @@ class Record:
 
     A new field of the access log needs an attribute here, with the value for a request that was refused unread; its
     assignment in `record_of`; its name in `threadbridge.telemetry.access_log.fields`; and a line in docs/operating.md,
-    section "Log fields". The text line should not change: programs read it.
+    section "Log fields". The text line may change only after ``ending``: programs read it.
     """
 
     # Its name in all logs, and its unique name in its process; "" if it was refused unread.
@@ -40,6 +45,13 @@ class Record:
     wait = 0.0
     # From there until the response began, or until the request ended without a response.
     run = 0.0
+    # The class in which it was queued or ran, "" if its lane does not schedule by cost; the seconds that such requests
+    # usually take; and whether it ran for much longer. See `Estimate`.
+    cost_class = ""
+    expected = 0.0
+    outgrown = False
+    # Whether it was expected to be long, but would have been short in any case.
+    overestimated = False
     # The number of statements, and how long they took together.
     statements = 0
     database = 0.0
@@ -86,6 +98,16 @@ def record_of(exchange: Exchange, slow_after: float) -> Record:
     record.wait = wait
     record.run = run
     record.total = total
+    estimate = exchange.estimate
+    cost_class = estimate.cost_class
+    if cost_class:
+        record.cost_class = cost_class
+        record.expected = estimate.seconds
+        # The schedule may judge it only when its thread comes back.
+        record.outgrown = estimate.outgrown or run >= outgrown_after(estimate)
+        # A failure tells nothing of the cost, and a class that the settings give is no prediction.
+        if cost_class == "long" and run_at and exchange.status < 500 and not estimate.pinned:
+            record.overestimated = ended_at - run_at < SHORT_SECONDS and exchange.state is State.DONE
     record.started_at = time.time() - total
     statements = exchange.running.statements
     if statements.latest:

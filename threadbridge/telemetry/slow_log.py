@@ -30,7 +30,7 @@ class SlowRequest:
             f"slow request {record.id}: {escaped(f'{record.method} {record.target}')} from {record.client or 'unix:'} "
             f"in {record.lane}: {record.status} {record.ending}, waited {1000 * record.wait:.1f} ms, "
             f"ran {1000 * record.run:.1f} ms, {1000 * record.database:.1f} ms of them in the database, "
-            f"{record.statements} statements"
+            f"{record.statements} statements{_prediction(record)}"
         ]
         left_out = record.statements - len(self._statements)
         if left_out:
@@ -63,6 +63,14 @@ class SlowRequest:
         sql = statement.sql[: 2 * LONGEST] if self._shows_values else masked(statement.sql[: 2 * LONGEST])
         sql = " ".join("".join(character if character.isprintable() else " " for character in sql).split())
         return sql if len(sql) <= LONGEST else f"{sql[:LONGEST]}..."
+
+
+def _prediction(record: Record) -> str:
+    if not record.cost_class:
+        return ""
+    # What an unknown one is expected to take says nothing.
+    expected = "" if record.cost_class == "unknown" else f", expected to run {1000 * record.expected:.1f} ms"
+    return f", class {record.cost_class}{expected}{', outgrown' if record.outgrown else ''}"
 
 
 def write(shows_values: bool, records: Sequence[Record]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from threadbridge.crossing.states import State
 from threadbridge.telemetry.record import Record
@@ -11,6 +11,8 @@ from threadbridge.telemetry.record import Record
 # Upper bounds in seconds, up to the longest a request may take by default. A list: mypyc copies tuples at each use.
 BOUNDS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 180.0]
 CLASSES = tuple(f"{first}xx" for first in range(10))
+# See `threadbridge.crossing.schedule`; "" where requests are not scheduled by cost.
+COST_CLASSES = ("", "short", "long", "unknown")
 
 # Usual outcomes are counted from 0, so that a monitor sees their first increment.
 USUAL = (
@@ -38,10 +40,30 @@ class LaneTotals:
     """The times of a lane's requests, in seconds."""
 
     def __init__(self) -> None:
-        self.wait = Distribution()
-        self.run = Distribution()
+        self.wait_by_class = {name: Distribution() for name in COST_CLASSES}
+        self.run_by_class = {name: Distribution() for name in COST_CLASSES}
         self.database = Distribution()
         self.statements = 0
+        # How many were expected to be long and were short.
+        self.overestimated = 0
+
+    @property
+    def wait(self) -> Distribution:
+        """The waits of all classes."""
+        return _sum(self.wait_by_class)
+
+    @property
+    def run(self) -> Distribution:
+        """The running times of all classes."""
+        return _sum(self.run_by_class)
+
+
+def _sum(distributions: Mapping[str, Distribution]) -> Distribution:
+    whole = Distribution()
+    for each in distributions.values():
+        whole.sum += each.sum
+        whole.counts = [one + other for one, other in zip(whole.counts, each.counts, strict=True)]
+    return whole
 
 
 class Totals:
@@ -61,9 +83,10 @@ class Totals:
             requests[key] = requests.get(key, 0) + 1
             if record.has_waited:
                 lane = self.lanes[record.lane]
-                lane.wait.add(record.wait)
+                lane.wait_by_class[record.cost_class].add(record.wait)
                 if record.has_run:
-                    lane.run.add(record.run)
+                    lane.run_by_class[record.cost_class].add(record.run)
+                    lane.overestimated += record.overestimated
                 if record.statements:
                     lane.database.add(record.database)
                     lane.statements += record.statements

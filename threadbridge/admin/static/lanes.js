@@ -1,6 +1,6 @@
 // The lanes of all processes: their threads as cells, and how many requests wait for one.
 
-import { addressOf, element, number, setText } from './elements.js';
+import { addressOf, duration, element, number, setText } from './elements.js';
 import { isWaitingLong } from './waiting.js';
 
 const MOST_CELLS = 40;
@@ -31,6 +31,7 @@ function made(key, lane) {
     element('div', { class: 'name' }, element('b'), element('small')),
     cells,
     element('div', { class: 'numbers' }, element('span', { class: 'work' }), element('span', { class: 'queue' })),
+    element('div', { class: 'numbers short' }, element('span', { class: 'bound' }), element('span', { class: 'kept' })),
   );
   item.dataset.key = key;
   return item;
@@ -41,6 +42,12 @@ function update(item, lane, several, isLong) {
   setText(item.querySelector('small'), several ? addressOf(lane.process) : '');
   setText(item.querySelector('.work'), `${number(lane.busy)} of ${number(lane.threads)} busy`);
   setText(item.querySelector('.queue'), lane.queued ? `${number(lane.queued)} waiting` : 'none waiting');
+  // Only where requests are scheduled by cost.
+  item.querySelector('.short').hidden = !lane.short_below;
+  if (lane.short_below) {
+    setText(item.querySelector('.bound'), `short: under ${duration(lane.short_below)}`);
+    setText(item.querySelector('.kept'), lane.kept ? `${number(lane.kept)} kept free` : 'none kept');
+  }
   const cells = item.querySelectorAll('.cells i');
   const filled = Math.ceil((Math.min(lane.busy, lane.threads) * cells.length) / lane.threads);
   cells.forEach((cell, index) => cell.classList.toggle('busy', index < filled));

@@ -3,6 +3,7 @@
 import { addressOf, byId, duration, element, number, rate, setText, shortDuration } from './elements.js';
 import { drawLatencies, drawRates } from './history.js';
 import { drawLanes } from './lanes.js';
+import { Learned } from './learned.js';
 import { Rows } from './rows.js';
 import { Timeline } from './timeline.js';
 import { isWaitingLong } from './waiting.js';
@@ -11,6 +12,7 @@ import { isWaitingLong } from './waiting.js';
 const LATE = 4;
 const MINUTE = 60;
 const rows = new Rows(byId('rows'), announce);
+const learned = new Learned(byId('learned'));
 const timeline = new Timeline(byId('timeline'), byId('timeline-legend'));
 let latest = null;
 let arrived = 0;
@@ -124,6 +126,8 @@ function connect() {
 
 setInterval(() => {
   showWhetherLive();
-  if (latest !== null && !document.body.classList.contains('lost')) rows.tick(now());
+  if (latest === null || document.body.classList.contains('lost')) return;
+  rows.tick(now());
+  learned.tick();
 }, 200);
 connect();

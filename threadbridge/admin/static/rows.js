@@ -170,7 +170,7 @@ class Row {
     this.url.title = request.url;
     setText(this.client, request.client || 'local socket');
     setText(this.lane, request.lane);
-    setText(this.address, address);
+    setText(this.address, [request.class, address].filter(Boolean).join(' · '));
     this.sql.hidden = request.sql === null;
     if (request.sql !== null) {
       setText(this.sql, request.sql.replace(/\s+/g, ' ').trim());
@@ -190,6 +190,7 @@ class Row {
 
   tick(now) {
     const { state, waiting, running, statements, changes, database, sql, sql_running: sqlRunning, connection } = this.request;
+    const { expected, outgrown, starts_in: startsIn } = this.request;
     const age = this.age(now);
     const passed = running ? age - running : 0;
     setText(this.time, duration(Math.max(0, age)));
@@ -204,6 +205,8 @@ class Row {
     if (statements > (sql === null ? 0 : 1)) {
       facts.push(`${statements} statements, ${duration(database + (sql === null ? 0 : passed))}`);
     }
+    if (typeof expected === 'number') facts.push(`expected to take ${duration(expected)}${outgrown ? ': outgrown' : ''}`);
+    if (typeof startsIn === 'number') facts.push(`may start in ${duration(Math.max(0, startsIn))}`);
     if (changes !== undefined && changes !== 'none') facts.push(`changes: ${changes}`);
     setText(this.facts, facts.join(' · '));
   }

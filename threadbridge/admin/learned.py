@@ -1,0 +1,110 @@
+"""What has been learned of the costs of requests, as a table: that of one process, and those of several as one."""
+
+from __future__ import annotations
+
+import heapq
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from threadbridge.crossing.costs import CAUTION, CLIENT, DAYS, Cell, Costs
+from threadbridge.crossing.routes import Route
+from threadbridge.loop.bridge import Bridge
+
+# Nobody reads more, and these are nearly all of the work.
+MOST_ROWS = 100
+LONGEST_TEXT = 200
+# The deviations above the mean below which 95 % of a normal distribution lie.
+P95 = 1.645
+# Parameters whose values are not shown: a form has passwords, which no other page here shows.
+_SECRET = re.compile(r"pass|pwd|secret|token|auth|session|csrf|otp|api.?key|pin$", re.IGNORECASE).search
+
+
+def learned(bridge: Bridge) -> list[dict[str, Any]]:
+    """The kinds of requests that have taken most time, the heaviest first, for JSON; costs in seconds.
+
+    A kind is a route or, if a parameter tells its costs apart, one value of it. Empty if nothing is learned.
+    """
+    costs = bridge.shared.costs
+    if costs is None:
+        return []
+    kinds = (
+        (method, path, parameters, cell)
+        for method, path, cost in bridge.shared.routes.costs()
+        for parameters, cell in _kinds(costs, cost)
+    )
+    heaviest = heapq.nlargest(MOST_ROWS, kinds, key=lambda kind: kind[3].count * kind[3].seconds)
+    return [
+        {
+            "method": method,
+            # A path is bytes as latin-1, as PATH_INFO has them.
+            "path": path.encode("latin-1", "replace").decode(errors="replace")[:LONGEST_TEXT],
+            "parameters": ", ".join(parameters)[:LONGEST_TEXT],
+            "count": cell.count,
+            "median": cell.quantile(0.0),
+            "p95": cell.quantile(P95),
+            "mean": cell.seconds,
+            "database": min(1.0, cell.database / cell.seconds) if cell.seconds else 0.0,
+            "class": _class_of(bridge, route, cell),
+        }
+        for method, path, route, parameters, cell in heaviest
+    ]
+
+
+def merged(tables: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The tables of several processes as one; a process counts once, even if several frontends know it.
+
+    What is known in several is averaged, weighted by the number of requests; the class is that in which most were.
+    """
+    rows: dict[tuple[str, str, str], dict[str, Any]] = {}
+    most: dict[tuple[str, str, str], int] = {}
+    for table in {table["key"]: table for table in tables}.values():
+        for row in table["rows"]:
+            key = (row["method"], row["path"], row["parameters"])
+            whole = rows.setdefault(key, {**row, "count": 0})
+            whole["count"] += row["count"]
+            share = row["count"] / max(1, whole["count"])
+            for name in ("median", "p95", "mean", "database"):
+                whole[name] += (row[name] - whole[name]) * share
+            if row["count"] > most.get(key, 0):
+                most[key] = row["count"]
+                whole["class"] = row["class"]
+    return heapq.nlargest(MOST_ROWS, rows.values(), key=lambda row: row["count"] * row["mean"])
+
+
+def _kinds(costs: Costs, route: Cell) -> Iterator[tuple[tuple[str, ...], Cell]]:
+    """Each kind of a route's requests that is told apart: the parameters that decide, and the costs."""
+    found: list[tuple[tuple[str, ...], Cell]] = [((), route)]
+    while found:
+        parameters, cell = found.pop()
+        # For each kind alone: workers that learn wait for it.
+        with costs.lock:
+            name = cell.decisive
+            below = list(cell.parameters[name].cells.items()) if cell.parameters is not None and name else []
+        if below:
+            found += [((*parameters, shown(name, value)), each) for value, each in below]
+        elif cell.count:
+            yield parameters, cell
+
+
+def shown(name: str, value: str) -> str:
+    """A parameter for operators; see `threadbridge.crossing.costs.parameters_of`."""
+    if _SECRET(name.rstrip("#")):
+        value = value and "…"
+    elif name.endswith("#") or name == DAYS:
+        name = name.rstrip("#").strip("()")
+        # Clients, too, may send parameters of these names.
+        if value.isdecimal() and 1 < int(value) <= 64:
+            value = f"{2 ** (int(value) - 1)} to {2 ** int(value) - 1}"
+    elif name == CLIENT:
+        name = "client"
+    elif name.startswith("/"):
+        name = f"number {name[1:]} of the path"
+    return f"{name}={value}" if value else f"without {name}"
+
+
+def _class_of(bridge: Bridge, route: Route, cell: Cell) -> str:
+    """The class in which such a request would run now; the settings may give it another."""
+    # The last lane is the main one; with a pool, the quick one comes before it.
+    lane = bridge.lanes[-2 if bridge.guard is not None and route.uses_pool is False else -1]
+    return "short" if max(cell.quantile(CAUTION), cell.seconds) < lane.short_below else "long"
