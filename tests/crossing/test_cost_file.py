@@ -48,13 +48,13 @@ class Learner:
         merge(decode(text), self.costs, self.routes)
 
     def cost(self, path: str) -> Cell:
-        [cost] = [cost for _, each, cost in self.routes.costs() if each == path]
+        [cost] = [route.cost for _, each, route in self.routes.all() if each == path]
         return cost
 
     def check(self) -> None:
         """The number of cells is right, and each parameter that decides exists."""
-        assert self.costs.cells == sum(cost.size() for _, _, cost in self.routes.costs()) <= MAX_CELLS
-        cells = [cost for _, _, cost in self.routes.costs()]
+        assert self.costs.cells == sum(route.cost.size() for _, _, route in self.routes.all()) <= MAX_CELLS
+        cells = [route.cost for _, _, route in self.routes.all()]
         while cells:
             parameters = (cell := cells.pop()).parameters or {}
             assert not cell.decisive or cell.decisive in parameters
@@ -96,20 +96,20 @@ def test_a_tree_is_kept_whole() -> None:
     one.learn_reports(rounds=100)
     other.read(one.text())
 
-    def tree(cell: Cell) -> dict[str, Any]:
-        known = {}
-        for name, parameter in (cell.parameters or {}).items():
-            below = {value: tree(each) for value, each in parameter.cells.items()}
-            # As in the file: what has so little to say is left out.
-            known[name] = [f"{parameter.saved:.3g}", f"{parameter.lost:.3g}", tree(parameter.new), below]
-        numbers = [f"{number:.3g}" for number in (cell.n, cell.variance, cell.remembered, cell.seconds, cell.missed)]
-        is_kept = cell.decisive or cell.count >= 8
-        return {
-            "": [*numbers, f"{cell.mean:.2f}", cell.count, cell.unexpected, cell.decisive],
-            **(known if is_kept else {}),
-        }
+    def assert_same(cell: Cell, as_kept: Cell) -> None:
+        for name in ("n", "mean", "variance", "remembered", "seconds", "missed"):
+            assert getattr(as_kept, name) == pytest.approx(getattr(cell, name), rel=1e-3, abs=1e-3), name
+        assert (as_kept.count, as_kept.unexpected, as_kept.decisive) == (cell.count, cell.unexpected, cell.decisive)
+        # As in the file: what has so little to say is left out.
+        for name, parameter in (cell.parameters or {}).items() if cell.decisive or cell.count >= 8 else ():
+            kept = (as_kept.parameters or {})[name]
+            assert (kept.saved, kept.lost) == pytest.approx((parameter.saved, parameter.lost), rel=1e-3)
+            assert_same(parameter.new, kept.new)
+            assert set(kept.cells) == set(parameter.cells)
+            for value, each in parameter.cells.items():
+                assert_same(each, kept.cells[value])
 
-    assert tree(other.cost("/report")) == tree(one.cost("/report"))
+    assert_same(one.cost("/report"), other.cost("/report"))
     order = [list(parameter.cells) for parameter in (one.cost("/report").parameters or {}).values()]
     assert sorted(order) == sorted(
         list(parameter.cells) for parameter in (other.cost("/report").parameters or {}).values()
@@ -184,10 +184,10 @@ def test_what_is_known_already_is_not_driven_out() -> None:
             learner.learn(path, 0.01)
         for number in range(2000):
             learner.learn(f"/report?region={name}{number % 200}&x={name}{number % 40}", 8.0 if number % 7 else 0.02)
-    mine = [path for _, path, _ in one.routes.costs()]
+    mine = [path for _, path, _ in one.routes.all()]
     one.read(other.text())
     one.check()
-    assert sorted(mine) == sorted(path for _, path, _ in one.routes.costs())
+    assert sorted(mine) == sorted(path for _, path, _ in one.routes.all())
     for name, parameter in (one.cost("/report").parameters or {}).items():
         assert len(parameter.cells) <= (MAX_VALUES if name == one.cost("/report").decisive else MAX_CANDIDATES)
         if name == "region":

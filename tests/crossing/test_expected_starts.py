@@ -108,7 +108,7 @@ def test_a_job_that_nobody_has_judged_is_judged_at_its_end() -> None:
 def test_routes_can_be_walked() -> None:
     routes = Routes(Costs())
     found = routes.find("GET", "/orders/17"), routes.find("POST", "/orders")
-    assert {(method, path, id(cost)) for method, path, cost in routes.costs()} == {
+    assert {(method, path, id(route)) for method, path, route in routes.all()} == {
         ("GET", "/orders/0", id(found[0])),
         ("POST", "/orders", id(found[1])),
     }

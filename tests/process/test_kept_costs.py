@@ -261,7 +261,7 @@ class Keeper:
 
     @property
     def count(self) -> int:
-        return sum(cost.count for _, _, cost in self.routes.costs())
+        return sum(route.cost.count for _, _, route in self.routes.all())
 
 
 def written(directory: Path) -> Path:
@@ -425,4 +425,4 @@ def test_what_is_learned_while_it_is_written_is_written_next_time(tmp_path: Path
             thread.join()
     keeper.save()
     assert file.read_bytes() == encode(keeper.costs, keeper.routes)
-    assert keeper.costs.cells == sum(cost.size() for _, _, cost in keeper.routes.costs())
+    assert keeper.costs.cells == sum(route.cost.size() for _, _, route in keeper.routes.all())

@@ -29,11 +29,11 @@ def learned(bridge: Bridge) -> list[dict[str, Any]]:
     if costs is None:
         return []
     kinds = (
-        (method, path, parameters, cell)
-        for method, path, cost in bridge.shared.routes.costs()
-        for parameters, cell in _kinds(costs, cost)
+        (method, path, route, parameters, cell)
+        for method, path, route in bridge.shared.routes.all()
+        for parameters, cell in _kinds(costs, route.cost)
     )
-    heaviest = heapq.nlargest(MOST_ROWS, kinds, key=lambda kind: kind[3].count * kind[3].seconds)
+    heaviest = heapq.nlargest(MOST_ROWS, kinds, key=lambda kind: kind[4].count * kind[4].seconds)
     return [
         {
             "method": method,

@@ -85,10 +85,11 @@ def encode(costs: Costs, routes: Routes) -> bytes:
     """Return the text. Any thread; the locks are held for moments only."""
     # Not `json.dumps` for all: in compiled code, it would hold up the loop for as long as it takes.
     oldest = time.time() - MAX_AGE
-    known = sorted(routes.costs(), key=lambda route: route[2].last, reverse=True)
+    known = sorted(routes.all(), key=lambda known: known[2].cost.last, reverse=True)
     lines: list[str] = []
     size = 0
-    for method, path, cost in known:
+    for method, path, route in known:
+        cost = route.cost
         if cost.last <= oldest or not cost.count:
             break
         for line in _lines_of(method, path, cost, costs):
@@ -195,6 +196,7 @@ def _decode(values: list[Any]) -> Cell:
         missed, decisive = values[8:]
         cell.missed = _number(missed, 0.0, _LARGEST)
         cell.decisive = _text(decisive)
+    cell.sum_up()
     return cell
 
 
@@ -236,9 +238,7 @@ def _take_over(cell: Cell, theirs: Cell) -> bool:
     """Replace what a cell knows of costs by what another one knows, if that is more; return whether it is."""
     if theirs.count <= cell.count:
         return False
-    cell.n, cell.mean, cell.variance = theirs.n, theirs.mean, theirs.variance
-    cell.remembered, cell.seconds, cell.database = theirs.remembered, theirs.seconds, theirs.database
-    cell.count, cell.unexpected, cell.missed = theirs.count, theirs.unexpected, theirs.missed
+    cell.take_over(theirs)
     return True
 
 

@@ -194,7 +194,7 @@ class Cell:
         self.missed = 0.0
         # What estimates are made of, kept for the loop.
         self.usual = CHEAP
-        self.cautious = 0.0
+        self.cautious = TRUSTED
         # Of a route's cell: when a request was last learned from, by `time.time`.
         self.last = 0.0
         # Whether its route is not known any more; then it learns no parameters, which nobody would forget again.
@@ -212,7 +212,7 @@ class Cell:
             if abs(self.unexpected) >= CHANGES_AFTER:
                 self.n, self.mean, self.variance, self.unexpected = 1.0, x, USUAL_VARIANCE, 0
                 self.remembered, self.seconds, self.database = 1.0, math.exp(x), database
-                self._sum_up()
+                self.sum_up()
                 return
             d = limit if d > 0 else -limit
         self.remembered = min(self.remembered + 1, LONG_MEMORY)
@@ -221,9 +221,10 @@ class Cell:
         self.n = min(self.n + 1, MEMORY)
         self.mean += d / self.n
         self.variance += (d * d * (1 - 1 / self.n) - self.variance) / self.n
-        self._sum_up()
+        self.sum_up()
 
-    def _sum_up(self) -> None:
+    def sum_up(self) -> None:
+        """Compute what estimates are made of."""
         self.usual = math.exp(min(self.mean, LONGEST))
         self.cautious = max(self.quantile(CAUTION), self.seconds)
 
@@ -233,13 +234,12 @@ class Cell:
         variance = (self.variance * self.n + 2 * USUAL_VARIANCE) / (self.n + 2) * (1 + 1 / n)
         return math.exp(min(self.mean + deviations * math.sqrt(variance), LONGEST))
 
-    def copy(self) -> Cell:
-        """Return another one that knows as much of the costs, and nothing of parameters."""
-        cell = Cell()
-        cell.n, cell.mean, cell.variance = self.n, self.mean, self.variance
-        cell.remembered, cell.seconds, cell.database = self.remembered, self.seconds, self.database
-        cell.count, cell.usual, cell.cautious = self.count, self.usual, self.cautious
-        return cell
+    def take_over(self, other: Cell) -> None:
+        """Know of costs what another one knows, but nothing of parameters."""
+        self.n, self.mean, self.variance = other.n, other.mean, other.variance
+        self.remembered, self.seconds, self.database = other.remembered, other.seconds, other.database
+        self.count, self.unexpected, self.missed = other.count, other.unexpected, other.missed
+        self.sum_up()
 
     def size(self) -> int:
         """Return how many cells there are below this one."""
@@ -372,7 +372,9 @@ class Costs:
                 parameter = known[name] = Parameter()
                 if not is_first and self.cells < MAX_CELLS:
                     # All requests so far were without it.
-                    parameter.cells[""] = cell.copy()
+                    parameter.cells[""] = so_far = Cell()
+                    so_far.take_over(cell)
+                    so_far.missed = 0.0
                     self.cells += 1
 
     def _drop_parameter(self, cell: Cell, known: dict[str, Parameter]) -> bool:

@@ -54,10 +54,10 @@ class Routes:
                 self._routes.move_to_end(key)
             return route
 
-    def costs(self) -> list[tuple[str, str, Cell]]:
-        """Return each route's method, path and costs, the next to be forgotten first. Any thread."""
+    def all(self) -> list[tuple[str, str, Route]]:
+        """Return each route with its method and the shape of its path, the next to be forgotten first. Any thread."""
         with self._lock:
-            return [(method, path, route.cost) for (method, path), route in self._routes.items()]
+            return [(method, path, route) for (method, path), route in self._routes.items()]
 
     def add(self, method: str, path: str) -> Cell | None:
         """Return the costs of the route, which is added, as the next to be forgotten, if there is room. Any thread."""
