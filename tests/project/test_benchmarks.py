@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
+from benchmarks.mixed import reports
+from benchmarks.mixed.figures import Latencies
+from benchmarks.mixed.long_clients import Share
+from benchmarks.mixed.picture import picture
+from benchmarks.mixed.report import Results
 from benchmarks.report import workload_table
 from benchmarks.rounds import Sample, Series, measure
 from benchmarks.subject import Subject
@@ -100,3 +106,47 @@ def test_an_unknown_server_is_refused_with_the_names_of_those_there_are() -> Non
     finished = run("compare", "--peers=apache")
     assert finished.returncode == 2
     assert "there is no 'apache'; there are wsgicontainer, executor" in finished.stderr
+
+
+def test_short_queries_among_long_ones_are_measured_and_written_down(tmp_path: Path) -> None:
+    options = ("--only", "threadbridge", "executor", "--cases", "period", "change", "--seconds=1.5", "--long=0.5")
+    finished = run("mixed", *options, f"--directory={tmp_path}")
+    assert "the results are in" in finished.stdout, finished.stdout + finished.stderr
+    assert (tmp_path / "mixed.md").read_text(encoding="utf-8") in finished.stdout
+    facts = json.loads((tmp_path / "mixed.json").read_text(encoding="utf-8"))
+    assert list(facts["styles"]) == ["period"]
+    for figures in (facts["styles"]["period"], facts["change"]):
+        assert list(figures) == ["threadbridge", "executor"]
+    # One each 0.2 s, from the end of the first third on.
+    assert facts["styles"]["period"]["executor"]["after"]["requests"] == 5
+    # Ten threads and thirty clients.
+    assert facts["styles"]["period"]["executor"]["long_share"] > 0.5
+    assert facts["change"]["executor"]["before"]["requests"] > 0
+    assert facts["mixes"] == {}
+
+
+def test_the_mix_of_reports_is_measured(sample_data: dict[str, str]) -> None:
+    mix = reports.MIXES["waiting"]._replace(long=[reports.Report(reports.LONG, "wait", 1, seconds=0.5)])
+    variables = {**sample_data, "MYAPPLICATION_DIAGNOSTICS": "1"}
+    with Frontend(("run.py", "--port={port}"), env=variables) as frontend:
+        costs = reports.measure_costs(frontend.port, mix.reports)
+        answers = asyncio.run(reports.send(frontend.port, mix, rate=40, seconds=1))
+    assert list(costs) == mix.reports
+    sent = list(reports.arrivals(mix, rate=40, seconds=1))
+    assert sent == list(reports.arrivals(mix, rate=40, seconds=1))
+    assert sorted(answer.path for _, answer in answers) == sorted(path for _, _, path, _ in sent)
+    served = reports.served(answers, costs, min(answer.sent for _, answer in answers), 1, most=10)
+    assert served.short.requests + served.medium.requests + served.long.requests == len(sent)
+    assert not any({**served.refused, **served.unanswered}.values())
+    assert 0 < served.work < 1
+
+
+def test_the_picture_shows_each_server_s_short_queries() -> None:
+    after = Latencies(100, 0.003, 0.02, 0.05)
+    share = Share(first_worst=1.0, after=after, refused=0, long_share=0.9, long_refused=0)
+    results = Results(styles={"path": dict.fromkeys(("threadbridge", "fair", "granian", "executor"), share)})
+    titles = {name: name for name in results.styles["path"]}
+    document = ElementTree.fromstring(picture(results, titles, long=3))
+    texts = [element.text for element in document.iter("{http://www.w3.org/2000/svg}text")]
+    assert texts.count("3.0 ms · 20 ms · 50 ms") == 3
+    assert "fair" not in texts
