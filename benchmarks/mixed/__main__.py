@@ -2,14 +2,15 @@
 
 ``python -m benchmarks.mixed`` measures everything, in about an hour; ``--quick`` the main cases, in three minutes. It
 prints a report and writes ``mixed.md``, ``mixed.json`` and ``mixed.svg`` to ``var/benchmarks``, or with ``--publish``
-to ``benchmarks/results``, and then ``docs/mixed.svg`` too. The exit status is 1 if threadbridge has missed a figure
-that it must reach.
+to ``benchmarks/results``, and then the picture and the main figures to ``docs`` too. The exit status is 1 if
+threadbridge has missed a figure that it must reach.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 import time
@@ -22,7 +23,7 @@ from benchmarks.contenders import BY_NAME, THREADBRIDGE, Contender
 from benchmarks.environment import prepare
 from benchmarks.mixed import application, long_clients, reports
 from benchmarks.mixed.picture import picture
-from benchmarks.mixed.report import Results, as_json, markdown, missed
+from benchmarks.mixed.report import MAIN_LOAD, Results, as_json, markdown, missed, summary
 from benchmarks.report import facts
 from benchmarks.subject import CannotStart, running
 from tests.support.processes import ROOT, private_mariadb
@@ -38,6 +39,9 @@ CASES = [*long_clients.STYLES, CHANGE, *reports.MIXES]
 QUICK_CASES = ["path", CHANGE, "waiting"]
 SECONDS, QUICK_SECONDS = 60.0, 9.0
 PICTURE = ROOT / "docs" / "mixed.svg"
+# The documentation of the figures, with a table between two comments.
+PAGE = ROOT / "docs" / "benchmarks.md"
+TABLE = re.compile(r"(?<=<!-- mixed -->\n).*?(?=<!-- end of mixed -->)", re.DOTALL)
 
 
 def main() -> int:
@@ -76,8 +80,11 @@ def main() -> int:
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "mixed.md").write_text(text, encoding="utf-8")
     (directory / "mixed.json").write_text(as_json(results, about), encoding="utf-8")
-    for file in (directory / "mixed.svg", *([PICTURE] if options.publish else [])):
-        file.write_text(picture(results, titles, options.long), encoding="utf-8")
+    (directory / "mixed.svg").write_text(picture(results, titles, options.long), encoding="utf-8")
+    if options.publish:
+        PICTURE.write_text(picture(results, titles, options.long), encoding="utf-8")
+        table = f"\n{summary(results, titles, options.long)}\n\n"
+        PAGE.write_text(TABLE.sub(lambda _: table, PAGE.read_text(encoding="utf-8")), encoding="utf-8")
     print(f"In {time.monotonic() - began:.0f} s; the results are in {directory}")
     unreached = missed(results, THREADBRIDGE.name)
     print("\n".join(["threadbridge has missed:", *unreached]) if unreached else "threadbridge has reached all it must")
@@ -103,7 +110,7 @@ def parsed() -> argparse.Namespace:
     options.servers = [server for name, server in SERVERS.items() if name in options.only]
     options.cases = options.cases or (QUICK_CASES if options.quick else CASES)
     options.seconds = options.seconds or (QUICK_SECONDS if options.quick else SECONDS)
-    options.loads = [0.9] if options.quick else reports.LOADS
+    options.loads = [MAIN_LOAD] if options.quick else reports.LOADS
     if options.directory is None:
         options.directory = ROOT / "benchmarks" / "results" if options.publish else ROOT / "var" / "benchmarks"
     return options

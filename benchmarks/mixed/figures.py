@@ -18,6 +18,10 @@ class Latencies(NamedTuple):
     most: float
     worst: float
 
+    @property
+    def text(self) -> str:
+        return " · ".join(duration(seconds) for seconds in (self.median, self.most, self.worst))
+
 
 def latencies(answers: Iterable[Answer]) -> Latencies:
     """Those of answers with status 200 and of requests without an answer, which took at least as long as was waited."""

@@ -11,11 +11,11 @@ from benchmarks.contenders import THREADBRIDGE
 from benchmarks.drawing import MARGIN, WIDTH, framed
 from benchmarks.mixed.figures import Latencies, duration
 from benchmarks.mixed.long_clients import LONG_CLIENTS
-from benchmarks.mixed.report import Results
+from benchmarks.mixed.report import MAIN_LOAD, Results
 
 SERVERS = (THREADBRIDGE.name, "granian", "gthread", "executor")
-# The style, the mix and the load that it shows.
-STYLE, MIX, LOAD = "path", "waiting", 0.9
+# The style and the mix that it shows.
+STYLE, MIX = "path", "waiting"
 NAMES = 178
 NUMBERS = 216
 ROW = 26
@@ -56,8 +56,8 @@ def panels_of(results: Results, long: float) -> list[Panel]:
     if by_server := results.styles.get(STYLE):
         title = f"A 2 ms SELECT while {LONG_CLIENTS} clients ask for {long:g} s queries"
         panels.append(Panel(title, {name: share.after for name, share in by_server.items()}))
-    if served := results.loads.get(MIX, {}).get(LOAD):
-        title = f"Reports of 2 to 20 ms at {LOAD:g} of the capacity, 5 % of the requests take seconds"
+    if served := results.loads.get(MIX, {}).get(MAIN_LOAD):
+        title = f"Reports of 2 to 20 ms at {MAIN_LOAD:g} of the capacity, 5 % of the requests take seconds"
         panels.append(Panel(title, {name: figures.short for name, figures in served.items()}))
     return [
         Panel(title, {name: servers[name] for name in SERVERS if name in servers and servers[name].requests})
@@ -107,14 +107,13 @@ def axis_label(seconds: float) -> str:
 def draw_row(title: str, latencies: Latencies, y: int, *, is_ours: bool) -> str:
     whose = "ours" if is_ours else "theirs"
     median, most, worst = (place(seconds) for seconds in latencies[1:])
-    figures = " · ".join(duration(seconds) for seconds in latencies[1:])
     return (
         f'<text class="{"our " if is_ours else ""}end" x="{NAMES - 14}" y="{y + 4}">{escape(title)}</text>'
         f'<path class="{whose} range" d="M{median:.1f} {y}H{worst:.1f}"/>'
         f'<path class="{whose} worst" d="M{worst:.1f} {y - 6}v12"/>'
         f'<circle class="{whose} hollow" cx="{most:.1f}" cy="{y}" r="4"/>'
         f'<circle class="{whose}" cx="{median:.1f}" cy="{y}" r="5"/>'
-        f'<text class="number end" x="{WIDTH - 2 * MARGIN}" y="{y + 4}">{figures}</text>'
+        f'<text class="number end" x="{WIDTH - 2 * MARGIN}" y="{y + 4}">{latencies.text}</text>'
     )
 
 

@@ -14,6 +14,8 @@ from benchmarks.mixed.reports import MIXES, PARTS, Report, Served
 
 # What threadbridge must reach: long queries run on nine of ten connections, but for the moments in between.
 MUST_SHARE = 0.88
+# The load whose figures the documentation shows.
+MAIN_LOAD = 0.9
 
 
 @dataclass
@@ -56,6 +58,33 @@ def markdown(results: Results, titles: Mapping[str, str], about: Mapping[str, An
     return "\n\n".join(parts) + "\n"
 
 
+def summary(results: Results, titles: Mapping[str, str], long: float) -> str:
+    """The main figures as a table for the documentation, with a column for each server."""
+    rows: list[tuple[str, dict[str, str]]] = []
+    for name, shares in results.styles.items():
+        rows.append((STYLES[name].title, {server: share.after.text for server, share in shares.items()}))
+        rows.append(("worst at first", {server: duration(share.first_worst) for server, share in shares.items()}))
+        rows.append(("long queries' share", {server: f"{share.long_share:.2f}" for server, share in shares.items()}))
+    if results.change:
+        rows.append(("a kind becomes long: as before after", recoveries(results.change, long)))
+    for name, by_load in results.loads.items():
+        if served := by_load.get(MAIN_LOAD):
+            title = f"reports at {MAIN_LOAD:g} of capacity, {MIXES[name].title}"
+            rows.append((title, {server: each.short.text for server, each in served.items()}))
+            rows.append(("long ones' slowdown", {server: f"{each.slowdown:.2f}" for server, each in served.items()}))
+    servers = list(dict.fromkeys(server for _, figures in rows for server in figures))
+    body = [[title, *(figures.get(server, "") for server in servers)] for title, figures in rows]
+    return report.table([["", *(titles[server] for server in servers)], *body])
+
+
+def recoveries(by_server: Mapping[str, Change], long: float) -> dict[str, str]:
+    """How long it took until short queries were served as before, as a multiple of the long ones' duration."""
+    return {
+        server: "never" if change.recovered is None else f"{change.recovered / long:.2f}"
+        for server, change in by_server.items()
+    }
+
+
 def style_table(by_server: Mapping[str, Share], titles: Mapping[str, str], cold: float) -> str:
     rows = [["server", f"worst, first {cold:.0f} s", "median", "99 %", "worst", "not served", "long queries' share"]]
     for server, share in by_server.items():
@@ -73,12 +102,13 @@ def style_table(by_server: Mapping[str, Share], titles: Mapping[str, str], cold:
 
 def change_table(by_server: Mapping[str, Change], titles: Mapping[str, str], long: float) -> str:
     rows = [["server", "99 % before", f"as before after (unit: {long:g} s)", "worst", "median since", "99 % since"]]
+    recovered = recoveries(by_server, long)
     for server, change in by_server.items():
         rows.append(
             [
                 titles[server],
                 duration(change.before.most),
-                "never" if change.recovered is None else f"{change.recovered / long:.2f}",
+                recovered[server],
                 *(duration(value) for value in (change.worst, change.after.median, change.after.most)),
             ]
         )
