@@ -36,13 +36,13 @@ class Traffic:
         self._port = port
         self._idle: dict[int, deque[tuple[asyncio.StreamReader, asyncio.StreamWriter]]] = defaultdict(deque)
 
-    async def ask(self, path: str, client: int = 1, patience: float | None = None) -> Answer:
-        """Send a request and wait for its answer, for ``patience`` seconds at most."""
+    async def ask(self, path: str, client: int = 1, give_up: float | None = None) -> Answer:
+        """Send a request and wait for its answer, no longer than until ``give_up`` on the loop's clock."""
         sent = time.monotonic()
         status = NO_ANSWER
         # A new connection that fails counts as no answer.
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
-            async with asyncio.timeout(patience):
+            async with asyncio.timeout_at(give_up):
                 status = await self._ask(path, client)
         return Answer(path, sent, time.monotonic(), status)
 

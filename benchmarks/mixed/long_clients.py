@@ -24,10 +24,13 @@ LONG_CLIENTS = 30
 INTERVAL = 0.2
 # The beginning in which a server that has just been started may still learn, in seconds; of a short run a third.
 COLD = 10.0
+# At the end, answers are awaited for so many times the long queries' duration: half as long again as ten connections
+# need for the queries of all clients.
+AWAITED = 1.5 * LONG_CLIENTS / THREADS
 # Seconds until a client that was refused asks again.
 PAUSE = 1.0
-# Clients of queries that are still short wait so long after each, since ten at once would be work for the processor.
-CHANGING_PAUSE = 0.3
+# Clients of queries that are still short wait so long after each, or the processor would be what the others wait for.
+CHANGING_PAUSE = 1.0
 # A short query was served as before if it took at most so many times the longest before, or so many seconds.
 AS_BEFORE = 2.0
 SURELY_AS_BEFORE = 0.1
@@ -121,28 +124,25 @@ class Clients:
         self.changes_at: float | None = None
 
     async def run(self, seconds: float, long: float) -> None:
-        """Ask for so long, then wait for what the server is running."""
+        """Ask for so long, then wait for the answers."""
         until = time.monotonic() + seconds
-        tasks = [asyncio.create_task(self._ask_long(client, until)) for client in range(2, 2 + LONG_CLIENTS)]
+        give_up = until + AWAITED * long
+        tasks = [asyncio.create_task(self._ask_long(client, until, give_up)) for client in range(2, 2 + LONG_CLIENTS)]
         began = time.monotonic()
         for number in itertools.count():
             await asyncio.sleep(max(0.0, began + number * INTERVAL - time.monotonic()))
             if time.monotonic() >= until:
                 break
-            tasks.append(asyncio.create_task(self._ask_short(until + long + 0.5)))
-        _, pending = await asyncio.wait(tasks, timeout=long + 1)
-        for task in pending:
-            task.cancel()
-        await asyncio.gather(*pending, return_exceptions=True)
+            tasks.append(asyncio.create_task(self._ask_short(give_up)))
+        await asyncio.gather(*tasks)
         self._traffic.leave()
 
-    async def _ask_short(self, until: float) -> None:
-        path = self._style.short(self._numbers)
-        self.short.append(await self._traffic.ask(path, patience=max(0.0, until - time.monotonic())))
+    async def _ask_short(self, give_up: float) -> None:
+        self.short.append(await self._traffic.ask(self._style.short(self._numbers), 1, give_up))
 
-    async def _ask_long(self, client: int, until: float) -> None:
+    async def _ask_long(self, client: int, until: float, give_up: float) -> None:
         while time.monotonic() < until:
-            answer = await self._traffic.ask(self._style.long(self._numbers), client)
+            answer = await self._traffic.ask(self._style.long(self._numbers), client, give_up)
             self.long.append(answer)
             if answer.status != 200:
                 await asyncio.sleep(PAUSE)
@@ -165,8 +165,8 @@ def measure_style(style: Style, ports: Mapping[str, int], seconds: float, long: 
 
 def share(clients: Clients, warm: float, end: float, long: float) -> Share:
     served = [answer for answer in clients.long if answer.status == 200]
-    # Each held its connection for the last seconds before its answer.
-    busy = sum(overlap(answer.answered - long, answer.answered, warm, end) for answer in served)
+    # When each ran is not known: some servers hold answers back. All take turns, so it is the same on average.
+    busy = sum(long * overlap(answer.sent, answer.answered, warm, end) / answer.seconds for answer in served)
     return Share(
         first_worst=max((answer.seconds for answer in clients.short if answer.sent < warm), default=0.0),
         after=latencies(answer for answer in clients.short if answer.sent >= warm),

@@ -87,8 +87,14 @@ class Mix(NamedTuple):
         totals = {part: sum(each.weight for each in self.reports if each.cost_class == part) for part in PARTS}
         return [PARTS[each.cost_class] * each.weight / totals[each.cost_class] for each in self.reports]
 
-    def choose(self, numbers: random.Random) -> Report:
-        return numbers.choices(self.reports, self.weights)[0]
+    def choose(self, numbers: random.Random) -> Iterator[Report]:
+        """Random reports without end; of each 20, one is long and two are medium, so that short runs differ little."""
+        while True:
+            classes = [part for part, portion in PARTS.items() for _ in range(round(20 * portion))]
+            numbers.shuffle(classes)
+            for part in classes:
+                reports = [each for each in self.reports if each.cost_class == part]
+                yield numbers.choices(reports, [each.weight for each in reports])[0]
 
     def mean_cost(self, costs: Mapping[Report, float]) -> float:
         pairs = zip(self.reports, self.weights, strict=True)
@@ -162,12 +168,13 @@ async def keep_busy(port: int, mix: Mix, seconds: float, seed: int) -> Answers:
     """For so long, let as many clients as there are connections ask, each again when it is answered."""
     traffic = Traffic(port)
     numbers = random.Random(seed)
+    chosen = mix.choose(numbers)
     answers: Answers = []
     until = time.monotonic() + seconds
 
     async def client(number: int) -> None:
         while time.monotonic() < until:
-            report = mix.choose(numbers)
+            report = next(chosen)
             answers.append((report, await traffic.ask(report.path(numbers), number)))
 
     await asyncio.gather(*(client(number) for number in range(2, 2 + THREADS)))
@@ -192,9 +199,10 @@ def measure_capacity(port: int, mix: Mix, costs: Mapping[Report, float], seconds
 def arrivals(mix: Mix, rate: float, seconds: float) -> Iterator[tuple[float, Report, str, int]]:
     """When which report is asked for, its URL, and the client; the same every time."""
     numbers = random.Random(SEED + 2)
+    chosen = mix.choose(numbers)
     moment = 0.0
     while (moment := moment + numbers.expovariate(rate)) < seconds:
-        report = mix.choose(numbers)
+        report = next(chosen)
         yield moment, report, report.path(numbers), numbers.randint(2, 1 + CLIENTS)
 
 
@@ -205,7 +213,7 @@ async def send(port: int, mix: Mix, rate: float, seconds: float) -> Answers:
     give_up = began + seconds + PATIENCE
 
     async def ask(report: Report, path: str, client: int) -> None:
-        answers.append((report, await traffic.ask(path, client, patience=give_up - time.monotonic())))
+        answers.append((report, await traffic.ask(path, client, give_up)))
 
     tasks = []
     for moment, report, path, client in arrivals(mix, rate, seconds):
