@@ -62,8 +62,12 @@ def summary(results: Results, titles: Mapping[str, str], long: float) -> str:
     """The main figures as a table for the documentation, with a column for each server."""
     rows: list[tuple[str, dict[str, str]]] = []
     for name, shares in results.styles.items():
-        rows.append((STYLES[name].title, {server: share.after.text for server, share in shares.items()}))
-        rows.append(("worst at first", {server: duration(share.first_worst) for server, share in shares.items()}))
+        rows.append(
+            (f"short queries, {STYLES[name].title}", {server: share.after.text for server, share in shares.items()})
+        )
+        rows.append(
+            ("worst in the beginning", {server: duration(share.first_worst) for server, share in shares.items()})
+        )
         rows.append(("long queries' share", {server: f"{share.long_share:.2f}" for server, share in shares.items()}))
     if results.change:
         rows.append(("a kind becomes long: as before after", recoveries(results.change, long)))
