@@ -34,6 +34,8 @@ CHANGING_PAUSE = 1.0
 # A short query was served as before if it took at most so many times the longest before, or so many seconds.
 AS_BEFORE = 2.0
 SURELY_AS_BEFORE = 0.1
+# The change is over when so many in a row were served as before.
+IN_A_ROW = 20
 
 
 class Style(NamedTuple):
@@ -97,7 +99,8 @@ class Change:
     """What a server did when one kind became long.
 
     :param before: the short queries before.
-    :param recovered: seconds until short queries were served as before; None if they were not.
+    :param recovered: seconds until the first of several short queries in a row that were served as before; None if
+        there were none.
     :param worst: the slowest short query since the change.
     :param after: the short queries since they were served as before, or since the change if they never were.
     """
@@ -200,14 +203,15 @@ def measure_change(
 def as_before(short: Sequence[Answer], changed: float, long: float) -> Change:
     # One that was sent just before met the change already.
     before = latencies(answer for answer in short if changed - long < answer.sent and answer.answered < changed)
-    since = [answer for answer in short if answer.answered >= changed]
+    since = sorted((answer for answer in short if answer.answered >= changed), key=lambda answer: answer.sent)
     usual = max(AS_BEFORE * before.worst, SURELY_AS_BEFORE)
-    slow = [answer for answer in since if answer.seconds > usual or answer.status != 200]
-    recovered = max((answer.answered for answer in slow), default=changed)
-    after = [answer for answer in since if answer.sent > recovered]
+    is_usual = [answer.seconds <= usual and answer.status == 200 for answer in since]
+    firsts = (first for first in range(len(since) - IN_A_ROW + 1) if all(is_usual[first : first + IN_A_ROW]))
+    first = next(firsts, None)
+    after = [] if first is None else since[first:]
     return Change(
         before=before,
-        recovered=recovered - changed if after else None,
+        recovered=max(0.0, after[0].sent - changed) if after else None,
         worst=max((answer.seconds for answer in since), default=0.0),
         after=latencies(after or since),
     )
