@@ -10,9 +10,9 @@ import itertools
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import date, timedelta
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from benchmarks import THREADS
 from benchmarks.mixed.application import CHANGING, LONG, SHORT, change
@@ -90,9 +90,6 @@ class Share:
     long_share: float
     long_refused: int
 
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 @dataclass
 class Change:
@@ -110,12 +107,9 @@ class Change:
     worst: float
     after: Latencies
 
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 class Clients:
-    """The clients of one server; ``answers`` are those of the queries, each with its kind."""
+    """The clients of one server; ``short`` and ``long`` are the answers to these queries."""
 
     def __init__(self, port: int, style: Style, seed: int) -> None:
         self.short: list[Answer] = []
@@ -201,7 +195,7 @@ def measure_change(
 
 
 def as_before(short: Sequence[Answer], changed: float, long: float) -> Change:
-    # One that was sent just before met the change already.
+    # The latest of them: a server that has just been started is slow at first.
     before = latencies(answer for answer in short if changed - long < answer.sent and answer.answered < changed)
     since = sorted((answer for answer in short if answer.answered >= changed), key=lambda answer: answer.sent)
     usual = max(AS_BEFORE * before.worst, SURELY_AS_BEFORE)

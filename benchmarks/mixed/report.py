@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from benchmarks import THREADS, report
@@ -178,7 +178,7 @@ def as_json(results: Results, about: Mapping[str, Any]) -> str:
 
 
 def facts(by_server: Mapping[str, Share] | Mapping[str, Change] | Mapping[str, Served]) -> dict[str, Any]:
-    return {server: figures.as_json() for server, figures in by_server.items()}
+    return {server: asdict(figures) for server, figures in by_server.items()}
 
 
 def rounded(value: Any) -> Any:

@@ -10,9 +10,9 @@ import random
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import date, timedelta
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from benchmarks import THREADS
 from benchmarks.mixed.figures import Latencies, latencies, overlap
@@ -134,9 +134,6 @@ class Served:
     refused: dict[str, int]
     unanswered: dict[str, int]
     work: float
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 Answers = list[tuple[Report, Answer]]
