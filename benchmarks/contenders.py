@@ -18,7 +18,6 @@ MOST_CONNECTIONS = 6000
 IDLE_SECONDS = 75
 
 MODULE = "benchmarks.application"
-APPLICATION = f"{MODULE}:app"
 # Behind a middleware that writes the access log.
 LOGGED_APPLICATION = "benchmarks.logged:app"
 PYTHON = "{environment}/bin/python"
@@ -30,7 +29,8 @@ class Contender(NamedTuple):
     :param name: what it is called on the command line and in results.
     :param packages: what has to be installed beside the application.
     :param command: how it is started, with ``{port}`` in place of the port, ``{environment}`` in place of the
-        virtual environment's directory and ``{application}`` in place of the application.
+        virtual environment's directory, ``{application}`` in place of the application and ``{pool}`` in place of its
+        pool.
     :param quiet: what is added to have no access log.
     :param logged: what is added to have one.
     :param logged_application: what it serves when it has one.
@@ -45,7 +45,7 @@ class Contender(NamedTuple):
     command: tuple[str, ...]
     quiet: tuple[str, ...] = ()
     logged: tuple[str, ...] = ()
-    logged_application: str = APPLICATION
+    logged_application: str = f"{MODULE}:app"
     refusing: tuple[str, ...] = ()
     patient: tuple[str, ...] = ()
     is_bound: bool = False
@@ -59,7 +59,7 @@ THREADBRIDGE = Contender(
     "threadbridge",
     "threadbridge",
     (),
-    (PYTHON, "-m", "threadbridge", "{application}", f"--pool={MODULE}:pool", "--port={port}"),
+    (PYTHON, "-m", "threadbridge", "{application}", "--pool={pool}", "--port={port}"),
     quiet=("--access_log=false",),
     refusing=(f"--queue={QUEUE}",),
 )

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.clients import Refused, ask
-from benchmarks.contenders import APPLICATION, Contender
+from benchmarks.contenders import MODULE, Contender
 from benchmarks.database import ProcessList
 from tests.support.processes import Frontend
 
@@ -129,17 +129,19 @@ def running(
     extra: tuple[str, ...] = (),
     *,
     logged: bool = False,
+    module: str = MODULE,
 ) -> Iterator[Subject]:
     """Start a server, wait until it answers, and end all its processes after the block. Raises `CannotStart`.
 
     :param extra: what is added to its command line.
     :param logged: whether it writes an access log.
+    :param module: where the application, ``app``, and its ``pool`` are.
     """
     with ExitStack() as stack:
         frontend = Frontend(("{port}",), env=variables)
-        application = contender.logged_application if logged else APPLICATION
+        application = contender.logged_application if logged else f"{module}:app"
         frontend.command = [
-            part.format(port=frontend.port, environment=environment, application=application)
+            part.format(port=frontend.port, environment=environment, application=application, pool=f"{module}:pool")
             for part in (*contender.command, *(contender.logged if logged else contender.quiet), *extra)
         ]
         try:

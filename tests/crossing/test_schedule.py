@@ -290,6 +290,7 @@ def test_two_hundred_jobs_of_one_client_delay_another_s_by_one_service(seconds: 
 
 def test_long_ones_leave_threads_free_as_long_as_short_ones_come() -> None:
     _, schedule, arrive = schedule_of(4)
+    schedule.expect_short(0.0)
     for _ in range(4):
         arrive(30.0, "a", 0.0)
     started = [start_next(schedule, 0.0) for _ in range(4)]
@@ -304,9 +305,10 @@ def test_long_ones_leave_threads_free_as_long_as_short_ones_come() -> None:
 
 
 def test_a_short_one_that_only_comes_keeps_a_thread_free() -> None:
-    _, schedule, arrive = schedule_of(2)
-    arrive(30.0, "a", 0.0)
-    assert start_next(schedule, 0.0) is not None
+    _, schedule, arrive = schedule_of(4)
+    for _ in range(3):
+        arrive(30.0, "a", 0.0)
+        assert start_next(schedule, 0.0) is not None
     schedule.remove(arrive(0.001, "b", 200.0))
     arrive(30.0, "a", 200.0)
     assert not schedule.ready(499.0)
@@ -331,13 +333,16 @@ def test_half_of_the_threads_are_kept_at_most() -> None:
     assert max(kept) == 4
 
 
-@pytest.mark.parametrize("width", [1, 2, 3])
-def test_at_first_one_thread_is_kept_if_there_are_several(width: int) -> None:
+@pytest.mark.parametrize("width", [1, 3, 4, 8])
+@pytest.mark.parametrize("are_expected", [True, False])
+def test_one_thread_of_four_or_more_is_kept_once_short_ones_have_come(width: int, are_expected: bool) -> None:
     _, schedule, arrive = schedule_of(width)
+    if are_expected:
+        schedule.expect_short(0.0)
     for _ in range(width):
         arrive(30.0, "a", 0.0)
     started = [start_next(schedule, 0.0) for _ in range(width)]
-    assert sum(job is not None for job in started) == max(1, width - 1)
+    assert sum(job is not None for job in started) == width - (are_expected and width >= 4)
 
 
 def test_the_settings_decide_the_class_of_a_pinned_job() -> None:
@@ -348,9 +353,11 @@ def test_the_settings_decide_the_class_of_a_pinned_job() -> None:
 
 
 def test_one_unknown_job_at_a_time_tries_on_a_kept_thread() -> None:
-    costs, schedule, arrive = schedule_of(2)
-    arrive(30.0, "a", 0.0)
-    assert start_next(schedule, 0.0) is not None
+    costs, schedule, arrive = schedule_of(4)
+    schedule.expect_short(0.0)
+    for _ in range(3):
+        arrive(30.0, "a", 0.0)
+        assert start_next(schedule, 0.0) is not None
     first, second = (put(schedule, costs, Job(Cell(), client), 0.0) for client in "bc")
     assert first.estimate.cost_class == "unknown"
     assert start_next(schedule, 0.0) is first
@@ -364,13 +371,16 @@ def test_one_unknown_job_at_a_time_tries_on_a_kept_thread() -> None:
 
 
 def test_a_job_that_runs_for_too_long_counts_as_long() -> None:
-    _, schedule, arrive = schedule_of(2)
+    _, schedule, arrive = schedule_of(4)
+    for _ in range(2):
+        arrive(30.0, "b", 0.0)
+        assert start_next(schedule, 0.0) is not None
     pretender = arrive(0.001, "a", 0.0)
     assert start_next(schedule, 0.0) is pretender
     long = arrive(30.0, "b", 0.0)
     schedule.remove(long)
     arrive(30.0, "b", 1.0)
-    # It holds the only thread that long ones may have.
+    # It holds the last thread that long ones may have.
     assert start_next(schedule, 1.0) is None
     assert pretender.estimate.outgrown
     assert schedule.outgrown == 1
@@ -383,9 +393,9 @@ def test_a_long_kind_that_looked_short_is_known_as_long_before_its_first_one_end
     for _ in range(4):
         arrive(0.001, "a", 0.0)
         assert start_next(schedule, 0.0) is not None
-    # The judgement comes with the next look at the clock.
+    # The judgement comes with the next look at the clock, and what has waited is estimated again.
     following = arrive(0.001, "a", 10.0)
     assert following.estimate.cost_class == "short"
-    assert start_next(schedule, 10.0) is None
+    assert start_next(schedule, 10.1) is None
     assert following.estimate.cost_class == "long"
     assert len(schedule) == 1

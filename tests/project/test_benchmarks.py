@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
+import pytest
+
+from benchmarks.mixed import reports
+from benchmarks.mixed.figures import Latencies
+from benchmarks.mixed.long_clients import Share, as_before
+from benchmarks.mixed.picture import picture
+from benchmarks.mixed.report import Results
 from benchmarks.report import workload_table
 from benchmarks.rounds import Sample, Series, measure
 from benchmarks.subject import Subject
+from benchmarks.traffic import Answer
 from benchmarks.workloads import Workload
 from benchmarks.wrk import Load, Measured
 from tests.support.processes import ROOT, Frontend
@@ -116,3 +125,61 @@ def test_the_simulation_refuses_what_it_does_not_know() -> None:
         finished = run("simulation", option)
         assert finished.returncode == 2
         assert "there is no" in finished.stderr or "has a number" in finished.stderr
+
+
+def test_short_queries_among_long_ones_are_measured_and_written_down(tmp_path: Path) -> None:
+    options = ("--only", "threadbridge", "executor", "--cases", "period", "change", "--seconds=1.2", "--long=0.3")
+    finished = run("mixed", *options, f"--directory={tmp_path}")
+    assert "the results are in" in finished.stdout, finished.stdout + finished.stderr
+    assert (tmp_path / "mixed.md").read_text(encoding="utf-8") in finished.stdout
+    facts = json.loads((tmp_path / "mixed.json").read_text(encoding="utf-8"))
+    assert list(facts["styles"]) == ["period"]
+    for figures in (facts["styles"]["period"], facts["change"]):
+        assert list(figures) == ["threadbridge", "executor"]
+    # One each 0.2 s, from the end of the first third on; the last may come too late.
+    assert facts["styles"]["period"]["executor"]["after"]["requests"] in (3, 4)
+    # Ten threads and thirty clients.
+    assert facts["styles"]["period"]["executor"]["long_share"] > 0.5
+    assert facts["change"]["executor"]["before"]["requests"] > 0
+    assert facts["mixes"] == {}
+
+
+def test_the_mix_of_reports_is_measured(sample_data: dict[str, str]) -> None:
+    mix = reports.MIXES["waiting"]._replace(long=[reports.Report(reports.LONG, "wait", 1, seconds=0.5)])
+    variables = {**sample_data, "MYAPPLICATION_DIAGNOSTICS": "1"}
+    with Frontend(("run.py", "--port={port}"), env=variables) as frontend:
+        costs = reports.measure_costs(frontend.port, mix.reports)
+        answers = asyncio.run(reports.send(frontend.port, mix, rate=40, seconds=1))
+    assert list(costs) == mix.reports
+    sent = list(reports.arrivals(mix, rate=40, seconds=1))
+    assert sent == list(reports.arrivals(mix, rate=40, seconds=1))
+    assert sorted(answer.path for _, answer in answers) == sorted(path for _, _, path, _ in sent)
+    served = reports.served(answers, costs, min(answer.sent for _, answer in answers), 1, most=10)
+    assert served.short.requests + served.medium.requests + served.long.requests == len(sent)
+    assert not any({**served.refused, **served.unanswered}.values())
+    assert 0 < served.work < 1
+
+
+def test_the_picture_shows_each_server_s_short_queries() -> None:
+    after = Latencies(100, 0.003, 0.02, 0.05)
+    share = Share(first_worst=1.0, after=after, refused=0, long_share=0.9, long_refused=0)
+    results = Results(styles={"path": dict.fromkeys(("threadbridge", "fair", "granian", "executor"), share)})
+    titles = {name: name for name in results.styles["path"]}
+    document = ElementTree.fromstring(picture(results, titles, long=3))
+    texts = [element.text for element in document.iter("{http://www.w3.org/2000/svg}text")]
+    assert texts.count("3.0 ms · 20 ms · 50 ms") == 3
+    assert "fair" not in texts
+
+
+def test_short_queries_are_served_as_before_from_the_first_of_many_in_a_row_on() -> None:
+    def answers(*seconds: float) -> list[Answer]:
+        """One is sent every 0.2 s; the change comes after 5 s."""
+        return [Answer("/", number / 5, number / 5 + each, 200) for number, each in enumerate(seconds)]
+
+    before = [0.01] * 25
+    change = as_before(answers(*before, 2.0, 0.01, 1.0, *[0.01] * 30, 0.5), changed=5.0, long=2.0)
+    assert change.recovered == pytest.approx(0.6)
+    assert change.worst == pytest.approx(2.0)
+    assert change.after.worst == pytest.approx(0.5)
+    assert as_before(answers(*before, *[0.01] * 25), changed=5.0, long=2.0).recovered == 0
+    assert as_before(answers(*before, *[1.0, *[0.01] * 9] * 3), changed=5.0, long=2.0).recovered is None
