@@ -13,7 +13,7 @@ from threadbridge.crossing import costs as costs_module
 from threadbridge.crossing import schedule as schedule_module
 from threadbridge.crossing.costs import Cell, Costs, Estimate
 from threadbridge.crossing.routes import Routes
-from threadbridge.crossing.schedule import SHORT, Schedule
+from threadbridge.crossing.schedule import SHORT, Schedule, level_of
 
 # Seconds that a request may wait before it is refused: the default of the setting queue_timeout.
 QUEUE_TIMEOUT = 30.0
@@ -141,6 +141,7 @@ class KnownCosts(LearnedCosts):
         cell = Cell()
         cell.n = cell.remembered = 1e9
         cell.mean, cell.seconds = math.log(request.seconds), request.seconds
+        cell.sum_up()
         return cell
 
 
@@ -167,6 +168,17 @@ class FixedShort(LearnedCosts):
         if schedule._to_keep:
             load = sum(schedule._seconds[:SHORT]) / schedule_module.RECENT
             schedule._to_keep = min(schedule.width // 2, max(1, math.ceil(load / schedule_module.BUSY)))
+
+
+class JudgedAtOnce(LearnedCosts):
+    """Each request counts as what it costs as soon as it runs, the most that its SQL statements could tell."""
+
+    def take(self, now: float) -> Request | None:
+        request = super().take(now)
+        if request is not None:
+            running = self.schedule._running[request]
+            running.level = level_of(request.seconds)
+        return request
 
 
 class DueWhenItCame(LearnedCosts):
@@ -286,6 +298,7 @@ RULES: dict[str, Callable[[int], Rule]] = {
     "no-early-refusal": NoEarlyRefusal,
     "no-client": ClientIsNoParameter,
     "fixed-short": FixedShort,
+    "judged-at-once": JudgedAtOnce,
     "no-carrying": DueWhenItCame,
     "newest-first": NewestFirst,
     "newest-of-client": NewestOfClient,

@@ -23,8 +23,10 @@ USUAL_VARIANCE = 0.5
 # How many deviations above the mean a cautious estimate is.
 CAUTION = 1.5
 # A parameter has told a cost if the average of its value was closer to it than the average of all, where one of the
-# two was off by more than this. It decides once it has saved so much error; what it adds elsewhere counts three times.
+# two was off by more than the first of these, by more than the second. It decides once it has saved so much error; what
+# it adds elsewhere counts three times.
 FAR_OFF = math.log(9)
+TOLD = 0.5
 ENOUGH = 8.0
 LOSSES_COUNT = 3.0
 # The sum of errors after which older ones count half.
@@ -412,13 +414,12 @@ class Costs:
                 error = abs(x - told.mean)
                 if missed > FAR_OFF or error > FAR_OFF:
                     gain = missed - error
-                    if x - mean > FAR_OFF:
-                        # A few long ones count, even if the parameter says nothing of most requests.
-                        ratio = math.log(max(told.seconds, 1e-4) / max(average, 1e-4))
-                        gain = max(gain, min(3.0, max(-3.0, ratio)))
-                    if gain > 0.5:
+                    if x - mean > FAR_OFF and abs(gain) < TOLD:
+                        # Most of its requests are like all others, but a few may be long.
+                        gain = min(3.0, max(-3.0, math.log(max(told.seconds, 1e-4) / max(average, 1e-4))))
+                    if gain > TOLD:
                         parameter.saved += gain
-                    elif gain < -0.5:
+                    elif gain < -TOLD:
                         parameter.lost -= gain
             if below is None:
                 parameter.new.learn(x, database)
