@@ -53,7 +53,7 @@ def records() -> list[Record]:
 
 @pytest.fixture
 def server(pages: Pages, records: list[Record]) -> Iterator[BridgeThread]:
-    with BridgeThread(pages, threads=3, lanes=[Lane("own", "/own", threads=1)]) as server:
+    with BridgeThread(pages, threads=4, lanes=[Lane("own", "/own", threads=1)]) as server:
         server.bridge.telemetry.subscribe(records.extend)
         yield server
 
