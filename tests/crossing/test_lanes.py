@@ -249,7 +249,7 @@ def test_the_first_lane_that_matches_is_taken_and_logged(caplog: pytest.LogCaptu
         for path, name in expected.items():
             assert server.request(path=path)[1].decode().startswith(f"threadbridge-{name}_")
     lines = "\n".join(record.getMessage() for record in caplog.records if record.name == "tornado.access")
-    assert re.findall(r" lane=(\S+) .* ending=(\S+)$", lines, re.MULTILINE) == [
+    assert re.findall(r" lane=(\S+) .* ending=(\S+)", lines, re.MULTILINE) == [
         (name, "done") for name in expected.values()
     ]
 

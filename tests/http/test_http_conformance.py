@@ -63,4 +63,4 @@ def test_a_response_that_ends_its_connection_is_counted_as_answered(
         return [message for message in caplog.messages if '"counted"' in message]
 
     wait_until(lambda: bool(lines()), "the access log has a line")
-    assert [" 200 " in line and line.endswith("ending=done") for line in lines()] == [True]
+    assert [" 200 " in line and "ending=done" in line for line in lines()] == [True]

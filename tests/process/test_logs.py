@@ -67,7 +67,7 @@ def test_the_request_is_named_to_the_client_and_in_all_logs(tmp_path: Path) -> N
     assert re.search(r"^\[W \d{6} \d\d:\d\d:\d\d log_app:\d+ r-1\] asked for /a$", log, re.MULTILINE)
     assert re.search(r"^\[E .* r-3\] request r-3 failed: GET /fails\n    Traceback", log, re.MULTILINE)
     access = (tmp_path / "site.access.log").read_text()
-    assert re.findall(r" id=(\S+) .* ending=(\w+)$", access, re.MULTILINE) == [
+    assert re.findall(r" id=(\S+) .* ending=(\w+)", access, re.MULTILINE) == [
         *(("r-1", "done"), (made, "done"), ("r-2", "done"), ("r-3", "failed")),
     ]
     assert (tmp_path / "own.log").read_text().splitlines() == [
@@ -99,7 +99,7 @@ def test_without_a_log_file_the_lines_of_the_access_log_stand_bare_among_the_oth
         assert server.stop() == 0
         lines = server.output().splitlines()
     [line] = [line for line in lines if " id=r-1 " in line]
-    assert line.startswith("127.0.0.1 - - [") and line.endswith(" ending=done")
+    assert line.startswith("127.0.0.1 - - [") and line.endswith(" ending=done class=unknown expected=50.0")
 
 
 @pytest.mark.parametrize("arguments", [("--access_log=false",), ("--logging=warning",)])
