@@ -106,7 +106,7 @@ def on_loop(server: BridgeThread, ask: Any) -> Any:
 
 
 def test_nothing_is_learned_where_clients_take_turns(tmp_path: Path) -> None:
-    with Site(tmp_path) as site, ExitStack() as stack:
+    with Site(tmp_path, "--schedule=fair") as site, ExitStack() as stack:
         requests.get(site.url, timeout=20)
         site.occupy(stack, "one")
         document = site.document()

@@ -202,7 +202,7 @@ def test_cells_are_counted_rightly_whatever_clients_send() -> None:
             assert ended.cautious > 0
         if number % 500 == 0:
             assert site.costs.cells == site.cells()
-    assert len(site.routes) == MAX_ROUTES
+    assert 100 < len(site.routes) <= MAX_ROUTES
     assert 1000 < site.costs.cells == site.cells() <= MAX_CELLS
     assert site.costs.learned == 3980
 

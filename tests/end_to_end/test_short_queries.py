@@ -19,7 +19,8 @@ from benchmarks.database import ProcessList
 from benchmarks.servers import command
 from tests.support.processes import Frontend
 
-CONNECTIONS = 3
+# Of fewer than four, none is kept.
+CONNECTIONS = 4
 # Of the same path: long ones of 3 s, and short ones.
 LONG = "/query/?report=wait&seconds=3&format=json"
 SHORT = "/query/?report=wait&seconds=0&format=json"

@@ -103,17 +103,14 @@ class Site(Process):
 
 
 class SqlSite(Site):
-    """A frontend that runs the SQL in its requests, with an operators' port.
-
-    Three requests run at once, whatever requests have cost, unless the arguments say ``--schedule=cost``.
-    """
+    """A frontend that runs the SQL in its requests, with an operators' port."""
 
     def __init__(self, directory: Path, mariadb: dict[str, str], *arguments: str) -> None:
         self.directory = directory
         self.admin_port = free_port()
         (directory / "page_app.py").write_text(SQL_APPLICATION)
         ports = ("--port={port}", f"--admin_port={self.admin_port}")
-        options = ("--pool=page_app:pool", "--schedule=fair", *ports, *arguments)
+        options = ("--pool=page_app:pool", *ports, *arguments)
         Frontend.__init__(self, ("-m", "threadbridge", "page_app:app", *options), env=mariadb, cwd=directory)
 
     @property

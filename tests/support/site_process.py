@@ -64,16 +64,13 @@ def app(environ, start_response):
 
 
 class Process(Frontend):
-    """``python -m threadbridge`` with that application; ready when it has said so.
-
-    Two requests run at once, whatever requests have cost, unless the arguments say ``--schedule=cost``.
-    """
+    """``python -m threadbridge`` with that application; ready when it has said so."""
 
     def __init__(
         self, directory: Path, *arguments: str, env: Mapping[str, str] | None = None, port: int | None = None
     ) -> None:
         (directory / "site_app.py").write_text(APPLICATION)
-        command = ("-m", "threadbridge", "site_app:app", "--threads=2", "--schedule=fair", *arguments)
+        command = ("-m", "threadbridge", "site_app:app", "--threads=2", *arguments)
         super().__init__(command, env=env, port=port, cwd=directory)
 
     def start(self) -> None:

@@ -37,6 +37,8 @@ CHEAP = 0.05
 TRUSTED = 0.1
 # The greatest logarithm of a cost: six hours.
 LONGEST = 10.0
+# Where costs are small and much the same, one request of so many teaches about parameters.
+SAMPLED = 8
 # How many parameters may decide together, one below the other.
 DEPTH = 3
 # The parameters of one kind that are looked at, and the values known of each: of the one that decides, of another, and
@@ -323,7 +325,7 @@ class Costs:
         estimate.kind = kind.lstrip()
         estimate.is_known = not is_new or (cell.n >= 3 and (cell.usual >= CHEAP or cell.cautious <= TRUSTED))
         estimate.seconds = cell.usual if estimate.is_known else CHEAP
-        estimate.average = max(cell.seconds, cell.usual)
+        estimate.average = max(cell.seconds, cell.usual) if estimate.is_known else CHEAP
         estimate.cautious = cell.cautious
 
     def learn(self, estimate: Estimate, seconds: float, database: float = 0.0) -> None:
@@ -345,8 +347,14 @@ class Costs:
         parameters: dict[str, str] | None = None
         for _ in range(DEPTH):
             mean, average = (cell.mean, cell.seconds) if cell.n >= 1 else (x, seconds)
-            is_small = seconds < CHEAP if cell.n < 1 else cell.usual < CHEAP and cell.cautious < TRUSTED
-            if is_small and abs(x - mean) < NOTABLE and not cell.decisive:
+            if (
+                cell.count >= MEMORY
+                and cell.count % SAMPLED
+                and cell.usual < CHEAP
+                and cell.cautious < TRUSTED
+                and not cell.decisive
+                and abs(x - mean) < NOTABLE
+            ):
                 # Most routes: costs are small, and much the same.
                 cell.learn(x, database)
                 return

@@ -95,6 +95,8 @@ class Schedule:
         self._seconds = [0.0] * UNKNOWN
         self._squares = [0.0] * UNKNOWN
         self._averaged_at = 0.0
+        # When the first job ended.
+        self._began_at = 0.0
         self._define_at = 0.0
         self.limit = SHORT
         # Of fewer than four threads, one would be too much.
@@ -284,6 +286,7 @@ class Schedule:
             estimate.outgrown = True
             self.outgrown += 1
         began = level_of(ran) if estimate.level == UNKNOWN else min(estimate.level, UNKNOWN - 1)
+        self._began_at = self._began_at or now
         self._ended[began] += 1
         # A job that turned out to be long could not be told from short ones: no reason to define short otherwise.
         beyond = max(0.0, ran - BOUNDS[SHORT - 1]) if began < SHORT and estimate.outgrown else 0.0
@@ -315,31 +318,31 @@ class Schedule:
         ``soon`` (half of E[S²]/E[S] for each thread). With them, a short one waits as in an M/G/1 queue of short ones
         alone (Pollaczek and Khinchine). What a limit gains is the difference for all requests below it.
         """
-        seconds = squares = ended = 0.0
-        for level in range(UNKNOWN):
-            seconds += self._seconds[level]
-            squares += self._squares[level]
-            ended += self._ended[level]
-        for running in self._running.values():
+        seconds, squares = self._seconds.copy(), self._squares.copy()
+        for job, running in self._running.items():
+            # What has run for so long is expected to run for as long again. A short one that is misjudged counts as long.
             ran = 2 * (now - running.started)
-            seconds += ran
-            squares += ran * ran
-        soon = squares / max(seconds, 1e-9) / 2 / self.width
+            level = min(running.level, UNKNOWN - 1) if job.estimate.level < SHORT else min(job.estimate.level, UNKNOWN - 1)
+            seconds[level] += ran
+            squares[level] += ran * ran
+        soon = sum(squares) / max(sum(seconds), 1e-9) / 2 / self.width
+        # At first, less than that is known.
+        window = max(1.0, RECENT * (1 - math.exp((self._began_at - now) / RECENT)))
         self.limit, self._to_keep, most = SHORT, min(1, self._most_kept), 0.0
-        load = squares = count = 0.0
+        load = square = count = 0.0
         for level in range(UNKNOWN - 1):
-            load += self._seconds[level] / RECENT
-            squares += self._squares[level] / RECENT
+            load += seconds[level] / window
+            square += squares[level] / window
             count += self._ended[level]
             if level < SHORT - 1 or (level >= SHORT and not self._ended[level]):
                 continue
             kept = min(self._most_kept, max(1, math.ceil(load / BUSY)))
             gain = 0.0
             if load < kept:
-                gain = count * (soon - squares / 2 / kept / (1 - load / kept))
+                gain = count * (soon - square / 2 / kept / (1 - load / kept))
             if level < SHORT or gain > GAIN * most:
                 self.limit, self._to_keep, most = level + 1, kept, gain
-        if soon < SOON and ended >= TELLING:
+        if soon < SOON and sum(self._ended) >= TELLING:
             self._to_keep = 0
 
     def drop(self, job: Job) -> None:
