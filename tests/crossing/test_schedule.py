@@ -324,11 +324,11 @@ def test_half_of_the_threads_are_kept_at_most() -> None:
             assert schedule.kept(step / 200) == 0
             arrive(30.0, "b", step / 200)
             assert start_next(schedule, step / 200) is not None
-        # 16 s of short work each second.
+        # 10 s of short work each second.
         now = step / 200
-        short = arrive(0.08, "a", now)
+        short = arrive(0.05, "a", now)
         assert start_next(schedule, now) is short
-        schedule.end(short, now + 0.08)
+        schedule.end(short, now + 0.05)
         kept.add(schedule.kept(now))
     assert max(kept) == 4
 

@@ -320,9 +320,9 @@ class Schedule:
         """
         seconds, squares = self._seconds.copy(), self._squares.copy()
         for job, running in self._running.items():
-            # What has run for so long is expected to run for as long again. A short one that is misjudged counts as long.
+            # What has run for so long is expected to run for as long again. A misjudged short one counts as long.
             ran = 2 * (now - running.started)
-            level = min(running.level, UNKNOWN - 1) if job.estimate.level < SHORT else min(job.estimate.level, UNKNOWN - 1)
+            level = min(running.level if job.estimate.level < SHORT else job.estimate.level, UNKNOWN - 1)
             seconds[level] += ran
             squares[level] += ran * ran
         soon = sum(squares) / max(sum(seconds), 1e-9) / 2 / self.width
@@ -340,7 +340,7 @@ class Schedule:
             gain = 0.0
             if load < kept:
                 gain = count * (soon - square / 2 / kept / (1 - load / kept))
-            if level < SHORT or gain > GAIN * most:
+            if level < SHORT or gain > GAIN * max(0.0, most):
                 self.limit, self._to_keep, most = level + 1, kept, gain
         if soon < SOON and sum(self._ended) >= TELLING:
             self._to_keep = 0
