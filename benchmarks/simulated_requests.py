@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-from threadbridge.crossing.costs import Estimate
+from threadbridge.crossing.estimate import Estimate
 
 
 class Request:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from types import ModuleType
 from typing import Protocol, cast
 from unittest import mock
 
 from benchmarks.simulated_requests import Request
-from threadbridge.crossing import costs as costs_module
-from threadbridge.crossing import schedule as schedule_module
-from threadbridge.crossing.costs import Cell, Costs, Estimate
+from threadbridge.crossing import cost_cells, costs, recent_use, schedule
+from threadbridge.crossing.cost_cells import Cell
+from threadbridge.crossing.costs import Costs
+from threadbridge.crossing.estimate import Estimate
+from threadbridge.crossing.recent_use import SHORT, level_of
 from threadbridge.crossing.routes import Routes
-from threadbridge.crossing.schedule import SHORT, Schedule, level_of
+from threadbridge.crossing.schedule import Schedule
 
 # Seconds that a request may wait before it is refused: the default of the setting queue_timeout.
 QUEUE_TIMEOUT = 30.0
@@ -166,8 +169,8 @@ class FixedShort(LearnedCosts):
         schedule = self.schedule
         schedule.limit = SHORT
         if schedule._to_keep:
-            load = sum(schedule._seconds[:SHORT]) / schedule_module.RECENT
-            schedule._to_keep = min(schedule.width // 2, max(1, math.ceil(load / schedule_module.BUSY)))
+            load = sum(schedule._use.seconds[:SHORT]) / recent_use.RECENT
+            schedule._to_keep = min(schedule.width // 2, max(1, math.ceil(load / recent_use.BUSY)))
 
 
 class JudgedAtOnce(LearnedCosts):
@@ -314,24 +317,25 @@ def parse(text: str) -> tuple[Callable[[int], Rule], dict[str, float]]:
     changed = {}
     for pair in pairs:
         constant, _, value = pair.partition("=")
-        module_of(constant)
+        modules_with(constant)
         changed[constant] = float(value)
     return RULES[name], changed
 
 
-def module_of(constant: str) -> object:
-    for module in (schedule_module, costs_module):
-        if isinstance(getattr(module, constant, None), int | float):
-            return module
-    raise ValueError(f"neither schedule.py nor costs.py has a number {constant!r}")
+def modules_with(constant: str) -> list[ModuleType]:
+    """Return the modules of the schedule that use this constant."""
+    modules = (schedule, recent_use, costs, cost_cells)
+    found = [module for module in modules if isinstance(getattr(module, constant, None), int | float)]
+    if not found:
+        raise ValueError(f"none of {', '.join(module.__name__ for module in modules)} has a number {constant!r}")
+    return found
 
 
 @contextmanager
 def constants(changed: dict[str, float]) -> Iterator[None]:
-    """Change constants of schedule.py and costs.py for a while."""
+    """Change constants of the schedule for a while."""
     with ExitStack() as stack:
         for name, value in changed.items():
-            module = module_of(name)
-            kind = type(getattr(module, name))
-            stack.enter_context(mock.patch.object(module, name, kind(value)))
+            for module in modules_with(name):
+                stack.enter_context(mock.patch.object(module, name, type(getattr(module, name))(value)))
         yield

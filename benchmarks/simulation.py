@@ -226,7 +226,7 @@ def main() -> None:
         "--rule",
         action="append",
         metavar="RULE[,CONSTANT=VALUE]...",
-        help=f"of {', '.join(RULES)}; default: turns and learned. A number of schedule.py or costs.py can be changed.",
+        help=f"of {', '.join(RULES)}; default: turns and learned. Its constants can be changed.",
     )
     parser.add_argument("--seeds", type=int, default=3, help="how many simulations to average; default: 3")
     parser.add_argument("--seconds", type=float, default=600.0, help="simulated time; default: 600")

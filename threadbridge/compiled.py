@@ -14,13 +14,16 @@ from types import ModuleType
 # that derive from Python's own exceptions or enumerations; modules with such classes are left out.
 MODULES = (
     "crossing.cancellation",
+    "crossing.cost_cells",
     "crossing.costs",
+    "crossing.estimate",
     "crossing.current",
     "crossing.exchange",
     "crossing.fair_queue",
     "crossing.hop",
     "crossing.lanes",
     "crossing.request_body",
+    "crossing.recent_use",
     "crossing.routes",
     "crossing.schedule",
     "database.drivers.mysql_session",

@@ -19,7 +19,7 @@ from tests.support.inprocess import BridgeThread, wait_until
 from threadbridge.admin.frontend_answer import PROCESSES, TABLES, FrontendError, parse
 from threadbridge.admin.learned import MOST_ROWS, learned, merged, shown
 from threadbridge.admin.snapshot import snapshot
-from threadbridge.crossing.costs import Estimate
+from threadbridge.crossing.estimate import Estimate
 from threadbridge.telemetry.history import History
 
 

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
+from threadbridge.crossing.cost_cells import Cell
 from threadbridge.crossing.cost_file import MAX_AGE, MAX_SIZE, VERSION, decode, encode, merge
-from threadbridge.crossing.costs import CLIENT, MAX_CANDIDATES, MAX_CELLS, MAX_VALUES, Cell, Costs, Estimate
+from threadbridge.crossing.costs import MAX_CANDIDATES, MAX_CELLS, MAX_VALUES, Costs
+from threadbridge.crossing.estimate import CLIENT, Estimate
 from threadbridge.crossing.routes import MAX_ROUTES, Routes
 
 

@@ -13,17 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.cost_kinds import Site, cells_below, count_steps, interpreted_costs
-from threadbridge.crossing.costs import (
-    CLIENT,
-    DAYS,
-    MAX_CELLS,
-    MAX_CLIENT,
-    MAX_PAIRS,
-    MAX_PARAMETERS,
-    MAX_VALUE,
-    Estimate,
-    parameters_of,
-)
+from threadbridge.crossing.costs import MAX_CELLS, MAX_PARAMETERS
+from threadbridge.crossing.estimate import CLIENT, DAYS, MAX_CLIENT, MAX_PAIRS, MAX_VALUE, Estimate, parameters_of
 from threadbridge.crossing.routes import MAX_ROUTES
 
 SHORT, LONG = 0.003, 2.0

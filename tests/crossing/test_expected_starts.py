@@ -6,10 +6,13 @@ import random
 
 import pytest
 
-from threadbridge.crossing.costs import Cell, Costs, Estimate
+from threadbridge.crossing.cost_cells import Cell
+from threadbridge.crossing.costs import Costs
+from threadbridge.crossing.estimate import Estimate
 from threadbridge.crossing.fair_queue import FairQueue
+from threadbridge.crossing.recent_use import UNKNOWN
 from threadbridge.crossing.routes import Routes
-from threadbridge.crossing.schedule import UNKNOWN, Schedule
+from threadbridge.crossing.schedule import Schedule
 
 
 class Work:

@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.inprocess import BridgeThread, queue_job, wait_until
 from threadbridge import Lane
-from threadbridge.crossing.costs import Estimate
+from threadbridge.crossing.estimate import Estimate
 
 
 class Work:

@@ -16,7 +16,7 @@ import pytest
 
 from tests.support.inprocess import BridgeThread, queue_job, wait_until
 from threadbridge import Lane
-from threadbridge.crossing.costs import Estimate
+from threadbridge.crossing.estimate import Estimate
 
 GET = b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\nConnection: close\r\n\r\n"

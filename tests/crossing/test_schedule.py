@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from tests.support.schedule_model import PATIENCE, Job, Model, level_of, put, route_that_costs, schedule_of, start_next
-from threadbridge.crossing.costs import Cell, Costs
+from threadbridge.crossing.cost_cells import Cell
+from threadbridge.crossing.costs import Costs
 from threadbridge.crossing.fair_queue import FairQueue
-from threadbridge.crossing.schedule import SHORT, UNKNOWN, Schedule
+from threadbridge.crossing.recent_use import SHORT, UNKNOWN
+from threadbridge.crossing.schedule import Schedule
 
 COSTS = (0.001, 0.02, 0.09, 0.2, 0.7, 2.0, 30.0)
 

@@ -19,7 +19,8 @@ import pytest
 
 from tests.support.cost_kinds import cells_of
 from tests.support.inprocess import BridgeThread, wait_until
-from threadbridge.crossing.costs import MAX_CELLS, Costs, Estimate
+from threadbridge.crossing.costs import MAX_CELLS, Costs
+from threadbridge.crossing.estimate import Estimate
 
 THREADS = 6
 # What a request of the attacker costs at least, in seconds.

@@ -22,7 +22,8 @@ from tests.support.processes import Frontend
 from tests.support.site_process import Process, entered
 from tests.support.supervised import PROGRAM, Supervised, finish
 from threadbridge.crossing.cost_file import MAX_SIZE, decode, encode
-from threadbridge.crossing.costs import Costs, Estimate
+from threadbridge.crossing.costs import Costs
+from threadbridge.crossing.estimate import Estimate
 from threadbridge.crossing.routes import Routes
 from threadbridge.process.cost_keeper import CostKeeper
 

@@ -9,7 +9,9 @@ from types import FrameType, ModuleType
 from typing import Any
 
 from tests.support.processes import ROOT
-from threadbridge.crossing.costs import MAX_PARAMETERS, MAX_VALUES, Cell, Costs, Estimate
+from threadbridge.crossing.cost_cells import Cell
+from threadbridge.crossing.costs import MAX_PARAMETERS, MAX_VALUES, Costs
+from threadbridge.crossing.estimate import Estimate
 from threadbridge.crossing.routes import Routes
 
 

@@ -6,8 +6,11 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from threadbridge.crossing.costs import Cell, Costs, Estimate
-from threadbridge.crossing.schedule import BOUNDS, JUDGED_AFTER, OUTGROWN, UNKNOWN, Schedule
+from threadbridge.crossing.cost_cells import Cell
+from threadbridge.crossing.costs import Costs
+from threadbridge.crossing.estimate import Estimate
+from threadbridge.crossing.recent_use import BOUNDS, UNKNOWN
+from threadbridge.crossing.schedule import JUDGED_AFTER, OUTGROWN, Schedule
 
 # Seconds after which every job is due.
 PATIENCE = 100.0

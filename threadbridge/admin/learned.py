@@ -7,7 +7,9 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from threadbridge.crossing.costs import CAUTION, CLIENT, DAYS, Cell, Costs
+from threadbridge.crossing.cost_cells import CAUTION, Cell
+from threadbridge.crossing.costs import Costs
+from threadbridge.crossing.estimate import CLIENT, DAYS
 from threadbridge.crossing.routes import Route
 from threadbridge.loop.bridge import Bridge
 

@@ -17,23 +17,9 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from threadbridge.crossing.costs import (
-    CHANGES_AFTER,
-    CLIENT,
-    DAYS,
-    DEPTH,
-    FEW_VALUES,
-    LONG_MEMORY,
-    MAX_CANDIDATES,
-    MAX_CELLS,
-    MAX_PARAMETERS,
-    MAX_VALUE,
-    MAX_VALUES,
-    MEMORY,
-    Cell,
-    Costs,
-    Parameter,
-)
+from threadbridge.crossing.cost_cells import CHANGES_AFTER, FEW_VALUES, LONG_MEMORY, MEMORY, Cell, Parameter
+from threadbridge.crossing.costs import DEPTH, MAX_CANDIDATES, MAX_CELLS, MAX_PARAMETERS, MAX_VALUES, Costs
+from threadbridge.crossing.estimate import CLIENT, DAYS, MAX_VALUE
 from threadbridge.crossing.routes import MAX_SHAPE, Routes
 
 VERSION = 1

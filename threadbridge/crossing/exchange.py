@@ -19,8 +19,9 @@ from tornado import httputil
 from threadbridge.common.forks import leave
 from threadbridge.common.repeated_log import RepeatedLog
 from threadbridge.crossing.cancellation import Cancellation
-from threadbridge.crossing.costs import Costs, Estimate
+from threadbridge.crossing.costs import Costs
 from threadbridge.crossing.current import TrackedRequest
+from threadbridge.crossing.estimate import Estimate
 from threadbridge.crossing.hop import Hop
 from threadbridge.crossing.lanes import Lane
 from threadbridge.crossing.request_body import RequestBody

@@ -6,7 +6,8 @@ import re
 import threading
 from collections import OrderedDict
 
-from threadbridge.crossing.costs import MAX_CELLS, Cell, Costs
+from threadbridge.crossing.cost_cells import Cell
+from threadbridge.crossing.costs import MAX_CELLS, Costs
 
 # More than any application has. Clients can make up paths: beyond this, or when too much is known of their costs, the
 # routes used longest ago are forgotten.

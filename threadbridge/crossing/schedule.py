@@ -3,37 +3,21 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
 from typing import Protocol
 
-from threadbridge.crossing.costs import Costs, Estimate
+from threadbridge.crossing.costs import Costs
+from threadbridge.crossing.estimate import Estimate
 from threadbridge.crossing.fair_queue import FairQueue
+from threadbridge.crossing.recent_use import BOUNDS, SHORT, UNKNOWN, RecentUse, level_of
 
-# The upper bounds of the levels, in seconds. Requests of one level cost about the same; their clients take turns.
-# Beyond the bounds there is one level more, and one of requests whose cost is not known. A list: mypyc copies tuples at
-# each use.
-BOUNDS = [0.0032, 0.01, 0.032, 0.1, 0.32, 1.0, 3.2, 10.0]
-UNKNOWN = len(BOUNDS) + 1
-# What costs less than 0.1 s is short in any case: nobody notices it.
-SHORT = 4
 # A request is due when it has waited for so many times its cost, but at most for so many seconds. What comes later than
 # it is due does not overtake it.
 TIMES_ITS_COST = 8.0
 PATIENCE = 100.0
-# Seconds over which the use of threads is averaged.
-RECENT = 60.0
 # Threads are kept for so many seconds after the last short request.
 REMEMBERED = 300.0
-# Another thread is kept when short requests would use those that are kept for more than this share of the time.
-BUSY = 0.7
-# Seconds: if threads become free so often on average, none need be kept.
-SOON = 0.02
 # Seconds between two definitions of what is short.
 DEFINED_EVERY = 0.1
-# So many requests tell whether that is so.
-TELLING = 10.0
-# More requests than so many times as before must gain from a longer definition of short.
-GAIN = 1.05
 # A request has outgrown its estimate after so many times its cautious estimate, but not before so many seconds; then
 # whoever is not known is judged too.
 OUTGROWN = 2.0
@@ -65,11 +49,6 @@ class Running:
         self.judged_at = judged_at
 
 
-def level_of(seconds: float) -> int:
-    """Return the level of this cost."""
-    return bisect_right(BOUNDS, seconds)
-
-
 class Schedule:
     """The jobs of a lane that wait and run. Its owner locks it and passes the time, by `time.monotonic`.
 
@@ -89,14 +68,7 @@ class Schedule:
         self._waiting = 0
         self._running: dict[Job, Running] = {}
         self._next_judgement = 0.0
-        # By the level in which jobs began: how many have ended, how many seconds they took, and the sum of the squares;
-        # averaged over `RECENT` seconds.
-        self._ended = [0.0] * UNKNOWN
-        self._seconds = [0.0] * UNKNOWN
-        self._squares = [0.0] * UNKNOWN
-        self._averaged_at = 0.0
-        # When the first job ended.
-        self._began_at = 0.0
+        self._use = RecentUse()
         self._define_at = 0.0
         self.limit = SHORT
         # Of fewer than four threads, one would be too much.
@@ -286,64 +258,21 @@ class Schedule:
             estimate.outgrown = True
             self.outgrown += 1
         began = level_of(ran) if estimate.level == UNKNOWN else min(estimate.level, UNKNOWN - 1)
-        self._began_at = self._began_at or now
-        self._ended[began] += 1
-        # A job that turned out to be long could not be told from short ones: no reason to define short otherwise.
-        beyond = max(0.0, ran - BOUNDS[SHORT - 1]) if began < SHORT and estimate.outgrown else 0.0
-        self._seconds[began] += ran - beyond
-        self._squares[began] += (ran - beyond) * (ran - beyond)
-        if beyond:
-            became = min(running.level, UNKNOWN - 1)
-            self._seconds[became] += beyond
-            self._squares[became] += ran * ran
-        if began < self.limit and not beyond:
+        is_misjudged = began < SHORT and estimate.outgrown
+        self._use.add(began, ran, min(running.level, UNKNOWN - 1) if is_misjudged else began, now)
+        if began < self.limit and not is_misjudged:
             self._short_at = now
         if now >= self._define_at:
             self._define_at = now + DEFINED_EVERY
-            self._average(now)
             self._define_short(now)
 
-    def _average(self, now: float) -> None:
-        decay = math.exp(max(-700.0, (self._averaged_at - now) / RECENT))
-        self._averaged_at = now
-        for level in range(UNKNOWN):
-            self._ended[level] *= decay
-            self._seconds[level] *= decay
-            self._squares[level] *= decay
-
     def _define_short(self, now: float) -> None:
-        """Find the limit, and how many threads are kept, from which most requests gain most.
-
-        Without kept threads, a request that finds all threads busy waits until one becomes free, on average for
-        ``soon`` (half of E[S²]/E[S] for each thread). With them, a short one waits as in an M/G/1 queue of short ones
-        alone (Pollaczek and Khinchine). What a limit gains is the difference for all requests below it.
-        """
-        seconds, squares = self._seconds.copy(), self._squares.copy()
+        still_running = []
         for job, running in self._running.items():
             # What has run for so long is expected to run for as long again. A misjudged short one counts as long.
-            ran = 2 * (now - running.started)
-            level = min(running.level if job.estimate.level < SHORT else job.estimate.level, UNKNOWN - 1)
-            seconds[level] += ran
-            squares[level] += ran * ran
-        soon = sum(squares) / max(sum(seconds), 1e-9) / 2 / self.width
-        # At first, less than that is known.
-        window = max(1.0, RECENT * (1 - math.exp((self._began_at - now) / RECENT)))
-        self.limit, self._to_keep, most = SHORT, min(1, self._most_kept), 0.0
-        load = square = count = 0.0
-        for level in range(UNKNOWN - 1):
-            load += seconds[level] / window
-            square += squares[level] / window
-            count += self._ended[level]
-            if level < SHORT - 1 or (level >= SHORT and not self._ended[level]):
-                continue
-            kept = min(self._most_kept, max(1, math.ceil(load / BUSY)))
-            gain = 0.0
-            if load < kept:
-                gain = count * (soon - square / 2 / kept / (1 - load / kept))
-            if level < SHORT or gain > GAIN * max(0.0, most):
-                self.limit, self._to_keep, most = level + 1, kept, gain
-        if soon < SOON and sum(self._ended) >= TELLING:
-            self._to_keep = 0
+            level = running.level if job.estimate.level < SHORT else job.estimate.level
+            still_running.append((min(level, UNKNOWN - 1), 2 * (now - running.started)))
+        self.limit, self._to_keep = self._use.short(still_running, self.width, self._most_kept, now)
 
     def drop(self, job: Job) -> None:
         """Count a job that runs as one that does not, without learning from it."""

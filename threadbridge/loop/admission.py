@@ -11,8 +11,8 @@ from typing import cast
 from tornado import httputil
 
 from threadbridge.common.repeated_log import RepeatedLog
-from threadbridge.crossing.costs import MAX_TEXT, Estimate
 from threadbridge.crossing.current import TrackedRequest
+from threadbridge.crossing.estimate import MAX_TEXT, Estimate
 from threadbridge.crossing.exchange import Connection, Exchange, Shared
 from threadbridge.crossing.lanes import Lane
 from threadbridge.crossing.routes import Route

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 
 from threadbridge.crossing.exchange import Exchange
-from threadbridge.crossing.schedule import BOUNDS, SHORT, outgrown_after
+from threadbridge.crossing.recent_use import BOUNDS, SHORT
+from threadbridge.crossing.schedule import outgrown_after
 from threadbridge.crossing.states import State
 from threadbridge.sql.statements import Statement
 

@@ -1,0 +1,137 @@
+"""What is known of the costs of requests of one kind, and of the parameters that tell them apart."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+
+# Costs are seconds. They are compared by their natural logarithms: 20 ms differs from 2 ms as 20 s from 2 s.
+
+# An average follows about so many of the latest requests; that of the seconds follows more, because of some kinds a few
+# requests are most of the work.
+MEMORY = 20.0
+LONG_MEMORY = 500.0
+# A cost is as expected if it differs from the average by less than this, or by less than three deviations.
+NOTABLE = math.log(3)
+# So many unexpected costs in a row, all higher or all lower, mean that the kind has changed; what was known is dropped.
+CHANGES_AFTER = 3
+# The variance assumed of a kind that has been observed once or twice.
+USUAL_VARIANCE = 0.5
+# How many deviations above the mean a cautious estimate is.
+CAUTION = 1.5
+# Seconds: parameters are looked at where costs are not all below this. An unknown request is expected to cost so much.
+CHEAP = 0.05
+# Seconds: a kind of which only similar ones are known is trusted if most of them stay below this.
+TRUSTED = 0.1
+# The greatest logarithm of a cost: six hours.
+LONGEST = 10.0
+# A new value of a parameter that has fewer values than this may be another matter.
+FEW_VALUES = 5
+# What a parameter's values tell worse than the average of all counts so many times as much as what they tell better.
+LOSSES_COUNT = 3.0
+
+
+class Cell:
+    """The costs of requests of one kind and, where they differ, by the values of each parameter."""
+
+    def __init__(self) -> None:
+        # How many of the latest it remembers, the mean of their logarithms, and the variance.
+        self.n = 0.0
+        self.mean = 0.0
+        self.variance = 0.0
+        # The same for the mean of the seconds, of which so many were in the database.
+        self.remembered = 0.0
+        self.seconds = 0.0
+        self.database = 0.0
+        # All since it is known.
+        self.count = 0
+        # Unexpected costs in a row: positive if they were higher, negative if lower.
+        self.unexpected = 0
+        self.parameters: dict[str, Parameter] | None = None
+        # The name of the parameter that decides; "" if none does.
+        self.decisive = ""
+        # The errors of the mean where it was far off.
+        self.missed = 0.0
+        # What estimates are made of, kept for the loop.
+        self.usual = CHEAP
+        self.cautious = TRUSTED
+        # Of a route's cell: when a request was last learned from, by `time.time`.
+        self.last = 0.0
+        # Whether its route is not known any more; then it learns no parameters, which nobody would forget again.
+        self.is_forgotten = False
+
+    def learn(self, x: float, database: float) -> None:
+        """Take in a cost, given as its logarithm, and the seconds of it in the database."""
+        self.count += 1
+        d = x - self.mean
+        limit = NOTABLE + 3 * math.sqrt(self.variance)
+        if self.n < 4 or abs(d) < limit:
+            self.unexpected = 0
+        else:
+            self.unexpected = max(self.unexpected, 0) + 1 if d > 0 else min(self.unexpected, 0) - 1
+            if abs(self.unexpected) >= CHANGES_AFTER:
+                self.n, self.mean, self.variance, self.unexpected = 1.0, x, USUAL_VARIANCE, 0
+                self.remembered, self.seconds, self.database = 1.0, math.exp(x), database
+                self.sum_up()
+                return
+            d = limit if d > 0 else -limit
+        self.remembered = min(self.remembered + 1, LONG_MEMORY)
+        self.seconds += (math.exp(x) - self.seconds) / self.remembered
+        self.database += (database - self.database) / self.remembered
+        self.n = min(self.n + 1, MEMORY)
+        self.mean += d / self.n
+        self.variance += (d * d * (1 - 1 / self.n) - self.variance) / self.n
+        self.sum_up()
+
+    def sum_up(self) -> None:
+        """Compute what estimates are made of."""
+        self.usual = math.exp(min(self.mean, LONGEST))
+        self.cautious = max(self.quantile(CAUTION), self.seconds)
+
+    def quantile(self, deviations: float) -> float:
+        """Return the seconds below which a request stays, so many deviations above the mean; more if few are known."""
+        n = max(self.n, 1.0)
+        variance = (self.variance * self.n + 2 * USUAL_VARIANCE) / (self.n + 2) * (1 + 1 / n)
+        return math.exp(min(self.mean + deviations * math.sqrt(variance), LONGEST))
+
+    def take_over(self, other: Cell) -> None:
+        """Know of costs what another one knows, but nothing of parameters."""
+        self.n, self.mean, self.variance = other.n, other.mean, other.variance
+        self.remembered, self.seconds, self.database = other.remembered, other.seconds, other.database
+        self.count, self.unexpected, self.missed = other.count, other.unexpected, other.missed
+        self.sum_up()
+
+    def size(self) -> int:
+        """Return how many cells there are below this one."""
+        size = 0
+        if self.parameters is not None:
+            for parameter in self.parameters.values():
+                for cell in parameter.cells.values():
+                    size += 1 + cell.size()
+        return size
+
+
+class Parameter:
+    """The costs by the value of one parameter, and how well the value has told them."""
+
+    def __init__(self) -> None:
+        # By value; "" stands for requests without the parameter. The next to be forgotten comes first.
+        self.cells: OrderedDict[str, Cell] = OrderedDict()
+        # The costs of requests whose value was new.
+        self.new = Cell()
+        # The errors by which its values were closer to costs than the average of all, and farther away.
+        self.saved = 0.0
+        self.lost = 0.0
+        # How many requests in a row were without it.
+        self.absent = 0
+
+    def score(self) -> float:
+        """Return how much better than the average of all its values tell costs."""
+        return self.saved - LOSSES_COUNT * self.lost
+
+    def may_tell(self, value: str) -> bool:
+        """Return whether this is one of few values and has hardly been seen, so that it may be another matter."""
+        if len(self.cells) >= FEW_VALUES:
+            return False
+        cell = self.cells.get(value)
+        return cell is None or cell.n < 3
