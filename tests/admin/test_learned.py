@@ -125,7 +125,9 @@ def test_the_table_is_that_of_all_processes(tmp_path: Path) -> None:
         # Each connection, of the site's and of the operators' port, may reach either process.
         for _ in range(4):
             [row] = site.document()["learned"]
-            assert (row["path"], row["count"]) == ("/", 40)
+            assert row["path"] == "/"
+            # What one of them has answered, or both if they have shared it by now.
+            assert 20 <= row["count"] <= 40
 
 
 def kind(**fields: Any) -> dict[str, Any]:
@@ -133,15 +135,13 @@ def kind(**fields: Any) -> dict[str, Any]:
     return {**row, "count": 1, "median": 1.0, "p95": 2.0, "mean": 1.0, "database": 0.5, **fields}
 
 
-def test_kinds_that_several_processes_know_are_averaged_by_their_requests() -> None:
+def test_of_each_kind_the_process_that_has_learned_most_tells() -> None:
     tables = [
         {"key": "a", "rows": [kind(count=1, **{"class": "long"}), kind(path="/b", count=50)]},
-        {"key": "b", "rows": [kind(count=3, median=5.0, p95=6.0, mean=9.0, database=0.1)]},
-        {"key": "b", "rows": [kind(count=3, median=5.0, p95=6.0, mean=9.0, database=0.1)]},
+        {"key": "b", "rows": [kind(count=3, median=5.0, mean=9.0), kind(path="/b", count=20, mean=70.0)]},
+        {"key": "b", "rows": [kind(count=3, median=5.0, mean=9.0)]},
     ]
-    heavier, lighter = merged(tables)
-    assert (heavier["path"], heavier["count"]) == ("/b", 50)
-    assert lighter == kind(count=4, median=4.0, p95=5.0, mean=7.0, database=pytest.approx(0.2))
+    assert merged(tables) == [kind(path="/b", count=50), kind(count=3, median=5.0, mean=9.0)]
     # Whatever other frontends send.
     assert merged([{"key": "c", "rows": [kind(count=0)]}]) == [kind(count=0)]
     assert len(merged([{"key": "d", "rows": [kind(path=f"/{number}") for number in range(300)]}])) == MOST_ROWS

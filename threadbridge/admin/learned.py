@@ -54,23 +54,16 @@ def learned(bridge: Bridge) -> list[dict[str, Any]]:
 
 
 def merged(tables: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The tables of several processes as one; a process counts once, even if several frontends know it.
+    """The tables of several processes as one.
 
-    What is known in several is averaged, weighted by the number of requests; the class is that in which most were.
+    Processes share what they know of costs: of each kind, the one that has learned most tells all.
     """
     rows: dict[tuple[str, str, str], dict[str, Any]] = {}
-    most: dict[tuple[str, str, str], int] = {}
-    for table in {table["key"]: table for table in tables}.values():
+    for table in tables:
         for row in table["rows"]:
             key = (row["method"], row["path"], row["parameters"])
-            whole = rows.setdefault(key, {**row, "count": 0})
-            whole["count"] += row["count"]
-            share = row["count"] / max(1, whole["count"])
-            for name in ("median", "p95", "mean", "database"):
-                whole[name] += (row[name] - whole[name]) * share
-            if row["count"] > most.get(key, 0):
-                most[key] = row["count"]
-                whole["class"] = row["class"]
+            if key not in rows or row["count"] > rows[key]["count"]:
+                rows[key] = row
     return heapq.nlargest(MOST_ROWS, rows.values(), key=lambda row: row["count"] * row["mean"])
 
 

@@ -264,6 +264,8 @@ class Schedule:
             self._short_at = now
         if now >= self._define_at:
             self._define_at = now + DEFINED_EVERY
+            # While nothing waits, nobody else does.
+            self._judge(now)
             self._define_short(now)
 
     def _define_short(self, now: float) -> None:
