@@ -282,7 +282,8 @@ class BridgeModel:
                 self.queue(other)
             elif other.has_worker and not other.is_replaced:
                 self.replace(other)
-                self.main.guests.append(other)
+        if not request.has_ended and request.lane is self.quick:
+            self.main.guests.append(request)
         self.run_what_can()
 
     def queue(self, request: Request) -> None:

@@ -151,16 +151,19 @@ class Admission:
     def asked(self, request: TrackedRequest) -> None:
         """Note that the request asks for a connection of the pool. Worker side."""
         if self._shared.routes.asked(request.route):
-            self._shared.hop.post(self._clear_quick_lane, request.route)
+            self._shared.hop.post(self._clear_quick_lane, request)
 
-    def _clear_quick_lane(self, route: Route) -> None:
-        """Take the route, which has turned out to use the pool, out of the quick lane."""
+    def _clear_quick_lane(self, asking: TrackedRequest) -> None:
+        """Take the route of this request, which has turned out to use the pool, out of the quick lane."""
         # Waiting requests first, or a thread that takes the place of a running one would take them here; and in the
         # order in which they came, since the main lane runs them in this order.
         waits = (State.RECEIVING, State.QUEUED)
         for exchange in sorted(self._exchanges.open, key=lambda each: (each.state not in waits, each.queued_at)):
-            if exchange.running.route is route and exchange.lane is not self._choice.main:
+            if exchange.running.route is asking.route and exchange.lane is not self._choice.main:
                 self._change_lane(exchange)
+                if exchange.running is asking:
+                    # It takes a connection from the main lane.
+                    exchange.adopt_by(self._choice.main)
 
     def _change_lane(self, exchange: Exchange) -> None:
         """Move a request to the main lane; if it runs already, let another thread of its lane work beside it."""
@@ -168,7 +171,6 @@ class Admission:
             exchange.lane = self._choice.main
         elif not exchange.lane.withdraw(exchange):
             exchange.lane.replace(exchange)
-            exchange.adopt_by(self._choice.main)
         else:
             exchange.lane = self._choice.main
             if self._makes_room_for(exchange):
