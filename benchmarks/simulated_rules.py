@@ -11,7 +11,7 @@ from unittest import mock
 
 from benchmarks.simulated_requests import Request
 from threadbridge.crossing import cost_cells, costs, recent_use, schedule
-from threadbridge.crossing.cost_cells import Cell
+from threadbridge.crossing.cost_cells import Cell, scaled
 from threadbridge.crossing.costs import Costs
 from threadbridge.crossing.estimate import Estimate
 from threadbridge.crossing.recent_use import SHORT, level_of
@@ -143,7 +143,7 @@ class KnownCosts(LearnedCosts):
         # As if very many requests had taken exactly so long.
         cell = Cell()
         cell.n = cell.remembered = 1e9
-        cell.mean, cell.seconds = math.log(request.seconds), request.seconds
+        cell.mean, cell.seconds = scaled(request.seconds), request.seconds
         cell.sum_up()
         return cell
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from threadbridge.crossing.cost_cells import Cell
+from threadbridge.crossing.cost_cells import Cell, scaled
 from threadbridge.crossing.costs import Costs
 from threadbridge.crossing.estimate import Estimate
 from threadbridge.crossing.recent_use import BOUNDS, UNKNOWN
@@ -36,7 +36,7 @@ def route_that_costs(seconds: float) -> Cell:
     """A route of which only this has been seen, by itself: it tells nothing about new routes."""
     route = Cell()
     for _ in range(20):
-        route.learn(math.log(seconds), 0)
+        route.learn(scaled(seconds), 0)
     return route
 
 

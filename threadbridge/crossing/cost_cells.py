@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 
-# Costs are seconds. They are compared by their natural logarithms: 20 ms differs from 2 ms as 20 s from 2 s.
+# Costs are compared by natural logarithms: 20 s differs from 2 s as 0.2 s from 20 ms. Differences of less than so many
+# seconds hardly count: threads wait as long for each other.
+NOISE = 0.002
 
 # An average follows about so many of the latest requests; that of the seconds follows more, because of some kinds a few
 # requests are most of the work.
@@ -23,12 +25,23 @@ CAUTION = 1.5
 CHEAP = 0.05
 # Seconds: a kind of which only similar ones are known is trusted if most of them stay below this.
 TRUSTED = 0.1
-# The greatest logarithm of a cost: six hours.
+# The lowest cost, in seconds, and the greatest logarithm of one: six hours.
+SHORTEST = 1e-5
 LONGEST = 10.0
 # A new value of a parameter that has fewer values than this may be another matter.
 FEW_VALUES = 5
 # What a parameter's values tell worse than the average of all counts so many times as much as what they tell better.
 LOSSES_COUNT = 3.0
+
+
+def scaled(seconds: float) -> float:
+    """Return the logarithm by which this cost is compared."""
+    return math.log(seconds + NOISE)
+
+
+def seconds_of(x: float) -> float:
+    """Return the cost whose logarithm this is."""
+    return max(math.exp(min(x, LONGEST)) - NOISE, SHORTEST)
 
 
 class Cell:
@@ -61,7 +74,7 @@ class Cell:
         self.is_forgotten = False
 
     def learn(self, x: float, database: float) -> None:
-        """Take in a cost, given as its logarithm, and the seconds of it in the database."""
+        """Take in a cost, given by `scaled`, and the seconds of it in the database."""
         self.count += 1
         d = x - self.mean
         limit = NOTABLE + 3 * math.sqrt(self.variance)
@@ -71,12 +84,12 @@ class Cell:
             self.unexpected = max(self.unexpected, 0) + 1 if d > 0 else min(self.unexpected, 0) - 1
             if abs(self.unexpected) >= CHANGES_AFTER:
                 self.n, self.mean, self.variance, self.unexpected = 1.0, x, USUAL_VARIANCE, 0
-                self.remembered, self.seconds, self.database = 1.0, math.exp(x), database
+                self.remembered, self.seconds, self.database = 1.0, seconds_of(x), database
                 self.sum_up()
                 return
             d = limit if d > 0 else -limit
         self.remembered = min(self.remembered + 1, LONG_MEMORY)
-        self.seconds += (math.exp(x) - self.seconds) / self.remembered
+        self.seconds += (seconds_of(x) - self.seconds) / self.remembered
         self.database += (database - self.database) / self.remembered
         self.n = min(self.n + 1, MEMORY)
         self.mean += d / self.n
@@ -85,14 +98,14 @@ class Cell:
 
     def sum_up(self) -> None:
         """Compute what estimates are made of."""
-        self.usual = math.exp(min(self.mean, LONGEST))
+        self.usual = seconds_of(self.mean)
         self.cautious = max(self.quantile(CAUTION), self.seconds)
 
     def quantile(self, deviations: float) -> float:
         """Return the seconds below which a request stays, so many deviations above the mean; more if few are known."""
         n = max(self.n, 1.0)
         variance = (self.variance * self.n + 2 * USUAL_VARIANCE) / (self.n + 2) * (1 + 1 / n)
-        return math.exp(min(self.mean + deviations * math.sqrt(variance), LONGEST))
+        return seconds_of(self.mean + deviations * math.sqrt(variance))
 
     def take_over(self, other: Cell) -> None:
         """Know of costs what another one knows, but nothing of parameters."""

@@ -6,7 +6,7 @@ import math
 import threading
 import time
 
-from threadbridge.crossing.cost_cells import CHEAP, MEMORY, NOTABLE, TRUSTED, Cell, Parameter
+from threadbridge.crossing.cost_cells import CHEAP, MEMORY, NOTABLE, SHORTEST, TRUSTED, Cell, Parameter, scaled
 from threadbridge.crossing.estimate import CLIENT, Estimate
 
 # A parameter has told a cost if the average of its value was closer to it than the average of all, where one of the
@@ -71,7 +71,9 @@ class Costs:
                 break
             cell = below
         estimate.kind = kind.lstrip()
-        estimate.is_known = not is_new or (cell.n >= 3 and (cell.usual >= CHEAP or cell.cautious <= TRUSTED))
+        # Of one or two requests, or of others that are only similar, what is neither short nor long tells nothing.
+        is_clear = cell.cautious <= TRUSTED or cell.usual >= CHEAP
+        estimate.is_known = (cell.n >= 3 and is_clear) if is_new else (cell.n >= 3 or is_clear)
         estimate.seconds = cell.usual if estimate.is_known else CHEAP
         estimate.average = max(cell.seconds, cell.usual) if estimate.is_known else CHEAP
         estimate.cautious = cell.cautious
@@ -82,10 +84,10 @@ class Costs:
             with self.lock:
                 self.learned += 1
                 estimate.route.last = time.time()
-                self._learn(estimate, estimate.route, max(seconds, 1e-4), database)
+                self._learn(estimate, estimate.route, max(seconds, SHORTEST), database)
 
     def _learn(self, estimate: Estimate, route: Cell, seconds: float, database: float) -> None:
-        x = math.log(seconds)
+        x = scaled(seconds)
         cell = route
         if cell.n < 1:
             self.first.learn(x, database)
@@ -172,7 +174,7 @@ class Costs:
                     gain = missed - error
                     if x - mean > FAR_OFF and abs(gain) < TOLD:
                         # Most of its requests are like all others, but a few may be long.
-                        gain = min(3.0, max(-3.0, math.log(max(told.seconds, 1e-4) / max(average, 1e-4))))
+                        gain = min(3.0, max(-3.0, scaled(told.seconds) - scaled(average)))
                     if gain > TOLD:
                         parameter.saved += gain
                     elif gain < -TOLD:

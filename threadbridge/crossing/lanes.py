@@ -37,10 +37,9 @@ class Lane:
     :param pattern: the lane's paths; ``*`` matches any characters, ``?`` matches one. It is compared with
         ``PATH_INFO``: the decoded path, otherwise not normalised.
     :param threads: how many requests run at once.
-    :param queue: how many more may wait. Beyond that, the newest request of the client with the most waiting requests,
-        perhaps the one that has just come, is answered 503.
+    :param queue: how many more may wait; with ``costs``, so many short ones and so many others. Beyond that, the newest
+        request of the client with the most waiting requests, perhaps the one that has just come, is answered 503.
     :param deadline: seconds in which a request must be answered, or it is answered 504; None: the bridge's deadline.
-
     :param costs: what requests cost, if those that are expected to be short are not to wait for long ones; None: the
         clients simply take turns.
 

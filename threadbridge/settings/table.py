@@ -58,8 +58,8 @@ class BridgeSettings(TypedDict, total=False):
         int,
         number(0),
         1000,
-        "How many requests may wait for a thread of a lane. When the queue is full, the newest request of the "
-        "client with the most waiting requests is answered 503.",
+        "How many short requests may wait for a thread of a lane, and how many others. Beyond that, the newest "
+        "request of the client with the most waiting requests is answered 503.",
     ]
     queue_timeout: Annotated[
         Seconds,
