@@ -15,7 +15,7 @@ from benchmarks.mixed.report import MAIN_LOAD, Results
 
 SERVERS = (THREADBRIDGE.name, "granian", "gthread", "executor")
 # The style and the mix that it shows.
-STYLE, MIX = "path", "waiting"
+STYLE, MIX = "parameter", "waiting"
 NAMES = 178
 NUMBERS = 216
 ROW = 26

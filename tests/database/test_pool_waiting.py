@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
-import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -172,8 +173,8 @@ def test_a_forked_process_does_not_wait_in_its_parents_line(make_pool: Callable[
         wait_until(waits(pool), "a request waits")
         child = os.fork()
         if child == 0:
-            # Ends the child if it waits.
-            signal.alarm(10)
+            # Ends the child if it waits, and shows where.
+            faulthandler.dump_traceback_later(60, exit=True, file=sys.__stderr__)
             try:
                 with closing(pool.connection()) as connection:
                     os._exit(one(connection, "SELECT 42"))

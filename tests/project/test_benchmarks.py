@@ -128,7 +128,7 @@ def test_the_simulation_refuses_what_it_does_not_know() -> None:
 
 
 def test_short_queries_among_long_ones_are_measured_and_written_down(tmp_path: Path) -> None:
-    options = ("--only", "threadbridge", "executor", "--cases", "period", "change", "--seconds=1.2", "--long=0.3")
+    options = ("--only", "threadbridge", "executor", "--cases", "period", "change", "--seconds=3", "--long=0.3")
     finished = run("mixed", *options, f"--directory={tmp_path}")
     assert "the results are in" in finished.stdout, finished.stdout + finished.stderr
     assert (tmp_path / "mixed.md").read_text(encoding="utf-8") in finished.stdout
@@ -137,7 +137,7 @@ def test_short_queries_among_long_ones_are_measured_and_written_down(tmp_path: P
     for figures in (facts["styles"]["period"], facts["change"]):
         assert list(figures) == ["threadbridge", "executor"]
     # One each 0.2 s, from the end of the first third on; the last may come too late.
-    assert facts["styles"]["period"]["executor"]["after"]["requests"] in (3, 4)
+    assert facts["styles"]["period"]["executor"]["after"]["requests"] in (9, 10)
     # Ten threads and thirty clients.
     assert facts["styles"]["period"]["executor"]["long_share"] > 0.5
     assert facts["change"]["executor"]["before"]["requests"] > 0
@@ -163,8 +163,8 @@ def test_the_mix_of_reports_is_measured(sample_data: dict[str, str]) -> None:
 def test_the_picture_shows_each_server_s_short_queries() -> None:
     after = Latencies(100, 0.003, 0.02, 0.05)
     share = Share(first_worst=1.0, after=after, refused=0, long_share=0.9, long_refused=0)
-    results = Results(styles={"path": dict.fromkeys(("threadbridge", "fair", "granian", "executor"), share)})
-    titles = {name: name for name in results.styles["path"]}
+    results = Results(styles={"parameter": dict.fromkeys(("threadbridge", "fair", "granian", "executor"), share)})
+    titles = {name: name for name in results.styles["parameter"]}
     document = ElementTree.fromstring(picture(results, titles, long=3))
     texts = [element.text for element in document.iter("{http://www.w3.org/2000/svg}text")]
     assert texts.count("3.0 ms · 20 ms · 50 ms") == 3
