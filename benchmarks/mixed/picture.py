@@ -10,7 +10,7 @@ from typing import NamedTuple
 from benchmarks.contenders import THREADBRIDGE
 from benchmarks.drawing import MARGIN, WIDTH, framed
 from benchmarks.mixed.figures import Latencies, duration
-from benchmarks.mixed.long_clients import LONG_CLIENTS
+from benchmarks.mixed.long_clients import LONG_CLIENTS, STYLES
 from benchmarks.mixed.report import MAIN_LOAD, Results
 
 SERVERS = (THREADBRIDGE.name, "granian", "gthread", "executor")
@@ -54,7 +54,7 @@ def picture(results: Results, titles: Mapping[str, str], long: float) -> str:
 def panels_of(results: Results, long: float) -> list[Panel]:
     panels = []
     if by_server := results.styles.get(STYLE):
-        title = f"A 2 ms SELECT while {LONG_CLIENTS} clients ask for {long:g} s queries"
+        title = f"A 2 ms SELECT while {LONG_CLIENTS} clients ask for {long:g} s queries, {STYLES[STYLE].title}"
         panels.append(Panel(title, {name: share.after for name, share in by_server.items()}))
     if served := results.loads.get(MIX, {}).get(MAIN_LOAD):
         title = f"Reports of 2 to 20 ms at {MAIN_LOAD:g} of the capacity, 5 % of the requests take seconds"

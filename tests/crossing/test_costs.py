@@ -76,17 +76,17 @@ def test_a_parameter_tells_short_ones_from_long_ones(kind: str) -> None:
     assert is_long(run(site, next(long), LONG))
 
 
-def test_a_kind_is_named_by_what_decides() -> None:
+def test_the_parameter_that_tells_costs_decides() -> None:
     site = Site()
     for _ in range(6):
         site.run("/r?report=a&format=json", SHORT)
         site.run("/r?report=b&format=json", LONG)
-    assert site.estimate("/r?report=a&format=csv").kind == "report=a"
+    assert site.routes.find("GET", "/r").cost.decisive == "report"
     # Where all cost the same, nothing decides.
     for _ in range(6):
         site.run("/same?report=a", SHORT)
         site.run("/same?report=b", SHORT)
-    assert site.estimate("/same?report=a").kind == ""
+    assert site.routes.find("GET", "/same").cost.decisive == ""
 
 
 def test_two_parameters_tell_costs_together() -> None:
@@ -98,7 +98,7 @@ def test_two_parameters_tell_costs_together() -> None:
         site.run(f"/r?report={report}&size={size}", seconds * chosen.uniform(0.8, 1.25))
     for (report, size), seconds in costs.items():
         estimate = site.estimate(f"/r?report={report}&size={size}")
-        assert (is_long if seconds == LONG else is_short)(estimate), (report, size, estimate.kind)
+        assert (is_long if seconds == LONG else is_short)(estimate), (report, size)
 
 
 @pytest.mark.parametrize(("before", "after"), [(LONG, SHORT), (SHORT, LONG)])
@@ -235,11 +235,17 @@ def test_no_more_than_so_many_cells_are_kept_and_what_is_known_stays_known() -> 
     assert is_long(site.run("/r?report=b", LONG))
 
 
-def test_new_routes_are_learned_however_much_is_known_of_others() -> None:
+@pytest.mark.parametrize("is_known", [True, False])
+def test_a_route_is_learned_however_much_is_known_of_others(is_known: bool) -> None:
     site = Site()
+    if is_known:
+        for _ in range(3):
+            site.run("/r", SHORT)
     for number, name in product(range(40), _names()):
         pairs = "&".join(f"p{parameter}={number}" for parameter in range(12))
         site.run(f"/{name}?{pairs}", (SHORT, LONG)[number % 2], client=f"10.0.0.{number}")
+        if site.costs.cells == MAX_CELLS:
+            break
     assert site.costs.cells == MAX_CELLS
     for _ in range(6):
         site.run("/r?report=a", SHORT)
@@ -339,7 +345,25 @@ def test_parameters_are_found() -> None:
 def test_a_request_does_not_choose_its_client() -> None:
     assert parameters_of("/r?(client)=192.0.2.9", "(client)=192.0.2.9", HERE)[CLIENT] == HERE
     # What `client_key` makes of a header may be long.
-    assert parameters_of("/r", "", "x" * 10_000) == {CLIENT: "x" * MAX_CLIENT}
+    assert Estimate(None, "/r", "x" * 10_000).parameters() == {CLIENT: "x" * MAX_CLIENT}
+
+
+def test_clients_with_long_names_are_told_apart() -> None:
+    site = Site()
+    for _ in range(8):
+        for number, seconds in enumerate((SHORT, LONG)):
+            site.run("/r", seconds, client=f"{number}{'x' * 200}")
+    assert site.routes.find("GET", "/r").cost.decisive == CLIENT
+    for number, judge in enumerate((is_short, is_long)):
+        assert judge(site.estimate("/r", client=f"{number}{'x' * 200}"))
+
+
+def test_a_parameter_without_a_name_tells_nothing() -> None:
+    site = Site()
+    for _ in range(30):
+        site.run("/r?=a&report=a", SHORT)
+        site.run("/r?=b&report=b", LONG)
+    assert site.routes.find("GET", "/r").cost.decisive == "report"
 
 
 def test_only_the_beginning_of_a_long_query_is_looked_at() -> None:

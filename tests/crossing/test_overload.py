@@ -240,8 +240,8 @@ def test_whoever_leaves_when_nothing_is_left_over() -> None:
         for visitor in visitors:
             while visitor.is_alive():
                 visitor.join(0.0005)
-                # On a loaded machine some count as long, and of each class as many may wait. Those for which a thread is
-                # just about to begin are still counted as waiting.
+                # On a loaded machine some count as long, and of each class as many may wait. Those for which a thread
+                # is just about to begin are still counted as waiting.
                 assert 0 <= lane.queued <= 2 * 6 + 3 and 0 <= lane.free <= 3
         wait_until(lambda: not server.bridge.exchanges.open, "every request has ended")
         wait_until(lambda: lane.busy == 0, "every thread is idle")

@@ -167,7 +167,7 @@ class Machine(RuleBasedStateMachine):
             return
         assert len(self.schedule) == len(self.model.waiting)
         assert self.schedule.running == len(self.model.running)
-        assert set(self.schedule.jobs()) == set(self.model.running)
+        assert set(self.schedule._running) == set(self.model.running)
         assert self.schedule.outgrown <= self.started
         assert 0 <= self.schedule.kept(self.now) <= self.width // 2
         assert SHORT <= self.schedule.limit < UNKNOWN
@@ -352,6 +352,17 @@ def test_the_settings_decide_the_class_of_a_pinned_job() -> None:
     for pinned, seconds in (("short", 30.0), ("long", 0.001)):
         job = put(schedule, costs, Job(route_that_costs(seconds), "a", pinned), 0.0)
         assert (job.estimate.cost_class, job.estimate.level < SHORT) == (pinned, pinned == "short")
+
+
+def test_short_ones_do_not_wait_behind_a_costly_one_that_the_settings_call_short() -> None:
+    costs, schedule, arrive = schedule_of(1)
+    pinned = put(schedule, costs, Job(route_that_costs(30.0), "a", "short"), 0.0)
+    behind = put(schedule, costs, Job(route_that_costs(0.05), "b"), 0.0)
+    assert pinned.estimate.level == behind.estimate.level
+    late = arrive(0.3, "c", 1.0)
+    assert [start_next(schedule, 1.0) for _ in range(3)] == [pinned, behind, late]
+    # It is judged as a short one.
+    assert schedule._running[pinned].judged_at < 1.3
 
 
 def test_one_unknown_job_at_a_time_tries_on_a_kept_thread() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import faulthandler
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -174,7 +173,7 @@ def test_a_forked_process_does_not_wait_in_its_parents_line(make_pool: Callable[
         child = os.fork()
         if child == 0:
             # Ends the child if it waits, and shows where.
-            faulthandler.dump_traceback_later(60, exit=True, file=sys.__stderr__)
+            faulthandler.dump_traceback_later(60, exit=True, file=2)
             try:
                 with closing(pool.connection()) as connection:
                     os._exit(one(connection, "SELECT 42"))

@@ -97,6 +97,7 @@ class Request:
         self.has_sent_body = False
         self.pieces = 0
         self.is_all_sent = False
+        self.has_asked = False
         self.wants_connection = False
         self.spooled = 0
         # The worker's side.
@@ -265,7 +266,12 @@ class BridgeModel:
         request.lane.replace_what_can()
 
     def learns_that_it_asks(self, request: Request) -> None:
-        if request.lane is self.own or self.uses_pool.get(request.route):
+        if request.lane is self.own:
+            return
+        if request.lane is self.quick and not request.has_asked and not request.has_ended:
+            self.main.guests.append(request)
+        request.has_asked = True
+        if self.uses_pool.get(request.route):
             return
         is_misjudged = self.uses_pool.get(request.route) is False or request.route in self.probed
         self.uses_pool[request.route] = True
@@ -282,8 +288,6 @@ class BridgeModel:
                 self.queue(other)
             elif other.has_worker and not other.is_replaced:
                 self.replace(other)
-        if not request.has_ended and request.lane is self.quick:
-            self.main.guests.append(request)
         self.run_what_can()
 
     def queue(self, request: Request) -> None:

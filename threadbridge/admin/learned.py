@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import heapq
-import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from threadbridge.crossing.cost_cells import CAUTION, Cell
 from threadbridge.crossing.costs import Costs
-from threadbridge.crossing.estimate import CLIENT, DAYS
+from threadbridge.crossing.estimate import CLIENT, DAYS, is_secret
 from threadbridge.crossing.routes import Route
 from threadbridge.loop.bridge import Bridge
 
@@ -18,8 +17,6 @@ MOST_ROWS = 100
 LONGEST_TEXT = 200
 # The deviations above the mean below which 95 % of a normal distribution lie.
 P95 = 1.645
-# Parameters whose values are not shown: a form has passwords, which no other page here shows.
-_SECRET = re.compile(r"pass|pwd|secret|token|auth|session|csrf|otp|api.?key|pin$", re.IGNORECASE).search
 
 
 def learned(bridge: Bridge) -> list[dict[str, Any]]:
@@ -83,8 +80,8 @@ def _kinds(costs: Costs, route: Cell) -> Iterator[tuple[tuple[str, ...], Cell]]:
 
 
 def shown(name: str, value: str) -> str:
-    """A parameter for operators; see `threadbridge.crossing.costs.parameters_of`."""
-    if _SECRET(name.rstrip("#")):
+    """A parameter for operators; see `threadbridge.crossing.estimate.parameters_of`."""
+    if is_secret(name):
         value = value and "…"
     elif name.endswith("#") or name == DAYS:
         name = name.rstrip("#").strip("()")

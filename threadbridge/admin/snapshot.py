@@ -63,7 +63,8 @@ def _prediction(exchange: Exchange, now: float) -> dict[str, Any]:
         "class": estimate.cost_class,
         "expected": estimate.seconds if estimate.is_known else None,
         # The schedule judges it only when others come.
-        "outgrown": estimate.outgrown or (run_at > 0 and now - run_at >= outgrown_after(estimate)),
+        "outgrown": estimate.outgrown
+        or (run_at > 0 and (exchange.answered_at or now) - run_at >= outgrown_after(estimate)),
     }
 
 

@@ -12,14 +12,13 @@ and routes that only one of them knows are added.
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from threadbridge.crossing.cost_cells import CHANGES_AFTER, FEW_VALUES, LONG_MEMORY, MEMORY, Cell, Parameter
 from threadbridge.crossing.costs import DEPTH, MAX_CANDIDATES, MAX_CELLS, MAX_PARAMETERS, MAX_VALUES, Costs
-from threadbridge.crossing.estimate import CLIENT, DAYS, MAX_VALUE
+from threadbridge.crossing.estimate import CLIENT, DAYS, MAX_VALUE, is_secret
 from threadbridge.crossing.routes import MAX_SHAPE, Routes
 
 VERSION = 1
@@ -27,12 +26,10 @@ VERSION = 1
 MAX_SIZE = 1_000_000
 # Seconds after which a route that nobody asks for is left out.
 MAX_AGE = 60 * 86400.0
-# Characters; a client's name may be longer, and is not kept then.
+# Characters.
 MAX_NAME = 64
 # So many requests below a value make it worth keeping what is known of their other parameters, of which none decides.
-TELLING = 8
-# Parameters whose values are never written.
-_SECRET = re.compile(r"pass|pwd|secret|token|auth|session|csrf|otp|api.?key|pin$", re.IGNORECASE).search
+WORTH_KEEPING = 8
 # Stands, with a number, for a value that is not written. How many there are is worth knowing.
 _UNNAMED = "?"
 
@@ -69,15 +66,18 @@ class Knowledge(NamedTuple):
 
 def encode(costs: Costs, routes: Routes) -> bytes:
     """Return the text. Any thread; the locks are held for moments only."""
-    # Not `json.dumps` for all: in compiled code, it would hold up the loop for as long as it takes.
+    # Not `json.dumps` for all: its C code would keep the interpreter's lock for as long as it takes.
     oldest = time.time() - MAX_AGE
     known = sorted(routes.all(), key=lambda known: known[2].cost.last, reverse=True)
     lines: list[str] = []
     size = 0
     for method, path, route in known:
         cost = route.cost
-        if cost.last <= oldest or not cost.count:
+        if cost.last <= oldest:
             break
+        if not cost.count:
+            # The first is being learned from.
+            continue
         for line in _lines_of(method, path, cost, costs):
             size += len(line)
             if size > MAX_SIZE:
@@ -104,9 +104,9 @@ def _lines_of(method: str, path: str, route: Cell, costs: Costs) -> Iterator[str
                 if each.count < 2 and name != decisive and len(values) >= FEW_VALUES:
                     # Not likely to be seen again.
                     continue
-                if value and (is_private or len(value) > MAX_NAME):
+                if value and is_private:
                     value = f"{_UNNAMED}{number}"
-                elif each.decisive or (each.parameters and each.count >= TELLING):
+                elif each.decisive or (each.parameters and each.count >= WORTH_KEEPING):
                     cells.append(((*below, name, value), each))
                 texts.append(f"{json.dumps(value)}:{_encode(each)}")
             yield (
@@ -118,9 +118,11 @@ def _lines_of(method: str, path: str, route: Cell, costs: Costs) -> Iterator[str
 
 def _is_private(method: str, name: str, is_decisive: bool) -> bool:
     """Return whether the parameter's values do not belong in a file: secrets, and what is sent in forms."""
+    if is_secret(name):
+        return True
     if name in (CLIENT, DAYS) or name.endswith("#") or name.startswith("/"):
         return False
-    return bool(_SECRET(name)) or (method not in ("GET", "HEAD") and not is_decisive)
+    return method not in ("GET", "HEAD") and not is_decisive
 
 
 def _encode(cell: Cell) -> str:
@@ -170,7 +172,10 @@ def _known(line: dict[str, Any]) -> KnownRoute | KnownParameter:
     parameter.new = _decode(line["new"])
     for value, numbers in line["values"].items():
         parameter.cells[_text(value)] = _decode(numbers)
-    return KnownParameter(below, _text(line["parameter"], MAX_VALUE + 1), parameter)
+    name = _text(line["parameter"], MAX_VALUE + 1)
+    if not name:
+        raise ValueError("it is damaged: a parameter has no name")
+    return KnownParameter(below, name, parameter)
 
 
 def _decode(values: list[Any]) -> Cell:
@@ -213,6 +218,9 @@ def merge(knowledge: Knowledge, costs: Costs, routes: Routes) -> None:
             decisions = {}
             if route is not None:
                 with costs.lock:
+                    if route.is_forgotten:
+                        route = None
+                        continue
                     route.last = max(route.last, line.cost.last)
                     _learn_from(route, line.cost, (), decisions)
         elif route is not None:
@@ -237,7 +245,7 @@ def _learn_from(cell: Cell, theirs: Cell, place: tuple[str, ...], decisions: dic
 
 def _merge_parameter(route: Cell, line: KnownParameter, costs: Costs, decisions: dict[tuple[str, ...], str]) -> None:
     cell = _find(route, line.below)
-    if cell is None:
+    if cell is None or route.is_forgotten:
         return
     if cell.parameters is None:
         cell.parameters = {}

@@ -5,8 +5,19 @@ from __future__ import annotations
 import math
 import threading
 import time
+from collections.abc import Sequence
 
-from threadbridge.crossing.cost_cells import CHEAP, MEMORY, NOTABLE, SHORTEST, TRUSTED, Cell, Parameter, scaled
+from threadbridge.crossing.cost_cells import (
+    CHEAP,
+    FEW_VALUES,
+    MEMORY,
+    NOTABLE,
+    SHORTEST,
+    TRUSTED,
+    Cell,
+    Parameter,
+    scaled,
+)
 from threadbridge.crossing.estimate import CLIENT, Estimate
 
 # A parameter has told a cost if the average of its value was closer to it than the average of all, where one of the
@@ -32,7 +43,8 @@ MAX_CELLS = 6000
 class Costs:
     """The costs of a bridge's requests.
 
-    A lock guards all cells. Each operation takes a time that depends on the number of the request's parameters alone.
+    A lock guards all cells. To estimate and to learn takes a time that depends on the number of the request's
+    parameters alone, unless something else is forgotten to make room.
     """
 
     def __init__(self) -> None:
@@ -42,6 +54,8 @@ class Costs:
         self.cells = 0
         # How many costs have been learned.
         self.learned = 0
+        # Whether a value of a known route found no room.
+        self.lacks_room = False
         self.lock = threading.Lock()
 
     def estimate(self, estimate: Estimate) -> None:
@@ -55,22 +69,19 @@ class Costs:
         is_new = cell.n < 1
         if is_new:
             cell = self.first
-        kind = ""
         while (known := cell.parameters) is not None:
             if not cell.decisive:
-                if not kind and cell.usual > CHEAP and _may_be_another(known, estimate.parameters()):
+                if cell is route and cell.usual > CHEAP and _may_be_another(known, estimate.parameters()):
                     # The others are costly, but this one need not be like them.
                     is_new, cell = True, _NOTHING
                 break
             value = estimate.value_of(cell.decisive)
-            kind += f" {cell.decisive}={value}"
             decisive = known[cell.decisive]
             below = decisive.cells.get(value)
             if below is None or below.n < 1:
                 is_new, cell = True, decisive.new
                 break
             cell = below
-        estimate.kind = kind.lstrip()
         # Of one or two requests, or of others that are only similar, what is neither short nor long tells nothing.
         is_clear = cell.cautious <= TRUSTED or cell.usual >= CHEAP
         estimate.is_known = (cell.n >= 3 and is_clear) if is_new else (cell.n >= 3 or is_clear)
@@ -82,9 +93,9 @@ class Costs:
         """Take in that this request has held its thread for so long, and the database for so much of it."""
         if estimate.route is not None:
             with self.lock:
-                self.learned += 1
-                estimate.route.last = time.time()
                 self._learn(estimate, estimate.route, max(seconds, SHORTEST), database)
+                estimate.route.last = time.time()
+                self.learned += 1
 
     def _learn(self, estimate: Estimate, route: Cell, seconds: float, database: float) -> None:
         x = scaled(seconds)
@@ -141,8 +152,7 @@ class Costs:
         """Make room for another parameter; return whether one was out of use."""
         for name, parameter in known.items():
             if parameter.absent > MEMORY and name != cell.decisive:
-                for below in parameter.cells.values():
-                    self.cells -= 1 + below.size()
+                self._drop_values(parameter)
                 del known[name]
                 return True
         return False
@@ -193,15 +203,39 @@ class Costs:
         return following
 
     def _add_value(self, parameter: Parameter, value: str, limit: int) -> Cell | None:
-        if len(parameter.cells) >= limit:
+        is_full = self.cells >= MAX_CELLS
+        if len(parameter.cells) >= limit or (is_full and len(parameter.cells) >= FEW_VALUES):
             self.cells -= 1 + parameter.cells.popitem(last=False)[1].size()
-        if self.cells >= MAX_CELLS:
+        elif is_full:
+            self.lacks_room = True
             return None
         cell = parameter.cells[value] = Cell()
         self.cells += 1
         # It is the next to go until it is seen again: values that clients make up drive out only one another.
         parameter.cells.move_to_end(value, last=False)
         return cell
+
+    def make_room(self, routes: Sequence[Cell]) -> None:
+        """Forget what is known of parameters of the route with the most cells: first of those that do not decide.
+
+        So clients that make up parameters drive out nothing but these.
+        """
+        with self.lock:
+            self.lacks_room = False
+            largest = max(routes, key=Cell.size)
+            known, largest.parameters = largest.parameters or {}, None
+            decisive = known.get(largest.decisive)
+            if decisive is not None and len(known) > 1:
+                largest.parameters = {largest.decisive: decisive}
+            else:
+                largest.decisive = ""
+            for name, parameter in known.items():
+                if name != largest.decisive:
+                    self._drop_values(parameter)
+
+    def _drop_values(self, parameter: Parameter) -> None:
+        for cell in parameter.cells.values():
+            self.cells -= 1 + cell.size()
 
     def forget(self, route: Cell) -> None:
         """Note that a route is not known any more."""

@@ -84,7 +84,8 @@ class TrackedRequest(RunningRequest):
 
     `route` is None if nothing is learned from it. `statements` are those it has sent to the database. `is_answered`
     becomes true when its response begins: it has no deadline from then on. The worker calls the functions in `at_end`
-    when the application's call has ended.
+    when the application's call has ended. `in_quick_lane` is true while the request is not counted in the pool's lane,
+    because none of its route has used the pool; the loop sets it before the request runs, the worker then.
     """
 
     def __init__(self, request_id: str, deadline: float | None, route: Route | None = None, client: str = "") -> None:
@@ -92,6 +93,7 @@ class TrackedRequest(RunningRequest):
         self.route = route
         self.client = client
         self.is_answered = False
+        self.in_quick_lane = False
         self.at_end: dict[object, Callable[[], None]] = {}
         self.statements = Statements()
 

@@ -22,8 +22,14 @@ DAYS = "(days)"
 # As text, to the power of two.
 MAGNITUDES = [str(power) for power in range(65)]
 
+_SECRET = re.compile(r"pass|pwd|secret|token|auth|session|csrf|otp|api.?key|pin$", re.IGNORECASE).search
 _NUMBERS = re.compile(r"[0-9]+").findall
 _DATE = re.compile(r"([0-9]{4})-([0-9]{2})-([0-9]{2})").match
+
+
+def is_secret(name: str) -> bool:
+    """Return whether the values of this parameter belong on no page and in no file, as its name suggests."""
+    return _SECRET(name.rstrip("#")) is not None
 
 
 def parameters_of(target: str, form: str, client: str) -> dict[str, str]:
@@ -41,7 +47,7 @@ def parameters_of(target: str, form: str, client: str) -> dict[str, str]:
             continue
         for pair in text[:MAX_TEXT].split("&", MAX_PAIRS)[:MAX_PAIRS]:
             name, _, value = pair.partition("=")
-            if not value:
+            if not (name and value):
                 # An empty field of a form is as good as a missing one.
                 continue
             if len(pair) > MAX_VALUE:
@@ -63,7 +69,7 @@ def parameters_of(target: str, form: str, client: str) -> dict[str, str]:
     for number, digits in enumerate(_NUMBERS(path[:MAX_TEXT])[:MAX_NUMBERS], 1):
         found[f"/{number}"] = digits[:MAX_VALUE]
     # Last: a request may have a parameter of this name.
-    found[CLIENT] = client[:MAX_CLIENT]
+    found[CLIENT] = client
     return found
 
 
@@ -84,15 +90,14 @@ class Estimate:
     """What a request is expected to cost, in seconds.
 
     `seconds` is what such a request usually takes, `average` their mean, of which rare long ones are a part, and
-    `cautious` what most of them stay below. `is_known` is false if there is nothing to go by. `kind` names the
-    parameters that decided. The rest belongs to the `Schedule` in which the request is.
+    `cautious` what most of them stay below. `is_known` is false if there is nothing to go by. The rest belongs to the
+    `Schedule` in which the request is.
     """
 
     seconds = 0.0
     average = 0.0
     cautious = 0.0
     is_known = True
-    kind = ""
     # Of the schedule: the level and the class in which the request waits or runs, when it was queued, when it is due,
     # and whether it has run for longer than its class allows.
     level = 0
@@ -104,7 +109,7 @@ class Estimate:
     def __init__(self, route: Cell | None, target: str, client: str, pinned: str = "") -> None:
         self.route = route
         self.target = target
-        self.client = client
+        self.client = client[:MAX_CLIENT]
         # The class that the settings give it, or "".
         self.pinned = pinned
         # The urlencoded form in the request's body.

@@ -225,11 +225,13 @@ class Exchange:
             try:
                 self.running.leave()
             finally:
-                self._learn_cost()
-                self.worker_is_done = True
-                if self.adopted_by is not None:
-                    self.adopted_by.release(self)
-                self.body.close()
+                try:
+                    self._learn_cost()
+                finally:
+                    self.worker_is_done = True
+                    if self.adopted_by is not None:
+                        self.adopted_by.release(self)
+                    self.body.close()
 
     def _learn_cost(self) -> None:
         costs = self.shared.costs

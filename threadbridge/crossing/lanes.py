@@ -197,11 +197,14 @@ class Lane:
     def expected_wait(self, job: Job) -> float:
         """Return how many seconds the job would wait at least, if it came now, as far as costs are known. Loop side."""
         with self._lock:
+            self._schedule.file(job)
             return self._schedule.expected_wait(job, time.monotonic())
 
     def retry_after(self, job: Job) -> int:
         """Estimate the seconds until the queue before the job has been served. Loop side."""
-        seconds = max(self.expected_wait(job), self._service_time * (self.queued + 1) / self.threads)
+        seconds = self.expected_wait(job)
+        if not (job.estimate.cost_class and job.estimate.is_known):
+            seconds = max(seconds, self._service_time * (self.queued + 1) / self.threads)
         return min(LONGEST_RETRY_AFTER, max(1, math.ceil(seconds)))
 
     def put(self, job: Job) -> None:
@@ -253,7 +256,7 @@ class Lane:
             self._start_thread(time.monotonic())
 
     def expect_short(self) -> None:
-        """Keep threads for short requests from the start: such came before the process began. Loop side."""
+        """Keep threads for short requests from the start, as the application is known to have served. Loop side."""
         with self._lock:
             self._schedule.expect_short(time.monotonic())
 

@@ -47,7 +47,8 @@ class RecentUse:
 
         It could not be told from short ones: that is no reason to define short otherwise.
         """
-        self._began_at = self._began_at or now
+        if not self._began_at:
+            self._began_at = self._averaged_at = now
         within = seconds if became == began else min(seconds, BOUNDS[SHORT - 1])
         self.ended[began] += 1
         self.seconds[began] += within

@@ -53,6 +53,8 @@ class Routes:
                 self._routes.move_to_end(key, last=False)
             else:
                 self._routes.move_to_end(key)
+                if self._costs.lacks_room:
+                    self._costs.make_room([each.cost for each in self._routes.values()])
             return route
 
     def all(self) -> list[tuple[str, str, Route]]:

@@ -18,8 +18,8 @@ PATIENCE = 100.0
 REMEMBERED = 300.0
 # Seconds between two definitions of what is short.
 DEFINED_EVERY = 0.1
-# A request has outgrown its estimate after so many times its cautious estimate, but not before so many seconds; then
-# whoever is not known is judged too.
+# A request has outgrown its estimate after so many times its cautious estimate, but not before so many seconds, after
+# which one whose cost is not known has outgrown it anyway.
 OUTGROWN = 2.0
 JUDGED_AFTER = 0.05
 
@@ -87,16 +87,12 @@ class Schedule:
         """How many jobs run."""
         return len(self._running)
 
-    def jobs(self) -> list[Job]:
-        """Return the jobs that run."""
-        return list(self._running)
-
     def kept(self, now: float) -> int:
         """Return how many threads long jobs leave free at present."""
         return self._to_keep if self._costs is not None and now - self._short_at < REMEMBERED else 0
 
     def expect_short(self, now: float) -> None:
-        """Keep threads from the start, because short jobs have come in an earlier life of the application."""
+        """Keep threads from the start, as short jobs may have come in an earlier life of the application."""
         self._short_at = now
 
     def file(self, job: Job) -> None:
@@ -345,8 +341,15 @@ class Schedule:
 
 def outgrown_after(estimate: Estimate) -> float:
     """Return the seconds after which a job that runs has outgrown its estimate."""
-    return JUDGED_AFTER if estimate.level == UNKNOWN else max(JUDGED_AFTER, OUTGROWN * estimate.cautious)
+    if estimate.level == UNKNOWN:
+        return JUDGED_AFTER
+    return max(JUDGED_AFTER, OUTGROWN * _as_pinned(estimate, estimate.cautious))
 
 
 def _patience(estimate: Estimate) -> float:
-    return min(TIMES_ITS_COST * estimate.seconds, PATIENCE)
+    return min(TIMES_ITS_COST * _as_pinned(estimate, estimate.seconds), PATIENCE)
+
+
+def _as_pinned(estimate: Estimate, seconds: float) -> float:
+    """Return this cost, or the highest that is short if the settings say that the request is."""
+    return min(seconds, BOUNDS[SHORT - 1]) if estimate.pinned == "short" else seconds

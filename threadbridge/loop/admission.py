@@ -70,6 +70,7 @@ class Admission:
         path = path_info_of(start_line.path)
         exchange.lane, route, exchange.is_probe = self._choice.choose(start_line.method, path)
         exchange.running = TrackedRequest(exchange.id, None, route, exchange.client)
+        exchange.running.in_quick_lane = self._choice.is_quick(exchange.lane)
         exchange.estimate = self._estimate_of(exchange, route, path)
         self._exchanges.add(exchange)
         if not exchange.lane.has_room_for(exchange):
@@ -109,9 +110,10 @@ class Admission:
             return
         # It may have been admitted long ago: there must still be a thread to spare for a probe.
         if exchange.is_probe and not self._choice.may_probe():
-            exchange.lane = self._choice.main
+            self._move_to_main(exchange)
         self._add_form(exchange)
-        if not self._makes_room_for(exchange) or self._waits_too_long(exchange):
+        # First, as otherwise another might be refused for it in vain.
+        if self._waits_too_long(exchange) or not self._makes_room_for(exchange):
             exchange.shed()
         elif exchange.move(State.QUEUED):
             exchange.queued_at = time.monotonic()
@@ -150,29 +152,42 @@ class Admission:
 
     def asked(self, request: TrackedRequest) -> None:
         """Note that the request asks for a connection of the pool. Worker side."""
-        if self._shared.routes.asked(request.route):
-            self._shared.hop.post(self._clear_quick_lane, request)
+        is_misjudged = self._shared.routes.asked(request.route)
+        if request.in_quick_lane:
+            # Counted once.
+            request.in_quick_lane = False
+            self._shared.hop.post(self._adopt, request)
+        if is_misjudged:
+            self._shared.hop.post(self._clear_quick_lane, request.route)
 
-    def _clear_quick_lane(self, asking: TrackedRequest) -> None:
-        """Take the route of this request, which has turned out to use the pool, out of the quick lane."""
+    def _adopt(self, request: TrackedRequest) -> None:
+        """Count a request of the quick lane in the main lane, from which it takes a connection."""
+        for exchange in self._exchanges.open:
+            if exchange.running is request:
+                exchange.adopt_by(self._choice.main)
+                return
+
+    def _clear_quick_lane(self, route: Route) -> None:
+        """Take this route, which has turned out to use the pool, out of the quick lane."""
         # Waiting requests first, or a thread that takes the place of a running one would take them here; and in the
-        # order in which they came, since the main lane runs them in this order.
+        # order in which they came, since their clients' turns follow from it.
         waits = (State.RECEIVING, State.QUEUED)
         for exchange in sorted(self._exchanges.open, key=lambda each: (each.state not in waits, each.queued_at)):
-            if exchange.running.route is asking.route and exchange.lane is not self._choice.main:
+            if exchange.running.route is route and exchange.lane is not self._choice.main:
                 self._change_lane(exchange)
-                if exchange.running is asking:
-                    # It takes a connection from the main lane.
-                    exchange.adopt_by(self._choice.main)
+
+    def _move_to_main(self, exchange: Exchange) -> None:
+        exchange.lane = self._choice.main
+        exchange.running.in_quick_lane = False
 
     def _change_lane(self, exchange: Exchange) -> None:
         """Move a request to the main lane; if it runs already, let another thread of its lane work beside it."""
         if exchange.state is State.RECEIVING:
-            exchange.lane = self._choice.main
+            self._move_to_main(exchange)
         elif not exchange.lane.withdraw(exchange):
             exchange.lane.replace(exchange)
         else:
-            exchange.lane = self._choice.main
+            self._move_to_main(exchange)
             if self._makes_room_for(exchange):
                 self._put(exchange)
             else:

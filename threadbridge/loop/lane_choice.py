@@ -70,6 +70,10 @@ class LaneChoice:
             return ""
         return "short" if self._is_short(path) else "long" if self._is_long(path) else ""
 
+    def is_quick(self, lane: Lane) -> bool:
+        """Return whether requests of this lane are expected to leave the pool alone."""
+        return lane is self._quick and lane is not self.main
+
     def may_probe(self) -> bool:
         """Return whether the quick lane has a thread for a probe."""
         # The last free one is for requests that are known to be quick.

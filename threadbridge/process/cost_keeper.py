@@ -81,7 +81,7 @@ class CostKeeper:
             try:
                 # A new executor each time, because its thread ends with it.
                 await loop.run_in_executor(ThreadPoolExecutor(1, "threadbridge-costs"), self.save)
-            except NOT_STARTED as error:
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is logged and tried again
                 self._unsaved.log(logging.WARNING, UNSAVED, error)
 
     def save_last(self) -> None:

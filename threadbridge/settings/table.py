@@ -77,8 +77,8 @@ class BridgeSettings(TypedDict, total=False):
     short_paths: Annotated[
         Sequence[str],
         (),
-        "Paths whose requests count as short, whatever they have cost, until they run for longer than that; * and ? as "
-        "in lanes.",
+        "Paths whose requests count as short, whatever they have cost. One that runs for more than 0.2 s counts as "
+        "long while it runs. * and ? as in lanes.",
     ]
     long_paths: Annotated[
         Sequence[str], (), "Paths whose requests count as long, whatever they have cost; * and ? as in lanes."
