@@ -26,7 +26,7 @@ SEED = 20_251_129
 WARM_UP = 4.0
 # Seconds for which the last requests are awaited; longer than any server here makes a request wait that it refuses.
 PATIENCE = 45.0
-# How often a report is asked for on an idle server, to see what it costs: once for each region.
+# Of short reports; what they cost on an idle server is measured with one request more than there are regions.
 REGIONS = ("North", "South", "West")
 
 

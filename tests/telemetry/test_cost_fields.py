@@ -179,17 +179,17 @@ def test_for_one_that_would_wait_too_long_no_other_is_refused(pages: Pages, reco
         records.clear()
         pages.held = True
         lane = server.bridge.lanes[-1]
-        clients = []
+        connections = []
         for number, client in enumerate("111122", 1):
             head = f"GET /report HTTP/1.1\r\nHost: a\r\nX-Real-IP: 192.0.2.{client}\r\n\r\n"
-            clients.append(server.send(head.encode()))
+            connections.append(server.send(head.encode()))
             wait_until(lambda: lane.busy + lane.queued + len(records) == number, "it waits, or is refused")  # noqa: B023
         # The queue is full, the other client has more in it, and the last would wait for four times 0.3 s.
         assert (lane.queued, lane.refused_early) == (4, 1)
         assert [(each.client, each.ending) for each in records] == [("192.0.2.2", "shed")]
-        for client in clients:
+        for connection in connections:
             pages.go_on.release()
-            client.close()
+            connection.close()
 
 
 def test_logs_have_the_class_and_the_prediction() -> None:

@@ -9,8 +9,8 @@ from collections import OrderedDict
 # seconds hardly count: threads wait as long for each other.
 NOISE = 0.002
 
-# An average follows about so many of the latest requests; that of the seconds follows more, because of some kinds a few
-# requests are most of the work.
+# An average follows about so many of the latest requests. That of the seconds follows more: where a few requests are most
+# of the work, they must not be forgotten from one to the next.
 MEMORY = 20.0
 LONG_MEMORY = 500.0
 # A cost is as expected if it differs from the average by less than this, or by less than three deviations.
@@ -30,7 +30,7 @@ SHORTEST = 1e-5
 LONGEST = 10.0
 # A new value of a parameter that has fewer values than this may be another matter.
 FEW_VALUES = 5
-# What a parameter's values tell worse than the average of all counts so many times as much as what they tell better.
+# Errors that a parameter adds weigh so many times as much as those that it saves.
 LOSSES_COUNT = 3.0
 
 

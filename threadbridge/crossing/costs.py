@@ -20,9 +20,9 @@ from threadbridge.crossing.cost_cells import (
 )
 from threadbridge.crossing.estimate import CLIENT, Estimate
 
-# A parameter has told a cost if the average of its value was closer to it than the average of all, where one of the
-# two was off by more than the first of these, by more than the second. It decides once it has saved so much error; what
-# it adds elsewhere counts three times.
+# The average of a parameter's value has told a cost better, or worse, than the average of all if it was nearer to it, or
+# farther off, by more than TOLD; this is looked at where one of the two was off by more than FAR_OFF. A parameter
+# decides once it has saved ENOUGH error.
 FAR_OFF = math.log(9)
 TOLD = 0.5
 ENOUGH = 8.0

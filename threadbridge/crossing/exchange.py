@@ -92,8 +92,8 @@ class Exchange:
     """One request and its response, from the request's head on.
 
     The loop owns everything except the state, which both sides move under a lock; the body, which is the worker's once
-    the exchange runs; the channel of a streamed response, which has its own lock; and `run_at`, `thread_id` and
-    `worker_is_done`, which the worker writes. The request's attributes do not change once it is queued, and the lane's
+    the exchange runs; the channel of a streamed response, which has its own lock; and `run_at`, `response_status`,
+    `thread_id` and `worker_is_done`, which the worker writes. The request's attributes do not change once it is queued, and the lane's
     lock orders the loop's writes before the worker's reads.
     """
 
@@ -111,7 +111,7 @@ class Exchange:
     client = ""
     is_probe = False
     running: TrackedRequest
-    # Its lane's schedule changes it, under the lane's lock.
+    # Once it is queued, its lane's schedule changes it, under the lane's lock.
     estimate: Estimate
     # The lane whose threads are fewer by one while this runs in another; only the loop sets it.
     adopted_by: Lane | None = None

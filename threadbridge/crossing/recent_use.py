@@ -6,7 +6,8 @@ import math
 from bisect import bisect_right
 from collections.abc import Sequence
 
-# The upper bounds of the levels, in seconds. Requests of one level cost about the same; their clients take turns.
+# The upper bounds of the levels, in seconds. The cautious costs of one level's requests are about the same; their
+# clients take turns.
 # Beyond the bounds there is one level more, and one of requests whose cost is not known. A list: mypyc copies tuples at
 # each use.
 BOUNDS = [0.0032, 0.01, 0.032, 0.1, 0.32, 1.0, 3.2, 10.0]
@@ -68,7 +69,7 @@ class RecentUse:
     def short(self, running: Sequence[tuple[int, float]], width: int, most_kept: int, now: float) -> tuple[int, int]:
         """Return the level from which on jobs are long, and how many of ``width`` threads to keep for short ones.
 
-        These are the ones from which most requests gain most. Without kept threads, a request that finds all threads
+        They are chosen so that requests gain most in total. Without kept threads, a request that finds all threads
         busy waits until one becomes free, on average for ``soon`` (half of E[S²]/E[S] for each thread). With them, a
         short one waits as in an M/G/1 queue of short ones alone (Pollaczek and Khinchine). What a limit gains is the
         difference for all requests below it. ``running`` has the level and expected seconds of each job that runs.
