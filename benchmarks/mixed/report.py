@@ -70,7 +70,9 @@ def summary(results: Results, titles: Mapping[str, str], long: float) -> str:
         )
         rows.append(("long queries' share", {server: f"{share.long_share:.2f}" for server, share in shares.items()}))
     if results.change:
-        rows.append(("a kind becomes long: time until served as before, in its durations", recoveries(results.change, long)))
+        rows.append(
+            ("a kind becomes long: time until served as before, in its durations", recoveries(results.change, long))
+        )
     for name, by_load in results.loads.items():
         if served := by_load.get(MAIN_LOAD):
             title = f"reports at {MAIN_LOAD:g} of capacity, {MIXES[name].title}"

@@ -53,7 +53,8 @@ class Site(Process):
 
 
 def files(directory: Path) -> list[Path]:
-    return sorted(directory.glob("costs-*"))
+    # Without one that is being written.
+    return sorted(path for path in directory.glob("costs-*") if path.suffix != ".new")
 
 
 def counts(directory: Path) -> dict[str, int]:

@@ -9,8 +9,8 @@ from collections import OrderedDict
 # seconds hardly count: threads wait as long for each other.
 NOISE = 0.002
 
-# An average follows about so many of the latest requests. That of the seconds follows more: where a few requests are most
-# of the work, they must not be forgotten from one to the next.
+# An average follows about so many of the latest requests. That of the seconds follows more: where a few requests are
+# most of the work, they must not be forgotten from one to the next.
 MEMORY = 20.0
 LONG_MEMORY = 500.0
 # A cost is as expected if it differs from the average by less than this, or by less than three deviations.

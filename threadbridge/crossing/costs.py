@@ -20,8 +20,8 @@ from threadbridge.crossing.cost_cells import (
 )
 from threadbridge.crossing.estimate import CLIENT, Estimate
 
-# The average of a parameter's value has told a cost better, or worse, than the average of all if it was nearer to it, or
-# farther off, by more than TOLD; this is looked at where one of the two was off by more than FAR_OFF. A parameter
+# The average of a parameter's value has told a cost better, or worse, than the average of all if it was nearer to it,
+# or farther off, by more than TOLD; this is looked at where one of the two was off by more than FAR_OFF. A parameter
 # decides once it has saved ENOUGH error.
 FAR_OFF = math.log(9)
 TOLD = 0.5

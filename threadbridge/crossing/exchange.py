@@ -93,8 +93,8 @@ class Exchange:
 
     The loop owns everything except the state, which both sides move under a lock; the body, which is the worker's once
     the exchange runs; the channel of a streamed response, which has its own lock; and `run_at`, `response_status`,
-    `thread_id` and `worker_is_done`, which the worker writes. The request's attributes do not change once it is queued, and the lane's
-    lock orders the loop's writes before the worker's reads.
+    `thread_id` and `worker_is_done`, which the worker writes. The request's attributes do not change once it is queued,
+    and the lane's lock orders the loop's writes before the worker's reads.
     """
 
     status = 0

@@ -206,6 +206,7 @@ class Row {
       facts.push(`${statements} statements, ${duration(database + (sql === null ? 0 : passed))}`);
     }
     if (typeof expected === 'number') facts.push(`expected to take ${duration(expected)}${outgrown ? ': outgrown' : ''}`);
+    else if (outgrown) facts.push('cost not known: outgrown');
     if (typeof startsIn === 'number') facts.push(`may start in ${duration(Math.max(0, startsIn))}`);
     if (changes !== undefined && changes !== 'none') facts.push(`changes: ${changes}`);
     setText(this.facts, facts.join(' · '));
