@@ -29,7 +29,7 @@ ENOUGH = 8.0
 # The sum of errors after which older ones count half.
 FULL = 300.0
 # Where costs are small and much the same, one request of so many teaches about parameters.
-SAMPLED = 8
+SAMPLED = 64
 # How many parameters may decide together, one below the other.
 DEPTH = 3
 # The parameters of one kind that are looked at, and the values known of each: of the one that decides, and of another.

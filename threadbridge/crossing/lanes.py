@@ -196,6 +196,8 @@ class Lane:
 
     def expected_wait(self, job: Job) -> float:
         """Return how many seconds the job would wait at least, if it came now, as far as costs are known. Loop side."""
+        if not len(self._schedule):
+            return 0.0
         with self._lock:
             self._schedule.file(job)
             return self._schedule.expected_wait(job, time.monotonic())
