@@ -7,9 +7,7 @@ on the order of events; no time is measured.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import dataclass, field
 
 import pytest
@@ -101,12 +99,6 @@ def check_median_does_not_wait_for_queue(recording: Recording) -> None:
 @pytest.fixture(scope="module")
 def settings(mariadb: dict[str, str]) -> dict[str, str]:
     return {**mariadb, "MYAPPLICATION_POOL_SIZE": str(CONNECTIONS), "MYAPPLICATION_DIAGNOSTICS": "1"}
-
-
-@pytest.fixture(scope="module")
-def process_list(mariadb: dict[str, str]) -> Iterator[ProcessList]:
-    with closing(ProcessList(mariadb)) as process_list:
-        yield process_list
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,8 @@ wrapper, and it rests on the database's process list and on the order of events;
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import dataclass, field
 
 import pytest
@@ -97,12 +96,6 @@ def check_short_ones_do_not_wait_for_long_ones(recording: Recording, busy: int) 
 @pytest.fixture(scope="module")
 def settings(mariadb: dict[str, str]) -> dict[str, str]:
     return {**mariadb, "MYAPPLICATION_POOL_SIZE": str(CONNECTIONS), "MYAPPLICATION_DIAGNOSTICS": "1"}
-
-
-@pytest.fixture(scope="module")
-def process_list(mariadb: dict[str, str]) -> Iterator[ProcessList]:
-    with closing(ProcessList(mariadb)) as process_list:
-        yield process_list
 
 
 def record_bridge(

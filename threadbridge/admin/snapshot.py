@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from threadbridge.crossing.exchange import Exchange
-from threadbridge.crossing.schedule import outgrown_after
+from threadbridge.crossing.schedule import has_outgrown
 from threadbridge.crossing.states import State
 from threadbridge.loop.bridge import Bridge
 from threadbridge.telemetry.history import LONGEST_TARGET, History
@@ -62,9 +62,7 @@ def _prediction(exchange: Exchange, now: float) -> dict[str, Any]:
     return {
         "class": estimate.cost_class,
         "expected": estimate.seconds if estimate.is_known else None,
-        # The schedule judges it only when others come.
-        "outgrown": estimate.outgrown
-        or (run_at > 0 and (exchange.answered_at or now) - run_at >= outgrown_after(estimate)),
+        "outgrown": has_outgrown(estimate, (exchange.answered_at or now) - run_at if run_at else 0.0),
     }
 
 

@@ -346,6 +346,11 @@ def outgrown_after(estimate: Estimate) -> float:
     return max(JUDGED_AFTER, OUTGROWN * _as_pinned(estimate, estimate.cautious))
 
 
+def has_outgrown(estimate: Estimate, ran: float) -> bool:
+    """Return whether a job that has run for so long has outgrown its estimate, even if nothing has judged it yet."""
+    return estimate.outgrown or ran >= outgrown_after(estimate)
+
+
 def _patience(estimate: Estimate) -> float:
     return min(TIMES_ITS_COST * _as_pinned(estimate, estimate.seconds), PATIENCE)
 

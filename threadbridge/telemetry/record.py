@@ -6,7 +6,7 @@ import time
 
 from threadbridge.crossing.exchange import Exchange
 from threadbridge.crossing.recent_use import BOUNDS, SHORT
-from threadbridge.crossing.schedule import outgrown_after
+from threadbridge.crossing.schedule import has_outgrown
 from threadbridge.crossing.states import State
 from threadbridge.sql.statements import Statement
 
@@ -104,8 +104,7 @@ def record_of(exchange: Exchange, slow_after: float) -> Record:
     if cost_class:
         record.cost_class = cost_class
         record.expected = estimate.seconds
-        # The schedule may judge it only when its thread comes back.
-        record.outgrown = estimate.outgrown or run >= outgrown_after(estimate)
+        record.outgrown = has_outgrown(estimate, run)
         # A failure tells nothing of the cost, and a class that the settings give is no prediction.
         if cost_class == "long" and run_at and exchange.status < 500 and not estimate.pinned:
             record.overestimated = ended_at - run_at < SHORT_SECONDS and exchange.state is State.DONE
