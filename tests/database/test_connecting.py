@@ -127,6 +127,21 @@ def test_a_new_connection_that_does_not_answer_is_cut(
     wait_until(lambda: message in caplog.text, "that is logged")
 
 
+@pytest.mark.usefixtures("severed_early")
+@pytest.mark.parametrize("creator", [MySQLdb, without_timeouts], ids=["driver", "function"])
+def test_a_connection_that_falls_silent_while_it_is_made_is_cut(make: Make, line: FaultyLine, creator: Any) -> None:
+    """The network is lost between the handshake, which has a time limit, and the driver's own first statement."""
+    pool, _ = make(creator)
+    line.swallow_at(b"SET NAMES")
+    request, worker = in_request(pool.connection)
+    wait_until(lambda: line.swallowed == 1, "it has been greeted")
+    request.cancel()
+    worker.join()
+    assert isinstance(worker.error, MySQLdb.OperationalError) and worker.error.args[0] in (2006, 2013)
+    assert (pool._connections, pool._idle_cache) == (0, [])
+    line.mend()
+
+
 def test_a_request_that_reconnects_forever_is_abandoned(make: Make, line: FaultyLine, witness: Witness) -> None:
     pool, guard = make(without_timeouts)
     with running(), closing(pool.connection()) as connection:

@@ -68,6 +68,7 @@ class FaultyLine:
         # What becomes of replies: they pass, are lost with their connection, or are cut in the middle.
         self._replies = "pass"
         self._lost: LostReply | None = None
+        self._unanswered: bytes | None = None
         self._loop = asyncio.new_event_loop()
         # Futures of connections that were cut have errors that nobody looks at.
         self._loop.set_exception_handler(lambda loop, context: None)
@@ -101,6 +102,8 @@ class FaultyLine:
         with suppress(OSError):
             while data := await source.read(65536):
                 await asyncio.sleep(self._delay)
+                if self._unanswered is not None and self._unanswered in data:
+                    connection.passes.clear()
                 await connection.passes.wait()
                 if self._lost is not None and self._lost.part in data:
                     connection.lost, self._lost = self._lost, None
@@ -178,6 +181,10 @@ class FaultyLine:
         self._lost = lost = LostReply(part, keep)
         return lost
 
+    def swallow_at(self, part: bytes) -> None:
+        """Let nothing pass any more on a connection from a statement with this text on."""
+        self._unanswered = part
+
     def spoil_replies(self, how: str) -> None:
         """Have each reply ``lose`` its connection before it arrives, or ``cut`` in its middle."""
         self._replies = how
@@ -191,6 +198,7 @@ class FaultyLine:
 
         async def mend() -> None:
             self._delay, self._swallows_new, self._replies, self._lost = 0.0, False, "pass", None
+            self._unanswered = None
             for connection in self._connections:
                 connection.passes.set()
 

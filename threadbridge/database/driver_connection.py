@@ -42,6 +42,10 @@ class DriverConnection:
         notice_lost_peer(self._descriptor)
         forks.connects(self)
 
+    def is_of(self, connection: object) -> bool:
+        """Whether this is about the driver's object ``connection``."""
+        return self._connection is connection
+
     def prepare(self, listed: ConnectionList, comment: Callable[[], str] | None = None) -> None:
         """Identify the connection, list it, and start observing what is sent on it. Raises what the driver raises."""
         identity = self._database.identify(self._connection)

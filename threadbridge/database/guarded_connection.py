@@ -15,6 +15,7 @@ from threadbridge.crossing.current import current_or_none, is_cancelled
 from threadbridge.database.borrow import Borrow
 from threadbridge.database.driver import Session, UnknownSession
 from threadbridge.database.driver_connection import DriverConnection
+from threadbridge.database.drivers import noting_unfinished
 from threadbridge.database.guard import Guard
 from threadbridge.database.stopper import Orphan
 from threadbridge.sql.statements import Statements
@@ -70,7 +71,8 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
         # Otherwise DBUtils would run a stopped statement again on the new connection.
         self._refuse_if_cancelled()
         try:
-            made = super()._create()
+            with noting_unfinished(self._note_unfinished):
+                made = super()._create()
             if self._newest is not None and self._newest is not self._current:
                 try:
                     self._newest.prepare(self.guard.connections, _tag if self.guard.tags_queries else None)
@@ -85,12 +87,15 @@ class GuardedConnection(SteadyDBConnection):  # type: ignore[misc]
 
     def _setsession(self, con: Any = None) -> None:
         """See `SteadyDBConnection`, which calls this first on each new connection."""
-        database = self.guard.database_of(con)
-        if database is not None:
-            self._newest = DriverConnection(con, database)
-        # Only now: from here on, a thread that cancels or abandons the request finds the connection, and can cut it.
-        self._refuse_if_cancelled()
+        self._note_unfinished(con)
         super()._setsession(con)
+
+    def _note_unfinished(self, con: Any) -> None:
+        """From here on, a thread that cancels or abandons the request finds the connection, and can cut it."""
+        database = self.guard.database_of(con)
+        if database is not None and not (self._newest is not None and self._newest.is_of(con)):
+            self._newest = DriverConnection(con, database)
+        self._refuse_if_cancelled()
 
     def _refuse_if_cancelled(self) -> None:
         if self.is_abandoned or is_cancelled():

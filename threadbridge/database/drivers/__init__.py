@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from threadbridge.database.driver import ConnectionSettings, Database
 
@@ -20,3 +23,12 @@ def database_of(modules: Sequence[str], settings: ConnectionSettings) -> Databas
 
             return PostgreSQL(driver, settings)
     return None
+
+
+def noting_unfinished(note: Callable[[Any], None]) -> contextlib.AbstractContextManager[None]:
+    """Call ``note`` with each connection that this thread makes meanwhile and whose driver already waits on it."""
+    if "MySQLdb" not in sys.modules:
+        return contextlib.nullcontext()
+    from threadbridge.database.drivers.mysql_connecting import noting_unfinished
+
+    return noting_unfinished(note)
