@@ -188,14 +188,17 @@ def test_nothing_is_left_of_a_long_and_mixed_load(seed: int, mariadb: dict[str, 
             warm_up += load(server.port, WARM_UP_SECONDS / 3, seed * 1000 + warm_up.total())
         wait_until(lambda: established(server.port) == 0, "the clients are gone")
         wait_until(lambda: footprint.temporary_files == at_first, "the temporary files are gone", 20)
-        warm = footprint.memory
-        outcomes = load(server.port, SECONDS, seed * 1000 + 500)
-        assert len(outcomes) == 12, outcomes
-        wait_until(lambda: established(server.port) == 0, "the clients are gone")
-        wait_until(lambda: footprint.temporary_files == at_first, "the temporary files are gone", 20)
-        # Five connections, their list, two control connections, the listener, the loop's own, the output.
-        wait_until(lambda: len(footprint.files) <= 24, "the descriptors are closed", 20)
-        # Lanes 5 + 4, disk 4, cancellers 4, the stopper, the loop; spare threads may have come and idle.
-        assert footprint.threads <= 30
-        assert footprint.memory <= warm * 1.1
+        sizes = [footprint.memory]
+        # What the load needs at once differs from time to time; a leak grows with each.
+        while len(sizes) == 1 or (len(sizes) < 5 and sizes[-1] > max(sizes[:-1]) * 1.1):
+            outcomes = load(server.port, SECONDS, seed * 1000 + 500 * len(sizes))
+            assert len(outcomes) == 12, outcomes
+            wait_until(lambda: established(server.port) == 0, "the clients are gone")
+            wait_until(lambda: footprint.temporary_files == at_first, "the temporary files are gone", 20)
+            # Five connections, their list, two control connections, the listener, the loop's own, the output.
+            wait_until(lambda: len(footprint.files) <= 24, "the descriptors are closed", 20)
+            # Lanes 5 + 4, disk 4, cancellers 4, the stopper, the loop; spare threads may have come and idle.
+            assert footprint.threads <= 30
+            sizes.append(footprint.memory)
+        assert sizes[-1] <= max(sizes[:-1]) * 1.1, sizes
         assert server.stop() == 0
