@@ -21,7 +21,7 @@ from tests.support.databases import Witness, connect_settings
 from tests.support.processes import ROOT, TEMPLATES, private_mariadb
 from threadbridge.common.repeated_log import RepeatedLog
 from threadbridge.compiled import SWITCH, has_others, is_compiled
-from threadbridge.database.pool import PoolGuard
+from threadbridge.database.pools.dbutils import DBUtilsGuard
 
 # A shell that runs the suite in the background has SIGINT ignored, and servers would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -146,6 +146,6 @@ def make_pool(mariadb: dict[str, str]) -> Iterator[Callable[..., Any]]:
     yield make
     for pool in pools:
         guard = getattr(pool.connection, "__self__", None)
-        if isinstance(guard, PoolGuard):
+        if isinstance(guard, DBUtilsGuard):
             guard.close()
         pool.close()

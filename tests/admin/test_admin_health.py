@@ -29,7 +29,7 @@ from tests.support.processes import free_port, private_mariadb
 from tests.support.supervised import Supervised
 from threadbridge.admin import health
 from threadbridge.admin.health import DATABASE_LIMIT, LATELY, MOST_CHECKS, DatabaseHealth
-from threadbridge.database.pool import PoolGuard
+from threadbridge.database.pools.dbutils import DBUtilsGuard
 
 HEALTHY = (200, "lane quick: ok\nlane pool: ok\ndatabase: ok\n")
 
@@ -342,7 +342,7 @@ def test_few_checks_may_hang_and_they_delay_nothing(
                 attempts.append(threading.current_thread())
                 return MySQLdb.connect(**connect_settings(own_mariadb, line.path))
 
-            guard = PoolGuard(PooledDB(connect, maxconnections=1))
+            guard = DBUtilsGuard(PooledDB(connect, maxconnections=1))
             database = DatabaseHealth(guard)
             assert await database.problem(always=False) == ""
             assert await database.problem(always=True) == ""

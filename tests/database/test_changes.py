@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.databases import Witness, connect_settings
 from tests.support.requests_in_threads import InThread, one, running
-from threadbridge.database.pool import PoolGuard
+from threadbridge.database.pools.dbutils import DBUtilsGuard
 
 FIRST, SECOND, THIRD = (f"UPDATE accounts SET amount = 1 WHERE id = {number}" for number in (1, 2, 3))  # noqa: S608
 
@@ -89,7 +89,7 @@ def test_the_outcome_of_changes_is_true(
 ) -> None:
     steps, outcome, paid = OUTCOMES[name]
     pool = make_pool(maxconnections=1)
-    PoolGuard(pool)
+    DBUtilsGuard(pool)
     with running() as request, closing(pool.connection()) as connection:
         for step in steps:
             with contextlib.suppress(MySQLdb.Error):
@@ -126,7 +126,7 @@ def test_a_deadlock_rolls_back_the_whole_transaction(
     mariadb: dict[str, str], make_pool: Callable[..., Any], witness: Witness, accounts: Callable[[], set[int]]
 ) -> None:
     pool = make_pool(maxconnections=1)
-    PoolGuard(pool)
+    DBUtilsGuard(pool)
     with running() as request, closing(pool.connection()) as connection, closing(connection.cursor()) as cursor:
         cursor.execute(FIRST)
         deadlock(cursor, mariadb, witness)
@@ -140,7 +140,7 @@ def test_after_a_deadlock_statements_commit_themselves_again(
     mariadb: dict[str, str], make_pool: Callable[..., Any], witness: Witness, accounts: Callable[[], set[int]]
 ) -> None:
     pool = make_pool(maxconnections=1, autocommit=True)
-    PoolGuard(pool)
+    DBUtilsGuard(pool)
     with running() as request, closing(pool.connection()) as connection, closing(connection.cursor()) as cursor:
         connection.begin()
         cursor.execute(FIRST)
@@ -155,7 +155,7 @@ def test_of_many_statements_that_time_out_on_a_lock_some_may_have_succeeded(
     make_pool: Callable[..., Any], witness: Witness, accounts: Callable[[], set[int]], autocommit: bool
 ) -> None:
     pool = make_pool(maxconnections=1, autocommit=autocommit)
-    PoolGuard(pool)
+    DBUtilsGuard(pool)
     witness.rows("START TRANSACTION")
     witness.rows(SECOND)
     with running() as request, closing(pool.connection()) as connection, closing(connection.cursor()) as cursor:
@@ -173,7 +173,7 @@ def test_whether_a_lock_wait_timeout_rolls_back_is_a_setting_of_the_servers(
     make_pool: Callable[..., Any], witness: Witness, accounts: Callable[[], set[int]], ends: str, outcome: str
 ) -> None:
     pool = make_pool(maxconnections=1)
-    PoolGuard(pool)
+    DBUtilsGuard(pool)
     witness.rows("START TRANSACTION")
     witness.rows(SECOND)
     with running() as request, closing(pool.connection()) as connection, closing(connection.cursor()) as cursor:
@@ -190,7 +190,7 @@ def test_changes_on_one_connection_are_not_committed_by_another(
     make_pool: Callable[..., Any], accounts: Callable[[], set[int]]
 ) -> None:
     pool = make_pool(maxconnections=2)
-    PoolGuard(pool)
+    DBUtilsGuard(pool)
     with running() as request, closing(pool.connection()) as one_of_them, closing(pool.connection()) as other:
         one_of_them.cursor().execute(FIRST)
         other.cursor().execute(SECOND)
@@ -205,7 +205,7 @@ def test_a_rollback_that_was_not_sent_rolls_nothing_back(
 ) -> None:
     """The driver refuses to send a rollback before all rows are fetched."""
     pool = make_pool(maxconnections=1)
-    PoolGuard(pool)
+    DBUtilsGuard(pool)
     with running() as request, closing(pool.connection()) as connection:
         connection.cursor().execute(FIRST)
         rows = connection.cursor(MySQLdb.cursors.SSCursor)
@@ -226,7 +226,7 @@ def test_statements_of_an_unknown_driver_leave_the_outcome_unknown() -> None:
     from dbutils.pooled_db import PooledDB
 
     pool = PooledDB(sqlite3, maxconnections=1, database=":memory:", check_same_thread=False)
-    guard = PoolGuard(pool)
+    guard = DBUtilsGuard(pool)
     with running() as request, closing(pool.connection()) as connection:
         assert one(connection) == 1
         assert request.statements.outcome == "none"
@@ -238,7 +238,7 @@ def test_statements_of_an_unknown_driver_leave_the_outcome_unknown() -> None:
 
 def test_a_refused_statement_has_changed_nothing(make_pool: Callable[..., Any]) -> None:
     pool = make_pool(maxconnections=1)
-    PoolGuard(pool)
+    DBUtilsGuard(pool)
     notified = threading.Event()
     with running() as request, closing(pool.connection()) as connection, closing(connection.cursor()) as cursor:
         request.on_cancel(notified.set)

@@ -28,7 +28,7 @@ from threadbridge.database.driver import ConnectionSettings
 from threadbridge.database.driver_connection import KEEPIDLE
 from threadbridge.database.drivers.mysql import CONNECT_TIMEOUT, NETWORK_MARGIN, MySQL
 from threadbridge.database.drivers.postgresql import PostgreSQL
-from threadbridge.database.pool import PoolGuard
+from threadbridge.database.pools.dbutils import DBUtilsGuard
 
 
 @pytest.fixture
@@ -38,16 +38,16 @@ def line(mariadb: dict[str, str]) -> Iterator[FaultyLine]:
         yield line
 
 
-Make = Callable[..., tuple[Any, PoolGuard]]
+Make = Callable[..., tuple[Any, DBUtilsGuard]]
 
 
 @pytest.fixture
 def make(make_pool: Callable[..., Any], line: FaultyLine) -> Make:
     """Makes guarded pools of one connection over the line."""
 
-    def make(creator: Any = MySQLdb, statement_limit: float = 0.0, **parameters: Any) -> tuple[Any, PoolGuard]:
+    def make(creator: Any = MySQLdb, statement_limit: float = 0.0, **parameters: Any) -> tuple[Any, DBUtilsGuard]:
         pool = make_pool(creator, **{"maxconnections": 1, "unix_socket": line.path, **parameters})
-        return pool, PoolGuard(pool, statement_limit=statement_limit)
+        return pool, DBUtilsGuard(pool, statement_limit=statement_limit)
 
     return make
 
@@ -318,7 +318,7 @@ def test_the_applications_own_connect_timeout_counts(monkeypatch: pytest.MonkeyP
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = {"host": "127.0.0.1", "port": silent.getsockname()[1], "user": "x"}
         pool: Any = PooledDB(MySQLdb, connect_timeout=1, **address)
-        guard = PoolGuard(pool)
+        guard = DBUtilsGuard(pool)
         worker = InThread(pool.connection)
         worker.join()
         assert isinstance(worker.error, MySQLdb.OperationalError) and pool._connections == 0
@@ -353,7 +353,7 @@ def test_connecting_to_a_silent_postgresql_server_times_out(
         elif own == "environment":
             monkeypatch.setenv("PGCONNECT_TIMEOUT", "2")
         pool: Any = PooledDB(driver, 0, 0, 0, 0, False, None, None, True, None, 1, None, address, **kwargs)
-        guard = PoolGuard(pool)
+        guard = DBUtilsGuard(pool)
         worker = InThread(pool.connection)
         worker.join()
         assert isinstance(worker.error, driver.OperationalError) and "expired" in str(worker.error), worker.error

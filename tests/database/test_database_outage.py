@@ -23,7 +23,7 @@ from tests.support.inprocess import BridgeThread, wait_until
 from tests.support.processes import Frontend, private_mariadb
 from threadbridge import current
 from threadbridge.crossing.current import TrackedRequest
-from threadbridge.database.pool import PoolGuard
+from threadbridge.database.pools.dbutils import DBUtilsGuard
 
 CONNECTIONS = 4
 
@@ -312,7 +312,7 @@ def test_a_kill_for_a_server_that_is_gone_hits_no_query_on_its_successor(
         monkeypatch.setattr(secrets, "token_hex", lambda size: "taken")
         witness.rows("SELECT GET_LOCK('threadbridge-taken', 0)")
     pool = PooledDB(MySQLdb, maxconnections=1, **connect_settings(own_mariadb))
-    guard = PoolGuard(pool)
+    guard = DBUtilsGuard(pool)
     request = TrackedRequest("test", None)
     request.enter()
     connection = pool.connection()

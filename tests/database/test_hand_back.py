@@ -22,13 +22,13 @@ from tests.support.inprocess import wait_until
 from tests.support.requests_in_threads import InThread, in_request, one, running
 from threadbridge.crossing.current import TrackedRequest
 from threadbridge.database.driver_connection import KEEPIDLE, notice_lost_peer
-from threadbridge.database.pool import PoolGuard
+from threadbridge.database.pools.dbutils import DBUtilsGuard
 
 
 def test_the_pool_caches_no_more_connections_than_its_limit(make_pool: Callable[..., Any], witness: Witness) -> None:
     before = set(witness.connections)
     pool = make_pool(maxconnections=5, maxcached=2)
-    PoolGuard(pool)
+    DBUtilsGuard(pool)
     with running():
         for connection in [pool.connection() for _ in range(5)]:
             connection.close()
@@ -39,7 +39,7 @@ def test_the_pool_caches_no_more_connections_than_its_limit(make_pool: Callable[
 
 def test_a_failed_connect_frees_its_slot_in_the_pool(make_pool: Callable[..., Any]) -> None:
     pool = make_pool(maxconnections=1, password="wrong")
-    PoolGuard(pool)
+    DBUtilsGuard(pool)
     with running():
         for _ in range(3):
             with pytest.raises(MySQLdb.OperationalError, match="Access denied"):
@@ -51,7 +51,7 @@ def test_a_transaction_is_rolled_back_when_its_connection_comes_back(
     make_pool: Callable[..., Any], witness: Witness
 ) -> None:
     pool = make_pool(maxconnections=1)
-    PoolGuard(pool)
+    DBUtilsGuard(pool)
     with running(), closing(pool.connection()) as connection:
         connection.cursor().execute("INSERT INTO notes VALUES ('not committed')")
     with running(), closing(pool.connection()) as connection:
@@ -64,7 +64,7 @@ def test_a_transaction_is_rolled_back_even_if_the_pool_does_not_reset(
     make_pool: Callable[..., Any], witness: Witness
 ) -> None:
     pool = make_pool(maxconnections=1, reset=False)
-    PoolGuard(pool)
+    DBUtilsGuard(pool)
     with running() as request, closing(pool.connection()) as connection:
         connection.cursor().execute("INSERT INTO notes VALUES ('not committed')")
     assert request.statements.outcome == "rolled back"
@@ -82,7 +82,7 @@ def test_without_reset_a_query_on_the_drivers_own_connection_leaves_no_snapshot(
     make_pool: Callable[..., Any], witness: Witness
 ) -> None:
     pool = make_pool(maxconnections=1, reset=False)
-    PoolGuard(pool)
+    DBUtilsGuard(pool)
     with running(), closing(pool.connection()) as connection:
         connection.dbapi_connection.cursor().execute("SELECT COUNT(*) FROM notes")
     witness.rows("INSERT INTO notes VALUES ('new')")
@@ -95,7 +95,7 @@ def test_without_reset_no_rollback_is_sent_if_nothing_is_open(make_pool: Callabl
         return int(witness.rows("SHOW GLOBAL STATUS LIKE 'Com_rollback'")[0][1])
 
     pool = make_pool(maxconnections=1, reset=False, autocommit=True)
-    PoolGuard(pool)
+    DBUtilsGuard(pool)
     before = rollbacks()
     for _ in range(3):
         with running(), closing(pool.connection()) as connection:
@@ -107,7 +107,7 @@ def test_without_reset_no_rollback_is_sent_if_nothing_is_open(make_pool: Callabl
 def test_a_forgotten_connection_does_not_block_the_loop(mariadb: dict[str, str], witness: Witness, what: str) -> None:
     with line_to(mariadb["MYSQL_UNIX_SOCKET"]) as line:
         pool = PooledDB(MySQLdb, maxconnections=1, **connect_settings(mariadb, line.path))
-        PoolGuard(pool)
+        DBUtilsGuard(pool)
         held: list[Any] = []
         kept: list[Any] = []
 
@@ -157,7 +157,7 @@ def test_a_forgotten_connection_does_not_block_a_thread_that_holds_a_lock(
 ) -> None:
     with line_to(mariadb["MYSQL_UNIX_SOCKET"]) as line:
         pool = PooledDB(MySQLdb, maxconnections=1, **connect_settings(mariadb, line.path))
-        PoolGuard(pool)
+        DBUtilsGuard(pool)
         kept: list[Any] = []
 
         def forget() -> None:
@@ -187,7 +187,7 @@ def test_a_connection_held_beyond_its_request_is_not_stopped_for_that_request(
     make_pool: Callable[..., Any], witness: Witness
 ) -> None:
     pool = make_pool()
-    PoolGuard(pool)
+    DBUtilsGuard(pool)
     kept: list[Any] = []
     leave, left = threading.Event(), threading.Event()
     first = TrackedRequest("first", None)
@@ -217,7 +217,7 @@ def test_a_connection_held_beyond_its_request_is_not_stopped_for_that_request(
 def test_a_connection_does_not_come_back_before_a_kill_under_way(mariadb: dict[str, str], witness: Witness) -> None:
     with line_to(mariadb["MYSQL_UNIX_SOCKET"]) as line:
         pool = PooledDB(MySQLdb, maxconnections=1, **connect_settings(mariadb, line.path))
-        PoolGuard(pool)
+        DBUtilsGuard(pool)
         closing_now = threading.Event()
 
         def hold() -> None:
@@ -246,7 +246,7 @@ def test_a_connection_does_not_come_back_before_the_first_of_two_kills_under_way
     mariadb: dict[str, str], witness: Witness
 ) -> None:
     pool = PooledDB(MySQLdb, maxconnections=1, **connect_settings(mariadb))
-    guard = PoolGuard(pool)
+    guard = DBUtilsGuard(pool)
     with running() as request:
         connection = pool.connection()
         [borrow] = connection.borrows
@@ -283,7 +283,7 @@ def test_a_cursor_closed_late_leaves_the_connections_next_user_alone(
     make_pool: Callable[..., Any], witness: Witness
 ) -> None:
     pool = make_pool(maxconnections=1)
-    PoolGuard(pool)
+    DBUtilsGuard(pool)
     with running():
         connection = pool.connection()
         cursor = connection.cursor()
@@ -304,7 +304,7 @@ def test_a_broken_connection_does_not_go_back_to_the_pool(
     make_pool: Callable[..., Any], witness: Witness, what: str
 ) -> None:
     pool = make_pool(maxconnections=1, ping=0)
-    PoolGuard(pool)
+    DBUtilsGuard(pool)
     with running():
         connection = pool.connection()
         cursor = connection.cursor(SSCursor)
@@ -321,7 +321,7 @@ def test_connections_of_a_thread_that_does_not_come_back_are_abandoned(
     make_pool: Callable[..., Any], witness: Witness
 ) -> None:
     pool = make_pool(maxconnections=1)
-    guard = PoolGuard(pool)
+    guard = DBUtilsGuard(pool)
     in_the_middle, go_on = threading.Event(), threading.Event()
 
     def be_stuck() -> None:

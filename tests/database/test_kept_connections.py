@@ -14,7 +14,7 @@ from tests.support.cancelling import COUNTED_SLEEP
 from tests.support.databases import Witness
 from tests.support.inprocess import wait_until
 from tests.support.requests_in_threads import InThread, in_request, one, running
-from threadbridge.database.pool import PoolGuard
+from threadbridge.database.pools.dbutils import DBUtilsGuard
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def keep(pool: Any) -> Any:
 
 @pytest.mark.parametrize("asked_for", ["in an earlier request", "in no request"])
 def test_statements_on_a_held_connection_are_recorded(pool: Any, witness: Witness, asked_for: str) -> None:
-    PoolGuard(pool)
+    DBUtilsGuard(pool)
     kept = keep(pool) if asked_for == "in an earlier request" else pool.connection()
     for note in ("first", "second"):
         with running() as request:
@@ -44,7 +44,7 @@ def test_statements_on_a_held_connection_are_recorded(pool: Any, witness: Witnes
 
 
 def test_a_query_on_a_held_connection_is_stopped(pool: Any, witness: Witness) -> None:
-    PoolGuard(pool)
+    DBUtilsGuard(pool)
     kept = keep(pool)
     request, worker = in_request(lambda: kept.cursor().execute(COUNTED_SLEEP))
     witness.wait_for("SLEEP(20)")
@@ -59,7 +59,7 @@ def test_a_query_on_a_held_connection_is_stopped(pool: Any, witness: Witness) ->
 
 
 def test_a_held_connection_works_again_after_its_thread_was_abandoned(pool: Any, witness: Witness) -> None:
-    guard = PoolGuard(pool)
+    guard = DBUtilsGuard(pool)
     kept = keep(pool)
     in_the_middle, go_on = threading.Event(), threading.Event()
 
@@ -86,7 +86,7 @@ def test_a_held_connection_works_again_after_its_thread_was_abandoned(pool: Any,
 
 
 def test_other_threads_statements_on_a_requests_connection_count_as_its_own(pool: Any, witness: Witness) -> None:
-    PoolGuard(pool)
+    DBUtilsGuard(pool)
 
     def work() -> InThread:
         with closing(pool.connection()) as connection:
@@ -108,7 +108,7 @@ def test_other_threads_statements_on_a_requests_connection_count_as_its_own(pool
 
 
 def test_another_thread_executes_no_statement_for_a_cancelled_request(pool: Any, witness: Witness) -> None:
-    PoolGuard(pool)
+    DBUtilsGuard(pool)
     with running() as request:
         connection = pool.connection()
         cursor = connection.cursor()
@@ -124,7 +124,7 @@ def test_statements_on_a_cursor_whose_connection_was_given_back_are_recorded(
     make_pool: Callable[..., Any], witness: Witness
 ) -> None:
     pool = make_pool(maxconnections=1, autocommit=True)
-    PoolGuard(pool)
+    DBUtilsGuard(pool)
     with running() as request:
         # The connection goes back to the pool at once.
         cursor = pool.connection().cursor()
@@ -138,7 +138,7 @@ def test_a_held_connection_with_autocommit_is_replaced_once_it_is_lost(
     make_pool: Callable[..., Any], witness: Witness
 ) -> None:
     pool = make_pool(maxconnections=1, autocommit=True)
-    PoolGuard(pool)
+    DBUtilsGuard(pool)
     kept = keep(pool)
     with running():
         number = one(kept, "SELECT CONNECTION_ID()")
@@ -152,7 +152,7 @@ def test_a_held_connection_with_autocommit_is_replaced_once_it_is_lost(
 
 def test_a_held_connection_in_a_transaction_is_not_replaced(make_pool: Callable[..., Any], witness: Witness) -> None:
     pool = make_pool(maxconnections=1, autocommit=True)
-    PoolGuard(pool)
+    DBUtilsGuard(pool)
     kept = keep(pool)
     with running():
         number = one(kept, "SELECT CONNECTION_ID()")

@@ -24,8 +24,8 @@ from tests.support.inprocess import wait_until
 from tests.support.processes import ROOT
 from tests.support.requests_in_threads import in_request, one, running
 from threadbridge import Bridge
-from threadbridge.database.dbutils_check import pool_size
-from threadbridge.database.pool import PoolGuard
+from threadbridge.database.pools.dbutils import DBUtilsGuard
+from threadbridge.database.pools.dbutils_check import pool_size
 
 
 @pytest.mark.parametrize("pool", [MySQLdb, "db.pool", object()])
@@ -93,15 +93,15 @@ def test_dbutils_is_needed_only_with_a_pool() -> None:
 
 def test_a_pool_has_one_guard_at_a_time(make_pool: Callable[..., Any]) -> None:
     pool = make_pool()
-    first = PoolGuard(pool)
+    first = DBUtilsGuard(pool)
     with pytest.raises(ValueError, match="belongs to another Bridge already"):
-        PoolGuard(pool)
+        DBUtilsGuard(pool)
     with running() as request:
         held = pool.connection()
         with closing(pool.connection()):
             pass
         first.close()
-        PoolGuard(pool)
+        DBUtilsGuard(pool)
         assert (pool._connections, pool._idle_cache) == (1, [])
         held.close()
         assert (pool._connections, pool._idle_cache) == (0, [])
@@ -118,7 +118,7 @@ def test_connections_made_before_the_guard_are_replaced(make_pool: Callable[...,
     pool = make_pool(mincached=2)
     held = pool.connection()
     assert one(held) == 1 and len(set(witness.connections) - before) == 2
-    PoolGuard(pool)
+    DBUtilsGuard(pool)
     wait_until(lambda: len(set(witness.connections) - before) == 1, "the idle connection is closed")
     # The one in use goes on working, counts, and is closed when it comes back.
     assert one(held) == 1
@@ -135,7 +135,7 @@ def test_a_function_may_make_the_connections(
     mariadb: dict[str, str], make_pool: Callable[..., Any], witness: Witness
 ) -> None:
     pool = PooledDB(lambda: MySQLdb.connect(**connect_settings(mariadb)), maxconnections=1)
-    PoolGuard(pool)
+    DBUtilsGuard(pool)
 
     def sleep() -> None:
         with closing(pool.connection()) as connection:
@@ -156,7 +156,7 @@ import json, sys, threading
 import MySQLdb
 from concurrent.futures import ThreadPoolExecutor
 from dbutils.pooled_db import PooledDB
-from threadbridge.database.pool import PoolGuard
+from threadbridge.database.pools.dbutils import DBUtilsGuard
 
 together = threading.Barrier(5)
 
@@ -166,7 +166,7 @@ def make():
     return made
 
 pool = PooledDB(make, maxconnections=5)
-guard = PoolGuard(pool)
+guard = DBUtilsGuard(pool)
 with ThreadPoolExecutor(5) as threads:
     connections = list(threads.map(lambda _: pool.connection(), range(5)))
 print(sum(connection._con.number is not None for connection in connections))
@@ -182,7 +182,7 @@ def test_first_connections_made_at_the_same_time_are_all_guarded(mariadb: dict[s
 
 def test_an_unknown_driver_works_and_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     pool = PooledDB(sqlite3, maxconnections=1, database=":memory:")
-    PoolGuard(pool)
+    DBUtilsGuard(pool)
     with running() as request:
         for _ in range(2):
             connection = pool.connection()

@@ -20,14 +20,14 @@ from tests.support.databases import Witness
 from tests.support.inprocess import BridgeThread, wait_until
 from tests.support.requests_in_threads import InThread, in_request, one, running, waits
 from threadbridge.crossing.current import TrackedRequest
-from threadbridge.database.pool import PoolGuard
+from threadbridge.database.pools.dbutils import DBUtilsGuard
 
 
 @pytest.mark.parametrize("blocking", [False, True])
 @pytest.mark.parametrize("method", ["connection", "dedicated_connection"])
 def test_a_request_waits_for_a_connection(make_pool: Callable[..., Any], blocking: bool, method: str) -> None:
     pool = make_pool(maxconnections=1, blocking=blocking)
-    PoolGuard(pool)
+    DBUtilsGuard(pool)
     held = pool.connection()
 
     def use() -> Any:
@@ -48,7 +48,7 @@ def test_waiting_for_a_connection_ends_when_the_request_is_cancelled(
     make_pool: Callable[..., Any], blocking: bool
 ) -> None:
     pool = make_pool(maxconnections=1, blocking=blocking)
-    PoolGuard(pool)
+    DBUtilsGuard(pool)
     with closing(pool.connection()):
         request, worker = in_request(pool.connection)
         wait_until(waits(pool), "the request waits")
@@ -62,7 +62,7 @@ def test_waiting_for_a_connection_ends_when_the_request_is_cancelled(
 
 def test_a_cancelled_request_passes_the_connection_on(make_pool: Callable[..., Any]) -> None:
     pool = make_pool(maxconnections=1)
-    PoolGuard(pool)
+    DBUtilsGuard(pool)
     held = pool.connection()
     first, first_worker = in_request(pool.connection)
     wait_until(waits(pool), "the first waits")
@@ -79,7 +79,7 @@ def test_a_cancelled_request_passes_the_connection_on(make_pool: Callable[..., A
 
 def test_a_request_does_not_wait_for_itself(make_pool: Callable[..., Any]) -> None:
     pool = make_pool(maxconnections=1)
-    PoolGuard(pool)
+    DBUtilsGuard(pool)
     with running(), closing(pool.connection()) as connection:
         with pytest.raises(TooManyConnectionsError):
             pool.connection()
@@ -89,7 +89,7 @@ def test_a_request_does_not_wait_for_itself(make_pool: Callable[..., Any]) -> No
 
 def test_with_a_pool_that_does_not_block_no_request_waits_past_its_deadline(make_pool: Callable[..., Any]) -> None:
     pool = make_pool(maxconnections=1)
-    PoolGuard(pool)
+    DBUtilsGuard(pool)
     with closing(pool.connection()), running(deadline=time.monotonic() + 0.2), pytest.raises(TooManyConnectionsError):
         pool.connection()
     assert pool._connections == 0
@@ -97,7 +97,7 @@ def test_with_a_pool_that_does_not_block_no_request_waits_past_its_deadline(make
 
 def test_the_applications_own_threads_are_left_alone(make_pool: Callable[..., Any], witness: Witness) -> None:
     pool = make_pool(maxconnections=1)
-    PoolGuard(pool)
+    DBUtilsGuard(pool)
     request = TrackedRequest("other", None)
     with closing(pool.connection()) as connection:
         with pytest.raises(TooManyConnectionsError):
@@ -105,7 +105,7 @@ def test_the_applications_own_threads_are_left_alone(make_pool: Callable[..., An
         request.cancel()
         assert one(connection, "SELECT 42") == 42
     blocking = make_pool(maxconnections=1, blocking=True)
-    PoolGuard(blocking)
+    DBUtilsGuard(blocking)
     held = blocking.connection()
     worker = InThread(blocking.connection)
     wait_until(waits(blocking), "the thread waits")
@@ -116,7 +116,7 @@ def test_the_applications_own_threads_are_left_alone(make_pool: Callable[..., An
 
 def test_requests_get_connections_in_the_order_in_which_they_came(make_pool: Callable[..., Any]) -> None:
     pool = make_pool(maxconnections=1)
-    PoolGuard(pool)
+    DBUtilsGuard(pool)
     held = pool.connection()
     order: list[int] = []
 
@@ -136,7 +136,7 @@ def test_requests_get_connections_in_the_order_in_which_they_came(make_pool: Cal
 
 def test_a_request_that_holds_a_connection_does_not_wait_in_line_for_another(make_pool: Callable[..., Any]) -> None:
     pool = make_pool(maxconnections=2, blocking=True)
-    PoolGuard(pool)
+    DBUtilsGuard(pool)
     has_one, may_ask = threading.Event(), threading.Event()
 
     def use_two() -> Any:

@@ -24,7 +24,7 @@ from tests.support.processes import ROOT, Frontend
 from tests.support.requests_in_threads import one, running
 from tests.support.site_process import ask_on_its_own
 from tests.support.supervised import is_gone
-from threadbridge.database.pool import PoolGuard
+from threadbridge.database.pools.dbutils import DBUtilsGuard
 from threadbridge.database.predecessors import SLOT
 
 # Runs on when its client is gone, unlike SLEEP, which checks for it.
@@ -35,11 +35,11 @@ LOCK = "SELECT note FROM notes FOR UPDATE"
 KILLED = """
 import importlib, json, sys
 from dbutils.pooled_db import PooledDB
-from threadbridge.database.pool import PoolGuard
+from threadbridge.database.pools.dbutils import DBUtilsGuard
 
 driver, directory, settings, *statements = sys.argv[1:]
 pool = PooledDB(importlib.import_module(driver), maxconnections=2, **json.loads(settings))
-guard = PoolGuard(pool)
+guard = DBUtilsGuard(pool)
 guard.connections.begin(directory)
 connection = pool.connection()
 for sql in statements:
@@ -110,10 +110,10 @@ def kill(pid: int) -> None:
 
 
 @contextmanager
-def successor(directory: Path, settings: dict[str, Any], driver: Any = MySQLdb) -> Iterator[tuple[PoolGuard, Any]]:
+def successor(directory: Path, settings: dict[str, Any], driver: Any = MySQLdb) -> Iterator[tuple[DBUtilsGuard, Any]]:
     """A guard that searches for lists of dead processes."""
     pool = PooledDB(driver, maxconnections=2, **settings)
-    guard = PoolGuard(pool)
+    guard = DBUtilsGuard(pool)
     guard.connections.begin(str(directory))
     try:
         yield guard, pool
@@ -122,7 +122,7 @@ def successor(directory: Path, settings: dict[str, Any], driver: Any = MySQLdb) 
         pool.close()
 
 
-def counters(guard: PoolGuard) -> tuple[int, int, int, int, int]:
+def counters(guard: DBUtilsGuard) -> tuple[int, int, int, int, int]:
     stopper = guard.stopper
     return stopper.stops, stopper.failures, stopper.severed, stopper.killed, stopper.running
 

@@ -19,7 +19,7 @@ from tests.support.cancelling import COUNTED_SLEEP, Application, assert_all_is_w
 from tests.support.databases import Witness, connect_settings
 from tests.support.inprocess import BridgeThread, wait_until
 from tests.support.requests_in_threads import InThread, in_request, one, running
-from threadbridge.database.pool import PoolGuard
+from threadbridge.database.pools.dbutils import DBUtilsGuard
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_a_statement_that_failed_is_not_run_again(pool: Any, witness: Witness, n
         "CREATE OR REPLACE PROCEDURE fails(number INT) BEGIN "
         "DO NEXT VALUE FOR executions; SIGNAL SQLSTATE 'HY000' SET MYSQL_ERRNO = number; END"
     )
-    PoolGuard(pool)
+    DBUtilsGuard(pool)
     worker = in_request(lambda: query(pool, sql))[1] if in_a_request else InThread(lambda: query(pool, sql))
     if number == 1317:
         witness.rows(f"KILL QUERY {witness.wait_for('SLEEP(20)')}")
@@ -107,7 +107,7 @@ def test_a_lost_connection_loses_its_whole_transaction(
     # DBUtils would execute the second half on a new connection, and commit that.
     ping = int(how[5:]) if how.startswith("ping") else 1
     pool = make_pool(maxconnections=1, ping=ping, maxusage=2 if how == "maxusage" else None)
-    PoolGuard(pool)
+    DBUtilsGuard(pool)
     for _ in range(5):
         with running(), closing(pool.connection()) as connection:
             cursor = connection.cursor()
@@ -126,7 +126,7 @@ def test_statements_fail_until_the_end_of_a_transaction_that_was_lost(
     make_pool: Callable[..., Any], witness: Witness, accounts: Callable[[], list[int]]
 ) -> None:
     pool = make_pool(maxconnections=1)
-    PoolGuard(pool)
+    DBUtilsGuard(pool)
     with running(), closing(pool.connection()) as connection:
         cursor = connection.cursor()
         for _ in move(cursor, 1, 2):
@@ -148,7 +148,7 @@ def test_a_commit_that_was_lost_does_not_succeed_the_second_time(
 ) -> None:
     # DBUtils would commit on a new connection, which has nothing to commit.
     pool = make_pool(maxconnections=1)
-    PoolGuard(pool)
+    DBUtilsGuard(pool)
     with running() as request, closing(pool.connection()) as connection:
         connection.cursor().execute("UPDATE accounts SET amount = 0")
         witness.rows(f"KILL {connection.number}")
@@ -171,7 +171,7 @@ def test_a_connection_that_was_lost_at_its_commit_is_replaced_when_it_comes_back
     make_pool: Callable[..., Any], witness: Witness
 ) -> None:
     pool = make_pool(maxconnections=1)
-    PoolGuard(pool)
+    DBUtilsGuard(pool)
     with running(), closing(pool.connection()) as connection:
         connection.cursor().execute("INSERT INTO notes VALUES ('lost')")
         witness.rows(f"KILL {connection.number}")
@@ -185,7 +185,7 @@ def test_a_connection_that_was_lost_at_its_commit_is_replaced_when_it_comes_back
 
 def test_connections_are_replaced_after_maxusage_statements(make_pool: Callable[..., Any]) -> None:
     pool = make_pool(maxconnections=1, maxusage=3)
-    PoolGuard(pool)
+    DBUtilsGuard(pool)
     numbers = []
     for _ in range(6):
         with running(), closing(pool.connection()) as connection:
@@ -229,7 +229,7 @@ def test_only_what_leaves_no_trace_is_run_again(
 ) -> None:
     before, sql, is_repeated = REPEATED[name]
     pool = make_pool(maxconnections=1)
-    guard = PoolGuard(pool)
+    guard = DBUtilsGuard(pool)
     with running(), closing(pool.connection()) as connection:
         cursor = connection.cursor()
         for statement in before:
@@ -255,7 +255,7 @@ def test_each_repetition_is_logged(
     make_pool: Callable[..., Any], witness: Witness, caplog: pytest.LogCaptureFixture
 ) -> None:
     pool = make_pool(maxconnections=1)
-    PoolGuard(pool)
+    DBUtilsGuard(pool)
     with caplog.at_level(logging.WARNING, "threadbridge"), running(), closing(pool.connection()) as connection:
         witness.rows(f"KILL {connection.number}")
         assert one(connection) == 1
@@ -264,7 +264,7 @@ def test_each_repetition_is_logged(
 
 def test_nothing_is_run_again_if_reruns_are_off(make_pool: Callable[..., Any], witness: Witness) -> None:
     pool = make_pool(maxconnections=1)
-    guard = PoolGuard(pool, rerun="never")
+    guard = DBUtilsGuard(pool, rerun="never")
     with running(), closing(pool.connection()) as connection:
         witness.rows(f"KILL {connection.number}")
         with pytest.raises(MySQLdb.OperationalError):
@@ -274,7 +274,7 @@ def test_nothing_is_run_again_if_reruns_are_off(make_pool: Callable[..., Any], w
 
 def test_an_application_may_veto_a_repetition(make_pool: Callable[..., Any], witness: Witness) -> None:
     pool = make_pool(maxconnections=1, isfatal=lambda error: False)
-    PoolGuard(pool)
+    DBUtilsGuard(pool)
     with running(), closing(pool.connection()) as connection:
         witness.rows(f"KILL {connection.number}")
         with pytest.raises(MySQLdb.OperationalError):
@@ -322,7 +322,7 @@ def test_a_server_that_cannot_work_is_an_outage_and_its_connection_is_closed(
         "RETURN 1; END"
     )
     pool = make_pool()
-    guard = PoolGuard(pool)
+    guard = DBUtilsGuard(pool)
     with running() as request, closing(pool.connection()) as connection, closing(connection.cursor()) as cursor:
         before = one(connection, "SELECT CONNECTION_ID()")
         cursor.execute("INSERT INTO notes VALUES ('not lost')")
@@ -341,7 +341,7 @@ def test_a_server_that_cannot_work_is_an_outage_and_its_connection_is_closed(
 
 def test_the_outcome_of_a_failed_commit_is_unknown(make_pool: Callable[..., Any]) -> None:
     pool = make_pool()
-    PoolGuard(pool)
+    DBUtilsGuard(pool)
     with running() as request, closing(pool.connection()) as connection, closing(connection.cursor()) as cursor:
         cursor.execute("INSERT INTO notes VALUES ('perhaps')")
         connection.note_failure(

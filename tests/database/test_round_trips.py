@@ -15,8 +15,8 @@ from MySQLdb.connections import Connection
 from tests.support.databases import Witness, connect_settings
 from tests.support.inprocess import wait_until
 from threadbridge.crossing.current import TrackedRequest
-from threadbridge.database import guarded_connection
-from threadbridge.database.pool import PoolGuard
+from threadbridge.database.pools import dbutils_connection
+from threadbridge.database.pools.dbutils import DBUtilsGuard
 
 
 class Requests:
@@ -24,7 +24,7 @@ class Requests:
 
     def __init__(self, mariadb: dict[str, str], **parameters: Any) -> None:
         self.pool = PooledDB(MySQLdb, maxconnections=1, **{**connect_settings(mariadb), **parameters})
-        self.guard = PoolGuard(self.pool)
+        self.guard = DBUtilsGuard(self.pool)
 
     def serve(self, use: Callable[[Any], Any]) -> Any:
         """Call the function with a connection, in a request, and return its result."""
@@ -71,7 +71,7 @@ NUMBER = query("SELECT CONNECTION_ID()")
 def test_a_connection_used_just_now_is_not_pinged(
     make: Callable[..., Requests], witness: Witness, monkeypatch: pytest.MonkeyPatch, fresh: float, pings: int
 ) -> None:
-    monkeypatch.setattr(guarded_connection, "FRESH", fresh)
+    monkeypatch.setattr(dbutils_connection, "FRESH", fresh)
     requests = make()
     numbers = {requests.serve(NUMBER)}
     before = counter(witness, "Com_admin_commands"), counter(witness, "Com_rollback")

@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.databases import Witness
 from tests.support.requests_in_threads import one, running
-from threadbridge.database.pool import PoolGuard
+from threadbridge.database.pools.dbutils import DBUtilsGuard
 from threadbridge.sql.effects import can_be_repeated, may_change_session, only_reads
 
 
@@ -76,7 +76,7 @@ def test_what_a_request_leaves_on_a_connection(
     witness.rows("CREATE OR REPLACE PROCEDURE leaves_a_variable() SET @left = 1")
     leave, look = LEFT_BEHIND[name]
     pool = make_pool(maxconnections=1)
-    PoolGuard(pool, resets_sessions=resets)
+    DBUtilsGuard(pool, resets_sessions=resets)
     with running(), closing(pool.connection()) as connection:
         clean = answer(connection, look)
         number = connection.number
@@ -96,7 +96,7 @@ def test_what_a_request_leaves_on_a_connection(
 
 def test_where_a_string_ends_depends_on_the_servers_settings(make_pool: Callable[..., Any]) -> None:
     pool = make_pool(maxconnections=1, sql_mode="NO_BACKSLASH_ESCAPES")
-    PoolGuard(pool)
+    DBUtilsGuard(pool)
     with running(), closing(pool.connection()) as connection:
         connection.cursor().execute(r"SELECT 'a\', @left := 1, 'b'")
     with running(), closing(pool.connection()) as connection:
@@ -124,7 +124,7 @@ def test_a_connection_whose_session_is_unchanged_is_reused(
     make_pool: Callable[..., Any], witness: Witness, sql: str
 ) -> None:
     pool = make_pool(maxconnections=1)
-    PoolGuard(pool)
+    DBUtilsGuard(pool)
     numbers = set()
     for _ in range(3):
         with running(), closing(pool.connection()) as connection, closing(connection.cursor()) as cursor:

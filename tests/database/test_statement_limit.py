@@ -15,18 +15,18 @@ from MySQLdb.cursors import SSCursor, SSDictCursor
 from tests.support.databases import Witness, connect_settings
 from tests.support.inprocess import wait_until
 from tests.support.requests_in_threads import one, running
-from threadbridge.database.pool import PoolGuard
+from threadbridge.database.pools.dbutils import DBUtilsGuard
 
 LIMITS = "SELECT CONCAT(@@session.max_statement_time, ' ', @@session.idle_transaction_timeout)"
 
 
 @pytest.fixture
 def make(mariadb: dict[str, str]) -> Iterator[Callable[..., Any]]:
-    made: list[tuple[PoolGuard, Any]] = []
+    made: list[tuple[DBUtilsGuard, Any]] = []
 
     def make(statement_limit: float, **parameters: Any) -> Any:
         pool = PooledDB(MySQLdb, maxconnections=1, **connect_settings(mariadb), **parameters)
-        made.append((PoolGuard(pool, statement_limit=statement_limit), pool))
+        made.append((DBUtilsGuard(pool, statement_limit=statement_limit), pool))
         return pool
 
     yield make

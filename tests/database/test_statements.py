@@ -18,7 +18,7 @@ from tests.support.inprocess import BridgeThread, wait_until
 from tests.support.requests_in_threads import in_request, running
 from threadbridge import current
 from threadbridge.crossing.current import TrackedRequest
-from threadbridge.database.pool import PoolGuard
+from threadbridge.database.pools.dbutils import DBUtilsGuard
 from threadbridge.sql.statements import MAX_LATEST, MAX_TEXT
 
 CHANGE = "INSERT INTO notes VALUES ('changed')"
@@ -27,11 +27,11 @@ CHANGE = "INSERT INTO notes VALUES ('changed')"
 @pytest.fixture
 def request_of(mariadb: dict[str, str]) -> Iterator[Callable[..., TrackedRequest]]:
     """Makes a function use a cursor in a request; returns the request when it has ended."""
-    guards: list[PoolGuard] = []
+    guards: list[DBUtilsGuard] = []
 
     def run(use: Callable[[Any], object], request_id: str = "7f-00002a", **parameters: Any) -> TrackedRequest:
         pool = PooledDB(MySQLdb, maxconnections=1, **connect_settings(mariadb))
-        guards.append(PoolGuard(pool, **parameters))
+        guards.append(DBUtilsGuard(pool, **parameters))
         request = TrackedRequest(request_id, None)
         request.enter()
         try:
@@ -109,7 +109,7 @@ def test_the_record_of_a_request_is_bounded(request_of: Callable[..., TrackedReq
 @pytest.mark.parametrize("kind", [SSCursor, DictCursor])
 def test_other_cursors_of_the_driver_work(mariadb: dict[str, str], kind: Any) -> None:
     pool = PooledDB(MySQLdb, maxconnections=1, cursorclass=kind, **connect_settings(mariadb))
-    guard = PoolGuard(pool, tags_queries=True)
+    guard = DBUtilsGuard(pool, tags_queries=True)
     request = TrackedRequest("test", None)
     request.enter()
     with closing(pool.connection()) as connection, closing(connection.cursor()) as cursor:
@@ -158,7 +158,7 @@ def test_a_tag_cannot_be_more_than_a_comment(request_of: Callable[..., TrackedRe
 
 def test_statements_without_a_request_are_not_tagged(mariadb: dict[str, str]) -> None:
     pool = PooledDB(MySQLdb, maxconnections=1, **connect_settings(mariadb))
-    guard = PoolGuard(pool, tags_queries=True)
+    guard = DBUtilsGuard(pool, tags_queries=True)
     with closing(pool.connection()) as connection, closing(connection.cursor()) as cursor:
         assert current_statement(cursor).startswith("SELECT info")
     guard.close()
@@ -214,7 +214,7 @@ OUTCOMES: dict[str, tuple[tuple[str, ...], str]] = {
 def test_the_outcome_of_a_requests_changes_is_known(make_pool: Callable[..., Any], witness: Witness, name: str) -> None:
     steps, outcome = OUTCOMES[name]
     pool = make_pool(maxconnections=1)
-    PoolGuard(pool)
+    DBUtilsGuard(pool)
     with running() as request, closing(pool.connection()) as connection:
         for step in steps:
             if step == "KILL":
@@ -232,7 +232,7 @@ def test_the_outcome_of_a_requests_changes_is_known(make_pool: Callable[..., Any
 
 def test_a_change_that_is_still_running_is_open(make_pool: Callable[..., Any], witness: Witness) -> None:
     pool = make_pool(maxconnections=1)
-    PoolGuard(pool)
+    DBUtilsGuard(pool)
     witness.rows("SELECT GET_LOCK('held by the witness', 0)")
     request, worker = in_request(lambda: query(pool, "INSERT INTO notes SELECT GET_LOCK('held by the witness', 20)"))
     wait_until(lambda: request.statements.outcome == "open", "it runs")

@@ -24,7 +24,7 @@ FOR_CHECK = {
     "importlib.metadata",
 }
 FOR_POOLS = {
-    "threadbridge.database.pool",
+    "threadbridge.database.pools.dbutils",
     "threadbridge.database.drivers.mysql",
     "threadbridge.database.drivers.postgresql",
     "dbutils",

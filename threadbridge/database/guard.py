@@ -1,4 +1,7 @@
-"""The guard of any pool: who holds which connection, the kind of database, the threads that clean up."""
+"""The guard of any pool: who holds which connection, the kind of database, the threads that clean up.
+
+It knows no particular pool: `pools` has a subclass for each kind.
+"""
 
 from __future__ import annotations
 
@@ -34,6 +37,8 @@ class Guard(abc.ABC):
     DBUtils' own code for shared connections. It is re-entrant, as connections may be collected, and so come back, under
     it.
 
+    :param name: the pool's, for operators: without a password.
+    :param on_ask: called on the worker side with each request that asks for a connection.
     :param drivers: the modules by which the driver may be recognised; if they do not tell, the first connection does.
     :param tags_queries: whether each statement of a request begins with a comment that names the request.
     :param rerun: whether queries that leave no trace may run again if they are lost with their connection.
@@ -43,16 +48,20 @@ class Guard(abc.ABC):
 
     def __init__(
         self,
+        name: str,
         lock: threading.Condition,
         settings: ConnectionSettings,
         drivers: Sequence[str],
+        on_ask: Callable[[TrackedRequest], None],
         *,
         tags_queries: bool,
         rerun: Literal["safe", "never"],
         resets_sessions: bool,
     ) -> None:
+        self.name = name
         self.closed = False
         self.lock = lock
+        self._on_ask = on_ask
         self.tags_queries = tags_queries
         self.resets_sessions = resets_sessions
         self.reruns = 0
@@ -147,16 +156,46 @@ class Guard(abc.ABC):
     # Who holds which connection.
 
     @abc.abstractmethod
-    def stop_sharing(self, connection: HeldConnection) -> None:
-        """Hand the connection out to no other request. Under the pool's lock."""
-
-    @abc.abstractmethod
-    def count_out(self) -> None:
+    def count_out(self, connection: HeldConnection) -> None:
         """Count one more connection as handed out. Under the pool's lock."""
 
     @abc.abstractmethod
-    def count_in(self) -> None:
+    def count_in(self, connection: HeldConnection) -> None:
         """Count one connection less as handed out, and notify those that wait for one. Under the pool's lock."""
+
+    def stop_sharing(self, connection: HeldConnection) -> None:
+        """Hand the connection out to no other request. Under the pool's lock."""
+
+    @property
+    @abc.abstractmethod
+    def size(self) -> int:
+        """How many connections the pool hands out at once; 0 if that is unlimited. Any thread."""
+
+    @property
+    @abc.abstractmethod
+    def in_use(self) -> int:
+        """How many connections the pool has handed out. Any thread."""
+
+    def leave(self) -> None:
+        """Remove the list of connections if none is left in the database. Any thread, once all workers have ended."""
+        if not (self.in_use or self.stopper.running):
+            self.connections.remove()
+
+    def ask(self) -> TrackedRequest | None:
+        """Note that this thread asks for a connection, before it waits for one; returns the request that it serves.
+
+        Raises `cancelled` if the request is cancelled.
+        """
+        request = current_or_none()
+        if self.stopper.lacks_thread or self._background.lacks_thread:
+            # They could not be started when they were needed.
+            self.stopper.start()
+            self._start_background()
+        if request is not None:
+            self._on_ask(request)
+            if request.cancelled:
+                raise self.cancelled()
+        return request
 
     def overdue(self) -> int:
         """How many connections are held by requests that are cancelled or late. Any thread; no lock."""
@@ -198,7 +237,9 @@ class Guard(abc.ABC):
                 return None
             if connection.is_abandoned:
                 connection.is_abandoned = False
-                self.count_out()
+                self.count_out(connection)
+            # Handed out in a way that the guard does not see.
+            self._on_ask(request)
             return self.lend(connection, request)
 
     def end_borrows(self, borrows: Iterable[Borrow]) -> None:
@@ -240,7 +281,7 @@ class Guard(abc.ABC):
         connection.is_abandoned = connection.must_close = True
         self.stop_sharing(connection)
         self.stopper.kill(connection.sever())
-        self.count_in()
+        self.count_in(connection)
         return True
 
     def may_stop(self, borrow: Borrow) -> bool:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from threadbridge.database.dbutils_check import connection_settings
 from threadbridge.database.drivers import database_of
+from threadbridge.database.pools.dbutils_check import connection_settings
 from threadbridge.doctor import Finding, error, in_thread, ok, warning
 from threadbridge.doctor.mysql import Load, MySQLChecks, advice
 

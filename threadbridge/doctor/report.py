@@ -63,7 +63,7 @@ def examine(settings: CommandLineSettings, lanes: Sequence[Lane]) -> Iterator[tu
     connections = 0
     if pool is not None:
         # Not at the top: without a pool, DBUtils need not be installed.
-        from threadbridge.database.dbutils_check import pool_size
+        from threadbridge.database.pools.dbutils_check import pool_size
         from threadbridge.doctor.database import check_database
         from threadbridge.doctor.mysql import Load
 

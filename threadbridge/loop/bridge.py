@@ -34,7 +34,7 @@ from threadbridge.telemetry.totals import Totals
 from threadbridge.worker.wsgi import call_application, check_application
 
 if TYPE_CHECKING:
-    from threadbridge.database.pool import PoolGuard
+    from threadbridge.database.pools.dbutils import DBUtilsGuard
     from threadbridge.worker.idempotency import Idempotency
 
 # Seconds beyond the longest deadline that a statement may take by default: the bridge tries to stop it first.
@@ -81,12 +81,12 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         statement_limit = values["statement_limit"]
         if statement_limit is None:
             statement_limit = longest_deadline(values) + STATEMENT_MARGIN
-        self.guard: PoolGuard | None = None
+        self.guard: DBUtilsGuard | None = None
         if pool is not None:
             # Not above: DBUtils is needed only with a pool.
-            from threadbridge.database.pool import PoolGuard
+            from threadbridge.database.pools.dbutils import DBUtilsGuard
 
-            self.guard = PoolGuard(
+            self.guard = DBUtilsGuard(
                 pool,
                 lambda request: self._admission.asked(request),
                 tags_queries=values["tag_queries"],
@@ -190,7 +190,7 @@ def _lane_width(pool: object | None, threads: int | None) -> int:
         return threads
     try:
         # Not above: DBUtils is needed only where there is a pool of its making.
-        from threadbridge.database.dbutils_check import pool_size
+        from threadbridge.database.pools.dbutils_check import pool_size
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "dbutils":
             raise

@@ -24,11 +24,12 @@ from tests.support.postgresql import COUNTED_SLEEP, Witness
 from tests.support.processes import Frontend
 from tests.support.requests_in_threads import in_request, one, running
 from threadbridge.crossing.current import TrackedRequest
-from threadbridge.database import guarded_connection, predecessors
+from threadbridge.database import predecessors
 from threadbridge.database.driver import ConnectionSettings, StopFailed
 from threadbridge.database.driver_connection import DriverConnection
 from threadbridge.database.drivers.postgresql import PostgreSQL
-from threadbridge.database.pool import PoolGuard
+from threadbridge.database.pools import dbutils_connection
+from threadbridge.database.pools.dbutils import DBUtilsGuard
 
 
 @pytest.mark.parametrize("path", ["/pool/20", "/own/20"])
@@ -68,7 +69,7 @@ def test_a_statement_is_stopped_and_was_executed_once(witness: Witness, maxshare
 
 def test_a_statement_that_hits_its_time_limit_is_not_run_again(witness: Witness) -> None:
     pool = PooledDB(psycopg, maxconnections=1, options="-c statement_timeout=200")
-    PoolGuard(pool)
+    DBUtilsGuard(pool)
     with closing(pool.connection()) as connection, pytest.raises(psycopg.errors.QueryCanceled):
         connection.cursor().execute(COUNTED_SLEEP)
     assert (witness.executions, pool._connections) == (1, 0)
@@ -77,9 +78,9 @@ def test_a_statement_that_hits_its_time_limit_is_not_run_again(witness: Witness)
 
 def test_a_connection_closed_by_the_server_is_not_handed_out(witness: Witness, monkeypatch: pytest.MonkeyPatch) -> None:
     # As if some time had passed.
-    monkeypatch.setattr(guarded_connection, "FRESH", 0.0)
+    monkeypatch.setattr(dbutils_connection, "FRESH", 0.0)
     pool = PooledDB(psycopg, maxconnections=1)
-    guard = PoolGuard(pool)
+    guard = DBUtilsGuard(pool)
     with running(), closing(pool.connection()) as connection:
         number = one(connection, "SELECT pg_backend_pid()")
     witness.connection.execute("SELECT pg_terminate_backend(%s, 10000)", (number,))
@@ -92,7 +93,7 @@ def test_a_connection_closed_by_the_server_is_not_handed_out(witness: Witness, m
 
 def test_the_databases_process_list_names_the_request(witness: Witness) -> None:
     pool = PooledDB(psycopg, maxconnections=1)
-    guard = PoolGuard(pool, tags_queries=True)
+    guard = DBUtilsGuard(pool, tags_queries=True)
     request = TrackedRequest("7f-00002a", None)
     request.enter()
     with closing(pool.connection()) as connection, closing(connection.cursor()) as cursor:
@@ -111,7 +112,7 @@ def test_the_databases_process_list_names_the_request(witness: Witness) -> None:
 
 def test_the_server_ends_a_statement_at_the_limit(witness: Witness, driver: Any) -> None:
     pool = PooledDB(driver, maxconnections=1, dbname="postgres")
-    guard = PoolGuard(pool, statement_limit=0.2)
+    guard = DBUtilsGuard(pool, statement_limit=0.2)
     with running(), closing(pool.connection()) as connection:
         # The setting survives a rollback.
         connection.rollback()
@@ -127,7 +128,7 @@ def test_the_server_ends_a_statement_at_the_limit(witness: Witness, driver: Any)
 
 def test_the_applications_own_limit_is_not_changed(witness: Witness, driver: Any) -> None:
     pool = PooledDB(driver, maxconnections=1, dbname="postgres", options="-c statement_timeout=7000")
-    guard = PoolGuard(pool, statement_limit=100)
+    guard = DBUtilsGuard(pool, statement_limit=100)
     with running(), closing(pool.connection()) as connection:
         assert one(connection, "SELECT current_setting('statement_timeout')") == "7s"
     guard.close()
@@ -136,7 +137,7 @@ def test_the_applications_own_limit_is_not_changed(witness: Witness, driver: Any
 
 def test_a_statement_is_stopped_with_either_driver(witness: Witness, driver: Any) -> None:
     pool = PooledDB(driver, maxconnections=1, dbname="postgres")
-    guard = PoolGuard(pool)
+    guard = DBUtilsGuard(pool)
 
     def sleep() -> None:
         with closing(pool.connection()) as connection:
@@ -164,7 +165,7 @@ def test_a_connection_lost_by_the_network_is_cut_and_killed(witness: Witness, dr
     ):
         os.symlink(line.path, f"{directory}/.s.PGSQL.5432")
         pool = PooledDB(driver, maxconnections=1, host=directory, dbname="postgres")
-        guard = PoolGuard(pool)
+        guard = DBUtilsGuard(pool)
 
         def lock_and_sleep() -> None:
             with closing(pool.connection()) as connection:
@@ -232,7 +233,7 @@ def test_a_stop_that_finds_no_statement_is_not_counted(
     witness: Witness, driver: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool = PooledDB(driver, maxconnections=1, dbname="postgres")
-    guard = PoolGuard(pool)
+    guard = DBUtilsGuard(pool)
     executed, goes_on = threading.Event(), threading.Event()
 
     def hold() -> None:

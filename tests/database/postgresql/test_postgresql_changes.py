@@ -12,7 +12,7 @@ from dbutils.pooled_db import PooledDB
 
 from tests.support.postgresql import Witness
 from tests.support.requests_in_threads import one, running
-from threadbridge.database.pool import PoolGuard
+from threadbridge.database.pools.dbutils import DBUtilsGuard
 
 ADD = "INSERT INTO amounts VALUES (1)"
 FAILS = "SELECT 1 / 0"
@@ -74,7 +74,7 @@ def test_the_outcome_of_changes_is_true(witness: Witness, driver: Any, name: str
         return made
 
     pool = PooledDB(connect, maxconnections=1, failures=driver.Error)
-    guard = PoolGuard(pool)
+    guard = DBUtilsGuard(pool)
     with running() as request, closing(pool.connection()) as connection:
         for step in steps:
             with contextlib.suppress(driver.Error):
@@ -92,7 +92,7 @@ def test_the_outcome_of_changes_is_true(witness: Witness, driver: Any, name: str
 
 def test_a_copy_leaves_the_outcome_unknown(witness: Witness) -> None:
     pool = PooledDB(psycopg, maxconnections=1)
-    guard = PoolGuard(pool)
+    guard = DBUtilsGuard(pool)
     with running() as request, closing(pool.connection()) as connection, closing(connection.cursor()) as cursor:
         with cursor.copy("COPY notes FROM STDIN") as copied:
             copied.write_row(("copied",))
@@ -105,7 +105,7 @@ def test_a_copy_leaves_the_outcome_unknown(witness: Witness) -> None:
 
 def test_changes_on_a_shared_connection_are_committed_by_whoever_commits(witness: Witness) -> None:
     pool = PooledDB(psycopg, maxconnections=1, maxshared=1)
-    guard = PoolGuard(pool)
+    guard = DBUtilsGuard(pool)
     with closing(pool.connection()) as connection:
         with running() as first, closing(pool.connection()) as shared:
             shared.cursor().execute("INSERT INTO notes VALUES ('shared')")
@@ -129,7 +129,7 @@ def test_changes_on_a_shared_connection_are_committed_by_whoever_commits(witness
 )
 def test_no_request_finds_a_temporary_table_of_another(witness: Witness, sql: str) -> None:
     pool = PooledDB(psycopg, maxconnections=1)
-    guard = PoolGuard(pool)
+    guard = DBUtilsGuard(pool)
     with running(), closing(pool.connection()) as connection:
         connection.cursor().execute(sql)
         connection.commit()

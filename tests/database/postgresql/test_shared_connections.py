@@ -15,7 +15,7 @@ from tests.support.cancelling import get
 from tests.support.inprocess import BridgeThread, wait_until
 from tests.support.postgresql import Witness
 from tests.support.requests_in_threads import in_request, one, running
-from threadbridge.database.pool import PoolGuard
+from threadbridge.database.pools.dbutils import DBUtilsGuard
 
 
 class Meeting:
@@ -86,7 +86,7 @@ def test_a_shared_connection_is_stopped_when_nobody_waits_for_any_of_its_request
 @pytest.mark.parametrize("last", ["is given up", "comes back"])
 def test_a_shared_connection_is_abandoned_with_its_last_request(witness: Witness, last: str) -> None:
     pool = PooledDB(psycopg, maxconnections=1, maxshared=1)
-    guard = PoolGuard(pool)
+    guard = DBUtilsGuard(pool)
     go_on = [threading.Event() for _ in range(3)]
     holding = []
 
@@ -120,7 +120,7 @@ def test_a_shared_connection_is_abandoned_with_its_last_request(witness: Witness
 
 def test_a_connection_on_which_a_request_waits_is_shared_as_it_is(witness: Witness) -> None:
     pool = PooledDB(psycopg, maxconnections=1, maxshared=1)
-    guard = PoolGuard(pool)
+    guard = DBUtilsGuard(pool)
     with running(), closing(pool.connection()) as connection:
         number = one(connection, "SELECT pg_backend_pid()")
         # An answer that is still to be read; judged by its socket alone, the connection looks closed.
@@ -143,7 +143,7 @@ def test_shared_connections_made_before_the_guard_are_counted_in_once(witness: W
     pool = PooledDB(psycopg, maxconnections=3, maxshared=2)
     held: list[Any] = [pool.connection(), pool.connection(), pool.connection()]
     assert pool._connections == 2
-    PoolGuard(pool)
+    DBUtilsGuard(pool)
     new = pool.connection()
     assert new._con not in [connection._con for connection in held]
     for connection in (*held, new):

@@ -8,8 +8,7 @@ from typing import Any
 
 from dbutils.steady_db import SteadyDBCursor
 
-from threadbridge.crossing.current import current_or_none
-from threadbridge.database.guarded_connection import GuardedConnection
+from threadbridge.database.pools.dbutils_connection import GuardedConnection
 from threadbridge.sql.statements import MAX_TEXT
 
 
@@ -32,27 +31,12 @@ class GuardedCursor(SteadyDBCursor):  # type: ignore[misc]
         # The connection may be back in the pool already: with pool.connection().cursor(), it is at once.
         connection.finish_rollback()
         sql = _text(name, args, kwargs, self._cursor)
-        guard = connection.guard
-        borrow = guard.current_borrow(connection)
-        request = current_or_none() if borrow is None else borrow.request
-        if request is None:
-            return self._execute(name, sql, args, kwargs)
-        statements = request.statements
-        statement = statements.begin(sql, connection.number)
-        try:
-            if borrow is None:
-                result = self._execute(name, sql, args, kwargs)
-            else:
-                result = borrow.execute(self._execute, name, sql, args, kwargs)
-        except BaseException as error:
-            statements.end(statement, error=type(error).__name__)
-            if borrow is None or not borrow.has_refused:
-                connection.note_failure(statements, sql, error, is_many=name == "executemany")
-            raise
-        statements.end(statement, rows=_rows(self._cursor))
-        guard.last_success = statement.ended
-        connection.note_success(statements, sql)
-        return result
+        return connection.run(sql, self, name == "executemany", self._execute, name, sql, args, kwargs)
+
+    @property
+    def rowcount(self) -> Any:
+        """See PEP 249."""
+        return self._cursor.rowcount
 
     def _execute(self, name: str, sql: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Run a statement; run it again, on a new connection, only where that can neither lose nor repeat a change.
@@ -122,9 +106,3 @@ def _text(name: str, args: Sequence[Any], kwargs: Mapping[str, Any], cursor: obj
         # psycopg's composed statements.
         sql = sql.as_string(cursor)
     return f"CALL {sql}" if name == "callproc" else str(sql)
-
-
-def _rows(cursor: Any) -> int:
-    rows = getattr(cursor, "rowcount", -1)
-    # For "unknown", drivers give None, -1, or -1 as an unsigned number.
-    return rows if isinstance(rows, int) and 0 <= rows < 2**63 else -1

@@ -14,16 +14,16 @@ from dbutils.pooled_db import PooledDedicatedDBConnection
 from threadbridge.common import forks
 from threadbridge.crossing.current import TrackedRequest, current_or_none
 from threadbridge.database.borrow import HeldConnection, borrow_of
-from threadbridge.database.dbutils_check import connection_settings, creator_module
 from threadbridge.database.guard import Guard
-from threadbridge.database.guarded_connection import GuardedConnection
-from threadbridge.database.guarded_cursor import GuardedCursor
+from threadbridge.database.pools.dbutils_check import connection_settings, creator_module
+from threadbridge.database.pools.dbutils_connection import GuardedConnection
+from threadbridge.database.pools.dbutils_cursor import GuardedCursor
 
 # When the pool makes connections, the control connection is checked at most once in this many seconds.
 CONTROL_INTERVAL = 10.0
 
 
-class PoolGuard(Guard):
+class DBUtilsGuard(Guard):
     """Replaces the methods by which a live ``PooledDB`` hands out and takes back connections; closes its idle ones.
 
     The lock is PooledDB's condition; it guards the pool's own counts and lists, and the waiting line. Raises
@@ -45,20 +45,22 @@ class PoolGuard(Guard):
         statement_limit: float = 0.0,
     ) -> None:
         other = getattr(pool.connection, "__self__", None)
-        if isinstance(other, PoolGuard) and not other.closed:
+        if isinstance(other, DBUtilsGuard) and not other.closed:
             raise ValueError("this pool belongs to another Bridge already; give both applications to one, or two pools")
         self._pool = pool
+        module = creator_module(pool)
         super().__init__(
+            f"PooledDB of {module}",
             pool._lock,
             connection_settings(pool, statement_limit),
-            [creator_module(pool)],
+            [module],
+            on_ask,
             tags_queries=tags_queries,
             rerun=rerun,
             resets_sessions=resets_sessions,
         )
         # If the creator is a function of the application's, the driver and its defaults are not known yet.
         self._defaults = self._database.defaults if self._database is not None else {}
-        self._on_ask = on_ask
         self._control_checked_at = -math.inf
         # The threads that wait for a connection, in the order of their arrival.
         self._line: deque[object] = deque()
@@ -89,18 +91,11 @@ class PoolGuard(Guard):
 
     @property
     def size(self) -> int:
-        """How many connections the pool hands out at once; 0 if that is unlimited. Any thread."""
         return int(self._pool._maxconnections)
 
     @property
     def in_use(self) -> int:
-        """How many connections the pool has handed out. Any thread."""
         return int(self._pool._connections)
-
-    def leave(self) -> None:
-        """Remove the list of connections if none is left in the database. Any thread, once all workers have ended."""
-        if not (self._pool._connections or self.stopper.running):
-            self.connections.remove()
 
     def is_outage(self, error: BaseException) -> bool:
         """Whether the error means that the database cannot be reached or that no connection is left."""
@@ -116,10 +111,10 @@ class PoolGuard(Guard):
         if pool._maxshared:
             pool._shared_cache[:] = [shared for shared in pool._shared_cache if shared.con is not connection]
 
-    def count_out(self) -> None:
+    def count_out(self, connection: HeldConnection) -> None:
         self._pool._connections += 1
 
-    def count_in(self) -> None:
+    def count_in(self, connection: HeldConnection) -> None:
         pool = self._pool
         pool._connections -= 1
         if self._line or pool._maxshared:
@@ -129,15 +124,7 @@ class PoolGuard(Guard):
     # Hand-out. Worker side, or a thread that the application has started.
 
     def _connection(self, shareable: bool = True) -> Any:
-        request = current_or_none()
-        if self.stopper.lacks_thread or self._background.lacks_thread:
-            # They could not be started when they were needed.
-            self.stopper.start()
-            self._start_background()
-        if request is not None:
-            self._on_ask(request)
-            if request.cancelled:
-                raise self.cancelled()
+        request = self.ask()
         pool = self._pool
         if not (shareable and pool._maxshared):
             return self._dedicated(request)
@@ -263,14 +250,14 @@ class PoolGuard(Guard):
             has_room = not pool._maxcached or len(pool._idle_cache) < pool._maxcached
             if is_mine and not steady.must_close and has_room:
                 pool._idle_cache.append(steady)
-                self.count_in()
+                self.count_in(steady)
                 return
         try:
             steady.close()
         finally:
             if not (isinstance(steady, GuardedConnection) and steady.is_abandoned):
                 with pool._lock:
-                    self.count_in()
+                    self.count_in(steady)
 
     def _discard(self, steady: Any) -> None:
         steady.must_close = True
