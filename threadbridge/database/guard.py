@@ -163,7 +163,7 @@ class Guard(abc.ABC):
     def count_in(self, connection: HeldConnection) -> None:
         """Count one connection less as handed out, and notify those that wait for one. Under the pool's lock."""
 
-    def stop_sharing(self, connection: HeldConnection) -> None:
+    def stop_sharing(self, connection: HeldConnection) -> None:  # noqa: B027 - few pools share
         """Hand the connection out to no other request. Under the pool's lock."""
 
     @property
