@@ -8,6 +8,7 @@ from __future__ import annotations
 import abc
 import asyncio
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -26,6 +27,9 @@ from threadbridge.sql.effects import can_be_repeated
 from threadbridge.sql.statements import MAX_TEXT
 
 logger = logging.getLogger("threadbridge")
+# When the pool makes connections, the control connection is checked at most once in this many seconds.
+CONTROL_INTERVAL = 10.0
+
 _rerun_log = RepeatedLog(logger)
 
 
@@ -67,6 +71,7 @@ class Guard(abc.ABC):
         self.reruns = 0
         # When a statement last succeeded, and when the database was last out of reach. By `time.monotonic`; 0.0: never.
         self.last_success = self.last_outage = 0.0
+        self._control_checked_at = -math.inf
         self._rerun = rerun
         self._settings = settings
         self._database: Database | None = database_of(drivers, settings)
@@ -99,6 +104,13 @@ class Guard(abc.ABC):
     def _start_background(self) -> None:
         with self.lock:
             self._background.start()
+
+    def keep_control(self) -> None:
+        """Make or check the control connection now and then: when it is needed, the database may refuse new ones."""
+        now = time.monotonic()
+        if self._database is not None and not self.closed and now >= self._control_checked_at + CONTROL_INTERVAL:
+            self._control_checked_at = now
+            self.stopper.do(self._database.keep_control)
 
     # The database.
 
@@ -208,6 +220,10 @@ class Guard(abc.ABC):
             for borrow in tuple(borrows)
         )
 
+    def holds(self, request: TrackedRequest | None) -> bool:
+        """Whether the request holds a connection of the pool. Under the pool's lock."""
+        return request in self._by_request
+
     def lend(self, connection: HeldConnection, request: TrackedRequest) -> Borrow:
         """Record that a request holds the connection. Under the pool's lock."""
         borrow = Borrow(connection, request, self.may_stop, self.cancelled)
@@ -296,16 +312,20 @@ class Guard(abc.ABC):
 
     # Giving back.
 
-    def defer(self, task: Callable[[], None], *, is_hand_back: bool = False) -> bool:
-        """Leave the task to another thread if this one must not wait for the database; returns whether it must not.
+    def must_not_wait(self, *, is_hand_back: bool = False) -> bool:
+        """Whether this thread must not wait for the database. Any thread.
 
-        Any thread: garbage is collected in all of them, including the loop's and those that cancel requests. During a
-        collection, a hand-back is always deferred, as the thread may hold any lock.
+        Garbage is collected in all of them, including the loop's and those that cancel requests. During a collection, a
+        hand-back must never wait, as the thread may hold any lock.
         """
         if self.closed or (current_or_none() is not None and not (is_hand_back and is_collecting())):
             return False
         is_stopper = threading.current_thread().name.startswith(NAME)
-        if not (is_stopper or is_collecting() or is_cancelling() or asyncio._get_running_loop() is not None):
+        return is_stopper or is_collecting() or is_cancelling() or asyncio._get_running_loop() is not None
+
+    def defer(self, task: Callable[[], None], *, is_hand_back: bool = False) -> bool:
+        """Leave the task to another thread if this one must not wait for the database; returns whether it must not."""
+        if not self.must_not_wait(is_hand_back=is_hand_back):
             return False
         self._background.do(task)
         return True

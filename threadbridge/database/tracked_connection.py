@@ -138,6 +138,9 @@ class TrackedConnection:
         borrow = self.guard.current_borrow(self)
         if borrow is not None and borrow.request.cancelled:
             borrow.refuse()
+        if self.is_idle and is_cancelled():
+            # It is being handed back, by a pool that commits then.
+            raise self.guard.cancelled()
         has_changes = bool(self._changes.open)
         if has_changes:
             self._session.sending("COMMIT", None)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -18,9 +16,7 @@ from threadbridge.database.guard import Guard
 from threadbridge.database.pools.dbutils_check import connection_settings, creator_module
 from threadbridge.database.pools.dbutils_connection import GuardedConnection
 from threadbridge.database.pools.dbutils_cursor import GuardedCursor
-
-# When the pool makes connections, the control connection is checked at most once in this many seconds.
-CONTROL_INTERVAL = 10.0
+from threadbridge.database.waiting_line import WaitingLine
 
 
 class DBUtilsGuard(Guard):
@@ -61,9 +57,7 @@ class DBUtilsGuard(Guard):
         )
         # If the creator is a function of the application's, the driver and its defaults are not known yet.
         self._defaults = self._database.defaults if self._database is not None else {}
-        self._control_checked_at = -math.inf
-        # The threads that wait for a connection, in the order of their arrival.
-        self._line: deque[object] = deque()
+        self._line = WaitingLine(self, self._has_free)
         with pool._lock:
             idle, pool._idle_cache[:] = list(pool._idle_cache), []
             if pool._maxshared:
@@ -139,7 +133,7 @@ class DBUtilsGuard(Guard):
         pool = self._pool
         with pool._lock:
             if self._line or not self._has_free():
-                self._wait_turn(request)
+                self._line.wait_turn(request, self._wait)
             # The one that came back last: it is the least likely to have been closed by the server.
             is_idle = bool(pool._idle_cache)
             steady = pool._idle_cache.pop() if is_idle else self._make()
@@ -166,21 +160,6 @@ class DBUtilsGuard(Guard):
         pool = self._pool
         return not pool._maxconnections or pool._connections < pool._maxconnections
 
-    def _wait_turn(self, request: TrackedRequest | None) -> None:
-        """Wait for a connection, behind those that came before. Under the lock. Raises as `_wait` does."""
-        # A request that holds a connection already may be the one that all others wait for.
-        if self._has_free() and request in self._by_request:
-            return
-        place = object()
-        self._line.append(place)
-        try:
-            while not (self._has_free() and self._line[0] is place):
-                self._wait()
-        finally:
-            self._line.remove(place)
-            # There may be a connection for the next in line too.
-            self.lock.notify_all()
-
     def _wait(self) -> None:
         """Wait until a connection may have come back. Under the lock.
 
@@ -189,37 +168,18 @@ class DBUtilsGuard(Guard):
         """
         request = current_or_none()
         is_blocking = self._pool._blocking
-        if not is_blocking and (request is None or request in self._by_request):
+        if not is_blocking and (request is None or self.holds(request)):
             raise pooled_db.TooManyConnectionsError
-        if request is None:
-            self.lock.wait()
-            return
-        # Without waiting for a call of `_wake_all` under way, which waits for this lock.
-        withdraw = request.on_cancel(self._wake_all, wait=False)
-        try:
-            if not request.cancelled:
-                timeout = None if is_blocking or request.deadline is None else request.deadline - time.monotonic()
-                if not self.lock.wait(timeout):
-                    raise pooled_db.TooManyConnectionsError
-        finally:
-            withdraw()
-        if request.cancelled:
-            # The notification may have been meant for another thread.
-            self.lock.notify_all()
-            raise self.cancelled()
-
-    def _wake_all(self) -> None:
-        with self.lock:
-            self.lock.notify_all()
+        timeout = None
+        if not is_blocking and request is not None and request.deadline is not None:
+            timeout = request.deadline - time.monotonic()
+        if not self._line.wait(timeout):
+            raise pooled_db.TooManyConnectionsError
 
     def _connect(self, steady: GuardedConnection) -> GuardedConnection:
         self._start_background()
         steady.connect()
-        # The control connection is made or checked now: when it is needed, the database may refuse new ones.
-        now = time.monotonic()
-        if self._database is not None and not self.closed and now >= self._control_checked_at + CONTROL_INTERVAL:
-            self._control_checked_at = now
-            self.stopper.do(self._database.keep_control)
+        self.keep_control()
         return steady
 
     def _make(self) -> GuardedConnection:

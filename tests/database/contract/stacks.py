@@ -1,0 +1,242 @@
+"""Combinations of a pool and a driver, each of which must keep the same promises: see `Stack`."""
+
+from __future__ import annotations
+
+import abc
+import importlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from typing import Any
+
+import MySQLdb
+import psycopg
+import sqlalchemy
+from dbutils.pooled_db import PooledDB
+
+from tests.support.databases import connect_settings
+from threadbridge.database.guard import Guard
+from threadbridge.database.pools.dbutils import DBUtilsGuard
+from threadbridge.database.pools.sqlalchemy import SQLAlchemyGuard
+
+ACCOUNTS = 20
+
+
+class Server(abc.ABC):
+    """A kind of database, with tables ``accounts (id, amount)`` and ``ledger (id, source, target)``.
+
+    `connect` gives a connection of the witness's, in autocommit.
+    """
+
+    # A statement that computes for minutes.
+    compute: str
+
+    @abc.abstractmethod
+    def connect(self) -> Any: ...
+
+    def __init__(self) -> None:
+        self.witness = self.connect()
+
+    def close(self) -> None:
+        self.witness.close()
+
+    def rows(self, sql: str) -> list[tuple[Any, ...]]:
+        cursor = self.witness.cursor()
+        cursor.execute(sql)
+        return list(cursor.fetchall()) if cursor.description else []
+
+    def make_tables(self) -> None:
+        for statement in (
+            "DROP TABLE IF EXISTS accounts",
+            "DROP TABLE IF EXISTS ledger",
+            "CREATE TABLE accounts (id INTEGER PRIMARY KEY, amount INTEGER NOT NULL)",
+            "CREATE TABLE ledger (id INTEGER PRIMARY KEY, source INTEGER NOT NULL, target INTEGER NOT NULL)",
+            *[f"INSERT INTO accounts VALUES ({number}, 1000)" for number in range(1, ACCOUNTS + 1)],
+        ):
+            self.rows(statement)
+
+    @property
+    def is_consistent(self) -> bool:
+        """Whether what the ledger says and the accounts have is the same: no transfer was made in part."""
+        amounts = dict.fromkeys(range(1, ACCOUNTS + 1), 1000)
+        for source, target in self.rows("SELECT source, target FROM ledger"):
+            amounts[source] -= 1
+            amounts[target] += 1
+        return dict(self.rows("SELECT id, amount FROM accounts")) == amounts
+
+    @property
+    @abc.abstractmethod
+    def running(self) -> int:
+        """How many statements run at this moment, but for the witness's own."""
+
+
+class MariaDB(Server):
+    compute = "SELECT SUM(a.seq * b.seq) FROM seq_1_to_1000000 AS a, seq_1_to_1000000 AS b"
+
+    def __init__(self, mariadb: dict[str, str]) -> None:
+        self.settings = connect_settings(mariadb)
+        super().__init__()
+
+    def connect(self) -> Any:
+        return MySQLdb.connect(autocommit=True, **self.settings)
+
+    @property
+    def running(self) -> int:
+        return int(
+            self.rows(
+                "SELECT COUNT(*) FROM information_schema.processlist WHERE id <> CONNECTION_ID() AND info IS NOT NULL "
+                "AND command <> 'Sleep'"
+            )[0][0]
+        )
+
+
+class PostgreSQL(Server):
+    compute = "SELECT count(*) FROM generate_series(1, 2000000000)"
+
+    def __init__(self, postgresql: dict[str, str]) -> None:
+        self.settings = postgresql
+        super().__init__()
+
+    def connect(self) -> Any:
+        return psycopg.connect(
+            host=self.settings["PGHOST"], user=self.settings["PGUSER"], dbname="postgres", autocommit=True
+        )
+
+    @property
+    def running(self) -> int:
+        return int(
+            self.rows(
+                "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND pid <> pg_backend_pid() "
+                "AND backend_type = 'client backend'"
+            )[0][0]
+        )
+
+
+class Stack(abc.ABC):
+    """A pool of ``size`` connections with its guard, over a server.
+
+    `use` gives a connection for a while, as an application of that stack gets it, with ``execute(sql, *parameters)``,
+    which returns the rows if there are any, and ``commit()``. ``errors`` are those that the stack raises for the
+    driver's.
+    """
+
+    errors: type[Exception]
+
+    def __init__(self, server: Server, guard: Guard) -> None:
+        self.server = server
+        self.guard = guard
+
+    @abc.abstractmethod
+    def use(self) -> Any: ...
+
+    def close(self) -> None:
+        self.guard.close()
+
+    def ask(self, sql: str, *parameters: object) -> Any:
+        with self.use() as connection:
+            return connection.execute(sql, *parameters)
+
+    def transfer(self, number: int, source: int, target: int) -> None:
+        """One row and two accounts, or nothing."""
+        with self.use() as connection:
+            connection.execute("INSERT INTO ledger VALUES (%s, %s, %s)", number, source, target)
+            connection.execute("UPDATE accounts SET amount = amount - 1 WHERE id = %s", source)
+            connection.execute("UPDATE accounts SET amount = amount + 1 WHERE id = %s", target)
+            connection.commit()
+
+
+class _Connection:
+    """A DB-API connection, as an application uses it."""
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+        self.commit = connection.commit
+
+    def execute(self, sql: str, *parameters: object) -> Sequence[Any]:
+        with closing(self._connection.cursor()) as cursor:
+            cursor.execute(sql, parameters)
+            return cursor.fetchall() if cursor.description else ()
+
+
+class DBUtils(Stack):
+    def __init__(self, server: Server, driver: str, size: int, **settings: Any) -> None:
+        module = importlib.import_module(driver)
+        self.errors = module.Error
+        self.pool = PooledDB(module, maxconnections=size, blocking=True, **settings)
+        super().__init__(server, DBUtilsGuard(self.pool))
+
+    @contextmanager
+    def use(self) -> Iterator[_Connection]:
+        with closing(self.pool.connection()) as connection:
+            yield _Connection(connection)
+
+    def close(self) -> None:
+        super().close()
+        self.pool.close()
+
+
+class _Engine:
+    """A connection of an engine."""
+
+    def __init__(self, connection: sqlalchemy.Connection) -> None:
+        self._connection = connection
+        self.commit = connection.commit
+
+    def execute(self, sql: str, *parameters: object) -> Sequence[Any]:
+        result = self._connection.exec_driver_sql(sql, parameters)
+        return [tuple(row) for row in result] if result.returns_rows else ()
+
+
+class SQLAlchemy(Stack):
+    errors = sqlalchemy.exc.DBAPIError
+
+    def __init__(self, server: Server, url: Any, size: int, **settings: Any) -> None:
+        self.engine = sqlalchemy.create_engine(url, pool_size=size, max_overflow=0, **settings)
+        super().__init__(server, SQLAlchemyGuard(self.engine))
+
+    @contextmanager
+    def use(self) -> Iterator[_Engine]:
+        with self.engine.connect() as connection:
+            yield _Engine(connection)
+
+    def close(self) -> None:
+        super().close()
+        self.engine.dispose()
+
+
+def _sqlalchemy_mysql(driver: str) -> Callable[..., Stack]:
+    def make(server: MariaDB, size: int) -> Stack:
+        settings = server.settings
+        url = sqlalchemy.URL.create(
+            f"mysql+{driver}",
+            settings["user"],
+            settings["password"],
+            host="localhost",
+            database=settings["database"],
+            query={"unix_socket": settings["unix_socket"]},
+        )
+        return SQLAlchemy(server, url, size)
+
+    return make
+
+
+def _sqlalchemy_postgresql(driver: str) -> Callable[..., Stack]:
+    def make(server: PostgreSQL, size: int) -> Stack:
+        settings = server.settings
+        url = sqlalchemy.URL.create(
+            f"postgresql+{driver}",
+            settings["PGUSER"],
+            database="postgres",
+            query={"host": settings["PGHOST"]},
+        )
+        return SQLAlchemy(server, url, size)
+
+    return make
+
+
+# By name: the fixture of the server, and what makes the stack.
+STACKS: dict[str, tuple[str, Callable[..., Stack]]] = {
+    "dbutils-mysqlclient": ("mariadb_server", lambda server, size: DBUtils(server, "MySQLdb", size, **server.settings)),
+    "sqlalchemy-mysqlclient": ("mariadb_server", _sqlalchemy_mysql("mysqldb")),
+    "sqlalchemy-psycopg": ("postgresql_server", _sqlalchemy_postgresql("psycopg")),
+    "sqlalchemy-psycopg2": ("postgresql_server", _sqlalchemy_postgresql("psycopg2")),
+}

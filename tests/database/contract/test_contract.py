@@ -1,0 +1,170 @@
+"""What every pool and driver promises."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from tests.database.contract.stacks import ACCOUNTS, Stack
+from tests.support.inprocess import wait_until
+from tests.support.requests_in_threads import in_request, running
+from threadbridge.crossing.current import TrackedRequest, current_or_none
+
+MakeStack = Callable[..., Stack]
+
+
+def test_a_query_of_a_cancelled_request_is_stopped(make_stack: MakeStack) -> None:
+    stack = make_stack()
+    request, worker = in_request(lambda: stack.ask(stack.server.compute))
+    wait_until(lambda: stack.server.running == 1, "it runs")
+    request.cancel()
+    worker.join()
+    assert isinstance(worker.error, stack.errors)
+    wait_until(lambda: stack.server.running == 0, "it has ended in the database")
+    assert stack.guard.in_use == 0
+    assert [tuple(row) for row in stack.ask("SELECT 42")] == [(42,)]
+
+
+def test_a_cancelled_request_gets_no_connection(make_stack: MakeStack) -> None:
+    stack = make_stack()
+    stack.ask("SELECT 1")
+    with running() as request:
+        request.cancel()
+        with pytest.raises(stack.errors):
+            stack.ask("INSERT INTO ledger VALUES (1, 1, 2)")
+    assert stack.guard.in_use == 0
+    assert stack.server.is_consistent
+
+
+def test_a_cancelled_request_neither_continues_its_transaction_nor_commits_it(make_stack: MakeStack) -> None:
+    stack = make_stack()
+    for ends in ("execute", "commit"):
+        with running() as request:
+            with pytest.raises(stack.errors), stack.use() as connection:
+                connection.execute("INSERT INTO ledger VALUES (1, 1, 2)")
+                request.cancel()
+                if ends == "execute":
+                    connection.execute("UPDATE accounts SET amount = amount - 1 WHERE id = 1")
+                connection.commit()
+            assert request.statements.outcome == "rolled back"
+    assert stack.server.rows("SELECT * FROM ledger") == []
+
+
+def test_statements_and_what_became_of_them_are_recorded(make_stack: MakeStack) -> None:
+    stack = make_stack()
+    # The first connection is examined by some.
+    stack.ask("SELECT 1")
+    with running() as request:
+        stack.transfer(1, 2, 3)
+        assert request.statements.outcome == "committed"
+        assert request.statements.count == 3
+        assert "INSERT INTO ledger" in request.statements.latest[0].sql
+        assert request.statements.latest[0].rows == 1
+    with running() as request:
+        with stack.use() as connection:
+            connection.execute("INSERT INTO ledger VALUES (2, 1, 2)")
+            assert request.statements.outcome == "open"
+        assert request.statements.outcome == "rolled back"
+    with running() as request:
+        stack.ask("SELECT 1")
+        assert request.statements.outcome == "none"
+
+
+def test_waiting_for_a_connection_ends_with_the_request(make_stack: MakeStack) -> None:
+    stack = make_stack(1)
+    with running(), stack.use() as connection:
+        connection.execute("SELECT 1")
+        request, worker = in_request(lambda: stack.ask("SELECT 1"))
+        wait_until(lambda: len(stack.guard.lock._waiters) == 1, "it waits")  # type: ignore[attr-defined]
+        request.cancel()
+        worker.join()
+        assert isinstance(worker.error, stack.errors)
+    assert [tuple(row) for row in stack.ask("SELECT 42")] == [(42,)]
+
+
+def test_a_thread_that_never_comes_back_takes_no_connection_with_it(make_stack: MakeStack) -> None:
+    stack = make_stack(1)
+    has_one, go_on = threading.Event(), threading.Event()
+
+    def stick() -> None:
+        with stack.use() as connection:
+            connection.execute("SELECT 1")
+            has_one.set()
+            go_on.wait(10)
+
+    request, worker = in_request(stick)
+    assert has_one.wait(10)
+    request.cancel()
+    assert stack.guard.abandon(request) == (1, 0)
+    assert stack.guard.in_use == 0
+    with running():
+        assert [tuple(row) for row in stack.ask("SELECT 42")] == [(42,)]
+    go_on.set()
+    worker.join()
+    assert stack.guard.in_use == 0
+
+
+def test_random_cancellations_hit_no_other_request_and_leave_nothing_half_done(make_stack: MakeStack) -> None:
+    stack = make_stack(6)
+    numbers = iter(range(1, 10**9))
+    foreign: list[BaseException] = []
+    counts = {"cancelled": 0, "done": 0}
+    lock = threading.Lock()
+    serving: dict[int, TrackedRequest] = {}
+    stop = threading.Event()
+
+    def serve(seed: int) -> None:
+        chance = random.Random(seed)
+        while not stop.is_set():
+            request = TrackedRequest("test", None)
+            with lock:
+                number = next(numbers)
+                serving[seed] = request
+            request.enter()
+            try:
+                stack.transfer(number, *chance.sample(range(1, ACCOUNTS + 1), 2))
+                with lock:
+                    counts["done"] += 1
+            except Exception as error:  # noqa: BLE001 - whatever it is, the test looks at it
+                if not request.cancelled and not is_conflict(error):
+                    foreign.append(error)
+            finally:
+                request.leave()
+                with lock:
+                    counts["cancelled"] += request.cancelled
+
+    threads = [threading.Thread(target=serve, args=(seed,), daemon=True) for seed in range(10)]
+    for thread in threads:
+        thread.start()
+    chance = random.Random(99)
+    give_up = time.monotonic() + 60
+    while counts["cancelled"] < 1000 and not foreign and time.monotonic() < give_up:
+        with lock:
+            each = serving.get(chance.randrange(10))
+        if each is not None:
+            each.cancel()
+        stop.wait(chance.random() / 500)
+    stop.set()
+    for thread in threads:
+        thread.join(20)
+    assert foreign == []
+    assert counts["cancelled"] >= 1000 and counts["done"] > 100, counts
+    assert stack.guard.in_use == 0
+    wait_until(lambda: stack.server.running == 0, "nothing runs")
+    assert stack.server.is_consistent
+    assert len(stack.server.rows("SELECT id FROM ledger")) >= counts["done"]
+    assert current_or_none() is None
+
+
+def is_conflict(error: Exception) -> bool:
+    """Whether two transfers came into each other's way, which has nothing to do with cancellation."""
+    original = getattr(error, "orig", error)
+    return (
+        original.args[:1] in ((1213,), (1020,))
+        or getattr(original, "sqlstate", None) == "40P01"
+        or (getattr(original, "pgcode", None) == "40P01")
+    )
