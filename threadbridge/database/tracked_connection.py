@@ -86,20 +86,15 @@ class TrackedConnection:
 
         Raises what the driver raises.
         """
-        if is_cancelled() and _ROLLBACK(sql) is not None:
-            return self._send(sql, cursor, call, args)
-        return self.run(sql, cursor, is_many, self._send, sql, cursor, call, args)
-
-    def _send(self, sql: str, cursor: object, call: Callable[..., Any], args: Sequence[Any]) -> Any:
         self._session.sending(sql, cursor)
-        return call(*args)
+        return self.run(sql, cursor, is_many, call, *args)
 
     def run(self, sql: str, cursor: Any, is_many: bool, call: Callable[..., Any], *args: Any) -> Any:
         """Like `execute`; ``call`` itself tells the session what it sends."""
         guard = self.guard
         borrow = guard.current_borrow(self)
         request = current_or_none() if borrow is None else borrow.request
-        if request is None:
+        if request is None or (request.cancelled and _ROLLBACK(sql) is not None):
             return call(*args)
         statements = request.statements
         statement = statements.begin(sql, self.number)

@@ -50,7 +50,7 @@ class Server(abc.ABC):
             "DROP TABLE IF EXISTS ledger",
             "CREATE TABLE accounts (id INTEGER PRIMARY KEY, amount INTEGER NOT NULL)",
             "CREATE TABLE ledger (id INTEGER PRIMARY KEY, source INTEGER NOT NULL, target INTEGER NOT NULL)",
-            *[f"INSERT INTO accounts VALUES ({number}, 1000)" for number in range(1, ACCOUNTS + 1)],
+            *[f"INSERT INTO accounts VALUES ({number}, 1000)" for number in range(1, ACCOUNTS + 1)],  # noqa: S608
         ):
             self.rows(statement)
 

@@ -13,11 +13,12 @@ from typing import Any, Literal
 from sqlalchemy import Engine, event, exc
 from sqlalchemy.pool import AssertionPool, Pool, QueuePool, SingletonThreadPool, StaticPool
 
+from threadbridge.common import forks
 from threadbridge.crossing.current import TrackedRequest, current_or_none
 from threadbridge.database.borrow import HeldConnection, borrow_of
 from threadbridge.database.driver import ConnectionSettings
 from threadbridge.database.guard import Guard
-from threadbridge.database.tracked_connection import TrackedConnection
+from threadbridge.database.pools.sqlalchemy_statements import EngineConnection, EngineStatements
 from threadbridge.database.waiting_line import WaitingLine
 
 # How many connections a QueuePool may make beyond its size; no public name gives it.
@@ -30,12 +31,6 @@ class _ThisThread(threading.local):
     record: Any = None
     # What to connect with, outside the pool.
     timeouts: Mapping[str, Any] | None = None
-
-
-class EngineConnection(TrackedConnection):
-    """A connection of an engine; the guard's lock guards ``fairy``, what the application has of it."""
-
-    fairy: weakref.ref[Any] | None = None
 
 
 class SQLAlchemyGuard(Guard):
@@ -59,10 +54,13 @@ class SQLAlchemyGuard(Guard):
         resets_sessions: bool = True,
         statement_limit: float = 0.0,
     ) -> None:
-        if isinstance(getattr(getattr(engine.pool.connect, "func", None), "__self__", None), SQLAlchemyGuard):
-            raise ValueError(
-                "this engine belongs to another Bridge already; give both applications to one, or two engines"
-            )
+        other = getattr(getattr(engine.pool.connect, "func", None), "__self__", None)
+        if isinstance(other, SQLAlchemyGuard):
+            if not other.closed:
+                raise ValueError(
+                    "this engine belongs to another Bridge already; give both applications to one, or two engines"
+                )
+            other.let_go()
         if isinstance(engine.pool, StaticPool):
             raise ValueError(
                 f"requests would share the one connection of {describe(engine)} (StaticPool); use another poolclass"
@@ -83,11 +81,11 @@ class SQLAlchemyGuard(Guard):
             resets_sessions=resets_sessions,
         )
         self._engine = engine
-        self._dialect = dialect
         self._line = WaitingLine(self, self._has_free)
         self._this_thread = _ThisThread()
         # By the id of the driver's connection, which lives at least as long as its entry.
         self._made: dict[int, EngineConnection] = {}
+        self._statements = EngineStatements(engine, self, self._made, self._lend)
         # The pool's records of the connections that are handed out, and how many threads are about to get one.
         self._out: set[Any] = set()
         self._entering = 0
@@ -103,33 +101,34 @@ class SQLAlchemyGuard(Guard):
             (pool, "detach", self._on_detach),
             (pool, "close", self._on_close),
             (pool, "close_detached", self._on_close),
-            (engine, "engine_disposed", self._on_disposed),
             (engine, "do_connect", self._do_connect),
-            (engine, "do_execute", self._do_execute),
-            (engine, "do_execute_no_params", self._do_execute_no_params),
-            (engine, "do_executemany", self._do_executemany),
+            *self._statements.events,
         ]
         for target, name, listener in self._events:
             event.listen(target, name, listener)
-        self._wrap_pool()
-        for name in _WRAPPED:
-            setattr(dialect, name, _wrapped(getattr(dialect, name), getattr(self, f"_{name}")))
+        self._wrap(pool)
+        self._statements.wrap_dialect()
+        forks.copies(self)
 
-    def close(self) -> None:
-        super().close()
+    def leave(self) -> None:
+        super().leave()
+        self.let_go()
+
+    def let_go(self) -> None:
+        """See and change nothing of the engine from now on. Any thread, once the guard is closed."""
         for target, name, listener in self._events:
             with contextlib.suppress(exc.InvalidRequestError):
                 event.remove(target, name, listener)
-        with contextlib.suppress(AttributeError):
-            del self._engine.pool.connect
-        for name in _WRAPPED:
+        for name in ("connect", "recreate"):
             with contextlib.suppress(AttributeError):
-                delattr(self._dialect, name)
+                delattr(self._engine.pool, name)
+        self._statements.unwrap_dialect()
 
     def become_copy(self) -> None:
         super().become_copy()
         self._line.clear()
-        self._made, self._out, self._entering = {}, set(), 0
+        self._made.clear()
+        self._out, self._entering = set(), 0
         # The parent has the connections.
         self._engine.dispose(close=False)
 
@@ -159,9 +158,13 @@ class SQLAlchemyGuard(Guard):
 
     # Hand-out. Worker side, or a thread that the application has started.
 
-    def _wrap_pool(self) -> None:
-        pool = self._engine.pool
-        pool.connect = functools.partial(self._connect, pool.connect)  # type: ignore[method-assign]
+    def _wrap(self, pool: Any) -> Any:
+        """Have the pool, and those that replace it when the engine is disposed of, ask this guard."""
+        pool.connect = functools.partial(self._connect, pool.connect)
+        recreate = pool.recreate
+        # Not by the event `engine_disposed`: an engine with such events is slower at each statement.
+        pool.recreate = lambda: self._wrap(recreate())
+        return pool
 
     def _connect(self, connect: Callable[[], Any]) -> Any:
         if self._this_thread.timeouts is not None:
@@ -277,71 +280,6 @@ class SQLAlchemyGuard(Guard):
             held.note_rollback()
             self.end_borrows(held.borrows)
 
-    def _on_disposed(self, engine: Engine) -> None:
-        self._wrap_pool()
-
-    def _held(self, context: Any) -> EngineConnection | None:
-        return self._made.get(id(context.root_connection.connection.dbapi_connection))
-
-    def _do_execute(self, cursor: Any, statement: str, parameters: Any, context: Any) -> bool:
-        held = self._held(context)
-        if held is None:
-            return False
-        held.execute(statement, cursor, self._dialect.do_execute, cursor, statement, parameters, context)
-        return True
-
-    def _do_execute_no_params(self, cursor: Any, statement: str, context: Any) -> bool:
-        held = self._held(context)
-        if held is None:
-            return False
-        held.execute(statement, cursor, self._dialect.do_execute_no_params, cursor, statement, context)
-        return True
-
-    def _do_executemany(self, cursor: Any, statement: str, parameters: Any, context: Any) -> bool:
-        held = self._held(context)
-        if held is None:
-            return False
-        call = self._dialect.do_executemany
-        held.execute(statement, cursor, call, cursor, statement, parameters, context, is_many=True)
-        return True
-
-    # The dialect's methods that are no statements. Each gets the method itself, and the pool's or driver's connection.
-
-    def _of(self, connection: Any) -> EngineConnection | None:
-        return self._made.get(id(getattr(connection, "dbapi_connection", connection)))
-
-    def _do_commit(self, method: Callable[..., Any], connection: Any) -> None:
-        held = self._of(connection)
-        if held is None:
-            method(connection)
-        else:
-            try:
-                held.commit_by(lambda: method(connection))
-            except BaseException:
-                # The pool does not roll back then.
-                held.must_close = True
-                raise
-
-    def _do_rollback(self, method: Callable[..., Any], connection: Any) -> None:
-        held = self._of(connection)
-        if held is None:
-            method(connection)
-        elif held.must_close and held.is_idle:
-            # It is closed next, and the database rolls back then.
-            held.note_rollback()
-        elif self.must_not_wait():
-            held.must_close = True
-            held.note_rollback()
-        else:
-            held.roll_back_by(lambda: method(connection))
-
-    def _do_ping(self, method: Callable[..., Any], connection: Any) -> Any:
-        held = self._of(connection)
-        if held is not None:
-            # The database may not answer.
-            self._lend(held)
-        return method(connection)
-
     # Outside the pool.
 
     def _connect_apart(self, url: str, **timeouts: Any) -> Any:
@@ -358,14 +296,6 @@ class SQLAlchemyGuard(Guard):
             yield
         finally:
             self._this_thread.timeouts = None
-
-
-# The methods of a dialect that are wrapped.
-_WRAPPED = ("do_commit", "do_rollback", "do_ping")
-
-
-def _wrapped(method: Callable[..., Any], wrapper: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda connection: wrapper(method, connection)
 
 
 def describe(engine: Engine) -> str:
