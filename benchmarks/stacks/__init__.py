@@ -1,0 +1,1 @@
+"""Applications on SQLAlchemy and Django, with nothing in them that was written for threadbridge."""
