@@ -75,6 +75,9 @@ class PostgreSQL:
         # psycopg has it since 3.2; before that, ``cancel`` has no timeout.
         self._cancels_safely = hasattr(getattr(module, "Connection", None), "cancel_safe")
 
+    def descriptor(self, connection: Any) -> int:
+        return int(connection.fileno())
+
     def identify(self, connection: Any) -> Identity:
         """Costs a transaction for each connection made."""
         number: int = connection.info.backend_pid
@@ -134,7 +137,7 @@ class PostgreSQL:
 
     def _connect(self) -> ControlConnection:
         timeouts = {**self.timeouts, "tcp_user_timeout": 1000 * CONTROL_TIMEOUT}
-        control = ControlConnection(self._settings.connect_within(timeouts))
+        control = ControlConnection(self._settings.connect_within(timeouts), self.descriptor)
         control.connection.autocommit = True
         return control
 
