@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
 
+import mysql.connector
 import pytest
 
 from tests.database.drivers.stacks import (
@@ -32,11 +33,13 @@ def postgresql_variables() -> Iterator[dict[str, str]]:
 def stack(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stack]:
     """Each driver with its database. A test may choose some of them by ``parametrize(…, indirect=True)``."""
     name = request.param
+    if name == "mysql-connector-C" and not mysql.connector.HAVE_CEXT:
+        pytest.skip("test_mysql_connector.py runs these tests with it")
     with ExitStack() as exits:
         if name in MYSQL:
-            mysql = databases.Witness(request.getfixturevalue("mariadb"))
-            exits.callback(mysql.connection.close)
-            stack = mysql_stacks(mysql)[name]()
+            mariadb = databases.Witness(request.getfixturevalue("mariadb"))
+            exits.callback(mariadb.connection.close)
+            stack = mysql_stacks(mariadb)[name]()
         elif name in POSTGRESQL:
             exits.enter_context(environment(request.getfixturevalue("postgresql_variables")))
             witness = postgresql.Witness()

@@ -154,13 +154,13 @@ def mysql_stacks(witness: databases.Witness) -> dict[str, Callable[[], Stack]]:
     return {
         "mysqlclient": lambda: MySQLStack(witness, MySQLdb),
         "PyMySQL": lambda: MySQLStack(witness, pymysql),
-        "mysql-connector, pure": lambda: MySQLStack(witness, mysql.connector, use_pure=True),
-        "mysql-connector, C": lambda: MySQLStack(witness, mysql.connector, use_pure=False),
+        "mysql-connector-pure": lambda: MySQLStack(witness, mysql.connector, use_pure=True),
+        "mysql-connector-C": lambda: MySQLStack(witness, mysql.connector, use_pure=False),
         "mariadb": lambda: MySQLStack(witness, mariadb_connector),
     }
 
 
-MYSQL = ("mysqlclient", "PyMySQL", "mysql-connector, pure", "mysql-connector, C", "mariadb")
+MYSQL = ("mysqlclient", "PyMySQL", "mysql-connector-pure", "mysql-connector-C", "mariadb")
 POSTGRESQL = {"psycopg": psycopg, "psycopg2": psycopg2}
 ALL = (*MYSQL, *POSTGRESQL, "sqlite3")
 

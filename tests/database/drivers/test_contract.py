@@ -58,7 +58,7 @@ def test_a_running_query_is_stopped(stack: Stack) -> None:
     request.cancel()
     worker.join()
     assert_refused(guard, worker.error)
-    assert not stack.is_computing
+    wait_until(lambda: not stack.is_computing, "the database has stopped it")
     wait_until(lambda: guard.stopper.stops == 1, "it is counted")
     assert (guard.stopper.severed, guard.stopper.failures) == (0, 0)
     assert (pool._connections, stack.notes, request.statements.outcome) == (0, [], "rolled back")
@@ -72,7 +72,7 @@ def test_a_cancelled_request_can_neither_query_nor_commit(stack: Stack) -> None:
         execute(connection, "INSERT INTO notes VALUES ('too late')")
         request.cancel()
         for refused in (lambda: one(connection), connection.commit, pool.connection):
-            with pytest.raises(Exception) as raised:  # noqa: PT011 - the driver's own
+            with pytest.raises(Exception) as raised:
                 refused()
             assert_refused(guard, raised.value)
         connection.rollback()
@@ -172,7 +172,7 @@ def test_the_outcome_of_a_request_is_known(
                     execute(connection, stack.wrong)
             elif statement == "insert":
                 inserted += 1
-                execute(connection, f"INSERT INTO notes VALUES ('{inserted}')")
+                execute(connection, f"INSERT INTO notes VALUES ('{inserted}')")  # noqa: S608
             else:
                 execute(connection, statement)
     found = request.statements.outcome
@@ -223,7 +223,8 @@ def test_a_lone_query_lost_with_its_connection_runs_again(stack: Stack) -> None:
         stack.end(number)
         assert one(connection, "SELECT COUNT(*) FROM notes") == 0
         assert one(connection, stack.number) != number
-    assert guard.reruns == 1
+    # mysql-connector pings whenever it makes a cursor, so that the connection is replaced before.
+    assert guard.reruns == (0 if stack.creator.__name__ == "mysql.connector" else 1)
 
 
 @pytest.mark.parametrize("stack", [*MYSQL, "sqlite3"], indirect=True)
@@ -262,9 +263,10 @@ def test_a_control_connection_is_kept_and_replaced_if_it_is_lost(stack: Stack) -
 @pytest.mark.parametrize("stack", WITH_SERVER, indirect=True)
 def test_a_connection_that_is_given_up_is_ended_and_frees_its_thread(stack: Stack) -> None:
     pool, guard = stack.pool()
-    request, worker = compute(stack, pool)
+    request, worker = compute(stack, pool, "INSERT INTO notes VALUES ('half')")
     assert guard.abandon(request) == (1, 0)
     worker.join()
     assert worker.error is not None and guard.is_lost(worker.error), worker.error
     wait_until(lambda: guard.stopper.running == 0, "it has ended in the database")
-    assert (guard.stopper.killed, pool._connections, stack.is_computing) == (1, 0, False)
+    wait_until(lambda: not stack.is_computing, "the database has stopped it")
+    assert (guard.stopper.killed, pool._connections) == (1, 0)
