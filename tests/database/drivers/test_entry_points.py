@@ -12,32 +12,21 @@ from typing import Any
 import pytest
 from dbutils.pooled_db import PooledDB
 
+from tests.support import unknown_driver
 from tests.support.requests_in_threads import one, running
 from threadbridge.database.driver import ConnectionSettings
 from threadbridge.database.drivers import _factory_elsewhere, database_of
 from threadbridge.database.pool import PoolGuard
 
-# A driver whose connections are sqlite3's in disguise, and a package that supports it.
-DRIVER = """
-import sqlite3
-
-class Connection:
-    def __init__(self, database, check_same_thread=True):
-        self._connection = sqlite3.connect(database, check_same_thread=check_same_thread)
-
-    def __getattr__(self, name):
-        return getattr(self._connection, name)
-
-threadsafety = 1
-connect = Connection
-OperationalError = InterfaceError = InternalError = sqlite3.OperationalError
-"""
+# A package that supports the driver.
 SUPPORT = """
 from threadbridge.database.drivers.sqlite import SQLite
 
 class Other(SQLite):
+    defaults = {}
+
     def __init__(self, driver, settings):
-        super().__init__(driver, settings)
+        self.driver = driver
         assert settings.kwargs == {"database": ":memory:"}
 """
 
@@ -47,7 +36,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Installs the driver, and the package with what its module contains."""
 
     def install(support: str) -> Any:
-        (tmp_path / "otherdb.py").write_text(DRIVER)
+        (tmp_path / "otherdb.py").write_text(Path(unknown_driver.__file__).read_text())
         (tmp_path / "otherdb_support.py").write_text(support)
         metadata = tmp_path / "otherdb_support-1.0.dist-info"
         metadata.mkdir()
@@ -83,7 +72,7 @@ def test_another_package_supports_a_driver(install: Any, caplog: pytest.LogCaptu
 def test_support_that_cannot_be_loaded_is_reported_once(install: Any, caplog: pytest.LogCaptureFixture) -> None:
     driver = install("import no_such_module")
     for _ in range(2):
-        pool: Any = PooledDB(driver, maxconnections=1, database=":memory:", check_same_thread=False)
+        pool: Any = PooledDB(driver, maxconnections=1, database=":memory:")
         guard = PoolGuard(pool)
         with running(), closing(pool.connection()) as connection:
             assert one(connection) == 1
