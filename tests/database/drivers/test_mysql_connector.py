@@ -15,7 +15,15 @@ RUN = "import _mysql_connector, sys, pytest; sys.exit(pytest.main(sys.argv[1:]))
 def test_the_extension_in_c_keeps_the_contract() -> None:
     names = ("-k", "mysql-connector-C", "-p", "no:cacheprovider", "-p", "no:xdist")
     ran = subprocess.run(
-        [sys.executable, "-c", RUN, "-q", *names, "tests/database/drivers/test_contract.py"],
+        [
+            sys.executable,
+            "-c",
+            RUN,
+            "-q",
+            *names,
+            "tests/database/drivers/test_contract.py",
+            "tests/database/drivers/test_load.py",
+        ],
         cwd=ROOT,
         env=os.environ,
         capture_output=True,
