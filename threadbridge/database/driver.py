@@ -27,6 +27,10 @@ class ConnectionSettings:
         return self.connect(*self.args, **{**self.kwargs, **(timeouts if self.takes_timeouts else {})})
 
 
+class UnsupportedDriver(Exception):
+    """This version of a driver lacks what is needed to stop its queries."""
+
+
 class StopFailed(Exception):
     """A query could not be stopped now; trying again may help."""
 

@@ -43,10 +43,10 @@ class Stack:
         self.settings = settings
         self._made: list[tuple[Any, PoolGuard]] = []
 
-    def pool(self, creator: Any = None, **parameters: Any) -> tuple[Any, PoolGuard]:
+    def pool(self, creator: Any = None, statement_limit: float = 0.0, **parameters: Any) -> tuple[Any, PoolGuard]:
         """A pool of one connection, and its guard."""
         pool = PooledDB(creator or self.creator, **{"maxconnections": 1, **self.settings, **parameters})
-        self._made.append((pool, PoolGuard(pool)))
+        self._made.append((pool, PoolGuard(pool, statement_limit=statement_limit)))
         return self._made[-1]
 
     def close(self) -> None:

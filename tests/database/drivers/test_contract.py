@@ -182,7 +182,8 @@ def test_the_outcome_of_a_request_is_known(
 
 
 def test_each_statement_commits_itself_in_autocommit_mode(stack: Stack) -> None:
-    pool, _ = stack.pool(**({"isolation_level": None} if not stack.number else {}))
+    parameters: dict[str, Any] = {} if stack.number else {"isolation_level": None}
+    pool, _ = stack.pool(**parameters)
     with running() as request, closing(pool.connection()) as connection:
         if stack.autocommit:
             execute(connection, stack.autocommit)

@@ -15,7 +15,7 @@ from dbutils.pooled_db import PooledDB
 from tests.support import unknown_driver
 from tests.support.requests_in_threads import one, running
 from threadbridge.database.driver import ConnectionSettings
-from threadbridge.database.drivers import _factory_elsewhere, database_of
+from threadbridge.database.drivers import _factory_of, database_of
 from threadbridge.database.pool import PoolGuard
 
 # A package that supports the driver.
@@ -48,7 +48,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     yield install
     for name in ("otherdb", "otherdb_support"):
         sys.modules.pop(name, None)
-    _factory_elsewhere.cache_clear()
+    _factory_of.cache_clear()
 
 
 def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -96,3 +96,16 @@ def test_built_in_support_needs_no_entry_point(monkeypatch: pytest.MonkeyPatch) 
         database = database_of([driver], settings)
         assert database is not None and database.driver == driver.partition(".")[0]
         database.close()
+
+
+def test_a_driver_without_the_private_members_counts_as_unknown(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from pymysql.connections import Connection
+
+    monkeypatch.delattr(Connection, "_sock")
+    for _ in range(2):
+        assert database_of(["pymysql.connections"], ConnectionSettings(lambda: None, (), {})) is None
+    assert messages(caplog) == [
+        "queries sent with this version of pymysql cannot be stopped: pymysql.connections.Connection has no _sock"
+    ]

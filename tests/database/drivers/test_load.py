@@ -23,7 +23,7 @@ def test_cancellations_at_random_spoil_no_other_request(stack: Stack) -> None:
     errors: list[Any] = []
 
     def serve(number: int) -> None:
-        chance = random.Random(seed + number)  # noqa: S311
+        chance = random.Random(seed + number)
         for index in range(REQUESTS):
             request = TrackedRequest(f"{number}-{index}", None)
             is_cancelled, takes_long = chance.random() < 0.5, chance.random() < 0.5

@@ -7,9 +7,11 @@ import importlib
 import logging
 from collections.abc import Callable, Sequence
 
-from threadbridge.database.driver import ConnectionSettings, Database
+from threadbridge.common.repeated_log import RepeatedLog
+from threadbridge.database.driver import ConnectionSettings, Database, UnsupportedDriver
 
 logger = logging.getLogger("threadbridge")
+_unsupported = RepeatedLog(logger, 3600)
 
 # Other packages support drivers by entry points of this group: the name is the driver's top-level module, the object a
 # function that takes that name and the `ConnectionSettings`, and returns a `Database`.
@@ -30,19 +32,23 @@ def database_of(modules: Sequence[str], settings: ConnectionSettings) -> Databas
     """The kind of database for the first of these modules that belongs to a supported driver; None if none does."""
     for module in modules:
         driver = module.partition(".")[0]
-        if driver in _BUILT_IN:
-            name, kind = _BUILT_IN[driver]
-            database: Database = getattr(importlib.import_module(f"{__name__}.{name}"), kind)(driver, settings)
-            return database
-        factory = _factory_elsewhere(driver)
+        factory = _factory_of(driver)
         if factory is not None:
-            return factory(driver, settings)
+            try:
+                return factory(driver, settings)
+            except UnsupportedDriver as error:
+                message = "queries sent with this version of %s cannot be stopped: %s"
+                _unsupported.log(logging.ERROR, message, driver, error)
     return None
 
 
 @functools.cache
-def _factory_elsewhere(driver: str) -> _Factory | None:
-    """What another package's entry point for the driver gives; None if there is none, or it cannot be loaded."""
+def _factory_of(driver: str) -> _Factory | None:
+    """The class for a driver, or what another package's entry point gives; None if there is none that can be loaded."""
+    if driver in _BUILT_IN:
+        name, kind = _BUILT_IN[driver]
+        built_in: _Factory = getattr(importlib.import_module(f"{__name__}.{name}"), kind)
+        return built_in
     # It takes a while to load, and few need it.
     from importlib.metadata import entry_points
 

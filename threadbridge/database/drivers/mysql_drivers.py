@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from threadbridge.database.driver import UnsupportedDriver
+
 # Flags in the server's answers (``SERVER_STATUS_…``).
 AUTOCOMMIT, NO_BACKSLASH_ESCAPES = 2, 512
 
@@ -49,6 +51,13 @@ class MySQLDriver:
     is_lost: Callable[[BaseException], bool] = lambda error: False
 
 
+def _require(owner: type, *names: str) -> None:
+    """Raise `UnsupportedDriver` if the driver's class lacks one of the private members that are used."""
+    missing = [name for name in names if not hasattr(owner, name)]
+    if missing:
+        raise UnsupportedDriver(f"{owner.__module__}.{owner.__qualname__} has no {', '.join(missing)}")
+
+
 def mysqlclient() -> MySQLDriver:
     import MySQLdb
     from MySQLdb.connections import Connection
@@ -75,7 +84,10 @@ def mysqlclient() -> MySQLDriver:
 
 def pymysql() -> MySQLDriver:
     import pymysql
+    from pymysql.connections import Connection
     from pymysql.cursors import SSCursor
+
+    _require(Connection, "_sock", "_get_server_information")
 
     return MySQLDriver(
         error=pymysql.Error,
@@ -106,6 +118,7 @@ def mysql_connector() -> MySQLDriver:
         pass
     else:
         buffered = (MySQLCursorBuffered, CMySQLCursorBuffered)
+    _require(MySQLConnection, "_do_handshake", "_handle_server_status")
     _keep_status(MySQLConnection)
     names = ("ReadTimeoutError", "WriteTimeoutError", "ConnectionTimeoutError")
     timeouts = tuple(getattr(errors, name) for name in names if hasattr(errors, name))
@@ -124,7 +137,8 @@ def mysql_connector() -> MySQLDriver:
         interrupted=lambda text: errors.get_mysql_exception(INTERRUPTED, text, _SQLSTATE),
         descriptor=descriptor,
         number=lambda connection: int(connection.connection_id),
-        server_version=lambda connection: str(connection.server_info),
+        # Older versions have only the method.
+        server_version=lambda connection: str(getattr(connection, "server_info", None) or connection.get_server_info()),
         autocommits=lambda connection: bool(connection._server_status & AUTOCOMMIT),
         escapes=lambda connection: not connection._server_status & NO_BACKSLASH_ESCAPES,
         is_unbuffered=lambda cursor: not isinstance(cursor, buffered),
@@ -152,6 +166,9 @@ def _keep_status(kind: Any) -> None:
 
 def mariadb() -> MySQLDriver:
     import mariadb
+    from mariadb.connections import Connection
+
+    _require(Connection, "_check_closed", "_get_socket")
 
     def interrupted(text: str) -> Exception:
         error: Any = mariadb.OperationalError(text)
