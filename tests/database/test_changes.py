@@ -10,7 +10,9 @@ from typing import Any
 
 import MySQLdb
 import pytest
+from dbutils.pooled_db import PooledDB
 
+from tests.support import unknown_driver
 from tests.support.databases import Witness, connect_settings
 from tests.support.requests_in_threads import InThread, one, running
 from threadbridge.database.pools.dbutils import DBUtilsGuard
@@ -221,11 +223,7 @@ def test_a_rollback_that_was_not_sent_rolls_nothing_back(
 
 
 def test_statements_of_an_unknown_driver_leave_the_outcome_unknown() -> None:
-    import sqlite3
-
-    from dbutils.pooled_db import PooledDB
-
-    pool = PooledDB(sqlite3, maxconnections=1, database=":memory:", check_same_thread=False)
+    pool = PooledDB(unknown_driver, maxconnections=1, database=":memory:")
     guard = DBUtilsGuard(pool)
     with running() as request, closing(pool.connection()) as connection:
         assert one(connection) == 1

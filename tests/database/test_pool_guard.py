@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import json
 import logging
-import sqlite3
 import subprocess
 import sys
 import threading
@@ -19,6 +18,7 @@ from dbutils import pooled_db
 from dbutils.pooled_db import PooledDB, TooManyConnectionsError
 from dbutils.steady_db import SteadyDBConnection
 
+from tests.support import unknown_driver
 from tests.support.databases import Witness, connect_settings
 from tests.support.inprocess import wait_until
 from tests.support.processes import ROOT
@@ -181,7 +181,7 @@ def test_first_connections_made_at_the_same_time_are_all_guarded(mariadb: dict[s
 
 
 def test_an_unknown_driver_works_and_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
-    pool = PooledDB(sqlite3, maxconnections=1, database=":memory:")
+    pool = PooledDB(unknown_driver, maxconnections=1, database=":memory:")
     DBUtilsGuard(pool)
     with running() as request:
         for _ in range(2):
@@ -193,4 +193,5 @@ def test_an_unknown_driver_works_and_is_logged_once(caplog: pytest.LogCaptureFix
             pool.connection()
     assert pool._connections == 0
     [record] = [record for record in caplog.records if record.levelno >= logging.WARNING]
-    assert record.getMessage() == "queries cannot be stopped: threadbridge does not support the driver sqlite3"
+    driver = "tests.support.unknown_driver"
+    assert record.getMessage() == f"queries cannot be stopped: threadbridge does not support the driver {driver}"

@@ -15,8 +15,9 @@ from typing import Any
 import MySQLdb
 import pytest
 
+from tests.support import unknown_driver
 from tests.support.databases import connect_settings, kill_server, line_to, start_server
-from tests.support.doctor_report import NO_DATABASE, SITE, Report, check, run_check
+from tests.support.doctor_report import MYSQL, NO_DATABASE, SITE, Report, check, run_check
 from tests.support.processes import MARIADB_SCRIPT, private_mariadb
 
 ADMINISTRATOR = {"user": "administrator", "password": "not a secret"}
@@ -27,7 +28,7 @@ LIMITED = {"MYSQL_USER": "limited", "MYSQL_PASSWORD_FILE": "", "MYSQL_PASSWORD":
 POOLS = (
     SITE
     + """
-import itertools, os
+import importlib, itertools, os
 import MySQLdb
 from dbutils.pooled_db import PooledDB
 
@@ -42,6 +43,11 @@ early = PooledDB(MySQLdb, maxconnections=2, init_command="SET timestamp = UNIX_T
 late = PooledDB(MySQLdb, maxconnections=2, init_command="SET timestamp = UNIX_TIMESTAMP() - 3600", **settings)
 sqlite = PooledDB(__import__("sqlite3"), maxconnections=2, database=":memory:")
 absent = PooledDB(__import__("sqlite3"), maxconnections=2, database="/nowhere/at-all")
+unknown = PooledDB(__import__("unknown_driver"), maxconnections=2, database=":memory:")
+pymysql, connector, mariadb = (
+    PooledDB(importlib.import_module(name), maxconnections=2, **settings)
+    for name in ("pymysql", "mysql.connector", "mariadb")
+)
 unlimited = PooledDB(MySQLdb, **settings)
 
 numbers = itertools.count()
@@ -61,6 +67,7 @@ balanced = PooledDB(connect, maxconnections=2, **settings)
 def check_pool(directory: Path, env: dict[str, str], name: str, *arguments: str) -> Report:
     """The doctor's report on one of the pools in `POOLS`."""
     (directory / "site_app.py").write_text(POOLS)
+    shutil.copy(unknown_driver.__file__, directory)
     command = ["-m", "threadbridge", "site_app:app", f"--pool=site_app:{name}", "--json", *arguments]
     return Report(run_check(command, env, cwd=directory))
 
@@ -225,9 +232,22 @@ def test_there_is_no_such_database(mariadb: dict[str, str]) -> None:
 
 
 def test_another_kind_of_database(mariadb: dict[str, str], tmp_path: Path) -> None:
-    report = check_pool(tmp_path, mariadb, "sqlite")
+    report = check_pool(tmp_path, mariadb, "unknown")
     assert report.bad == {"database": "warning"}
-    assert report.message("database") == "answers, but queries sent with the driver sqlite3 cannot be stopped"
+    assert report.message("database") == "answers, but queries sent with the driver unknown_driver cannot be stopped"
+    report = check_pool(tmp_path, mariadb, "sqlite")
+    assert report.message("database") == "answers; there are no further checks for the driver sqlite3"
     report = check_pool(tmp_path, mariadb, "absent")
     assert report.bad == {"database": "error"}
     assert report.message("database") == "cannot connect: OperationalError: unable to open database file"
+
+
+@pytest.mark.parametrize("name", ["pymysql", "connector", "mariadb"])
+def test_other_drivers_for_mysql(mariadb: dict[str, str], tmp_path: Path, name: str) -> None:
+    report = check_pool(tmp_path, mariadb, name)
+    assert set(MYSQL) <= set(report.subjects)
+    assert not report.bad.keys() & set(MYSQL)
+    assert report.message("stopping queries").startswith("a test query was stopped")
+    report = check_pool(tmp_path, {**mariadb, "MYSQL_DATABASE": "yourapplication"}, name)
+    assert report.bad == {"database": "error"}
+    assert "the name of the database" in report.advice("database")

@@ -6,14 +6,15 @@ from collections.abc import Iterator
 from typing import Any
 
 from threadbridge.database.drivers import database_of
+from threadbridge.database.drivers.mysql_drivers import DRIVERS
 from threadbridge.database.pools.dbutils_check import connection_settings
 from threadbridge.doctor import Finding, error, in_thread, ok, warning
 from threadbridge.doctor.mysql import Load, MySQLChecks, advice
 
 # Seconds that connecting, and each check, may take.
 TIME_LIMIT = 5.0
-# The package of the driver for which there are more checks.
-MYSQL = "MySQLdb"
+# The packages of the drivers for which there are more checks.
+MYSQL = frozenset(DRIVERS)
 
 _NO_ANSWER = error(
     f"the database has not answered within {TIME_LIMIT:g} s",
@@ -39,10 +40,10 @@ def check_database(pool: Any, load: Load) -> Iterator[tuple[str, Finding]]:
             "database",
             warning(
                 f"answers, but queries sent with the driver {driver} cannot be stopped",
-                "use another driver: mysqlclient (MySQLdb), psycopg or psycopg2",
+                "use another driver: mysqlclient, PyMySQL, mysql-connector, mariadb, psycopg, psycopg2 or sqlite3",
             ),
         )
-    elif driver != MYSQL:
+    elif driver not in MYSQL:
         yield "database", ok(f"answers; there are no further checks for the driver {driver}")
     else:
         for subject, check in MySQLChecks(driver, settings, connection, load).all.items():
@@ -63,7 +64,7 @@ def _described(failure: Exception) -> str:
 
 
 def _advice(failure: Exception) -> str:
-    if _driver_of(type(failure)) == MYSQL:
+    if _driver_of(type(failure)) in MYSQL:
         return advice(failure)
     return "check whether the database runs, and whether its address, user and password are right"
 
@@ -71,4 +72,4 @@ def _advice(failure: Exception) -> str:
 def _driver_of(kind: type) -> str:
     """The package of the driver that defines the class, or from whose class the application derived it."""
     packages = [base.__module__.partition(".")[0] for base in kind.__mro__]
-    return MYSQL if MYSQL in packages else packages[0]
+    return next((package for package in packages if package in MYSQL), packages[0])

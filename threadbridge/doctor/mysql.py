@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from threadbridge.database.driver import ConnectionSettings, StopFailed
 from threadbridge.database.drivers.control_connection import execute
 from threadbridge.database.drivers.mysql import MySQL
+from threadbridge.database.drivers.mysql_errors import number_of
 from threadbridge.doctor import Finding, error, in_thread, ok, warning
 
 # Seconds that the test query runs unless it is stopped, and seconds between attempts to stop it.
@@ -49,8 +50,9 @@ class Load(NamedTuple):
 
 def advice(failure: Exception) -> str:
     """What to do about an error of the driver's."""
-    number = failure.args[0] if failure.args else 0
-    return _ADVICE.get(number, "look into the database server's log, and check how the application connects")
+    return _ADVICE.get(
+        number_of(failure) or 0, "look into the database server's log, and check how the application connects"
+    )
 
 
 class MySQLChecks:
