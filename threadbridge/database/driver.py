@@ -27,6 +27,19 @@ class ConnectionSettings:
         return self.connect(*self.args, **{**self.kwargs, **(timeouts if self.takes_timeouts else {})})
 
 
+def name_of(driver: str, parameters: Mapping[str, Any]) -> str:
+    """The database in the log, by the parameters that lead to it, for example ``database 'shop' at 10.0.0.3:3307``."""
+    database, host, port = (
+        next((parameters[name] for name in names if parameters.get(name)), None)
+        for names in (("database", "db", "dbname"), ("unix_socket", "host"), ("port",))
+    )
+    name = f"the {driver} database" if database is None else f"database {database!r}"
+    if host is None:
+        return name
+    is_path = str(host).startswith("/")
+    return f"{name} at {host}" if port is None or is_path else f"{name} at {host}:{port}"
+
+
 class StopFailed(Exception):
     """A query could not be stopped now; trying again may help."""
 
@@ -111,6 +124,8 @@ class Database(Protocol):
 
     # The name of the driver's package.
     driver: str
+    # The database in the log, without its password: see `name_of`.
+    name: str
     identity: type[Any]
     # Arguments of ``connect`` that apply unless the pool's settings contain them.
     defaults: Mapping[str, Any]

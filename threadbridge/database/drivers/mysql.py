@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from threadbridge.database.driver import ConnectionSettings, Session, StopFailed
+from threadbridge.database.driver import ConnectionSettings, Session, StopFailed, name_of
 from threadbridge.database.drivers.control_connection import ControlConnection, ControlConnections, execute
 from threadbridge.database.drivers.mysql_session import MySQLSession
 
@@ -33,6 +33,8 @@ UNABLE_ERRORS = frozenset({1047, 1180, 1226})
 ER_NO_SUCH_THREAD = 1094
 ER_UNKNOWN_SYSTEM_VARIABLE = 1193
 ER_OPTION_PREVENTS_STATEMENT = 1290
+
+_POSITIONAL = ("host", "user", "password", "database", "port", "unix_socket")
 
 _IDLE = (
     "idle_transaction_timeout = "
@@ -77,6 +79,8 @@ class MySQL:
         self._operational: type[Exception] = module.OperationalError
         self._settings = settings
         self.driver = driver
+        # The drivers' positional parameters; their own names for them differ.
+        self.name = name_of(driver, {**dict(zip(_POSITIONAL, settings.args, strict=False)), **settings.kwargs})
         # Without this, the driver would wait for a silent server or network forever.
         self.defaults: Mapping[str, Any] = {"connect_timeout": CONNECT_TIMEOUT}
         if settings.statement_limit:
