@@ -39,15 +39,19 @@ def own_messages(caplog: pytest.LogCaptureFixture) -> list[str]:
     ]
 
 
+def name_in_log(witness: Witness) -> str:
+    return f"database {witness.settings['database']!r} at {witness.settings['unix_socket']}"
+
+
 def set_password(witness: Witness, password: str) -> None:
     witness.connection.cursor().execute("SET PASSWORD = PASSWORD(%s)", (password,))
 
 
 def number_of_control(pool: Any) -> int:
     """The number of the control connection, once there is one."""
-    idle = pool.connection.__self__._database._control._idle
-    wait_until(lambda: bool(idle), "there is a control connection")
-    number: int = idle[0].connection.thread_id()
+    control = pool.connection.__self__._database._control
+    wait_until(lambda: control._idle is not None, "there is a control connection")
+    number: int = control._idle.connection.thread_id()
     return number
 
 
@@ -78,8 +82,8 @@ def test_a_control_connection_that_is_refused_is_tried_again(
         assert_all_is_well(pool, witness)
         assert witness.executions == 3
     first, second = own_messages(caplog)
-    assert first.startswith("cannot stop cancelled queries; trying again: (1045, ")
-    assert second == "cancelled queries can be stopped again"
+    assert first.startswith(f"cannot stop cancelled queries in {name_in_log(witness)}; trying again: (1045, ")
+    assert second == f"cancelled queries can be stopped again in {name_in_log(witness)}"
 
 
 @contextlib.contextmanager
@@ -140,9 +144,9 @@ def test_a_query_that_cannot_be_stopped_is_remembered_until_it_is(
         assert_all_is_well(pool, witness)
         assert (witness.executions, stopper.killed, stopper.stops) == (3, 3, 0)
     first, *rest = own_messages(caplog)
-    assert first.startswith("cannot stop cancelled queries; trying again: (1040, ")
+    assert first.startswith(f"cannot stop cancelled queries in {name_in_log(witness)}; trying again: (1040, ")
     assert "cancelled 2 s ago but still holds connection" in rest[0]
-    assert "has ended in the database, killed on request" in rest[-1]
+    assert f"has ended in {name_in_log(witness)}, killed on request" in rest[-1]
 
 
 def test_a_lost_control_connection_is_replaced(pool: Any, witness: Witness) -> None:
@@ -281,7 +285,7 @@ def test_a_connection_lost_by_the_network_is_cut_and_killed_in_the_database(
         pool.close()
     messages = own_messages(caplog)
     assert any("cancelled 2 s ago but still holds connection" in each for each in messages)
-    assert "has ended in the database" in messages[-1]
+    assert f"has ended in database {witness.settings['database']!r} at {line.path}" in messages[-1]
 
 
 @pytest.mark.usefixtures("severed_early")
@@ -360,8 +364,8 @@ def test_the_search_for_a_connection_that_cannot_be_found_ends(
     wait_until(lambda: stopper.running == 0, "it is given up")
     assert stopper.failures >= 2
     assert own_messages(caplog) == [
-        "connection 7 may still be running a query in the database, and is no longer checked: it was not found for "
-        "0.2 s: the control connection came to b, not to a"
+        "connection 7 may still be running a query in the MySQLdb database, and is no longer checked: it was not found "
+        "for 0.2 s: the control connection came to b, not to a"
     ]
     stopper.close()
 

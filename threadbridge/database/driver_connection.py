@@ -33,7 +33,7 @@ class DriverConnection:
 
     def __init__(self, connection: Any, database: Database) -> None:
         self._connection = connection
-        self._database = database
+        self.database = database
         # Read now: a driver may not answer while another thread uses the connection.
         self._descriptor: int = connection.fileno()
         self._file = _file(self._descriptor)
@@ -48,10 +48,10 @@ class DriverConnection:
 
     def prepare(self, listed: ConnectionList, comment: Callable[[], str] | None = None) -> None:
         """Identify the connection, list it, and start observing what is sent on it. Raises what the driver raises."""
-        identity = self._database.identify(self._connection)
-        self._entry = listed.enter(self._database, identity)
+        identity = self.database.identify(self._connection)
+        self._entry = listed.enter(self.database, identity)
         self.identity = identity
-        self.session = self._database.prepare(self._connection, comment)
+        self.session = self.database.prepare(self._connection, comment)
 
     @property
     def descriptor(self) -> int | None:
@@ -72,7 +72,7 @@ class DriverConnection:
     def stop_query(self, *, waits: bool = False) -> bool:
         """See `Database.stop_query`."""
         identity = self.identity
-        return identity is not None and self._database.stop_query(self._connection, identity, waits=waits)
+        return identity is not None and self.database.stop_query(self._connection, identity, waits=waits)
 
     def sever(self) -> Orphan | None:
         """Cut the connection, even before `prepare` is answered, so that a thread waiting on it fails. Any thread.
@@ -85,7 +85,7 @@ class DriverConnection:
             # The number may now be another file's.
             if _file(copy) == self._file:
                 stack.enter_context(socket.socket(fileno=os.dup(copy))).shutdown(socket.SHUT_RDWR)
-        return None if self.identity is None else Orphan(self._database, self.identity, self._entry)
+        return None if self.identity is None else Orphan(self.database, self.identity, self._entry)
 
 
 def notice_lost_peer(descriptor: int) -> None:

@@ -232,7 +232,7 @@ class PoolGuard(Guard):
         now = time.monotonic()
         if self._database is not None and not self.closed and now >= self._control_checked_at + CONTROL_INTERVAL:
             self._control_checked_at = now
-            self.stopper.do(self._database.keep_control)
+            self.stopper.do(self._database, self._database.keep_control)
         return steady
 
     def _make(self) -> GuardedConnection:
