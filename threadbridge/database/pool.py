@@ -18,6 +18,7 @@ from threadbridge.database.dbutils_check import connection_settings, creator_mod
 from threadbridge.database.guard import Guard
 from threadbridge.database.guarded_connection import GuardedConnection
 from threadbridge.database.guarded_cursor import GuardedCursor
+from threadbridge.database.stopper import Stopper
 
 # When the pool makes connections, the control connection is checked at most once in this many seconds.
 CONTROL_INTERVAL = 10.0
@@ -32,6 +33,7 @@ class PoolGuard(Guard):
     :param pool: a pool that `pool_size` has accepted.
     :param on_ask: called on the worker side with each request that asks for a connection.
     :param statement_limit: seconds that a statement may take, by the database's clock and the driver's; 0 for no limit.
+    :param stopper: see `Guard`.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class PoolGuard(Guard):
         rerun: Literal["safe", "never"] = "safe",
         resets_sessions: bool = True,
         statement_limit: float = 0.0,
+        stopper: Stopper | None = None,
     ) -> None:
         other = getattr(pool.connection, "__self__", None)
         if isinstance(other, PoolGuard) and not other.closed:
@@ -55,6 +58,7 @@ class PoolGuard(Guard):
             tags_queries=tags_queries,
             rerun=rerun,
             resets_sessions=resets_sessions,
+            stopper=stopper,
         )
         # If the creator is a function of the application's, the driver and its defaults are not known yet.
         self._defaults = self._database.defaults if self._database is not None else {}
