@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -259,6 +260,8 @@ def test_a_forked_process_stops_its_own_queries(mariadb: dict[str, str], witness
                 stack.enter_context(held_by_another_thread(lock))
             pid = os.fork()
             if not pid:
+                # A child that hangs is killed.
+                signal.alarm(20)
                 with suppress(BaseException):
                     request, worker = in_waiting_request(pool)
                     os.read(goes_on, 1)
