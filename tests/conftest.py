@@ -128,8 +128,10 @@ def load_sample_data(variables: dict[str, str]) -> None:
 
 @pytest.fixture
 def witness(mariadb: dict[str, str]) -> Iterator[Witness]:
-    """A connection to the same server that sees what is done there."""
+    """A connection to the same server that sees what is done there, and holds the lock for which statements wait."""
     witness = Witness(mariadb)
+    # The last test's witness may just be ending.
+    assert witness.rows("SELECT GET_LOCK('held', 20)") == ((1,),)
     yield witness
     witness.connection.close()
 

@@ -15,7 +15,7 @@ import pytest
 from dbutils.pooled_db import PooledDB
 from MySQLdb.cursors import SSCursor
 
-from tests.support.cancelling import COUNTED_SLEEP, Application, assert_all_is_well, get, query
+from tests.support.cancelling import COUNTED_WAIT, WAITING, Application, assert_all_is_well, get, query
 from tests.support.databases import Witness, connect_settings
 from tests.support.inprocess import BridgeThread, wait_until
 from threadbridge import current
@@ -40,14 +40,14 @@ def test_a_statement_is_stopped_and_was_executed_once(
 ) -> None:
     pool = PooledDB(MySQLdb, maxconnections=2, blocking=blocking, **connect_settings(mariadb))
 
-    def sleep(environ: WSGIEnvironment) -> None:
+    def wait(environ: WSGIEnvironment) -> None:
         with closing(getattr(pool, method)()) as connection:
-            connection.cursor().execute(COUNTED_SLEEP)
+            connection.cursor().execute(COUNTED_WAIT)
 
-    application = Application(sleep)
+    application = Application(wait)
     with BridgeThread(application, pool=pool) as server:
         client = server.send(get())
-        witness.wait_for("SLEEP(20)")
+        witness.wait_for(WAITING)
         client.close()
         wait_until(lambda: application.ended == 1, "the application is free")
         assert witness.executions == 1
@@ -57,7 +57,7 @@ def test_a_statement_is_stopped_and_was_executed_once(
 
 
 def test_a_queued_request_does_not_run_once_its_client_has_left(pool: Any, witness: Witness) -> None:
-    application = Application(lambda environ: query(pool, COUNTED_SLEEP if environ["QUERY_STRING"] else "SELECT 1"))
+    application = Application(lambda environ: query(pool, COUNTED_WAIT if environ["QUERY_STRING"] else "SELECT 1"))
     with BridgeThread(application, pool=pool) as server:
         # From now on, such requests are known to use the pool, and go to its lane.
         server.request()
@@ -123,12 +123,12 @@ def test_a_transaction_is_rolled_back(pool: Any, witness: Witness, explicitly: b
             cursor.execute("INSERT INTO notes VALUES ('half of it')")
             # An application that ignores the error.
             with contextlib.suppress(MySQLdb.Error):
-                cursor.execute(COUNTED_SLEEP)
+                cursor.execute(COUNTED_WAIT)
 
     application = Application(insert)
     with BridgeThread(application, pool=pool) as server:
         client = server.send(get())
-        witness.wait_for("SLEEP(20)")
+        witness.wait_for(WAITING)
         client.close()
         wait_until(lambda: application.ended == 1, "the application is free")
         assert_all_is_well(pool, witness)
@@ -156,7 +156,7 @@ def kill_comes_first(witness: Witness) -> Callable[[Any], bool]:
 
 def test_a_statement_that_begins_just_after_the_kill_is_stopped(mariadb: dict[str, str], witness: Witness) -> None:
     pool = PooledDB(MySQLdb, maxconnections=1, ping=(4, kill_comes_first(witness)), **connect_settings(mariadb))
-    application = Application(lambda environ: query(pool, COUNTED_SLEEP))
+    application = Application(lambda environ: query(pool, COUNTED_WAIT))
     with BridgeThread(application, pool=pool) as server:
         with server.send(get()):
             wait_until(lambda: application.ended == 1, "the application is free")
@@ -169,7 +169,7 @@ def test_a_statement_that_begins_just_after_the_kill_is_stopped(mariadb: dict[st
 def fetch_all(pool: Any) -> int:
     """Rows for about 20 s, each larger than the server's buffer."""
     with closing(pool.connection()) as connection, closing(connection.cursor(SSCursor)) as cursor:
-        cursor.execute("SELECT SLEEP(0.02), REPEAT('x', 70000) FROM seq_1_to_1000")
+        cursor.execute("SELECT BENCHMARK(100000, MD5(seq)), REPEAT('x', 70000) FROM seq_1_to_1000")
         return sum(1 for _ in cursor)
 
 
@@ -203,7 +203,7 @@ def test_a_streamed_response_stops_with_its_client(pool: Any, witness: Witness) 
         try:
             with closing(pool.dedicated_connection()) as connection:
                 cursor = connection.cursor(SSCursor)
-                cursor.execute("SELECT REPEAT('x', 1000), SLEEP(0.0001) FROM seq_1_to_1000000")
+                cursor.execute("SELECT REPEAT('x', 1000) FROM seq_1_to_1000000")
                 while (row := cursor.fetchone()) is not None:
                     yield row[0].encode()
         finally:
@@ -231,16 +231,18 @@ def test_a_streamed_response_stops_with_its_client(pool: Any, witness: Witness) 
 def test_what_is_stopped_depends_on_the_method_and_the_setting(
     pool: Any, witness: Witness, cancel: str, method: str, stops: bool
 ) -> None:
-    application = Application(lambda environ: query(pool, "SELECT NEXT VALUE FOR executions, SLEEP(0.5)"))
+    sql = "SELECT NEXT VALUE FOR executions, GET_LOCK('held', 0.3) FROM seq_1_to_2"
+    application = Application(lambda environ: query(pool, sql))
     with BridgeThread(application, pool=pool, cancel=cancel) as server:
         client = server.send(get(method=method))
-        witness.wait_for("SLEEP(0.5)")
+        witness.wait_for(WAITING)
         kills = witness.kills
         client.close()
         wait_until(lambda: application.ended == 1, "the application is done")
         assert [error.args[0] for error in application.errors] == ([1317] if stops else [])
         assert (witness.kills > kills) == stops
-        assert witness.executions == 1
+        # One for each row.
+        assert witness.executions == (1 if stops else 2)
         assert_all_is_well(pool, witness)
 
 
@@ -313,7 +315,7 @@ def test_a_post_far_past_its_deadline_is_stopped_and_leaves_no_lock(pool: Any, w
     def update(environ: WSGIEnvironment) -> None:
         with closing(pool.connection()) as connection, closing(connection.cursor()) as cursor:
             cursor.execute("INSERT INTO notes VALUES ('half')")
-            cursor.execute(COUNTED_SLEEP)
+            cursor.execute(COUNTED_WAIT)
             connection.commit()
 
     application = Application(update)

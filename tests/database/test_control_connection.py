@@ -14,7 +14,7 @@ import pytest
 from dbutils.pooled_db import PooledDB
 from MySQLdb.cursors import SSCursor
 
-from tests.support.cancelling import COUNTED_SLEEP, Application, assert_all_is_well, get, query
+from tests.support.cancelling import COUNTED_WAIT, WAITING, Application, assert_all_is_well, get, query
 from tests.support.databases import Witness, connect_settings, line_to
 from tests.support.inprocess import BridgeThread, wait_until
 from threadbridge.database.driver import ConnectionSettings, StopFailed
@@ -39,15 +39,19 @@ def own_messages(caplog: pytest.LogCaptureFixture) -> list[str]:
     ]
 
 
+def name_in_log(witness: Witness) -> str:
+    return f"database {witness.settings['database']!r} at {witness.settings['unix_socket']}"
+
+
 def set_password(witness: Witness, password: str) -> None:
     witness.connection.cursor().execute("SET PASSWORD = PASSWORD(%s)", (password,))
 
 
 def number_of_control(pool: Any) -> int:
     """The number of the control connection, once there is one."""
-    idle = pool.connection.__self__._database._control._idle
-    wait_until(lambda: bool(idle), "there is a control connection")
-    number: int = idle[0].connection.thread_id()
+    control = pool.connection.__self__._database._control
+    wait_until(lambda: control._idle is not None, "there is a control connection")
+    number: int = control._idle.connection.thread_id()
     return number
 
 
@@ -60,7 +64,7 @@ def lose(number: int, witness: Witness) -> None:
 def test_a_control_connection_that_is_refused_is_tried_again(
     pool: Any, witness: Witness, caplog: pytest.LogCaptureFixture
 ) -> None:
-    application = Application(lambda environ: query(pool, COUNTED_SLEEP))
+    application = Application(lambda environ: query(pool, COUNTED_WAIT))
     with BridgeThread(application, pool=pool) as server:
         clients = [server.send(get()) for _ in range(3)]
         wait_until(lambda: len(witness.running) == 3, "three statements run")
@@ -78,8 +82,8 @@ def test_a_control_connection_that_is_refused_is_tried_again(
         assert_all_is_well(pool, witness)
         assert witness.executions == 3
     first, second = own_messages(caplog)
-    assert first.startswith("cannot stop cancelled queries; trying again: (1045, ")
-    assert second == "cancelled queries can be stopped again"
+    assert first.startswith(f"cannot stop cancelled queries in {name_in_log(witness)}; trying again: (1045, ")
+    assert second == f"cancelled queries can be stopped again in {name_in_log(witness)}"
 
 
 @contextlib.contextmanager
@@ -98,7 +102,7 @@ def no_connection_left(witness: Witness) -> Iterator[None]:
 def test_queries_are_stopped_even_if_the_database_has_no_connection_left(
     pool: Any, witness: Witness, caplog: pytest.LogCaptureFixture
 ) -> None:
-    application = Application(lambda environ: query(pool, COUNTED_SLEEP))
+    application = Application(lambda environ: query(pool, COUNTED_WAIT))
     with BridgeThread(application, pool=pool) as server:
         clients = [server.send(get()) for _ in range(3)]
         wait_until(lambda: len(witness.running) == 3, "three statements run")
@@ -121,7 +125,7 @@ def test_queries_are_stopped_even_if_the_database_has_no_connection_left(
 def test_a_query_that_cannot_be_stopped_is_remembered_until_it_is(
     pool: Any, witness: Witness, caplog: pytest.LogCaptureFixture
 ) -> None:
-    application = Application(lambda environ: query(pool, COUNTED_SLEEP))
+    application = Application(lambda environ: query(pool, COUNTED_WAIT))
     with BridgeThread(application, pool=pool) as server:
         clients = [server.send(get()) for _ in range(3)]
         wait_until(lambda: len(witness.running) == 3, "three statements run")
@@ -140,17 +144,17 @@ def test_a_query_that_cannot_be_stopped_is_remembered_until_it_is(
         assert_all_is_well(pool, witness)
         assert (witness.executions, stopper.killed, stopper.stops) == (3, 3, 0)
     first, *rest = own_messages(caplog)
-    assert first.startswith("cannot stop cancelled queries; trying again: (1040, ")
+    assert first.startswith(f"cannot stop cancelled queries in {name_in_log(witness)}; trying again: (1040, ")
     assert "cancelled 2 s ago but still holds connection" in rest[0]
-    assert "has ended in the database, killed on request" in rest[-1]
+    assert f"has ended in {name_in_log(witness)}, killed on request" in rest[-1]
 
 
 def test_a_lost_control_connection_is_replaced(pool: Any, witness: Witness) -> None:
-    application = Application(lambda environ: query(pool, COUNTED_SLEEP))
+    application = Application(lambda environ: query(pool, COUNTED_WAIT))
     with BridgeThread(application, pool=pool) as server:
         for count in (1, 2):
             client = server.send(get())
-            witness.wait_for("SLEEP(20)")
+            witness.wait_for(WAITING)
             lose(number_of_control(pool), witness)
             client.close()
             wait_until(lambda count=count: application.ended == count, "the application is free")  # type: ignore[misc]
@@ -169,7 +173,7 @@ def test_only_what_ran_when_it_was_stopped_is_counted(
         with contextlib.closing(pool.connection()) as connection:
             if path == "/rows":
                 with contextlib.closing(connection.cursor(SSCursor)) as cursor:
-                    cursor.execute("SELECT SLEEP(0.02), REPEAT('x', 70000) FROM seq_1_to_1000")
+                    cursor.execute("SELECT BENCHMARK(100000, MD5(seq)), REPEAT('x', 70000) FROM seq_1_to_1000")
                     for _ in cursor:
                         holds.set()
             else:
@@ -206,15 +210,15 @@ def test_a_query_is_stopped_even_if_the_application_has_released_all_locks(
 ) -> None:
     wait_until(lambda: int(witness.rows("SHOW STATUS LIKE 'Uptime'")[0][1]) > 2, "the server is no new one")
 
-    def release_and_sleep(environ: Any) -> None:
+    def release_and_wait(environ: Any) -> None:
         with contextlib.closing(pool.connection()) as connection, contextlib.closing(connection.cursor()) as cursor:
             cursor.execute(statement)
-            cursor.execute(COUNTED_SLEEP)
+            cursor.execute(COUNTED_WAIT)
 
-    application = Application(release_and_sleep)
+    application = Application(release_and_wait)
     with BridgeThread(application, pool=pool) as server:
         client = server.send(get())
-        witness.wait_for("SLEEP(20)")
+        witness.wait_for(WAITING)
         client.close()
         wait_until(lambda: application.ended == 1, "the application is free")
         assert [error.args[0] for error in application.errors] == [1317]
@@ -252,23 +256,23 @@ def test_a_connection_lost_by_the_network_is_cut_and_killed_in_the_database(
 ) -> None:
     witness.rows("INSERT INTO notes VALUES ('locked')")
 
-    def lock_and_sleep(environ: Any) -> None:
+    def lock_and_wait(environ: Any) -> None:
         if environ["PATH_INFO"] == "/":
             query(pool, "SELECT 1")
             return
         with contextlib.closing(pool.connection()) as connection, contextlib.closing(connection.cursor()) as cursor:
             cursor.execute("SELECT * FROM notes FOR UPDATE")
             locked.set()
-            cursor.execute("SELECT 1 FROM notes WHERE SLEEP(60)")
+            cursor.execute("SELECT 1 FROM notes WHERE GET_LOCK('held', 60)")
 
     locked = threading.Event()
     with line_to(mariadb["MYSQL_UNIX_SOCKET"]) as line:
         pool: Any = PooledDB(MySQLdb, maxconnections=1, **connect_settings(mariadb, line.path))
-        application = Application(lock_and_sleep)
+        application = Application(lock_and_wait)
         with BridgeThread(application, pool=pool) as server:
             client = server.send(get("/lock"))
             assert locked.wait(10)
-            witness.wait_for("SLEEP(60)")
+            witness.wait_for(WAITING)
             line.swallow_old()
             client.close()
             wait_until(lambda: application.ended == 1, "the worker is free")
@@ -281,7 +285,7 @@ def test_a_connection_lost_by_the_network_is_cut_and_killed_in_the_database(
         pool.close()
     messages = own_messages(caplog)
     assert any("cancelled 2 s ago but still holds connection" in each for each in messages)
-    assert "has ended in the database" in messages[-1]
+    assert f"has ended in database {witness.settings['database']!r} at {line.path}" in messages[-1]
 
 
 @pytest.mark.usefixtures("severed_early")
@@ -291,7 +295,7 @@ def test_a_connect_function_that_does_not_return_delays_others_only_briefly(
     """The database accepts and does not answer; the application's function takes no timeouts."""
     with line_to(mariadb["MYSQL_UNIX_SOCKET"]) as line:
         pool = PooledDB(lambda: MySQLdb.connect(**connect_settings(mariadb, line.path)), maxconnections=2)
-        application = Application(lambda environ: query(pool, COUNTED_SLEEP))
+        application = Application(lambda environ: query(pool, COUNTED_WAIT))
         with BridgeThread(application, pool=pool) as server:
             clients = [server.send(get()) for _ in range(2)]
             wait_until(lambda: len(witness.running) == 2, "the statements run")
@@ -322,14 +326,14 @@ def test_a_thread_that_could_not_start_starts_with_the_next_request(
         start(thread)
 
     def run(environ: Any) -> Any:
-        return query(pool, COUNTED_SLEEP if environ["PATH_INFO"] == "/slow" else "SELECT 1")
+        return query(pool, COUNTED_WAIT if environ["PATH_INFO"] == "/slow" else "SELECT 1")
 
     application = Application(run)
     with BridgeThread(application, pool=pool) as server:
         with monkeypatch.context() as patch:
             patch.setattr(threading.Thread, "start", fail)
             client = server.send(get("/slow"))
-            witness.wait_for("SLEEP(20)")
+            witness.wait_for(WAITING)
             client.close()
             wait_until(lambda: server.bridge.guard.stopper.lacks_thread, "the stop waits")  # type: ignore[union-attr]
         assert server.request()[0].status == 200
@@ -360,8 +364,8 @@ def test_the_search_for_a_connection_that_cannot_be_found_ends(
     wait_until(lambda: stopper.running == 0, "it is given up")
     assert stopper.failures >= 2
     assert own_messages(caplog) == [
-        "connection 7 may still be running a query in the database, and is no longer checked: it was not found for "
-        "0.2 s: the control connection came to b, not to a"
+        "connection 7 may still be running a query in the MySQLdb database, and is no longer checked: it was not found "
+        "for 0.2 s: the control connection came to b, not to a"
     ]
     stopper.close()
 

@@ -251,7 +251,8 @@ def test_a_connection_does_not_come_back_before_the_first_of_two_kills_under_way
         connection = pool.connection()
         [borrow] = connection.borrows
         release = threading.Event()
-        stop = connection._con.stop_query
+        [driver_connection] = connection._con.driver_connections()
+        stop = driver_connection.stop_query
         stopping = threading.Event()
 
         def stop_late(**kwargs: bool) -> bool:
@@ -259,10 +260,10 @@ def test_a_connection_does_not_come_back_before_the_first_of_two_kills_under_way
             assert release.wait(10)
             return bool(stop(**kwargs))
 
-        connection._con.stop_query = stop_late
+        driver_connection.stop_query = stop_late
         request.cancel()
         assert stopping.wait(10)
-        connection._con.stop_query = stop
+        driver_connection.stop_query = stop
         borrow.stop_query()
         ended = InThread(connection.close)
         wait_until(lambda: "end" in functions_of(ended.thread), "the hand-back waits")

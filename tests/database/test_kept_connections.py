@@ -10,7 +10,7 @@ from typing import Any
 import MySQLdb
 import pytest
 
-from tests.support.cancelling import COUNTED_SLEEP
+from tests.support.cancelling import COUNTED_WAIT, WAITING
 from tests.support.databases import Witness
 from tests.support.inprocess import wait_until
 from tests.support.requests_in_threads import InThread, in_request, one, running
@@ -46,8 +46,8 @@ def test_statements_on_a_held_connection_are_recorded(pool: Any, witness: Witnes
 def test_a_query_on_a_held_connection_is_stopped(pool: Any, witness: Witness) -> None:
     DBUtilsGuard(pool)
     kept = keep(pool)
-    request, worker = in_request(lambda: kept.cursor().execute(COUNTED_SLEEP))
-    witness.wait_for("SLEEP(20)")
+    request, worker = in_request(lambda: kept.cursor().execute(COUNTED_WAIT))
+    witness.wait_for(WAITING)
     request.cancel()
     worker.join()
     assert isinstance(worker.error, MySQLdb.OperationalError) and worker.error.args[0] == 1317
@@ -93,12 +93,12 @@ def test_other_threads_statements_on_a_requests_connection_count_as_its_own(pool
             other = InThread(lambda: connection.cursor().execute("INSERT INTO notes VALUES ('by another thread')"))
             other.join()
             connection.commit()
-            other = InThread(lambda: connection.cursor().execute(COUNTED_SLEEP))
+            other = InThread(lambda: connection.cursor().execute(COUNTED_WAIT))
             other.join()
             return other
 
     request, worker = in_request(work)
-    witness.wait_for("SLEEP(20)")
+    witness.wait_for(WAITING)
     request.cancel()
     worker.join()
     stopped = worker.result.error
@@ -113,7 +113,7 @@ def test_another_thread_executes_no_statement_for_a_cancelled_request(pool: Any,
         connection = pool.connection()
         cursor = connection.cursor()
         request.cancel()
-        other = InThread(lambda: cursor.execute(COUNTED_SLEEP))
+        other = InThread(lambda: cursor.execute(COUNTED_WAIT))
         other.join()
         connection.close()
     assert isinstance(other.error, MySQLdb.OperationalError)

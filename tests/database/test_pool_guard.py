@@ -19,6 +19,7 @@ from dbutils.pooled_db import PooledDB, TooManyConnectionsError
 from dbutils.steady_db import SteadyDBConnection
 
 from tests.support import unknown_driver
+from tests.support.cancelling import COUNTED_WAIT, WAITING
 from tests.support.databases import Witness, connect_settings
 from tests.support.inprocess import wait_until
 from tests.support.processes import ROOT
@@ -137,12 +138,12 @@ def test_a_function_may_make_the_connections(
     pool = PooledDB(lambda: MySQLdb.connect(**connect_settings(mariadb)), maxconnections=1)
     DBUtilsGuard(pool)
 
-    def sleep() -> None:
+    def wait() -> None:
         with closing(pool.connection()) as connection:
-            one(connection, "SELECT NEXT VALUE FOR executions, SLEEP(20)")
+            one(connection, COUNTED_WAIT)
 
-    request, worker = in_request(sleep)
-    witness.wait_for("SLEEP(20)")
+    request, worker = in_request(wait)
+    witness.wait_for(WAITING)
     request.cancel()
     worker.join()
     assert isinstance(worker.error, MySQLdb.OperationalError) and worker.error.args[0] == 1317

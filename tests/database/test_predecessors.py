@@ -240,7 +240,7 @@ def test_killed_connections_are_counted_and_no_others_are_touched(
             wait_until(lambda: guard.stopper.running == 0, "it has ended")
             guard.leave()
     first_line, *_ = messages(caplog)
-    assert first_line.startswith(f"connection {number} of dead process {dead} has been killed in the database")
+    assert first_line.startswith(f"connection {number} of dead process {dead} has been killed in database ")
 
 
 def test_a_successor_that_is_killed_has_a_successor(tmp_path: Path, mariadb: dict[str, str], witness: Witness) -> None:

@@ -15,7 +15,7 @@ import MySQLdb
 import pytest
 from dbutils.pooled_db import PooledDB
 
-from tests.support.cancelling import COUNTED_SLEEP, Application, assert_all_is_well, query
+from tests.support.cancelling import COUNTED_WAIT, WAITING, Application, assert_all_is_well, query
 from tests.support.databases import Witness, connect_settings
 from tests.support.inprocess import BridgeThread, wait_until
 from tests.support.requests_in_threads import InThread, in_request, one, running
@@ -49,9 +49,9 @@ def move(cursor: Any, source: int, target: int) -> Iterator[None]:
 STATEMENT_ERRORS = {
     "lock wait timeout": (1205, "CALL fails(1205)"),
     "deadlock": (1213, "CALL fails(1213)"),
-    "MariaDB's time limit": (1969, "SET STATEMENT max_statement_time=0.2 FOR " + COUNTED_SLEEP),
+    "MariaDB's time limit": (1969, "SET STATEMENT max_statement_time=0.2 FOR " + COUNTED_WAIT),
     "MySQL's time limit": (3024, "CALL fails(3024)"),
-    "interrupted": (1317, COUNTED_SLEEP),
+    "interrupted": (1317, COUNTED_WAIT),
 }
 
 
@@ -66,7 +66,7 @@ def test_a_statement_that_failed_is_not_run_again(pool: Any, witness: Witness, n
     DBUtilsGuard(pool)
     worker = in_request(lambda: query(pool, sql))[1] if in_a_request else InThread(lambda: query(pool, sql))
     if number == 1317:
-        witness.rows(f"KILL QUERY {witness.wait_for('SLEEP(20)')}")
+        witness.rows(f"KILL QUERY {witness.wait_for(WAITING)}")
     worker.join()
     assert worker.error is not None and worker.error.args[0] == number
     assert witness.executions == 1

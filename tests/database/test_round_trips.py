@@ -194,7 +194,8 @@ def test_a_connection_is_still_known_after_errors_that_look_like_a_lost_one(
         [number] = NUMBER(connection)
         assert connection.number == number
         kills = witness.kills
-        connection.stop_query()
+        for each in connection.driver_connections():
+            each.stop_query()
         return witness.kills - kills
 
     assert requests.serve(use) >= 1

@@ -12,7 +12,7 @@ import pytest
 from dbutils.pooled_db import PooledDB
 from MySQLdb.cursors import DictCursor, SSCursor
 
-from tests.support.cancelling import query
+from tests.support.cancelling import WAIT, WAITING, query
 from tests.support.databases import Witness, connect_settings
 from tests.support.inprocess import BridgeThread, wait_until
 from tests.support.requests_in_threads import in_request, running
@@ -80,15 +80,15 @@ def test_a_statement_is_recorded_while_it_runs(mariadb: dict[str, str], witness:
 
     def application(environ: Any, start_response: Any) -> list[bytes]:
         with closing(pool.connection()) as connection, closing(connection.cursor()) as cursor:
-            cursor.execute("SELECT SLEEP(20)")
+            cursor.execute(WAIT)
         return []
 
     with BridgeThread(application, pool=pool) as server:
         client = server.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-        number = witness.wait_for("SLEEP(20)")
+        number = witness.wait_for(WAITING)
         [exchange] = server.bridge.exchanges.open
         [statement] = exchange.running.statements.latest
-        assert (statement.sql, statement.connection_id, statement.ended) == ("SELECT SLEEP(20)", number, 0.0)
+        assert (statement.sql, statement.connection_id, statement.ended) == (WAIT, number, 0.0)
         client.close()
     pool.close()
 
@@ -132,14 +132,14 @@ def test_the_databases_process_list_names_the_request(mariadb: dict[str, str], w
     def application(environ: Any, start_response: Any) -> list[bytes]:
         ids.append(current().id)
         with closing(pool.connection()) as connection, closing(connection.cursor()) as cursor:
-            cursor.execute("SELECT SLEEP(%s)", (20,))
+            cursor.execute("SELECT GET_LOCK(%s, %s) FROM seq_1_to_2", ("held", 20))
         return []
 
     with BridgeThread(application, pool=pool, tag_queries=True) as server:
         client = server.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-        witness.wait_for("SLEEP(20)")
+        witness.wait_for(WAITING)
         # Meanwhile, the control connection is made.
-        wait_until(lambda: witness.running == [f"/* {ids[0]} */ SELECT SLEEP(20)"], "it runs alone")
+        wait_until(lambda: witness.running == [f"/* {ids[0]} */ {WAIT}"], "it runs alone")
         client.close()
     pool.close()
 

@@ -16,7 +16,7 @@ import MySQLdb
 import pytest
 from dbutils.pooled_db import PooledDB
 
-from tests.support.cancelling import get
+from tests.support.cancelling import WAIT, WAITING, get
 from tests.support.databases import Witness, connect_settings
 from tests.support.inprocess import BridgeThread, reset, wait_until
 from tests.support.processes import Frontend
@@ -151,9 +151,9 @@ def test_when_the_client_has_left_the_end_is_told(
 def test_what_an_operator_has_stopped_is_told(
     payments: Payments, witness: Witness, caplog: pytest.LogCaptureFixture
 ) -> None:
-    payments.before = ("INSERT INTO notes VALUES ('paid')", "INSERT INTO notes SELECT SLEEP(20)")
+    payments.before = ("INSERT INTO notes VALUES ('paid')", f"INSERT INTO notes {WAIT}")
     with serving(payments) as server, server.send(POST) as client:
-        witness.wait_for("SLEEP(20)")
+        witness.wait_for(WAITING)
         [exchange] = server.bridge.exchanges.open
         server.loop.call_soon_threadsafe(server.bridge.exchanges.stop, exchange)
         assert client.recv(1000).startswith(b"HTTP/1.1 504 ")

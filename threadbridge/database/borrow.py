@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NoReturn, Protocol
 
 from threadbridge.crossing.current import TrackedRequest
+from threadbridge.database.driver import Database
+from threadbridge.database.driver_connection import DriverConnection
 from threadbridge.database.stopper import ATTEMPT_TIMEOUT, Orphan, StopResult
 
 
@@ -22,15 +24,18 @@ class HeldConnection(Protocol):
     # Whether it was cut and no longer counts as handed out.
     is_abandoned: bool
 
-    def stop_query(self, *, waits: bool = False) -> bool:
-        """See `Database.stop_query`."""
+    def driver_connections(self) -> Collection[DriverConnection]:
+        """The driver's connections that it uses: two while a broken one is replaced. Any thread; takes no lock."""
 
     def sever(self) -> Sequence[Orphan]:
         """See `DriverConnection.sever`."""
 
 
 class Borrow:
-    """A connection that a request holds: a `Stoppable`. A lock guards `is_over`, `_is_executing` and `_attempts`."""
+    """A connection that a request holds: a `Stoppable`.
+
+    A lock guards `is_over`, `_is_executing`, `_is_cut` and `_attempts`.
+    """
 
     def __init__(
         self,
@@ -51,6 +56,8 @@ class Borrow:
         self._may_stop = may_stop
         self._cancelled = cancelled
         self._is_executing = False
+        # Whether `sever` has cut the connection.
+        self._is_cut = False
         # An event for each attempt to stop a statement, set when the attempt has ended.
         self._attempts: list[threading.Event] = []
         self._lock = threading.Lock()
@@ -74,27 +81,39 @@ class Borrow:
         self.has_refused = True
         raise self._cancelled()
 
+    @property
+    def database(self) -> Database | None:
+        return next((each.database for each in self.connection.driver_connections()), None)
+
     def stop_query(self) -> StopResult:
         # On a connection that other requests use too, the statement may be theirs.
         if not self._may_stop(self):
             return StopResult(was_running=False, try_again=True)
         with self._lock:
-            if self.is_over:
+            if self.is_over or self._is_cut:
                 return StopResult(was_running=False, try_again=False)
             # Read before the attempt, as a statement that is executing may reach the server only after it. If none is
             # executing, one may still be sending its rows: the attempt stops that one, and no other begins.
             try_again = self._is_executing
+            # All of them, as one may be closed already. Read now: once the borrow has ended, they may be replaced.
+            targets = list(self.connection.driver_connections())
             attempt = threading.Event()
             self._attempts.append(attempt)
         try:
-            return StopResult(self.connection.stop_query(waits=try_again), try_again)
+            return StopResult(True in [each.stop_query(waits=try_again) for each in targets], try_again)
         finally:
             attempt.set()
 
     def sever(self) -> Sequence[Orphan] | None:
         if not self._may_stop(self):
             return () if self.is_over else None
-        return self.connection.sever()
+        orphans = self.connection.sever()
+        with self._lock:
+            self._is_cut = True
+            for attempt in self._attempts:
+                # No statement follows on these connections, so `end` need not wait for attempts that hang.
+                attempt.set()
+        return orphans
 
     def end(self) -> None:
         """End the borrow once attempts under way have ended. Any thread that may wait."""

@@ -21,6 +21,8 @@ class ConnectionSettings:
     takes_timeouts: bool = True
     # Seconds that a statement on a connection of the pool may take; 0 for no limit.
     statement_limit: float = 0.0
+    # The database's, for operators, where the arguments do not give it.
+    name: str = ""
 
     def connect_within(self, timeouts: Mapping[str, Any]) -> Any:
         """Connect; if ``connect`` takes timeouts, these override the settings. Raises what the driver raises."""
@@ -29,6 +31,21 @@ class ConnectionSettings:
 
 class UnsupportedDriver(Exception):
     """This version of a driver lacks what is needed to stop its queries."""
+
+
+def name_of(driver: str, settings: ConnectionSettings, parameters: Mapping[str, Any]) -> str:
+    """The database in the log, by the parameters that lead to it, for example ``database 'shop' at 10.0.0.3:3307``."""
+    if settings.name:
+        return settings.name
+    database, host, port = (
+        next((parameters[name] for name in names if parameters.get(name)), None)
+        for names in (("database", "db", "dbname"), ("unix_socket", "host"), ("port",))
+    )
+    name = f"the {driver} database" if database is None else f"database {database!r}"
+    if host is None:
+        return name
+    is_path = str(host).startswith("/")
+    return f"{name} at {host}" if port is None or is_path else f"{name} at {host}:{port}"
 
 
 class StopFailed(Exception):
@@ -115,6 +132,8 @@ class Database(Protocol):
 
     # The name of the driver's package.
     driver: str
+    # The database in the log, without its password: see `name_of`.
+    name: str
     identity: type[Any]
     # Arguments of ``connect`` that apply unless the pool's settings contain them.
     defaults: Mapping[str, Any]

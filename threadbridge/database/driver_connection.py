@@ -34,7 +34,7 @@ class DriverConnection:
 
     def __init__(self, connection: Any, database: Database) -> None:
         self._connection = connection
-        self._database = database
+        self.database = database
         # Read now: a driver may not answer while another thread uses the connection.
         self._descriptor = database.descriptor(connection)
         self._file: tuple[int, int] | None = None
@@ -51,11 +51,11 @@ class DriverConnection:
 
     def prepare(self, listed: ConnectionList, comment: Callable[[], str] | None = None) -> None:
         """Identify the connection, list it, and start observing what is sent on it. Raises what the driver raises."""
-        identity = self._database.identify(self._connection)
+        identity = self.database.identify(self._connection)
         if identity is not None:
-            self._entry = listed.enter(self._database, identity)
+            self._entry = listed.enter(self.database, identity)
         self.identity = identity
-        self.session = self._database.prepare(self._connection, comment)
+        self.session = self.database.prepare(self._connection, comment)
         self._is_prepared = True
 
     @property
@@ -75,13 +75,13 @@ class DriverConnection:
             return True
         try:
             # A connection that the server has closed can be read. The descriptor may now be another file's.
-            return self._database.descriptor(self._connection) == self._descriptor and not self._poll.poll(0)
+            return self.database.descriptor(self._connection) == self._descriptor and not self._poll.poll(0)
         except Exception:  # noqa: BLE001 - whatever the driver raises, the connection is of no more use
             return False
 
     def stop_query(self, *, waits: bool = False) -> bool:
         """See `Database.stop_query`."""
-        return self._is_prepared and self._database.stop_query(self._connection, self.identity, waits=waits)
+        return self._is_prepared and self.database.stop_query(self._connection, self.identity, waits=waits)
 
     def sever(self) -> Orphan | None:
         """Cut the connection, even before `prepare` is answered, so that a thread waiting on it fails. Any thread.
@@ -96,7 +96,7 @@ class DriverConnection:
             # The number may now be another file's.
             if _file(copy) == self._file:
                 stack.enter_context(socket.socket(fileno=os.dup(copy))).shutdown(socket.SHUT_RDWR)
-        return None if self.identity is None else Orphan(self._database, self.identity, self._entry)
+        return None if self.identity is None else Orphan(self.database, self.identity, self._entry)
 
 
 def notice_lost_peer(descriptor: int) -> None:

@@ -48,6 +48,7 @@ class Guard(abc.ABC):
     :param rerun: whether queries that leave no trace may run again if they are lost with their connection.
     :param resets_sessions: whether a connection whose session a request may have changed (variables, temporary tables,
         locks, settings) is closed when it comes back.
+    :param stopper: one that several guards share, and whoever made it closes; the guard makes its own by default.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Guard(abc.ABC):
         tags_queries: bool,
         rerun: Literal["safe", "never"],
         resets_sessions: bool,
+        stopper: Stopper | None = None,
     ) -> None:
         self.name = name
         self.closed = False
@@ -76,11 +78,13 @@ class Guard(abc.ABC):
         self._settings = settings
         self._database: Database | None = database_of(drivers, settings)
         self._is_known = self._database is not None
+        # In forked processes, it starts afresh by itself.
+        self.stopper = stopper or Stopper()
+        self._owns_stopper = stopper is None
         self._start_afresh()
 
     def _start_afresh(self) -> None:
         self._by_request: dict[TrackedRequest, list[Borrow]] = {}
-        self.stopper = Stopper()
         self.connections = ConnectionList(
             self._settings, self.stopper, lambda driver: self._database or database_of([driver], self._settings)
         )
@@ -97,7 +101,9 @@ class Guard(abc.ABC):
         """End the guard's threads; another guard may follow. Any thread."""
         self.closed = True
         self._background.close()
-        self.stopper.close()
+        self.connections.end()
+        if self._owns_stopper:
+            self.stopper.close()
         if self._database is not None:
             self._database.close()
 
@@ -110,7 +116,7 @@ class Guard(abc.ABC):
         now = time.monotonic()
         if self._database is not None and not self.closed and now >= self._control_checked_at + CONTROL_INTERVAL:
             self._control_checked_at = now
-            self.stopper.do(self._database.keep_control)
+            self.stopper.do(self._database, self._database.keep_control)
 
     # The database.
 

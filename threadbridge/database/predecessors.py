@@ -51,6 +51,7 @@ class ConnectionList:
         # None: a private directory among the temporary files.
         self._run_directory: str | None = None
         self._has_begun = False
+        self._end_search: Callable[[], None] = lambda: None
         self._own: _OwnFile | None = None
         self._lock = threading.Lock()
         self._unusable = RepeatedLog(logger, 600)
@@ -61,7 +62,13 @@ class ConnectionList:
             if not self._has_begun:
                 self._has_begun = True
                 self._run_directory = directory
-                self._stopper.repeat(self._search, INTERVAL)
+                self._end_search = self._stopper.repeat(self._search, INTERVAL)
+
+    def end(self) -> None:
+        """Search no more. Any thread."""
+        with self._lock:
+            self._has_begun = True
+            self._end_search()
 
     def enter(self, database: Database, identity: Identity) -> Entry | None:
         """List a connection while the returned object exists; None if it cannot be found or listed. Any thread."""

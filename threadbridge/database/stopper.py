@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
+from threadbridge.common import forks
 from threadbridge.common.repeated_log import RepeatedLog
-from threadbridge.database.bounded_calls import BoundedCalls, NoAnswer
+from threadbridge.database.bounded_calls import BoundedCalls
 from threadbridge.database.driver import Database, Identity, StopFailed
 from threadbridge.database.stopper_thread import StopperThread
 
@@ -20,8 +22,6 @@ logger = logging.getLogger("threadbridge")
 # attempt that found nothing to stop.
 FIRST_PAUSE = 0.02
 LONGEST_PAUSE = 2.0
-# Seconds between two attempts while the database does not answer, for all requests together.
-OUTAGE_PAUSE = 1.0
 # Seconds after which a cancelled request that still holds its connection loses it.
 SEVER_AFTER = 5.0
 # Seconds that one attempt may take, connecting included.
@@ -61,6 +61,10 @@ class Stoppable(Protocol):
     name: str
     is_over: bool
 
+    @property
+    def database(self) -> Database | None:
+        """Where the query runs; None while the connection is being made. Any thread."""
+
     def stop_query(self) -> StopResult:
         """Ask the database to stop the query. In a bounded call. Raises `StopFailed`."""
 
@@ -81,6 +85,8 @@ class _Stop:
     pause: float = FIRST_PAUSE
     try_again: bool = True
     was_running: bool = False
+    # Whether an attempt is under way, or waits for its turn.
+    is_asking: bool = False
 
 
 @dataclass
@@ -93,7 +99,7 @@ class _Watch:
 
 
 class Stopper(StopperThread):
-    """For each cancelled request, asks the database to stop the query, again and again.
+    """For each cancelled request, asks the database to stop the query, again and again. For any number of databases.
 
     After `SEVER_AFTER` seconds it cuts the connection, which frees the worker, and makes the database end the
     connection, which frees its locks; it checks until that has happened.
@@ -104,23 +110,29 @@ class Stopper(StopperThread):
 
     def __init__(self) -> None:
         super().__init__()
-        self._calls = BoundedCalls(ATTEMPT_TIMEOUT)
-        # When the database may be asked again after a failure; 0 while it answers.
-        self._retry_at = 0.0
-        # Whether the last attempt got no answer at all.
-        self._has_timed_out = False
-        self._orphans: dict[Orphan, _Watch] = {}
-        # Re-entrant: garbage may be collected under it, and connections then be given up.
-        self._lock = threading.RLock()
         self._cut, self._unconnected, self._forgot = RepeatedLog(logger), RepeatedLog(logger), RepeatedLog(logger)
         self._gone, self._inherited = RepeatedLog(logger), RepeatedLog(logger)
         # Requests whose running query was stopped and which then gave back their connection by themselves; failed
         # attempts; connections cut; connections killed, including those of dead processes.
         self.stops = self.failures = self.severed = self.killed = 0
+        self._forget_all()
+        forks.copies(self)
+
+    def _forget_all(self) -> None:
+        # One database that does not answer must not delay stops in another.
+        self._calls: weakref.WeakKeyDictionary[Database, BoundedCalls] = weakref.WeakKeyDictionary()
+        self._orphans: dict[Orphan, _Watch] = {}
+        # Re-entrant: garbage may be collected under it, and connections then be given up.
+        self._lock = threading.RLock()
+
+    def become_copy(self) -> None:
+        """This is a forked process: its parent goes on with the work, and has the threads."""
+        super().become_copy()
+        self._forget_all()
 
     @property
     def running(self) -> int:
-        """How many orphaned connections have not yet ended in the database. Any thread."""
+        """How many orphaned connections have not yet ended in their databases. Any thread."""
         return len(self._orphans)
 
     def stop_query(self, what: Stoppable) -> None:
@@ -129,21 +141,24 @@ class Stopper(StopperThread):
         self.add(task.since, lambda: self._continue(task))
 
     def kill(self, orphans: Iterable[Orphan]) -> None:
-        """End orphaned connections in the database. Any thread; returns at once."""
+        """End orphaned connections in their databases. Any thread; returns at once."""
         for orphan in orphans:
             self._remember(orphan)
 
-    def do(self, call: Callable[[], None]) -> None:
+    def do(self, database: Database, call: Callable[[], object]) -> None:
         """Call this soon, in a bounded call, unless the database is known to be out of reach. Any thread."""
 
-        def attempt() -> None:
-            if time.monotonic() >= self._retry_at:
-                try:
-                    self._calls.call(call)
-                except StopFailed as error:
-                    logger.debug("not done: %s", error)
+        def note(outcome: object) -> None:
+            if isinstance(outcome, StopFailed):
+                logger.debug("not done: %s", outcome)
 
-        self.add(time.monotonic(), attempt)
+        self.add(time.monotonic(), lambda: self._calls_to(database).call(call, note, fails_alone=True))
+
+    def _calls_to(self, database: Database) -> BoundedCalls:
+        calls = self._calls.get(database)
+        if calls is None:
+            self._calls[database] = calls = BoundedCalls(self, database.name, ATTEMPT_TIMEOUT)
+        return calls
 
     # Requests that still hold their connection.
 
@@ -151,23 +166,27 @@ class Stopper(StopperThread):
         if task.what.is_over:
             self.stops += task.was_running
             return
-        if time.monotonic() - task.since >= SEVER_AFTER:
+        latest = task.since + SEVER_AFTER
+        if time.monotonic() >= latest:
             self._sever(task)
             return
-        if task.try_again and self._may_ask(task.since + SEVER_AFTER):
-            try:
-                result = self._calls.call(task.what.stop_query)
-            except StopFailed as error:
-                self._note_failure(error)
-            else:
-                self._note_success()
-                task.try_again = result.try_again
-                task.was_running = task.was_running or result.was_running
         pause, task.pause = task.pause, min(2 * task.pause, LONGEST_PAUSE)
-        due = min(time.monotonic() + pause, task.since + SEVER_AFTER)
-        if task.try_again:
-            due = max(due, min(self._retry_at, task.since + SEVER_AFTER))
-        self.add(due, lambda: self._continue(task))
+        due = time.monotonic() + pause
+        if task.try_again and (database := task.what.database) is not None:
+            calls = self._calls_to(database)
+            if not task.is_asking:
+                task.is_asking = True
+                calls.call(task.what.stop_query, lambda outcome: self._note_attempt(task, outcome))
+            due = max(due, calls.retry_at)
+        self.add(min(due, latest), lambda: self._continue(task))
+
+    def _note_attempt(self, task: _Stop, outcome: StopResult | StopFailed | None) -> None:
+        task.is_asking = False
+        if isinstance(outcome, StopFailed):
+            self.failures += 1
+        elif outcome is not None:
+            task.try_again = outcome.try_again
+            task.was_running = task.was_running or outcome.was_running
 
     def _sever(self, task: _Stop) -> None:
         orphans = task.what.sever()
@@ -183,9 +202,9 @@ class Stopper(StopperThread):
         numbers = " and ".join(str(orphan.identity.number) for orphan in orphans)
         self._cut.log(
             logging.WARNING,
-            "request %s: cancelled %g s ago but still holds connection %s; cutting it, and killing it in the database "
-            "when reachable",
-            *(task.what.name, SEVER_AFTER, numbers),
+            "request %s: cancelled %g s ago but still holds connection %s; cutting it, and killing it in %s when "
+            "reachable",
+            *(task.what.name, SEVER_AFTER, numbers, orphans[0].database.name),
         )
         self.kill(orphans)
 
@@ -205,30 +224,31 @@ class Stopper(StopperThread):
         self.add(watch.since, lambda: self._check(orphan, watch))
 
     def _check(self, orphan: Orphan, watch: _Watch) -> None:
-        if self._orphans.get(orphan) is not watch:
+        if self._orphans.get(orphan) is watch:
+            self._calls_to(orphan.database).call(
+                lambda: orphan.database.kill(orphan.identity),
+                lambda outcome: self._note_check(orphan, watch, outcome),
+                # Perhaps only this one cannot be found any more.
+                fails_alone=True,
+            )
+
+    def _note_check(self, orphan: Orphan, watch: _Watch, outcome: bool | StopFailed | None) -> None:
+        """Note whether the connection had ended already."""
+        if isinstance(outcome, StopFailed):
+            self.failures += 1
+            if time.monotonic() - watch.since > LONGEST_SEARCH:
+                self._give_up(orphan, f"it was not found for {LONGEST_SEARCH:g} s: {outcome}")
+                return
+            logger.debug("connection %s is not ended: %s", orphan.identity.number, outcome)
+        elif outcome:
+            self._note_end(orphan, watch)
             return
-        if time.monotonic() >= self._retry_at:
-            try:
-                has_ended = self._calls.call(lambda: orphan.database.kill(orphan.identity))
-            except NoAnswer as error:
-                self._note_failure(error)
-            except StopFailed as error:
-                # Perhaps only this one cannot be found any more, so the database still counts as in reach.
-                self.failures += 1
-                if time.monotonic() - watch.since > LONGEST_SEARCH:
-                    self._give_up(orphan, f"it was not found for {LONGEST_SEARCH:g} s: {error}")
-                    return
-                logger.debug("connection %s is not ended: %s", orphan.identity.number, error)
-            else:
-                self._note_success()
-                if has_ended:
-                    self._note_end(orphan, watch)
-                    return
-                if not watch.was_killed:
-                    watch.was_killed = True
-                    self.killed += 1
+        elif outcome is False and not watch.was_killed:
+            watch.was_killed = True
+            self.killed += 1
         pause, watch.pause = watch.pause, min(2 * watch.pause, LONGEST_CHECK)
-        self.add(max(time.monotonic() + pause, self._retry_at), lambda: self._check(orphan, watch))
+        due = max(time.monotonic() + pause, self._calls_to(orphan.database).retry_at)
+        self.add(due, lambda: self._check(orphan, watch))
 
     def _forget(self, orphan: Orphan) -> None:
         with self._lock:
@@ -236,38 +256,18 @@ class Stopper(StopperThread):
             self._orphans.pop(orphan, None)
 
     def _give_up(self, orphan: Orphan, reason: str) -> None:
-        message = "connection %s may still be running a query in the database, and is no longer checked: %s"
-        self._forgot.log(logging.ERROR, message, orphan.identity.number, reason)
+        message = "connection %s may still be running a query in %s, and is no longer checked: %s"
+        self._forgot.log(logging.ERROR, message, orphan.identity.number, orphan.database.name, reason)
         self._forget(orphan)
 
     def _note_end(self, orphan: Orphan, watch: _Watch) -> None:
         seconds = time.monotonic() - watch.since
         if orphan.predecessor is None:
             how = ", killed on request" if watch.was_killed else ""
-            message = "connection %s has ended in the database%s, %.1f s after it was given up"
-            self._gone.log(logging.WARNING, message, orphan.identity.number, how, seconds)
+            message = "connection %s has ended in %s%s, %.1f s after it was given up"
+            self._gone.log(logging.WARNING, message, orphan.identity.number, orphan.database.name, how, seconds)
         elif watch.was_killed:
-            message = "connection %s of dead process %d has been killed in the database, %.1f s after it was found"
-            self._inherited.log(logging.WARNING, message, orphan.identity.number, orphan.predecessor, seconds)
+            message = "connection %s of dead process %d has been killed in %s, %.1f s after it was found"
+            number, name = orphan.identity.number, orphan.database.name
+            self._inherited.log(logging.WARNING, message, number, orphan.predecessor, name, seconds)
         self._forget(orphan)
-
-    # Whether the database answers.
-
-    def _may_ask(self, latest: float) -> bool:
-        """Whether to ask the database, for a request whose connection is cut at ``latest``."""
-        now = time.monotonic()
-        # A database that did not answer last time would probably hold up this thread while others are due to be cut.
-        return now >= self._retry_at and not (self._has_timed_out and now > latest - ATTEMPT_TIMEOUT)
-
-    def _note_failure(self, error: StopFailed) -> None:
-        self.failures += 1
-        if not self._retry_at:
-            logger.error("cannot stop cancelled queries; trying again: %s", error)
-        self._retry_at = time.monotonic() + OUTAGE_PAUSE
-        self._has_timed_out = isinstance(error, NoAnswer)
-
-    def _note_success(self) -> None:
-        if self._retry_at:
-            logger.warning("cancelled queries can be stopped again")
-            self._retry_at = 0.0
-            self._has_timed_out = False

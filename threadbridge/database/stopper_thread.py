@@ -35,15 +35,23 @@ class StopperThread:
     """
 
     def __init__(self) -> None:
-        self._tasks: list[_Task] = []
         self._numbers = itertools.count()
-        self._changed = threading.Condition()
         self._closed = False
+        self._no_thread, self._errors = RepeatedLog(logger), RepeatedLog(logger)
+        self._begin()
+
+    def _begin(self) -> None:
+        self._tasks: list[_Task] = []
+        self._changed = threading.Condition()
         # None until the first task, and again when the thread has ended.
         self.thread: threading.Thread | None = None
         # Whether there are tasks and no thread could be started for them.
         self.lacks_thread = False
-        self._no_thread, self._errors = RepeatedLog(logger), RepeatedLog(logger)
+
+    def become_copy(self) -> None:
+        """This is a forked process: drop the tasks. The thread is its parent's."""
+        # The thread may have held the old condition when the process forked.
+        self._begin()
 
     def add(self, due: float, run: Callable[[], None], *, repeats: bool = False) -> None:
         """Run a task at a time by `time.monotonic`. Any thread; returns at once."""
@@ -55,15 +63,17 @@ class StopperThread:
         if self.thread is None:
             self.start()
 
-    def repeat(self, method: Callable[[], None], interval: float) -> None:
+    def repeat(self, method: Callable[[], None], interval: float) -> Callable[[], None]:
         """Call a bound method now, and again ``interval`` seconds after each call. Any thread.
 
-        The calls end with `close`, or with the method's object. The method must not wait for the database.
+        The calls end with `close`, with the method's object, or when the returned function is called. The method must
+        not wait for the database.
         """
         reference = weakref.WeakMethod(method)
+        is_withdrawn = threading.Event()
 
         def run() -> None:
-            if (call := reference()) is None:
+            if is_withdrawn.is_set() or (call := reference()) is None:
                 return
             try:
                 call()
@@ -71,6 +81,7 @@ class StopperThread:
                 self.add(time.monotonic() + interval, run, repeats=True)
 
         self.add(time.monotonic(), run, repeats=True)
+        return is_withdrawn.set
 
     def close(self) -> None:
         """Drop the repeated tasks, and let the thread end after the others. Any thread."""

@@ -191,17 +191,13 @@ class TrackedConnection:
         """The connection's number in the database's process list, if that is known. Any thread."""
         return self._current.identity.number if self._current and self._current.identity else None
 
-    def _driver_connections(self) -> set[DriverConnection]:
+    def driver_connections(self) -> set[DriverConnection]:
+        """See `HeldConnection`."""
         return {each for each in (self._current, self._newest) if each is not None}
-
-    def stop_query(self, *, waits: bool = False) -> bool:
-        """See `Database.stop_query`."""
-        # On both, as one may be closed already.
-        return True in [each.stop_query(waits=waits) for each in self._driver_connections()]
 
     def sever(self) -> Sequence[Orphan]:
         """See `DriverConnection.sever`. Any thread."""
-        return [orphan for each in self._driver_connections() if (orphan := each.sever()) is not None]
+        return [orphan for each in self.driver_connections() if (orphan := each.sever()) is not None]
 
 
 def _tag() -> str:

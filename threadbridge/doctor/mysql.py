@@ -19,7 +19,8 @@ SLEEP = 3
 KILL_AGAIN_AFTER = 0.1
 # Seconds by which the clocks may differ.
 SKEW = 2
-# Besides its pool, each process has a connection for stopping queries.
+# Besides its pool, each process keeps a connection for stopping queries open. While a stop is late, it opens up to
+# three more for a moment; these are not counted, as the other stops wait for the late one if the server refuses them.
 CONTROL_CONNECTIONS = 1
 
 _ADVICE = {

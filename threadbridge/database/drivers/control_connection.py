@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections import deque
+import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -30,20 +30,32 @@ class ControlConnection:
 
 
 class ControlConnections:
-    """Keeps one control connection open; makes another if that is in use or does not work. Any thread."""
+    """Keeps one control connection open; makes another while that is in use or if it does not work. Any thread.
+
+    A lock guards the one that is kept while no thread uses it.
+    """
 
     def __init__(self, connect: Callable[[], ControlConnection], error: type[Exception]) -> None:
         self._connect = connect
         self._error = error
-        # At most one or, after a race, two. A deque's methods need no lock.
-        self._idle: deque[ControlConnection] = deque()
+        self._idle: ControlConnection | None = None
         self._is_closed = False
+        self._lock = threading.Lock()
+        forks.copies(self)
+
+    def become_copy(self) -> None:
+        """This is a forked process: its parent owns the connection, and a thread of the parent's may hold the lock."""
+        self._idle = None
+        self._lock = threading.Lock()
 
     def use(self, ask: Callable[[ControlConnection], _Result]) -> _Result:
         """Call a function with the connection; if it raises, again with a new one. Raises `StopFailed`."""
-        # One that was idle for too long may be closed, or lead to a server that is out of service.
-        with contextlib.suppress(IndexError, StopFailed, self._error):
-            return self._use(self._idle.popleft(), ask)
+        with self._lock:
+            idle, self._idle = self._idle, None
+        if idle is not None:
+            # It may be closed after so long, or lead to a server that is out of service.
+            with contextlib.suppress(StopFailed, self._error):
+                return self._use(idle, ask)
         try:
             return self._use(self._connect(), ask)
         except self._error as error:
@@ -55,18 +67,21 @@ class ControlConnections:
         except BaseException:
             control.close()
             raise
-        if self._idle or self._is_closed:
+        with self._lock:
+            is_kept = self._idle is None and not self._is_closed
+            if is_kept:
+                self._idle = control
+        if not is_kept:
             control.close()
-        else:
-            self._idle.append(control)
         return result
 
     def close(self) -> None:
         """Keep no connection open from now on."""
-        self._is_closed = True
-        with contextlib.suppress(IndexError):
-            while True:
-                self._idle.popleft().close()
+        with self._lock:
+            self._is_closed = True
+            idle, self._idle = self._idle, None
+        if idle is not None:
+            idle.close()
 
 
 def execute(connection: Any, sql: str, *parameters: object) -> tuple[Any, ...]:

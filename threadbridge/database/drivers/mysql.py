@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from threadbridge.database.driver import ConnectionSettings, Session, StopFailed
+from threadbridge.database.driver import ConnectionSettings, Session, StopFailed, name_of
 from threadbridge.database.drivers.control_connection import ControlConnection, ControlConnections, execute
 from threadbridge.database.drivers.mysql_drivers import DRIVERS
 from threadbridge.database.drivers.mysql_errors import (
@@ -26,6 +26,8 @@ CONNECT_TIMEOUT = 10
 NETWORK_MARGIN = 10
 # Seconds to connect, and to wait for the answer to a KILL.
 CONTROL_TIMEOUT = 3
+
+_POSITIONAL = ("host", "user", "password", "database", "port", "unix_socket")
 
 _IDLE = (
     "idle_transaction_timeout = "
@@ -70,6 +72,10 @@ class MySQL:
         connecting = self._driver.connect_timeout
         network = ("read_timeout", "write_timeout") if self._driver.has_network_timeouts else ()
         self.timeouts: Mapping[str, Any] = dict.fromkeys((connecting, *network), CONTROL_TIMEOUT)
+        # The drivers' positional parameters; their own names for them differ.
+        self.name = settings.name or name_of(
+            driver, {**dict(zip(_POSITIONAL, settings.args, strict=False)), **settings.kwargs}
+        )
         # Without this, the driver would wait for a silent server or network forever.
         self.defaults: Mapping[str, Any] = {connecting: CONNECT_TIMEOUT}
         if settings.statement_limit:

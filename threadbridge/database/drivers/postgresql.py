@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import math
 import os
@@ -9,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from threadbridge.database.driver import ConnectionSettings, Session, StopFailed
+from threadbridge.database.driver import ConnectionSettings, Session, StopFailed, name_of
 from threadbridge.database.drivers.control_connection import ControlConnection, ControlConnections, execute
 from threadbridge.database.drivers.postgresql_session import ACTIVE, IDLE, PostgreSQLSession
 
@@ -68,6 +69,7 @@ class PostgreSQL:
         self._canceled: type[Exception] = importlib.import_module(f"{driver}.errors").QueryCanceled
         self._settings = settings
         self.driver = driver
+        self.name = name_of(driver, settings, _parameters(driver, settings))
         # Without this, the driver would wait for a silent server or network for minutes, or forever.
         self.defaults: Mapping[str, Any] = {} if _has_timeout(settings) else {"connect_timeout": CONNECT_TIMEOUT}
         self._control = ControlConnections(self._connect, self._error)
@@ -158,13 +160,30 @@ class PostgreSQL:
         return self._canceled("canceling statement: the request was cancelled")
 
 
+def _parameters(driver: str, settings: ConnectionSettings) -> dict[str, Any]:
+    """The parameters for connecting, those in a connection string included if it can be read."""
+    found: dict[str, Any] = {}
+    with contextlib.suppress(Exception):
+        if driver == "psycopg":
+            parse = importlib.import_module("psycopg.conninfo").conninfo_to_dict
+        else:
+            parse = importlib.import_module("psycopg2.extensions").parse_dsn
+        for text in _connection_strings(settings):
+            found.update(parse(text))
+    return {**found, **settings.kwargs}
+
+
+def _connection_strings(settings: ConnectionSettings) -> list[str]:
+    # psycopg2 calls the connection string dsn, psycopg conninfo.
+    texts = (*settings.args[:1], settings.kwargs.get("dsn"), settings.kwargs.get("conninfo"))
+    return [text for text in texts if isinstance(text, str)]
+
+
 def _has_timeout(settings: ConnectionSettings) -> bool:
     """Whether a time for connecting is set, or may be set in a service file."""
     if "PGCONNECT_TIMEOUT" in os.environ or "PGSERVICE" in os.environ or "service" in settings.kwargs:
         return True
-    # psycopg2 calls the connection string dsn, psycopg conninfo.
-    texts = (*settings.args[:1], settings.kwargs.get("dsn"), settings.kwargs.get("conninfo"))
-    return any(isinstance(text, str) and _TIMEOUT_OR_SERVICE(text) for text in texts)
+    return any(_TIMEOUT_OR_SERVICE(text) for text in _connection_strings(settings))
 
 
 def _tag(connection: Any, comment: Callable[[], str]) -> None:

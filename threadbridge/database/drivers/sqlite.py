@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from threadbridge.database.driver import ConnectionSettings, Session
+from threadbridge.database.driver import ConnectionSettings, Session, name_of
 from threadbridge.database.drivers.sqlite_session import SQLiteSession
 
 # The file, its directory or its disk cannot be used. That another connection has locked it (SQLITE_BUSY) is no outage.
@@ -27,6 +27,8 @@ class SQLite:
 
     def __init__(self, driver: str, settings: ConnectionSettings) -> None:
         self.driver = driver
+        parameters = {**dict(zip(("database",), settings.args, strict=False)), **settings.kwargs}
+        self.name = name_of(driver, settings, parameters)
         # A pool hands its connections from thread to thread.
         is_given = len(settings.args) > _SAME_THREAD
         self.defaults: Mapping[str, Any] = {} if is_given else {"check_same_thread": False}

@@ -16,6 +16,7 @@ from threadbridge.database.guard import Guard
 from threadbridge.database.pools.dbutils_check import connection_settings, creator_module
 from threadbridge.database.pools.dbutils_connection import GuardedConnection
 from threadbridge.database.pools.dbutils_cursor import GuardedCursor
+from threadbridge.database.stopper import Stopper
 from threadbridge.database.waiting_line import WaitingLine
 
 
@@ -28,6 +29,7 @@ class DBUtilsGuard(Guard):
     :param pool: a pool that `pool_size` has accepted.
     :param on_ask: called on the worker side with each request that asks for a connection.
     :param statement_limit: seconds that a statement may take, by the database's clock and the driver's; 0 for no limit.
+    :param stopper: see `Guard`.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class DBUtilsGuard(Guard):
         rerun: Literal["safe", "never"] = "safe",
         resets_sessions: bool = True,
         statement_limit: float = 0.0,
+        stopper: Stopper | None = None,
     ) -> None:
         other = getattr(pool.connection, "__self__", None)
         if isinstance(other, DBUtilsGuard) and not other.closed:
@@ -54,6 +57,7 @@ class DBUtilsGuard(Guard):
             tags_queries=tags_queries,
             rerun=rerun,
             resets_sessions=resets_sessions,
+            stopper=stopper,
         )
         # If the creator is a function of the application's, the driver and its defaults are not known yet.
         self._defaults = self._database.defaults if self._database is not None else {}

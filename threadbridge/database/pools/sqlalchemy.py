@@ -19,6 +19,7 @@ from threadbridge.database.borrow import HeldConnection, borrow_of
 from threadbridge.database.driver import ConnectionSettings
 from threadbridge.database.guard import Guard
 from threadbridge.database.pools.sqlalchemy_statements import EngineConnection, EngineStatements
+from threadbridge.database.stopper import Stopper
 from threadbridge.database.waiting_line import WaitingLine
 
 # How many connections a QueuePool may make beyond its size; no public name gives it.
@@ -53,6 +54,7 @@ class SQLAlchemyGuard(Guard):
         rerun: Literal["safe", "never"] = "safe",
         resets_sessions: bool = True,
         statement_limit: float = 0.0,
+        stopper: Stopper | None = None,
     ) -> None:
         other = getattr(getattr(engine.pool.connect, "func", None), "__self__", None)
         if isinstance(other, SQLAlchemyGuard):
@@ -67,8 +69,9 @@ class SQLAlchemyGuard(Guard):
             )
         size_of(engine.pool)
         dialect: Any = engine.dialect
+        url = engine.url.render_as_string(hide_password=True)
         settings = ConnectionSettings(
-            self._connect_apart, (engine.url.render_as_string(hide_password=True),), {}, statement_limit=statement_limit
+            self._connect_apart, (url,), {}, statement_limit=statement_limit, name=describe(engine)
         )
         super().__init__(
             describe(engine),
@@ -79,6 +82,7 @@ class SQLAlchemyGuard(Guard):
             tags_queries=tags_queries,
             rerun=rerun,
             resets_sessions=resets_sessions,
+            stopper=stopper,
         )
         self._engine = engine
         self._line = WaitingLine(self, self._has_free)
