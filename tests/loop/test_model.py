@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sqlite3
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 from tornado.httputil import HTTPHeaders, RequestStartLine
 
+from tests.support import unknown_driver
 from tests.support.bridge_model import BridgeModel, Client, Request
 from threadbridge import Bridge, Lane
 from threadbridge.crossing.spool import PART_PER_CLIENT
@@ -45,9 +45,8 @@ class Machine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.pool = PooledDB(
-            sqlite3, maxconnections=CONNECTIONS, blocking=True, database=":memory:", check_same_thread=False
-        )
+        # Its queries cannot be stopped, so that nothing happens but what the test orders.
+        self.pool = PooledDB(unknown_driver, maxconnections=CONNECTIONS, blocking=True, database=":memory:")
         self.bridge = Bridge(
             self.application,
             pool=self.pool,
