@@ -20,6 +20,8 @@ from tests.support.admin_site import SqlSite, answer, write_token
 from tests.support.databases import Witness
 from tests.support.inprocess import wait_until
 
+# After a SELECT of something: waits, and is stopped at once, which a SLEEP is not always.
+WAIT = "GET_LOCK('held', 60) FROM seq_1_to_2"
 # The browser logs each error status, the end of the stream of events, and advice on forms.
 EXPECTED = ("the server responded with a status of", "/events - Failed to load resource", "'recommendation'")
 SLOW = (
@@ -119,9 +121,9 @@ def test_slow_queries_have_rows_while_they_run(browser: Chrome, site: SqlSite, w
 def test_the_button_stops_one_query(browser: Chrome, site: SqlSite, witness: Witness) -> None:
     open_page(browser, site)
     with ExitStack() as stack:
-        client = stack.enter_context(site.send(f"/sql?{quote('SELECT 1, SLEEP(60)')}"))
-        wait_until(lambda: len(numbers_of(witness, "SELECT 1, SLEEP")) == 1, "the first runs")
-        site.run(stack, "SELECT 2, SLEEP(60)")
+        client = stack.enter_context(site.send(f"/sql?{quote(f'SELECT 1, {WAIT}')}"))
+        wait_until(lambda: len(numbers_of(witness, "SELECT 1, GET_LOCK")) == 1, "the first runs")
+        site.run(stack, f"SELECT 2, {WAIT}")
         wait_for(browser, lambda browser: len(rows(browser)) == 2)
         button = browser.find_element(By.CSS_SELECTOR, "#rows tr .stop")
         button.click()
@@ -135,9 +137,9 @@ def test_the_button_stops_one_query(browser: Chrome, site: SqlSite, witness: Wit
         assert texts(browser, "#rows tr.ended .facts") == ["stopped by you"]
         keep_screenshot(browser, "stopped-desktop")
         assert answer(client).startswith(b"HTTP/1.1 504 ")
-        wait_until(lambda: not numbers_of(witness, "SELECT 1, SLEEP"), "the database has stopped it")
+        wait_until(lambda: not numbers_of(witness, "SELECT 1, GET_LOCK"), "the database has stopped it")
         # The other query continues.
-        assert len(numbers_of(witness, "SELECT 2, SLEEP")) == 1
+        assert len(numbers_of(witness, "SELECT 2, GET_LOCK")) == 1
         assert len(rows(browser)) == 1
         # The row stays while the pointer is there, and while the other one has the focus, visible since Escape.
         let_page_clock_pass(browser, 7)
@@ -256,7 +258,7 @@ def test_latencies_are_quantiles(browser: Chrome, site: SqlSite) -> None:
 def test_everything_works_by_keyboard(browser: Chrome, site: SqlSite, witness: Witness) -> None:
     with ExitStack() as stack:
         for number in (1, 2):
-            site.run(stack, f"SELECT {number}, SLEEP(60)")
+            site.run(stack, f"SELECT {number}, {WAIT}")
         open_page(browser, site)
         wait_for(browser, lambda browser: len(rows(browser)) == 2)
         first = texts(browser, "#rows .id")[0]
@@ -273,7 +275,7 @@ def test_everything_works_by_keyboard(browser: Chrome, site: SqlSite, witness: W
         wait_for(browser, lambda browser: texts(browser, "#rows tr.ended .id") == [first])
         # The next row's button has the focus.
         assert browser.switch_to.active_element.text == "Stop"
-        wait_until(lambda: len(numbers_of(witness, "SLEEP(60)")) == 1, "one is stopped, one goes on")
+        wait_until(lambda: len(numbers_of(witness, WAIT)) == 1, "one is stopped, one goes on")
         assert "stopped by you" in texts(browser, "#announcement")[0]
         # The row stays until the focus has left the table.
         let_page_clock_pass(browser, 7)

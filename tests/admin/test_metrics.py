@@ -18,6 +18,7 @@ import pytest
 from dbutils.pooled_db import PooledDB
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.support.cancelling import COUNTED_WAIT
 from tests.support.databases import Witness, connect_settings
 from tests.support.inprocess import BridgeThread, wait_until
 from threadbridge import Lane
@@ -117,17 +118,16 @@ def test_they_agree_with_the_access_log(caplog: pytest.LogCaptureFixture) -> Non
         assert samples("request_database_seconds_count", lane=lane) == 0
 
 
-def test_gauges_show_the_present(mariadb: dict[str, str]) -> None:
+def test_gauges_show_the_present(mariadb: dict[str, str], witness: Witness) -> None:
     pool = PooledDB(MySQLdb, maxconnections=2, blocking=True, **connect_settings(mariadb))
 
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
         with closing(pool.connection()) as connection, closing(connection.cursor()) as cursor:
-            cursor.execute("SELECT NEXT VALUE FOR executions, SLEEP(30)" if "slow" in environ["PATH_INFO"] else "DO 1")
+            cursor.execute(COUNTED_WAIT if "slow" in environ["PATH_INFO"] else "DO 1")
         start_response("200 OK", [("Content-Type", "text/plain")])
         return []
 
-    witness = Witness(mariadb)
-    with closing(witness.connection), BridgeThread(app, pool=pool, lanes=[Lane("l", "/*", threads=2)]) as server:
+    with BridgeThread(app, pool=pool, lanes=[Lane("l", "/*", threads=2)]) as server:
         assert server.request(path="/")[0].status == 200
         wait_until(lambda: server.bridge.lanes[0].busy == 0, "its thread is free")
         before = metrics_of(server)

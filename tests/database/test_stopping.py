@@ -52,7 +52,8 @@ def waiting_numbers(witness: Witness) -> list[int]:
 
 
 def test_stops_do_not_wait_for_one_that_hangs(mariadb: dict[str, str], witness: Witness, line: FaultyLine) -> None:
-    pool = pool_of(mariadb, 5, line)
+    # One more than are used, as the lane keeps a thread from requests that take long.
+    pool = pool_of(mariadb, 6, line)
     application = waiting_application(pool)
     with BridgeThread(application, pool=pool) as server:
         server.request()
@@ -77,14 +78,14 @@ def test_stops_do_not_wait_for_one_that_hangs(mariadb: dict[str, str], witness: 
         wait_until(lambda: stopper.stops == 5, "they are counted")
         assert (stopper.failures, stopper.severed) == (0, 0)
         # The pool's, and one control connection.
-        wait_until(lambda: len(witness.connections) == 5 + 1, "the other control connections are closed")
+        wait_until(lambda: len(witness.connections) == 6 + 1, "the other control connections are closed")
     pool.close()
 
 
 def test_a_database_is_asked_by_few_connections_at_a_time(
     mariadb: dict[str, str], witness: Witness, line: FaultyLine
 ) -> None:
-    pool = pool_of(mariadb, 10, line)
+    pool = pool_of(mariadb, 12, line)
     application = waiting_application(pool)
     with BridgeThread(application, pool=pool) as server:
         server.request()
@@ -100,12 +101,12 @@ def test_a_database_is_asked_by_few_connections_at_a_time(
         line.mend()
         wait_until(lambda: application.ended == 1 + 10, "all are free")
         assert_all_is_well(pool, witness)
-        wait_until(lambda: len(witness.connections) == 10 + 1, "one control connection is left")
+        wait_until(lambda: len(witness.connections) == 12 + 1, "one control connection is left")
     pool.close()
 
 
 def test_forty_queries_are_stopped_at_once(mariadb: dict[str, str], witness: Witness) -> None:
-    pool = pool_of(mariadb, 40)
+    pool = pool_of(mariadb, 45)
     application = waiting_application(pool)
     with BridgeThread(application, pool=pool) as server:
         server.request()

@@ -88,3 +88,9 @@ class Witness:
             "WHERE state = 'active' AND pid <> pg_backend_pid() AND backend_type = 'client backend'"
         )
         return [query for (query,) in self.connection.execute(sql)]
+
+    @property
+    def sleeping(self) -> list[str]:
+        """The statements that have come to their ``pg_sleep``."""
+        sql = "SELECT query FROM pg_stat_activity WHERE state = 'active' AND wait_event = 'PgSleep'"
+        return [query for (query,) in self.connection.execute(sql)]

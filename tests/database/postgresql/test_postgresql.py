@@ -57,7 +57,7 @@ def test_a_statement_is_stopped_and_was_executed_once(witness: Witness, maxshare
     application = Application(sleep)
     with BridgeThread(application, pool=pool) as server:
         client = server.send(get())
-        wait_until(lambda: COUNTED_SLEEP in witness.running, "the statement runs")
+        wait_until(lambda: COUNTED_SLEEP in witness.sleeping, "the statement runs")
         client.close()
         wait_until(lambda: application.ended == 1, "the application is free")
         assert [type(error) for error in application.errors] == [psycopg.errors.QueryCanceled]
@@ -144,7 +144,7 @@ def test_a_statement_is_stopped_with_either_driver(witness: Witness, driver: Any
             one(connection, COUNTED_SLEEP)
 
     request, worker = in_request(sleep)
-    wait_until(lambda: COUNTED_SLEEP in witness.running, "the statement runs")
+    wait_until(lambda: COUNTED_SLEEP in witness.sleeping, "the statement runs")
     request.cancel()
     worker.join()
     assert isinstance(worker.error, driver.errors.QueryCanceled)
