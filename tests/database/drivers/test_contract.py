@@ -243,7 +243,7 @@ def test_a_database_that_is_not_there_is_an_outage(stack: Stack) -> None:
 # The control connection, and connections that cannot be stopped.
 
 
-def idle_controls(guard: DBUtilsGuard) -> Any:
+def idle_control(guard: DBUtilsGuard) -> Any:
     database: Any = guard._database
     return database._control._idle
 
@@ -252,12 +252,12 @@ def idle_controls(guard: DBUtilsGuard) -> Any:
 def test_a_control_connection_is_kept_and_replaced_if_it_is_lost(stack: Stack) -> None:
     pool, guard = stack.pool()
     request, worker = compute(stack, pool)
-    wait_until(lambda: len(idle_controls(guard)) == 1, "there is one")
-    stack.end(one(idle_controls(guard)[0].connection, stack.number))
+    wait_until(lambda: idle_control(guard) is not None, "there is one")
+    stack.end(one(idle_control(guard).connection, stack.number))
     request.cancel()
     worker.join()
     assert_refused(guard, worker.error)
-    wait_until(lambda: len(idle_controls(guard)) == 1, "there is another")
+    wait_until(lambda: idle_control(guard) is not None, "there is another")
     assert (guard.stopper.failures, guard.stopper.severed) == (0, 0)
 
 

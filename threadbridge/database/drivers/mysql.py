@@ -73,8 +73,8 @@ class MySQL:
         network = ("read_timeout", "write_timeout") if self._driver.has_network_timeouts else ()
         self.timeouts: Mapping[str, Any] = dict.fromkeys((connecting, *network), CONTROL_TIMEOUT)
         # The drivers' positional parameters; their own names for them differ.
-        self.name = settings.name or name_of(
-            driver, {**dict(zip(_POSITIONAL, settings.args, strict=False)), **settings.kwargs}
+        self.name = name_of(
+            driver, settings, {**dict(zip(_POSITIONAL, settings.args, strict=False)), **settings.kwargs}
         )
         # Without this, the driver would wait for a silent server or network forever.
         self.defaults: Mapping[str, Any] = {connecting: CONNECT_TIMEOUT}
