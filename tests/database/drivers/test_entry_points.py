@@ -26,7 +26,7 @@ class Other(SQLite):
     defaults = {}
 
     def __init__(self, driver, settings):
-        self.driver = driver
+        self.driver = self.name = driver
         assert settings.kwargs == {"database": ":memory:"}
 """
 
