@@ -14,7 +14,7 @@ import MySQLdb
 import pytest
 from dbutils.pooled_db import PooledDB
 
-from tests.database.test_control_connection import own_messages
+from tests.database.test_control_connection import number_of_control, own_messages
 from tests.faults.line import FaultyLine
 from tests.support.cancelling import COUNTED_WAIT, WAITING, Application, assert_all_is_well, get, query
 from tests.support.databases import Witness, connect_settings
@@ -185,6 +185,8 @@ def test_stops_go_on_once_threads_can_be_started_again(
     guard = DBUtilsGuard(pool)
     requests = [in_waiting_request(pool) for _ in range(2)]
     wait_until(lambda: len(witness.running) == 2, "they run")
+    number_of_control(pool)
+    wait_until(lambda: [len(each._callers) for each in guard.stopper._calls.values()] == [0], "its thread has ended")
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", fail)
         for request, _ in requests:
@@ -280,3 +282,51 @@ def test_a_forked_process_stops_its_own_queries(mariadb: dict[str, str], witness
         for descriptor in (goes_on, go, answers):
             os.close(descriptor)
     pool.close()
+
+
+def test_calls_that_can_wait_let_others_pass_and_are_made_one_at_a_time() -> None:
+    schedule = StopperThread()
+    calls = BoundedCalls(schedule, "it", timeout=20)
+    made: list[str] = []
+    returns = threading.Event()
+
+    def hang(name: str) -> None:
+        made.append(name)
+        assert returns.wait(20)
+
+    def ask() -> None:
+        for number in range(2):
+            calls.call(lambda number=number: hang(f"waits {number}"), ended.append, can_wait=True)  # type: ignore[misc]
+        for number in range(3):
+            calls.call(lambda number=number: made.append(f"{number}"), ended.append)  # type: ignore[misc]
+
+    ended: list[object] = []
+    schedule.add(time.monotonic(), ask)
+    wait_until(lambda: len(ended) == 3, "the others have passed")
+    first = made.index("waits 0")
+    assert [*made[:first], *made[first + 1 :]] == ["0", "1", "2"]
+    returns.set()
+    wait_until(lambda: len(ended) == 5, "all have ended")
+    assert made[-1] == "waits 1"
+    schedule.close()
+
+
+def test_once_all_places_are_taken_by_late_calls_none_is_made_until_these_have_ended() -> None:
+    schedule = StopperThread()
+    calls = BoundedCalls(schedule, "it", timeout=20)
+    events = [threading.Event() for _ in range(AT_ONCE)]
+    ended: list[object] = []
+
+    def ask() -> None:
+        for event in events:
+            calls.call(lambda event=event: event.wait(20), ended.append)  # type: ignore[misc]
+        calls.call(lambda: "the next", ended.append)
+
+    schedule.add(time.monotonic(), ask)
+    wait_until(lambda: calls._is_full, "all are late")
+    for number, event in enumerate(events):
+        assert ended == [True] * number
+        event.set()
+        wait_until(lambda number=number: len(ended) > number, "it has ended")  # type: ignore[misc]
+    wait_until(lambda: ended == [True] * AT_ONCE + ["the next"], "the next is made")
+    schedule.close()

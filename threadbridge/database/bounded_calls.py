@@ -35,7 +35,7 @@ class NoAnswer(StopFailed):
 class _Call:
     function: Callable[[], Any]
     done: Callable[[Any], None]
-    fails_alone: bool
+    can_wait: bool
     began: float = 0.0
 
 
@@ -55,8 +55,11 @@ class BoundedCalls:
     One thread makes the calls, and ends after the last. While a call is late, another thread makes the next ones. After
     a failure, only one call is under way at a time; if it fails too, calls are dropped for `OUTAGE_PAUSE`.
 
-    The stopper's thread calls the methods and owns the state, except for the waiting calls and each thread's call,
-    which a lock guards.
+    Once `AT_ONCE` calls are late, none is made until all of these have ended: they may be the server's trouble. MariaDB
+    takes 2 s for some KILLs of a SLEEP, and for each that comes meanwhile.
+
+    The stopper's thread calls the methods and owns the state. A lock guards what the other threads change: the waiting
+    calls, each thread's call, and how many calls are under way.
 
     :param name: the database, in the log.
     """
@@ -71,24 +74,30 @@ class BoundedCalls:
         # How many calls may be under way now.
         self._limit = AT_ONCE
         self._waiting: deque[_Call] = deque()
+        # Those that can wait until no other is waiting or under way.
+        self._last: deque[_Call] = deque()
+        self._under_way = 0
+        # Whether no call is made until those under way have ended.
+        self._is_full = False
         self._callers: list[_Caller] = []
         self._abandoned: list[_Caller] = []
         self._will_look = False
         self._lock = threading.Lock()
 
-    def call(self, function: Callable[[], Any], done: Callable[[Any], None], *, fails_alone: bool = False) -> None:
+    def call(self, function: Callable[[], Any], done: Callable[[Any], None], *, can_wait: bool = False) -> None:
         """Call the function soon, in another thread, and then ``done`` in the stopper's thread.
 
         ``done`` gets the result; `NoAnswer` if it took too long, otherwise the `StopFailed` that was raised; or None if
         the call was not made, because the database does not answer.
 
-        :param fails_alone: whether a failure other than `NoAnswer` says nothing about the database.
+        :param can_wait: whether other calls come first. Such a call's failure says nothing about the database, unless
+            it is `NoAnswer`.
         """
         if time.monotonic() < self.retry_at:
             done(None)
             return
         with self._lock:
-            self._waiting.append(_Call(function, done, fails_alone))
+            (self._last if can_wait else self._waiting).append(_Call(function, done, can_wait))
         self._look()
 
     def _look(self) -> None:
@@ -97,11 +106,15 @@ class BoundedCalls:
         for call in self._abandon(now):
             self._end(call, NoAnswer(f"no answer within {self._timeout:g} s"))
         self._abandoned = [thread for thread in self._abandoned if thread.is_alive()]
-        while self._waiting and not self._callers:
+        while (self._waiting or self._last) and not self._callers:
             if self._start():
                 break
-        if self._waiting and len(self._callers) < self._limit and self._all_late(now):
-            self._start()
+        if self._waiting and not self._is_full and self._all_late(now):
+            if len(self._callers) < self._limit:
+                self._start()
+            elif len(self._callers) >= AT_ONCE:
+                with self._lock:
+                    self._is_full = True
         if self._callers and not self._will_look:
             self._will_look = True
             self._schedule.add(now + LATE_AFTER, self._look_again)
@@ -120,6 +133,7 @@ class BoundedCalls:
             ]
             for caller, _ in found:
                 caller.is_abandoned = True
+                self._under_way -= 1
         for caller, _ in found:
             self._callers.remove(caller)
             self._abandoned.append(caller)
@@ -131,6 +145,9 @@ class BoundedCalls:
 
     def _start(self) -> bool:
         """Start a thread; returns whether it could be started. If no other is left, the next call fails otherwise."""
+        if not self._callers:
+            with self._lock:
+                self._is_full = False
         count = len(self._callers) + len(self._abandoned)
         reason = f"{count} earlier attempts have not returned"
         if count < MAX_THREADS:
@@ -144,8 +161,8 @@ class BoundedCalls:
                 return True
         if not self._callers:
             with self._lock:
-                call = self._waiting.popleft()
-            call.fails_alone = False
+                call = (self._waiting or self._last).popleft()
+            call.can_wait = False
             self._end(call, StopFailed(reason))
         return False
 
@@ -162,6 +179,7 @@ class BoundedCalls:
                 caller.call = None
                 if caller.is_abandoned:
                     return
+                self._under_way -= 1
             self._schedule.add(time.monotonic(), partial(self._end, call, outcome))
             if isinstance(outcome, StopFailed):
                 # Whether the next call is made is for the stopper's thread to decide.
@@ -170,9 +188,11 @@ class BoundedCalls:
 
     def _next(self, caller: _Caller) -> _Call | None:
         with self._lock:
-            if not self._waiting:
+            waiting = self._waiting if self._waiting or self._under_way else self._last
+            if self._is_full or not waiting:
                 return None
-            caller.call = call = self._waiting.popleft()
+            caller.call = call = waiting.popleft()
+            self._under_way += 1
             call.began = time.monotonic()
             return call
 
@@ -185,7 +205,7 @@ class BoundedCalls:
     def _end(self, call: _Call, outcome: object) -> None:
         if not isinstance(outcome, StopFailed):
             self._note_success()
-        elif isinstance(outcome, NoAnswer) or not call.fails_alone:
+        elif isinstance(outcome, NoAnswer) or not call.can_wait:
             self._note_failure(call, outcome)
         call.done(outcome)
 
@@ -202,10 +222,12 @@ class BoundedCalls:
             return
         self._limit = 1
         with self._lock:
-            if any(each.call is not None for each in self._callers):
+            if self._under_way:
                 # It may do so yet. Perhaps it only refuses new connections.
                 return
-            dropped, self._waiting = self._waiting, deque()
+            dropped = [*self._waiting, *self._last]
+            self._waiting.clear()
+            self._last.clear()
         if not self.retry_at:
             logger.error("cannot stop cancelled queries in %s; trying again: %s", self._name, error)
         self.retry_at = time.monotonic() + OUTAGE_PAUSE

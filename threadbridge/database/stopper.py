@@ -87,6 +87,8 @@ class _Stop:
     was_running: bool = False
     # Whether an attempt is under way, or waits for its turn.
     is_asking: bool = False
+    # Whether the connection was given back, and nothing is left to do but to count.
+    has_ended: bool = False
 
 
 @dataclass
@@ -152,7 +154,7 @@ class Stopper(StopperThread):
             if isinstance(outcome, StopFailed):
                 logger.debug("not done: %s", outcome)
 
-        self.add(time.monotonic(), lambda: self._calls_to(database).call(call, note, fails_alone=True))
+        self.add(time.monotonic(), lambda: self._calls_to(database).call(call, note, can_wait=True))
 
     def _calls_to(self, database: Database) -> BoundedCalls:
         calls = self._calls.get(database)
@@ -164,7 +166,9 @@ class Stopper(StopperThread):
 
     def _continue(self, task: _Stop) -> None:
         if task.what.is_over:
-            self.stops += task.was_running
+            task.has_ended = True
+            if not task.is_asking:
+                self.stops += task.was_running
             return
         latest = task.since + SEVER_AFTER
         if time.monotonic() >= latest:
@@ -187,6 +191,8 @@ class Stopper(StopperThread):
         elif outcome is not None:
             task.try_again = outcome.try_again
             task.was_running = task.was_running or outcome.was_running
+        if task.has_ended:
+            self.stops += task.was_running
 
     def _sever(self, task: _Stop) -> None:
         orphans = task.what.sever()
@@ -228,8 +234,8 @@ class Stopper(StopperThread):
             self._calls_to(orphan.database).call(
                 lambda: orphan.database.kill(orphan.identity),
                 lambda outcome: self._note_check(orphan, watch, outcome),
-                # Perhaps only this one cannot be found any more.
-                fails_alone=True,
+                # If it fails, perhaps only this one cannot be found any more.
+                can_wait=True,
             )
 
     def _note_check(self, orphan: Orphan, watch: _Watch, outcome: bool | StopFailed | None) -> None:
