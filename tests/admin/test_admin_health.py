@@ -343,23 +343,23 @@ def test_few_checks_may_hang_and_they_delay_nothing(
                 return MySQLdb.connect(**connect_settings(own_mariadb, line.path))
 
             guard = DBUtilsGuard(PooledDB(connect, maxconnections=1))
-            database = DatabaseHealth(guard)
-            assert await database.problem(always=False) == ""
-            assert await database.problem(always=True) == ""
+            database = DatabaseHealth()
+            assert await database.problem(guard, always=False) == ""
+            assert await database.problem(guard, always=True) == ""
             assert len(attempts) == 1
             line.swallow()
             problems: Counter[str] = Counter()
-            while (problem := await database.problem(always=True)) != f"{MOST_CHECKS} attempts to connect hang":
+            while (problem := await database.problem(guard, always=True)) != f"{MOST_CHECKS} attempts to connect hang":
                 problems[problem] += 1
                 assert problems.total() < 50
             assert problems.keys() == {"no answer to a new connection within 0.1 s"}
             # Each is counted once, however often it is looked at.
-            assert await database.problem(always=True) == f"{MOST_CHECKS} attempts to connect hang"
+            assert await database.problem(guard, always=True) == f"{MOST_CHECKS} attempts to connect hang"
             assert len(attempts) == 1 + MOST_CHECKS
             line.mend()
             for thread in attempts:
                 await asyncio.to_thread(thread.join)
-            assert await database.problem(always=True) == ""
+            assert await database.problem(guard, always=True) == ""
             guard.close()
 
     asyncio.run(judge())

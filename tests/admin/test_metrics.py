@@ -132,7 +132,7 @@ def test_gauges_show_the_present(mariadb: dict[str, str]) -> None:
         wait_until(lambda: server.bridge.lanes[0].busy == 0, "its thread is free")
         before = metrics_of(server)
         assert (before("busy_threads", lane="l"), before("open_requests"), before("query_stops_total")) == (0, 0, 0)
-        assert (before("statements_total", lane="l"), before("pool_connections_in_use")) == (1, 0)
+        assert (before("statements_total", lane="l"), before("pool_connections_in_use", pool="1")) == (1, 0)
         assert before("request_database_seconds_count", lane="l") == 1
 
         clients = [server.send(REQUEST % (b"GET", b"/slow")) for _ in range(3)]
@@ -141,13 +141,13 @@ def test_gauges_show_the_present(mariadb: dict[str, str]) -> None:
         now = metrics_of(server)
         assert (now("threads", lane="l"), now("busy_threads", lane="l"), now("queued_requests", lane="l")) == (2, 2, 1)
         assert (now("open_requests"), now("open_connections"), now("queue_limit", lane="l")) == (3, 3, 1000)
-        assert (now("pool_connections"), now("pool_connections_in_use")) == (2, 2)
+        assert (now("pool_connections", pool="1"), now("pool_connections_in_use", pool="1")) == (2, 2)
 
         for client in clients:
             client.close()
         wait_until(lambda: not witness.running, "the queries are stopped")
         wait_until(lambda: metrics_of(server)("query_stops_total") >= 2, "they are counted")
-        wait_until(lambda: metrics_of(server)("pool_connections_in_use") == 0, "the connections are back")
+        wait_until(lambda: metrics_of(server)("pool_connections_in_use", pool="1") == 0, "the connections are back")
         after = metrics_of(server)
         assert after("requests_total", lane="l", ending="abandoned", status="4xx") == 3
         assert (after("open_requests"), after("open_connections"), after("query_stop_failures_total")) == (0, 0, 0)
