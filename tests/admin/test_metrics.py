@@ -156,6 +156,25 @@ def test_gauges_show_the_present(mariadb: dict[str, str]) -> None:
     pool.close()
 
 
+def test_each_pool_has_its_connections_and_all_have_one_count_of_stops(make_pool: Callable[..., Any]) -> None:
+    def app(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
+        start_response("200 OK", [])
+        return []
+
+    pools = [make_pool(maxconnections=7), make_pool(maxconnections=3)]
+    with BridgeThread(app, pool=pools) as server:
+        for guard, stops in zip(server.bridge.desk, (2, 3), strict=True):
+            guard.reruns = 1
+            guard.stopper.stops = stops
+        expected = sum(stopper.stops for stopper in server.bridge.desk.stoppers)
+        with closing(pools[1].connection()):
+            samples = metrics_of(server)
+        assert [samples("pool_connections", pool=pool) for pool in "12"] == [7, 3]
+        assert [samples("pool_connections_in_use", pool=pool) for pool in "12"] == [0, 1]
+        assert (samples("query_reruns_total"), samples("query_stops_total")) == (2, expected)
+        assert samples("threads", lane="pool-2") == 3
+
+
 def test_a_blocked_loop_is_measured() -> None:
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
         start_response("200 OK", [("Content-Type", "text/plain")])

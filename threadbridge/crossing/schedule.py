@@ -56,9 +56,10 @@ class Schedule:
     for one unknown job at a time, which may try. Of the jobs that may run, the one that is due first does.
 
     :param width: how many jobs run at once.
-    :param connections: how many connections they share, at most ``width``; None: each has its own. While any are kept,
-        fewer long jobs run than there are connections, as each may hold one for as long as it runs, and the other
-        threads are for short jobs. While none are kept, long jobs may use all threads, and wait for connections.
+    :param connections: how many connections they share, at most ``width``; None: each has its own. While short jobs
+        come, no more long ones run than there are connections, less those kept: each may hold one for as long as it
+        runs, and those that waited for one would be ahead of short ones. The other threads are for short jobs. While no
+        short ones come, long ones may use all threads.
     :param costs: estimates the jobs again before they run, and learns from those that run for too long; None: all jobs
         have the same cost, so that clients simply take turns.
     """
@@ -94,12 +95,14 @@ class Schedule:
 
     def kept(self, now: float) -> int:
         """Return how many connections long jobs leave free at present."""
-        return self._to_keep if self._costs is not None and now - self._short_at < REMEMBERED else 0
+        return self._to_keep if self._expects_short(now) else 0
+
+    def _expects_short(self, now: float) -> bool:
+        return self._costs is not None and now - self._short_at < REMEMBERED
 
     def _for_long(self, now: float) -> int:
         """Return how many long jobs may run at once at present."""
-        kept = self.kept(now)
-        return self._connections - kept if kept else self.width
+        return self._connections - self._to_keep if self._expects_short(now) else self.width
 
     def expect_short(self, now: float) -> None:
         """Keep connections from the start, as short jobs may have come in an earlier life of the application."""
