@@ -8,6 +8,8 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from threadbridge.common import forks
+
 if TYPE_CHECKING:
     from threadbridge.crossing.current import TrackedRequest
     from threadbridge.database.guard import Guard
@@ -33,9 +35,14 @@ class Desk:
         self._has_begun = self._is_closed = False
         self._run_directory: str | None = None
         self._lock = threading.Lock()
+        forks.copies(self)
+
+    def become_copy(self) -> None:
+        """This is a forked process: another thread may have held the lock. The guards renew what is theirs."""
+        self._lock = threading.Lock()
 
     def __iter__(self) -> Iterator[Guard]:
-        """Yield the guards; those of pools that the application has dropped are gone."""
+        """Yield the guards; those of pools that the application has dropped are gone. Any thread."""
         yield from self.first
         for reference in self._later:
             guard = reference()
