@@ -52,9 +52,10 @@ class BridgeSettings(TypedDict, total=False):
         int | None,
         number(1),
         None,
-        "How many requests run at once, for each pool if there are several. Required without a pool, or if a pool's size "
-        "is not limited; by default the pool's size. More than that serve more requests if these hold a connection for "
-        "a part of their time only, see operating.md; fewer leave connections to other threads of the application.",
+        "How many requests run at once, for each pool if there are several. Required without a pool, or if a pool's "
+        "size is not limited; by default the pool's size. More than that serve more requests if these hold a "
+        "connection for a part of their time only, see operating.md; fewer leave connections to other threads of the "
+        "application.",
     ]
     lanes: Annotated[
         Sequence[Lane],
