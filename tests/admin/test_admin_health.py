@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import http.client
 import os
 import resource
 import signal
 import socket
+import sqlite3
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
+from wsgiref.types import StartResponse, WSGIEnvironment
 
 import MySQLdb
 import pytest
@@ -26,9 +30,11 @@ from tests.support.admin_site import Site, SqlSite, answer
 from tests.support.databases import Witness, connect_settings, kill_server, line_to, start_server
 from tests.support.inprocess import wait_until
 from tests.support.processes import free_port, private_mariadb
+from tests.support.requests_in_threads import running
 from tests.support.supervised import Supervised
+from threadbridge import Bridge
 from threadbridge.admin import health
-from threadbridge.admin.health import DATABASE_LIMIT, LATELY, MOST_CHECKS, DatabaseHealth
+from threadbridge.admin.health import DATABASE_LIMIT, LATELY, MOST_CHECKS, DatabaseHealth, Health, Readiness
 from threadbridge.database.pools.dbutils import DBUtilsGuard
 
 HEALTHY = (200, "lane quick: ok\nlane pool: ok\ndatabase: ok\n")
@@ -343,23 +349,71 @@ def test_few_checks_may_hang_and_they_delay_nothing(
                 return MySQLdb.connect(**connect_settings(own_mariadb, line.path))
 
             guard = DBUtilsGuard(PooledDB(connect, maxconnections=1))
-            database = DatabaseHealth(guard)
-            assert await database.problem(always=False) == ""
-            assert await database.problem(always=True) == ""
+            database = DatabaseHealth()
+            assert await database.problem(guard, always=False) == ""
+            assert await database.problem(guard, always=True) == ""
             assert len(attempts) == 1
             line.swallow()
             problems: Counter[str] = Counter()
-            while (problem := await database.problem(always=True)) != f"{MOST_CHECKS} attempts to connect hang":
+            while (problem := await database.problem(guard, always=True)) != f"{MOST_CHECKS} attempts to connect hang":
                 problems[problem] += 1
                 assert problems.total() < 50
             assert problems.keys() == {"no answer to a new connection within 0.1 s"}
             # Each is counted once, however often it is looked at.
-            assert await database.problem(always=True) == f"{MOST_CHECKS} attempts to connect hang"
+            assert await database.problem(guard, always=True) == f"{MOST_CHECKS} attempts to connect hang"
             assert len(attempts) == 1 + MOST_CHECKS
             line.mend()
             for thread in attempts:
                 await asyncio.to_thread(thread.join)
-            assert await database.problem(always=True) == ""
+            assert await database.problem(guard, always=True) == ""
             guard.close()
 
     asyncio.run(judge())
+
+
+def page(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
+    start_response("200 OK", [])
+    return []
+
+
+def test_each_pool_s_database_is_judged_and_those_made_later_make_no_process_unready(
+    make_pool: Callable[..., Any],
+) -> None:
+    absent = make_pool(unix_socket="/nowhere/mariadb.sock")
+
+    async def judge(bridge: Bridge) -> Readiness:
+        return await Health(bridge).readiness(draining=False, asks_database=True)
+
+    bridge = Bridge(page, pool=[make_pool(), absent])
+    found = asyncio.run(judge(bridge))
+    bridge.close()
+    lanes = ("lane quick: ok", "lane pool-1: ok", "lane pool-2: ok")
+    assert (found.ready, found.findings[:4]) == (False, (*lanes, "database 1: ok"))
+    assert found.findings[4].startswith("database 2: OperationalError: (2002")
+
+    bridge = Bridge(page, pool=make_pool())
+    bridge.desk.add(absent)
+    healthy = ("lane quick: ok", "lane pool: ok", "database 1: ok")
+    # It is asked only if a request has found it absent.
+    assert asyncio.run(judge(bridge)) == Readiness(True, False, healthy)
+    with running(), pytest.raises(MySQLdb.OperationalError):
+        absent.connection()
+    found = asyncio.run(judge(bridge))
+    bridge.close()
+    assert (found.ready, found.findings[:3]) == (True, healthy)
+    assert found.findings[3].startswith("database 2: OperationalError: (2002")
+
+
+def test_health_does_not_keep_a_pool_that_the_application_has_dropped(make_pool: Callable[..., Any]) -> None:
+    bridge = Bridge(page, pool=make_pool())
+    health = Health(bridge)
+    bridge.desk.add(PooledDB(sqlite3, database=":memory:"))
+
+    async def judge() -> None:
+        for expected in (2, 1):
+            assert (await health.readiness(draining=False, asks_database=True)).ready
+            assert len(list(bridge.desk)) == expected
+            gc.collect()
+
+    asyncio.run(judge())
+    bridge.close()

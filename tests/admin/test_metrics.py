@@ -132,7 +132,7 @@ def test_gauges_show_the_present(mariadb: dict[str, str], witness: Witness) -> N
         wait_until(lambda: server.bridge.lanes[0].busy == 0, "its thread is free")
         before = metrics_of(server)
         assert (before("busy_threads", lane="l"), before("open_requests"), before("query_stops_total")) == (0, 0, 0)
-        assert (before("statements_total", lane="l"), before("pool_connections_in_use")) == (1, 0)
+        assert (before("statements_total", lane="l"), before("pool_connections_in_use", pool="1")) == (1, 0)
         assert before("request_database_seconds_count", lane="l") == 1
 
         clients = [server.send(REQUEST % (b"GET", b"/slow")) for _ in range(3)]
@@ -141,19 +141,38 @@ def test_gauges_show_the_present(mariadb: dict[str, str], witness: Witness) -> N
         now = metrics_of(server)
         assert (now("threads", lane="l"), now("busy_threads", lane="l"), now("queued_requests", lane="l")) == (2, 2, 1)
         assert (now("open_requests"), now("open_connections"), now("queue_limit", lane="l")) == (3, 3, 1000)
-        assert (now("pool_connections"), now("pool_connections_in_use")) == (2, 2)
+        assert (now("pool_connections", pool="1"), now("pool_connections_in_use", pool="1")) == (2, 2)
 
         for client in clients:
             client.close()
         wait_until(lambda: not witness.running, "the queries are stopped")
         wait_until(lambda: metrics_of(server)("query_stops_total") >= 2, "they are counted")
-        wait_until(lambda: metrics_of(server)("pool_connections_in_use") == 0, "the connections are back")
+        wait_until(lambda: metrics_of(server)("pool_connections_in_use", pool="1") == 0, "the connections are back")
         after = metrics_of(server)
         assert after("requests_total", lane="l", ending="abandoned", status="4xx") == 3
         assert (after("open_requests"), after("open_connections"), after("query_stop_failures_total")) == (0, 0, 0)
         assert after("request_wait_seconds_count", lane="l") == 4
         assert after("request_run_seconds_count", lane="l") in (3, 4)
     pool.close()
+
+
+def test_each_pool_has_its_connections_and_all_have_one_count_of_stops(make_pool: Callable[..., Any]) -> None:
+    def app(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
+        start_response("200 OK", [])
+        return []
+
+    pools = [make_pool(maxconnections=7), make_pool(maxconnections=3)]
+    with BridgeThread(app, pool=pools) as server:
+        for guard, stops in zip(server.bridge.desk, (2, 3), strict=True):
+            guard.reruns = 1
+            guard.stopper.stops = stops
+        expected = server.bridge.desk.stopper.stops
+        with closing(pools[1].connection()):
+            samples = metrics_of(server)
+        assert [samples("pool_connections", pool=pool) for pool in "12"] == [7, 3]
+        assert [samples("pool_connections_in_use", pool=pool) for pool in "12"] == [0, 1]
+        assert (samples("query_reruns_total"), samples("query_stops_total")) == (2, expected)
+        assert samples("threads", lane="pool-2") == 3
 
 
 def test_a_blocked_loop_is_measured() -> None:

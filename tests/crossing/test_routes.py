@@ -243,6 +243,7 @@ def test_a_probe_is_taken_once_and_again_when_it_is_given_up() -> None:
 
 
 def test_whatever_many_threads_report_one_that_asked_decides() -> None:
+    lane = Lane("pool", threads=1)
     for _ in range(200):
         routes = Routes(Costs())
         route = routes.find("GET", "/")
@@ -256,7 +257,7 @@ def test_whatever_many_threads_report_one_that_asked_decides() -> None:
         reports: list[Callable[[], object]] = [
             lambda: routes.ran(route, was_probe=True),  # noqa: B023 - the threads end within the round
             lambda: routes.ran(route, was_probe=False),  # noqa: B023
-            lambda: routes.asked(route),  # noqa: B023
+            lambda: routes.asked(route, lane),  # noqa: B023
             lambda: routes.ran(route, was_probe=False),  # noqa: B023
         ]
         threads = [threading.Thread(target=report, args=(what,)) for what in reports]

@@ -30,15 +30,15 @@ class Machine(RuleBasedStateMachine):
         self.taken: set[Job] = set()
         self.started = 0
         self.width = 0
-        self.model = Model(0)
+        self.model = Model(0, 0)
 
-    @rule(width=st.sampled_from([1, 2, 3, 4, 8]))
-    def reload(self, width: int) -> None:
+    @rule(width=st.sampled_from([1, 2, 3, 4, 8]), connections=st.sampled_from([1, 2, 4, 8]))
+    def reload(self, width: int, connections: int) -> None:
         """The next process knows the costs, and clients ask it again."""
         waiting = list(self.model.waiting)
         self.width = width
-        self.model = Model(width)
-        self.schedule = Schedule(width, self.costs)
+        self.model = Model(width, min(width, connections))
+        self.schedule = Schedule(width, self.costs, self.model.connections)
         self.started = 0
         for job in waiting:
             self.arrives(Job(job.estimate.route, job.client, job.estimate.pinned))
@@ -58,7 +58,7 @@ class Machine(RuleBasedStateMachine):
     )
     def arrive(self, jobs: list[tuple[int, str, str]]) -> None:
         if not self.width:
-            self.reload(3)
+            self.reload(3, 3)
         for number, client, pinned in jobs:
             # Beyond those that are known: a new one.
             self.arrives(Job(self.routes[number] if number < len(self.routes) else Cell(), client, pinned))
@@ -169,7 +169,7 @@ class Machine(RuleBasedStateMachine):
         assert self.schedule.running == len(self.model.running)
         assert set(self.schedule._running) == set(self.model.running)
         assert self.schedule.outgrown <= self.started
-        assert 0 <= self.schedule.kept(self.now) <= self.width // 2
+        assert 0 <= self.schedule.kept(self.now) <= self.model.connections // 2
         assert SHORT <= self.schedule.limit < UNKNOWN
         if not self.model.waiting:
             last = Job(None, "a")

@@ -115,7 +115,7 @@ def test_queries_are_stopped_even_if_the_database_has_no_connection_left(
         assert [error.args[0] for error in application.errors] == [1317] * 3
         assert_all_is_well(pool, witness)
         assert witness.executions == 3
-        stopper = server.bridge.guard.stopper  # type: ignore[union-attr]
+        stopper = server.bridge.desk.stopper
         wait_until(lambda: stopper.stops == 3, "they are counted")
         assert (stopper.failures, stopper.severed, stopper.killed, stopper.running) == (0, 0, 0, 0)
     assert own_messages(caplog) == []
@@ -130,7 +130,7 @@ def test_a_query_that_cannot_be_stopped_is_remembered_until_it_is(
         clients = [server.send(get()) for _ in range(3)]
         wait_until(lambda: len(witness.running) == 3, "three statements run")
         lose(number_of_control(pool), witness)
-        stopper = server.bridge.guard.stopper  # type: ignore[union-attr]
+        stopper = server.bridge.desk.stopper
         with no_connection_left(witness):
             for client in clients:
                 client.close()
@@ -158,7 +158,7 @@ def test_a_lost_control_connection_is_replaced(pool: Any, witness: Witness) -> N
             lose(number_of_control(pool), witness)
             client.close()
             wait_until(lambda count=count: application.ended == count, "the application is free")  # type: ignore[misc]
-            server.bridge.guard._control_checked_at = -math.inf  # type: ignore[union-attr]
+            server.bridge.desk.first[0]._control_checked_at = -math.inf
         assert_all_is_well(pool, witness)
         assert witness.executions == 2
 
@@ -196,7 +196,7 @@ def test_only_what_ran_when_it_was_stopped_is_counted(
             wait_until(lambda: witness.kills > kills, "a kill is sent")
             goes_on.set()
         wait_until(lambda: application.ended == 1 and pool._connections == 0, "the application is free")
-        stopper = server.bridge.guard.stopper  # type: ignore[union-attr]
+        stopper = server.bridge.desk.stopper
     wait_until(lambda: stopper.thread is None, "the stopper has done all it had to do")
     assert (stopper.stops, stopper.failures, stopper.severed) == (int(path == "/rows"), 0, 0)
 
@@ -279,7 +279,7 @@ def test_a_connection_lost_by_the_network_is_cut_and_killed_in_the_database(
             assert [error.args[0] for error in application.errors] == [2013]
             wait_until(lambda: pool._connections == 0, "the connection's place is free")
             assert server.request()[0].status == 200
-            stopper = server.bridge.guard.stopper  # type: ignore[union-attr]
+            stopper = server.bridge.desk.stopper
             wait_until(lambda: (stopper.severed, stopper.running) == (1, 0), "it has ended in the database")
             assert witness.rows("SELECT note FROM notes FOR UPDATE NOWAIT") == (("locked",),)
         pool.close()
@@ -304,7 +304,7 @@ def test_a_connect_function_that_does_not_return_delays_others_only_briefly(
                 client.close()
             wait_until(lambda: application.ended == 2, "the workers are free", seconds=20)
             wait_until(lambda: pool._connections == 0, "the connections' places are free")
-            stopper = server.bridge.guard.stopper  # type: ignore[union-attr]
+            stopper = server.bridge.desk.stopper
             assert (stopper.severed, stopper.running) == (2, 2)
             line.mend()
             wait_until(lambda: stopper.running == 0, "they have ended in the database", seconds=20)
@@ -335,16 +335,17 @@ def test_a_thread_that_could_not_start_starts_with_the_next_request(
             client = server.send(get("/slow"))
             witness.wait_for(WAITING)
             client.close()
-            wait_until(lambda: server.bridge.guard.stopper.lacks_thread, "the stop waits")  # type: ignore[union-attr]
+            stopper = server.bridge.desk.stopper
+            wait_until(lambda: stopper.lacks_thread, "the stop waits")
         assert server.request()[0].status == 200
         wait_until(lambda: application.ended == 2, "the application is free")
         assert [error.args[0] for error in application.errors] == [1317]
         assert_all_is_well(pool, witness)
-    background, stopper = own_messages(caplog)
+    background, stopping = own_messages(caplog)
     assert (
         "cannot be returned to the pool now, because no thread could be started: can't start new thread" in background
     )
-    assert "cannot be stopped now, because no thread could be started: can't start new thread" in stopper
+    assert "cannot be stopped now, because no thread could be started: can't start new thread" in stopping
 
 
 def test_the_search_for_a_connection_that_cannot_be_found_ends(

@@ -268,9 +268,9 @@ def test_an_outage_is_recognised_behind_the_applications_own_exceptions(
         # Without an outage, the answer is kept for repetitions, errors too.
         assert len(runs) == (2 if status == 503 else 1)
         # Only the driver's own exceptions say whether the connection was lost.
-        guard = server.bridge.guard
+        guard = server.bridge.desk.first[0]
         error = MySQLdb.OperationalError(2006, "gone away")
-        assert guard is not None and guard.is_outage(error)
+        assert guard.is_outage(error)
         assert not guard.is_outage(wrap(error, "explicit")) and not guard.is_lost(wrap(error, "explicit"))
     for record in own_records(caplog):
         if status == 503:

@@ -74,7 +74,7 @@ def test_stops_do_not_wait_for_one_that_hangs(mariadb: dict[str, str], witness: 
         assert [error.args[0] for error in application.errors] == [1317] * 5
         assert witness.executions == 5
         assert_all_is_well(pool, witness)
-        stopper = server.bridge.guard.stopper  # type: ignore[union-attr]
+        stopper = server.bridge.desk.first[0].stopper
         wait_until(lambda: stopper.stops == 5, "they are counted")
         assert (stopper.failures, stopper.severed) == (0, 0)
         # The pool's, and one control connection.
@@ -119,7 +119,7 @@ def test_forty_queries_are_stopped_at_once(mariadb: dict[str, str], witness: Wit
         assert [error.args[0] for error in application.errors] == [1317] * 40
         assert witness.executions == 40
         assert_all_is_well(pool, witness)
-        stopper = server.bridge.guard.stopper  # type: ignore[union-attr]
+        stopper = server.bridge.desk.first[0].stopper
         wait_until(lambda: stopper.stops == 40, "they are counted")
         assert (stopper.failures, stopper.severed) == (0, 0)
     pool.close()
@@ -253,7 +253,7 @@ def test_a_forked_process_stops_its_own_queries(mariadb: dict[str, str], witness
     pool = pool_of(mariadb, 1)
     with BridgeThread(waiting_application(pool), pool=pool) as server:
         server.request()
-        guard: Any = server.bridge.guard
+        guard: Any = server.bridge.desk.first[0]
         wait_until(lambda: guard._database._control._idle is not None, "the control connection is made")
         goes_on, go = os.pipe()
         answers, answer = os.pipe()

@@ -60,6 +60,11 @@ def connect(**arguments):
     return MySQLdb.connect(**arguments)
 
 balanced = PooledDB(connect, maxconnections=2, **settings)
+several = [
+    PooledDB(MySQLdb, maxconnections=7, **settings),
+    sqlite,
+    PooledDB(MySQLdb, maxconnections=3, **{**settings, "database": "information_schema"}),
+]
 """
 )
 
@@ -145,6 +150,22 @@ def test_the_frontends_own_connections_are_counted_once(server: dict[str, str]) 
 def test_pool_without_a_limit_has_a_connection_for_each_thread(server: dict[str, str], tmp_path: Path) -> None:
     report = check_pool(tmp_path, server, "unlimited", "--threads=100")
     assert "each with 104 in its pool" in report.message("connections")
+
+
+def test_the_pools_of_one_server_are_added_up(server: dict[str, str], tmp_path: Path) -> None:
+    report = check_pool(tmp_path, server, "several", "--processes=2")
+    database, _, *others = MYSQL
+    assert report.subjects[len(NO_DATABASE) :] == [
+        *(f"{subject} (1)" for subject in MYSQL),
+        "database (2)",
+        *(f"{subject} (3)" for subject in (database, *others)),
+    ]
+    assert report.message("connections (1)").startswith(
+        "24 are needed (processes: 2, each with 7 + 3 in its pools and 2 for stopping queries); "
+    )
+    assert report.message("queues").startswith(
+        "quick: 4 threads, up to 1000 waiting requests; pool-1: 7 threads, up to"
+    )
 
 
 def test_user_may_have_one_connection(server: dict[str, str]) -> None:

@@ -372,8 +372,16 @@ def test_the_pool_lane_is_as_wide_as_the_pool() -> None:
     bridge = Bridge(hello, pool=PooledDB(MySQLdb, maxconnections=7))
     assert [(lane.name, lane.threads) for lane in bridge.lanes] == [("quick", 4), ("pool", 7)]
     unlimited = PooledDB(MySQLdb, maxconnections=0)
-    assert Bridge(hello, pool=unlimited, threads=3).lanes[-1].threads == 3
     with pytest.raises(ValueError, match="unlimited"):
         Bridge(hello, pool=unlimited)
-    with pytest.raises(ValueError, match="threads=3 contradicts the pool's maxconnections=7"):
-        Bridge(hello, pool=PooledDB(MySQLdb, maxconnections=7), threads=3)
+    # The one that was not made has left the pool.
+    assert Bridge(hello, pool=unlimited, threads=3).lanes[-1].threads == 3
+
+
+@pytest.mark.parametrize(("threads", "connections"), [(3, 3), (7, 7), (20, 7)])
+def test_threads_may_differ_from_connections(threads: int, connections: int) -> None:
+    import MySQLdb
+    from dbutils.pooled_db import PooledDB
+
+    lane = Bridge(hello, pool=PooledDB(MySQLdb, maxconnections=7), threads=threads).lanes[-1]
+    assert (lane.name, lane.threads, lane.connections) == ("pool", threads, connections)

@@ -113,6 +113,7 @@ class Model:
     """The jobs of a schedule. Jobs of a level wait by client, each client's in the order in which they came there."""
 
     width: int
+    connections: int
     waiting: dict[Job, Place] = field(default_factory=dict)
     running: dict[Job, Run] = field(default_factory=dict)
     # How often a client was served while another waited for its turn: at most once, by the rules.
@@ -194,7 +195,7 @@ class Model:
         """Whether a job of this level may run; None if that depends on when the running ones were judged."""
         if level < schedule.limit:
             return True
-        room = self.width - schedule.kept(now)
+        room = self.connections - schedule.kept(now) if schedule._expects_short(now) else self.width
         least = sum(run.levels(now)[0] >= schedule.limit for run in self.running.values())
         most = sum(run.levels(now)[1] >= schedule.limit for run in self.running.values())
         trying = any(run.level == UNKNOWN and now - run.started < run.allowed for run in self.running.values())

@@ -17,7 +17,7 @@ from urllib.parse import quote
 from threadbridge.admin.events import Events
 from threadbridge.admin.frontend_answer import STOPPED, TABLES, FrontendError, parse
 from threadbridge.admin.frontends import PATIENCE, READINESS_LIMIT, Frontend, Frontends, answers_of
-from threadbridge.admin.health import DatabaseHealth, Readiness, readiness
+from threadbridge.admin.health import Health, Readiness
 from threadbridge.admin.learned import learned, merged
 from threadbridge.admin.snapshot import snapshot
 from threadbridge.admin.view import view
@@ -42,7 +42,7 @@ class Console:
         self.events = Events(self._event)
         self._bridge = bridge
         self._history = History()
-        self._database = DatabaseHealth(bridge.guard) if bridge.guard is not None else None
+        self._health = Health(bridge)
         # The result of the latest check; changes are logged.
         self._was_ready = True
         self._ready_log, self._not_ready_log = RepeatedLog(logger), RepeatedLog(logger)
@@ -104,8 +104,8 @@ class Console:
         return metrics.merged([own, *others]) if others else own
 
     async def readiness(self, asks_database: bool) -> Readiness:
-        """Whether this process should get requests (see `threadbridge.admin.health.readiness`); logs changes."""
-        found = await readiness(self._bridge, self._database, self.draining, asks_database)
+        """Whether this process should get requests (see `threadbridge.admin.health`); logs changes."""
+        found = await self._health.readiness(self.draining, asks_database)
         if not found.draining and found.ready != self._was_ready:
             self._was_ready = found.ready
             if found.ready:

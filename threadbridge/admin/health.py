@@ -1,4 +1,4 @@
-"""Readiness: whether each lane has threads that can run, and whether the database answers."""
+"""Readiness: whether each lane has threads that can run, and whether the databases answer."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import socket
 import threading
 import time
+import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from threadbridge.common.threads import NOT_STARTED
 from threadbridge.loop.bridge import Bridge
 
 if TYPE_CHECKING:
-    from threadbridge.database.pools.dbutils import DBUtilsGuard
+    from threadbridge.database.guard import Guard
 
 # Seconds for which a successful statement proves that the database answers.
 LATELY = 2.0
@@ -39,21 +40,41 @@ class Readiness:
     findings: tuple[str, ...]
 
 
-async def readiness(bridge: Bridge, database: DatabaseHealth | None, draining: bool, asks_database: bool) -> Readiness:
-    """The readiness of this process, within `DATABASE_LIMIT`; ``asks_database`` checks the database in any case."""
-    if draining:
-        return Readiness(False, True, ("draining: this process is about to end",))
-    can_run = {lane.name: bridge.exchanges.can_run(lane) for lane in bridge.lanes}
-    findings = [f"lane {name}: {'ok' if can else 'no thread can run'}" for name, can in can_run.items()]
-    ready = all(can_run.values())
-    if database is not None:
-        problem = await database.problem(asks_database)
-        findings.append(f"database: {problem or 'ok'}")
-        ready = ready and not problem
-    elif asks_database:
-        findings.append("database: there is no pool to ask")
-        ready = False
-    return Readiness(ready, False, tuple(findings))
+class Health:
+    """Judges a bridge and the databases of its pools. Loop side."""
+
+    def __init__(self, bridge: Bridge) -> None:
+        self._bridge = bridge
+        self._databases: weakref.WeakKeyDictionary[Guard, DatabaseHealth] = weakref.WeakKeyDictionary()
+
+    async def readiness(self, draining: bool, asks_database: bool) -> Readiness:
+        """The readiness of this process, within `DATABASE_LIMIT`; ``asks_database`` checks databases in any case.
+
+        Of the databases, those must answer whose pools have lanes. The others may be one for each customer: without one
+        of them the process serves most requests. They are mentioned if they are in trouble.
+        """
+        if draining:
+            return Readiness(False, True, ("draining: this process is about to end",))
+        bridge, desk = self._bridge, self._bridge.desk
+        can_run = {lane.name: bridge.exchanges.can_run(lane) for lane in bridge.lanes}
+        findings = [f"lane {name}: {'ok' if can else 'no thread can run'}" for name, can in can_run.items()]
+        ready = all(can_run.values())
+        guards = list(desk)
+        problems = await asyncio.gather(
+            *(self._of(guard).problem(guard, asks_database and guard in desk.first) for guard in guards)
+        )
+        for guard, problem in zip(guards, problems, strict=True):
+            if problem or guard in desk.first:
+                name = "database" if len(guards) == 1 else f"database {guard.key}"
+                findings.append(f"{name}: {problem or 'ok'}")
+                ready = ready and not (problem and guard in desk.first)
+        if asks_database and not guards:
+            findings.append("database: there is no pool to ask")
+            ready = False
+        return Readiness(ready, False, tuple(findings))
+
+    def _of(self, guard: Guard) -> DatabaseHealth:
+        return self._databases.setdefault(guard, DatabaseHealth())
 
 
 class DatabaseHealth:
@@ -62,18 +83,17 @@ class DatabaseHealth:
     If none succeeded within `LATELY`, and connections are in use or the latest event was a failure, a thread makes a
     connection outside the pool: this tells a long report from a database that hangs, and notices a recovery without any
     request. If cancelled or overdue requests hold all connections, there is a problem even if new ones are accepted.
+    It does not keep the pool alive.
     """
 
-    def __init__(self, guard: DBUtilsGuard) -> None:
-        self._guard = guard
+    def __init__(self) -> None:
         # Since when such requests have held all connections, in monotonic time; 0.0 if they do not.
         self._all_overdue_since = 0.0
         self._latest: _Check | None = None
         self._hanging: list[_Check] = []
 
-    async def problem(self, always: bool) -> str:
-        """What is wrong with the database, or ""; queries it in case of doubt, or always."""
-        guard = self._guard
+    async def problem(self, guard: Guard, always: bool) -> str:
+        """What is wrong with the database of this pool, or ""; queries it in case of doubt, or always."""
         now = time.monotonic()
         succeeded_lately = now - guard.last_success < LATELY
         if 0 < guard.size <= guard.overdue() and not succeeded_lately:
@@ -85,10 +105,10 @@ class DatabaseHealth:
         if succeeded_lately:
             return ""
         if always or guard.in_use or guard.last_outage > guard.last_success:
-            return await self._check(now)
+            return await self._check(guard, now)
         return ""
 
-    async def _check(self, now: float) -> str:
+    async def _check(self, guard: Guard, now: float) -> str:
         check = self._latest
         if check is not None and not check.done.done() and now - check.began > GIVE_UP_AFTER:
             check.sever()
@@ -99,7 +119,7 @@ class DatabaseHealth:
             if len(self._hanging) >= MOST_CHECKS:
                 return f"{len(self._hanging)} attempts to connect hang"
             try:
-                check = self._latest = _Check(self._guard)
+                check = self._latest = _Check(guard)
             except NOT_STARTED as error:
                 return f"not checked: {error}"
         await asyncio.wait((check.done,), timeout=DATABASE_LIMIT)
@@ -114,8 +134,7 @@ class _Check:
     The thread makes, uses and closes the connection. Raises one of `NOT_STARTED` if the thread cannot be started.
     """
 
-    def __init__(self, guard: DBUtilsGuard) -> None:
-        self._guard = guard
+    def __init__(self, guard: Guard) -> None:
         self._loop = asyncio.get_running_loop()
         self.began = time.monotonic()
         # Of the connection, while there is one. The thread sets it; other threads may use it only under the lock.
@@ -124,7 +143,7 @@ class _Check:
         # The problem, or "", and when it was known. The loop sets both.
         self.done: asyncio.Future[str] = self._loop.create_future()
         self.ended = 0.0
-        threading.Thread(target=self._ask, name="threadbridge-check", daemon=True).start()
+        threading.Thread(target=self._ask, args=(guard,), name="threadbridge-check", daemon=True).start()
 
     def sever(self) -> None:
         """Shut the connection down, if there is one, so that the thread stops waiting for an answer."""
@@ -137,11 +156,11 @@ class _Check:
             finally:
                 self._lock.release()
 
-    def _ask(self) -> None:
+    def _ask(self, guard: Guard) -> None:
         """Run in the thread."""
         problem = ""
         try:
-            connection = self._guard.connect_apart()
+            connection = guard.connect_apart()
             try:
                 # Read now: other threads must not use the connection.
                 self._descriptor = connection.fileno() if hasattr(connection, "fileno") else None

@@ -97,6 +97,5 @@ def shown(name: str, value: str) -> str:
 
 def _class_of(bridge: Bridge, route: Route, cell: Cell) -> str:
     """The class in which such a request would run now; the settings may give it another."""
-    # The last lane is the main one; with a pool, the quick one comes before it.
-    lane = bridge.lanes[-2 if bridge.guard is not None and route.uses_pool is False else -1]
-    return "short" if max(cell.quantile(CAUTION), cell.seconds) < lane.short_below else "long"
+    short_below = bridge.lane_choice.usual(route).short_below
+    return "short" if max(cell.quantile(CAUTION), cell.seconds) < short_below else "long"

@@ -21,9 +21,10 @@ from threadbridge.loop.bridge import Bridge
 from threadbridge.telemetry.totals import BOUNDS, Distribution
 
 if TYPE_CHECKING:
-    from threadbridge.database.pools.dbutils import DBUtilsGuard
+    from threadbridge.database.desk import Desk
 
 LANE = ("lane",)
+POOL = ("pool",)
 # By the attribute of `LaneTotals`.
 TIMES = (
     ("wait", "threadbridge_request_wait_seconds", "How long requests waited for a thread."),
@@ -36,7 +37,7 @@ LANES = (
     ("busy", "threadbridge_busy_threads", "Threads of the lane at work."),
     ("queued", "threadbridge_queued_requests", "Requests waiting for a thread."),
     ("queue", "threadbridge_queue_limit", "Requests that may wait for a thread."),
-    ("kept", "threadbridge_kept_threads", "Threads that long requests leave free for short ones."),
+    ("kept", "threadbridge_kept_threads", "Connections, or threads, that long requests leave free for short ones."),
 )
 # By the attribute of `LaneTotals`, for lanes in which costs matter.
 TIMES_BY_CLASS = (
@@ -53,8 +54,8 @@ def exposition(bridge: Bridge, is_ready: bool) -> bytes:
     """All metrics of a bridge and its process, including every request that has ended by now."""
     bridge.telemetry.flush()
     families = [*_of_requests(bridge), *_of_process(bridge, is_ready), *ProcessCollector(registry=None).collect()]
-    if bridge.guard is not None:
-        families += _of_pool(bridge.guard)
+    if any(bridge.desk):
+        families += _of_pools(bridge.desk)
     return generate_latest(_Families(families))
 
 
@@ -139,14 +140,19 @@ def _of_requests(bridge: Bridge) -> list[Metric]:
     ]
 
 
-def _of_pool(guard: DBUtilsGuard) -> list[Metric]:
-    stopper = guard.stopper
+def _of_pools(desk: Desk) -> list[Metric]:
+    guards, stopper = list(desk), desk.stopper
+    size = Gauge("threadbridge_pool_connections", "Size of the pool; 0 if unlimited.", labels=POOL)
+    in_use = Gauge("threadbridge_pool_connections_in_use", "Connections of the pool in use.", labels=POOL)
+    stops = stopper.stops
+    failures = stopper.failures
+    severed = stopper.severed
     return [
-        Gauge("threadbridge_pool_connections", "Size of the pool; 0 if unlimited.", guard.size),
-        Gauge("threadbridge_pool_connections_in_use", "Connections of the pool in use.", guard.in_use),
-        Counter("threadbridge_query_stops", "Requests whose query was stopped in the database.", stopper.stops),
-        Counter("threadbridge_query_stop_failures", "Failed attempts to stop a query.", stopper.failures),
-        Counter("threadbridge_connections_severed", "Connections cut because a query did not stop.", stopper.severed),
+        _by_label(size, {guard.key: guard.size for guard in guards}),
+        _by_label(in_use, {guard.key: guard.in_use for guard in guards}),
+        Counter("threadbridge_query_stops", "Requests whose query was stopped in the database.", stops),
+        Counter("threadbridge_query_stop_failures", "Failed attempts to stop a query.", failures),
+        Counter("threadbridge_connections_severed", "Connections cut because a query did not stop.", severed),
         Counter(
             "threadbridge_connections_killed",
             "Connections killed in the database, including those of dead processes.",
@@ -157,7 +163,11 @@ def _of_pool(guard: DBUtilsGuard) -> list[Metric]:
             "Connections cut, or left by dead processes, that have not yet ended in the database.",
             stopper.running,
         ),
-        Counter("threadbridge_query_reruns", "Queries run again because their connection was lost.", guard.reruns),
+        Counter(
+            "threadbridge_query_reruns",
+            "Queries run again because their connection was lost.",
+            sum(guard.reruns for guard in guards),
+        ),
     ]
 
 

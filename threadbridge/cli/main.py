@@ -87,7 +87,7 @@ def _run(program: str, application: WSGIApplication | None, defaults: CommandLin
         # Not at the top: a server does not need it.
         from threadbridge.doctor.report import check
 
-        return check(resolved, with_objects, service.bridge.lanes)
+        return check(resolved, with_objects, service.bridge)
     status = _listen_and_run(program, settings, service)
     _end_within(service.grace_left)
     return status

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from threadbridge.common import forks
 from threadbridge.common.repeated_log import RepeatedLog
+from threadbridge.crossing.lanes import Lane
 from threadbridge.crossing.routes import Route
 from threadbridge.sql.statements import Statements
 
@@ -84,16 +85,18 @@ class TrackedRequest(RunningRequest):
 
     `route` is None if nothing is learned from it. `statements` are those it has sent to the database. `is_answered`
     becomes true when its response begins: it has no deadline from then on. The worker calls the functions in `at_end`
-    when the application's call has ended. `in_quick_lane` is true while the request is not counted in the pool's lane,
-    because none of its route has used the pool; the loop sets it before the request runs, the worker then.
+    when the application's call has ended. `lane` is the one whose thread runs it, and `also_in` are the lanes of other
+    pools that it has asked for a connection; the loop sets the first before the request runs, the worker the second.
     """
+
+    lane: Lane | None = None
+    also_in: tuple[Lane, ...] = ()
 
     def __init__(self, request_id: str, deadline: float | None, route: Route | None = None, client: str = "") -> None:
         super().__init__(request_id, deadline)
         self.route = route
         self.client = client
         self.is_answered = False
-        self.in_quick_lane = False
         self.at_end: dict[object, Callable[[], None]] = {}
         self.statements = Statements()
 

@@ -113,8 +113,8 @@ class Exchange:
     running: TrackedRequest
     # Once it is queued, its lane's schedule changes it, under the lane's lock.
     estimate: Estimate
-    # The lane whose threads are fewer by one while this runs in another; only the loop sets it.
-    adopted_by: Lane | None = None
+    # The lanes whose threads are fewer by one while this runs in another; only the loop sets it.
+    adopted_by: tuple[Lane, ...] = ()
     # The status that the worker has given it, or 0.
     response_status = 0
     # Set by the worker; the loop sets the second, too, when no worker will come.
@@ -169,7 +169,7 @@ class Exchange:
 
     def adopt_by(self, lane: Lane) -> None:
         """Count in another lane, whose connection it has taken, until it has run. Loop side."""
-        self.adopted_by = lane
+        self.adopted_by += (lane,)
         lane.adopt(self)
         if self.worker_is_done:
             # It may have missed the line above.
@@ -229,8 +229,8 @@ class Exchange:
                     self._learn_cost()
                 finally:
                     self.worker_is_done = True
-                    if self.adopted_by is not None:
-                        self.adopted_by.release(self)
+                    for lane in self.adopted_by:
+                        lane.release(self)
                     self.body.close()
 
     def _learn_cost(self) -> None:

@@ -40,6 +40,8 @@ class Lane:
     :param queue: how many more may wait; with ``costs``, so many short ones and so many others. Beyond that, the newest
         request of the client with the most waiting requests, perhaps the one that has just come, is answered 503.
     :param deadline: seconds in which a request must be answered, or it is answered 504; None: the bridge's deadline.
+    :param connections: how many connections the requests share, each of which it may hold for a part of its time; 0: as
+        many as there are threads. Long requests are counted against them, so that short ones find one.
     :param costs: what requests cost, if those that are expected to be short are not to wait for long ones; None: the
         clients simply take turns.
 
@@ -55,6 +57,7 @@ class Lane:
         threads: int,
         queue: int = 1000,
         deadline: float | None = None,
+        connections: int = 0,
         costs: Costs | None = None,
     ) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
@@ -70,13 +73,15 @@ class Lane:
         self.name = name
         self.pattern = pattern
         self.threads = threads
+        # As far as its requests can use them.
+        self.connections = min(connections or threads, threads)
         self.queue = queue
         self.deadline = deadline
         self._failed = RepeatedLog(logger)
         self._matches = compiled(pattern)
         self._lock = threading.Lock()
         self._threads = WorkerThreads(f"threadbridge-{name}", threads, self._work, self._lock)
-        self._schedule = Schedule(threads, costs)
+        self._schedule = Schedule(threads, costs, self.connections)
         self._running: set[Job] = set()
         # Running jobs that do not count: another may run in place of each, in a spare thread if need be.
         self._replaced: set[Job] = set()
@@ -112,7 +117,7 @@ class Lane:
 
     @property
     def kept(self) -> int:
-        """The number of threads that long requests leave free for short ones. Either side."""
+        """The number of connections, or threads, that long requests leave free for short ones. Either side."""
         with self._lock:
             return self._schedule.kept(time.monotonic())
 

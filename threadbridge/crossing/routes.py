@@ -1,4 +1,4 @@
-"""The routes of an application: which of them use the pool, and what their requests cost."""
+"""The routes of an application: which of them use which pool, and what their requests cost."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections import OrderedDict
 
 from threadbridge.crossing.cost_cells import Cell
 from threadbridge.crossing.costs import MAX_CELLS, Costs
+from threadbridge.crossing.lanes import Lane
 
 # More than any application has. Clients can make up paths: beyond this, or when too much is known of their costs, the
 # routes used longest ago are forgotten.
@@ -22,8 +23,10 @@ class Route:
     """The requests of one method whose paths have one shape."""
 
     def __init__(self) -> None:
-        # None: not known yet.
+        # Whether it has asked a pool for a connection; None: not known yet.
         self.uses_pool: bool | None = None
+        # That of the pool with the fewest connections among those that it has asked.
+        self.lane: Lane | None = None
         self.probing = False
         self.cost = Cell()
 
@@ -82,14 +85,17 @@ class Routes:
             route.probing = True
             return True
 
-    def asked(self, route: Route | None) -> bool:
-        """Note that the route uses the pool; returns whether others of it may be in the quick lane. Worker side."""
-        if route is None or route.uses_pool:
+    def asked(self, route: Route, lane: Lane) -> bool:
+        """Note that the route uses the pool of this lane; returns whether that is its lane from now on. Worker side."""
+        if _is_narrower(route.lane, lane):
             return False
         with self._lock:
-            misjudged = route.uses_pool is False or (route.uses_pool is None and route.probing)
+            if _is_narrower(route.lane, lane):
+                return False
+            # In this order: the loop reads both without the lock.
+            route.lane = lane
             route.uses_pool = True
-            return misjudged
+            return True
 
     def never_ran(self, route: Route | None, was_probe: bool) -> None:
         """Note that a request of the route has ended before it ran: another may be the probe. Loop side."""
@@ -107,3 +113,8 @@ class Routes:
             # If it had asked for a connection, this would be true.
             if route.uses_pool is None:
                 route.uses_pool = False
+
+
+def _is_narrower(lane: Lane | None, other: Lane) -> bool:
+    """Return whether the lane is the other one, or has no more connections."""
+    return lane is not None and (lane is other or lane.connections <= other.connections)

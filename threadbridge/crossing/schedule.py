@@ -14,7 +14,7 @@ from threadbridge.crossing.recent_use import BOUNDS, SHORT, UNKNOWN, RecentUse, 
 # it is due does not overtake it.
 TIMES_ITS_COST = 8.0
 PATIENCE = 100.0
-# Threads are kept for so many seconds after the last short request.
+# Connections are kept for so many seconds after the last short request.
 REMEMBERED = 300.0
 # Seconds between two definitions of what is short.
 DEFINED_EVERY = 0.1
@@ -52,15 +52,21 @@ class Running:
 class Schedule:
     """The jobs of a lane that wait and run. Its owner locks it and passes the time, by `time.monotonic`.
 
-    Jobs whose level is at least `limit` are long, as are unknown ones. They leave `kept` of the ``width`` threads free,
-    but for one unknown job at a time, which may try. Of the jobs that may run, the one that is due first does.
+    Jobs whose level is at least `limit` are long, as are unknown ones. They leave `kept` of the connections free, but
+    for one unknown job at a time, which may try. Of the jobs that may run, the one that is due first does.
 
+    :param width: how many jobs run at once.
+    :param connections: how many connections they share, at most ``width``; None: each has its own. While short jobs
+        come, no more long ones run than there are connections, less those kept: each may hold one for as long as it
+        runs, and those that waited for one would be ahead of short ones. The other threads are for short jobs. While no
+        short ones come, long ones may use all threads.
     :param costs: estimates the jobs again before they run, and learns from those that run for too long; None: all jobs
         have the same cost, so that clients simply take turns.
     """
 
-    def __init__(self, width: int, costs: Costs | None) -> None:
+    def __init__(self, width: int, costs: Costs | None, connections: int | None = None) -> None:
         self.width = width
+        self._connections = width if connections is None else connections
         self._costs = costs
         self._levels: list[FairQueue[Job]] = [FairQueue() for _ in range(UNKNOWN + 1)]
         # Expected seconds of the jobs that wait, by level.
@@ -71,8 +77,8 @@ class Schedule:
         self._use = RecentUse()
         self._define_at = 0.0
         self.limit = SHORT
-        # Of fewer than four threads, one would be too much.
-        self._most_kept = width // 2 if width >= 4 else 0
+        # Of fewer than four, one would be too much.
+        self._most_kept = self._connections // 2 if self._connections >= 4 else 0
         self._to_keep = min(1, self._most_kept)
         # When the last short job came or ended.
         self._short_at = -math.inf
@@ -88,11 +94,18 @@ class Schedule:
         return len(self._running)
 
     def kept(self, now: float) -> int:
-        """Return how many threads long jobs leave free at present."""
-        return self._to_keep if self._costs is not None and now - self._short_at < REMEMBERED else 0
+        """Return how many connections long jobs leave free at present."""
+        return self._to_keep if self._expects_short(now) else 0
+
+    def _expects_short(self, now: float) -> bool:
+        return self._costs is not None and now - self._short_at < REMEMBERED
+
+    def _for_long(self, now: float) -> int:
+        """Return how many long jobs may run at once at present."""
+        return self._connections - self._to_keep if self._expects_short(now) else self.width
 
     def expect_short(self, now: float) -> None:
-        """Keep threads from the start, as short jobs may have come in an earlier life of the application."""
+        """Keep connections from the start, as short jobs may have come in an earlier life of the application."""
         self._short_at = now
 
     def file(self, job: Job) -> None:
@@ -209,7 +222,7 @@ class Schedule:
         for job, running in self._running.items():
             long += running.level >= self.limit
             trying += running.level == UNKNOWN and not job.estimate.outgrown
-        may_long = long < self.width - self.kept(now)
+        may_long = long < self._for_long(now)
         return may_long, may_long or not trying
 
     def start(self, job: Job, now: float) -> None:
@@ -270,7 +283,7 @@ class Schedule:
             # What has run for so long is expected to run for as long again. A misjudged short one counts as long.
             level = running.level if job.estimate.level < SHORT else job.estimate.level
             still_running.append((min(level, UNKNOWN - 1), 2 * (now - running.started)))
-        self.limit, self._to_keep = self._use.short(still_running, self.width, self._most_kept, now)
+        self.limit, self._to_keep = self._use.short(still_running, self._connections, self._most_kept, now)
 
     def drop(self, job: Job) -> None:
         """Count a job that runs as one that does not, without learning from it."""
@@ -284,7 +297,7 @@ class Schedule:
             long = 0
             for running in self._running.values():
                 long += running.level >= self.limit
-            room = min(room, self.width - self.kept(now) - long)
+            room = min(room, self._for_long(now) - long)
         for level in range(self.limit) if is_short else range(self.limit, UNKNOWN + 1):
             room -= len(self._levels[level])
         return room
@@ -312,7 +325,7 @@ class Schedule:
             if len(others):
                 each = max(most, self._work[level] / len(others))
                 ahead += min(self._work[level], each * others.clients)
-        threads = self.width if estimate.level < self.limit else self.width - self.kept(now)
+        threads = self.width if estimate.level < self.limit else self._for_long(now)
         return ahead / max(1, threads)
 
     def expected_starts(self, now: float) -> dict[Job, float]:
@@ -321,7 +334,7 @@ class Schedule:
         ahead = 0.0
         for level, queue in enumerate(self._levels):
             if len(queue):
-                threads = self.width if level < self.limit else max(1, self.width - self.kept(now))
+                threads = self.width if level < self.limit else max(1, self._for_long(now))
                 free_in = self._free_in(level, threads, now)
                 share = self._work[level] / len(queue)
                 for turn, job in enumerate(queue.in_turn()):

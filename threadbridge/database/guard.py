@@ -42,7 +42,7 @@ class Guard(abc.ABC):
     it.
 
     :param name: the pool's, for operators: without a password.
-    :param on_ask: called on the worker side with each request that asks for a connection.
+    :param on_ask: called on the worker side with this guard and each request that asks for a connection.
     :param drivers: the modules by which the driver may be recognised; if they do not tell, the first connection does.
     :param tags_queries: whether each statement of a request begins with a comment that names the request.
     :param rerun: whether queries that leave no trace may run again if they are lost with their connection.
@@ -51,13 +51,16 @@ class Guard(abc.ABC):
     :param stopper: one that several guards share, and whoever made it closes; the guard makes its own by default.
     """
 
+    # A short name among the bridge's pools, which the `Desk` makes unique: of lanes, metrics and checks.
+    key = ""
+
     def __init__(
         self,
         name: str,
         lock: threading.Condition,
         settings: ConnectionSettings,
         drivers: Sequence[str],
-        on_ask: Callable[[TrackedRequest], None],
+        on_ask: Callable[[Guard, TrackedRequest], None],
         *,
         tags_queries: bool,
         rerun: Literal["safe", "never"],
@@ -133,6 +136,11 @@ class Guard(abc.ABC):
                 if self._database is None:
                     logger.warning("queries cannot be stopped: threadbridge does not support the driver %s", modules[0])
         return self._database
+
+    @property
+    def settings(self) -> ConnectionSettings:
+        """How the pool makes its connections."""
+        return self._settings
 
     def cancelled(self) -> Exception:
         """The error to raise for a statement of a cancelled request: the driver's for a stopped statement."""
@@ -210,7 +218,7 @@ class Guard(abc.ABC):
             self.stopper.start()
             self._start_background()
         if request is not None:
-            self._on_ask(request)
+            self._on_ask(self, request)
             if request.cancelled:
                 raise self.cancelled()
         return request
@@ -261,7 +269,7 @@ class Guard(abc.ABC):
                 connection.is_abandoned = False
                 self.count_out(connection)
             # Handed out in a way that the guard does not see.
-            self._on_ask(request)
+            self._on_ask(self, request)
             return self.lend(connection, request)
 
     def end_borrows(self, borrows: Iterable[Borrow]) -> None:

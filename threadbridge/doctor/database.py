@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
+from threadbridge.database.driver import ConnectionSettings
 from threadbridge.database.drivers import database_of
 from threadbridge.database.drivers.mysql_drivers import DRIVERS
-from threadbridge.database.pools.dbutils_check import connection_settings
 from threadbridge.doctor import Finding, error, in_thread, ok, warning
 from threadbridge.doctor.mysql import Load, MySQLChecks, advice
 
@@ -15,6 +14,8 @@ from threadbridge.doctor.mysql import Load, MySQLChecks, advice
 TIME_LIMIT = 5.0
 # The packages of the drivers for which there are more checks.
 MYSQL = frozenset(DRIVERS)
+# The arguments of drivers that say where the server is.
+_ADDRESS = ("host", "port", "unix_socket", "dsn", "conninfo", "service", "database_url")
 
 _NO_ANSWER = error(
     f"the database has not answered within {TIME_LIMIT:g} s",
@@ -22,10 +23,16 @@ _NO_ANSWER = error(
 )
 
 
-def check_database(pool: Any, load: Load) -> Iterator[tuple[str, Finding]]:
-    """Check the database of a ``PooledDB``: subjects and findings. No step takes much longer than `TIME_LIMIT`."""
+def server_of(settings: ConnectionSettings) -> object:
+    """What is the same for all pools that connect to the same server, as far as their settings tell."""
+    address = [settings.kwargs.get(name) for name in _ADDRESS]
+    known = settings.args[:1] or any(address)
+    return repr([settings.args[:1], address] if known else [settings.connect, settings.kwargs])
+
+
+def check_database(settings: ConnectionSettings, load: Load) -> Iterator[tuple[str, Finding]]:
+    """Check a pool's database: subjects and findings. No step takes much longer than `TIME_LIMIT`."""
     # Connect as the pool does, but not through the pool, which may wait without a limit.
-    settings = connection_settings(pool)
     try:
         connection = in_thread(lambda: settings.connect(*settings.args, **settings.kwargs)).result(TIME_LIMIT)
     except TimeoutError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import wait
 from functools import partial
 from typing import Any, NamedTuple
@@ -19,8 +19,8 @@ SLEEP = 3
 KILL_AGAIN_AFTER = 0.1
 # Seconds by which the clocks may differ.
 SKEW = 2
-# Besides its pool, each process keeps a connection for stopping queries open. While a stop is late, it opens up to
-# three more for a moment; these are not counted, as the other stops wait for the late one if the server refuses them.
+# Besides each of its pools, a process keeps a connection for stopping queries open. While a stop is late, it opens up
+# to three more for a moment; these are not counted, as the other stops wait for the late one if they are refused.
 CONTROL_CONNECTIONS = 1
 
 _ADVICE = {
@@ -42,9 +42,10 @@ _ADVICE = {
 class Load(NamedTuple):
     """The load that the database must bear."""
 
-    # How many processes like this one use it, and how many connections each of their pools may have.
+    # How many processes like this one use it, and how many connections each of a process's pools on this server may
+    # have; empty if that is checked with another pool.
     processes: int
-    connections: int
+    pools: Sequence[int]
     # Seconds that a request may take until its response begins.
     longest_request: float
 
@@ -66,7 +67,7 @@ class MySQLChecks:
         self._load = load
         self.all: Mapping[str, Callable[[], Finding]] = {
             "database": self._version,
-            "connections": self._connections,
+            **({"connections": self._connections} if load.pools else {}),
             "idle connections": self._idle_connections,
             "stopping queries": self._stopping,
             "clock": self._clock,
@@ -86,11 +87,12 @@ class MySQLChecks:
             "WHERE user = SUBSTRING_INDEX(CURRENT_USER(), '@', 1)"
         )
         others = max(0, connected - own)
-        processes, in_pool = self._load.processes, self._load.connections
-        needed = processes * (in_pool + CONTROL_CONNECTIONS)
+        processes, pools = self._load.processes, self._load.pools
+        control = CONTROL_CONNECTIONS * len(pools)
+        needed = processes * (sum(pools) + control)
         use = (
-            f"{needed} are needed (processes: {processes}, each with {in_pool} in its pool and {CONTROL_CONNECTIONS} "
-            "for stopping queries)"
+            f"{needed} are needed (processes: {processes}, each with {' + '.join(map(str, pools))} in its "
+            f"pool{'s' if len(pools) > 1 else ''} and {control} for stopping queries)"
         )
         limits = f"max_connections is {allowed}, of which other programs use {others} now"
         too_few, limit = needed - (allowed - others), "max_connections"

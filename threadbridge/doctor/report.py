@@ -16,14 +16,17 @@ from threadbridge.crossing.lanes import Lane
 from threadbridge.crossing.request_body import MEMORY_LIMIT
 from threadbridge.crossing.spool import PART_PER_CLIENT
 from threadbridge.doctor import Finding, Level, error, ok, warning
+from threadbridge.doctor.database import check_database, server_of
+from threadbridge.doctor.mysql import Load
 from threadbridge.doctor.nginx import NginxConfigError, read_timeouts
+from threadbridge.loop.bridge import Bridge
 from threadbridge.settings.table import ALL, CommandLineSettings, Resolved
 
 # Files that a process has open besides connections of clients and to the database: logs, listeners, the event loop's.
 OWN_FILES = 50
 
 
-def check(resolved: Resolved, settings: CommandLineSettings, lanes: Sequence[Lane]) -> int:
+def check(resolved: Resolved, settings: CommandLineSettings, bridge: Bridge) -> int:
     """Print the settings and the findings, each as soon as it is made; return the exit status.
 
     ``settings`` are the values of ``resolved``, with import paths replaced by the objects that they name. The status is
@@ -39,7 +42,7 @@ def check(resolved: Resolved, settings: CommandLineSettings, lanes: Sequence[Lan
             print(f"{name:20} {row['value'] or '-':20} {row['origin']}")
         print()
     levels, findings = [], []
-    for subject, (level, message, advice) in examine(settings, lanes):
+    for subject, (level, message, advice) in examine(settings, bridge):
         levels.append(level)
         finding = {"subject": subject, "level": level.name.lower(), "message": message, "advice": advice}
         findings.append({key: text for key, text in finding.items() if text})
@@ -56,23 +59,17 @@ def check(resolved: Resolved, settings: CommandLineSettings, lanes: Sequence[Lan
     return status
 
 
-def examine(settings: CommandLineSettings, lanes: Sequence[Lane]) -> Iterator[tuple[str, Finding]]:
+def examine(settings: CommandLineSettings, bridge: Bridge) -> Iterator[tuple[str, Finding]]:
     """Run all checks, the quick ones first: subjects and findings."""
-    pool, log, unix_socket = settings["pool"], settings["log_file_prefix"], settings["unix_socket"]
+    lanes, guards = bridge.lanes, list(bridge.desk)
+    log, unix_socket = settings["log_file_prefix"], settings["unix_socket"]
     deadline = max(lane.deadline or settings["deadline"] for lane in lanes)
-    connections = 0
-    if pool is not None:
-        # Not at the top: without a pool, DBUtils need not be installed.
-        from threadbridge.database.pools.dbutils_check import pool_size
-        from threadbridge.doctor.database import check_database
-        from threadbridge.doctor.mysql import Load
-
-        # An unlimited pool has at most one for each thread.
-        connections = pool_size(pool) or sum(lane.threads for lane in lanes)
-    yield "versions", _versions(with_pool=pool is not None)
+    # A pool without a limit has at most one for each thread.
+    sizes = {guard: guard.size or sum(lane.threads for lane in lanes) for guard in guards}
+    yield "versions", _versions(with_pool=bool(guards))
     yield "hot path", _hot_path()
     yield "queues", _queues(settings, lanes)
-    yield "open files", _files(lanes, connections)
+    yield "open files", _files(lanes, sum(sizes.values()))
     yield "uploads", _uploads(settings["max_body_size"], settings["spool_size"])
     if log is not None:
         yield _log(log)
@@ -81,9 +78,15 @@ def examine(settings: CommandLineSettings, lanes: Sequence[Lane]) -> Iterator[tu
     yield "temporary files", _directory(None, "large bodies", "; the variable TMPDIR sets the directory")
     if settings["nginx_config"] is not None:
         yield "nginx", _nginx(settings["nginx_config"], deadline)
-    if pool is not None:
-        processes = settings["frontends"] * settings["processes"]
-        yield from check_database(pool, Load(processes, connections, deadline))
+    processes = settings["frontends"] * settings["processes"]
+    on_server: dict[object, list[int]] = {}
+    for guard, size in sizes.items():
+        on_server.setdefault(server_of(guard.settings), []).append(size)
+    for guard in guards:
+        # What a server must bear is said once, with its first pool.
+        pools = on_server.pop(server_of(guard.settings), [])
+        for subject, finding in check_database(guard.settings, Load(processes, pools, deadline)):
+            yield subject if len(guards) == 1 else f"{subject} ({guard.key})", finding
 
 
 def _versions(with_pool: bool) -> Finding:

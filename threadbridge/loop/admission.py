@@ -70,7 +70,7 @@ class Admission:
         path = path_info_of(start_line.path)
         exchange.lane, route, exchange.is_probe = self._choice.choose(start_line.method, path)
         exchange.running = TrackedRequest(exchange.id, None, route, exchange.client)
-        exchange.running.in_quick_lane = self._choice.is_quick(exchange.lane)
+        exchange.running.lane = exchange.lane
         exchange.estimate = self._estimate_of(exchange, route, path)
         self._exchanges.add(exchange)
         if not exchange.lane.has_room_for(exchange):
@@ -110,7 +110,7 @@ class Admission:
             return
         # It may have been admitted long ago: there must still be a thread to spare for a probe.
         if exchange.is_probe and not self._choice.may_probe():
-            self._move_to_main(exchange)
+            self._move(exchange, self._choice.main)
         self._add_form(exchange)
         # First, as otherwise another might be refused for it in vain.
         if self._waits_too_long(exchange) or not self._makes_room_for(exchange):
@@ -150,45 +150,57 @@ class Admission:
         for lane in lanes:
             lane.wake()
 
-    def asked(self, request: TrackedRequest) -> None:
-        """Note that the request asks for a connection of the pool. Worker side."""
-        is_misjudged = self._shared.routes.asked(request.route)
-        if request.in_quick_lane:
+    def asked(self, request: TrackedRequest, pool: str) -> None:
+        """Note that the request asks for a connection of the pool with this key. Worker side."""
+        route = request.route
+        if route is None:
+            # It is in a lane for certain paths.
+            return
+        lane = self._choice.lane_of(pool)
+        if lane is request.lane and lane is route.lane:
+            # So it is for most.
+            return
+        if request.lane not in self._choice.all:
+            # It is another bridge's, whose application uses this pool too.
+            return
+        is_new = self._shared.routes.asked(route, lane)
+        if lane is not request.lane and lane not in request.also_in:
             # Counted once.
-            request.in_quick_lane = False
-            self._shared.hop.post(self._adopt, request)
-        if is_misjudged:
-            self._shared.hop.post(self._clear_quick_lane, request.route)
+            request.also_in += (lane,)
+            self._shared.hop.post(self._adopt, request, lane)
+        if is_new:
+            self._shared.hop.post(self._gather, route)
 
-    def _adopt(self, request: TrackedRequest) -> None:
-        """Count a request of the quick lane in the main lane, from which it takes a connection."""
+    def _adopt(self, request: TrackedRequest, lane: Lane) -> None:
+        """Count a request of another lane in this one too, as it takes a connection from its pool."""
         for exchange in self._exchanges.open:
             if exchange.running is request:
-                exchange.adopt_by(self._choice.main)
+                exchange.adopt_by(lane)
                 return
 
-    def _clear_quick_lane(self, route: Route) -> None:
-        """Take this route, which has turned out to use the pool, out of the quick lane."""
+    def _gather(self, route: Route) -> None:
+        """Take the requests of a route into the lane of the pool that it has turned out to use."""
         # Waiting requests first, or a thread that takes the place of a running one would take them here; and in the
         # order in which they came, since their clients' turns follow from it.
         waits = (State.RECEIVING, State.QUEUED)
+        lane = route.lane
+        assert lane is not None
         for exchange in sorted(self._exchanges.open, key=lambda each: (each.state not in waits, each.queued_at)):
-            if exchange.running.route is route and exchange.lane is not self._choice.main:
-                self._change_lane(exchange)
+            if exchange.running.route is route and exchange.lane is not lane:
+                self._change_lane(exchange, lane)
 
-    def _move_to_main(self, exchange: Exchange) -> None:
-        exchange.lane = self._choice.main
-        exchange.running.in_quick_lane = False
+    def _move(self, exchange: Exchange, lane: Lane) -> None:
+        exchange.lane = exchange.running.lane = lane
 
-    def _change_lane(self, exchange: Exchange) -> None:
-        """Move a request to the main lane; if it runs already, let another thread of its lane work beside it."""
+    def _change_lane(self, exchange: Exchange, lane: Lane) -> None:
+        """Move a request to the lane; if a thread of the quick one runs it already, let another work beside that."""
         if exchange.state is State.RECEIVING:
-            self._move_to_main(exchange)
-        elif not exchange.lane.withdraw(exchange):
-            exchange.lane.replace(exchange)
-        else:
-            self._move_to_main(exchange)
+            self._move(exchange, lane)
+        elif exchange.lane.withdraw(exchange):
+            self._move(exchange, lane)
             if self._makes_room_for(exchange):
                 self._put(exchange)
             else:
                 exchange.shed()
+        elif self._choice.is_quick(exchange.lane):
+            exchange.lane.replace(exchange)

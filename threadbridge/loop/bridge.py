@@ -16,6 +16,7 @@ from threadbridge.crossing.exchange import Exchange, Shared
 from threadbridge.crossing.hop import Hop
 from threadbridge.crossing.routes import Routes
 from threadbridge.crossing.spool import Spool
+from threadbridge.database.desk import Desk
 from threadbridge.http.connection import HTTP1Connection
 from threadbridge.http.forwarded import ForwardedHeaders
 from threadbridge.http.limits import Memory
@@ -34,7 +35,6 @@ from threadbridge.telemetry.totals import Totals
 from threadbridge.worker.wsgi import call_application, check_application
 
 if TYPE_CHECKING:
-    from threadbridge.database.pools.dbutils import DBUtilsGuard
     from threadbridge.worker.idempotency import Idempotency
 
 # Seconds beyond the longest deadline that a statement may take by default: the bridge tries to stop it first.
@@ -48,10 +48,11 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
     stand in a `tornado.routing.RuleRouter` beside Tornado's own handlers.
 
     The keywords are settings: docs/settings.md has their meanings, units and defaults. ``pool`` or ``threads`` is
-    required. A request goes to the first of ``lanes`` whose pattern matches. Without a pool, all others go to a lane
-    named ``default``. With a pool, they go to a lane named ``pool``, which has as many threads as the pool has
-    connections (``maxconnections``), or, if requests of their route have not used the pool, to a lane named ``quick``,
-    which has four. ``client_key`` is called on the loop.
+    required; ``pool`` may be a sequence of pools. A request goes to the first of ``lanes`` whose pattern matches.
+    Without a pool, all others go to a lane named ``default``. With a pool, they go to a lane named ``pool``, which has
+    as many threads as the pool has connections, unless ``threads`` says otherwise, or, if requests of their route have
+    not used the pool, to a lane named ``quick``, which has four. With several pools, each has a lane of its own, named
+    ``pool-KEY``. ``client_key`` is called on the loop.
 
     Raises ``ValueError`` when arguments cannot be used as given or contradict each other, and ``TypeError`` for an
     unknown keyword. Loop side.
@@ -59,41 +60,40 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
 
     def __init__(self, application: WSGIApplication, **settings: Unpack[BridgeSettings]) -> None:
         values = for_bridge(settings)
-        pool = values["pool"]
         check_application(application)
         cancellation = Cancellation(values["cancel"])
         costs = Costs()
         routes = Routes(costs)
         learned = costs if values["schedule"] == "cost" else None
-        width = _lane_width(pool, values["threads"])
-        choice = LaneChoice(
-            values["lanes"],
-            threads=width,
-            queue=values["queue"],
-            has_pool=pool is not None,
-            routes=routes,
-            costs=learned,
-            short_paths=values["short_paths"],
-            long_paths=values["long_paths"],
-        )
         self.trusted_proxies = tuple(values["trusted_proxies"])
         forwarded = ForwardedHeaders(self.trusted_proxies, values["client_address"]) if values["xheaders"] else None
         statement_limit = values["statement_limit"]
         if statement_limit is None:
             statement_limit = longest_deadline(values) + STATEMENT_MARGIN
-        self.guard: DBUtilsGuard | None = None
-        if pool is not None:
-            # Not above: DBUtils is needed only with a pool.
-            from threadbridge.database.pools.dbutils import DBUtilsGuard
-
-            self.guard = DBUtilsGuard(
-                pool,
-                lambda request: self._admission.asked(request),
-                tags_queries=values["tag_queries"],
-                rerun=values["rerun"],
-                resets_sessions=values["reset_sessions"],
-                statement_limit=statement_limit,
+        self.desk = Desk(
+            lambda guard, request: self._admission.asked(request, guard.key),
+            tags_queries=values["tag_queries"],
+            rerun=values["rerun"],
+            resets_sessions=values["reset_sessions"],
+            statement_limit=statement_limit,
+        )
+        try:
+            if values["pool"] is not None:
+                self.desk.add(values["pool"], is_first=True)
+            self.lane_choice = LaneChoice(
+                values["lanes"],
+                threads=values["threads"],
+                pools=self.desk.first,
+                queue=values["queue"],
+                routes=routes,
+                costs=learned,
+                short_paths=values["short_paths"],
+                long_paths=values["long_paths"],
             )
+        except ValueError:
+            # Another bridge may guard the pools.
+            self.desk.close()
+            raise
         self.application = application
         self._idempotency: Idempotency | None = None
         file = values["idempotency_store"]
@@ -105,7 +105,7 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
             store = IdempotencyStore(file, age=values["idempotency_age"], size=values["idempotency_size"])
             self._idempotency = Idempotency(application, store, values["idempotent_paths"], self._is_outage)
             self.application = self._idempotency
-        self.lanes = choice.all
+        self.lanes = self.lane_choice.all
         self.telemetry = Telemetry(values["slow_log"])
         self.totals = Totals([lane.name for lane in self.lanes])
         self.telemetry.subscribe(self.totals.read)
@@ -117,11 +117,11 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         # The servers whose requests come to this bridge.
         self.servers: list[ConnectionServer] = []
         self.spool = Spool(values["spool_size"], Memory(values["memory_size"]), Memory(values["memory_size"]))
-        self.exchanges = Exchanges(self.lanes, cancellation, self.telemetry, self.guard, values["queue_timeout"])
+        self.exchanges = Exchanges(self.lanes, cancellation, self.telemetry, self.desk, values["queue_timeout"])
         self.shared = Shared(self.spool, routes, learned, cancellation, self._call, self.exchanges.ended)
         self._admission = Admission(
             self.shared,
-            choice,
+            self.lane_choice,
             self.exchanges,
             values["deadline"],
             values["queue_timeout"],
@@ -157,7 +157,7 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         call_application(self.application, exchange, self._is_outage)
 
     def _is_outage(self, error: BaseException) -> bool:
-        return self.guard is not None and self.guard.is_outage(error)
+        return self.desk.is_outage(error)
 
     def close(self) -> None:
         """End all requests as if their clients had left, and let the threads end."""
@@ -167,8 +167,7 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         for lane in self.lanes:
             lane.close()
         self.spool.threads.shutdown(wait=False)
-        if self.guard is not None:
-            self.guard.close()
+        self.desk.close()
         self.lag.stop()
 
     def join(self) -> None:
@@ -179,33 +178,4 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         self.shared.cancellation.threads.shutdown(wait=False)
         if self._idempotency is not None:
             self._idempotency.close()
-        if self.guard is not None:
-            self.guard.leave()
-
-
-def _lane_width(pool: object | None, threads: int | None) -> int:
-    if pool is None:
-        if threads is None:
-            raise ValueError("give pool= (a PooledDB) or threads=: one is required, to set concurrency")
-        return threads
-    try:
-        # Not above: DBUtils is needed only where there is a pool of its making.
-        from threadbridge.database.pools.dbutils_check import pool_size
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "dbutils":
-            raise
-        raise ValueError(
-            "pool= needs DBUtils 3.2 or later, below 4, which is not installed; install it, or leave pool out and "
-            "give threads="
-        ) from None
-    size = pool_size(pool)
-    if size and threads is not None:
-        raise ValueError(
-            f"threads={threads} contradicts the pool's maxconnections={size}, which sets the number of threads; leave "
-            "threads out, or change maxconnections"
-        )
-    if not size and threads is None:
-        raise ValueError(
-            "the pool is unlimited (maxconnections=0); give threads= to limit how many requests run at once"
-        )
-    return size or threads or 0
+        self.desk.leave()

@@ -13,7 +13,7 @@ from threadbridge.loop.watch import Watch
 from threadbridge.telemetry.telemetry import Telemetry
 
 if TYPE_CHECKING:
-    from threadbridge.database.pools.dbutils import DBUtilsGuard
+    from threadbridge.database.desk import Desk
 
 # Seconds after which a thread that has not come back from an ended request is no longer expected to.
 LATE_AFTER = 2.0
@@ -27,14 +27,14 @@ class Exchanges:
         lanes: Sequence[Lane],
         cancellation: Cancellation,
         telemetry: Telemetry,
-        guard: DBUtilsGuard | None,
+        desk: Desk,
         queue_timeout: float,
     ) -> None:
         self.open: set[Exchange] = set()
         self._lanes = lanes
         self._cancellation = cancellation
         self._telemetry = telemetry
-        self.watch = Watch(self.open, lanes, cancellation, guard, queue_timeout)
+        self.watch = Watch(self.open, lanes, cancellation, desk, queue_timeout)
 
     def add(self, exchange: Exchange) -> None:
         """Keep an exchange until it ends."""

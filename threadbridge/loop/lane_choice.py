@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from threadbridge.crossing.costs import Costs
 from threadbridge.crossing.lanes import Lane, compiled
 from threadbridge.crossing.routes import Route, Routes
+
+if TYPE_CHECKING:
+    from threadbridge.database.guard import Guard
 
 # For requests that need no database, and for finding out whether a new route does. Short requests need few threads.
 QUICK_THREADS = 4
@@ -15,54 +19,80 @@ QUICK_THREADS = 4
 class LaneChoice:
     """The lanes of a bridge and the choice between them.
 
+    Without a pool, all requests but those for certain paths go to a lane called ``default``. With pools, requests of
+    routes that do not ask for a connection go to a lane called ``quick``, and all others to the lane of their pool: it
+    is called ``pool`` if there is one, and ``pool-KEY`` if there are several. A route that asks several pools goes to
+    the lane of the one with the fewest connections; one of which nothing is known may go to that of the first.
+
     :param lanes: lanes for certain paths; the first that matches is taken.
-    :param threads: the width of the lane for all other requests, called ``pool`` with a pool and ``default`` without.
-    :param has_pool: requests of routes that do not ask the pool for a connection go to a lane called ``quick``.
+    :param threads: the width of the lanes for all other requests; None: each pool's size.
+    :param pools: the guards of the pools that have lanes. Requests that ask others have the first of these lanes.
     :param routes: all that are known.
     :param costs: what requests cost, for all but the lanes for certain paths; None: there clients take turns, too.
     :param short_paths: patterns of paths whose requests count as short; those of ``long_paths`` count as long.
 
-    Raises ``ValueError`` when two lanes have the same name.
+    Raises ``ValueError`` when two lanes have the same name, or when nothing says how wide a lane is.
     """
 
     def __init__(
         self,
         lanes: Sequence[Lane],
         *,
-        threads: int,
+        threads: int | None,
+        pools: Sequence[Guard],
         queue: int,
-        has_pool: bool,
         routes: Routes,
         costs: Costs | None,
         short_paths: Sequence[str],
         long_paths: Sequence[str],
     ) -> None:
         self._explicit = tuple(lanes)
-        self._has_pool = has_pool
         self._routes = routes
         self._is_pinned = bool(short_paths or long_paths)
         self._is_short, self._is_long = compiled(*short_paths), compiled(*long_paths)
-        self.main = Lane("pool" if has_pool else "default", threads=threads, queue=queue, costs=costs)
-        self._quick = Lane("quick", threads=QUICK_THREADS, queue=queue, costs=costs) if has_pool else self.main
-        self.all = (*self._explicit, *([self._quick] if has_pool else []), self.main)
+        self._by_pool: dict[str, Lane] = {}
+        for pool in pools:
+            size = pool.size
+            width = threads or size
+            if not width:
+                raise ValueError(
+                    f"the pool is unlimited ({pool.name}); give threads= to limit how many requests run at once"
+                )
+            name = "pool" if len(pools) == 1 else f"pool-{pool.key}"
+            self._by_pool[pool.key] = Lane(name, threads=width, connections=size, queue=queue, costs=costs)
+        mains = tuple(self._by_pool.values())
+        if not mains:
+            if threads is None:
+                raise ValueError("give pool= (a PooledDB) or threads=: one is required, to set concurrency")
+            mains = (Lane("default", threads=threads, queue=queue, costs=costs),)
+        self.main = mains[0]
+        self._has_pool = bool(self._by_pool)
+        self._quick = Lane("quick", threads=QUICK_THREADS, queue=queue, costs=costs) if self._has_pool else self.main
+        self.all = (*self._explicit, *([self._quick] if self._has_pool else []), *mains)
         names = [lane.name for lane in self.all]
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"two lanes are named {name!r}; give each a name of its own")
 
     def choose(self, method: str, path: str) -> tuple[Lane, Route | None, bool]:
-        """Return the lane, the route to learn about, and whether the request finds out if that uses the pool."""
+        """Return the lane, the route to learn about, and whether the request finds out if that uses a pool."""
         for lane in self._explicit:
             if lane.matches(path):
                 return lane, None, False
         route = self._routes.find(method, path)
-        if not self._has_pool:
-            return self.main, route, False
-        if route.uses_pool is False:
-            return self._quick, route, False
-        if route.uses_pool is None and self.may_probe() and self._routes.begin_probe(route):
+        if route.uses_pool is None and self._has_pool and self.may_probe() and self._routes.begin_probe(route):
             return self._quick, route, True
-        return self.main, route, False
+        return self.usual(route), route, False
+
+    def usual(self, route: Route) -> Lane:
+        """Return the lane of the route's requests, as far as is known."""
+        if route.uses_pool is False:
+            return self._quick
+        return self.main if route.lane is None else route.lane
+
+    def lane_of(self, pool: str) -> Lane:
+        """Return the lane of the requests that ask the pool with this key. Either side."""
+        return self._by_pool.get(pool, self.main)
 
     def pinned_class(self, path: str) -> str:
         """Return the class that the settings give to requests for this path, or ""."""
@@ -71,7 +101,7 @@ class LaneChoice:
         return "short" if self._is_short(path) else "long" if self._is_long(path) else ""
 
     def is_quick(self, lane: Lane) -> bool:
-        """Return whether requests of this lane are expected to leave the pool alone."""
+        """Return whether requests of this lane are expected to leave the pools alone."""
         return lane is self._quick and lane is not self.main
 
     def may_probe(self) -> bool:

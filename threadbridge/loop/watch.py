@@ -19,7 +19,7 @@ from threadbridge.telemetry.record import Record
 from threadbridge.telemetry.totals import Distribution
 
 if TYPE_CHECKING:
-    from threadbridge.database.pools.dbutils import DBUtilsGuard
+    from threadbridge.database.desk import Desk
 
 logger = logging.getLogger("threadbridge")
 
@@ -42,13 +42,13 @@ class Watch:
         exchanges: set[Exchange],
         lanes: Sequence[Lane],
         cancellation: Cancellation,
-        guard: DBUtilsGuard | None,
+        desk: Desk,
         queue_timeout: float,
     ) -> None:
         self._exchanges = exchanges
         self._lanes = lanes
         self._cancellation = cancellation
-        self._guard = guard
+        self._desk = desk
         self._queue_timeout = queue_timeout
         # Requests that have ended while a worker runs them, with their records.
         self._left_running: dict[Exchange, Record] = {}
@@ -138,9 +138,9 @@ class Watch:
             return
         changes = exchange.running.statements.outcome
         replaced = exchange.lane.replace(exchange)
-        if exchange.adopted_by is not None:
+        for lane in exchange.adopted_by:
             # It loses its connection, too.
-            exchange.adopted_by.release(exchange)
+            lane.release(exchange)
         logger.error(
             "request %s: it was cancelled, but its thread is stuck: %s %s%s; %s. Its calls, innermost first:\n%s",
             exchange.id,
@@ -151,10 +151,10 @@ class Watch:
             else f"no spare thread is left in lane {exchange.lane.name}; it will be replaced when another returns",
             stack,
         )
-        if self._guard is not None:
-            # In another thread: it takes the pool's lock.
-            guard, running = self._guard, exchange.running
-            self._cancellation.threads.keep(lambda: _give_up_connections(guard, running))
+        if any(self._desk):
+            # In another thread: it takes the pools' locks.
+            desk, running = self._desk, exchange.running
+            self._cancellation.threads.keep(lambda: _give_up_connections(desk, running))
 
 
 def expected_back(exchange: Exchange) -> float:
@@ -165,8 +165,8 @@ def expected_back(exchange: Exchange) -> float:
     return max(exchange.ended_at, exchange.running.deadline or 0)
 
 
-def _give_up_connections(guard: DBUtilsGuard, running: TrackedRequest) -> None:
-    given_up, kept = guard.abandon(running)
+def _give_up_connections(desk: Desk, running: TrackedRequest) -> None:
+    given_up, kept = desk.abandon(running)
     if given_up:
         logger.error(
             "request %s: cut %d connections of the pool that its stuck thread held or waited for; the pool can open "

@@ -205,9 +205,8 @@ class Service:
             self._admin.start(places)
         if self._settings["affinity"] == "auto":
             keep_together()
-        if bridge.guard is not None:
-            # As for the costs, not the inherited directory.
-            bridge.guard.connections.begin(self._settings["run_directory"])
+        # As for the costs, not the inherited directory.
+        bridge.desk.begin(self._settings["run_directory"])
         feeding = asyncio.create_task(feed_watchdog())
         keeping = asyncio.create_task(self._costs.keep(stop)) if self._costs is not None else None
         heartbeat = self._start_heartbeat()

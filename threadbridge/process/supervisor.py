@@ -113,9 +113,10 @@ class Supervisor:
         if not await self._starts(1):
             return
         pool: Any = self._settings["pool"]
-        if pool is not None and not isinstance(pool, ImportPath):
+        for each in pool if isinstance(pool, (list, tuple)) else [pool]:
             # The program has imported the application here too, which may have made connections.
-            pool.close()
+            if not isinstance(each, ImportPath) and hasattr(each, "close"):
+                each.close()
         for number in range(2, self._count + 1):
             self._replace(number, failures=0)
         await self._complete.wait()

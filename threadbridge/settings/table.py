@@ -42,10 +42,20 @@ class BridgeSettings(TypedDict, total=False):
     """The keywords of `Bridge`; each has a default."""
 
     pool: Annotated[
-        object, POOL, None, "The application's DBUtils PooledDB; its size sets how many requests run at once."
+        object,
+        POOL,
+        None,
+        "The application's DBUtils PooledDB, or in Python a list of several; the size of each sets how many of its "
+        "requests run at once.",
     ]
     threads: Annotated[
-        int | None, number(1), None, "How many requests run at once; only without a pool or if its size is not limited."
+        int | None,
+        number(1),
+        None,
+        "How many requests run at once, for each pool if there are several. Required without a pool, or if a pool's "
+        "size is not limited; by default the pool's size. More than that serve more requests if these hold a "
+        "connection for a part of their time only, see operating.md; fewer leave connections to other threads of the "
+        "application.",
     ]
     lanes: Annotated[
         Sequence[Lane],

@@ -27,7 +27,7 @@ class DBUtilsGuard(Guard):
     ``ValueError`` if the pool has another guard that is not closed.
 
     :param pool: a pool that `pool_size` has accepted.
-    :param on_ask: called on the worker side with each request that asks for a connection.
+    :param on_ask: called on the worker side with this guard and each request that asks for a connection.
     :param statement_limit: seconds that a statement may take, by the database's clock and the driver's; 0 for no limit.
     :param stopper: see `Guard`.
     """
@@ -35,7 +35,7 @@ class DBUtilsGuard(Guard):
     def __init__(
         self,
         pool: Any,
-        on_ask: Callable[[TrackedRequest], None] = lambda request: None,
+        on_ask: Callable[[Guard, TrackedRequest], None] = lambda guard, request: None,
         *,
         tags_queries: bool = False,
         rerun: Literal["safe", "never"] = "safe",

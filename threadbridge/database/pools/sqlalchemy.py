@@ -48,7 +48,7 @@ class SQLAlchemyGuard(Guard):
     def __init__(
         self,
         engine: Engine,
-        on_ask: Callable[[TrackedRequest], None] = lambda request: None,
+        on_ask: Callable[[Guard, TrackedRequest], None] = lambda guard, request: None,
         *,
         tags_queries: bool = False,
         rerun: Literal["safe", "never"] = "safe",
