@@ -15,7 +15,7 @@ from threadbridge.common.threads import NOT_STARTED
 from threadbridge.loop.bridge import Bridge
 
 if TYPE_CHECKING:
-    from threadbridge.database.pools.dbutils import DBUtilsGuard
+    from threadbridge.database.guard import Guard
 
 # Seconds for which a successful statement proves that the database answers.
 LATELY = 2.0
@@ -64,7 +64,7 @@ class DatabaseHealth:
     request. If cancelled or overdue requests hold all connections, there is a problem even if new ones are accepted.
     """
 
-    def __init__(self, guard: DBUtilsGuard) -> None:
+    def __init__(self, guard: Guard) -> None:
         self._guard = guard
         # Since when such requests have held all connections, in monotonic time; 0.0 if they do not.
         self._all_overdue_since = 0.0
@@ -114,7 +114,7 @@ class _Check:
     The thread makes, uses and closes the connection. Raises one of `NOT_STARTED` if the thread cannot be started.
     """
 
-    def __init__(self, guard: DBUtilsGuard) -> None:
+    def __init__(self, guard: Guard) -> None:
         self._guard = guard
         self._loop = asyncio.get_running_loop()
         self.began = time.monotonic()

@@ -21,7 +21,7 @@ from threadbridge.loop.bridge import Bridge
 from threadbridge.telemetry.totals import BOUNDS, Distribution
 
 if TYPE_CHECKING:
-    from threadbridge.database.pools.dbutils import DBUtilsGuard
+    from threadbridge.database.guard import Guard
 
 LANE = ("lane",)
 # By the attribute of `LaneTotals`.
@@ -139,7 +139,7 @@ def _of_requests(bridge: Bridge) -> list[Metric]:
     ]
 
 
-def _of_pool(guard: DBUtilsGuard) -> list[Metric]:
+def _of_pool(guard: Guard) -> list[Metric]:
     stopper = guard.stopper
     return [
         Gauge("threadbridge_pool_connections", "Size of the pool; 0 if unlimited.", guard.size),

@@ -46,6 +46,9 @@ class Guard(abc.ABC):
         locks, settings) is closed when it comes back.
     """
 
+    # A short name among the bridge's pools, which the `Desk` makes unique: of lanes, metrics and checks.
+    key = ""
+
     def __init__(
         self,
         name: str,
@@ -115,6 +118,11 @@ class Guard(abc.ABC):
                 if self._database is None:
                     logger.warning("queries cannot be stopped: threadbridge does not support the driver %s", modules[0])
         return self._database
+
+    @property
+    def settings(self) -> ConnectionSettings:
+        """How the pool makes its connections."""
+        return self._settings
 
     def cancelled(self) -> Exception:
         """The error to raise for a statement of a cancelled request: the driver's for a stopped statement."""

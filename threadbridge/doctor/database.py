@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
+from threadbridge.database.driver import ConnectionSettings
 from threadbridge.database.drivers import database_of
-from threadbridge.database.pools.dbutils_check import connection_settings
 from threadbridge.doctor import Finding, error, in_thread, ok, warning
 from threadbridge.doctor.mysql import Load, MySQLChecks, advice
 
@@ -21,10 +20,11 @@ _NO_ANSWER = error(
 )
 
 
-def check_database(pool: Any, load: Load) -> Iterator[tuple[str, Finding]]:
-    """Check the database of a ``PooledDB``: subjects and findings. No step takes much longer than `TIME_LIMIT`."""
-    # Connect as the pool does, but not through the pool, which may wait without a limit.
-    settings = connection_settings(pool)
+def check_database(settings: ConnectionSettings, load: Load) -> Iterator[tuple[str, Finding]]:
+    """Check the database of a pool: subjects and findings. No step takes much longer than `TIME_LIMIT`.
+
+    :param settings: how the pool connects. The check does so too, as the pool itself may wait without a limit.
+    """
     try:
         connection = in_thread(lambda: settings.connect(*settings.args, **settings.kwargs)).result(TIME_LIMIT)
     except TimeoutError:

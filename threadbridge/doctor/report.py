@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import resource
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -15,15 +16,23 @@ from threadbridge.compiled import SWITCH, has_others, is_compiled
 from threadbridge.crossing.lanes import Lane
 from threadbridge.crossing.request_body import MEMORY_LIMIT
 from threadbridge.crossing.spool import PART_PER_CLIENT
+from threadbridge.database.guard import Guard
 from threadbridge.doctor import Finding, Level, error, ok, warning
 from threadbridge.doctor.nginx import NginxConfigError, read_timeouts
+from threadbridge.process.application_pools import ApplicationPools
 from threadbridge.settings.table import ALL, CommandLineSettings, Resolved
 
 # Files that a process has open besides connections of clients and to the database: logs, listeners, the event loop's.
 OWN_FILES = 50
 
 
-def check(resolved: Resolved, settings: CommandLineSettings, lanes: Sequence[Lane]) -> int:
+def check(
+    resolved: Resolved,
+    settings: CommandLineSettings,
+    lanes: Sequence[Lane],
+    guards: Sequence[Guard],
+    pools: ApplicationPools,
+) -> int:
     """Print the settings and the findings, each as soon as it is made; return the exit status.
 
     ``settings`` are the values of ``resolved``, with import paths replaced by the objects that they name. The status is
@@ -39,7 +48,7 @@ def check(resolved: Resolved, settings: CommandLineSettings, lanes: Sequence[Lan
             print(f"{name:20} {row['value'] or '-':20} {row['origin']}")
         print()
     levels, findings = [], []
-    for subject, (level, message, advice) in examine(settings, lanes):
+    for subject, (level, message, advice) in examine(settings, lanes, guards, pools):
         levels.append(level)
         finding = {"subject": subject, "level": level.name.lower(), "message": message, "advice": advice}
         findings.append({key: text for key, text in finding.items() if text})
@@ -56,20 +65,19 @@ def check(resolved: Resolved, settings: CommandLineSettings, lanes: Sequence[Lan
     return status
 
 
-def examine(settings: CommandLineSettings, lanes: Sequence[Lane]) -> Iterator[tuple[str, Finding]]:
+def examine(
+    settings: CommandLineSettings, lanes: Sequence[Lane], guards: Sequence[Guard], pools: ApplicationPools
+) -> Iterator[tuple[str, Finding]]:
     """Run all checks, the quick ones first: subjects and findings."""
-    pool, log, unix_socket = settings["pool"], settings["log_file_prefix"], settings["unix_socket"]
+    log, unix_socket = settings["log_file_prefix"], settings["unix_socket"]
     deadline = max(lane.deadline or settings["deadline"] for lane in lanes)
-    connections = 0
-    if pool is not None:
-        # Not at the top: without a pool, DBUtils need not be installed.
-        from threadbridge.database.pools.dbutils_check import pool_size
-        from threadbridge.doctor.database import check_database
-        from threadbridge.doctor.mysql import Load
-
-        # An unlimited pool has at most one for each thread.
-        connections = pool_size(pool) or sum(lane.threads for lane in lanes)
-    yield "versions", _versions(with_pool=pool is not None)
+    # An unlimited pool has at most one for each thread.
+    connections = sum(guard.size or sum(lane.threads for lane in lanes) for guard in guards)
+    yield "versions", _versions()
+    for line in pools.lines():
+        yield "pool", ok(line)
+    for refusal in pools.refusals:
+        yield "pool", warning(refusal, "name the pools to guard with --pool, or none with --pool=none")
     yield "hot path", _hot_path()
     yield "queues", _queues(settings, lanes)
     yield "open files", _files(lanes, connections)
@@ -81,14 +89,22 @@ def examine(settings: CommandLineSettings, lanes: Sequence[Lane]) -> Iterator[tu
     yield "temporary files", _directory(None, "large bodies", "; the variable TMPDIR sets the directory")
     if settings["nginx_config"] is not None:
         yield "nginx", _nginx(settings["nginx_config"], deadline)
-    if pool is not None:
+    if guards:
+        # Not at the top: without a pool, no driver need be installed.
+        from threadbridge.doctor.database import check_database
+        from threadbridge.doctor.mysql import Load
+
         processes = settings["frontends"] * settings["processes"]
-        yield from check_database(pool, Load(processes, connections, deadline))
+        for guard in guards:
+            in_pool = guard.size or sum(lane.threads for lane in lanes)
+            for subject, finding in check_database(guard.settings, Load(processes, in_pool, deadline)):
+                yield f"{subject} of {guard.key}" if guard.key else subject, finding
 
 
-def _versions(with_pool: bool) -> Finding:
+def _versions() -> Finding:
     found = [f"Python {platform.python_version()}"]
-    for package in ["threadbridge", "tornado", "httptools"] + ["DBUtils"] * with_pool:
+    of_pools = [package for package in ("DBUtils", "SQLAlchemy", "Django") if package.lower() in sys.modules]
+    for package in ["threadbridge", "tornado", "httptools", *of_pools]:
         try:
             found.append(f"{package} {version(package)}")
         except PackageNotFoundError:

@@ -34,7 +34,8 @@ from threadbridge.telemetry.totals import Totals
 from threadbridge.worker.wsgi import call_application, check_application
 
 if TYPE_CHECKING:
-    from threadbridge.database.pools.dbutils import DBUtilsGuard
+    from threadbridge.database.guard import Guard
+    from threadbridge.database.pools import FoundPool
     from threadbridge.worker.idempotency import Idempotency
 
 # Seconds beyond the longest deadline that a statement may take by default: the bridge tries to stop it first.
@@ -59,18 +60,18 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
 
     def __init__(self, application: WSGIApplication, **settings: Unpack[BridgeSettings]) -> None:
         values = for_bridge(settings)
-        pool = values["pool"]
+        pools = _pools(values["pool"])
         check_application(application)
         cancellation = Cancellation(values["cancel"])
         costs = Costs()
         routes = Routes(costs)
         learned = costs if values["schedule"] == "cost" else None
-        width = _lane_width(pool, values["threads"])
+        width = _lane_width(pools, values["threads"])
         choice = LaneChoice(
             values["lanes"],
             threads=width,
             queue=values["queue"],
-            has_pool=pool is not None,
+            has_pool=bool(pools),
             routes=routes,
             costs=learned,
             short_paths=values["short_paths"],
@@ -81,19 +82,17 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         statement_limit = values["statement_limit"]
         if statement_limit is None:
             statement_limit = longest_deadline(values) + STATEMENT_MARGIN
-        self.guard: DBUtilsGuard | None = None
-        if pool is not None:
-            # Not above: DBUtils is needed only with a pool.
-            from threadbridge.database.pools.dbutils import DBUtilsGuard
-
-            self.guard = DBUtilsGuard(
-                pool,
-                lambda request: self._admission.asked(request),
-                tags_queries=values["tag_queries"],
-                rerun=values["rerun"],
-                resets_sessions=values["reset_sessions"],
-                statement_limit=statement_limit,
-            )
+        self._guard_options = {
+            "tags_queries": values["tag_queries"],
+            "rerun": values["rerun"],
+            "resets_sessions": values["reset_sessions"],
+            "statement_limit": statement_limit,
+        }
+        self.guard: Guard | None = None
+        # Those of further pools.
+        self._more_guards: list[Guard] = []
+        for pool in pools:
+            self.add_pool(pool)
         self.application = application
         self._idempotency: Idempotency | None = None
         file = values["idempotency_store"]
@@ -159,6 +158,18 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
     def _is_outage(self, error: BaseException) -> bool:
         return self.guard is not None and self.guard.is_outage(error)
 
+    def add_pool(self, pool: FoundPool) -> None:
+        """Guard one more pool. Any thread. Raises ``ValueError`` if that is impossible."""
+        # Not above: without a pool, its modules are not needed.
+        from threadbridge.database.pools import make_guards
+
+        guards = make_guards(pool, lambda guard, request: self._admission.asked(request), **self._guard_options)
+        for guard in guards:
+            if self.guard is None:
+                self.guard = guard
+            else:
+                self._more_guards.append(guard)
+
     def close(self) -> None:
         """End all requests as if their clients had left, and let the threads end."""
         self.exchanges.cut()
@@ -169,6 +180,8 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         self.spool.threads.shutdown(wait=False)
         if self.guard is not None:
             self.guard.close()
+        for guard in self._more_guards:
+            guard.close()
         self.lag.stop()
 
     def join(self) -> None:
@@ -183,29 +196,19 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
             self.guard.leave()
 
 
-def _lane_width(pool: object | None, threads: int | None) -> int:
+def _pools(pool: object) -> list[FoundPool]:
     if pool is None:
-        if threads is None:
-            raise ValueError("give pool= (a PooledDB) or threads=: one is required, to set concurrency")
-        return threads
-    try:
-        # Not above: DBUtils is needed only where there is a pool of its making.
-        from threadbridge.database.pools.dbutils_check import pool_size
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "dbutils":
-            raise
-        raise ValueError(
-            "pool= needs DBUtils 3.2 or later, below 4, which is not installed; install it, or leave pool out and "
-            "give threads="
-        ) from None
-    size = pool_size(pool)
-    if size and threads is not None:
-        raise ValueError(
-            f"threads={threads} contradicts the pool's maxconnections={size}, which sets the number of threads; leave "
-            "threads out, or change maxconnections"
-        )
+        return []
+    # Not above: without a pool, its modules are not needed.
+    from threadbridge.database.pools import pools_in
+
+    return pools_in(pool)
+
+
+def _lane_width(pools: list[FoundPool], threads: int | None) -> int:
+    size = sum(pool.size for pool in pools)
+    if pools and not size and threads is None:
+        raise ValueError(f"{pools[0]}: give threads= to limit how many requests run at once")
     if not size and threads is None:
-        raise ValueError(
-            "the pool is unlimited (maxconnections=0); give threads= to limit how many requests run at once"
-        )
-    return size or threads or 0
+        raise ValueError("give pool= (such as a PooledDB) or threads=: one is required, to set concurrency")
+    return threads or size

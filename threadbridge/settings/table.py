@@ -457,9 +457,10 @@ class Resolved:
     values: CommandLineSettings
     origins: Mapping[str, str]
 
-    def label(self, name: str) -> str:
-        """How an error names this setting: as the user wrote it."""
-        return _label(self.origins[name], name, ALL[name].show(cast(dict[str, object], self.values)[name]))
+    def label(self, name: str, value: object = None) -> str:
+        """How an error names this setting, or one value of its list: as the user wrote it."""
+        shown = cast(dict[str, object], self.values)[name] if value is None else value
+        return _label(self.origins[name], name, ALL[name].show(shown))
 
 
 def resolve(
