@@ -71,7 +71,7 @@ class ApplicationPools:
             yield f"{pool}: {_threads(self.threads or pool.size)}"
         if not self.found:
             how = "none found" if self._is_searching else "none"
-            advice = "; --pool names one, --threads sets their number" if self._is_searching else ""
+            advice = " (--threads=N changes that; --pool=MODULE:ATTRIBUTE names a pool)" if self._is_searching else ""
             yield f"{how}: {_threads(self.threads)}{advice}"
 
 

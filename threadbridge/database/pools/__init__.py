@@ -21,6 +21,8 @@ GROUP = "threadbridge.pools"
 # The packages that define pools, and the modules that know these.
 KINDS = {
     "dbutils": "threadbridge.database.pools.dbutils_kind",
+    "sqlalchemy": "threadbridge.database.pools.sqlalchemy_kind",
+    "flask_sqlalchemy": "threadbridge.database.pools.sqlalchemy_kind",
 }
 
 
