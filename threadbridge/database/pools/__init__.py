@@ -32,32 +32,32 @@ class PoolKind(Protocol):
     Several threads may call it at once.
     """
 
-    def pools_of(self, value: Any, /) -> Mapping[str, Any]:
+    def pools_of(self, value: Any) -> Mapping[str, Any]:
         """The pools that a value has, by their names in it; a pool itself is ``{"": value}``, anything else ``{}``.
 
         The value's class, or one of its base classes, is from the kind's package. All such objects of the process are
         tried, so it must be fast and must not change anything.
         """
 
-    def size(self, pool: Any, /) -> int:
+    def size(self, pool: Any) -> int:
         """How many connections a pool hands out at once; 0: unlimited.
 
         Raises ``ValueError``, which says why and what to do, if the pool cannot be guarded.
         """
 
-    def describe(self, pool: Any, /) -> str:
+    def describe(self, pool: Any) -> str:
         """The pool and its size in a few words, without passwords."""
 
-    def guard(self, pool: Any, on_ask: Callable[[TrackedRequest], None], /, **options: Any) -> Guard:
+    def guard(self, pool: Any, on_ask: Callable[[TrackedRequest], None], **options: Any) -> Guard:
         """Put a guard round the pool; the options are those of `Guard`."""
 
-    def watch(self, on_new: Callable[[Any], None], /) -> None:
+    def watch(self, on_new: Callable[[Any], None]) -> None:
         """Call ``on_new`` from now on with each pool that is made, or is used for the first time, in any thread.
 
         It may be called again with the same pool. Do nothing if the package has no way to notice.
         """
 
-    def close_idle(self, pool: Any, /) -> None:
+    def close_idle(self, pool: Any) -> None:
         """Close the pool's idle connections; this process does not use the pool. Any error may be raised."""
 
 

@@ -41,26 +41,26 @@ def pools_of(value: Any) -> Mapping[str, Any]:
     return engines
 
 
-def size(engine: Any) -> int:
-    if isinstance(engine.pool, StaticPool):
+def size(pool: Any) -> int:
+    if isinstance(pool.pool, StaticPool):
         raise ValueError(
-            f"all requests would share the one connection of {name_of(engine)} (StaticPool); give the engine another "
+            f"all requests would share the one connection of {name_of(pool)} (StaticPool); give the engine another "
             "poolclass"
         )
-    return size_of(engine.pool)
+    return size_of(pool.pool)
 
 
-def describe(engine: Any) -> str:
-    total = size(engine)
+def describe(pool: Any) -> str:
+    total = size(pool)
     if not total:
-        return f"{name_of(engine)}, unlimited"
-    kept = engine.pool.size() if isinstance(engine.pool, QueuePool) else total
+        return f"{name_of(pool)}, unlimited"
+    kept = pool.pool.size() if isinstance(pool.pool, QueuePool) else total
     overflow = f" ({kept} + {total - kept} overflow)" if total > kept else ""
-    return f"{name_of(engine)}, {total} connections{overflow}"
+    return f"{name_of(pool)}, {total} connections{overflow}"
 
 
-def guard(engine: Any, on_ask: Callable[[TrackedRequest], None], **options: Any) -> Guard:
-    return SQLAlchemyGuard(engine, on_ask, **options)
+def guard(pool: Any, on_ask: Callable[[TrackedRequest], None], **options: Any) -> Guard:
+    return SQLAlchemyGuard(pool, on_ask, **options)
 
 
 def watch(on_new: Callable[[Any], None]) -> None:
@@ -73,5 +73,5 @@ def watch(on_new: Callable[[Any], None]) -> None:
     event.listen(Engine, "engine_connect", on_connect)
 
 
-def close_idle(engine: Any) -> None:
-    engine.dispose()
+def close_idle(pool: Any) -> None:
+    pool.dispose()
