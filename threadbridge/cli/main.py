@@ -85,8 +85,7 @@ def _run(program: str, application: WSGIApplication | None, defaults: CommandLin
         # Not at the top: a server does not need it.
         from threadbridge.doctor.report import check
 
-        guards = [service.bridge.guard] if service.bridge.guard is not None else []
-        return check(resolved, with_objects, service.bridge.lanes, guards, service.pools)
+        return check(resolved, with_objects, service.bridge, service.pools)
     status = _listen_and_run(program, settings, service)
     _end_within(service.grace_left)
     return status

@@ -16,9 +16,9 @@ from threadbridge.compiled import SWITCH, has_others, is_compiled
 from threadbridge.crossing.lanes import Lane
 from threadbridge.crossing.request_body import MEMORY_LIMIT
 from threadbridge.crossing.spool import PART_PER_CLIENT
-from threadbridge.database.guard import Guard
 from threadbridge.doctor import Finding, Level, error, ok, warning
 from threadbridge.doctor.nginx import NginxConfigError, read_timeouts
+from threadbridge.loop.bridge import Bridge
 from threadbridge.process.application_pools import ApplicationPools
 from threadbridge.settings.table import ALL, CommandLineSettings, Resolved
 
@@ -26,13 +26,7 @@ from threadbridge.settings.table import ALL, CommandLineSettings, Resolved
 OWN_FILES = 50
 
 
-def check(
-    resolved: Resolved,
-    settings: CommandLineSettings,
-    lanes: Sequence[Lane],
-    guards: Sequence[Guard],
-    pools: ApplicationPools,
-) -> int:
+def check(resolved: Resolved, settings: CommandLineSettings, bridge: Bridge, pools: ApplicationPools) -> int:
     """Print the settings and the findings, each as soon as it is made; return the exit status.
 
     ``settings`` are the values of ``resolved``, with import paths replaced by the objects that they name. The status is
@@ -48,7 +42,7 @@ def check(
             print(f"{name:20} {row['value'] or '-':20} {row['origin']}")
         print()
     levels, findings = [], []
-    for subject, (level, message, advice) in examine(settings, lanes, guards, pools):
+    for subject, (level, message, advice) in examine(settings, bridge, pools):
         levels.append(level)
         finding = {"subject": subject, "level": level.name.lower(), "message": message, "advice": advice}
         findings.append({key: text for key, text in finding.items() if text})
@@ -65,10 +59,9 @@ def check(
     return status
 
 
-def examine(
-    settings: CommandLineSettings, lanes: Sequence[Lane], guards: Sequence[Guard], pools: ApplicationPools
-) -> Iterator[tuple[str, Finding]]:
+def examine(settings: CommandLineSettings, bridge: Bridge, pools: ApplicationPools) -> Iterator[tuple[str, Finding]]:
     """Run all checks, the quick ones first: subjects and findings."""
+    lanes, guards = bridge.lanes, [bridge.guard] if bridge.guard is not None else []
     log, unix_socket = settings["log_file_prefix"], settings["unix_socket"]
     deadline = max(lane.deadline or settings["deadline"] for lane in lanes)
     # An unlimited pool has at most one for each thread.
