@@ -26,7 +26,7 @@ from threadbridge.settings.table import ALL, CommandLineSettings, Resolved
 OWN_FILES = 50
 
 
-def check(resolved: Resolved, settings: CommandLineSettings, bridge: Bridge, pools: ApplicationPools) -> int:
+def check(resolved: Resolved, settings: CommandLineSettings, bridge: Bridge, found: ApplicationPools) -> int:
     """Print the settings and the findings, each as soon as it is made; return the exit status.
 
     ``settings`` are the values of ``resolved``, with import paths replaced by the objects that they name. The status is
@@ -42,7 +42,7 @@ def check(resolved: Resolved, settings: CommandLineSettings, bridge: Bridge, poo
             print(f"{name:20} {row['value'] or '-':20} {row['origin']}")
         print()
     levels, findings = [], []
-    for subject, (level, message, advice) in examine(settings, bridge, pools):
+    for subject, (level, message, advice) in examine(settings, bridge, found):
         levels.append(level)
         finding = {"subject": subject, "level": level.name.lower(), "message": message, "advice": advice}
         findings.append({key: text for key, text in finding.items() if text})
@@ -59,7 +59,7 @@ def check(resolved: Resolved, settings: CommandLineSettings, bridge: Bridge, poo
     return status
 
 
-def examine(settings: CommandLineSettings, bridge: Bridge, pools: ApplicationPools) -> Iterator[tuple[str, Finding]]:
+def examine(settings: CommandLineSettings, bridge: Bridge, found: ApplicationPools) -> Iterator[tuple[str, Finding]]:
     """Run all checks, the quick ones first: subjects and findings."""
     lanes, guards = bridge.lanes, [bridge.guard] if bridge.guard is not None else []
     log, unix_socket = settings["log_file_prefix"], settings["unix_socket"]
@@ -67,9 +67,9 @@ def examine(settings: CommandLineSettings, bridge: Bridge, pools: ApplicationPoo
     # An unlimited pool has at most one for each thread.
     connections = sum(guard.size or sum(lane.threads for lane in lanes) for guard in guards)
     yield "versions", _versions()
-    for line in pools.lines():
+    for line in found.lines():
         yield "pool", ok(line)
-    for refusal in pools.refusals:
+    for refusal in found.refusals:
         yield "pool", warning(refusal, "name the pools to guard with --pool, or none with --pool=none")
     yield "hot path", _hot_path()
     yield "queues", _queues(settings, lanes)
