@@ -77,7 +77,7 @@ def file_engine(directory: Path, **options: Any) -> Engine:
 def test_engines_are_found_once_and_asynchronous_ones_not(tmp_path: Path) -> None:
     engine = file_engine(tmp_path, pool_size=2, max_overflow=0)
     of_same_pool = engine.execution_options(isolation_level="SERIALIZABLE")
-    asynchronous = create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/a.db", module=__import__("sqlite3"))
+    asynchronous = create_async_engine("postgresql+psycopg://nowhere/a")
     found = [each.pool for each in find_pools()]
     assert found.count(engine) == 1
     assert of_same_pool not in found and asynchronous.sync_engine not in found
@@ -124,18 +124,18 @@ def test_a_flask_sqlalchemy_object_knows_the_names(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def listened() -> Iterator[None]:
+def listened(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Removes what `watch_for_pools` adds to the class."""
     listeners: list[Any] = []
     original = event.listen
 
-    def listen(target: Any, name: str, function: Any) -> None:
-        listeners.append((target, name, function))
-        original(target, name, function)
+    def listen(target: Any, name: str, function: Any, **options: Any) -> None:
+        if target is Engine:
+            listeners.append((target, name, function))
+        original(target, name, function, **options)
 
-    sqlalchemy.event.listen = listen
+    monkeypatch.setattr(event, "listen", listen)
     yield
-    sqlalchemy.event.listen = original
     for each in listeners:
         event.remove(*each)
 
