@@ -19,6 +19,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool, StaticPool
 
 from tests.support.databases import connect_settings
+from tests.support.inprocess import wait_until
 from tests.support.unconfigured import LongQueries, Site
 from threadbridge.database.pools import FoundPool, PoolKind, pools_in, sqlalchemy_kind
 from threadbridge.database.pools.finding import find_pools, watch_for_pools
@@ -66,6 +67,7 @@ def test_the_binds_of_flask_sqlalchemy_have_lanes_of_their_own(
         for _ in range(3):
             assert (site.get("/query"), site.get("/report")) == ("42", "42")
         long_queries.are_stopped(site)
+        wait_until(lambda: site.output().count("GET /report") == 3, "the access log is written")
         lanes = [line.partition(" lane=")[2].split()[0] for line in site.output().splitlines() if "GET /report" in line]
         assert lanes[-1] == "pool-reports"
 
