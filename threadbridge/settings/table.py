@@ -42,10 +42,20 @@ class BridgeSettings(TypedDict, total=False):
     """The keywords of `Bridge`; each has a default."""
 
     pool: Annotated[
-        object, POOL, None, "The application's DBUtils PooledDB; its size sets how many requests run at once."
+        object,
+        POOL,
+        None,
+        "The application's connection pools, see pools.md: objects, or functions that return one; django for the "
+        "databases of Django's settings; none for no pool. By default, the command line and serve find the pools that "
+        "the application has made, and Bridge has none. A pool's size sets how many requests run at once.",
     ]
     threads: Annotated[
-        int | None, number(1), None, "How many requests run at once; only without a pool or if its size is not limited."
+        int | None,
+        number(1),
+        None,
+        "How many requests run at once. Default: as many as a pool has connections; on the command line and for serve, "
+        "10 if there is no pool or its size is not limited. With 1, no pools are looked for, and requests run one "
+        "after the other.",
     ]
     lanes: Annotated[
         Sequence[Lane],
