@@ -32,7 +32,7 @@ def size(pool: Any) -> int:
 
 
 def describe(pool: Any) -> str:
-    return f"QueuePool of {pool.connect.__module__}, {pool.size} connections"
+    return f"QueuePool, {pool.size} connections"
 
 
 def guard(pool: Any, on_ask: Callable[[Guard, TrackedRequest], None], **options: Any) -> Guard:
@@ -70,7 +70,8 @@ class QueuePoolGuard(Guard):
         self._get, self._put = pool.get, pool.put
         self._connect = pool.connect
         pool.connect = self._connect_for_pool
-        pool.get, pool.put = self._guarded_get, self._guarded_put  # type: ignore[method-assign]
+        pool.get = self._guarded_get
+        pool.put = self._guarded_put
 
     @property
     def size(self) -> int:
@@ -92,7 +93,7 @@ class QueuePoolGuard(Guard):
         request = self.ask()
         with self.lock:
             # 2. Wait here instead of in the pool, so that a cancelled request stops waiting.
-            self._line.wait_turn(request, lambda: self._line.wait(None))
+            self._line.wait_turn(request, self._wait)
             self._handed_out += 1
         try:
             connection: GuardedConnection = self._get()
@@ -106,6 +107,9 @@ class QueuePoolGuard(Guard):
                 # 3. From here on, the request's statements can be stopped.
                 self.lend(connection, request)
         return connection
+
+    def _wait(self) -> None:
+        self._line.wait(None)
 
     def _connect_for_pool(self) -> Any:
         connection = GuardedConnection(self)

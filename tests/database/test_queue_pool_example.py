@@ -54,7 +54,7 @@ def site(tmp_path: Path, mariadb: dict[str, str]) -> Iterator[Site]:
 
 
 def test_the_queries_of_clients_that_leave_are_stopped(site: Site, mariadb: dict[str, str]) -> None:
-    assert site.pool_lines == ["QueuePool of queue_site, 2 connections: 2 threads"]
+    assert site.pool_lines == ["QueuePool, 2 connections: 2 threads"]
     with closing(LongQueries(mariadb)) as long_queries:
         for _ in range(3):
             long_queries.are_stopped(site)
