@@ -54,7 +54,7 @@ class QueuePoolGuard(Guard):
     """Replaces the pool's `get` and `put`; what they hand out are `GuardedConnection`."""
 
     def __init__(
-        self, pool: QueuePool, on_ask: Callable[[Guard, TrackedRequest], None], statement_limit: float, **options: Any
+        self, pool: Any, on_ask: Callable[[Guard, TrackedRequest], None], statement_limit: float, **options: Any
     ) -> None:
         super().__init__(
             describe(pool),
