@@ -169,6 +169,22 @@ def test_another_package_can_offer_a_kind(offer: Path) -> None:
     assert [each.pool for each in find_pools()].count(pool) == 1
 
 
+def test_a_kind_that_fails_does_not_keep_others_from_being_found(offer: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (offer / "blockpool_kind.py").write_text("def pools_of(value):\n    return value.absent\n")
+    others, pool = [importlib.import_module("blockpool").Pool() for _ in range(3)], make_pool()
+    assert len(others) == 3
+    with caplog.at_level(logging.INFO, "threadbridge"):
+        assert pool in [each.pool for each in find_pools()]
+    [record] = caplog.records
+    assert record.message.startswith("objects of <class 'blockpool.Pool'> cannot be searched for pools: AttributeError")
+
+
+def test_pools_are_found_among_frozen_objects() -> None:
+    hidden = make_pool()
+    gc.freeze()
+    assert hidden in [each.pool for each in find_pools()]
+
+
 def test_a_kind_that_cannot_be_loaded_is_logged_once(offer: Path, caplog: pytest.LogCaptureFixture) -> None:
     (offer / "blockpool_kind.py").write_text("import absent_library\n")
     pool = importlib.import_module("blockpool").Pool()

@@ -92,6 +92,9 @@ def test_a_pool_that_fails_to_be_guarded_does_not_harm_the_application(caplog: p
         with caplog.at_level(logging.INFO, "threadbridge"):
             pools.watch(add)
             made = pool(1)
+        # The process serves no more.
+        pools.close()
+        pool(1)
     finally:
         PooledDB.__init__ = construct
     made.connection().close()

@@ -67,8 +67,7 @@ def examine(settings: CommandLineSettings, bridge: Bridge, found: ApplicationPoo
     # An unlimited pool has at most one for each thread.
     connections = sum(guard.size or sum(lane.threads for lane in lanes) for guard in guards)
     yield "versions", _versions()
-    for line in found.lines():
-        yield "pool", ok(line)
+    yield "pool", ok("; ".join(found.lines()))
     for refusal in found.refusals:
         yield "pool", warning(refusal, "name the pools to guard with --pool, or none with --pool=none")
     yield "hot path", _hot_path()

@@ -26,6 +26,7 @@ class ApplicationPools:
     """
 
     def __init__(self, settings: Settings) -> None:
+        self._is_closed = False
         # Why further pools are not guarded.
         self.refusals: list[str] = []
         self._is_searching = settings["pool"] is None and settings["threads"] != 1
@@ -53,6 +54,8 @@ class ApplicationPools:
         """
 
         def on_later(pool: FoundPool) -> None:
+            if self._is_closed:
+                return
             try:
                 add(pool)
             except ValueError as error:
@@ -64,6 +67,10 @@ class ApplicationPools:
 
         if self._is_searching:
             watch_for_pools(self.found, on_later)
+
+    def close(self) -> None:
+        """Stop watching: the process serves no more."""
+        self._is_closed = True
 
     def lines(self) -> Iterator[str]:
         """What was found and what follows: a text for each pool."""

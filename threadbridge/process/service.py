@@ -157,6 +157,7 @@ class Service:
         _warn_of_idle_loops()
         with asyncio.Runner(loop_factory=self._loop_factory) as runner:
             has_ended = runner.run(self._live())
+        self.pools.close()
         # The loop no longer handles them, and the process may still wait for the application's own threads.
         hold_signals()
         if self._costs is not None:

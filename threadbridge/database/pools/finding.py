@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import gc
+import logging
 import threading
 import weakref
 from collections.abc import Callable
 
 from threadbridge.database.pools import FoundPool, PoolKind, kind_of, loaded_kinds
+
+logger = logging.getLogger("threadbridge")
 
 
 def find_pools() -> list[FoundPool]:
@@ -18,7 +21,8 @@ def find_pools() -> list[FoundPool]:
     """
     if not loaded_kinds():
         return []
-    # Not those that the application has dropped.
+    # Not those that the application has dropped, but those that it has frozen.
+    gc.unfreeze()
     gc.collect()
     kinds: dict[type, PoolKind | None] = {}
     found: dict[int, FoundPool] = {}
@@ -27,7 +31,13 @@ def find_pools() -> list[FoundPool]:
         kind = kinds[cls] if cls in kinds else kinds.setdefault(cls, kind_of(cls))
         if kind is None:
             continue
-        for name, pool in kind.pools_of(value).items():
+        try:
+            pools = kind.pools_of(value)
+        except Exception as error:  # noqa: BLE001 - whatever another package's kind raises, the others are found
+            logger.error("objects of %s cannot be searched for pools: %r", cls, error)
+            kinds[cls] = None
+            continue
+        for name, pool in pools.items():
             # The object that has several knows their names.
             if name or id(pool) not in found:
                 found[id(pool)] = FoundPool(pool, kind, name)
