@@ -88,11 +88,11 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
             "resets_sessions": values["reset_sessions"],
             "statement_limit": statement_limit,
         }
-        self.guard: Guard | None = None
-        # Those of further pools.
-        self._more_guards: list[Guard] = []
+        # Of all pools, the first included.
+        self._guards: list[Guard] = []
         for pool in pools:
             self.add_pool(pool)
+        self.guard = self._guards[0] if self._guards else None
         self.application = application
         self._idempotency: Idempotency | None = None
         file = values["idempotency_store"]
@@ -163,12 +163,7 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         # Not above: without a pool, its modules are not needed.
         from threadbridge.database.pools import make_guards
 
-        guards = make_guards(pool, lambda guard, request: self._admission.asked(request), **self._guard_options)
-        for guard in guards:
-            if self.guard is None:
-                self.guard = guard
-            else:
-                self._more_guards.append(guard)
+        self._guards += make_guards(pool, lambda guard, request: self._admission.asked(request), **self._guard_options)
 
     def close(self) -> None:
         """End all requests as if their clients had left, and let the threads end."""
@@ -178,9 +173,7 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         for lane in self.lanes:
             lane.close()
         self.spool.threads.shutdown(wait=False)
-        if self.guard is not None:
-            self.guard.close()
-        for guard in self._more_guards:
+        for guard in self._guards:
             guard.close()
         self.lag.stop()
 

@@ -13,7 +13,7 @@ from threadbridge.loop.watch import Watch
 from threadbridge.telemetry.telemetry import Telemetry
 
 if TYPE_CHECKING:
-    from threadbridge.database.pools.dbutils import DBUtilsGuard
+    from threadbridge.database.guard import Guard
 
 # Seconds after which a thread that has not come back from an ended request is no longer expected to.
 LATE_AFTER = 2.0
@@ -27,7 +27,7 @@ class Exchanges:
         lanes: Sequence[Lane],
         cancellation: Cancellation,
         telemetry: Telemetry,
-        guard: DBUtilsGuard | None,
+        guard: Guard | None,
         queue_timeout: float,
     ) -> None:
         self.open: set[Exchange] = set()
