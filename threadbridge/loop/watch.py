@@ -19,7 +19,7 @@ from threadbridge.telemetry.record import Record
 from threadbridge.telemetry.totals import Distribution
 
 if TYPE_CHECKING:
-    from threadbridge.database.pools.dbutils import DBUtilsGuard
+    from threadbridge.database.guard import Guard
 
 logger = logging.getLogger("threadbridge")
 
@@ -42,7 +42,7 @@ class Watch:
         exchanges: set[Exchange],
         lanes: Sequence[Lane],
         cancellation: Cancellation,
-        guard: DBUtilsGuard | None,
+        guard: Guard | None,
         queue_timeout: float,
     ) -> None:
         self._exchanges = exchanges
@@ -165,7 +165,7 @@ def expected_back(exchange: Exchange) -> float:
     return max(exchange.ended_at, exchange.running.deadline or 0)
 
 
-def _give_up_connections(guard: DBUtilsGuard, running: TrackedRequest) -> None:
+def _give_up_connections(guard: Guard, running: TrackedRequest) -> None:
     given_up, kept = guard.abandon(running)
     if given_up:
         logger.error(
