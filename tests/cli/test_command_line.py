@@ -200,13 +200,18 @@ def test_the_version_is_that_of_the_package(directory: Path) -> None:
         (["site_app:app", "--unix_socket=s", "--port=1"], "unix_socket and port: give one of them"),
         (["site_app:app", "--config=no.toml"], "cannot read the config file no.toml: No such file or directory"),
         (["site_app:app", "--threads=1", "--log_file_prefix=no/a.log"], "--log_file_prefix=no/a.log: No such file"),
-        (["site_app:app"], "give pool= (a PooledDB) or threads="),
-        (["site_app:app", "--pool=site_app:unlimited"], "the pool is unlimited (PooledDB of "),
         (
             ["site_app:app", "--pool=site_app:number"],
-            "pool=5 is not a PooledDB of DBUtils; give the",
+            "pool=5 is not a pool that can be guarded (threadbridge supports",
         ),
         (["site_app:app", "--pool=site_app"], "--pool=site_app: expected MODULE:ATTRIBUTE"),
+        (
+            ["site_app:app", "--pool=site_app:pool", "--pool=site_app:absent"],
+            "--pool=site_app:absent: module 'site_app' has no attribute 'absent'",
+        ),
+        (["site_app:app", "--pool=site_app:pool,none"], "--pool=site_app:pool,none: expected MODULE:ATTRIBUTE of a"),
+        (["site_app:app", "--pool="], "--pool=: expected MODULE:ATTRIBUTE of a pool, such as shop:db.pool; or django"),
+        (["site_app:app", "--pool=django"], "pool=django: the application has not imported django.db"),
         (
             ["site_app:app", "--threads=1", "--client_key=site_app:number"],
             "--client_key=site_app:number: expected a",

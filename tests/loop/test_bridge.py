@@ -346,9 +346,10 @@ def test_an_unread_stream_stops_and_its_client_s_leaving_closes_it() -> None:
     ("parameters", "message"),
     [
         ({}, "give pool= .* or threads="),
+        ({"pool": "none"}, "give pool= .* or threads="),
         ({"threads": 0}, "threads=0: expected a number of at least 1"),
         ({"threads": 1, "queue": -1}, "queue=-1"),
-        ({"pool": object()}, "is not a PooledDB"),
+        ({"pool": object()}, "is not a pool that can be guarded"),
         ({"threads": 1, "lanes": [Lane("a", threads=1), Lane("a", threads=1)]}, "two lanes are named 'a'"),
         ({"threads": 1, "lanes": [Lane("default", threads=1)]}, "two lanes are named 'default'"),
         ({"threads": 1, "xheaders": True, "trusted_proxies": ["proxy"]}, "expected an IP address"),

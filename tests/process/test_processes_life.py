@@ -168,7 +168,7 @@ def test_a_stop_while_the_application_is_imported(tmp_path: Path) -> None:
     [
         (["--processes=0"], 2, "--processes=0: expected a number of at least 1"),
         (["--processes=two"], 2, "--processes=two: expected a number of at least 1"),
-        (["--pool=site_app:app"], 2, "is not a PooledDB of DBUtils"),
+        (["--pool=site_app:app"], 2, "is not a pool that can be guarded"),
         (["--address=192.0.2.1"], 1, "cannot listen on 192.0.2.1"),
     ],
 )

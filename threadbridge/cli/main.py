@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
-import operator
 import os
 import signal
 import sys
 import threading
-import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack, cast
 from wsgiref.types import WSGIApplication
 
+from threadbridge.cli.loading import load_application, load_object
 from threadbridge.cli.options import read_arguments
 from threadbridge.common.threads import NOT_STARTED
 from threadbridge.process.logs import set_up_logging
@@ -72,7 +70,7 @@ def _run(program: str, application: WSGIApplication | None, defaults: CommandLin
             service: Service | Supervisor = Supervisor(settings)
         else:
             if application is None:
-                application = cast(WSGIApplication, _load(path, path))
+                application = cast(WSGIApplication, load_application(path))
             with_objects = _with_objects(resolved)
             service = Service(application, with_objects, inheritance, name=path)
     except ValueError as error:
@@ -87,7 +85,7 @@ def _run(program: str, application: WSGIApplication | None, defaults: CommandLin
         # Not at the top: a server does not need it.
         from threadbridge.doctor.report import check
 
-        return check(resolved, with_objects, service.bridge)
+        return check(resolved, with_objects, service.bridge, service.pools)
     status = _listen_and_run(program, settings, service)
     _end_within(service.grace_left)
     return status
@@ -109,27 +107,13 @@ def _with_objects(resolved: Resolved) -> CommandLineSettings:
     for name, value in values.items():
         if isinstance(value, ImportPath):
             label = resolved.label(name)
-            values[name] = ALL[name].check(_load(value, label), label)
+            values[name] = ALL[name].check(load_object(value, label), label)
+    if resolved.origins["pool"] not in ("default", "program"):
+        values["pool"] = [
+            load_object(each, resolved.label("pool", [each])) if isinstance(each, ImportPath) else each
+            for each in cast(list[str], values["pool"])
+        ]
     return cast(CommandLineSettings, values)
-
-
-def _load(path: str, label: str) -> object:
-    """The object at an import path; raises `SettingError`."""
-    module_name, _, attributes = path.partition(":")
-    if not (module_name and attributes):
-        raise SettingError(f"{label}: expected MODULE:ATTRIBUTE, such as myapplication:app")
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # noqa: BLE001 - whatever the module raises, it cannot be imported
-        missing = error.name if isinstance(error, ModuleNotFoundError) else None
-        if missing is None or not f"{module_name}.".startswith(f"{missing}."):
-            # A mistake inside the module: show where.
-            traceback.print_exc()
-        raise SettingError(f"{label}: cannot import {module_name}: {type(error).__name__}: {error}") from None
-    try:
-        return operator.attrgetter(attributes)(module)
-    except AttributeError as error:
-        raise SettingError(f"{label}: {error}") from None
 
 
 def _end_within(seconds: float) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import resource
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -20,13 +21,14 @@ from threadbridge.doctor.database import check_database, server_of
 from threadbridge.doctor.mysql import Load
 from threadbridge.doctor.nginx import NginxConfigError, read_timeouts
 from threadbridge.loop.bridge import Bridge
+from threadbridge.process.application_pools import ApplicationPools
 from threadbridge.settings.table import ALL, CommandLineSettings, Resolved
 
 # Files that a process has open besides connections of clients and to the database: logs, listeners, the event loop's.
 OWN_FILES = 50
 
 
-def check(resolved: Resolved, settings: CommandLineSettings, bridge: Bridge) -> int:
+def check(resolved: Resolved, settings: CommandLineSettings, bridge: Bridge, found: ApplicationPools) -> int:
     """Print the settings and the findings, each as soon as it is made; return the exit status.
 
     ``settings`` are the values of ``resolved``, with import paths replaced by the objects that they name. The status is
@@ -42,7 +44,7 @@ def check(resolved: Resolved, settings: CommandLineSettings, bridge: Bridge) -> 
             print(f"{name:20} {row['value'] or '-':20} {row['origin']}")
         print()
     levels, findings = [], []
-    for subject, (level, message, advice) in examine(settings, bridge):
+    for subject, (level, message, advice) in examine(settings, bridge, found):
         levels.append(level)
         finding = {"subject": subject, "level": level.name.lower(), "message": message, "advice": advice}
         findings.append({key: text for key, text in finding.items() if text})
@@ -59,14 +61,17 @@ def check(resolved: Resolved, settings: CommandLineSettings, bridge: Bridge) -> 
     return status
 
 
-def examine(settings: CommandLineSettings, bridge: Bridge) -> Iterator[tuple[str, Finding]]:
+def examine(settings: CommandLineSettings, bridge: Bridge, found: ApplicationPools) -> Iterator[tuple[str, Finding]]:
     """Run all checks, the quick ones first: subjects and findings."""
     lanes, guards = bridge.lanes, list(bridge.desk)
     log, unix_socket = settings["log_file_prefix"], settings["unix_socket"]
     deadline = max(lane.deadline or settings["deadline"] for lane in lanes)
     # A pool without a limit has at most one for each thread.
     sizes = {guard: guard.size or sum(lane.threads for lane in lanes) for guard in guards}
-    yield "versions", _versions(with_pool=bool(guards))
+    yield "versions", _versions()
+    yield "pool", ok("; ".join(found.lines()))
+    for refusal in found.refusals:
+        yield "pool", warning(refusal, "name the pools to guard with --pool, or none with --pool=none")
     yield "hot path", _hot_path()
     yield "queues", _queues(settings, lanes)
     yield "open files", _files(lanes, sum(sizes.values()))
@@ -89,9 +94,10 @@ def examine(settings: CommandLineSettings, bridge: Bridge) -> Iterator[tuple[str
             yield subject if len(guards) == 1 else f"{subject} ({guard.key})", finding
 
 
-def _versions(with_pool: bool) -> Finding:
+def _versions() -> Finding:
     found = [f"Python {platform.python_version()}"]
-    for package in ["threadbridge", "tornado", "httptools"] + ["DBUtils"] * with_pool:
+    of_pools = [package for package in ("DBUtils", "SQLAlchemy", "Django") if package.lower() in sys.modules]
+    for package in ["threadbridge", "tornado", "httptools", *of_pools]:
         try:
             found.append(f"{package} {version(package)}")
         except PackageNotFoundError:

@@ -28,6 +28,7 @@ from threadbridge.http.stream import check_tornado
 from threadbridge.loop.bridge import Bridge
 from threadbridge.process import logs
 from threadbridge.process.affinity import keep_together
+from threadbridge.process.application_pools import ApplicationPools
 from threadbridge.process.cost_keeper import CostKeeper
 from threadbridge.process.heartbeat import Heartbeat, open_stderr
 from threadbridge.process.signals import hold_signals, on_signal, warn_of_replaced_handlers
@@ -55,11 +56,12 @@ def serve(
 ) -> int:
     """Serve a WSGI application until SIGTERM or SIGINT; return the process's exit status.
 
-    Call it in the main thread, which becomes the loop's. The keywords are the settings in docs/settings.md; ``pool`` or
-    ``threads`` is required. The signal closes the port, and running and queued requests are answered: status 0.
-    Requests left when ``grace`` is over, or at a second signal, are cut off: status 1. SIGHUP reopens the log files.
-    With ``processes``, each of them runs the program from its beginning to this call, and this process supervises them;
-    SIGUSR2 replaces all of them, one after the other.
+    Call it in the main thread, which becomes the loop's. The keywords are the settings in docs/settings.md. Without
+    ``pool``, the application's pools are found, see docs/pools.md; ``pool="none"`` turns that off. The signal closes
+    the port, and running and queued requests are answered: status 0. Requests left when ``grace`` is over, or at a
+    second signal, are cut off: status 1. SIGHUP reopens the log files. With ``processes``, each of them runs the
+    program from its beginning to this call, and this process supervises them; SIGUSR2 replaces all of them, one after
+    the other.
 
     ``on_start`` is called on the loop, in each process that serves, once connections are accepted. `serve` runs a loop
     of its own: callbacks scheduled before the call, such as a `tornado.ioloop.PeriodicCallback`, never run.
@@ -100,7 +102,11 @@ class Service:
         self._settings = settings
         self._on_start = on_start
         values = cast(Mapping[str, Any], settings)
-        self.bridge = Bridge(application, **{name: values[name] for name in BridgeSettings.__annotations__})
+        self.pools = ApplicationPools(settings)
+        keywords = {name: values[name] for name in BridgeSettings.__annotations__}
+        keywords |= {"pool": self.pools.found or None, "threads": self.pools.threads}
+        self.bridge = Bridge(application, **keywords)
+        self.pools.watch(self.bridge.desk.add)
         # Other processes, of the supervisor or on the same port, may run the same application.
         self.bridge.shared.is_multiprocess = inheritance is not None or settings["reuse_port"]
         self._loop_factory = _loop_factory(settings["loop"])
@@ -151,6 +157,7 @@ class Service:
         _warn_of_idle_loops()
         with asyncio.Runner(loop_factory=self._loop_factory) as runner:
             has_ended = runner.run(self._live())
+        self.pools.close()
         # The loop no longer handles them, and the process may still wait for the application's own threads.
         hold_signals()
         if self._costs is not None:
@@ -213,6 +220,12 @@ class Service:
         try:
             if self._on_start is not None:
                 self._on_start()
+            if self._inheritance is None or self._inheritance.number == 1:
+                # The others have the same.
+                for line in self.pools.lines():
+                    logger.info("pool: %s", line)
+                for refusal in self.pools.refusals:
+                    logger.warning("pool: %s", refusal)
             self._announce(" and ".join(places))
             how = "compiled" if is_compiled() else "not compiled"
             logger.info("Python %s, %s, on %s", sys.version.split()[0], how, type(loop).__module__.partition(".")[0])

@@ -19,15 +19,14 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from tempfile import TemporaryDirectory
-from typing import Any
 
+from threadbridge.process.application_pools import close_idle_connections
 from threadbridge.process.child import Child
 from threadbridge.process.logs import in_format, reopen_log_files
 from threadbridge.process.signals import on_signal, warn_of_replaced_handlers
 from threadbridge.process.standard_error import say
 from threadbridge.process.systemd import feed_watchdog, notify
 from threadbridge.settings.table import Settings, grace_period
-from threadbridge.settings.values import ImportPath
 from threadbridge.sockets.inheritance import REOPEN, STOP_NOW
 from threadbridge.sockets.listeners import bind, bind_admin, describe, leave_new_connections_to_others
 
@@ -112,11 +111,9 @@ class Supervisor:
         # Only one at first, so that an error common to all is reported once.
         if not await self._starts(1):
             return
-        pool: Any = self._settings["pool"]
-        for each in pool if isinstance(pool, (list, tuple)) else [pool]:
-            # The program has imported the application here too, which may have made connections.
-            if not isinstance(each, ImportPath) and hasattr(each, "close"):
-                each.close()
+        if self._settings["pool"] not in ("none", ["none"]):
+            # The program may have imported the application here too, which may have made connections.
+            close_idle_connections()
         for number in range(2, self._count + 1):
             self._replace(number, failures=0)
         await self._complete.wait()

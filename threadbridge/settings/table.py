@@ -45,17 +45,19 @@ class BridgeSettings(TypedDict, total=False):
         object,
         POOL,
         None,
-        "The application's DBUtils PooledDB, or in Python a list of several; the size of each sets how many of its "
-        "requests run at once.",
+        "The application's connection pools, see pools.md: objects, or functions that return one; django for the "
+        "databases of Django's settings; none for no pool. By default, the command line and serve find the pools that "
+        "the application has made, and Bridge has none. A pool's size sets how many requests run at once.",
     ]
     threads: Annotated[
         int | None,
         number(1),
         None,
-        "How many requests run at once, for each pool if there are several. Required without a pool, or if a pool's "
-        "size is not limited; by default the pool's size. More than that serve more requests if these hold a "
-        "connection for a part of their time only, see operating.md; fewer leave connections to other threads of the "
-        "application.",
+        "How many requests run at once, for each pool if there are several. Default: as many as the pool has "
+        "connections; on the command line and for serve, 10 if there is no pool or its size is not limited. More than "
+        "that serve more requests if these hold a connection for a part of their time only, see operating.md; fewer "
+        "leave connections to other threads of the application. With 1, no pools are looked for, and requests run one "
+        "after the other.",
     ]
     lanes: Annotated[
         Sequence[Lane],
@@ -467,9 +469,10 @@ class Resolved:
     values: CommandLineSettings
     origins: Mapping[str, str]
 
-    def label(self, name: str) -> str:
-        """How an error names this setting: as the user wrote it."""
-        return _label(self.origins[name], name, ALL[name].show(cast(dict[str, object], self.values)[name]))
+    def label(self, name: str, value: object = None) -> str:
+        """How an error names this setting, or one value of its list: as the user wrote it."""
+        shown = cast(dict[str, object], self.values)[name] if value is None else value
+        return _label(self.origins[name], name, ALL[name].show(shown))
 
 
 def resolve(

@@ -11,6 +11,8 @@ from typing import Annotated, Any
 from threadbridge.crossing.lanes import Lane
 
 _UNITS = {"G": 1024**3, "M": 1024**2, "k": 1024, "": 1}
+# What may stand for a pool instead of an import path.
+POOL_WORDS = ("django", "none")
 _FLAGS = dict.fromkeys(("true", "t", "yes", "on", "1"), True) | dict.fromkeys(("false", "f", "no", "off", "0"), False)
 
 
@@ -113,8 +115,19 @@ def _read_lanes(text: str) -> list[Lane]:
     return lanes
 
 
+def _read_pools(text: str) -> list[str]:
+    parts = _read_list(text)
+    if not parts or ("none" in parts and len(parts) > 1):
+        raise ValueError
+    return [part if part in POOL_WORDS else ImportPath(part) for part in parts]
+
+
+def _show_pools(value: object) -> str:
+    return ",".join(map(_show_object, value)) if isinstance(value, (list, tuple)) else _show_object(value)
+
+
 def _show_object(value: object) -> str:
-    return value if isinstance(value, ImportPath) else getattr(value, "__name__", type(value).__name__)
+    return value if isinstance(value, str) else getattr(value, "__name__", type(value).__name__)
 
 
 TEXT = Kind("a text", "TEXT", lambda value: isinstance(value, str))
@@ -150,7 +163,14 @@ LANES = Kind(
     show=lambda lanes: ",".join(f"{lane.name}:{lane.pattern}:{lane.threads}" for lane in lanes),
     is_list=True,
 )
-POOL = Kind("a PooledDB", "MODULE:ATTRIBUTE", lambda value: True, read=ImportPath, show=_show_object)
+POOL = Kind(
+    "MODULE:ATTRIBUTE of a pool, such as shop:db.pool; or django; or only none",
+    "MODULE:ATTRIBUTE",
+    lambda value: True,
+    read=_read_pools,
+    show=_show_pools,
+    is_list=True,
+)
 FUNCTION = Kind(
     "a function",
     "MODULE:ATTRIBUTE",

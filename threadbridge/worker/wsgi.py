@@ -56,7 +56,8 @@ def check_application(application: object) -> None:
     except TypeError:
         raise ValueError(
             f"{application!r} is called with {signature}, but a WSGI application with (environ, start_response) "
-            "(PEP 3333). If it is a factory, give what it returns; ASGI applications cannot be served"
+            "(PEP 3333). If it is a factory, give what it returns (on the command line: MODULE:FACTORY()); ASGI "
+            "applications cannot be served"
         ) from None
 
 

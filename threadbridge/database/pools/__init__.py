@@ -1,41 +1,227 @@
-"""The kinds of pools that are guarded: each has a module, and only that knows the pool's library. Worker side."""
+"""The kinds of pools: recognises a pool by the package that defines its class, and makes its guard. Worker side."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+import inspect
+import logging
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Protocol, cast
 
 from threadbridge.crossing.current import TrackedRequest
+from threadbridge.database.guard import Guard
 
-if TYPE_CHECKING:
-    from threadbridge.database.guard import Guard
+logger = logging.getLogger("threadbridge")
+
+# Other packages can offer a kind by an entry point in this group, named like the package that defines the pools' class.
+GROUP = "threadbridge.pools"
+# The packages that define pools, and the modules that know these.
+KINDS = {
+    "dbutils": "threadbridge.database.pools.dbutils_kind",
+    "sqlalchemy": "threadbridge.database.pools.sqlalchemy_kind",
+    "flask_sqlalchemy": "threadbridge.database.pools.sqlalchemy_kind",
+}
+
+
+class PoolKind(Protocol):
+    """What a module must offer for a kind of pool; docs/pools.md has an example.
+
+    Several threads may call it at once.
+    """
+
+    def pools_of(self, value: Any) -> Mapping[str, Any]:
+        """The pools that a value has, by their names in it; a pool itself is ``{"": value}``, anything else ``{}``.
+
+        The value's class, or one of its base classes, is from the kind's package. All such objects of the process are
+        tried, so it must be fast and must not change anything.
+        """
+
+    def size(self, pool: Any) -> int:
+        """How many connections a pool hands out at once; 0: unlimited.
+
+        Raises ``ValueError``, which says why and what to do, if the pool cannot be guarded.
+        """
+
+    def describe(self, pool: Any) -> str:
+        """The pool and its size in a few words, without passwords."""
+
+    def guard(self, pool: Any, on_ask: Callable[[Guard, TrackedRequest], None], **options: Any) -> Guard:
+        """Put a guard round the pool; the options are those of `Guard`."""
+
+    def watch(self, on_new: Callable[[Any], None]) -> None:
+        """Call ``on_new`` from now on with each pool that is made, or is used for the first time, in any thread.
+
+        It may be called again with the same pool. Do nothing if the package has no way to notice.
+        """
+
+    def close_idle(self, pool: Any) -> None:
+        """Close the pool's idle connections; this process does not use the pool. Any error may be raised."""
+
+
+@dataclass(frozen=True)
+class FoundPool:
+    """A pool with its kind; ``name`` is its name in the object that has it, or ""."""
+
+    pool: Any
+    kind: PoolKind
+    name: str = ""
+
+    @property
+    def size(self) -> int:
+        """How many connections it hands out at once; 0: unlimited."""
+        return self.kind.size(self.pool)
+
+    def __str__(self) -> str:
+        return f"{self.kind.describe(self.pool)} ({self.name})" if self.name else self.kind.describe(self.pool)
 
 
 def make_guards(pool: object, on_ask: Callable[[Guard, TrackedRequest], None], **options: Any) -> list[Guard]:
-    """Attach a guard to a pool, or to each of a sequence of pools. Any thread.
+    """Guard a pool, or several; closes the guards again if one of them fails. Raises what `pools_in` raises.
 
-    ``options`` are those of the guards. Raises ``ValueError`` if a pool cannot be guarded; then none is.
+    :param pool: see `pools_in`.
+    :param on_ask: called on the worker side with each request that asks for a connection, and the guard of its pool.
+    :param options: the options of `Guard`.
     """
-    try:
-        # Not above: DBUtils is needed only where there is a pool of its making.
-        from threadbridge.database.pools.dbutils import DBUtilsGuard
-        from threadbridge.database.pools.dbutils_check import pool_size
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "dbutils":
-            raise
-        raise ValueError(
-            "pool= needs DBUtils 3.2 or later, below 4, which is not installed; install it, or leave pool out and "
-            "give threads="
-        ) from None
-    pools = list(pool) if isinstance(pool, Sequence) and not isinstance(pool, str) else [pool]
-    for each in pools:
-        pool_size(each)
     guards: list[Guard] = []
     try:
-        for each in pools:
-            guards.append(DBUtilsGuard(each, on_ask, **options))
-    except ValueError:
+        for found in pools_in(pool):
+            guards.append(_guarded(found, on_ask, options))
+    except BaseException:
         for guard in guards:
             guard.close()
         raise
     return guards
+
+
+def _guarded(found: FoundPool, on_ask: Callable[[Guard, TrackedRequest], None], options: dict[str, Any]) -> Guard:
+    guard: Guard = found.kind.guard(found.pool, on_ask, **options)
+    if found.name:
+        guard.name = f"{guard.name} ({found.name})"
+        guard.key = found.name
+    return guard
+
+
+def pools_in(value: object) -> list[FoundPool]:
+    """The pools that a value of the setting ``pool`` means, each once.
+
+    It may be a pool, an object that has several, a function without parameters that returns one, the word ``"django"``
+    for the databases of Django's settings, ``"none"``, or a sequence of these. Raises ``ValueError`` for anything else,
+    and for a pool that cannot be guarded.
+    """
+    found = {id(each.pool): each for each in _pools_in(value)}
+    for each in found.values():
+        # Raises for one that cannot be guarded.
+        each.size  # noqa: B018
+    return list(found.values())
+
+
+def _pools_in(value: object) -> Iterator[FoundPool]:
+    if type(value) is FoundPool:
+        yield value
+    elif type(value) in (list, tuple):
+        for each in cast(list[object], value):
+            yield from _pools_in(each)
+    elif value == "django" and type(value) is str:
+        yield from _pools_in(_django_databases())
+    elif value != "none" or type(value) is not str:
+        found = recognised(value)
+        if not found and _is_function(value):
+            made = _made_by(value)
+            found = recognised(made)
+            if not found:
+                raise _unknown(made, f"{_shown(value)}() returned {made!r}, which")
+        if not found:
+            raise _unknown(value, f"pool={value!r}")
+        yield from found
+
+
+def recognised(value: object) -> list[FoundPool]:
+    """The pools that an object is or has; none if its class is of no known package."""
+    kind = kind_of(type(value))
+    return [FoundPool(pool, kind, name) for name, pool in kind.pools_of(value).items()] if kind is not None else []
+
+
+def kind_of(cls: type) -> PoolKind | None:
+    """The kind of pool that may be an instance of the class; None if the class is of no known package.
+
+    Not by ``isinstance``: proxies such as werkzeug's ``LocalProxy`` and Django's ``SimpleLazyObject`` would run the
+    application's functions.
+    """
+    for base in cls.__mro__:
+        module = base.__dict__.get("__module__")
+        # A class may have a property or the like there.
+        if type(module) is str and (kind := kind_from(module.partition(".")[0])) is not None:
+            return kind
+    return None
+
+
+def loaded_kinds() -> list[PoolKind]:
+    """The kinds whose packages this process has imported."""
+    kinds = (kind_from(package) for package in _offers() if package in sys.modules)
+    # A package may be known by two names.
+    return list({id(kind): kind for kind in kinds if kind is not None}.values())
+
+
+@cache
+def kind_from(package: str) -> PoolKind | None:
+    """The kind of the pools whose classes are from this package."""
+    if package not in _offers():
+        return None
+    offer = _offers()[package]
+    try:
+        return cast(PoolKind, offer.load())
+    except Exception as error:  # noqa: BLE001 - whatever the module raises, its pools are not guarded
+        logger.error(
+            "pools of %s are not guarded, because %s cannot be imported: %r; install versions that fit together, see "
+            "docs/pools.md",
+            *(package, offer.value, error),
+        )
+        return None
+
+
+@cache
+def _offers() -> Mapping[str, EntryPoint]:
+    """By package; those of this project are not declared as entry points, so that its source tree is enough."""
+    known = (EntryPoint(package, module, GROUP) for package, module in KINDS.items())
+    return {each.name: each for each in (*known, *entry_points(group=GROUP))}
+
+
+def _django_databases() -> object:
+    database = sys.modules.get("django.db")
+    if database is None:
+        raise ValueError("pool=django: the application has not imported django.db; give the application's own pool")
+    return database.connections
+
+
+def _is_function(value: object) -> bool:
+    try:
+        inspect.signature(cast(Callable[[], object], value)).bind()
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _made_by(function: object) -> object:
+    try:
+        return cast(Callable[[], object], function)()
+    except Exception as error:
+        raise ValueError(f"pool: {_shown(function)} raised {type(error).__name__}: {error}") from error
+
+
+def _shown(function: object) -> str:
+    return getattr(function, "__qualname__", repr(function))
+
+
+def _unknown(value: object, subject: str) -> ValueError:
+    if kind_of(type(value)) is not None:
+        cls = type(value)
+        advice = f"a {cls.__module__}.{cls.__qualname__} is none"
+    else:
+        advice = f"threadbridge supports PooledDB of DBUtils, and others by entry points in the group {GROUP}"
+    return ValueError(
+        f"{subject} is not a pool that can be guarded ({advice}); give the pool object itself, a function that returns "
+        "it, or leave pool out and give threads="
+    )

@@ -1,0 +1,77 @@
+"""Loads what import paths name: ``MODULE:ATTRIBUTE``, and for the application ``MODULE:FACTORY(ARGUMENTS)`` too."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import operator
+import traceback
+from typing import Any
+
+from threadbridge.settings.values import SettingError
+
+
+def load_application(path: str) -> Any:
+    """The application at an import path, or what the factory there returns when called; raises `SettingError`.
+
+    A factory's arguments may be positional or keywords, and must be literals: ``shop:create_app("test", debug=True)``.
+    None of the text is evaluated as code.
+    """
+    module, _, expression = path.partition(":")
+    if not (module and "(" in expression):
+        return load_object(path, path)
+    try:
+        call = ast.parse(expression, mode="eval").body
+    except SyntaxError as error:
+        raise SettingError(f"{path}: {error.msg}; expected MODULE:APP or MODULE:FACTORY(ARGUMENTS)") from None
+    names = call.func if isinstance(call, ast.Call) else call
+    while isinstance(names, ast.Attribute):
+        names = names.value
+    if not (isinstance(call, ast.Call) and isinstance(names, ast.Name)):
+        raise SettingError(f"{path}: expected MODULE:APP or MODULE:FACTORY(ARGUMENTS), such as shop:create_app()")
+    name = ast.unparse(call.func)
+    try:
+        args = [ast.literal_eval(argument) for argument in call.args]
+        kwargs = {keyword.arg or "**": ast.literal_eval(keyword.value) for keyword in call.keywords}
+    except (ValueError, TypeError):
+        args, kwargs = [], {"**": None}
+    if "**" in kwargs:
+        raise SettingError(f"{path}: the arguments must be literals, such as 'test', 5, None or [1, 2]")
+    return _made_by(load_object(f"{module}:{name}", path), name, args, kwargs, path)
+
+
+def _made_by(factory: Any, name: str, args: list[Any], kwargs: dict[str, Any], path: str) -> Any:
+    if not callable(factory):
+        raise SettingError(f"{path}: {name} is not callable; leave out the parentheses if it is the application")
+    try:
+        inspect.signature(factory).bind(*args, **kwargs)
+    except TypeError as error:
+        raise SettingError(f"{path}: {name}{inspect.signature(factory)} cannot be called like this: {error}") from None
+    except ValueError:
+        # A callable written in C may have no signature.
+        pass
+    try:
+        return factory(*args, **kwargs)
+    except Exception as error:  # noqa: BLE001 - whatever the application raises, it is shown with its place
+        traceback.print_exc()
+        raise SettingError(f"{path}: {name} raised {type(error).__name__}: {error}") from None
+
+
+def load_object(path: str, label: str) -> Any:
+    """The object at an import path; ``label`` names the path in errors. Raises `SettingError`."""
+    module_name, _, attributes = path.partition(":")
+    if not (module_name and attributes):
+        raise SettingError(f"{label}: expected MODULE:ATTRIBUTE, such as myapplication:app")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # noqa: BLE001 - whatever the module raises, it cannot be imported
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing is None or not f"{module_name}.".startswith(f"{missing}."):
+            # A mistake inside the module: show where.
+            traceback.print_exc()
+        raise SettingError(f"{label}: cannot import {module_name}: {type(error).__name__}: {error}") from None
+    try:
+        return operator.attrgetter(attributes)(module)
+    except AttributeError as error:
+        raise SettingError(f"{label}: {error}") from None

@@ -1,0 +1,47 @@
+"""DBUtils' pools, as a `PoolKind`."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from dbutils.pooled_db import PooledDB
+
+from threadbridge.crossing.current import TrackedRequest
+from threadbridge.database.guard import Guard
+from threadbridge.database.pools.dbutils import DBUtilsGuard
+from threadbridge.database.pools.dbutils_check import creator_module, pool_size
+
+
+def pools_of(value: Any) -> Mapping[str, Any]:
+    return {"": value} if isinstance(value, PooledDB) else {}
+
+
+def size(pool: Any) -> int:
+    return pool_size(pool)
+
+
+def describe(pool: Any) -> str:
+    count = size(pool)
+    return f"PooledDB of {creator_module(pool)}, {f'{count} connections' if count else 'unlimited'}"
+
+
+def guard(pool: Any, on_ask: Callable[[Guard, TrackedRequest], None], **options: Any) -> Guard:
+    return DBUtilsGuard(pool, on_ask, **options)
+
+
+def watch(on_new: Callable[[Any], None]) -> None:
+    """There is no event: the constructor is wrapped."""
+    construct = PooledDB.__init__
+
+    @functools.wraps(construct)
+    def construct_and_tell(self: Any, *args: Any, **kwargs: Any) -> None:
+        construct(self, *args, **kwargs)
+        on_new(self)
+
+    PooledDB.__init__ = construct_and_tell
+
+
+def close_idle(pool: Any) -> None:
+    pool.close()
