@@ -112,6 +112,7 @@ class Machine(RuleBasedStateMachine):
             "cancelled": [
                 request for request in self.requests if request.has_worker and request.exchange.running.cancelled
             ],
+            "adopted": [request for request in self.requests if request.exchange in self.bridge.lanes[-1]._guests],
             "connections": sum(request.holds_connection for request in self.requests),
             "working": [request for request in self.requests if request.obeyed < request.ordered],
             "spooled": self.bridge.spool.taken,

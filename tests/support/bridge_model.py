@@ -294,7 +294,8 @@ class BridgeModel:
         displaced = None if request.lane.has_room() else request.lane.newest_of_largest(request.exchange.client)
         if displaced is not None:
             self.end(displaced, "shed")
-        if request.lane.has_room():
+        # Even if more wait than may, since others are counted in the lane by now.
+        if displaced is not None or request.lane.has_room():
             request.state = "queued"
             request.lane.put(request)
             self.run_what_can()
@@ -329,6 +330,7 @@ class BridgeModel:
             "requests": {request: (request.state, request.lane.name) for request in self.requests},
             "lanes": {lane.name: (len(lane.running), len(lane.waiting), lane.free) for lane in self.lanes},
             "cancelled": [request for request in self.requests if request.has_worker and request.is_cancelled],
+            "adopted": [request for request in self.requests if request in self.main.guests],
             "connections": connections,
             "working": waiting,
             "spooled": sum(request.spooled for request in self.requests),
