@@ -29,7 +29,7 @@ from tests.support.databases import Witness, connect_settings, kill_server, star
 from tests.support.inprocess import BridgeThread, wait_until
 from tests.support.processes import private_mariadb
 from threadbridge import current
-from threadbridge.database.drivers.mysql import OUTAGE_ERRORS
+from threadbridge.database.drivers.mysql_errors import OUTAGE_ERRORS
 
 SECONDS = float(os.environ.get("CHAOS_SECONDS", "12"))
 SEED = int(os.environ.get("CHAOS_SEED", random.SystemRandom().randrange(10**6)))

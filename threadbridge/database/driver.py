@@ -117,8 +117,14 @@ class Database(Protocol):
     # Arguments of ``connect`` for connections that must not hang; these override the pool's settings.
     timeouts: Mapping[str, Any]
 
+    def descriptor(self, connection: Any) -> int | None:
+        """The file descriptor of the connection's socket; None if it has none, or the driver does not reveal it.
+
+        Also for a connection that the driver has not finished making. Raises anything if the connection is closed.
+        """
+
     def identify(self, connection: Any) -> Any:
-        """The identity of a connection that was just made."""
+        """The identity of a connection that was just made; None if it ends with its process, like a file's."""
 
     def prepare(self, connection: Any, comment: Callable[[], str] | None) -> Session:
         """Start observing what is sent on the connection; ``comment`` gives the text to put before each statement."""

@@ -30,17 +30,20 @@ class DriverConnection:
     session: Session
     identity: Identity | None = None
     _entry: Entry | None = None
+    _is_prepared = False
 
     def __init__(self, connection: Any, database: Database) -> None:
         self._connection = connection
         self._database = database
         # Read now: a driver may not answer while another thread uses the connection.
-        self._descriptor: int = connection.fileno()
-        self._file = _file(self._descriptor)
-        self._poll = select.poll()
-        self._poll.register(self._descriptor, select.POLLIN)
-        notice_lost_peer(self._descriptor)
-        forks.connects(self)
+        self._descriptor = database.descriptor(connection)
+        self._file: tuple[int, int] | None = None
+        if self._descriptor is not None:
+            self._file = _file(self._descriptor)
+            self._poll = select.poll()
+            self._poll.register(self._descriptor, select.POLLIN)
+            notice_lost_peer(self._descriptor)
+            forks.connects(self)
 
     def is_of(self, connection: object) -> bool:
         """Whether this is about the driver's object ``connection``."""
@@ -49,38 +52,46 @@ class DriverConnection:
     def prepare(self, listed: ConnectionList, comment: Callable[[], str] | None = None) -> None:
         """Identify the connection, list it, and start observing what is sent on it. Raises what the driver raises."""
         identity = self._database.identify(self._connection)
-        self._entry = listed.enter(self._database, identity)
+        if identity is not None:
+            self._entry = listed.enter(self._database, identity)
         self.identity = identity
         self.session = self._database.prepare(self._connection, comment)
+        self._is_prepared = True
 
     @property
     def descriptor(self) -> int | None:
         """The file descriptor of its socket; None once it is closed. Any thread."""
         with contextlib.suppress(OSError):
-            if _file(self._descriptor) == self._file:
+            if self._descriptor is not None and _file(self._descriptor) == self._file:
                 return self._descriptor
         return None
 
     def is_quiet(self) -> bool:
-        """Whether it is open and has nothing to read. Unlike a ping, this needs no answer from the server."""
+        """Whether it is open and has nothing to read. Unlike a ping, this needs no answer from the server.
+
+        True if there is no descriptor by which to tell.
+        """
+        if self._descriptor is None:
+            return True
         try:
             # A connection that the server has closed can be read. The descriptor may now be another file's.
-            return self._connection.fileno() == self._descriptor and not self._poll.poll(0)
+            return self._database.descriptor(self._connection) == self._descriptor and not self._poll.poll(0)
         except Exception:  # noqa: BLE001 - whatever the driver raises, the connection is of no more use
             return False
 
     def stop_query(self, *, waits: bool = False) -> bool:
         """See `Database.stop_query`."""
-        identity = self.identity
-        return identity is not None and self._database.stop_query(self._connection, identity, waits=waits)
+        return self._is_prepared and self._database.stop_query(self._connection, self.identity, waits=waits)
 
     def sever(self) -> Orphan | None:
         """Cut the connection, even before `prepare` is answered, so that a thread waiting on it fails. Any thread.
 
-        Returns the orphan that this leaves in the database; None if the connection was not yet identified.
+        Returns the orphan that this leaves in the database; None if the connection was not yet identified. Without a
+        descriptor, only the database can end the connection, when it ends the orphan.
         """
         with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
-            copy = os.dup(self._descriptor)
+            # -1 is refused.
+            copy = os.dup(-1 if self._descriptor is None else self._descriptor)
             stack.callback(os.close, copy)
             # The number may now be another file's.
             if _file(copy) == self._file:

@@ -12,7 +12,7 @@ from threadbridge.crossing.current import current_or_none, is_cancelled
 from threadbridge.database.borrow import Borrow
 from threadbridge.database.driver import Session, UnknownSession
 from threadbridge.database.driver_connection import DriverConnection
-from threadbridge.database.drivers import noting_unfinished
+from threadbridge.database.drivers.connecting import noting_unfinished
 from threadbridge.database.guard import Guard
 from threadbridge.database.stopper import Orphan
 from threadbridge.sql.statements import Statements

@@ -18,9 +18,9 @@ class ControlConnection:
 
     server: Any = None
 
-    def __init__(self, connection: Any) -> None:
+    def __init__(self, connection: Any, descriptor: Callable[[Any], int | None]) -> None:
         self.connection = connection
-        self.descriptor: int | None = connection.fileno()
+        self.descriptor = descriptor(connection)
         forks.connects(self)
 
     def close(self) -> None:
@@ -73,6 +73,7 @@ def execute(connection: Any, sql: str, *parameters: object) -> tuple[Any, ...]:
     """Execute a statement and return the first row of its result; empty if there is none."""
     with contextlib.closing(connection.cursor()) as cursor:
         cursor.execute(sql, parameters or None)
-        row = cursor.fetchone() or ()
+        # Some drivers raise an error if there is no result.
+        row = (cursor.fetchone() if cursor.description else None) or ()
     # The application's cursor class may give dictionaries.
     return tuple(row.values() if isinstance(row, dict) else row)

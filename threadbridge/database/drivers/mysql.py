@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 import secrets
 from collections.abc import Callable, Mapping
@@ -10,6 +9,15 @@ from typing import Any, NamedTuple
 
 from threadbridge.database.driver import ConnectionSettings, Session, StopFailed
 from threadbridge.database.drivers.control_connection import ControlConnection, ControlConnections, execute
+from threadbridge.database.drivers.mysql_drivers import DRIVERS
+from threadbridge.database.drivers.mysql_errors import (
+    ER_NO_SUCH_THREAD,
+    ER_UNKNOWN_SYSTEM_VARIABLE,
+    is_lost,
+    is_outage,
+    is_statement_error,
+    number_of,
+)
 from threadbridge.database.drivers.mysql_session import MySQLSession
 
 # Seconds to connect, unless the pool's settings contain a time.
@@ -18,21 +26,6 @@ CONNECT_TIMEOUT = 10
 NETWORK_MARGIN = 10
 # Seconds to connect, and to wait for the answer to a KILL.
 CONTROL_TIMEOUT = 3
-
-# ER_QUERY_INTERRUPTED; MariaDB's ER_STATEMENT_TIMEOUT; MySQL's ER_QUERY_TIMEOUT.
-STATEMENT_ERRORS = frozenset({1317, 1969, 3024})
-# The client's: CR_CONNECTION_ERROR, CR_CONN_HOST_ERROR, CR_UNKNOWN_HOST, CR_SERVER_GONE_ERROR, CR_SERVER_LOST and its
-# extended twin. The server's: ER_CON_COUNT_ERROR, ER_TOO_MANY_USER_CONNECTIONS, ER_SERVER_SHUTDOWN,
-# ER_CONNECTION_KILLED.
-OUTAGE_ERRORS = frozenset({2002, 2003, 2005, 2006, 2013, 2055, 1040, 1203, 1053, 1927})
-# The server keeps the connection, but cannot do its work. ER_UNKNOWN_COM_ERROR: this Galera node is not in the cluster
-# now. ER_ERROR_DURING_COMMIT: the cluster or the disk is gone, and it is not known what was committed.
-# ER_USER_LIMIT_REACHED: the account has reached its limit of connections, or of statements per hour.
-# ER_OPTION_PREVENTS_STATEMENT, if the option makes the server read-only.
-UNABLE_ERRORS = frozenset({1047, 1180, 1226})
-ER_NO_SUCH_THREAD = 1094
-ER_UNKNOWN_SYSTEM_VARIABLE = 1193
-ER_OPTION_PREVENTS_STATEMENT = 1290
 
 _IDLE = (
     "idle_transaction_timeout = "
@@ -69,45 +62,47 @@ class MySQL:
     """Stops queries with ``KILL QUERY`` on a control connection. See `Database`."""
 
     identity: type[Any] = Identity
-    timeouts: Mapping[str, Any] = dict.fromkeys(("connect_timeout", "read_timeout", "write_timeout"), CONTROL_TIMEOUT)
 
     def __init__(self, driver: str, settings: ConnectionSettings) -> None:
-        module = importlib.import_module(driver)
-        self._error: type[Exception] = module.Error
-        self._operational: type[Exception] = module.OperationalError
-        self._settings = settings
         self.driver = driver
+        self._driver = DRIVERS[driver]()
+        self._settings = settings
+        connecting = self._driver.connect_timeout
+        network = ("read_timeout", "write_timeout") if self._driver.has_network_timeouts else ()
+        self.timeouts: Mapping[str, Any] = dict.fromkeys((connecting, *network), CONTROL_TIMEOUT)
         # Without this, the driver would wait for a silent server or network forever.
-        self.defaults: Mapping[str, Any] = {"connect_timeout": CONNECT_TIMEOUT}
+        self.defaults: Mapping[str, Any] = {connecting: CONNECT_TIMEOUT}
         if settings.statement_limit:
             # Longer than the limit, so that the database ends the statement first, if it can.
             network_timeout = math.ceil(settings.statement_limit + NETWORK_MARGIN)
-            self.defaults = {**self.defaults, "read_timeout": network_timeout, "write_timeout": network_timeout}
+            self.defaults = {**self.defaults, **dict.fromkeys(network, network_timeout)}
         self._limit = math.ceil(settings.statement_limit)
-        cursors = importlib.import_module(f"{driver}.cursors")
-        # Statements of these cursors last for as long as the client takes to download their rows.
-        self._unbuffered: type = cursors.CursorUseResultMixIn
-        self._control = ControlConnections(self._connect, self._error)
+        self._control = ControlConnections(self._connect, self._driver.error)
         self._has_all_variables = True
 
     # New connections.
+
+    def descriptor(self, connection: Any) -> int | None:
+        return self._driver.descriptor(connection)
 
     def identify(self, connection: Any) -> Identity:
         """Costs one round trip for each connection made."""
         mark = f"threadbridge-{secrets.token_hex(16)}"
         try:
             is_held, server, now = self._named_row(connection, _MARK, mark)
-        except self._error:
+        except self._driver.error:
             is_held, (server, now) = False, self._named_row(connection, _SERVER)
-        return Identity(connection.thread_id(), str(server), int(now), mark if is_held else "")
+        return Identity(self._driver.number(connection), str(server), int(now), mark if is_held else "")
 
     def _named_row(self, connection: Any, sql: str, *parameters: str) -> tuple[Any, ...]:
         """The row of a query for the server's name, made of as many variables as the server has."""
         if self._has_all_variables:
             try:
-                return execute(connection, sql.format(_NAME.format(_NAME_PARTS[_is_mariadb(connection)])), *parameters)
-            except self._error as error:
-                if error.args[:1] != (ER_UNKNOWN_SYSTEM_VARIABLE,):
+                return execute(
+                    connection, sql.format(_NAME.format(_NAME_PARTS[self._is_mariadb(connection)])), *parameters
+                )
+            except self._driver.error as error:
+                if number_of(error) != ER_UNKNOWN_SYSTEM_VARIABLE:
                     raise
                 self._has_all_variables = False
         return execute(connection, sql.format(_NAME.format("")), *parameters)
@@ -115,14 +110,14 @@ class MySQL:
     def prepare(self, connection: Any, comment: Callable[[], str] | None) -> Session:
         """With a statement limit, costs two round trips for each connection made."""
         without_limit = self._set_limit(connection) if self._limit else None
-        return MySQLSession(connection, comment, self._unbuffered, without_limit)
+        return MySQLSession(connection, self._driver, comment, without_limit)
 
     def _set_limit(self, connection: Any) -> tuple[bytes, bytes] | None:
         """Make the server limit the time of statements, unless its administrator or the application has set a limit.
 
         Returns the first word of a ``SELECT``, and its replacement in one without a limit; None if no limit was set.
         """
-        name = "max_statement_time" if _is_mariadb(connection) else "max_execution_time"
+        name = "max_statement_time" if self._is_mariadb(connection) else "max_execution_time"
         try:
             if execute(connection, f"SELECT @@session.{name}, @@global.{name}") != (0, 0):
                 return None
@@ -131,8 +126,8 @@ class MySQL:
                 execute(connection, f"SET SESSION {name} = {self._limit}, {_IDLE.format(self._limit)}")
                 return b"select", b"SET STATEMENT max_statement_time=0 FOR select"
             execute(connection, f"SET SESSION {name} = {1000 * self._limit}")
-        except self._error as error:
-            if error.args[:1] != (ER_UNKNOWN_SYSTEM_VARIABLE,):
+        except self._driver.error as error:
+            if number_of(error) != ER_UNKNOWN_SYSTEM_VARIABLE:
                 raise
             return None
         return b"select", b"select /*+ MAX_EXECUTION_TIME(0) */"
@@ -162,7 +157,7 @@ class MySQL:
         self._control.close()
 
     def _connect(self) -> ControlConnection:
-        control = ControlConnection(self._settings.connect_within(self.timeouts))
+        control = ControlConnection(self._settings.connect_within(self.timeouts), self._driver.descriptor)
         try:
             # Longer than it is ever idle.
             execute(control.connection, "SET SESSION wait_timeout = 2147483")
@@ -180,8 +175,8 @@ class MySQL:
         """Kill the query or the connection; returns whether the server still had the connection."""
         try:
             execute(control.connection, f"KILL {what} {identity.number}")
-        except self._error as error:
-            if error.args[:1] != (ER_NO_SUCH_THREAD,):
+        except self._driver.error as error:
+            if number_of(error) != ER_NO_SUCH_THREAD:
                 raise
             return False
         return True
@@ -210,24 +205,17 @@ class MySQL:
     # Errors.
 
     def is_statement_error(self, error: BaseException) -> bool:
-        return bool(error.args) and error.args[0] in STATEMENT_ERRORS
+        return is_statement_error(self._driver, error)
 
     def is_outage(self, error: BaseException) -> bool:
-        if not isinstance(error, self._operational):
-            return False
-        number, text = (*error.args, None, None)[:2]
-        if number == ER_OPTION_PREVENTS_STATEMENT:
-            # MySQL has --super-read-only, --read-only and --innodb-read-only; MariaDB spells some of them differently.
-            return "read-only" in str(text).replace("_", "-").lower()
-        return number in OUTAGE_ERRORS or number in UNABLE_ERRORS
+        return is_outage(self._driver, error)
 
     def is_lost(self, error: BaseException) -> bool:
-        return isinstance(error, self._operational) and bool(error.args) and error.args[0] in OUTAGE_ERRORS
+        return is_lost(self._driver, error)
 
     def cancelled(self) -> Exception:
-        return self._operational(1317, "Query execution was interrupted: the request was cancelled")
+        return self._driver.interrupted("Query execution was interrupted: the request was cancelled")
 
-
-def _is_mariadb(connection: Any) -> bool:
-    """Whether the server is a MariaDB, by the version in its greeting."""
-    return "mariadb" in str(connection.get_server_info()).lower()
+    def _is_mariadb(self, connection: Any) -> bool:
+        """Whether the server is a MariaDB, by the version in its greeting."""
+        return "mariadb" in self._driver.server_version(connection).lower()

@@ -8,11 +8,24 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+from threadbridge.database.drivers.mysql_drivers import MySQLDriver
+from threadbridge.database.drivers.mysql_errors import number_of
 from threadbridge.sql.effects import bare, in_words, may_change_session, only_reads
 from threadbridge.sql.transaction import Effect, Effects
 
-# Methods of the driver's connection that change the session without a statement.
-_CHANGING = ("change_user", "select_db", "set_character_set", "set_server_option")
+# Methods of the drivers' connections that change the session, or send statements in other ways than the usual one.
+_CHANGING = (
+    "change_user",
+    "cmd_change_user",
+    "cmd_init_db",
+    "cmd_query_iter",
+    "cmd_reset_connection",
+    "cmd_stmt_prepare",
+    "reset",
+    "select_db",
+    "set_character_set",
+    "set_server_option",
+)
 
 # With autocommit, the statement may have been committed nevertheless.
 ER_ERROR_DURING_COMMIT = 1180
@@ -55,48 +68,63 @@ _BEGINS = re.compile(rb"begin\b|start transaction\b|(?:commit|rollback)\b.*\band
 
 
 class MySQLSession:
-    """Sees all statements on a connection as they are sent, with their parameters filled in. See `Session`."""
+    """Sees all statements on a connection as they are sent, with their parameters filled in. See `Session`.
+
+    With a driver that has no method to replace for this, it sees the texts that cursors are given.
+    """
 
     def __init__(
         self,
         connection: Any,
+        driver: MySQLDriver,
         comment: Callable[[], str] | None,
-        unbuffered: type,
         without_limit: tuple[bytes, bytes] | None,
     ) -> None:
         # No reference cycle: a connection that is forgotten is closed at once.
         self._connection = weakref.ref(connection)
-        self._query = type(connection).query
+        self._get_autocommit = driver.autocommits
+        self._send_rollback = driver.send_rollback
         self._comment = comment
-        # The base class of cursors whose rows arrive while they are fetched; the first word of a query, and its
-        # replacement that lifts the time limit for these cursors.
-        self._unbuffered = unbuffered
+        # Whether rows of a cursor arrive while they are fetched; the first word of a query, and its replacement that
+        # lifts the time limit for these cursors.
+        self._unbuffers = driver.is_unbuffered
         self._without_limit = without_limit
         self._is_unbuffered = False
         self.only_reads = True
         # Whether anything was sent since the last commit or rollback.
         self._was_used = False
         self._is_changed = False
-        self._made_with_autocommit = connection.get_autocommit()
+        self._made_with_autocommit = driver.autocommits(connection)
         # Autocommit when the last effect was determined; whether a transaction was begun in spite of it.
         self._autocommits = bool(self._made_with_autocommit)
         self._has_begun = False
-        # False if the server's sql_mode has NO_BACKSLASH_ESCAPES, which the driver obeys.
-        self._escapes = connection.escape_string("\\") not in ("\\", b"\\")
-        connection.query = self.query
+        # False if the server's sql_mode has NO_BACKSLASH_ESCAPES.
+        self._escapes = driver.escapes(connection)
+        kind = type(connection)
+        self._is_hooked = len(driver.hooks) > 0
+        self._send: Callable[..., Any] | None = getattr(kind, driver.hooks[0]) if self._is_hooked else None
+        for name in driver.hooks:
+            # The others may be names of the same method.
+            if getattr(kind, name, None) is self._send:
+                setattr(connection, name, self.query)
         for name in _CHANGING:
-            method = getattr(type(connection), name, None)
+            method = getattr(kind, name, None)
             if method is not None:
                 setattr(connection, name, functools.partial(self._change, method))
 
-    def query(self, sql: str | bytes | bytearray, *args: Any, **kwargs: Any) -> Any:
-        """Replaces the driver's method."""
+    def _observe(self, sql: bytes) -> None:
         self._was_used = True
-        if not (isinstance(sql, bytes) and only_reads(sql)):
+        if not only_reads(sql):
             self.only_reads = False
             if not self._is_changed:
-                text = sql.encode() if isinstance(sql, str) else bytes(sql)
-                self._is_changed = may_change_session(text, escapes=self._escapes)
+                self._is_changed = may_change_session(sql, escapes=self._escapes)
+
+    def query(self, sql: str | bytes | bytearray, *args: Any, **kwargs: Any) -> Any:
+        """Replaces the driver's method."""
+        if isinstance(sql, bytes):
+            self._observe(sql)
+        else:
+            self._observe(sql.encode(errors="replace") if isinstance(sql, str) else bytes(sql))
         if self._is_unbuffered and self._without_limit is not None:
             self._is_unbuffered = False
             word, replacement = self._without_limit
@@ -107,15 +135,20 @@ class MySQLSession:
         if self._comment is not None:
             comment = self._comment()
             sql = comment + sql if isinstance(sql, str) else comment.encode() + sql
-        return self._query(self._connection(), sql, *args, **kwargs)
+        assert self._send is not None
+        return self._send(self._connection(), sql, *args, **kwargs)
 
     def _change(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        self._is_changed = True
+        self._was_used = self._is_changed = True
+        self.only_reads = False
         return method(self._connection(), *args, **kwargs)
 
     def sending(self, sql: str, cursor: object) -> None:
         """See `Session`. `query` sees the statement itself, and also those that the application sends directly."""
-        self._is_unbuffered = self._without_limit is not None and isinstance(cursor, self._unbuffered)
+        if self._is_hooked:
+            self._is_unbuffered = self._without_limit is not None and self._unbuffers(cursor)
+        else:
+            self._observe(sql.encode(errors="replace"))
 
     # What statements do to the transaction.
 
@@ -141,7 +174,7 @@ class MySQLSession:
     def effect_of_failure(self, sql: str, error: BaseException, *, is_lost: bool, is_many: bool) -> Effect:
         effect = _EFFECTS.of(self._words(sql))
         self._read_autocommit()
-        number = error.args[0] if error.args else None
+        number = number_of(error)
         if effect in (Effect.UNKNOWN, Effect.CHANGED_AND_COMMITTED):
             return Effect.UNKNOWN
         is_commit = effect in (Effect.COMMITTED, Effect.PERHAPS_COMMITTED)
@@ -175,7 +208,7 @@ class MySQLSession:
     def _read_autocommit(self) -> bool:
         """Read the current setting; returns whether it was switched on, which ends a transaction."""
         connection: Any = self._connection()
-        before, self._autocommits = self._autocommits, bool(connection.get_autocommit())
+        before, self._autocommits = self._autocommits, bool(self._get_autocommit(connection))
         is_switched_on = self._autocommits and not before
         self._has_begun = self._has_begun and not is_switched_on
         return is_switched_on
@@ -187,19 +220,17 @@ class MySQLSession:
     @property
     def may_be_open(self) -> bool:
         connection: Any = self._connection()
-        return self._was_used and not (self.only_reads and connection.get_autocommit())
+        return self._was_used and not (self.only_reads and self._get_autocommit(connection))
 
     @property
     def is_changed(self) -> bool:
         connection: Any = self._connection()
-        return self._is_changed or connection.get_autocommit() != self._made_with_autocommit
+        return self._is_changed or self._get_autocommit(connection) != self._made_with_autocommit
 
     def begin_rollback(self) -> Callable[[], object] | None:
         """See `Session`. It is sent only after plain queries, when it releases a snapshot but no locks."""
         only_reads, self.only_reads = self.only_reads, True
         self._was_used = False
-        if not only_reads:
+        if not only_reads or self._send_rollback is None:
             return None
-        connection: Any = self._connection()
-        connection.send_query(b"ROLLBACK")
-        return connection.read_query_result  # type: ignore[no-any-return]
+        return self._send_rollback(self._connection())

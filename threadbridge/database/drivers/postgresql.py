@@ -35,7 +35,6 @@ _SIGNAL = (
 # In a connection string, whether URI or not.
 _TIMEOUT_OR_SERVICE = re.compile(r"\b(connect_timeout|service)\s*=").search
 
-QUERY_CANCELED = "57014"
 TOO_MANY_CONNECTIONS = "53300"
 
 
@@ -74,6 +73,9 @@ class PostgreSQL:
         self._control = ControlConnections(self._connect, self._error)
         # psycopg has it since 3.2; before that, ``cancel`` has no timeout.
         self._cancels_safely = hasattr(getattr(module, "Connection", None), "cancel_safe")
+
+    def descriptor(self, connection: Any) -> int:
+        return int(connection.fileno())
 
     def identify(self, connection: Any) -> Identity:
         """Costs a transaction for each connection made."""
@@ -134,17 +136,18 @@ class PostgreSQL:
 
     def _connect(self) -> ControlConnection:
         timeouts = {**self.timeouts, "tcp_user_timeout": 1000 * CONTROL_TIMEOUT}
-        control = ControlConnection(self._settings.connect_within(timeouts))
+        control = ControlConnection(self._settings.connect_within(timeouts), self.descriptor)
         control.connection.autocommit = True
         return control
 
     def is_statement_error(self, error: BaseException) -> bool:
-        return _sqlstate(error) == QUERY_CANCELED
+        # psycopg2 gives no SQLSTATE to errors that it has not raised itself.
+        return isinstance(error, self._canceled)
 
     def is_outage(self, error: BaseException) -> bool:
         # Class 08: connection exception; 57P0x: the server is shutting down or starting up; none: no answer at all.
         state = _sqlstate(error)
-        return isinstance(error, self._operational) and (
+        return (isinstance(error, self._operational) and not self.is_statement_error(error)) and (
             state is None or state[:2] == "08" or state[:4] == "57P0" or state == TOO_MANY_CONNECTIONS
         )
 

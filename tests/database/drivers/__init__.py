@@ -1,0 +1,1 @@
+"""Each supported driver keeps the same promises."""
