@@ -116,6 +116,13 @@ class TrackedConnection:
             self._changes.record(self._session.effect(sql), statements)
         return result
 
+    def begin_unobserved(self) -> None:
+        """Prepare for a method that may change data and whose end is not observed."""
+        self._session.sending("COPY", None)
+        borrow = self.guard.current_borrow(self)
+        if borrow is not None:
+            self._changes.record(Effect.UNKNOWN, borrow.request.statements)
+
     def note_failure(
         self, statements: Statements | None, sql: str, error: BaseException, *, is_many: bool = False
     ) -> None:

@@ -12,10 +12,12 @@ import MySQLdb
 import psycopg
 import sqlalchemy
 from dbutils.pooled_db import PooledDB
+from psycopg_pool import ConnectionPool, NullConnectionPool
 
 from tests.support.databases import connect_settings
 from threadbridge.database.guard import Guard
 from threadbridge.database.pools.dbutils import DBUtilsGuard
+from threadbridge.database.pools.psycopg_pool import PsycopgPoolGuard
 from threadbridge.database.pools.sqlalchemy import SQLAlchemyGuard
 
 ACCOUNTS = 20
@@ -157,6 +159,19 @@ class _Connection:
             return cursor.fetchall() if cursor.description else ()
 
 
+class _Block(_Connection):
+    """The same in a block that commits at its end if it is to."""
+
+    has_committed = False
+
+    def __init__(self, connection: Any) -> None:
+        super().__init__(connection)
+        self.commit = self._commit
+
+    def _commit(self) -> None:
+        self.has_committed = True
+
+
 class DBUtils(Stack):
     def __init__(self, server: Server, driver: str, size: int, **settings: Any) -> None:
         module = importlib.import_module(driver)
@@ -233,10 +248,49 @@ def _sqlalchemy_postgresql(driver: str) -> Callable[..., Stack]:
     return make
 
 
+class PsycopgPool(Stack):
+    errors = psycopg.Error
+
+    def __init__(self, server: PostgreSQL, size: int, kind: Any = ConnectionPool, **settings: Any) -> None:
+        where = {"host": server.settings["PGHOST"], "user": server.settings["PGUSER"], "dbname": "postgres"}
+        self.pool = kind(kwargs=where, max_size=size, open=True, **{"min_size": 1, **settings})
+        super().__init__(server, PsycopgPoolGuard(self.pool))
+
+    @contextmanager
+    def use(self) -> Iterator[_Connection]:
+        connection = self.pool.getconn()
+        try:
+            yield _Connection(connection)
+        finally:
+            self.pool.putconn(connection)
+
+    def close(self) -> None:
+        super().close()
+        self.pool.close()
+
+
+class PsycopgBlocks(PsycopgPool):
+    """With the pool's and the connections' context managers, which commit."""
+
+    @contextmanager
+    def use(self) -> Iterator[Any]:
+        with self.pool.connection() as connection, connection.transaction():
+            block = _Block(connection)
+            yield block
+            if not block.has_committed:
+                raise psycopg.Rollback
+
+
 # By name: the fixture of the server, and what makes the stack.
 STACKS: dict[str, tuple[str, Callable[..., Stack]]] = {
     "dbutils-mysqlclient": ("mariadb_server", lambda server, size: DBUtils(server, "MySQLdb", size, **server.settings)),
     "sqlalchemy-mysqlclient": ("mariadb_server", _sqlalchemy_mysql("mysqldb")),
     "sqlalchemy-psycopg": ("postgresql_server", _sqlalchemy_postgresql("psycopg")),
+    "psycopg_pool": ("postgresql_server", PsycopgPool),
+    "psycopg_pool-blocks": ("postgresql_server", PsycopgBlocks),
+    "psycopg_pool-null": (
+        "postgresql_server",
+        lambda server, size: PsycopgPool(server, size, NullConnectionPool, min_size=0),
+    ),
     "sqlalchemy-psycopg2": ("postgresql_server", _sqlalchemy_postgresql("psycopg2")),
 }

@@ -20,7 +20,7 @@ from dbutils.pooled_db import PooledDB
 
 from tests.support import databases, postgresql
 from tests.support.inprocess import wait_until
-from threadbridge.database.pool import PoolGuard
+from threadbridge.database.pools.dbutils import DBUtilsGuard
 
 
 class Stack:
@@ -41,12 +41,12 @@ class Stack:
     def __init__(self, creator: Any, settings: dict[str, Any]) -> None:
         self.creator = creator
         self.settings = settings
-        self._made: list[tuple[Any, PoolGuard]] = []
+        self._made: list[tuple[Any, DBUtilsGuard]] = []
 
-    def pool(self, creator: Any = None, **parameters: Any) -> tuple[Any, PoolGuard]:
+    def pool(self, creator: Any = None, **parameters: Any) -> tuple[Any, DBUtilsGuard]:
         """A pool of one connection, and its guard."""
         pool = PooledDB(creator or self.creator, **{"maxconnections": 1, **self.settings, **parameters})
-        self._made.append((pool, PoolGuard(pool)))
+        self._made.append((pool, DBUtilsGuard(pool)))
         return self._made[-1]
 
     def close(self) -> None:

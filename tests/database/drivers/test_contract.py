@@ -12,7 +12,7 @@ from tests.database.drivers.stacks import ALL, MYSQL, POSTGRESQL, Stack
 from tests.support.inprocess import wait_until
 from tests.support.requests_in_threads import InThread, in_request, one, running
 from threadbridge.crossing.current import TrackedRequest
-from threadbridge.database.pool import PoolGuard
+from threadbridge.database.pools.dbutils import DBUtilsGuard
 
 WITH_SERVER = [name for name in ALL if name != "sqlite3"]
 
@@ -42,7 +42,7 @@ def compute(stack: Stack, pool: Any, before: str = "") -> tuple[TrackedRequest, 
     return request, worker
 
 
-def assert_refused(guard: PoolGuard, error: BaseException | None) -> None:
+def assert_refused(guard: DBUtilsGuard, error: BaseException | None) -> None:
     expected = guard.cancelled()
     assert type(error) is type(expected), error
     assert guard._database is not None and error is not None and guard._database.is_statement_error(error)
@@ -242,7 +242,7 @@ def test_a_database_that_is_not_there_is_an_outage(stack: Stack) -> None:
 # The control connection, and connections that cannot be stopped.
 
 
-def idle_controls(guard: PoolGuard) -> Any:
+def idle_controls(guard: DBUtilsGuard) -> Any:
     database: Any = guard._database
     return database._control._idle
 

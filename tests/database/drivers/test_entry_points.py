@@ -15,7 +15,7 @@ from dbutils.pooled_db import PooledDB
 from tests.support.requests_in_threads import one, running
 from threadbridge.database.driver import ConnectionSettings
 from threadbridge.database.drivers import _factory_elsewhere, database_of
-from threadbridge.database.pool import PoolGuard
+from threadbridge.database.pools.dbutils import DBUtilsGuard
 
 # A driver whose connections are sqlite3's in disguise, and a package that supports it.
 DRIVER = """
@@ -68,7 +68,7 @@ def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 def test_another_package_supports_a_driver(install: Any, caplog: pytest.LogCaptureFixture) -> None:
     pool: Any = PooledDB(install(SUPPORT), maxconnections=1, database=":memory:")
-    guard = PoolGuard(pool)
+    guard = DBUtilsGuard(pool)
     with running() as request, closing(pool.connection()) as connection:
         assert one(connection) == 1
         request.cancel()
@@ -84,7 +84,7 @@ def test_support_that_cannot_be_loaded_is_reported_once(install: Any, caplog: py
     driver = install("import no_such_module")
     for _ in range(2):
         pool: Any = PooledDB(driver, maxconnections=1, database=":memory:", check_same_thread=False)
-        guard = PoolGuard(pool)
+        guard = DBUtilsGuard(pool)
         with running(), closing(pool.connection()) as connection:
             assert one(connection) == 1
         with running(), closing(pool.connection()) as connection:

@@ -18,7 +18,7 @@ from tests.faults.line import FaultyLine
 from tests.support.inprocess import wait_until
 from tests.support.requests_in_threads import in_request, one, running
 from threadbridge.crossing.current import TrackedRequest
-from threadbridge.database.pool import PoolGuard
+from threadbridge.database.pools.dbutils import DBUtilsGuard
 
 pytestmark = pytest.mark.usefixtures("severed_early")
 
@@ -56,7 +56,7 @@ def without_timeouts(stack: Stack) -> Callable[..., Any]:
     return connect
 
 
-def is_noted(guard: PoolGuard, request: TrackedRequest) -> bool:
+def is_noted(guard: DBUtilsGuard, request: TrackedRequest) -> bool:
     """Whether the guard knows the connection that is being made for the request."""
     connection: Any = guard._by_request[request][0].connection
     return connection._newest is not None

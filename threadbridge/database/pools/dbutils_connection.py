@@ -133,12 +133,8 @@ class GuardedConnection(TrackedConnection, SteadyDBConnection):  # type: ignore[
         return is_first
 
     def begin_unobserved(self) -> None:
-        """Prepare for a method that may change data and whose end is not observed."""
         self._is_untouched = False
-        self._session.sending("COPY", None)
-        borrow = self.guard.current_borrow(self)
-        if borrow is not None:
-            self._changes.record(Effect.UNKNOWN, borrow.request.statements)
+        super().begin_unobserved()
 
     def sending(self, sql: str, cursor: object) -> None:
         """Note that a statement is about to be sent, and count it for ``maxusage``."""

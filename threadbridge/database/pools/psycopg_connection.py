@@ -1,0 +1,123 @@
+"""The connections and cursors of a guarded ``psycopg_pool.ConnectionPool``: the application's classes, extended."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from psycopg import Connection, Cursor
+from psycopg.pq import TransactionStatus
+
+from threadbridge.database.tracked_connection import TrackedConnection
+from threadbridge.sql.statements import text_of
+
+if TYPE_CHECKING:
+    from threadbridge.database.pools.psycopg_pool import PsycopgPoolGuard
+
+
+class _Base(Connection[Any]):
+    """What `guarded` adds to a class of connections. Long names, as the class may be the application's."""
+
+    threadbridge_guard: PsycopgPoolGuard
+    # None until the connection is made.
+    threadbridge_held: TrackedConnection | None = None
+
+    @classmethod
+    def connect(cls, conninfo: str = "", **kwargs: Any) -> Any:
+        return cls.threadbridge_guard.make(super().connect, conninfo, kwargs)
+
+    def commit(self) -> None:
+        held = self.threadbridge_held
+        if held is None or held.is_idle:
+            super().commit()
+        else:
+            held.commit_by(super().commit)
+
+    def rollback(self) -> None:
+        held = self.threadbridge_held
+        if held is None or held.is_idle:
+            super().rollback()
+        else:
+            held.roll_back_by(super().rollback)
+
+    @contextlib.contextmanager
+    def transaction(self, savepoint_name: str | None = None, force_rollback: bool = False) -> Iterator[Any]:
+        """See ``Connection.transaction``; that of a cancelled request rolls back."""
+        held = self.threadbridge_held
+        begins = self.info.transaction_status == TransactionStatus.IDLE
+        try:
+            with contextlib.ExitStack() as block:
+                yield block.enter_context(super().transaction(savepoint_name, force_rollback))
+                if held is not None and not held.is_idle and begins and not force_rollback:
+                    # If this is refused, the block ends with the error, and so rolls back.
+                    held.commit_by(block.close)
+        finally:
+            if held is not None and begins:
+                held.note_rollback()
+                held.end_transaction()
+
+    # What sets these is the driver, the application, or the code that tags queries.
+
+    @property
+    def cursor_factory(self) -> Any:
+        return _tracking(self._cursor_class) if self.threadbridge_held is not None else self._cursor_class
+
+    @cursor_factory.setter
+    def cursor_factory(self, kind: type[Any]) -> None:
+        self._cursor_class = kind
+
+    @property
+    def server_cursor_factory(self) -> Any:
+        return _tracking(self._server_cursor_class) if self.threadbridge_held is not None else self._server_cursor_class
+
+    @server_cursor_factory.setter
+    def server_cursor_factory(self, kind: type[Any]) -> None:
+        self._server_cursor_class = kind
+
+
+class _TrackedCursor(Cursor[Any]):
+    """What `_tracking` adds to a class of cursors."""
+
+    __slots__ = ()
+
+    def execute(self, query: Any, *args: Any, **kwargs: Any) -> Any:
+        return self._run(False, super().execute, query, args, kwargs)
+
+    def executemany(self, query: Any, *args: Any, **kwargs: Any) -> Any:
+        return self._run(True, super().executemany, query, args, kwargs)
+
+    def stream(self, query: Any, *args: Any, **kwargs: Any) -> Any:
+        self._begin_unobserved()
+        return super().stream(query, *args, **kwargs)
+
+    def copy(self, statement: Any, *args: Any, **kwargs: Any) -> Any:
+        self._begin_unobserved()
+        return super().copy(statement, *args, **kwargs)
+
+    def _run(self, is_many: bool, method: Callable[..., Any], query: Any, args: Any, kwargs: Any) -> Any:
+        connection: Any = self.connection
+        held: TrackedConnection = connection.threadbridge_held
+        call = functools.partial(method, query, *args, **kwargs)
+        if held.is_idle:
+            return connection.threadbridge_guard.check(held, call)
+        return held.execute(text_of(query, self), self, call, is_many=is_many)
+
+    def _begin_unobserved(self) -> None:
+        connection: Any = self.connection
+        held: TrackedConnection = connection.threadbridge_held
+        if not held.is_idle:
+            held.begin_unobserved()
+
+
+def guarded(kind: type[Connection[Any]], guard: PsycopgPoolGuard) -> type[Any]:
+    """A class of connections like ``kind`` that the guard makes and sees."""
+    return type(f"Guarded{kind.__name__}", (_Base, kind), {"threadbridge_guard": guard})
+
+
+@functools.cache
+def _tracking(kind: type[Any]) -> type[Any]:
+    if issubclass(kind, _TrackedCursor):
+        return kind
+    return type(f"Tracked{kind.__name__}", (_TrackedCursor, kind), {"__slots__": ()})
