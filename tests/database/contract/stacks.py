@@ -8,15 +8,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import Any
 
+import mysql.connector
 import MySQLdb
 import psycopg
 import sqlalchemy
 from dbutils.pooled_db import PooledDB
+from mysql.connector.pooling import MySQLConnectionPool
 from psycopg_pool import ConnectionPool, NullConnectionPool
 
 from tests.support.databases import connect_settings
 from threadbridge.database.guard import Guard
 from threadbridge.database.pools.dbutils import DBUtilsGuard
+from threadbridge.database.pools.mysql_connector import MySQLConnectorGuard
 from threadbridge.database.pools.psycopg_pool import PsycopgPoolGuard
 from threadbridge.database.pools.sqlalchemy import SQLAlchemyGuard
 
@@ -281,9 +284,29 @@ class PsycopgBlocks(PsycopgPool):
                 raise psycopg.Rollback
 
 
+class MySQLConnector(Stack):
+    errors = mysql.connector.Error
+
+    def __init__(self, server: MariaDB, size: int) -> None:
+        self.pool = MySQLConnectionPool(pool_size=size, pool_name="contract", **server.settings)
+        super().__init__(server, MySQLConnectorGuard(self.pool))
+
+    @contextmanager
+    def use(self) -> Iterator[_Connection]:
+        with self.pool.get_connection() as connection:
+            yield _Connection(connection)
+
+    def close(self) -> None:
+        super().close()
+        self.pool._remove_connections()
+
+
 # By name: the fixture of the server, and what makes the stack.
 STACKS: dict[str, tuple[str, Callable[..., Stack]]] = {
     "dbutils-mysqlclient": ("mariadb_server", lambda server, size: DBUtils(server, "MySQLdb", size, **server.settings)),
+    "dbutils-pymysql": ("mariadb_server", lambda server, size: DBUtils(server, "pymysql", size, **server.settings)),
+    "mysql-connector": ("mariadb_server", MySQLConnector),
+    "sqlalchemy-pymysql": ("mariadb_server", _sqlalchemy_mysql("pymysql")),
     "sqlalchemy-mysqlclient": ("mariadb_server", _sqlalchemy_mysql("mysqldb")),
     "sqlalchemy-psycopg": ("postgresql_server", _sqlalchemy_postgresql("psycopg")),
     "psycopg_pool": ("postgresql_server", PsycopgPool),
