@@ -24,6 +24,9 @@ KEEPCNT = 3
 # Linux's default. A shorter time was chosen by the application, the driver or an administrator.
 LONGEST_SYSTEM_KEEPIDLE = 7200
 
+# Of all guards.
+_connections: weakref.WeakSet[Any] = weakref.WeakSet()
+
 
 class DriverConnection:
     """A connection that the driver has just made. The worker owns the state; other threads may read it."""
@@ -107,10 +110,16 @@ class DriverConnection:
 
 def _reference(connection: Any) -> Callable[[], Any]:
     try:
-        return weakref.ref(connection)
+        _connections.add(connection)
     except TypeError:
-        # As sqlite3's.
+        # There are no weak references to those of sqlite3.
         return lambda: connection
+    return weakref.ref(connection)
+
+
+def is_guarded(connection: object) -> bool:
+    """Whether a guard has this connection of the driver's. Any thread."""
+    return connection in _connections
 
 
 def notice_lost_peer(descriptor: int) -> None:

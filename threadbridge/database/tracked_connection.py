@@ -102,7 +102,7 @@ class TrackedConnection:
         if request is None:
             return call(*args)
         statements = request.statements
-        statement = statements.begin(sql, self.number)
+        statement = statements.begin(self.recorded(sql), self.number)
         try:
             result = call(*args) if borrow is None else borrow.execute(call, *args)
         except BaseException as error:
@@ -115,6 +115,10 @@ class TrackedConnection:
         if not self._session.only_reads:
             self._changes.record(self._session.effect(sql), statements)
         return result
+
+    def recorded(self, sql: str) -> str:
+        """The text to record for a statement, without values."""
+        return sql
 
     def begin_unobserved(self) -> None:
         """Prepare for a method that may change data and whose end is not observed."""

@@ -12,6 +12,7 @@ import mysql.connector
 import MySQLdb
 import psycopg
 import sqlalchemy
+from dbutils.persistent_db import PersistentDB
 from dbutils.pooled_db import PooledDB
 from mysql.connector.pooling import MySQLConnectionPool
 from psycopg_pool import ConnectionPool, NullConnectionPool
@@ -19,6 +20,7 @@ from psycopg_pool import ConnectionPool, NullConnectionPool
 from tests.support.databases import connect_settings
 from threadbridge.database.guard import Guard
 from threadbridge.database.pools.dbutils import DBUtilsGuard
+from threadbridge.database.pools.driver import DriverGuard
 from threadbridge.database.pools.mysql_connector import MySQLConnectorGuard
 from threadbridge.database.pools.psycopg_pool import PsycopgPoolGuard
 from threadbridge.database.pools.sqlalchemy import SQLAlchemyGuard
@@ -125,6 +127,8 @@ class Stack(abc.ABC):
     """
 
     errors: type[Exception]
+    # Whether requests wait for a connection.
+    has_line = True
 
     def __init__(self, server: Server, guard: Guard) -> None:
         self.server = server
@@ -301,10 +305,48 @@ class MySQLConnector(Stack):
         self.pool._remove_connections()
 
 
+class Driver(Stack):
+    """A connection for each use, without a pool."""
+
+    has_line = False
+
+    def __init__(self, server: MariaDB, driver: str, **settings: Any) -> None:
+        self.module = importlib.import_module(driver)
+        self.settings = {**server.settings, **settings}
+        self.errors = self.module.Error
+        super().__init__(server, DriverGuard(self.module))
+
+    @contextmanager
+    def use(self) -> Iterator[_Connection]:
+        with closing(self.module.connect(**self.settings)) as connection:
+            yield _Connection(connection)
+
+
+class PersistentDriver(Driver):
+    """A connection for each thread."""
+
+    def __init__(self, server: MariaDB, driver: str) -> None:
+        super().__init__(server, driver)
+        # By default, DBUtils runs a statement that failed again, on a new connection, although those before it are lost.
+        self.connections = PersistentDB(self.module, failures=self.module.NotSupportedError, **self.settings)
+
+    @contextmanager
+    def use(self) -> Iterator[_Connection]:
+        connection = self.connections.connection()
+        try:
+            yield _Connection(connection)
+        finally:
+            connection.rollback()
+
+
 # By name: the fixture of the server, and what makes the stack.
 STACKS: dict[str, tuple[str, Callable[..., Stack]]] = {
     "dbutils-mysqlclient": ("mariadb_server", lambda server, size: DBUtils(server, "MySQLdb", size, **server.settings)),
     "dbutils-pymysql": ("mariadb_server", lambda server, size: DBUtils(server, "pymysql", size, **server.settings)),
+    "driver-mysqlclient": ("mariadb_server", lambda server, size: Driver(server, "MySQLdb")),
+    "driver-mysqlclient-persistent": ("mariadb_server", lambda server, size: PersistentDriver(server, "MySQLdb")),
+    # Otherwise each connection costs 20 ms of processor time, for a TLS context that it does not use.
+    "driver-pymysql": ("mariadb_server", lambda server, size: Driver(server, "pymysql", ssl_disabled=True)),
     "mysql-connector": ("mariadb_server", MySQLConnector),
     "sqlalchemy-pymysql": ("mariadb_server", _sqlalchemy_mysql("pymysql")),
     "sqlalchemy-mysqlclient": ("mariadb_server", _sqlalchemy_mysql("mysqldb")),

@@ -76,6 +76,8 @@ def test_statements_and_what_became_of_them_are_recorded(make_stack: MakeStack) 
 
 def test_waiting_for_a_connection_ends_with_the_request(make_stack: MakeStack) -> None:
     stack = make_stack(1)
+    if not stack.has_line:
+        pytest.skip("there is no pool to wait for")
     with running(), stack.use() as connection:
         connection.execute("SELECT 1")
         request, worker = in_request(lambda: stack.ask("SELECT 1"))
