@@ -327,7 +327,7 @@ class PersistentDriver(Driver):
 
     def __init__(self, server: MariaDB, driver: str) -> None:
         super().__init__(server, driver)
-        # By default, DBUtils runs a statement that failed again, on a new connection, although those before it are lost.
+        # By default, DBUtils runs a failed statement again on a new connection, although those before it are lost.
         self.connections = PersistentDB(self.module, failures=self.module.NotSupportedError, **self.settings)
 
     @contextmanager

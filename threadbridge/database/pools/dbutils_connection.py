@@ -12,7 +12,6 @@ from dbutils.steady_db import SteadyDBConnection, SteadyDBCursor
 from threadbridge.database.guard import Guard
 from threadbridge.database.tracked_connection import TrackedConnection
 from threadbridge.sql.statements import Statements
-from threadbridge.sql.transaction import Effect
 
 logger = logging.getLogger("threadbridge")
 

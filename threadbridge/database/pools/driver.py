@@ -192,9 +192,10 @@ class DriverGuard(Guard):
 
     def _is_ours(self, connection: Any) -> bool:
         """Whether the connection was made while the guard was there, and leads to its server."""
-        args, kwargs = getattr(connection, "threadbridge_arguments", (None, {}))
-        if args is None:
+        arguments: Any = getattr(connection, "threadbridge_arguments", None)
+        if arguments is None:
             return False
+        args, kwargs = arguments
         server = (*args[:2], *(kwargs.get(name) for name in _SERVER))
         with self.lock:
             if self._server is None:

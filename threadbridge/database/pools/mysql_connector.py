@@ -1,4 +1,4 @@
-"""The guard of mysql-connector-python's ``MySQLConnectionPool``; `_OF_POOL` and `_OF_CONNECTION` list what is private."""
+"""The guard of mysql-connector-python's ``MySQLConnectionPool``; `_OF_POOL`, `_OF_CONNECTION` list what is private."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import Any, Literal
 
 from mysql.connector import connect
 from mysql.connector.errors import PoolError
-from mysql.connector.pooling import MySQLConnectionPool, PooledMySQLConnection
+from mysql.connector.pooling import PooledMySQLConnection
 
 from threadbridge.crossing.current import TrackedRequest, current_or_none
 from threadbridge.database.borrow import HeldConnection
 from threadbridge.database.driver import ConnectionSettings
 from threadbridge.database.guard import Guard
+from threadbridge.database.pools.mysql_connector_connection import GuardedPooledConnection
 from threadbridge.database.tracked_connection import TrackedConnection
 from threadbridge.database.waiting_line import WaitingLine
-from threadbridge.sql.statements import text_of
 
 # The pool itself connects and pings under a lock of the whole module.
 _OF_POOL = "_cnx_config _cnx_queue _config_version"
@@ -40,13 +40,14 @@ class MySQLConnectorGuard(Guard):
     it holds one already. Connections are made, checked and reset outside the pool's lock, which all pools share.
     Raises ``ValueError`` for a pool that another guard has, or of an unknown version.
 
+    :param pool: a ``MySQLConnectionPool``.
     :param rerun: has no effect: mysql-connector runs no statement again.
     :param resets_sessions: has no effect: the pool's parameter ``pool_reset_session`` is there for that.
     """
 
     def __init__(
         self,
-        pool: MySQLConnectionPool,
+        pool: Any,
         on_ask: Callable[[TrackedRequest], None] = lambda request: None,
         *,
         tags_queries: bool = False,
@@ -73,7 +74,7 @@ class MySQLConnectorGuard(Guard):
             rerun=rerun,
             resets_sessions=resets_sessions,
         )
-        self._pool: Any = pool
+        self._pool = pool
         self._line = WaitingLine(self, self._has_free)
         self._in_use = 0
         # The pool's reset ends the limit of the session.
@@ -125,8 +126,8 @@ class MySQLConnectorGuard(Guard):
         pool = self._pool
         with self.lock:
             self._line.wait_turn(request, self._wait)
-            connection = pool._cnx_queue.get_nowait() if pool._cnx_queue.qsize() else None
-            held = getattr(connection, "threadbridge_held", None)
+            connection: Any = pool._cnx_queue.get_nowait() if pool._cnx_queue.qsize() else None
+            held: PoolConnection | None = getattr(connection, "threadbridge_held", None)
             if held is None or held.guard is not self:
                 held = None
             self._in_use += 1
@@ -143,7 +144,7 @@ class MySQLConnectorGuard(Guard):
                 held.use()
                 connection.threadbridge_held = held
                 self.keep_control()
-            return _PooledConnection(pool, connection)
+            return GuardedPooledConnection(pool, connection)
         except BaseException as error:
             self.note_failure(error)
             if held is not None:
@@ -173,7 +174,7 @@ class MySQLConnectorGuard(Guard):
             raise PoolError("Failed getting connection; pool exhausted")
 
     def _is_usable(self, connection: Any) -> bool:
-        return connection.is_connected() and connection.pool_config_version == self._pool._config_version
+        return bool(connection.is_connected() and connection.pool_config_version == self._pool._config_version)
 
     def _connect(self, connection: Any) -> Any:
         config = self._pool._cnx_config
@@ -209,58 +210,3 @@ class MySQLConnectorGuard(Guard):
                 if not held.is_cut:
                     self._pool.add_connection(connection)
                     self._leave()
-
-
-class _PooledConnection(PooledMySQLConnection):
-    """What the application gets: all else is the driver's own connection."""
-
-    _cnx: Any
-
-    def cursor(self, *args: Any, **kwargs: Any) -> Any:
-        cursor = self._cnx.cursor(*args, **kwargs)
-        # Not a class given to the driver: that has one for each combination of its arguments.
-        cursor.__class__ = _tracking(type(cursor))
-        cursor.threadbridge_held = self._cnx.threadbridge_held
-        return cursor
-
-    def commit(self) -> None:
-        self._cnx.threadbridge_held.commit_by(self._cnx.commit)
-
-    def rollback(self) -> None:
-        self._cnx.threadbridge_held.roll_back_by(self._cnx.rollback)
-
-    def close(self) -> None:
-        connection, self._cnx = self._cnx, None
-        if connection is not None:
-            connection.threadbridge_held.guard.take_back(connection)
-
-
-@functools.cache
-def _tracking(kind: Any) -> type[Any]:
-    """The driver's class of cursors, extended. With one base only: otherwise no cursor could change to this class."""
-
-    class TrackedCursor(kind):  # type: ignore[misc]
-        threadbridge_held: TrackedConnection
-        # Whether a method is running, which may call others of these.
-        threadbridge_runs = False
-
-        def execute(self, operation: Any, *args: Any, **kwargs: Any) -> Any:
-            return self.threadbridge_run("execute", text_of(operation, self), operation, *args, **kwargs)
-
-        def executemany(self, operation: Any, *args: Any, **kwargs: Any) -> Any:
-            return self.threadbridge_run("executemany", text_of(operation, self), operation, *args, **kwargs)
-
-        def callproc(self, procname: str, *args: Any, **kwargs: Any) -> Any:
-            return self.threadbridge_run("callproc", f"CALL {procname}", procname, *args, **kwargs)
-
-        def threadbridge_run(self, name: str, sql: str, *args: Any, **kwargs: Any) -> Any:
-            call = functools.partial(getattr(super(), name), *args, **kwargs)
-            if self.threadbridge_runs:
-                return call()
-            self.threadbridge_runs = True
-            try:
-                return self.threadbridge_held.execute(sql, self, call, is_many=name == "executemany")
-            finally:
-                self.threadbridge_runs = False
-
-    return TrackedCursor

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from psycopg import Connection, Cursor
 from psycopg.pq import TransactionStatus
@@ -13,16 +13,22 @@ from psycopg.pq import TransactionStatus
 from threadbridge.database.tracked_connection import TrackedConnection
 from threadbridge.sql.statements import text_of
 
-if TYPE_CHECKING:
-    from threadbridge.database.pools.psycopg_pool import PsycopgPoolGuard
+
+class _Guard(Protocol):
+    def make(self, connect: Callable[..., Any], conninfo: str, kwargs: dict[str, Any]) -> Any: ...
+
+    def check(self, held: Any, call: Callable[[], Any]) -> Any: ...
 
 
 class _Base(Connection[Any]):
     """What `guarded` adds to a class of connections. Long names, as the class may be the application's."""
 
-    threadbridge_guard: PsycopgPoolGuard
+    threadbridge_guard: _Guard
     # None until the connection is made.
     threadbridge_held: TrackedConnection | None = None
+    # The classes of cursors that are extended.
+    threadbridge_cursor: Any
+    threadbridge_server_cursor: Any
 
     @classmethod
     def connect(cls, conninfo: str = "", **kwargs: Any) -> Any:
@@ -62,19 +68,23 @@ class _Base(Connection[Any]):
 
     @property
     def cursor_factory(self) -> Any:
-        return _tracking(self._cursor_class) if self.threadbridge_held is not None else self._cursor_class
+        return _tracking(self.threadbridge_cursor) if self.threadbridge_held is not None else self.threadbridge_cursor
 
     @cursor_factory.setter
-    def cursor_factory(self, kind: type[Any]) -> None:
-        self._cursor_class = kind
+    def cursor_factory(self, kind: Any) -> None:
+        self.threadbridge_cursor = kind
 
     @property
     def server_cursor_factory(self) -> Any:
-        return _tracking(self._server_cursor_class) if self.threadbridge_held is not None else self._server_cursor_class
+        return (
+            _tracking(self.threadbridge_server_cursor)
+            if self.threadbridge_held is not None
+            else self.threadbridge_server_cursor
+        )
 
     @server_cursor_factory.setter
-    def server_cursor_factory(self, kind: type[Any]) -> None:
-        self._server_cursor_class = kind
+    def server_cursor_factory(self, kind: Any) -> None:
+        self.threadbridge_server_cursor = kind
 
 
 class _TrackedCursor(Cursor[Any]):
@@ -111,13 +121,13 @@ class _TrackedCursor(Cursor[Any]):
             held.begin_unobserved()
 
 
-def guarded(kind: type[Connection[Any]], guard: PsycopgPoolGuard) -> type[Any]:
+def guarded(kind: type[Connection[Any]], guard: _Guard) -> type[Any]:
     """A class of connections like ``kind`` that the guard makes and sees."""
     return type(f"Guarded{kind.__name__}", (_Base, kind), {"threadbridge_guard": guard})
 
 
 @functools.cache
-def _tracking(kind: type[Any]) -> type[Any]:
+def _tracking(kind: Any) -> Any:
     if issubclass(kind, _TrackedCursor):
         return kind
     return type(f"Tracked{kind.__name__}", (_TrackedCursor, kind), {"__slots__": ()})

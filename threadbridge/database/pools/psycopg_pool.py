@@ -67,7 +67,7 @@ class PsycopgPoolGuard(Guard):
     ) -> None:
         if isinstance(getattr(pool.getconn, "__self__", None), PsycopgPoolGuard):
             raise ValueError("this pool belongs to another Bridge already; give both applications to one, or two pools")
-        # Functions give them anew for each connection.
+        # Functions give them again for each connection.
         args = ("" if callable(pool.conninfo) else pool.conninfo,)
         kwargs = {} if callable(pool.kwargs) else dict(pool.kwargs or {})
         super().__init__(
@@ -92,7 +92,7 @@ class PsycopgPoolGuard(Guard):
         self._getconn, self._putconn = pool.getconn, pool.putconn
         pool.connection_class = guarded(self._class, self)
         pool.getconn = self._hand_out  # type: ignore[method-assign]
-        pool.putconn = self._take_back  # type: ignore[method-assign]
+        pool.putconn = self._take_back  # type: ignore[assignment, method-assign]
 
     def close(self) -> None:
         super().close()
