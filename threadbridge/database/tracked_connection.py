@@ -120,12 +120,13 @@ class TrackedConnection:
         """The text to record for a statement, without values."""
         return sql
 
-    def begin_unobserved(self) -> None:
-        """Prepare for a method that may change data and whose end is not observed."""
+    def begin_unobserved(self) -> Borrow | None:
+        """Prepare for a method that may change data and whose end is not observed; returns the borrow, if any."""
         self._session.sending("COPY", None)
         borrow = self.guard.current_borrow(self)
         if borrow is not None:
             self._changes.record(Effect.UNKNOWN, borrow.request.statements)
+        return borrow
 
     def note_failure(
         self, statements: Statements | None, sql: str, error: BaseException, *, is_many: bool = False

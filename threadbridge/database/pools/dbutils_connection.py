@@ -9,6 +9,7 @@ from typing import Any
 
 from dbutils.steady_db import SteadyDBConnection, SteadyDBCursor
 
+from threadbridge.database.borrow import Borrow
 from threadbridge.database.guard import Guard
 from threadbridge.database.tracked_connection import TrackedConnection
 from threadbridge.sql.statements import Statements
@@ -131,9 +132,9 @@ class GuardedConnection(TrackedConnection, SteadyDBConnection):  # type: ignore[
         self.sending(sql, cursor)
         return is_first
 
-    def begin_unobserved(self) -> None:
+    def begin_unobserved(self) -> Borrow | None:
         self._is_untouched = False
-        super().begin_unobserved()
+        return super().begin_unobserved()
 
     def sending(self, sql: str, cursor: object) -> None:
         """Note that a statement is about to be sent, and count it for ``maxusage``."""

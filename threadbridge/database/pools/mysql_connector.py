@@ -57,13 +57,7 @@ class MySQLConnectorGuard(Guard):
     ) -> None:
         if isinstance(getattr(pool.get_connection, "__self__", None), MySQLConnectorGuard):
             raise ValueError("this pool belongs to another Bridge already; give both applications to one, or two pools")
-        missing = [name for name in _OF_POOL.split() if not hasattr(pool, name)]
-        missing += {_OF_CONNECTION}.difference(PooledMySQLConnection.__init__.__code__.co_names)
-        if missing:
-            raise ValueError(
-                f"mysql-connector-python's pool has no {', '.join(missing)}; threadbridge supports versions 9.0 and "
-                "later: install one, or set pool=none"
-            )
+        check(pool)
         super().__init__(
             f"MySQLConnectionPool {pool.pool_name}",
             threading.Condition(),
@@ -210,3 +204,14 @@ class MySQLConnectorGuard(Guard):
                 if not held.is_cut:
                     self._pool.add_connection(connection)
                     self._leave()
+
+
+def check(pool: Any) -> None:
+    """Raise ``ValueError`` if a pool has not got all the private members that the guard uses."""
+    missing = [name for name in _OF_POOL.split() if not hasattr(pool, name)]
+    missing += {_OF_CONNECTION}.difference(PooledMySQLConnection.__init__.__code__.co_names)
+    if missing:
+        raise ValueError(
+            f"mysql-connector-python's pool has no {', '.join(missing)}; threadbridge supports versions 9 to 26: "
+            "install one of them, or set pool=none"
+        )

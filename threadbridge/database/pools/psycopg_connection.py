@@ -68,7 +68,8 @@ class _Base(Connection[Any]):
 
     @property
     def cursor_factory(self) -> Any:
-        return _tracking(self.threadbridge_cursor) if self.threadbridge_held is not None else self.threadbridge_cursor
+        kind = self.threadbridge_cursor
+        return kind if self.threadbridge_held is None else _tracking(kind)
 
     @cursor_factory.setter
     def cursor_factory(self, kind: Any) -> None:
@@ -98,13 +99,18 @@ class _TrackedCursor(Cursor[Any]):
     def executemany(self, query: Any, *args: Any, **kwargs: Any) -> Any:
         return self._run(True, super().executemany, query, args, kwargs)
 
-    def stream(self, query: Any, *args: Any, **kwargs: Any) -> Any:
-        self._begin_unobserved()
-        return super().stream(query, *args, **kwargs)
+    def stream(self, query: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        run = self._unobserved()
+        end = object()
+        with contextlib.closing(super().stream(query, *args, **kwargs)) as rows:  # type: ignore[type-var]
+            while (row := run(next, rows, end)) is not end:
+                yield row
 
-    def copy(self, statement: Any, *args: Any, **kwargs: Any) -> Any:
-        self._begin_unobserved()
-        return super().copy(statement, *args, **kwargs)
+    @contextlib.contextmanager
+    def copy(self, statement: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        run = self._unobserved()
+        with contextlib.ExitStack() as stack:
+            yield run(stack.enter_context, super().copy(statement, *args, **kwargs))
 
     def _run(self, is_many: bool, method: Callable[..., Any], query: Any, args: Any, kwargs: Any) -> Any:
         connection: Any = self.connection
@@ -114,11 +120,16 @@ class _TrackedCursor(Cursor[Any]):
             return connection.threadbridge_guard.check(held, call)
         return held.execute(text_of(query, self), self, call, is_many=is_many)
 
-    def _begin_unobserved(self) -> None:
+    def _unobserved(self) -> Callable[..., Any]:
+        """Prepare for a method whose end is not observed; returns what calls it, unless the request is cancelled."""
         connection: Any = self.connection
         held: TrackedConnection = connection.threadbridge_held
-        if not held.is_idle:
-            held.begin_unobserved()
+        borrow = None if held.is_idle else held.begin_unobserved()
+        return _call if borrow is None else borrow.execute
+
+
+def _call(function: Callable[..., Any], *args: Any) -> Any:
+    return function(*args)
 
 
 def guarded(kind: type[Connection[Any]], guard: _Guard) -> type[Any]:
