@@ -147,6 +147,7 @@ class DriverGuard(Guard):
             return held.execute(text_of(sql, None), held, call)
         if is_guarded(connection) or not self._is_ours(connection):
             return method(connection, sql, *args, **kwargs)
+        self.ask()
         self._take(connection, request, lambda: None)
         # The connection's own method now, by which its session sees the statement.
         return connection.query(sql, *args, **kwargs)
