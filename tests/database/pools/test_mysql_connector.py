@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import faulthandler
+import os
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
+from wsgiref.types import StartResponse, WSGIEnvironment
 
 import mysql.connector
 import pytest
@@ -12,7 +15,7 @@ from mysql.connector.errors import PoolError
 from mysql.connector.pooling import MySQLConnectionPool
 
 from tests.support.databases import Witness, connect_settings
-from tests.support.inprocess import wait_until
+from tests.support.inprocess import BridgeThread, wait_until
 from tests.support.requests_in_threads import in_request, running
 from threadbridge.crossing.current import TrackedRequest
 from threadbridge.database.pools.mysql_connector import MySQLConnectorGuard
@@ -163,6 +166,35 @@ def test_after_a_stuck_thread_has_come_back_the_pool_has_its_size(make: MakePool
             connection.close()
             assert guard.in_use == 1
     assert (guard.in_use, pool._cnx_queue.qsize()) == (0, 1)
+
+
+def test_a_forked_process_leaves_its_parents_connections_alone(make: MakePool) -> None:
+    def application(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
+        start_response("204 No Content", [])
+        return []
+
+    pool, _ = make(size=2)
+    numbers = {connection.connection_id for connection in pool._cnx_queue.queue}
+    with BridgeThread(application, threads=1) as server:
+        # From its first request on, a server takes care of forked processes.
+        assert server.request()[0].status == 204
+        with running(), pool.get_connection() as connection:
+            # The other connection has never been handed out.
+            before = one(connection, "SELECT CONNECTION_ID()")
+        child = os.fork()
+        if child == 0:
+            # Ends the child if it waits, and shows where.
+            faulthandler.dump_traceback_later(60, exit=True, file=2)
+            try:
+                with pool.get_connection() as connection:
+                    os._exit(42 if one(connection, "SELECT CONNECTION_ID()") != before else 1)
+            finally:
+                os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 42
+        with pool.get_connection() as first, pool.get_connection() as second:
+            after = {one(connection, "SELECT CONNECTION_ID()") for connection in (first, second)}
+        # None has been made again.
+        assert after == numbers and before in after
 
 
 def test_a_pool_has_one_guard(make: MakePool) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any, Literal
 
+from threadbridge.common import forks
 from threadbridge.crossing.current import TrackedRequest, current_or_none
 from threadbridge.database.borrow import Borrow, HeldConnection
 from threadbridge.database.driver import ConnectionSettings
@@ -100,6 +101,7 @@ class DriverGuard(Guard):
         self._methods = {name: getattr(self._class, name) for name in _REPLACED}
         for name, method in self._methods.items():
             setattr(self._class, name, _replacement(self, method, getattr(self, _REPLACED[name])))
+        forks.copies(self)
 
     def close(self) -> None:
         super().close()
@@ -169,6 +171,8 @@ class DriverGuard(Guard):
     def _close(self, method: Callable[..., Any], connection: Any) -> None:
         held: _Connection | None = getattr(connection, "threadbridge_held", None)
         if held is not None:
+            if self.defer(lambda: self._close(method, connection), is_hand_back=True):
+                return
             held.is_idle = True
             self.end_borrows(held.borrows)
             held.note_rollback()

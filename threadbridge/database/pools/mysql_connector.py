@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import queue
 import threading
 import time
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from mysql.connector import connect
 from mysql.connector.errors import PoolError
 from mysql.connector.pooling import PooledMySQLConnection
 
+from threadbridge.common import forks
 from threadbridge.crossing.current import TrackedRequest, current_or_none
 from threadbridge.database.borrow import HeldConnection
 from threadbridge.database.driver import ConnectionSettings
@@ -71,9 +73,11 @@ class MySQLConnectorGuard(Guard):
         self._pool = pool
         self._line = WaitingLine(self, self._has_free)
         self._in_use = 0
+        self._of_parent: list[Any] = []
         # The pool's reset ends the limit of the session.
         self._prepares_again = bool(statement_limit) and pool.reset_session
         self._pool.get_connection = self._hand_out
+        forks.copies(self)
 
     def close(self) -> None:
         super().close()
@@ -84,10 +88,10 @@ class MySQLConnectorGuard(Guard):
         super().become_copy()
         self._line.clear()
         self._in_use = 0
-        # The parent has the connections. New ones are made as they are needed.
-        queue = self._pool._cnx_queue
-        while queue.qsize():
-            queue.get_nowait()
+        # They are kept, as the driver shuts forgotten ones down, and so the parent's. New ones are made as needed.
+        idle = self._pool._cnx_queue
+        while idle.qsize():
+            self._of_parent.append(idle.get_nowait())
 
     @property
     def size(self) -> int:
@@ -144,7 +148,7 @@ class MySQLConnectorGuard(Guard):
             if held is not None:
                 self.end_borrows(held.borrows)
             if connection is not None:
-                pool.add_connection(connection)
+                self._put(connection)
             with self.lock:
                 if held is None or not held.is_cut:
                     self._leave()
@@ -200,10 +204,19 @@ class MySQLConnectorGuard(Guard):
         finally:
             if self._prepares_again:
                 connection.threadbridge_held = None
+            if not held.is_cut:
+                self._put(connection)
             with self.lock:
                 if not held.is_cut:
-                    self._pool.add_connection(connection)
                     self._leave()
+
+    def _put(self, connection: Any) -> None:
+        # Not by ``add_connection``, which may wait until another thread has made a whole pool.
+        try:
+            self._pool._cnx_queue.put_nowait(connection)
+        except queue.Full:
+            # One that was handed out before there was a guard has come back.
+            connection.disconnect()
 
 
 def check(pool: Any) -> None:

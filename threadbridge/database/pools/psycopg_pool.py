@@ -13,6 +13,7 @@ from psycopg import Error
 from psycopg.conninfo import conninfo_to_dict
 from psycopg_pool import ConnectionPool, NullConnectionPool, PoolTimeout, TooManyRequests
 
+from threadbridge.common import forks
 from threadbridge.crossing.current import TrackedRequest, is_cancelled
 from threadbridge.database.borrow import HeldConnection, borrow_of
 from threadbridge.database.driver import ConnectionSettings
@@ -93,6 +94,7 @@ class PsycopgPoolGuard(Guard):
         pool.connection_class = guarded(self._class, self)
         pool.getconn = self._hand_out  # type: ignore[method-assign]
         pool.putconn = self._take_back  # type: ignore[assignment, method-assign]
+        forks.copies(self)
 
     def close(self) -> None:
         super().close()

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from sqlalchemy import Engine, event, exc
 from sqlalchemy.pool import AssertionPool, Pool, QueuePool, SingletonThreadPool, StaticPool
 
+from threadbridge.common import forks
 from threadbridge.crossing.current import TrackedRequest, current_or_none
 from threadbridge.database.borrow import HeldConnection, borrow_of
 from threadbridge.database.driver import ConnectionSettings
@@ -114,6 +115,7 @@ class SQLAlchemyGuard(Guard):
         self._wrap_pool()
         for name in _WRAPPED:
             setattr(dialect, name, _wrapped(getattr(dialect, name), getattr(self, f"_{name}")))
+        forks.copies(self)
 
     def close(self) -> None:
         super().close()
