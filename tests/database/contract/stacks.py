@@ -26,6 +26,8 @@ from threadbridge.database.pools.psycopg_pool import PsycopgPoolGuard
 from threadbridge.database.pools.sqlalchemy import SQLAlchemyGuard
 
 ACCOUNTS = 20
+# For PyMySQL: otherwise each connection costs 20 ms of processor time, for a TLS context that it does not use.
+PLAIN = {"ssl_disabled": True}
 
 
 class Server(abc.ABC):
@@ -225,7 +227,7 @@ class SQLAlchemy(Stack):
         self.engine.dispose()
 
 
-def _sqlalchemy_mysql(driver: str) -> Callable[..., Stack]:
+def _sqlalchemy_mysql(driver: str, **arguments: Any) -> Callable[..., Stack]:
     def make(server: MariaDB, size: int) -> Stack:
         settings = server.settings
         url = sqlalchemy.URL.create(
@@ -236,7 +238,7 @@ def _sqlalchemy_mysql(driver: str) -> Callable[..., Stack]:
             database=settings["database"],
             query={"unix_socket": settings["unix_socket"]},
         )
-        return SQLAlchemy(server, url, size)
+        return SQLAlchemy(server, url, size, connect_args=arguments)
 
     return make
 
@@ -342,13 +344,15 @@ class PersistentDriver(Driver):
 # By name: the fixture of the server, and what makes the stack.
 STACKS: dict[str, tuple[str, Callable[..., Stack]]] = {
     "dbutils-mysqlclient": ("mariadb_server", lambda server, size: DBUtils(server, "MySQLdb", size, **server.settings)),
-    "dbutils-pymysql": ("mariadb_server", lambda server, size: DBUtils(server, "pymysql", size, **server.settings)),
+    "dbutils-pymysql": (
+        "mariadb_server",
+        lambda server, size: DBUtils(server, "pymysql", size, **PLAIN, **server.settings),
+    ),
     "driver-mysqlclient": ("mariadb_server", lambda server, size: Driver(server, "MySQLdb")),
     "driver-mysqlclient-persistent": ("mariadb_server", lambda server, size: PersistentDriver(server, "MySQLdb")),
-    # Otherwise each connection costs 20 ms of processor time, for a TLS context that it does not use.
-    "driver-pymysql": ("mariadb_server", lambda server, size: Driver(server, "pymysql", ssl_disabled=True)),
+    "driver-pymysql": ("mariadb_server", lambda server, size: Driver(server, "pymysql", **PLAIN)),
     "mysql-connector": ("mariadb_server", MySQLConnector),
-    "sqlalchemy-pymysql": ("mariadb_server", _sqlalchemy_mysql("pymysql")),
+    "sqlalchemy-pymysql": ("mariadb_server", _sqlalchemy_mysql("pymysql", **PLAIN)),
     "sqlalchemy-mysqlclient": ("mariadb_server", _sqlalchemy_mysql("mysqldb")),
     "sqlalchemy-psycopg": ("postgresql_server", _sqlalchemy_postgresql("psycopg")),
     "psycopg_pool": ("postgresql_server", PsycopgPool),
