@@ -7,6 +7,7 @@ import os
 import select
 import socket
 import sys
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +24,9 @@ KEEPCNT = 3
 # Linux's default. A shorter time was chosen by the application, the driver or an administrator.
 LONGEST_SYSTEM_KEEPIDLE = 7200
 
+# Of all guards.
+_connections: weakref.WeakSet[Any] = weakref.WeakSet()
+
 
 class DriverConnection:
     """A connection that the driver has just made. The worker owns the state; other threads may read it."""
@@ -33,7 +37,8 @@ class DriverConnection:
     _is_prepared = False
 
     def __init__(self, connection: Any, database: Database) -> None:
-        self._connection = connection
+        # A forgotten connection is closed at once, although it may lead to this object.
+        self._connection = _reference(connection)
         self.database = database
         # Read now: a driver may not answer while another thread uses the connection.
         self._descriptor = database.descriptor(connection)
@@ -47,15 +52,16 @@ class DriverConnection:
 
     def is_of(self, connection: object) -> bool:
         """Whether this is about the driver's object ``connection``."""
-        return self._connection is connection
+        return self._connection() is connection
 
     def prepare(self, listed: ConnectionList, comment: Callable[[], str] | None = None) -> None:
         """Identify the connection, list it, and start observing what is sent on it. Raises what the driver raises."""
-        identity = self.database.identify(self._connection)
+        connection = self._connection()
+        identity = self.database.identify(connection)
         if identity is not None:
             self._entry = listed.enter(self.database, identity)
         self.identity = identity
-        self.session = self.database.prepare(self._connection, comment)
+        self.session = self.database.prepare(connection, comment)
         self._is_prepared = True
 
     @property
@@ -75,13 +81,16 @@ class DriverConnection:
             return True
         try:
             # A connection that the server has closed can be read. The descriptor may now be another file's.
-            return self.database.descriptor(self._connection) == self._descriptor and not self._poll.poll(0)
+            return self.database.descriptor(self._connection()) == self._descriptor and not self._poll.poll(0)
         except Exception:  # noqa: BLE001 - whatever the driver raises, the connection is of no more use
             return False
 
     def stop_query(self, *, waits: bool = False) -> bool:
         """See `Database.stop_query`."""
-        return self._is_prepared and self.database.stop_query(self._connection, self.identity, waits=waits)
+        connection = self._connection()
+        if connection is None or not self._is_prepared:
+            return False
+        return self.database.stop_query(connection, self.identity, waits=waits)
 
     def sever(self) -> Orphan | None:
         """Cut the connection, even before `prepare` is answered, so that a thread waiting on it fails. Any thread.
@@ -97,6 +106,20 @@ class DriverConnection:
             if _file(copy) == self._file:
                 stack.enter_context(socket.socket(fileno=os.dup(copy))).shutdown(socket.SHUT_RDWR)
         return None if self.identity is None else Orphan(self.database, self.identity, self._entry)
+
+
+def _reference(connection: Any) -> Callable[[], Any]:
+    try:
+        _connections.add(connection)
+    except TypeError:
+        # There are no weak references to those of sqlite3.
+        return lambda: connection
+    return weakref.ref(connection)
+
+
+def is_guarded(connection: object) -> bool:
+    """Whether a guard has this connection of the driver's. Any thread."""
+    return connection in _connections
 
 
 def notice_lost_peer(descriptor: int) -> None:

@@ -97,7 +97,7 @@ class TrackedConnection:
         if request is None or (request.cancelled and _ROLLBACK(sql) is not None):
             return call(*args)
         statements = request.statements
-        statement = statements.begin(sql, self.number)
+        statement = statements.begin(self.recorded(sql), self.number)
         try:
             result = call(*args) if borrow is None else borrow.execute(call, *args)
         except BaseException as error:
@@ -110,6 +110,18 @@ class TrackedConnection:
         if not self._session.only_reads:
             self._changes.record(self._session.effect(sql), statements)
         return result
+
+    def recorded(self, sql: str) -> str:
+        """The text to record for a statement, without values."""
+        return sql
+
+    def begin_unobserved(self) -> Borrow | None:
+        """Prepare for a method that may change data and whose end is not observed; returns the borrow, if any."""
+        self._session.sending("COPY", None)
+        borrow = self.guard.current_borrow(self)
+        if borrow is not None:
+            self._changes.record(Effect.UNKNOWN, borrow.request.statements)
+        return borrow
 
     def note_failure(
         self, statements: Statements | None, sql: str, error: BaseException, *, is_many: bool = False

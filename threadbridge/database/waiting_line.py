@@ -20,8 +20,8 @@ class WaitingLine:
         self._has_free = has_free
         self._line: deque[object] = deque()
 
-    def __bool__(self) -> bool:
-        return bool(self._line)
+    def __len__(self) -> int:
+        return len(self._line)
 
     def clear(self) -> None:
         """Forget all threads, in a forked process."""

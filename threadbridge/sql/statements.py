@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from threadbridge.sql.effects import only_reads
 
@@ -18,6 +19,17 @@ MAX_TEXT = 10_000
 def as_field(outcome: str) -> str:
     """A `Statements.outcome` as one word, for the logs."""
     return outcome.replace(" ", "-")
+
+
+def text_of(sql: object, cursor: object) -> str:
+    """The text of what a cursor is asked to execute: a string, bytes, or an object of the driver's."""
+    if isinstance(sql, str):
+        return sql
+    if isinstance(sql, (bytes, bytearray)):
+        return sql[:MAX_TEXT].decode(errors="replace")
+    # psycopg's composed statements.
+    as_string: Any = getattr(sql, "as_string", None)
+    return str(sql) if as_string is None else str(as_string(cursor))
 
 
 class Statement:

@@ -8,17 +8,26 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import Any
 
+import mysql.connector
 import MySQLdb
 import psycopg
 import sqlalchemy
+from dbutils.persistent_db import PersistentDB
 from dbutils.pooled_db import PooledDB
+from mysql.connector.pooling import MySQLConnectionPool
+from psycopg_pool import ConnectionPool, NullConnectionPool
 
 from tests.support.databases import connect_settings
 from threadbridge.database.guard import Guard
 from threadbridge.database.pools.dbutils import DBUtilsGuard
+from threadbridge.database.pools.driver import DriverGuard
+from threadbridge.database.pools.mysql_connector import MySQLConnectorGuard
+from threadbridge.database.pools.psycopg_pool import PsycopgPoolGuard
 from threadbridge.database.pools.sqlalchemy import SQLAlchemyGuard
 
 ACCOUNTS = 20
+# For PyMySQL: otherwise each connection costs 20 ms of processor time, for a TLS context that it does not use.
+PLAIN = {"ssl_disabled": True}
 
 
 class Server(abc.ABC):
@@ -120,6 +129,8 @@ class Stack(abc.ABC):
     """
 
     errors: type[Exception]
+    # Whether requests wait for a connection.
+    has_line = True
 
     def __init__(self, server: Server, guard: Guard) -> None:
         self.server = server
@@ -155,6 +166,19 @@ class _Connection:
         with closing(self._connection.cursor()) as cursor:
             cursor.execute(sql, parameters)
             return cursor.fetchall() if cursor.description else ()
+
+
+class _Block(_Connection):
+    """The same in a block that commits at its end if it is to."""
+
+    has_committed = False
+
+    def __init__(self, connection: Any) -> None:
+        super().__init__(connection)
+        self.commit = self._commit
+
+    def _commit(self) -> None:
+        self.has_committed = True
 
 
 class DBUtils(Stack):
@@ -203,7 +227,7 @@ class SQLAlchemy(Stack):
         self.engine.dispose()
 
 
-def _sqlalchemy_mysql(driver: str) -> Callable[..., Stack]:
+def _sqlalchemy_mysql(driver: str, **arguments: Any) -> Callable[..., Stack]:
     def make(server: MariaDB, size: int) -> Stack:
         settings = server.settings
         url = sqlalchemy.URL.create(
@@ -214,7 +238,7 @@ def _sqlalchemy_mysql(driver: str) -> Callable[..., Stack]:
             database=settings["database"],
             query={"unix_socket": settings["unix_socket"]},
         )
-        return SQLAlchemy(server, url, size)
+        return SQLAlchemy(server, url, size, connect_args=arguments)
 
     return make
 
@@ -233,10 +257,109 @@ def _sqlalchemy_postgresql(driver: str) -> Callable[..., Stack]:
     return make
 
 
+class PsycopgPool(Stack):
+    errors = psycopg.Error
+
+    def __init__(self, server: PostgreSQL, size: int, kind: Any = ConnectionPool, **settings: Any) -> None:
+        where = {"host": server.settings["PGHOST"], "user": server.settings["PGUSER"], "dbname": "postgres"}
+        self.pool = kind(kwargs=where, max_size=size, open=True, **{"min_size": 1, **settings})
+        super().__init__(server, PsycopgPoolGuard(self.pool))
+
+    @contextmanager
+    def use(self) -> Iterator[_Connection]:
+        connection = self.pool.getconn()
+        try:
+            yield _Connection(connection)
+        finally:
+            self.pool.putconn(connection)
+
+    def close(self) -> None:
+        super().close()
+        self.pool.close()
+
+
+class PsycopgBlocks(PsycopgPool):
+    """With the pool's and the connections' context managers, which commit."""
+
+    @contextmanager
+    def use(self) -> Iterator[Any]:
+        with self.pool.connection() as connection, connection.transaction():
+            block = _Block(connection)
+            yield block
+            if not block.has_committed:
+                raise psycopg.Rollback
+
+
+class MySQLConnector(Stack):
+    errors = mysql.connector.Error
+
+    def __init__(self, server: MariaDB, size: int) -> None:
+        self.pool = MySQLConnectionPool(pool_size=size, pool_name="contract", **server.settings)
+        super().__init__(server, MySQLConnectorGuard(self.pool))
+
+    @contextmanager
+    def use(self) -> Iterator[_Connection]:
+        with self.pool.get_connection() as connection:
+            yield _Connection(connection)
+
+    def close(self) -> None:
+        super().close()
+        self.pool._remove_connections()
+
+
+class Driver(Stack):
+    """A connection for each use, without a pool."""
+
+    has_line = False
+
+    def __init__(self, server: MariaDB, driver: str, **settings: Any) -> None:
+        self.module = importlib.import_module(driver)
+        self.settings = {**server.settings, **settings}
+        self.errors = self.module.Error
+        super().__init__(server, DriverGuard(self.module))
+
+    @contextmanager
+    def use(self) -> Iterator[_Connection]:
+        with closing(self.module.connect(**self.settings)) as connection:
+            yield _Connection(connection)
+
+
+class PersistentDriver(Driver):
+    """A connection for each thread."""
+
+    def __init__(self, server: MariaDB, driver: str) -> None:
+        super().__init__(server, driver)
+        # By default, DBUtils runs a failed statement again on a new connection, although those before it are lost.
+        self.connections = PersistentDB(self.module, failures=self.module.NotSupportedError, **self.settings)
+
+    @contextmanager
+    def use(self) -> Iterator[_Connection]:
+        connection = self.connections.connection()
+        try:
+            yield _Connection(connection)
+        finally:
+            connection.rollback()
+
+
 # By name: the fixture of the server, and what makes the stack.
 STACKS: dict[str, tuple[str, Callable[..., Stack]]] = {
     "dbutils-mysqlclient": ("mariadb_server", lambda server, size: DBUtils(server, "MySQLdb", size, **server.settings)),
+    "dbutils-pymysql": (
+        "mariadb_server",
+        lambda server, size: DBUtils(server, "pymysql", size, **PLAIN, **server.settings),
+    ),
+    "driver-mysqlclient": ("mariadb_server", lambda server, size: Driver(server, "MySQLdb")),
+    "driver-mysqlclient-persistent": ("mariadb_server", lambda server, size: PersistentDriver(server, "MySQLdb")),
+    "driver-pymysql": ("mariadb_server", lambda server, size: Driver(server, "pymysql", **PLAIN)),
+    "mysql-connector": ("mariadb_server", MySQLConnector),
+    "sqlalchemy-pymysql": ("mariadb_server", _sqlalchemy_mysql("pymysql", **PLAIN)),
     "sqlalchemy-mysqlclient": ("mariadb_server", _sqlalchemy_mysql("mysqldb")),
     "sqlalchemy-psycopg": ("postgresql_server", _sqlalchemy_postgresql("psycopg")),
+    "psycopg_pool": ("postgresql_server", PsycopgPool),
+    "psycopg_pool-blocks": ("postgresql_server", PsycopgBlocks),
+    "psycopg_pool-null": (
+        "postgresql_server",
+        lambda server, size: PsycopgPool(server, size, NullConnectionPool, min_size=0),
+    ),
     "sqlalchemy-psycopg2": ("postgresql_server", _sqlalchemy_postgresql("psycopg2")),
 }

@@ -76,6 +76,8 @@ def test_statements_and_what_became_of_them_are_recorded(make_stack: MakeStack) 
 
 def test_waiting_for_a_connection_ends_with_the_request(make_stack: MakeStack) -> None:
     stack = make_stack(1)
+    if not stack.has_line:
+        pytest.skip("there is no pool to wait for")
     with running(), stack.use() as connection:
         connection.execute("SELECT 1")
         request, worker = in_request(lambda: stack.ask("SELECT 1"))
@@ -143,7 +145,7 @@ def test_random_cancellations_hit_no_other_request_and_leave_nothing_half_done(m
         thread.start()
     chance = random.Random(99)
     give_up = time.monotonic() + 60
-    while counts["cancelled"] < 1000 and not foreign and time.monotonic() < give_up:
+    while (counts["cancelled"] < 1000 or counts["done"] <= 100) and not foreign and time.monotonic() < give_up:
         with lock:
             each = serving.get(chance.randrange(10))
         if each is not None:

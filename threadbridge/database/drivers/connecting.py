@@ -48,6 +48,11 @@ def noting_unfinished(note: Callable[[Any], None]) -> Iterator[None]:
         _this_thread.note = None
 
 
+def is_noting() -> bool:
+    """Whether this thread is about to make a connection for a guard."""
+    return _this_thread.note is not None
+
+
 def _replace(module: str, kind: str, name: str) -> None:
     owner = getattr(sys.modules[module], kind)
     method = getattr(owner, name)

@@ -113,11 +113,10 @@ class DBUtilsGuard(Guard):
         self._pool._connections += 1
 
     def count_in(self, connection: HeldConnection) -> None:
-        pool = self._pool
-        pool._connections -= 1
-        if self._line or pool._maxshared:
-            # All of them, as only the first in line may go on.
-            pool._lock.notify_all()
+        self._pool._connections -= 1
+        # All of them, as only the first in line may go on. PooledDB's own code waits too, for shared connections, and
+        # where the application took the pool's method before there was a guard.
+        self._pool._lock.notify_all()
 
     # Hand-out. Worker side, or a thread that the application has started.
 

@@ -9,10 +9,10 @@ from typing import Any
 
 from dbutils.steady_db import SteadyDBConnection, SteadyDBCursor
 
+from threadbridge.database.borrow import Borrow
 from threadbridge.database.guard import Guard
 from threadbridge.database.tracked_connection import TrackedConnection
 from threadbridge.sql.statements import Statements
-from threadbridge.sql.transaction import Effect
 
 logger = logging.getLogger("threadbridge")
 
@@ -132,13 +132,9 @@ class GuardedConnection(TrackedConnection, SteadyDBConnection):  # type: ignore[
         self.sending(sql, cursor)
         return is_first
 
-    def begin_unobserved(self) -> None:
-        """Prepare for a method that may change data and whose end is not observed."""
+    def begin_unobserved(self) -> Borrow | None:
         self._is_untouched = False
-        self._session.sending("COPY", None)
-        borrow = self.guard.current_borrow(self)
-        if borrow is not None:
-            self._changes.record(Effect.UNKNOWN, borrow.request.statements)
+        return super().begin_unobserved()
 
     def sending(self, sql: str, cursor: object) -> None:
         """Note that a statement is about to be sent, and count it for ``maxusage``."""

@@ -9,7 +9,7 @@ from typing import Any
 from dbutils.steady_db import SteadyDBCursor
 
 from threadbridge.database.pools.dbutils_connection import GuardedConnection
-from threadbridge.sql.statements import MAX_TEXT
+from threadbridge.sql.statements import text_of
 
 
 class GuardedCursor(SteadyDBCursor):  # type: ignore[misc]
@@ -100,9 +100,5 @@ def _text(name: str, args: Sequence[Any], kwargs: Mapping[str, Any], cursor: obj
     sql = args[0] if args else next(iter(kwargs.values()), "")
     if type(sql) is str and name != "callproc":
         return sql
-    if isinstance(sql, (bytes, bytearray)):
-        sql = sql[:MAX_TEXT].decode(errors="replace")
-    elif hasattr(sql, "as_string"):
-        # psycopg's composed statements.
-        sql = sql.as_string(cursor)
-    return f"CALL {sql}" if name == "callproc" else str(sql)
+    text = text_of(sql, cursor)
+    return f"CALL {text}" if name == "callproc" else text

@@ -250,9 +250,14 @@ class SQLAlchemyGuard(Guard):
         return made
 
     def _on_connect(self, connection: Any, record: Any) -> None:
-        if id(connection) not in self._made and self._this_thread.timeouts is None:
-            # Made by a function of the application's.
+        if id(connection) not in self._made and self._this_thread.timeouts is None and self._is_drivers(connection):
+            # Made by a function of the application's. What another pool hands out is not the driver's, and has the
+            # guard of that pool.
             self._make(record, lambda: connection)
+
+    def _is_drivers(self, connection: Any) -> bool:
+        modules = [kind.__module__.partition(".")[0] for kind in type(connection).__mro__]
+        return self._engine.dialect.loaded_dbapi.__name__.partition(".")[0] in modules
 
     def _on_checkout(self, connection: Any, record: Any, fairy: Any) -> None:
         self._stop_entering(record)

@@ -1,0 +1,48 @@
+"""The pools of mysql-connector-python, as a `PoolKind`."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from mysql.connector.pooling import MySQLConnectionPool
+
+from threadbridge.crossing.current import TrackedRequest
+from threadbridge.database.guard import Guard
+from threadbridge.database.pools.mysql_connector import MySQLConnectorGuard, check
+
+
+def pools_of(value: Any) -> Mapping[str, Any]:
+    return {"": value} if issubclass(type(value), MySQLConnectionPool) else {}
+
+
+def size(pool: Any) -> int:
+    check(pool)
+    return int(pool.pool_size)
+
+
+def describe(pool: Any) -> str:
+    return f"MySQLConnectionPool {pool.pool_name}, {pool.pool_size} connections"
+
+
+def guard(pool: Any, on_ask: Callable[[Guard, TrackedRequest], None], **options: Any) -> Guard:
+    return MySQLConnectorGuard(pool, on_ask, **options)
+
+
+def watch(on_new: Callable[[Any], None]) -> None:
+    """There is no event: the constructor is wrapped."""
+    construct = MySQLConnectionPool.__init__
+
+    @functools.wraps(construct)
+    def construct_and_tell(self: Any, *args: Any, **kwargs: Any) -> None:
+        construct(self, *args, **kwargs)
+        on_new(self)
+
+    MySQLConnectionPool.__init__ = construct_and_tell  # type: ignore[method-assign]
+
+
+def close_idle(pool: Any) -> None:
+    queue = pool._cnx_queue
+    while queue.qsize():
+        queue.get_nowait().close()

@@ -1,0 +1,48 @@
+"""The pools of psycopg_pool, as a `PoolKind`."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from psycopg_pool import ConnectionPool
+
+from threadbridge.crossing.current import TrackedRequest
+from threadbridge.database.guard import Guard
+from threadbridge.database.pools.psycopg_pool import PsycopgPoolGuard
+from threadbridge.database.pools.psycopg_pool import describe as name_of
+
+
+def pools_of(value: Any) -> Mapping[str, Any]:
+    # Requests run in threads, where asynchronous pools cannot be used.
+    return {"": value} if issubclass(type(value), ConnectionPool) else {}
+
+
+def size(pool: Any) -> int:
+    return int(pool.max_size)
+
+
+def describe(pool: Any) -> str:
+    count = size(pool)
+    return f"{name_of(pool)}, {f'{count} connections' if count else 'unlimited'}"
+
+
+def guard(pool: Any, on_ask: Callable[[Guard, TrackedRequest], None], **options: Any) -> Guard:
+    return PsycopgPoolGuard(pool, on_ask, **options)
+
+
+def watch(on_new: Callable[[Any], None]) -> None:
+    """There is no event: the constructor is wrapped."""
+    construct = ConnectionPool.__init__
+
+    @functools.wraps(construct)
+    def construct_and_tell(self: Any, *args: Any, **kwargs: Any) -> None:
+        construct(self, *args, **kwargs)
+        on_new(self)
+
+    ConnectionPool.__init__ = construct_and_tell  # type: ignore[method-assign]
+
+
+def close_idle(pool: Any) -> None:
+    pool.close()
