@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import django
 from django.conf import settings
-from django.db import connections, models
+from django.db import connections
 
 # Where each model of the tests is read and written; the rest of them in "default".
 routes: dict[str, str] = {}
@@ -17,7 +17,7 @@ routes: dict[str, str] = {}
 class Router:
     """See Django's ``DATABASE_ROUTERS``."""
 
-    def db_for_read(self, model: type[models.Model], **hints: object) -> str | None:
+    def db_for_read(self, model: type[object], **hints: object) -> str | None:
         return routes.get(model.__name__)
 
     db_for_write = db_for_read
@@ -46,25 +46,10 @@ def postgresql(server: dict[str, str], **changes: Any) -> dict[str, Any]:
     }
 
 
-def configure() -> None:
-    """Set Django up, if this is the first time."""
-    if not settings.configured:
-        settings.configure(
-            ALLOWED_HOSTS=["*"],
-            DATABASES={},
-            DATABASE_ROUTERS=["tests.support.django_databases.Router"],
-            INSTALLED_APPS=[],
-            MIDDLEWARE=[],
-            ROOT_URLCONF="tests.support.django_views",
-            SECRET_KEY="for tests",
-            USE_TZ=True,
-        )
-        django.setup()
-
-
 def add(alias: str, entry: dict[str, Any]) -> None:
-    """Add a database."""
-    configure()
+    """Add a database, or replace the one of that name."""
+    with suppress(AttributeError):
+        del connections[alias]
     connections.settings[alias] = connections.configure_settings({"default": {}, alias: entry})[alias]
 
 
@@ -86,3 +71,17 @@ def database(alias: str, entry: dict[str, Any]) -> Iterator[None]:
         yield
     finally:
         remove(alias)
+
+
+# Models can be imported only after this.
+settings.configure(
+    ALLOWED_HOSTS=["*"],
+    DATABASES={},
+    DATABASE_ROUTERS=["tests.support.django_databases.Router"],
+    INSTALLED_APPS=[],
+    MIDDLEWARE=[],
+    ROOT_URLCONF="tests.support.django_views",
+    SECRET_KEY="for tests",
+    USE_TZ=True,
+)
+django.setup()

@@ -14,7 +14,8 @@ from threadbridge.crossing.current import TrackedRequest
 from threadbridge.database.borrow import Borrow, HeldConnection
 from threadbridge.database.driver import ConnectionSettings
 from threadbridge.database.guard import Guard
-from threadbridge.database.pools.django_hooks import DjangoConnection, Guarded, check, guards, hook_connections
+from threadbridge.database.pools.django_connection import DjangoConnection
+from threadbridge.database.pools.django_hooks import Guarded, check, guards, hook_connections
 
 
 class DjangoGuard(Guard):

@@ -11,9 +11,8 @@ from django.db import connections
 from django.db.backends.signals import connection_created
 
 from threadbridge.crossing.current import current_or_none
-from threadbridge.database.borrow import borrow_of
 from threadbridge.database.guard import Guard
-from threadbridge.database.tracked_connection import TrackedConnection
+from threadbridge.database.pools.django_connection import DjangoConnection, track, track_pooled
 
 # Names that Django does not document, although backends and debugging tools use them. `DatabaseHooks` has a method for
 # each that it wraps.
@@ -29,28 +28,16 @@ _WRAPPED = (
     "is_usable",
     "close",
 )
-# The attribute of a pooled connection that refers to its `DjangoConnection`.
-HELD = "_threadbridge"
-_USED = (*_WRAPPED, "execute_wrappers", "Database", "connection", "in_atomic_block", "settings_dict", "vendor")
-
-
-class DjangoConnection(TrackedConnection):
-    """A connection of a database of Django's: ``made`` is the driver's object, ``wrapper`` Django's around it."""
-
-    def __init__(self, guard: Guard, wrapper: Any) -> None:
-        super().__init__(guard)
-        self.wrapper = wrapper
-        self.made: Any = None
-
-    @property
-    def has_changes(self) -> bool:
-        """Whether a transaction is open in which a request has, or may have, changed data."""
-        return bool(self._changes.open)
-
-    def close_if_stopped(self) -> None:
-        """At the end of the request: if a statement was stopped, close the connection instead of keeping it."""
-        if self.must_close and self.made is self.wrapper.connection:
-            self.wrapper.close()
+_USED = (
+    *_WRAPPED,
+    "execute_wrappers",
+    "Database",
+    "connection",
+    "in_atomic_block",
+    "settings_dict",
+    "vendor",
+    "wrap_database_errors",
+)
 
 
 @dataclass
@@ -76,7 +63,9 @@ class DatabaseHooks:
     def __init__(self, wrapper: Any) -> None:
         self._wrapper = wrapper
         self._is_connecting = False
+        # The connection in use, and the one that Django is setting up.
         self._held: DjangoConnection | None = None
+        self._new: DjangoConnection | None = None
         for name in _WRAPPED:
             setattr(wrapper, name, functools.partial(getattr(self, name), getattr(wrapper, name)))
         # The first, and so the outermost: Django's `execute_wrapper` removes the last.
@@ -86,21 +75,23 @@ class DatabaseHooks:
         return None if current_or_none() is None else guards.get(self._wrapper.alias)
 
     def _current(self) -> DjangoConnection | None:
-        """The connection in use, if the request that this thread serves may be using it."""
+        """The connection in use; None if no request has used it, or it is still being made."""
+        made, held = self._wrapper.connection, self._held
+        if held is not None and held.made is made and not held.guard.closed:
+            return held
         guarded = self._guarded()
-        made = self._wrapper.connection
         if guarded is None or made is None or self._is_connecting:
             return None
-        held = self._held
-        if held is None or held.made is not made or held.guard is not guarded.guard:
-            # Made before the guard, or outside requests.
-            held = self._held = _track(guarded.guard, self._wrapper, lambda: made)
+        # Made before the guard, or outside requests.
+        with self._wrapper.wrap_database_errors:
+            held = self._held = track(guarded.guard, self._wrapper, lambda: made)
         return held
 
     def _lent(self) -> DjangoConnection | None:
-        """Like `_current`; the request is known to use it from now on."""
+        """Like `_current`; it is known that the request that this thread serves uses it from now on."""
         held = self._current()
-        if held is not None:
+        # Only this thread uses it, for one request after the other.
+        if held is not None and not held.borrows:
             held.guard.current_borrow(held)
         return held
 
@@ -118,15 +109,18 @@ class DatabaseHooks:
         guarded.guard.ask()
         # Django's own first statements are part of connecting.
         self._is_connecting = True
-        self._held = None
+        self._held = self._new = None
         try:
             connect()
+            if self._new is not None:
+                self._new.end_transaction()
         except BaseException:
-            if self._held is not None:
+            if self._new is not None:
                 # Django keeps it, although it is not set up.
-                self._held.must_close = True
+                self._new.must_close = True
             raise
         finally:
+            self._held = self._new
             self._is_connecting = False
 
     def get_new_connection(self, make: Callable[[dict[str, Any]], Any], parameters: dict[str, Any]) -> Any:
@@ -135,8 +129,8 @@ class DatabaseHooks:
             return self._get_pooled(guarded, make, parameters)
         if guarded is None or current_or_none() is None:
             return make(parameters)
-        self._held = _track(guarded.guard, self._wrapper, lambda: make(parameters))
-        return self._held.made
+        self._new = track(guarded.guard, self._wrapper, lambda: make(parameters))
+        return self._new.made
 
     def _get_pooled(self, guarded: Guarded, make: Callable[[dict[str, Any]], Any], parameters: dict[str, Any]) -> Any:
         pool = self._wrapper.pool
@@ -144,7 +138,7 @@ class DatabaseHooks:
         made = make(parameters)
         if current_or_none() is not None:
             try:
-                self._held = _track_pooled(guarded.guard, self._wrapper, made)
+                self._new = track_pooled(guarded.guard, self._wrapper, made)
             except BaseException:
                 pool.putconn(made)
                 raise
@@ -186,7 +180,10 @@ class DatabaseHooks:
             return execute(sql, params, many, context)
         # It may be an object of psycopg's.
         text = sql if isinstance(sql, str) else str(sql)
-        return held.execute(text, context["cursor"].cursor, execute, sql, params, many, context, is_many=many)
+        # For MySQL, Django has another wrapper around the driver's cursor.
+        cursor = context["cursor"].cursor
+        cursor = getattr(cursor, "cursor", cursor)
+        return held.execute(text, cursor, execute, sql, params, many, context, is_many=many)
 
     # Transactions.
 
@@ -247,35 +244,3 @@ def check(wrapper: Any) -> None:
         missing.append("create_connection")
     if missing:
         raise ValueError(f"Django's connections have no {', '.join(missing)}; threadbridge supports Django 4.2 to 5.2")
-
-
-def _track(guard: Guard, wrapper: Any, connect: Callable[[], Any]) -> DjangoConnection:
-    """Make a connection, while the request of this thread holds it already. Raises what the driver raises."""
-    held = DjangoConnection(guard, wrapper)
-    _lend(held)
-    try:
-        held.made = held.make(connect)
-    except BaseException:
-        guard.end_borrows(held.borrows)
-        raise
-    held.use()
-    guard.keep_control()
-    return held
-
-
-def _track_pooled(guard: Guard, wrapper: Any, made: Any) -> DjangoConnection:
-    """Lend a connection of psycopg's pool to the request of this thread. Raises what the driver raises."""
-    held: DjangoConnection | None = getattr(made, HELD, None)
-    if held is None or held.guard is not guard:
-        held = _track(guard, wrapper, lambda: made)
-        setattr(made, HELD, held)
-    held.wrapper, held.is_idle = wrapper, False
-    _lend(held)
-    return held
-
-
-def _lend(held: DjangoConnection) -> None:
-    request = current_or_none()
-    if request is not None and borrow_of(held, request) is None:
-        with held.guard.lock:
-            held.guard.lend(held, request)

@@ -12,7 +12,7 @@ from psycopg_pool import ConnectionPool, PoolTimeout
 
 from threadbridge.crossing.current import current_or_none, is_cancelled
 from threadbridge.database.guard import Guard
-from threadbridge.database.pools.django_hooks import HELD
+from threadbridge.database.pools.django_connection import HELD
 from threadbridge.database.tracked_connection import TrackedConnection
 from threadbridge.database.waiting_line import WaitingLine
 
