@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import re
+import socket
 import threading
 import urllib.parse
 from collections.abc import Callable, Iterator
@@ -13,7 +14,9 @@ from typing import Any
 
 import django.db
 import MySQLdb
+import psycopg
 import pytest
+import requests
 from django.core.wsgi import get_wsgi_application
 from django.db import connections, transaction
 
@@ -23,8 +26,10 @@ from tests.support.databases import connect_settings
 from tests.support.django_models import Account, Note, tables
 from tests.support.inprocess import BridgeThread, reset, wait_until
 from tests.support.postgresql import private_postgresql
+from tests.support.processes import Frontend
 from tests.support.requests_in_threads import InThread, in_request, running
 from threadbridge.crossing.current import TrackedRequest
+from threadbridge.database.pools import django_kind
 from threadbridge.database.pools.django import DjangoGuard
 from threadbridge.database.pools.django_hooks import guards
 
@@ -109,7 +114,8 @@ def test_a_savepoint_is_rolled_back_and_the_rest_of_a_cancelled_request_too(guar
         assert request.statements.outcome == "unknown"
     assert amounts() == [0, 100]
     with running() as request:
-        with pytest.raises(django.db.Error), transaction.atomic():
+        # Django raises no error at the end: as it could not release the savepoint, it rolls back.
+        with transaction.atomic():
             take(2)
             with contextlib.suppress(django.db.OperationalError), transaction.atomic():
                 request.cancel()
@@ -358,6 +364,20 @@ def test_what_cannot_be_guarded_is_refused(monkeypatch: pytest.MonkeyPatch, mari
             DjangoGuard("two")
 
 
+def test_databases_are_found_by_their_aliases(mariadb: dict[str, str], postgresql_server: dict[str, str]) -> None:
+    pooled = django_databases.postgresql(postgresql_server, OPTIONS={"pool": {"max_size": 7}})
+    with django_databases.database("default", django_databases.mysql(connect_settings(mariadb))):
+        assert django_kind.pools_of(connections) == {"": connections["default"]}
+        with django_databases.database("other", pooled):
+            found = django_kind.pools_of(connections)
+            assert found == {"default": connections["default"], "other": connections["other"]}
+            assert [django_kind.size(each) for each in found.values()] == [0, 7]
+            assert django_kind.describe(found["default"]).endswith(", a connection for each thread")
+            assert django_kind.describe(found["other"]).endswith("/postgres, 7 connections")
+        assert django_kind.pools_of(django.db.connection) == {"": connections["default"]}
+        django_kind.guard(connections["default"], lambda request: None).close()
+
+
 # Psycopg's pool.
 
 
@@ -444,3 +464,38 @@ def test_the_query_of_a_client_that_leaves_is_stopped(entry: Entry) -> None:
             reset(client)
             wait_until(lambda: count() == 0, "it is stopped")
         connections["default"].close()
+
+
+def test_the_example_stops_a_report_and_keeps_answering(
+    mariadb: dict[str, str], postgresql_server: dict[str, str]
+) -> None:
+    settings = connect_settings(mariadb)
+    environment = {
+        "MYSQL_HOST": settings["unix_socket"],
+        "MYSQL_USER": settings["user"],
+        "MYSQL_PASSWORD": settings["password"],
+        "MYSQL_DATABASE": settings["database"],
+        **postgresql_server,
+    }
+    server = postgresql_server
+    with (
+        psycopg.connect(host=server["PGHOST"], user=server["PGUSER"], dbname="postgres", autocommit=True) as witness,
+        closing(MySQLdb.connect(**settings)) as other,
+    ):
+
+        def running_reports() -> int:
+            sql = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query LIKE 'SELECT pg_sleep%'"
+            return int(witness.execute(sql).fetchall()[0][0])
+
+        try:
+            with Frontend(("docs/examples/django_databases.py", "{port}"), env=environment) as site:
+                with socket.create_connection(("127.0.0.1", site.port)) as client:
+                    client.sendall(b"GET /reports/60 HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+                    wait_until(lambda: running_reports() == 1, "the report is made")
+                    assert requests.get(f"{site.url}/orders", timeout=10).text == "1 orders\n"
+                wait_until(lambda: running_reports() == 0, "it is stopped")
+                assert witness.execute("SELECT * FROM reports_report").fetchall() == []
+                assert requests.get(f"{site.url}/reports/0", timeout=10).text.endswith(": 1 orders\n")
+        finally:
+            witness.execute("DROP TABLE IF EXISTS reports_report")
+            other.cursor().execute("DROP TABLE IF EXISTS shop_order")
