@@ -1,8 +1,9 @@
 """A Django project with two databases: orders are in MySQL, a router sends reports to PostgreSQL.
 
-Say where they are with ``MYSQL_HOST``, ``MYSQL_USER``, ``MYSQL_PASSWORD``, ``MYSQL_DATABASE`` and libpq's variables, then run
-``python docs/examples/django_databases.py 8000``. Open http://127.0.0.1:8000/reports/60 and close it again: the query
-disappears from ``pg_stat_activity``, and there is no new report. Meanwhile, http://127.0.0.1:8000/orders answers at once.
+Say where they are with ``MYSQL_HOST``, ``MYSQL_USER``, ``MYSQL_PASSWORD``, ``MYSQL_DATABASE`` and libpq's variables,
+then run ``python docs/examples/django_databases.py 8000``. Open http://127.0.0.1:8000/reports/60 and close it again:
+the query disappears from ``pg_stat_activity``, and there is no new report. Meanwhile, http://127.0.0.1:8000/orders
+answers at once.
 """
 
 from __future__ import annotations

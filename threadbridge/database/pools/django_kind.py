@@ -6,10 +6,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from django.conf import settings
-from django.db import connections
+from django.db import DEFAULT_DB_ALIAS, connection, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.utils import ConnectionHandler
-from django.utils.connection import ConnectionProxy
 
 from threadbridge.crossing.current import TrackedRequest
 from threadbridge.database.guard import Guard
@@ -27,9 +26,9 @@ def pools_of(value: Any) -> Mapping[str, Any]:
     databases = {alias: connections[alias] for alias in connections if connections[alias].vendor != "unknown"}
     if issubclass(cls, ConnectionHandler):
         return databases if len(databases) > 1 else dict(zip([""], databases.values(), strict=False))
-    if issubclass(cls, BaseDatabaseWrapper | ConnectionProxy) and value.alias in databases:
-        return {"": databases[value.alias]}
-    return {}
+    # Django's caches have proxies of the same class.
+    alias = DEFAULT_DB_ALIAS if value is connection else value.alias if issubclass(cls, BaseDatabaseWrapper) else None
+    return {"": databases[alias]} if alias in databases else {}
 
 
 def size(pool: Any) -> int:
