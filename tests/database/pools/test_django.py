@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import random
 import re
 import socket
 import threading
 import urllib.parse
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Any
@@ -191,6 +193,19 @@ def test_procedures_are_statements(mariadb: dict[str, str]) -> None:
         assert amounts() == [0, 0]
         with connections["default"].cursor() as cursor:
             cursor.execute("DROP PROCEDURE take_all")
+
+
+def test_cursors_are_freed_as_soon_as_they_are_forgotten(guard: DjangoGuard) -> None:
+    with running():
+        cursor = connections["default"].cursor()
+        cursor.execute("SELECT 1")
+        freed = weakref.ref(cursor)
+        gc.disable()
+        try:
+            del cursor
+            assert freed() is None
+        finally:
+            gc.enable()
 
 
 # What is recorded, and for whom.

@@ -163,15 +163,16 @@ class DatabaseHooks:
         made = make(cursor)
         # It may execute statements that Django does not see, such as psycopg's COPY.
         if self._lent() is not None:
-            # Django's wrappers of statements do not see it.
-            made.callproc = functools.partial(self._callproc, made.callproc, cursor)
+            # Django's wrappers of statements do not see it. The method must not refer to the cursor that has it, because
+            # cursors are freed as soon as they are forgotten.
+            made.callproc = functools.partial(self._callproc, make, cursor)
         return made
 
     make_debug_cursor = make_cursor
 
-    def _callproc(self, callproc: Callable[..., Any], cursor: Any, name: str, *args: Any, **kwargs: Any) -> Any:
+    def _callproc(self, make: Callable[[Any], Any], cursor: Any, name: str, *args: Any, **kwargs: Any) -> Any:
         held = self._current()
-        call = functools.partial(callproc, name, *args, **kwargs)
+        call = functools.partial(make(cursor).callproc, name, *args, **kwargs)
         return call() if held is None else held.execute(f"CALL {name}", cursor, call)
 
     def execute(self, execute: Callable[..., Any], sql: Any, params: Any, many: bool, context: dict[str, Any]) -> Any:
