@@ -163,7 +163,7 @@ class DatabaseHooks:
         made = make(cursor)
         # It may execute statements that Django does not see, such as psycopg's COPY.
         if self._lent() is not None:
-            # Django's wrappers of statements do not see it. The method must not refer to the cursor that has it, because
+            # Django's wrappers of statements do not see it. The method must not refer to the cursor that has it:
             # cursors are freed as soon as they are forgotten.
             made.callproc = functools.partial(self._callproc, make, cursor)
         return made
