@@ -53,13 +53,11 @@ def close_idle(pool: Any) -> None:
 class QueuePoolGuard(Guard):
     """Replaces the pool's `get` and `put`; what they hand out are `GuardedConnection`."""
 
-    def __init__(
-        self, pool: Any, on_ask: Callable[[Guard, TrackedRequest], None], statement_limit: float, **options: Any
-    ) -> None:
+    def __init__(self, pool: Any, on_ask: Callable[[Guard, TrackedRequest], None], **options: Any) -> None:
         super().__init__(
             describe(pool),
             threading.Condition(),
-            ConnectionSettings(pool.connect, (), {}, takes_timeouts=False, statement_limit=statement_limit),
+            ConnectionSettings(pool.connect, (), {}, takes_timeouts=False),
             [pool.connect.__module__],
             on_ask,
             **options,

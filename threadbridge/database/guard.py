@@ -12,7 +12,8 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any, Literal, TypedDict
 
 from threadbridge.common.repeated_log import RepeatedLog
 from threadbridge.common.threads import BackgroundThread, is_collecting
@@ -33,6 +34,20 @@ CONTROL_INTERVAL = 10.0
 _rerun_log = RepeatedLog(logger)
 
 
+def nobody_asked(guard: Guard, request: TrackedRequest) -> None:
+    """What a guard without a bridge does with a request that asks for a connection."""
+
+
+class GuardOptions(TypedDict, total=False):
+    """The keywords of all guards: see `Guard`."""
+
+    tags_queries: bool
+    rerun: Literal["safe", "never"]
+    resets_sessions: bool
+    statement_limit: float
+    stopper: Stopper | None
+
+
 class Guard(abc.ABC):
     """The part of a pool's guard that knows no particular pool.
 
@@ -48,6 +63,7 @@ class Guard(abc.ABC):
     :param rerun: whether queries that leave no trace may run again if they are lost with their connection.
     :param resets_sessions: whether a connection whose session a request may have changed (variables, temporary tables,
         locks, settings) is closed when it comes back.
+    :param statement_limit: seconds that a statement may take, by the database's clock and the driver's; 0 for no limit.
     :param stopper: one that several guards share, and whoever made it closes; the guard makes its own by default.
     """
 
@@ -62,9 +78,10 @@ class Guard(abc.ABC):
         drivers: Sequence[str],
         on_ask: Callable[[Guard, TrackedRequest], None],
         *,
-        tags_queries: bool,
-        rerun: Literal["safe", "never"],
-        resets_sessions: bool,
+        tags_queries: bool = False,
+        rerun: Literal["safe", "never"] = "safe",
+        resets_sessions: bool = True,
+        statement_limit: float = 0.0,
         stopper: Stopper | None = None,
     ) -> None:
         self.name = name
@@ -78,8 +95,8 @@ class Guard(abc.ABC):
         self.last_success = self.last_outage = 0.0
         self._control_checked_at = -math.inf
         self._rerun = rerun
-        self._settings = settings
-        self._database: Database | None = database_of(drivers, settings)
+        self.settings = replace(settings, statement_limit=statement_limit)
+        self._database: Database | None = database_of(drivers, self.settings)
         self._is_known = self._database is not None
         # In forked processes, it starts afresh by itself.
         self.stopper = stopper or Stopper()
@@ -89,7 +106,7 @@ class Guard(abc.ABC):
     def _start_afresh(self) -> None:
         self._by_request: dict[TrackedRequest, list[Borrow]] = {}
         self.connections = ConnectionList(
-            self._settings, self.stopper, lambda driver: self._database or database_of([driver], self._settings)
+            self.settings, self.stopper, lambda driver: self._database or database_of([driver], self.settings)
         )
         # Gives back connections for threads that must not wait for the database.
         self._background = BackgroundThread()
@@ -131,16 +148,11 @@ class Guard(abc.ABC):
         with self.lock:
             if not self._is_known:
                 modules = [kind.__module__ for kind in type(connection).__mro__]
-                self._database = database_of(modules, self._settings)
+                self._database = database_of(modules, self.settings)
                 self._is_known = True
                 if self._database is None:
                     logger.warning("queries cannot be stopped: threadbridge does not support the driver %s", modules[0])
         return self._database
-
-    @property
-    def settings(self) -> ConnectionSettings:
-        """How the pool makes its connections."""
-        return self._settings
 
     def cancelled(self) -> Exception:
         """The error to raise for a statement of a cancelled request: the driver's for a stopped statement."""
@@ -167,7 +179,7 @@ class Guard(abc.ABC):
 
     def connect_apart(self) -> Any:
         """Connect outside the pool; if ``connect`` is the driver's, within seconds. Any thread that may wait."""
-        return self._settings.connect_within({} if self._database is None else self._database.timeouts)
+        return self.settings.connect_within({} if self._database is None else self._database.timeouts)
 
     def may_repeat(self, error: Exception, sql: str) -> bool:
         """Whether a query that failed as the first on its connection may run again on another."""

@@ -109,6 +109,9 @@ class TrackedConnection:
         guard.last_success = statement.ended
         if not self._session.only_reads:
             self._changes.record(self._session.effect(sql), statements)
+            if self._session.commits_itself and not self._changes.open:
+                # Otherwise the effects of all further statements, even of plain queries, would be determined.
+                self.end_transaction()
         return result
 
     def recorded(self, sql: str) -> str:

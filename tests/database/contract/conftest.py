@@ -7,8 +7,11 @@ from contextlib import closing
 
 import pytest
 
+from tests.database.contract.django_stacks import DJANGO_STACKS
 from tests.database.contract.stacks import STACKS, MariaDB, PostgreSQL, Stack
 from tests.support.postgresql import private_postgresql
+
+ALL_STACKS = {**STACKS, **DJANGO_STACKS}
 
 
 @pytest.fixture(scope="session")
@@ -23,10 +26,10 @@ def postgresql_server() -> Iterator[PostgreSQL]:
         yield server
 
 
-@pytest.fixture(params=STACKS)
+@pytest.fixture(params=ALL_STACKS)
 def make_stack(request: pytest.FixtureRequest) -> Iterator[Callable[[int], Stack]]:
     """Makes a stack with so many connections; it is closed after the test."""
-    fixture, make = STACKS[request.param]
+    fixture, make = ALL_STACKS[request.param]
     stacks: list[Stack] = []
 
     def make_stack(size: int = 2) -> Stack:

@@ -76,8 +76,8 @@ def test_statements_and_what_became_of_them_are_recorded(make_stack: MakeStack) 
 
 def test_waiting_for_a_connection_ends_with_the_request(make_stack: MakeStack) -> None:
     stack = make_stack(1)
-    if not stack.has_line:
-        pytest.skip("there is no pool to wait for")
+    if not stack.guard.size:
+        pytest.skip("it never waits")
     with running(), stack.use() as connection:
         connection.execute("SELECT 1")
         request, worker = in_request(lambda: stack.ask("SELECT 1"))
@@ -148,7 +148,9 @@ def test_random_cancellations_hit_no_other_request_and_leave_nothing_half_done(m
     while (counts["cancelled"] < 1000 or counts["done"] <= 100) and not foreign and time.monotonic() < give_up:
         with lock:
             each = serving.get(chance.randrange(10))
-        if each is not None:
+            # Some connect again after each cancellation, and would never be done otherwise.
+            is_ahead = counts["cancelled"] > 9 * counts["done"] + 100
+        if each is not None and not is_ahead:
             each.cancel()
         stop.wait(chance.random() / 500)
     stop.set()
@@ -165,7 +167,7 @@ def test_random_cancellations_hit_no_other_request_and_leave_nothing_half_done(m
 
 def is_conflict(error: Exception) -> bool:
     """Whether two transfers came into each other's way, which has nothing to do with cancellation."""
-    original = getattr(error, "orig", error)
+    original = getattr(error, "orig", error.__cause__ or error)
     return (
         original.args[:1] in ((1213,), (1020,))
         or getattr(original, "sqlstate", None) == "40P01"

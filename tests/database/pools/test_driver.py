@@ -38,7 +38,7 @@ def asked() -> list[TrackedRequest]:
 
 @pytest.fixture
 def guard(driver: Any, asked: list[TrackedRequest]) -> Iterator[DriverGuard]:
-    guard = DriverGuard(driver, asked.append)
+    guard = DriverGuard(driver, lambda guard, request: asked.append(request))
     yield guard
     guard.close()
 

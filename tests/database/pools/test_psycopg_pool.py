@@ -239,7 +239,7 @@ def test_after_a_stuck_thread_has_come_back_the_pool_has_its_size(make_psycopg_p
 def test_requests_are_learned_before_they_wait(postgresql_witness: Witness) -> None:
     asked: list[TrackedRequest] = []
     with ConnectionPool(min_size=1, open=True) as pool:
-        guard = PsycopgPoolGuard(pool, asked.append)
+        guard = PsycopgPoolGuard(pool, lambda guard, request: asked.append(request))
         with running() as request:
             with pool.connection():
                 pass

@@ -42,13 +42,13 @@ class PostgreSQLSession:
         self._made_with_autocommit = bool(connection.autocommit)
         self.only_reads = True
         self._is_changed = False
-        # The state before the last statement.
+        # The state before the last statement that was no plain query.
         self._before = IDLE
 
     def sending(self, sql: str, cursor: object) -> None:
         text = sql.encode(errors="replace")
-        self._before = self._state
         if not only_reads(text) or b"set_config" in text:
+            self._before = self._state
             self.only_reads = False
             self._is_changed = self._is_changed or b"set_config" in text or may_change_session(text, postgresql=True)
 

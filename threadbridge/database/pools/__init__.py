@@ -23,6 +23,9 @@ KINDS = {
     "dbutils": "threadbridge.database.pools.dbutils_kind",
     "sqlalchemy": "threadbridge.database.pools.sqlalchemy_kind",
     "flask_sqlalchemy": "threadbridge.database.pools.sqlalchemy_kind",
+    "django": "threadbridge.database.pools.django_kind",
+    "psycopg_pool": "threadbridge.database.pools.psycopg_pool_kind",
+    "mysql": "threadbridge.database.pools.mysql_connector_kind",
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Unpack
 
 from dbutils import pooled_db
 from dbutils.pooled_db import PooledDedicatedDBConnection
@@ -12,11 +12,10 @@ from dbutils.pooled_db import PooledDedicatedDBConnection
 from threadbridge.common import forks
 from threadbridge.crossing.current import TrackedRequest, current_or_none
 from threadbridge.database.borrow import HeldConnection, borrow_of
-from threadbridge.database.guard import Guard
+from threadbridge.database.guard import Guard, GuardOptions, nobody_asked
 from threadbridge.database.pools.dbutils_check import connection_settings, creator_module
 from threadbridge.database.pools.dbutils_connection import GuardedConnection
 from threadbridge.database.pools.dbutils_cursor import GuardedCursor
-from threadbridge.database.stopper import Stopper
 from threadbridge.database.waiting_line import WaitingLine
 
 
@@ -28,20 +27,14 @@ class DBUtilsGuard(Guard):
 
     :param pool: a pool that `pool_size` has accepted.
     :param on_ask: called on the worker side with this guard and each request that asks for a connection.
-    :param statement_limit: seconds that a statement may take, by the database's clock and the driver's; 0 for no limit.
     :param stopper: see `Guard`.
     """
 
     def __init__(
         self,
         pool: Any,
-        on_ask: Callable[[Guard, TrackedRequest], None] = lambda guard, request: None,
-        *,
-        tags_queries: bool = False,
-        rerun: Literal["safe", "never"] = "safe",
-        resets_sessions: bool = True,
-        statement_limit: float = 0.0,
-        stopper: Stopper | None = None,
+        on_ask: Callable[[Guard, TrackedRequest], None] = nobody_asked,
+        **options: Unpack[GuardOptions],
     ) -> None:
         other = getattr(pool.connection, "__self__", None)
         if isinstance(other, DBUtilsGuard) and not other.closed:
@@ -51,13 +44,10 @@ class DBUtilsGuard(Guard):
         super().__init__(
             f"PooledDB of {module}",
             pool._lock,
-            connection_settings(pool, statement_limit),
+            connection_settings(pool),
             [module],
             on_ask,
-            tags_queries=tags_queries,
-            rerun=rerun,
-            resets_sessions=resets_sessions,
-            stopper=stopper,
+            **options,
         )
         # If the creator is a function of the application's, the driver and its defaults are not known yet.
         self._defaults = self._database.defaults if self._database is not None else {}

@@ -42,10 +42,10 @@ def pool_size(pool: object) -> int:
     return int(pool._maxconnections)
 
 
-def connection_settings(pool: Any, statement_limit: float = 0.0) -> ConnectionSettings:
+def connection_settings(pool: Any) -> ConnectionSettings:
     """How a pool that `pool_size` has accepted makes its connections."""
     connect = getattr(pool._creator, "connect", pool._creator)
-    settings = ConnectionSettings(connect, pool._args, pool._kwargs, statement_limit=statement_limit)
+    settings = ConnectionSettings(connect, pool._args, pool._kwargs)
     return replace(settings, takes_timeouts=database_of([creator_module(pool)], settings) is not None)
 
 

@@ -8,8 +8,9 @@ import logging
 import threading
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Unpack
 
 from threadbridge.common import forks
 from threadbridge.crossing.current import TrackedRequest, current_or_none
@@ -18,7 +19,7 @@ from threadbridge.database.driver import ConnectionSettings
 from threadbridge.database.driver_connection import is_guarded
 from threadbridge.database.drivers import database_of
 from threadbridge.database.drivers.connecting import is_noting
-from threadbridge.database.guard import Guard
+from threadbridge.database.guard import Guard, GuardOptions, nobody_asked
 from threadbridge.database.tracked_connection import TrackedConnection
 from threadbridge.sql.mask import masked
 from threadbridge.sql.statements import MAX_TEXT, text_of
@@ -71,12 +72,8 @@ class DriverGuard(Guard):
     def __init__(
         self,
         module: ModuleType,
-        on_ask: Callable[[Guard, TrackedRequest], None] = lambda guard, request: None,
-        *,
-        tags_queries: bool = False,
-        rerun: Literal["safe", "never"] = "safe",
-        resets_sessions: bool = True,
-        statement_limit: float = 0.0,
+        on_ask: Callable[[Guard, TrackedRequest], None] = nobody_asked,
+        **options: Unpack[GuardOptions],
     ) -> None:
         driver = module.__name__
         if driver not in _MODULES:
@@ -87,12 +84,10 @@ class DriverGuard(Guard):
         super().__init__(
             f"connections of {driver}",
             threading.Condition(),
-            ConnectionSettings(module.connect, (), {}, statement_limit=statement_limit),
+            ConnectionSettings(module.connect, (), {}),
             [driver],
             on_ask,
-            tags_queries=tags_queries,
-            rerun=rerun,
-            resets_sessions=resets_sessions,
+            **options,
         )
         self._driver = driver
         # Which server and user the guard's connections have; None until the first is made.
@@ -205,9 +200,8 @@ class DriverGuard(Guard):
         with self.lock:
             if self._server is None:
                 self._server = server
-                limit = self._settings.statement_limit
-                self._settings = ConnectionSettings(self._settings.connect, args, kwargs, statement_limit=limit)
-                self._database = database_of([self._driver], self._settings)
+                self.settings = replace(self.settings, args=args, kwargs=kwargs)
+                self._database = database_of([self._driver], self.settings)
                 self._start_afresh()
         return server == self._server
 

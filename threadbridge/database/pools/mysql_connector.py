@@ -8,7 +8,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Unpack
 
 from mysql.connector import connect
 from mysql.connector.errors import PoolError
@@ -18,7 +18,7 @@ from threadbridge.common import forks
 from threadbridge.crossing.current import TrackedRequest, current_or_none
 from threadbridge.database.borrow import HeldConnection
 from threadbridge.database.driver import ConnectionSettings
-from threadbridge.database.guard import Guard
+from threadbridge.database.guard import Guard, GuardOptions, nobody_asked
 from threadbridge.database.pools.mysql_connector_connection import GuardedPooledConnection
 from threadbridge.database.tracked_connection import TrackedConnection
 from threadbridge.database.waiting_line import WaitingLine
@@ -50,12 +50,8 @@ class MySQLConnectorGuard(Guard):
     def __init__(
         self,
         pool: Any,
-        on_ask: Callable[[Guard, TrackedRequest], None] = lambda guard, request: None,
-        *,
-        tags_queries: bool = False,
-        rerun: Literal["safe", "never"] = "safe",
-        resets_sessions: bool = True,
-        statement_limit: float = 0.0,
+        on_ask: Callable[[Guard, TrackedRequest], None] = nobody_asked,
+        **options: Unpack[GuardOptions],
     ) -> None:
         if isinstance(getattr(pool.get_connection, "__self__", None), MySQLConnectorGuard):
             raise ValueError("this pool belongs to another Bridge already; give both applications to one, or two pools")
@@ -63,19 +59,17 @@ class MySQLConnectorGuard(Guard):
         super().__init__(
             f"MySQLConnectionPool {pool.pool_name}",
             threading.Condition(),
-            ConnectionSettings(connect, (), dict(pool._cnx_config), statement_limit=statement_limit),
+            ConnectionSettings(connect, (), dict(pool._cnx_config)),
             ["mysql"],
             on_ask,
-            tags_queries=tags_queries,
-            rerun=rerun,
-            resets_sessions=resets_sessions,
+            **options,
         )
         self._pool = pool
         self._line = WaitingLine(self, self._has_free)
         self._in_use = 0
         self._of_parent: list[Any] = []
         # The pool's reset ends the limit of the session.
-        self._prepares_again = bool(statement_limit) and pool.reset_session
+        self._prepares_again = bool(self.settings.statement_limit) and pool.reset_session
         self._pool.get_connection = self._hand_out
         forks.copies(self)
 

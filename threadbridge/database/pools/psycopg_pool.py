@@ -7,7 +7,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Unpack
 
 from psycopg import Error
 from psycopg.conninfo import conninfo_to_dict
@@ -17,7 +17,7 @@ from threadbridge.common import forks
 from threadbridge.crossing.current import TrackedRequest, is_cancelled
 from threadbridge.database.borrow import HeldConnection, borrow_of
 from threadbridge.database.driver import ConnectionSettings
-from threadbridge.database.guard import Guard
+from threadbridge.database.guard import Guard, GuardOptions, nobody_asked
 from threadbridge.database.pools.psycopg_connection import guarded
 from threadbridge.database.tracked_connection import TrackedConnection
 from threadbridge.database.waiting_line import WaitingLine
@@ -59,12 +59,8 @@ class PsycopgPoolGuard(Guard):
     def __init__(
         self,
         pool: ConnectionPool[Any],
-        on_ask: Callable[[Guard, TrackedRequest], None] = lambda guard, request: None,
-        *,
-        tags_queries: bool = False,
-        rerun: Literal["safe", "never"] = "safe",
-        resets_sessions: bool = True,
-        statement_limit: float = 0.0,
+        on_ask: Callable[[Guard, TrackedRequest], None] = nobody_asked,
+        **options: Unpack[GuardOptions],
     ) -> None:
         if isinstance(getattr(pool.getconn, "__self__", None), PsycopgPoolGuard):
             raise ValueError("this pool belongs to another Bridge already; give both applications to one, or two pools")
@@ -74,12 +70,10 @@ class PsycopgPoolGuard(Guard):
         super().__init__(
             describe(pool),
             threading.Condition(),
-            ConnectionSettings(self._connect_apart, args, kwargs, statement_limit=statement_limit),
+            ConnectionSettings(self._connect_apart, args, kwargs),
             ["psycopg"],
             on_ask,
-            tags_queries=tags_queries,
-            rerun=rerun,
-            resets_sessions=resets_sessions,
+            **options,
         )
         self._pool = pool
         self._line = WaitingLine(self, self._has_free)

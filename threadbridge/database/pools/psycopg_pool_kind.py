@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,10 +14,19 @@ from threadbridge.database.guard import Guard
 from threadbridge.database.pools.psycopg_pool import PsycopgPoolGuard
 from threadbridge.database.pools.psycopg_pool import describe as name_of
 
+# Django's pools, by alias; there is no public name.
+_OF_DJANGO = "_connection_pools"
+
 
 def pools_of(value: Any) -> Mapping[str, Any]:
     # Requests run in threads, where asynchronous pools cannot be used.
-    return {"": value} if issubclass(type(value), ConnectionPool) else {}
+    return {"": value} if issubclass(type(value), ConnectionPool) and not _is_djangos(value) else {}
+
+
+def _is_djangos(pool: object) -> bool:
+    """Whether the pool belongs to a database of Django's, which has a guard for both."""
+    django = sys.modules.get("django.db.backends.postgresql.base")
+    return django is not None and pool in getattr(django.DatabaseWrapper, _OF_DJANGO, {}).values()
 
 
 def size(pool: Any) -> int:

@@ -8,7 +8,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal
+from typing import Any, Unpack
 
 from sqlalchemy import Engine, event, exc
 from sqlalchemy.pool import AssertionPool, Pool, QueuePool, SingletonThreadPool, StaticPool
@@ -17,9 +17,8 @@ from threadbridge.common import forks
 from threadbridge.crossing.current import TrackedRequest, current_or_none
 from threadbridge.database.borrow import HeldConnection, borrow_of
 from threadbridge.database.driver import ConnectionSettings
-from threadbridge.database.guard import Guard
+from threadbridge.database.guard import Guard, GuardOptions, nobody_asked
 from threadbridge.database.pools.sqlalchemy_statements import EngineConnection, EngineStatements
-from threadbridge.database.stopper import Stopper
 from threadbridge.database.waiting_line import WaitingLine
 
 # How many connections a QueuePool may make beyond its size; no public name gives it.
@@ -48,13 +47,8 @@ class SQLAlchemyGuard(Guard):
     def __init__(
         self,
         engine: Engine,
-        on_ask: Callable[[Guard, TrackedRequest], None] = lambda guard, request: None,
-        *,
-        tags_queries: bool = False,
-        rerun: Literal["safe", "never"] = "safe",
-        resets_sessions: bool = True,
-        statement_limit: float = 0.0,
-        stopper: Stopper | None = None,
+        on_ask: Callable[[Guard, TrackedRequest], None] = nobody_asked,
+        **options: Unpack[GuardOptions],
     ) -> None:
         other = getattr(getattr(engine.pool.connect, "func", None), "__self__", None)
         if isinstance(other, SQLAlchemyGuard):
@@ -70,19 +64,14 @@ class SQLAlchemyGuard(Guard):
         size_of(engine.pool)
         dialect: Any = engine.dialect
         url = engine.url.render_as_string(hide_password=True)
-        settings = ConnectionSettings(
-            self._connect_apart, (url,), {}, statement_limit=statement_limit, name=describe(engine)
-        )
+        settings = ConnectionSettings(self._connect_apart, (url,), {}, name=describe(engine))
         super().__init__(
             describe(engine),
             threading.Condition(),
             settings,
             [dialect.loaded_dbapi.__name__],
             on_ask,
-            tags_queries=tags_queries,
-            rerun=rerun,
-            resets_sessions=resets_sessions,
-            stopper=stopper,
+            **options,
         )
         self._engine = engine
         self._line = WaitingLine(self, self._has_free)
