@@ -202,7 +202,7 @@ def test_the_version_is_that_of_the_package(directory: Path) -> None:
         (["site_app:app", "--threads=1", "--log_file_prefix=no/a.log"], "--log_file_prefix=no/a.log: No such file"),
         (
             ["site_app:app", "--pool=site_app:number"],
-            "pool=5 is not a pool that can be guarded (threadbridge supports",
+            "pool=5 is not a pool that can be guarded (there is support for",
         ),
         (["site_app:app", "--pool=site_app"], "--pool=site_app: expected MODULE:ATTRIBUTE"),
         (

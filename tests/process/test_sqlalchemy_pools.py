@@ -155,8 +155,12 @@ def test_an_engine_that_is_made_later_is_reported_at_its_first_use(tmp_path: Pat
     # An engine for each tenant, dropped again.
     engine.dispose()
     del engine, connection
-    gc.collect()
-    assert [reference() for reference in later] == [None]
+
+    def is_gone() -> bool:
+        gc.collect()
+        return [reference() for reference in later] == [None]
+
+    wait_until(is_gone, "it is gone")
 
 
 def test_the_idle_connections_of_all_pools_are_closed(mariadb: dict[str, str], caplog: Any) -> None:

@@ -220,15 +220,15 @@ class Service:
         try:
             if self._on_start is not None:
                 self._on_start()
+            self._announce(" and ".join(places))
+            how = "compiled" if is_compiled() else "not compiled"
+            logger.info("Python %s, %s, on %s", sys.version.split()[0], how, type(loop).__module__.partition(".")[0])
             if self._inheritance is None or self._inheritance.number == 1:
                 # The others have the same.
                 for line in self.pools.lines():
                     logger.info("pool: %s", line)
                 for refusal in self.pools.refusals:
                     logger.warning("pool: %s", refusal)
-            self._announce(" and ".join(places))
-            how = "compiled" if is_compiled() else "not compiled"
-            logger.info("Python %s, %s, on %s", sys.version.split()[0], how, type(loop).__module__.partition(".")[0])
             await stop.wait()
         finally:
             # While this process still listens, so that no other process takes the file for an abandoned one.

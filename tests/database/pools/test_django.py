@@ -336,8 +336,8 @@ def test_databases_with_a_router_have_a_guard_each(
     first = django_databases.mysql(connect_settings(mariadb))
     second = django_databases.postgresql(postgresql_server)
     with (
-        guarded(first, on_ask=lambda request: asked.append("default")) as default,
-        guarded(second, "notes", on_ask=lambda request: asked.append("notes")) as notes,
+        guarded(first, on_ask=lambda guard, request: asked.append("default")) as default,
+        guarded(second, "notes", on_ask=lambda guard, request: asked.append("notes")) as notes,
     ):
         with running() as request:
             Note.objects.create(text="here")

@@ -18,6 +18,7 @@ from tests.support.databases import Witness, connect_settings
 from tests.support.inprocess import BridgeThread, wait_until
 from tests.support.requests_in_threads import in_request, running
 from threadbridge.crossing.current import TrackedRequest
+from threadbridge.database.guard import nobody_asked
 from threadbridge.database.pools.mysql_connector import MySQLConnectorGuard
 
 MakePool = Callable[..., tuple[Any, MySQLConnectorGuard]]
@@ -30,7 +31,7 @@ def make(mariadb: dict[str, str]) -> Iterator[MakePool]:
     """Makes pools with their guards, which are closed after the test."""
     made: list[tuple[Any, MySQLConnectorGuard]] = []
 
-    def make(size: int = 1, on_ask: Any = lambda request: None, limit: float = 0.0, **parameters: Any) -> Any:
+    def make(size: int = 1, on_ask: Any = nobody_asked, limit: float = 0.0, **parameters: Any) -> Any:
         settings = {**connect_settings(mariadb), **parameters}
         pool = MySQLConnectionPool(pool_size=size, pool_name=f"test{len(made)}", **settings)
         made.append((pool, MySQLConnectorGuard(pool, on_ask, statement_limit=limit)))
@@ -51,7 +52,7 @@ def one(connection: Any, sql: str = "SELECT 1") -> Any:
 
 def test_a_request_waits_and_others_get_the_pools_error(make: MakePool) -> None:
     asked: list[TrackedRequest] = []
-    pool, guard = make(on_ask=asked.append)
+    pool, guard = make(on_ask=lambda guard, request: asked.append(request))
     held = pool.get_connection()
     with pytest.raises(PoolError, match="exhausted"):
         pool.get_connection()

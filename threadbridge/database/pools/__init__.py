@@ -223,7 +223,7 @@ def _unknown(value: object, subject: str) -> ValueError:
         cls = type(value)
         advice = f"a {cls.__module__}.{cls.__qualname__} is none"
     else:
-        advice = f"threadbridge supports PooledDB of DBUtils, and others by entry points in the group {GROUP}"
+        advice = f"there is support for {', '.join(sorted(KINDS))}, and for others by entry points in the group {GROUP}"
     return ValueError(
         f"{subject} is not a pool that can be guarded ({advice}); give the pool object itself, a function that returns "
         "it, or leave pool out and give threads="
