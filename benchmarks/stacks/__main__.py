@@ -44,7 +44,7 @@ class Case(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """Seconds, and the number of queries that went on although their clients had left.
+    """Seconds, and the number of queries that still ran `MOST_NEXT` seconds after their clients had left.
 
     An answer that takes longer than `LIMIT` is given up.
 
@@ -124,10 +124,12 @@ def measure_leaving(port: int, witness: Witness) -> tuple[float, int]:
     time.sleep(0.5)
     for client in clients:
         client.close()
+    left_at = time.monotonic()
     try:
         after = ask(port, "/short")
     except TimeoutError:
         after = LIMIT
+    time.sleep(max(0.0, left_at + MOST_NEXT - time.monotonic()))
     return after, witness.blocked
 
 
