@@ -393,5 +393,5 @@ def test_a_silent_database_holds_up_only_its_own_requests_and_not_forever(
     # Each once, however many requests, except those that the last message about connections leaves out.
     assert [message[:19] for message in messages[:2]] == ["cannot stop cancell", messages[1][:19]]
     assert "cancelled 5 s ago but still holds connection" in messages[1]
-    assert all("cancelled" in each or "in the database" in each for each in messages) and len(messages) < 6
+    assert all("cancelled" in each or "ended in database" in each for each in messages) and len(messages) < 6
     witness.connection.close()

@@ -64,7 +64,7 @@ def test_a_pool_that_differs_is_refused_with_advice(make_pool: Callable[..., Any
 
 
 def test_an_unlimited_pool_needs_a_number_of_threads(make_pool: Callable[..., Any]) -> None:
-    with pytest.raises(ValueError, match=r"PooledDB of MySQLdb, unlimited: give threads="):
+    with pytest.raises(ValueError, match=r"the pool is unlimited .PooledDB of MySQLdb.; give threads="):
         Bridge(lambda environ, start_response: [], pool=make_pool(maxconnections=0))
 
 

@@ -60,7 +60,7 @@ FOR_OTHERS |= FOR_HANDLERS_OF_TORNADO | FOR_NOTHING
 )
 def test_what_only_others_need_is_not_loaded(tmp_path: Path, options: tuple[str, ...], unneeded: set[str]) -> None:
     (tmp_path / "modules.py").write_text(APPLICATION)
-    arguments = ("-m", "threadbridge", "modules:app", "--threads=2", "--port={port}", *options)
+    arguments = ("-m", "threadbridge", "modules:app", "--pool=none", "--threads=2", "--port={port}", *options)
     with Frontend(arguments, env={"PYTHONPATH": f"{ROOT}:{tmp_path}"}) as server:
         loaded = set(requests.get(server.url, timeout=30).text.split())
     assert "threadbridge.worker.wsgi" in loaded

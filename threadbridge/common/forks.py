@@ -98,7 +98,10 @@ def _become_copy() -> None:
     # Otherwise the copy, when it exits, would wait for the executors' threads, one of which is its own.
     getattr(futures_thread, "_threads_queues", {}).clear()
     for copied in (*_serving, *_others):
-        copied.become_copy()
+        try:
+            copied.become_copy()
+        except Exception:  # noqa: BLE001 - it is shown, and the others must know
+            traceback.print_exc()
     _serving.clear()
     _listeners.clear()
     _connections.clear()

@@ -267,7 +267,9 @@ def test_a_connection_that_is_given_up_is_ended_and_frees_its_thread(stack: Stac
     request, worker = compute(stack, pool, "INSERT INTO notes VALUES ('half')")
     assert guard.abandon(request) == (1, 0)
     worker.join()
-    assert worker.error is not None and guard.is_lost(worker.error), worker.error
+    assert worker.error is not None
+    # Where the lost connection is replaced before its error is raised, that is refused.
+    assert guard.is_lost(worker.error) or "the request was cancelled" in str(worker.error), worker.error
     wait_until(lambda: guard.stopper.running == 0, "it has ended in the database")
     wait_until(lambda: not stack.is_computing, "the database has stopped it")
     assert (guard.stopper.killed, pool._connections) == (1, 0)

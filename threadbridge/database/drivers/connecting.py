@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -37,8 +38,8 @@ def noting_unfinished(note: Callable[[Any], None]) -> Iterator[None]:
     What ``note`` raises ends the connecting.
     """
     for each in _DRIVERS:
-        # The application may import a driver at any time.
-        if each not in _replaced and each[0] in sys.modules:
+        # The application may import a driver at any time; MySQLdb imports this module with the first connection.
+        if each not in _replaced and each[0].rpartition(".")[0] in sys.modules:
             _replace(*each)
             _replaced.add(each)
     _this_thread.note = note
@@ -54,7 +55,8 @@ def is_noting() -> bool:
 
 
 def _replace(module: str, kind: str, name: str) -> None:
-    owner = getattr(sys.modules[module], kind)
+    # Not from `sys.modules`, which may have what another thread has not imported completely yet.
+    owner = getattr(importlib.import_module(module), kind)
     method = getattr(owner, name)
     if getattr(method, "notes_connection", False):
         return

@@ -8,11 +8,13 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from threadbridge.crossing.current import TrackedRequest
 from threadbridge.database.guard import Guard
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 logger = logging.getLogger("threadbridge")
 
@@ -188,6 +190,9 @@ def kind_from(package: str) -> PoolKind | None:
 @cache
 def _offers() -> Mapping[str, EntryPoint]:
     """By package; those of this project are not declared as entry points, so that its source tree is enough."""
+    # Not above: it takes more than a megabyte, and with ``pool=none`` it is not needed.
+    from importlib.metadata import EntryPoint, entry_points
+
     known = (EntryPoint(package, module, GROUP) for package, module in KINDS.items())
     return {each.name: each for each in (*known, *entry_points(group=GROUP))}
 

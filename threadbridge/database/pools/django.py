@@ -81,6 +81,8 @@ class DjangoGuard(Guard):
 
     def become_copy(self) -> None:
         super().become_copy()
+        if self.closed:
+            return
         # The parent has the connections.
         wrapper = connections[self.alias]
         wrapper.connection = None
