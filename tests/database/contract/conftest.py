@@ -8,7 +8,8 @@ from contextlib import closing
 import pytest
 
 from tests.database.contract.django_stacks import DJANGO_STACKS
-from tests.database.contract.stacks import STACKS, MariaDB, PostgreSQL, Stack
+from tests.database.contract.servers import MariaDB, PostgreSQL, SQLite
+from tests.database.contract.stacks import STACKS, Stack
 from tests.support.postgresql import private_postgresql
 
 ALL_STACKS = {**STACKS, **DJANGO_STACKS}
@@ -23,6 +24,12 @@ def mariadb_server(mariadb: dict[str, str]) -> Iterator[MariaDB]:
 @pytest.fixture(scope="session")
 def postgresql_server() -> Iterator[PostgreSQL]:
     with private_postgresql() as settings, closing(PostgreSQL(settings)) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def sqlite_file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SQLite]:
+    with closing(SQLite(tmp_path_factory.mktemp("sqlite") / "data.sqlite")) as server:
         yield server
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import django.db
 from django.db import connections, transaction
 
-from tests.database.contract.stacks import Server, Stack
+from tests.database.contract.servers import Server, SQLite
+from tests.database.contract.stacks import LOCK_TIMEOUT, Stack
 from tests.support import django_databases
 from threadbridge.database.pools.django import DjangoGuard
 
@@ -83,9 +84,15 @@ def _postgresql_pool(server: Any, size: int) -> Stack:
     return Django(server, django_databases.postgresql(server.settings, OPTIONS={"pool": pool}))
 
 
+def _sqlite(server: SQLite, size: int) -> Stack:
+    entry = {"ENGINE": "django.db.backends.sqlite3", "NAME": server.path, "OPTIONS": {"timeout": LOCK_TIMEOUT}}
+    return Django(server, {**entry, **_KEPT})
+
+
 DJANGO_STACKS: dict[str, tuple[str, Callable[..., Stack]]] = {
     "django-mysqlclient": ("mariadb_server", _mysql()),
     "django-mysqlclient-kept": ("mariadb_server", _mysql(**_KEPT)),
     "django-psycopg": ("postgresql_server", _postgresql),
     "django-psycopg-pool": ("postgresql_server", _postgresql_pool),
+    "django-sqlite": ("sqlite_file", _sqlite),
 }
