@@ -11,7 +11,7 @@ import django.db
 from django.db import connections, transaction
 
 from tests.database.contract.servers import Server, SQLite
-from tests.database.contract.stacks import LOCK_TIMEOUT, Stack
+from tests.database.contract.stacks import LOCK_TIMEOUT, POOL_TIMEOUT, Stack
 from tests.support import django_databases
 from threadbridge.database.pools.django import DjangoGuard
 
@@ -38,6 +38,7 @@ class Django(Stack):
 
     def __init__(self, server: Server, entry: dict[str, Any]) -> None:
         self.alias = f"stack{next(_numbers)}"
+        self.connects_in_requests = "pool" not in entry.get("OPTIONS", {})
         django_databases.add(self.alias, entry)
         super().__init__(server, DjangoGuard(self.alias))
 
@@ -80,7 +81,7 @@ def _postgresql(server: Any, size: int) -> Stack:
 
 
 def _postgresql_pool(server: Any, size: int) -> Stack:
-    pool = {"min_size": 1, "max_size": size}
+    pool = {"min_size": 1, "max_size": size, "timeout": POOL_TIMEOUT}
     return Django(server, django_databases.postgresql(server.settings, OPTIONS={"pool": pool}))
 
 

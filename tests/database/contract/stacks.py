@@ -26,6 +26,8 @@ from threadbridge.database.pools.sqlalchemy import SQLAlchemyGuard
 
 # For PyMySQL: otherwise each connection costs 20 ms of processor time, for a TLS context that it does not use.
 PLAIN = {"ssl_disabled": True}
+# Seconds; those for which psycopg's pool waits for a connection, even if the server is out of reach.
+POOL_TIMEOUT = 3.0
 # For SQLite, in seconds: a wait for a lock cannot be stopped.
 LOCK_TIMEOUT = 0.02
 
@@ -41,6 +43,8 @@ class Stack(abc.ABC):
     errors: type[Exception]
     # Whether requests wait for a connection.
     has_line = True
+    # Whether the request's own thread makes the connections.
+    connects_in_requests = True
 
     def __init__(self, server: Server, guard: Guard) -> None:
         self.server = server
@@ -62,6 +66,13 @@ class Stack(abc.ABC):
             connection.execute(self.in_style("INSERT INTO ledger VALUES (%s, %s, %s)"), number, source, target)
             connection.execute(self.in_style("UPDATE accounts SET amount = amount - 1 WHERE id = %s"), source)
             connection.execute(self.in_style("UPDATE accounts SET amount = amount + 1 WHERE id = %s"), target)
+            connection.commit()
+
+    def transfer_slowly(self, number: int, source: int, target: int) -> None:
+        """The same, but with a statement that computes in its middle."""
+        with self.use() as connection:
+            connection.execute(self.in_style("INSERT INTO ledger VALUES (%s, %s, %s)"), number, source, target)
+            connection.execute(self.server.compute)
             connection.commit()
 
     def in_style(self, sql: str) -> str:
@@ -173,10 +184,11 @@ def _sqlalchemy_postgresql(driver: str) -> Callable[..., Stack]:
 
 class PsycopgPool(Stack):
     errors = psycopg.Error
+    connects_in_requests = False
 
     def __init__(self, server: PostgreSQL, size: int, kind: Any = ConnectionPool, **settings: Any) -> None:
         where = {"host": server.settings["PGHOST"], "user": server.settings["PGUSER"], "dbname": "postgres"}
-        self.pool = kind(kwargs=where, max_size=size, open=True, **{"min_size": 1, **settings})
+        self.pool = kind(kwargs=where, max_size=size, open=True, timeout=POOL_TIMEOUT, **{"min_size": 1, **settings})
         super().__init__(server, PsycopgPoolGuard(self.pool))
 
     @contextmanager
@@ -206,6 +218,7 @@ class PsycopgBlocks(PsycopgPool):
 
 class MySQLConnector(Stack):
     errors = mysql.connector.Error
+    connects_in_requests = False
 
     def __init__(self, server: MariaDB, size: int) -> None:
         self.pool = MySQLConnectionPool(pool_size=size, pool_name="contract", **server.settings)

@@ -85,6 +85,59 @@ def test_statements_and_what_became_of_them_are_recorded(make_stack: MakeStack) 
         assert request.statements.outcome == "none"
 
 
+def test_statements_are_recorded_without_their_parameters(make_stack: MakeStack) -> None:
+    stack = make_stack()
+    with running() as request:
+        stack.transfer(987654321, 2, 3)
+        texts = [each.sql for each in request.statements.latest]
+        assert any("INSERT INTO ledger" in text for text in texts)
+        assert not any("987654321" in text for text in texts)
+
+
+def test_statements_name_their_request_to_the_database(make_stack: MakeStack) -> None:
+    stack = make_stack(1)
+    if not stack.server.has_sessions:
+        pytest.skip("there is no server with a list of statements")
+    stack.guard.tags_queries = True
+    request, worker = in_request(lambda: stack.ask(stack.server.compute))
+    wait_until(stack.server.computes, "it runs")
+    texts = stack.server.texts
+    request.cancel()
+    worker.join()
+    assert f"/* {request.id} */ {stack.server.compute}" in texts
+
+
+def test_a_stop_never_meets_the_next_request_with_the_same_connection(make_stack: MakeStack) -> None:
+    stack = make_stack(1)
+    usual = min(_seconds(lambda: stack.ask(stack.server.brief)) for _ in range(5))
+    seen: set[str] = set()
+    for number in range(100):
+        with running() as request:
+            about_to_run = threading.Barrier(2)
+
+            def cancel(request: TrackedRequest, about_to_run: threading.Barrier, delay: float) -> None:
+                about_to_run.wait(10)
+                # While it gets its connection, while its query runs, while it hands back, or afterwards.
+                time.sleep(delay)
+                request.cancel()
+
+            canceller = threading.Thread(target=cancel, args=(request, about_to_run, usual * (number % 20) / 10))
+            canceller.start()
+            about_to_run.wait(10)
+            try:
+                stack.ask(stack.server.brief)
+                seen.add("done")
+            except stack.errors:
+                assert request.cancelled
+                seen.add("stopped")
+        # Not cancelled: whatever it raises is the other one's.
+        with running():
+            for _ in range(3):
+                stack.ask(stack.server.brief)
+        canceller.join(10)
+    assert seen == {"done", "stopped"}
+
+
 def test_waiting_for_a_connection_ends_with_the_request(make_stack: MakeStack) -> None:
     stack = make_stack(1)
     if not stack.guard.size:
@@ -178,6 +231,12 @@ def test_random_cancellations_hit_no_other_request_and_leave_nothing_half_done(m
     assert stack.server.is_consistent
     assert len(stack.server.rows("SELECT id FROM ledger")) >= counts["done"]
     assert current_or_none() is None
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
 
 
 def is_conflict(error: Exception) -> bool:
