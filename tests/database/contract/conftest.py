@@ -8,7 +8,8 @@ from contextlib import closing
 import pytest
 
 from tests.database.contract.django_stacks import DJANGO_STACKS
-from tests.database.contract.stacks import STACKS, MariaDB, PostgreSQL, Stack
+from tests.database.contract.servers import MariaDB, PostgreSQL, Server, SQLite
+from tests.database.contract.stacks import STACKS, Stack
 from tests.support.postgresql import private_postgresql
 
 ALL_STACKS = {**STACKS, **DJANGO_STACKS}
@@ -26,16 +27,33 @@ def postgresql_server() -> Iterator[PostgreSQL]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def sqlite_file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SQLite]:
+    with closing(SQLite(tmp_path_factory.mktemp("sqlite") / "data.sqlite")) as server:
+        yield server
+
+
 @pytest.fixture(params=ALL_STACKS)
-def make_stack(request: pytest.FixtureRequest) -> Iterator[Callable[[int], Stack]]:
-    """Makes a stack with so many connections; it is closed after the test."""
-    fixture, make = ALL_STACKS[request.param]
+def name(request: pytest.FixtureRequest) -> str:
+    """The stack's."""
+    return str(request.param)
+
+
+@pytest.fixture
+def server(request: pytest.FixtureRequest, name: str) -> Server:
+    """The stack's, with new tables."""
+    found: Server = request.getfixturevalue(ALL_STACKS[name][0])
+    found.make_tables()
+    return found
+
+
+@pytest.fixture
+def make_stack(name: str, server: Server) -> Iterator[Callable[..., Stack]]:
+    """Makes a stack with so many connections, by default over `server`; it is closed after the test."""
     stacks: list[Stack] = []
 
-    def make_stack(size: int = 2) -> Stack:
-        server = request.getfixturevalue(fixture)
-        server.make_tables()
-        stacks.append(make(server, size))
+    def make_stack(size: int = 2, over: Server | None = None) -> Stack:
+        stacks.append(ALL_STACKS[name][1](over or server, size))
         return stacks[-1]
 
     yield make_stack

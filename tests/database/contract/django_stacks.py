@@ -10,7 +10,8 @@ from typing import Any
 import django.db
 from django.db import connections, transaction
 
-from tests.database.contract.stacks import Server, Stack
+from tests.database.contract.servers import Server, SQLite
+from tests.database.contract.stacks import LOCK_TIMEOUT, POOL_TIMEOUT, Stack
 from tests.support import django_databases
 from threadbridge.database.pools.django import DjangoGuard
 
@@ -37,6 +38,7 @@ class Django(Stack):
 
     def __init__(self, server: Server, entry: dict[str, Any]) -> None:
         self.alias = f"stack{next(_numbers)}"
+        self.connects_in_requests = "pool" not in entry.get("OPTIONS", {})
         django_databases.add(self.alias, entry)
         super().__init__(server, DjangoGuard(self.alias))
 
@@ -79,8 +81,13 @@ def _postgresql(server: Any, size: int) -> Stack:
 
 
 def _postgresql_pool(server: Any, size: int) -> Stack:
-    pool = {"min_size": 1, "max_size": size}
+    pool = {"min_size": 1, "max_size": size, "timeout": POOL_TIMEOUT}
     return Django(server, django_databases.postgresql(server.settings, OPTIONS={"pool": pool}))
+
+
+def _sqlite(server: SQLite, size: int) -> Stack:
+    entry = {"ENGINE": "django.db.backends.sqlite3", "NAME": server.path, "OPTIONS": {"timeout": LOCK_TIMEOUT}}
+    return Django(server, {**entry, **_KEPT})
 
 
 DJANGO_STACKS: dict[str, tuple[str, Callable[..., Stack]]] = {
@@ -88,4 +95,5 @@ DJANGO_STACKS: dict[str, tuple[str, Callable[..., Stack]]] = {
     "django-mysqlclient-kept": ("mariadb_server", _mysql(**_KEPT)),
     "django-psycopg": ("postgresql_server", _postgresql),
     "django-psycopg-pool": ("postgresql_server", _postgresql_pool),
+    "django-sqlite": ("sqlite_file", _sqlite),
 }

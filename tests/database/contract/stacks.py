@@ -9,7 +9,6 @@ from contextlib import closing, contextmanager
 from typing import Any
 
 import mysql.connector
-import MySQLdb
 import psycopg
 import sqlalchemy
 from dbutils.persistent_db import PersistentDB
@@ -17,7 +16,7 @@ from dbutils.pooled_db import PooledDB
 from mysql.connector.pooling import MySQLConnectionPool
 from psycopg_pool import ConnectionPool, NullConnectionPool
 
-from tests.support.databases import connect_settings
+from tests.database.contract.servers import MariaDB, PostgreSQL, Server, SQLite
 from threadbridge.database.guard import Guard
 from threadbridge.database.pools.dbutils import DBUtilsGuard
 from threadbridge.database.pools.driver import DriverGuard
@@ -25,99 +24,12 @@ from threadbridge.database.pools.mysql_connector import MySQLConnectorGuard
 from threadbridge.database.pools.psycopg_pool import PsycopgPoolGuard
 from threadbridge.database.pools.sqlalchemy import SQLAlchemyGuard
 
-ACCOUNTS = 20
 # For PyMySQL: otherwise each connection costs 20 ms of processor time, for a TLS context that it does not use.
 PLAIN = {"ssl_disabled": True}
-
-
-class Server(abc.ABC):
-    """A kind of database, with tables ``accounts (id, amount)`` and ``ledger (id, source, target)``.
-
-    `connect` gives a connection of the witness's, in autocommit.
-    """
-
-    # A statement that computes for minutes.
-    compute: str
-
-    @abc.abstractmethod
-    def connect(self) -> Any: ...
-
-    def __init__(self) -> None:
-        self.witness = self.connect()
-
-    def close(self) -> None:
-        self.witness.close()
-
-    def rows(self, sql: str) -> list[tuple[Any, ...]]:
-        cursor = self.witness.cursor()
-        cursor.execute(sql)
-        return list(cursor.fetchall()) if cursor.description else []
-
-    def make_tables(self) -> None:
-        for statement in (
-            "DROP TABLE IF EXISTS accounts",
-            "DROP TABLE IF EXISTS ledger",
-            "CREATE TABLE accounts (id INTEGER PRIMARY KEY, amount INTEGER NOT NULL)",
-            "CREATE TABLE ledger (id INTEGER PRIMARY KEY, source INTEGER NOT NULL, target INTEGER NOT NULL)",
-            *[f"INSERT INTO accounts VALUES ({number}, 1000)" for number in range(1, ACCOUNTS + 1)],  # noqa: S608
-        ):
-            self.rows(statement)
-
-    @property
-    def is_consistent(self) -> bool:
-        """Whether what the ledger says and the accounts have is the same: no transfer was made in part."""
-        amounts = dict.fromkeys(range(1, ACCOUNTS + 1), 1000)
-        for source, target in self.rows("SELECT source, target FROM ledger"):
-            amounts[source] -= 1
-            amounts[target] += 1
-        return dict(self.rows("SELECT id, amount FROM accounts")) == amounts
-
-    @property
-    @abc.abstractmethod
-    def running(self) -> int:
-        """How many statements run at this moment, but for the witness's own."""
-
-
-class MariaDB(Server):
-    compute = "SELECT SUM(a.seq * b.seq) FROM seq_1_to_1000000 AS a, seq_1_to_1000000 AS b"
-
-    def __init__(self, mariadb: dict[str, str]) -> None:
-        self.settings = connect_settings(mariadb)
-        super().__init__()
-
-    def connect(self) -> Any:
-        return MySQLdb.connect(autocommit=True, **self.settings)
-
-    @property
-    def running(self) -> int:
-        return int(
-            self.rows(
-                "SELECT COUNT(*) FROM information_schema.processlist WHERE id <> CONNECTION_ID() AND info IS NOT NULL "
-                "AND command <> 'Sleep'"
-            )[0][0]
-        )
-
-
-class PostgreSQL(Server):
-    compute = "SELECT count(*) FROM generate_series(1, 2000000000)"
-
-    def __init__(self, postgresql: dict[str, str]) -> None:
-        self.settings = postgresql
-        super().__init__()
-
-    def connect(self) -> Any:
-        return psycopg.connect(
-            host=self.settings["PGHOST"], user=self.settings["PGUSER"], dbname="postgres", autocommit=True
-        )
-
-    @property
-    def running(self) -> int:
-        return int(
-            self.rows(
-                "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND pid <> pg_backend_pid() "
-                "AND backend_type = 'client backend'"
-            )[0][0]
-        )
+# Seconds; those for which psycopg's pool waits for a connection, even if the server is out of reach.
+POOL_TIMEOUT = 3.0
+# For SQLite, in seconds: a wait for a lock cannot be stopped.
+LOCK_TIMEOUT = 0.02
 
 
 class Stack(abc.ABC):
@@ -131,6 +43,8 @@ class Stack(abc.ABC):
     errors: type[Exception]
     # Whether requests wait for a connection.
     has_line = True
+    # Whether the request's own thread makes the connections.
+    connects_in_requests = True
 
     def __init__(self, server: Server, guard: Guard) -> None:
         self.server = server
@@ -149,10 +63,21 @@ class Stack(abc.ABC):
     def transfer(self, number: int, source: int, target: int) -> None:
         """One row and two accounts, or nothing."""
         with self.use() as connection:
-            connection.execute("INSERT INTO ledger VALUES (%s, %s, %s)", number, source, target)
-            connection.execute("UPDATE accounts SET amount = amount - 1 WHERE id = %s", source)
-            connection.execute("UPDATE accounts SET amount = amount + 1 WHERE id = %s", target)
+            connection.execute(self.in_style("INSERT INTO ledger VALUES (%s, %s, %s)"), number, source, target)
+            connection.execute(self.in_style("UPDATE accounts SET amount = amount - 1 WHERE id = %s"), source)
+            connection.execute(self.in_style("UPDATE accounts SET amount = amount + 1 WHERE id = %s"), target)
             connection.commit()
+
+    def transfer_slowly(self, number: int, source: int, target: int) -> None:
+        """The same, but with a statement that computes in its middle."""
+        with self.use() as connection:
+            connection.execute(self.in_style("INSERT INTO ledger VALUES (%s, %s, %s)"), number, source, target)
+            connection.execute(self.server.compute)
+            connection.commit()
+
+    def in_style(self, sql: str) -> str:
+        """With the driver's placeholders in place of ``%s``."""
+        return sql.replace("%s", self.server.placeholder)
 
 
 class _Connection:
@@ -259,10 +184,11 @@ def _sqlalchemy_postgresql(driver: str) -> Callable[..., Stack]:
 
 class PsycopgPool(Stack):
     errors = psycopg.Error
+    connects_in_requests = False
 
     def __init__(self, server: PostgreSQL, size: int, kind: Any = ConnectionPool, **settings: Any) -> None:
         where = {"host": server.settings["PGHOST"], "user": server.settings["PGUSER"], "dbname": "postgres"}
-        self.pool = kind(kwargs=where, max_size=size, open=True, **{"min_size": 1, **settings})
+        self.pool = kind(kwargs=where, max_size=size, open=True, timeout=POOL_TIMEOUT, **{"min_size": 1, **settings})
         super().__init__(server, PsycopgPoolGuard(self.pool))
 
     @contextmanager
@@ -292,6 +218,7 @@ class PsycopgBlocks(PsycopgPool):
 
 class MySQLConnector(Stack):
     errors = mysql.connector.Error
+    connects_in_requests = False
 
     def __init__(self, server: MariaDB, size: int) -> None:
         self.pool = MySQLConnectionPool(pool_size=size, pool_name="contract", **server.settings)
@@ -341,6 +268,14 @@ class PersistentDriver(Driver):
             connection.rollback()
 
 
+def _dbutils_sqlite(server: SQLite, size: int) -> Stack:
+    return DBUtils(server, "sqlite3", size, database=server.path, timeout=LOCK_TIMEOUT)
+
+
+def _sqlalchemy_sqlite(server: SQLite, size: int) -> Stack:
+    return SQLAlchemy(server, f"sqlite:///{server.path}", size, connect_args={"timeout": LOCK_TIMEOUT})
+
+
 # By name: the fixture of the server, and what makes the stack.
 STACKS: dict[str, tuple[str, Callable[..., Stack]]] = {
     "dbutils-mysqlclient": ("mariadb_server", lambda server, size: DBUtils(server, "MySQLdb", size, **server.settings)),
@@ -361,5 +296,7 @@ STACKS: dict[str, tuple[str, Callable[..., Stack]]] = {
         "postgresql_server",
         lambda server, size: PsycopgPool(server, size, NullConnectionPool, min_size=0),
     ),
+    "dbutils-sqlite": ("sqlite_file", _dbutils_sqlite),
+    "sqlalchemy-sqlite": ("sqlite_file", _sqlalchemy_sqlite),
     "sqlalchemy-psycopg2": ("postgresql_server", _sqlalchemy_postgresql("psycopg2")),
 }

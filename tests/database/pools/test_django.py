@@ -22,7 +22,7 @@ import requests
 from django.core.wsgi import get_wsgi_application
 from django.db import connections, transaction
 
-from tests.database.contract.stacks import MariaDB, PostgreSQL
+from tests.database.contract.servers import MariaDB, PostgreSQL
 from tests.support import django_databases
 from tests.support.databases import connect_settings
 from tests.support.django_models import Account, Note, tables

@@ -21,7 +21,7 @@ from threadbridge.database.guard import Guard, GuardOptions, nobody_asked
 from threadbridge.database.pools.sqlalchemy_statements import EngineConnection, EngineStatements
 from threadbridge.database.waiting_line import WaitingLine
 
-# How many connections a QueuePool may make beyond its size; no public name gives it.
+# How many connections a QueuePool may make beyond its size; no public name gives or sets it.
 _PRIVATE = "_max_overflow"
 
 
@@ -82,6 +82,8 @@ class SQLAlchemyGuard(Guard):
         # The pool's records of the connections that are handed out, and how many threads are about to get one.
         self._out: set[Any] = set()
         self._entering = 0
+        # Those that were given up while connecting. Until this ends, the pool may make one more for each.
+        self._given_up: set[Any] = set()
         if not isinstance(engine.pool, SingletonThreadPool):
             # Its connections are not known. Those of a SingletonThreadPool may be databases in memory.
             engine.dispose()
@@ -121,13 +123,13 @@ class SQLAlchemyGuard(Guard):
         super().become_copy()
         self._line.clear()
         self._made.clear()
-        self._out, self._entering = set(), 0
+        self._out, self._entering, self._given_up = set(), 0, set()
         # The parent has the connections.
         self._engine.dispose(close=False)
 
     @property
     def size(self) -> int:
-        return size_of(self._engine.pool)
+        return size_of(self._engine.pool) - len(self._given_up)
 
     @property
     def in_use(self) -> int:
@@ -148,6 +150,20 @@ class SQLAlchemyGuard(Guard):
         if fairy is not None:
             # The pool may make another one.
             fairy.detach()
+        elif isinstance(connection, EngineConnection) and connection.record in self._out:
+            self._give_up(connection.record)
+
+    def _give_up(self, record: Any) -> None:
+        """Let the pool make a connection instead of one that is still being made. Under the lock."""
+        self._out.discard(record)
+        if self.size and isinstance(self._engine.pool, QueuePool):
+            self._given_up.add(record)
+            self._change_overflow(1)
+        self.lock.notify_all()
+
+    def _change_overflow(self, change: int) -> None:
+        pool = self._engine.pool
+        setattr(pool, _PRIVATE, getattr(pool, _PRIVATE) + change)
 
     # Hand-out. Worker side, or a thread that the application has started.
 
@@ -208,6 +224,9 @@ class SQLAlchemyGuard(Guard):
             if record in self._out:
                 self._out.discard(record)
                 self.lock.notify_all()
+            elif record in self._given_up:
+                self._given_up.discard(record)
+                self._change_overflow(-1)
 
     def _lend(self, held: EngineConnection) -> None:
         request = current_or_none()
@@ -227,6 +246,7 @@ class SQLAlchemyGuard(Guard):
     def _make(self, record: Any, connect: Callable[[], Any]) -> Any:
         self._stop_entering(record)
         held = EngineConnection(self)
+        held.record = record
         self._lend(held)
         try:
             made = held.make(connect)
@@ -253,7 +273,7 @@ class SQLAlchemyGuard(Guard):
         held = self._made.get(id(connection))
         if held is not None:
             held.is_idle = False
-            held.fairy = weakref.ref(fairy)
+            held.fairy, held.record = weakref.ref(fairy), None
             self._lend(held)
 
     def _on_reset(self, connection: Any, record: Any, state: object) -> None:

@@ -17,9 +17,13 @@ _WRAPPED = ("do_commit", "do_rollback", "do_ping")
 
 
 class EngineConnection(TrackedConnection):
-    """A connection of an engine; the guard's lock guards ``fairy``, what the application has of it."""
+    """A connection of an engine.
+
+    The guard's lock guards ``fairy``, what the application has of it, and ``record``, the pool's, until then.
+    """
 
     fairy: weakref.ref[Any] | None = None
+    record: Any = None
 
 
 class EngineStatements:
