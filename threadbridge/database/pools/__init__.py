@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -13,6 +13,7 @@ from typing import Any, Protocol, cast
 
 from threadbridge.crossing.current import TrackedRequest
 from threadbridge.database.guard import Guard
+from threadbridge.database.pools.advice import Advice, PoolLoad
 
 logger = logging.getLogger("threadbridge")
 
@@ -63,6 +64,9 @@ class PoolKind(Protocol):
     def close_idle(self, pool: Any) -> None:
         """Close the pool's idle connections; this process does not use the pool. Any error may be raised."""
 
+    def advice(self, pool: Any, load: PoolLoad) -> Iterable[Advice]:
+        """What ``--check`` says about the pool's own settings. A kind may do without this function."""
+
 
 @dataclass(frozen=True)
 class FoundPool:
@@ -76,6 +80,10 @@ class FoundPool:
     def size(self) -> int:
         """How many connections it hands out at once; 0: unlimited."""
         return self.kind.size(self.pool)
+
+    def advice(self, load: PoolLoad) -> Iterable[Advice]:
+        """Which of the pool's own settings work badly, as far as its kind knows."""
+        return self.kind.advice(self.pool, load) if hasattr(self.kind, "advice") else ()
 
     def __str__(self) -> str:
         return f"{self.kind.describe(self.pool)} ({self.name})" if self.name else self.kind.describe(self.pool)
