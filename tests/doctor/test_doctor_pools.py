@@ -47,6 +47,16 @@ engine_old = partial(engine, pool_size=5, max_overflow=0, pool_recycle=7200)
 engine_young = partial(engine, pool_size=5, max_overflow=0, pool_recycle=1800)
 engine_patient = partial(engine, **good, pool_timeout=200)
 
+def engine_silent():
+    from threadbridge.database.pools import sqlalchemy_kind
+    del sqlalchemy_kind.advice
+    return engine_overflow()
+
+def engine_broken():
+    from threadbridge.database.pools import sqlalchemy_kind
+    sqlalchemy_kind.advice = lambda pool, load: [1 / 0]
+    return engine_overflow()
+
 def engine_null():
     from sqlalchemy.pool import NullPool
     return engine(poolclass=NullPool)
@@ -184,6 +194,8 @@ def test_a_setting_that_works_badly(
         ("engine_overflow", ["--threads=5"]),
         ("engine_young", []),
         ("engine_patient", []),
+        # A kind of another package may offer no advice.
+        ("engine_silent", []),
         ("engine_file", []),
         ("pooled_good", []),
         ("pooled_waiting", [MORE_THREADS]),
@@ -258,3 +270,9 @@ def test_postgresql_closes_idle_connections_early(postgresql: dict[str, str], tm
 def test_the_settings_of_several_pools_are_told_apart(mariadb: dict[str, str], tmp_path: Path) -> None:
     report = check_pool(tmp_path, mariadb, "engine_overflow,site_app:pooled_few")
     assert report.bad == {"max_overflow (1)": "warning", "maxcached (2)": "warning"}
+
+
+def test_a_kind_whose_advice_fails(mariadb: dict[str, str], tmp_path: Path) -> None:
+    report = check_pool(tmp_path, mariadb, "engine_broken")
+    assert report.bad == {"pool settings": "warning"}
+    assert "ZeroDivisionError" in report.message("pool settings")
