@@ -31,7 +31,7 @@ def run(installation: Installation, commands: str) -> str:
 
 
 def test_the_commands_start_the_application_and_show_queries_that_run_side_by_side(sample_data: dict[str, str]) -> None:
-    two_commands, demonstration, *_ = shell_blocks()
+    _, two_commands, demonstration, *_ = shell_blocks()
     start, test = two_commands.splitlines()
     # Which runs this test.
     assert test.startswith("scripts/test.sh ")

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 
 from threadbridge.database.driver import ConnectionSettings
 from threadbridge.database.drivers import database_of
 from threadbridge.database.drivers.mysql_drivers import DRIVERS
 from threadbridge.doctor import Finding, error, in_thread, ok, warning
-from threadbridge.doctor.mysql import Load, MySQLChecks, advice
+from threadbridge.doctor.load import Load
+from threadbridge.doctor.mysql import MySQLChecks, advice
+from threadbridge.doctor.postgresql import DRIVERS as POSTGRESQL
+from threadbridge.doctor.postgresql import PostgreSQLChecks
 
 # Seconds that connecting, and each check, may take.
 TIME_LIMIT = 5.0
-# The packages of the drivers for which there are more checks.
+# The packages of the drivers for MySQL.
 MYSQL = frozenset(DRIVERS)
 # The arguments of drivers that say where the server is.
 _ADDRESS = ("host", "port", "unix_socket", "dsn", "conninfo", "service", "database_url")
@@ -30,17 +33,20 @@ def server_of(settings: ConnectionSettings) -> object:
     return repr([settings.args[:1], address] if known else [settings.connect, settings.kwargs])
 
 
-def check_database(settings: ConnectionSettings, load: Load) -> Iterator[tuple[str, Finding]]:
-    """Check a pool's database: subjects and findings. No step takes much longer than `TIME_LIMIT`."""
+def check_database(settings: ConnectionSettings, load: Load) -> Generator[tuple[str, Finding], None, float | None]:
+    """Check a pool's database: yields subjects and findings. No step takes much longer than `TIME_LIMIT`.
+
+    Returns the seconds after which the database closes an idle connection; None if it never does, or that is not known.
+    """
     # Connect as the pool does, but not through the pool, which may wait without a limit.
     try:
         connection = in_thread(lambda: settings.connect(*settings.args, **settings.kwargs)).result(TIME_LIMIT)
     except TimeoutError:
         yield "database", _NO_ANSWER
-        return
+        return None
     except Exception as failure:  # noqa: BLE001 - whatever the driver raises, there is no connection
         yield "database", error(f"cannot connect: {_described(failure)}", _advice(failure))
-        return
+        return None
     driver = _driver_of(type(connection))
     if database_of([driver], settings) is None:
         yield (
@@ -50,17 +56,21 @@ def check_database(settings: ConnectionSettings, load: Load) -> Iterator[tuple[s
                 "use another driver: mysqlclient, PyMySQL, mysql-connector, mariadb, psycopg, psycopg2 or sqlite3",
             ),
         )
-    elif driver not in MYSQL:
+        return None
+    if driver not in (*MYSQL, *POSTGRESQL):
         yield "database", ok(f"answers; there are no further checks for the driver {driver}")
-    else:
-        for subject, check in MySQLChecks(driver, settings, connection, load).all.items():
-            try:
-                yield subject, in_thread(check).result(TIME_LIMIT)
-            except TimeoutError:
-                yield subject, _NO_ANSWER
-                return
-            except Exception as failure:  # noqa: BLE001 - a check that fails is a finding too
-                yield subject, error(f"cannot be checked: {_described(failure)}", _advice(failure))
+        return None
+    is_mysql = driver in MYSQL
+    checks = MySQLChecks(driver, settings, connection, load) if is_mysql else PostgreSQLChecks(connection, load)
+    for subject, check in checks.all.items():
+        try:
+            yield subject, in_thread(check).result(TIME_LIMIT)
+        except TimeoutError:
+            yield subject, _NO_ANSWER
+            break
+        except Exception as failure:  # noqa: BLE001 - a check that fails is a finding too
+            yield subject, error(f"cannot be checked: {_described(failure)}", _advice(failure))
+    return checks.idle_timeout
 
 
 def _described(failure: Exception) -> str:

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import wait
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from threadbridge.database.driver import ConnectionSettings, StopFailed
 from threadbridge.database.drivers.control_connection import execute
 from threadbridge.database.drivers.mysql import MySQL
 from threadbridge.database.drivers.mysql_errors import number_of
 from threadbridge.doctor import Finding, error, in_thread, ok, warning
+from threadbridge.doctor.load import Load
 
 # Seconds that the test query runs unless it is stopped, and seconds between attempts to stop it.
 SLEEP = 3
 KILL_AGAIN_AFTER = 0.1
 # Seconds by which the clocks may differ.
 SKEW = 2
-# Besides each of its pools, a process keeps a connection for stopping queries open. While a stop is late, it opens up
-# to three more for a moment; these are not counted, as the other stops wait for the late one if they are refused.
-CONTROL_CONNECTIONS = 1
-
 _ADVICE = {
     **dict.fromkeys(
         (2002, 2003, 2005, 2006, 2013),
@@ -39,17 +36,6 @@ _ADVICE = {
 }
 
 
-class Load(NamedTuple):
-    """The load that the database must bear."""
-
-    # How many processes like this one use it, and how many connections each of a process's pools on this server may
-    # have; empty if that is checked with another pool.
-    processes: int
-    pools: Sequence[int]
-    # Seconds that a request may take until its response begins.
-    longest_request: float
-
-
 def advice(failure: Exception) -> str:
     """What to do about an error of the driver's."""
     return _ADVICE.get(
@@ -59,6 +45,9 @@ def advice(failure: Exception) -> str:
 
 class MySQLChecks:
     """The checks by subject, in order. Any thread may run them, one at a time."""
+
+    # Seconds after which the server closes an idle connection. Known after the checks.
+    idle_timeout: float | None = None
 
     def __init__(self, driver: str, settings: ConnectionSettings, connection: Any, load: Load) -> None:
         self._driver = driver
@@ -86,28 +75,12 @@ class MySQLChecks:
             "SELECT COUNT(*) AS own FROM information_schema.processlist "
             "WHERE user = SUBSTRING_INDEX(CURRENT_USER(), '@', 1)"
         )
-        others = max(0, connected - own)
-        processes, pools = self._load.processes, self._load.pools
-        control = CONTROL_CONNECTIONS * len(pools)
-        needed = processes * (sum(pools) + control)
-        use = (
-            f"{needed} are needed (processes: {processes}, each with {' + '.join(map(str, pools))} in its "
-            f"pool{'s' if len(pools) > 1 else ''} and {control} for stopping queries)"
-        )
-        limits = f"max_connections is {allowed}, of which other programs use {others} now"
-        too_few, limit = needed - (allowed - others), "max_connections"
-        if allowed_to_user and needed - allowed_to_user > too_few:
-            limits = f"max_user_connections is {allowed_to_user}"
-            too_few, limit = needed - allowed_to_user, "max_user_connections"
-        if too_few > 0:
-            return error(
-                f"{use}, but {limits}",
-                f"raise {limit} on the server by {too_few} or more, or make the pool smaller, or start fewer processes",
-            )
-        return ok(f"{use}; {limits}")
+        own_limits = {"max_user_connections": allowed_to_user} if allowed_to_user else {}
+        return self._load.compare("max_connections", allowed, max(0, connected - own), own_limits)
 
     def _idle_connections(self) -> Finding:
         [timeout] = self._row("SELECT @@session.wait_timeout AS seconds")
+        self.idle_timeout = timeout
         longest = self._load.longest_request
         if timeout < longest:
             return warning(
@@ -116,7 +89,7 @@ class MySQLChecks:
                 f"set wait_timeout on the server to more than {longest:g} (its default is 28800), or --deadline to "
                 f"less than {timeout}",
             )
-        return ok(f"wait_timeout is {timeout} s, longer than a request may run; the pool replaces closed connections")
+        return ok(f"wait_timeout is {timeout} s, longer than a request may run")
 
     def _stopping(self) -> Finding:
         """Stop a query as when a client leaves."""

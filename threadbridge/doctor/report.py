@@ -16,9 +16,12 @@ from threadbridge.compiled import SWITCH, has_others, is_compiled
 from threadbridge.crossing.lanes import Lane
 from threadbridge.crossing.request_body import MEMORY_LIMIT
 from threadbridge.crossing.spool import PART_PER_CLIENT
+from threadbridge.database.guard import Guard
+from threadbridge.database.pools import FoundPool
+from threadbridge.database.pools.advice import PoolLoad
 from threadbridge.doctor import Finding, Level, error, ok, warning
 from threadbridge.doctor.database import check_database, server_of
-from threadbridge.doctor.mysql import Load
+from threadbridge.doctor.load import Load
 from threadbridge.doctor.nginx import NginxConfigError, read_timeouts
 from threadbridge.loop.bridge import Bridge
 from threadbridge.process.application_pools import ApplicationPools
@@ -26,6 +29,15 @@ from threadbridge.settings.table import ALL, CommandLineSettings, Resolved
 
 # Files that a process has open besides connections of clients and to the database: logs, listeners, the event loop's.
 OWN_FILES = 50
+# The packages that define pools, by their modules.
+_POOLS = {
+    "dbutils": "DBUtils",
+    "sqlalchemy": "SQLAlchemy",
+    "flask_sqlalchemy": "Flask-SQLAlchemy",
+    "django": "Django",
+    "psycopg_pool": "psycopg_pool",
+    "mysql.connector.pooling": "mysql-connector-python",
+}
 
 
 def check(resolved: Resolved, settings: CommandLineSettings, bridge: Bridge, found: ApplicationPools) -> int:
@@ -87,16 +99,25 @@ def examine(settings: CommandLineSettings, bridge: Bridge, found: ApplicationPoo
     on_server: dict[object, list[int]] = {}
     for guard, size in sizes.items():
         on_server.setdefault(server_of(guard.settings), []).append(size)
-    for guard in guards:
+    for guard, pool in zip(guards, found.found, strict=True):
         # What a server must bear is said once, with its first pool.
-        pools = on_server.pop(server_of(guard.settings), [])
-        for subject, finding in check_database(guard.settings, Load(processes, pools, deadline)):
+        load = Load(processes, on_server.pop(server_of(guard.settings), []), deadline)
+        for subject, finding in _pool(pool, guard, load, found.threads or pool.size):
             yield subject if len(guards) == 1 else f"{subject} ({guard.key})", finding
+
+
+def _pool(pool: FoundPool, guard: Guard, load: Load, threads: int) -> Iterator[tuple[str, Finding]]:
+    idle_timeout = yield from check_database(guard.settings, load)
+    try:
+        for setting, problem, remedy in pool.advice(PoolLoad(threads, load.longest_request, idle_timeout)):
+            yield setting, warning(problem, remedy)
+    except Exception as failure:  # noqa: BLE001 - whatever another package's kind raises
+        yield "pool settings", warning(f"cannot be examined: {failure!r}", "tell the author of the pool's support")
 
 
 def _versions() -> Finding:
     found = [f"Python {platform.python_version()}"]
-    of_pools = [package for package in ("DBUtils", "SQLAlchemy", "Django") if package.lower() in sys.modules]
+    of_pools = [package for module, package in _POOLS.items() if module in sys.modules]
     for package in ["threadbridge", "tornado", "httptools", *of_pools]:
         try:
             found.append(f"{package} {version(package)}")

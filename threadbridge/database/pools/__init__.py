@@ -5,13 +5,14 @@ from __future__ import annotations
 import inspect
 import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from threadbridge.crossing.current import TrackedRequest
 from threadbridge.database.guard import Guard
+from threadbridge.database.pools.advice import Advice, PoolLoad
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -65,6 +66,9 @@ class PoolKind(Protocol):
     def close_idle(self, pool: Any) -> None:
         """Close the pool's idle connections; this process does not use the pool. Any error may be raised."""
 
+    def advice(self, pool: Any, load: PoolLoad) -> Iterable[Advice]:
+        """What ``--check`` says about the pool's own settings. A kind may do without this function."""
+
 
 @dataclass(frozen=True)
 class FoundPool:
@@ -78,6 +82,10 @@ class FoundPool:
     def size(self) -> int:
         """How many connections it hands out at once; 0: unlimited."""
         return self.kind.size(self.pool)
+
+    def advice(self, load: PoolLoad) -> Iterable[Advice]:
+        """Which of the pool's own settings work badly, as far as its kind knows."""
+        return self.kind.advice(self.pool, load) if hasattr(self.kind, "advice") else ()
 
     def __str__(self) -> str:
         return f"{self.kind.describe(self.pool)} ({self.name})" if self.name else self.kind.describe(self.pool)

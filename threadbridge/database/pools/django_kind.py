@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from django.conf import settings
@@ -12,6 +12,7 @@ from django.db.utils import ConnectionHandler
 
 from threadbridge.crossing.current import TrackedRequest
 from threadbridge.database.guard import Guard
+from threadbridge.database.pools.advice import Advice, PoolLoad, waits_too_long
 from threadbridge.database.pools.django import DjangoGuard
 from threadbridge.database.pools.django import describe as name_of
 from threadbridge.database.pools.django_hooks import check
@@ -55,3 +56,31 @@ def close_idle(pool: Any) -> None:
     pool.close()
     if getattr(pool, "pool", None) is not None:
         pool.close_pool()
+
+
+def advice(pool: Any, load: PoolLoad) -> Iterator[Advice]:
+    of_psycopg = getattr(pool, "pool", None)
+    if of_psycopg is not None:
+        # Not above: few need it.
+        from threadbridge.database.pools.psycopg_pool_kind import advice_on_keeping
+
+        yield from advice_on_keeping(of_psycopg, load, "CONN_HEALTH_CHECKS", "set CONN_HEALTH_CHECKS=True")
+        yield from waits_too_long("timeout", of_psycopg.timeout, size(pool), load)
+        return
+    # A file is opened fast.
+    if pool.vendor == "sqlite":
+        return
+    if pool.settings_dict["CONN_MAX_AGE"] == 0:
+        pooled = ', or OPTIONS={"pool": True}' if pool.vendor == "postgresql" else ""
+        yield Advice(
+            "CONN_MAX_AGE",
+            "it is 0: each request connects to the database",
+            f"set CONN_MAX_AGE=600 and CONN_HEALTH_CHECKS=True{pooled}",
+        )
+    elif not pool.settings_dict["CONN_HEALTH_CHECKS"]:
+        yield Advice(
+            "CONN_HEALTH_CHECKS",
+            "connections are kept, but not tested: after a restart of the database, or if it closes idle connections, "
+            "a request fails in each thread",
+            "set CONN_HEALTH_CHECKS=True",
+        )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from mysql.connector.pooling import MySQLConnectionPool
 
 from threadbridge.crossing.current import TrackedRequest
 from threadbridge.database.guard import Guard
+from threadbridge.database.pools.advice import Advice, PoolLoad
 from threadbridge.database.pools.mysql_connector import MySQLConnectorGuard, check
 
 
@@ -46,3 +47,13 @@ def close_idle(pool: Any) -> None:
     queue = pool._cnx_queue
     while queue.qsize():
         queue.get_nowait().close()
+
+
+def advice(pool: Any, load: PoolLoad) -> Iterator[Advice]:
+    if not pool.reset_session:
+        yield Advice(
+            "pool_reset_session",
+            "what a request changes in its session, such as user variables and temporary tables, reaches the next "
+            "request that gets its connection",
+            "leave out pool_reset_session=False",
+        )

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from psycopg_pool import ConnectionPool
+from psycopg_pool import ConnectionPool, NullConnectionPool
 
 from threadbridge.crossing.current import TrackedRequest
 from threadbridge.database.guard import Guard
+from threadbridge.database.pools.advice import Advice, PoolLoad, closed_while_idle, waits_too_long
 from threadbridge.database.pools.psycopg_pool import PsycopgPoolGuard
 from threadbridge.database.pools.psycopg_pool import describe as name_of
 
 # Django's pools, by alias; there is no public name.
 _OF_DJANGO = "_connection_pools"
+# What a pool calls to test a connection before it hands it out.
+_CHECK = "_check"
 
 
 def pools_of(value: Any) -> Mapping[str, Any]:
@@ -56,3 +59,30 @@ def watch(on_new: Callable[[Any], None]) -> None:
 
 def close_idle(pool: Any) -> None:
     pool.close()
+
+
+def advice(pool: Any, load: PoolLoad) -> Iterator[Advice]:
+    count = size(pool)
+    if isinstance(pool, NullConnectionPool):
+        yield Advice(
+            "NullConnectionPool",
+            "each use of the pool connects to the database",
+            "use a ConnectionPool, unless a pool such as PgBouncer is between here and the database",
+        )
+    else:
+        yield from advice_on_keeping(pool, load, "check", "set check=ConnectionPool.check_connection")
+    yield from waits_too_long("timeout", pool.timeout, count, load)
+
+
+def advice_on_keeping(pool: Any, load: PoolLoad, test: str, remedy: str) -> Iterator[Advice]:
+    """Advice on a pool that keeps connections; ``test`` is the setting by which it tests them before use."""
+    used = min(load.threads, size(pool))
+    if not pool.min_size:
+        yield Advice(
+            "min_size",
+            f"it is 0: after {pool.max_idle:g} s without requests the pool has no connection, and the next requests "
+            "wait for new ones",
+            f"set min_size to at least 1, or to {used} if many requests come at once",
+        )
+    if load.idle_timeout is not None and getattr(pool, _CHECK, None) is None and pool.max_lifetime > load.idle_timeout:
+        yield from closed_while_idle(test, load, f"{remedy}, or a max_lifetime of less than {load.idle_timeout:g}")

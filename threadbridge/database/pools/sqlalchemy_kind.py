@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.engine.base import OptionEngine
-from sqlalchemy.pool import QueuePool, StaticPool
+from sqlalchemy.pool import NullPool, QueuePool, StaticPool
 
 from threadbridge.crossing.current import TrackedRequest
 from threadbridge.database.guard import Guard
+from threadbridge.database.pools.advice import Advice, PoolLoad, closed_while_idle, waits_too_long
 from threadbridge.database.pools.sqlalchemy import SQLAlchemyGuard, size_of
 from threadbridge.database.pools.sqlalchemy import describe as name_of
 
 # What a Flask-SQLAlchemy object has: for each application, its engines by their bind key. The public `engines` needs an
 # application context, whose end runs the application's own functions.
 _PRIVATE = "_app_engines"
+# Whether an SQLAlchemy pool tests a connection before it hands it out, and after how many seconds it replaces it; -1:
+# never.
+_PRE_PING, _RECYCLE = "_pre_ping", "_recycle"
 
 
 def pools_of(value: Any) -> Mapping[str, Any]:
@@ -75,3 +79,35 @@ def watch(on_new: Callable[[Any], None]) -> None:
 
 def close_idle(pool: Any) -> None:
     pool.dispose()
+
+
+def advice(pool: Any, load: PoolLoad) -> Iterator[Advice]:
+    if isinstance(pool.pool, NullPool):
+        # A file is opened fast.
+        if pool.dialect.name != "sqlite":
+            yield Advice(
+                "poolclass",
+                "each use of a NullPool connects to the database",
+                f"leave out poolclass=NullPool, and set pool_size={load.threads} and max_overflow=0",
+            )
+        return
+    if not isinstance(pool.pool, QueuePool):
+        return
+    kept, total = pool.pool.size(), size(pool)
+    used = min(load.threads, total or load.threads)
+    if 0 < kept < used:
+        yield Advice(
+            "max_overflow",
+            f"the pool keeps {kept} connections, but {used} are in use under load: SQLAlchemy closes the others after "
+            "use, and keeps making new ones",
+            f"set pool_size={used} and max_overflow=0",
+        )
+    recycle = getattr(pool.pool, _RECYCLE, -1)
+    is_kept = load.idle_timeout is not None and (recycle < 0 or recycle >= load.idle_timeout)
+    if is_kept and not getattr(pool.pool, _PRE_PING, False):
+        yield from closed_while_idle(
+            "pool_pre_ping",
+            load,
+            f"set pool_pre_ping=True, or a pool_recycle of less than {load.idle_timeout:g}",
+        )
+    yield from waits_too_long("pool_timeout", pool.pool.timeout(), total, load)

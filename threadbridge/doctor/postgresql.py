@@ -1,0 +1,71 @@
+"""``--check`` on PostgreSQL."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from threadbridge.database.drivers.control_connection import execute
+from threadbridge.doctor import Finding, ok, warning
+from threadbridge.doctor.load import Load
+
+DRIVERS = ("psycopg", "psycopg2")
+# What the server keeps for others, the second since PostgreSQL 16.
+_RESERVED = "superuser_reserved_connections", "reserved_connections"
+_TIMEOUTS = "idle_session_timeout", "idle_in_transaction_session_timeout"
+
+
+class PostgreSQLChecks:
+    """The checks by subject, in order. Any thread may run them, one at a time."""
+
+    # Seconds after which the server closes an idle connection; None: never. Known after the checks.
+    idle_timeout: float | None = None
+
+    def __init__(self, connection: Any, load: Load) -> None:
+        # An error in one check does not fail the next.
+        connection.autocommit = True
+        self._row = partial(execute, connection)
+        self._load = load
+        self.all: Mapping[str, Callable[[], Finding]] = {
+            "database": self._version,
+            **({"connections": self._connections} if load.pools else {}),
+            "idle connections": self._idle_connections,
+        }
+
+    def _version(self) -> Finding:
+        version, user = self._row("SELECT current_setting('server_version'), current_user")
+        return ok(f"PostgreSQL {version} answers; connected as {user}")
+
+    def _connections(self) -> Finding:
+        # This user's connections are this check's, or those of processes like this one, which are counted already.
+        [others] = self._row(
+            "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND usename <> current_user"
+        )
+        others += sum(map(self._number, _RESERVED))
+        of_role, of_database = self._row(
+            "SELECT rolconnlimit, datconnlimit FROM pg_roles, pg_database "
+            "WHERE rolname = current_user AND datname = current_database()"
+        )
+        own = {"the role's CONNECTION LIMIT": of_role, "the database's CONNECTION LIMIT": of_database}
+        limits = {name: limit for name, limit in own.items() if limit >= 0}
+        return self._load.compare("max_connections", self._number("max_connections"), others, limits)
+
+    def _idle_connections(self) -> Finding:
+        timeouts = {name: self._number(name) / 1000 for name in _TIMEOUTS}
+        self.idle_timeout = timeouts["idle_session_timeout"] or None
+        longest = self._load.longest_request
+        for name, seconds in timeouts.items():
+            if 0 < seconds < longest:
+                return warning(
+                    f"{name} is {seconds:g} s, but a request may run for {longest:g} s: if it pauses for longer than "
+                    "that between two queries, it loses its connection",
+                    f"set {name} on the server to more than {longest:g} s, or to 0, which is its default; or set "
+                    f"--deadline to less than {seconds:g}",
+                )
+        return ok("the server closes no idle connection while a request runs")
+
+    def _number(self, setting: str) -> int:
+        """The value of one of the server's settings, in its own unit; 0 if the server has no such setting."""
+        row = self._row("SELECT setting::int FROM pg_settings WHERE name = %s", setting)
+        return int(row[0]) if row else 0
