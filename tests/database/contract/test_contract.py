@@ -11,7 +11,8 @@ import random
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 import pytest
 
@@ -110,32 +111,58 @@ def test_statements_name_their_request_to_the_database(make_stack: MakeStack) ->
 def test_a_stop_never_meets_the_next_request_with_the_same_connection(make_stack: MakeStack) -> None:
     stack = make_stack(1)
     usual = min(_seconds(lambda: stack.ask(stack.server.brief)) for _ in range(5))
-    seen: set[str] = set()
-    for number in range(100):
-        with running() as request:
-            about_to_run = threading.Barrier(2)
-
-            def cancel(request: TrackedRequest, about_to_run: threading.Barrier, delay: float) -> None:
-                about_to_run.wait(10)
-                # While it gets its connection, while its query runs, while it hands back, or afterwards.
-                time.sleep(delay)
-                request.cancel()
-
-            canceller = threading.Thread(target=cancel, args=(request, about_to_run, usual * (number % 20) / 10))
-            canceller.start()
-            about_to_run.wait(10)
+    outcomes = {"done": 0, "stopped": 0}
+    for number in range(60):
+        # While it gets its connection, while its query runs, while it hands back, or afterwards.
+        with cancelled_after(usual * (number % 20) / 10) as request:
             try:
                 stack.ask(stack.server.brief)
-                seen.add("done")
+                outcomes["done"] += 1
             except stack.errors:
                 assert request.cancelled
-                seen.add("stopped")
+                outcomes["stopped"] += 1
         # Not cancelled: whatever it raises is the other one's.
         with running():
-            for _ in range(3):
+            for _ in range(2):
                 stack.ask(stack.server.brief)
-        canceller.join(10)
-    assert seen == {"done", "stopped"}
+    assert all(outcomes.values()), outcomes
+
+
+def test_a_stop_never_meets_the_next_request_if_the_application_keeps_the_connection(make_stack: MakeStack) -> None:
+    stack = make_stack(1)
+    with stack.use() as connection:
+        usual = min(_seconds(lambda: connection.execute(stack.server.brief)) for _ in range(5))
+    followed = 0
+    for number in range(60):
+        # A stopped query may have spoilt the transaction.
+        with suppress(stack.errors), stack.use() as connection:
+            with cancelled_after(usual * (number % 20) / 10):
+                connection.execute(stack.server.brief)
+            with running() as next_request:
+                for _ in range(3):
+                    try:
+                        connection.execute(stack.server.brief)
+                    except stack.errors as error:
+                        raise AssertionError(f"{next_request.id} has met a stop") from error
+            followed += 1
+    assert followed
+
+
+@contextmanager
+def cancelled_after(seconds: float) -> Iterator[TrackedRequest]:
+    """A request that this thread serves, and another thread cancels, perhaps when it has ended."""
+    begins = threading.Barrier(2)
+
+    def cancel() -> None:
+        begins.wait(10)
+        time.sleep(seconds)
+        request.cancel()
+
+    with running() as request:
+        # Not joined: the next request must meet what is under way.
+        threading.Thread(target=cancel, daemon=True).start()
+        begins.wait(10)
+        yield request
 
 
 def test_waiting_for_a_connection_ends_with_the_request(make_stack: MakeStack) -> None:

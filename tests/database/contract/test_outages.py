@@ -69,7 +69,9 @@ def test_without_a_line_to_the_server_requests_fail_as_an_outage_until_there_is_
     assert answers(stack)
     hidden = Path(line.path).rename(f"{line.path}.hidden")
     line.cut()
-    assert [answers(stack) for _ in range(2)] == [False, False]
+    # The first may have the connection that was cut. A pool that connects by itself makes requests wait anyway.
+    outcomes = [answers(stack) for _ in range(2 if stack.connects_in_requests else 1)]
+    assert not any(outcomes)
     assert stack.guard.in_use == 0
     assert stack.guard.last_outage > stack.guard.last_success
     hidden.rename(line.path)

@@ -55,7 +55,14 @@ class _Base(Connection[Any]):
         begins = self.info.transaction_status == TransactionStatus.IDLE
         try:
             with contextlib.ExitStack() as block:
-                yield block.enter_context(super().transaction(savepoint_name, force_rollback))
+                try:
+                    transaction = block.enter_context(super().transaction(savepoint_name, force_rollback))
+                except BaseException as error:
+                    # No cursor has sent its BEGIN.
+                    if held is not None:
+                        held.guard.note_failure(error)
+                    raise
+                yield transaction
                 if held is not None and not held.is_idle and begins and not force_rollback:
                     # If this is refused, the block ends with the error, and so rolls back.
                     held.commit_by(block.close)
