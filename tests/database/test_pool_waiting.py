@@ -6,6 +6,7 @@ import faulthandler
 import os
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import closing
 from functools import partial
@@ -177,6 +178,8 @@ def test_a_forked_process_does_not_wait_in_its_parents_line(make_pool: Callable[
             try:
                 with closing(pool.connection()) as connection:
                     os._exit(one(connection, "SELECT 42"))
+            except BaseException:  # noqa: BLE001 - it is shown
+                traceback.print_exc()
             finally:
                 os._exit(1)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 42

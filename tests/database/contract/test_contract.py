@@ -112,7 +112,10 @@ def test_a_stop_never_meets_the_next_request_with_the_same_connection(make_stack
     stack = make_stack(1)
     usual = min(_seconds(lambda: stack.ask(stack.server.brief)) for _ in range(5))
     outcomes = {"done": 0, "stopped": 0}
-    for number in range(60):
+    for number in range(600):
+        # On a loaded machine, many stops come too late.
+        if number >= 60 and all(outcomes.values()):
+            break
         # While it gets its connection, while its query runs, while it hands back, or afterwards.
         with cancelled_after(usual * (number % 20) / 10) as request:
             try:
