@@ -9,14 +9,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from typing import Any
 
 import MySQLdb
 import pytest
 from dbutils.pooled_db import PooledDB
 
-from benchmarks.database import ProcessList
 from tests.support.databases import Witness, connect_settings
 from tests.support.processes import ROOT, TEMPLATES, private_mariadb
 from threadbridge.common.repeated_log import RepeatedLog
@@ -103,13 +101,6 @@ def mariadb() -> Iterator[dict[str, str]]:
     """A private, empty MariaDB server; gives the ``MYSQL_*`` variables that lead to it."""
     with private_mariadb() as variables:
         yield variables
-
-
-@pytest.fixture(scope="module")
-def process_list(mariadb: dict[str, str]) -> Iterator[ProcessList]:
-    """The statements that sleep in the database."""
-    with closing(ProcessList(mariadb)) as process_list:
-        yield process_list
 
 
 @pytest.fixture(scope="session")
