@@ -121,6 +121,8 @@ def load_sample_data(variables: dict[str, str]) -> None:
 def witness(mariadb: dict[str, str]) -> Iterator[Witness]:
     """A connection to the same server that sees what is done there."""
     witness = Witness(mariadb)
+    # What an earlier test left behind.
+    witness.end_others()
     yield witness
     witness.connection.close()
 
