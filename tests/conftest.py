@@ -121,6 +121,8 @@ def load_sample_data(variables: dict[str, str]) -> None:
 def witness(mariadb: dict[str, str]) -> Iterator[Witness]:
     """A connection to the same server that sees what is done there, and holds the lock for which statements wait."""
     witness = Witness(mariadb)
+    # What an earlier test left behind.
+    witness.end_others()
     # The last test's witness may just be ending.
     assert witness.rows("SELECT GET_LOCK('held', 20)") == ((1,),)
     yield witness

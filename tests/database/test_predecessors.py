@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -85,10 +85,7 @@ sys.exit(run(app, pool=pool))
 def nothing_goes_on(witness: Witness) -> Iterator[None]:
     """Kills what the test left running."""
     yield
-    for number in witness.connections:
-        with suppress(MySQLdb.OperationalError):
-            witness.rows(f"KILL {number}")
-    wait_until(lambda: witness.running == [], "nothing runs")
+    witness.end_others()
 
 
 @contextmanager

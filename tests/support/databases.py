@@ -89,6 +89,21 @@ class Witness:
         """How many KILL statements the server has executed."""
         return int(self.rows("SHOW GLOBAL STATUS LIKE 'Com_kill'")[0][1])
 
+    def end_others(self) -> None:
+        """End the connections on which statements still run.
+
+        MariaDB notices only after some seconds that the client of ``SLEEP`` is gone.
+        """
+        for (number,) in self.rows(
+            "SELECT id FROM information_schema.processlist "
+            "WHERE id <> CONNECTION_ID() AND user = SUBSTRING_INDEX(USER(), '@', 1) "
+            "AND info IS NOT NULL AND command <> 'Sleep'"
+        ):
+            # It may have ended meanwhile.
+            with suppress(MySQLdb.OperationalError):
+                self.rows(f"KILL {number}")
+        wait_until(lambda: self.running == [], "nothing runs")
+
     def wait_for(self, part: str) -> int:
         """Wait until a statement with this text runs; the thread id of its connection."""
         found: list[int] = []

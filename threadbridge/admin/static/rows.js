@@ -178,10 +178,12 @@ class Row {
     }
   }
 
-  // Keep the height, whatever the SQL is from now on: all else in a row has the same height at all times.
+  // Keep the height, whatever is written there from now on: other SQL, or more facts, may need another number of lines.
   hold(held) {
-    if (!held) this.query.style.height = '';
-    else if (!this.query.style.height) this.query.style.height = `${this.query.getBoundingClientRect().height}px`;
+    for (const part of [this.query, this.facts, this.waited, this.address]) {
+      if (!held) part.style.height = '';
+      else if (!part.style.height) part.style.height = `${part.getBoundingClientRect().height}px`;
+    }
   }
 
   age(now) {
