@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import MySQLdb
 import pytest
 from dbutils.pooled_db import PooledDB
 from werkzeug.local import LocalProxy
@@ -41,6 +42,23 @@ def test_a_pool_is_recognised_by_its_class(cls: type[Any]) -> None:
     pool = make_pool(cls)
     assert pools_in(pool) == [FoundPool(pool, dbutils_kind)]
     assert (pools_in(pool)[0].size, str(pools_in(pool)[0])) == (3, "PooledDB of sqlite3, 3 connections")
+
+
+@pytest.mark.parametrize("value", [MySQLdb, "MySQLdb"])
+def test_connections_in_no_pool_are_guarded_by_their_driver(value: object) -> None:
+    [found] = pools_in(value)
+    assert (found.pool, found.size) == (MySQLdb, 0)
+    assert str(found) == "connections of MySQLdb in no pool, unlimited"
+    [guard] = make_guards(value, lambda guard, request: None)
+    assert guard.name == "connections of MySQLdb"
+    assert not guard.knows_server
+    guard.close()
+
+
+def test_a_driver_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pymysql", None)
+    with pytest.raises(ValueError, match=r"pool=pymysql: import of pymysql halted"):
+        pools_in("pymysql")
 
 
 def test_several_pools_count_once_and_keep_their_order() -> None:

@@ -177,6 +177,11 @@ class Guard(abc.ABC):
         if self.is_outage(error):
             self.last_outage = time.monotonic()
 
+    @property
+    def knows_server(self) -> bool:
+        """Whether the guard can connect by itself. Any thread."""
+        return True
+
     def connect_apart(self) -> Any:
         """Connect outside the pool; if ``connect`` is the driver's, within seconds. Any thread that may wait."""
         return self.settings.connect_within({} if self._database is None else self._database.timeouts)

@@ -107,6 +107,9 @@ def examine(settings: CommandLineSettings, bridge: Bridge, found: ApplicationPoo
 
 
 def _pool(pool: FoundPool, guard: Guard, load: Load, threads: int) -> Iterator[tuple[str, Finding]]:
+    if not guard.knows_server:
+        yield "database", ok("not checked: which server it is will be known when the application first connects")
+        return
     idle_timeout = yield from check_database(guard.settings, load)
     try:
         for setting, problem, remedy in pool.advice(PoolLoad(threads, load.longest_request, idle_timeout)):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from threadbridge.crossing.current import TrackedRequest
@@ -29,6 +31,9 @@ KINDS = {
     "django": "threadbridge.database.pools.django_kind",
     "psycopg_pool": "threadbridge.database.pools.psycopg_pool_kind",
     "mysql": "threadbridge.database.pools.mysql_connector_kind",
+    # The drivers themselves, for connections in no pool.
+    "MySQLdb": "threadbridge.database.pools.driver_kind",
+    "pymysql": "threadbridge.database.pools.driver_kind",
 }
 
 
@@ -121,7 +126,8 @@ def pools_in(value: object) -> list[FoundPool]:
     """The pools that a value of the setting ``pool`` means, each once.
 
     It may be a pool, an object that has several, a function without parameters that returns one, the word ``"django"``
-    for the databases of Django's settings, ``"none"``, or a sequence of these. Raises ``ValueError`` for anything else,
+    for the databases of Django's settings, ``"none"``, the module of a driver or its name for connections in no pool,
+    or a sequence of these. Raises ``ValueError`` for anything else,
     and for a pool that cannot be guarded.
     """
     found = {id(each.pool): each for each in _pools_in(value)}
@@ -140,6 +146,8 @@ def _pools_in(value: object) -> Iterator[FoundPool]:
     elif value == "django" and type(value) is str:
         yield from _pools_in(_django_databases())
     elif value != "none" or type(value) is not str:
+        if type(value) is str and value in _offers():
+            value = _module(value)
         found = recognised(value)
         if not found and _is_function(value):
             made = _made_by(value)
@@ -153,7 +161,7 @@ def _pools_in(value: object) -> Iterator[FoundPool]:
 
 def recognised(value: object) -> list[FoundPool]:
     """The pools that an object is or has; none if its class is of no known package."""
-    kind = kind_of(type(value))
+    kind = kind_from(value.__name__) if type(value) is ModuleType else kind_of(type(value))
     return [FoundPool(pool, kind, name) for name, pool in kind.pools_of(value).items()] if kind is not None else []
 
 
@@ -210,6 +218,14 @@ def _django_databases() -> object:
     if database is None:
         raise ValueError("pool=django: the application has not imported django.db; give the application's own pool")
     return database.connections
+
+
+def _module(name: str) -> ModuleType:
+    # The application may import it later.
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ValueError(f"pool={name}: {error}") from error
 
 
 def _is_function(value: object) -> bool:

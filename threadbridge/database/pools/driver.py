@@ -27,7 +27,7 @@ from threadbridge.sql.statements import MAX_TEXT, text_of
 logger = logging.getLogger("threadbridge")
 
 # The modules of the classes ``Connection``, by the driver.
-_MODULES = {"MySQLdb": "MySQLdb.connections", "pymysql": "pymysql.connections"}
+MODULES = {"MySQLdb": "MySQLdb.connections", "pymysql": "pymysql.connections"}
 # The arguments that say which server is meant, and the positions of the first two.
 _SERVER = ("host", "user", "port", "unix_socket", "read_default_file", "read_default_group")
 
@@ -76,9 +76,9 @@ class DriverGuard(Guard):
         **options: Unpack[GuardOptions],
     ) -> None:
         driver = module.__name__
-        if driver not in _MODULES:
-            raise ValueError(f"connections of {driver} cannot be guarded without a pool; use {' or '.join(_MODULES)}")
-        self._class: Any = importlib.import_module(_MODULES[driver]).Connection
+        if driver not in MODULES:
+            raise ValueError(f"connections of {driver} cannot be guarded without a pool; use {' or '.join(MODULES)}")
+        self._class: Any = importlib.import_module(MODULES[driver]).Connection
         if hasattr(self._class.query, "threadbridge_guard"):
             raise ValueError(f"the connections of {driver} have a guard already")
         super().__init__(
@@ -106,6 +106,10 @@ class DriverGuard(Guard):
             else:
                 delattr(self._class, name)
         self._own = {}
+
+    @property
+    def knows_server(self) -> bool:
+        return self._server is not None
 
     @property
     def size(self) -> int:
@@ -202,7 +206,11 @@ class DriverGuard(Guard):
                 self._server = server
                 self.settings = replace(self.settings, args=args, kwargs=kwargs)
                 self._database = database_of([self._driver], self.settings)
+                # Processes that connect in another way have other lists.
+                before = self.connections
+                before.end()
                 self._start_afresh()
+                self.connections.begin(before.directory)
         return server == self._server
 
     def _take(self, connection: Any, request: TrackedRequest, connect: Callable[[], None]) -> None:
