@@ -117,7 +117,7 @@ class BridgeSettings(TypedDict, total=False):
     reset_sessions: Annotated[
         bool,
         True,
-        "Close a connection of the pool after a request that may have changed its session (SET, CALL, temporary "
+        "Close a connection of a DBUtils pool after a request that may have changed its session (SET, CALL, temporary "
         "tables, locks, autocommit), so that the next request gets a clean one.",
     ]
     cancel: Annotated[
