@@ -16,6 +16,7 @@ import pytest
 from dbutils.pooled_db import PooledDB
 
 from tests.support.databases import Witness, connect_settings
+from tests.support.postgresql import private_postgresql
 from tests.support.processes import ROOT, TEMPLATES, private_mariadb
 from threadbridge.common.repeated_log import RepeatedLog
 from threadbridge.compiled import SWITCH, has_others, is_compiled
@@ -116,6 +117,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
 def mariadb() -> Iterator[dict[str, str]]:
     """A private, empty MariaDB server; gives the ``MYSQL_*`` variables that lead to it."""
     with private_mariadb() as variables:
+        yield variables
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[dict[str, str]]:
+    """A private, empty PostgreSQL server; gives the ``PG*`` variables that lead to it."""
+    with private_postgresql() as variables:
         yield variables
 
 

@@ -16,7 +16,6 @@ from benchmarks.stacks.queries import QUERIES, Witness
 from tests.support.admin_site import FROM_PAGE, Site, answer
 from tests.support.databases import connect_settings
 from tests.support.inprocess import wait_until
-from tests.support.postgresql import private_postgresql
 from tests.support.processes import Frontend, free_port
 from threadbridge.sql.mask import masked
 
@@ -63,8 +62,7 @@ def stack(request: pytest.FixtureRequest) -> Stack:
 def variables(stack: Stack, request: pytest.FixtureRequest) -> Iterator[Mapping[str, str]]:
     """The environment that leads to the database."""
     if stack.kind == "postgresql":
-        with private_postgresql() as postgresql:
-            yield postgresql
+        yield request.getfixturevalue("postgresql")
         return
     mariadb = request.getfixturevalue("mariadb")
     settings = connect_settings(mariadb)

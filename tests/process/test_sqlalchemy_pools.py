@@ -60,6 +60,7 @@ def test_the_binds_of_flask_sqlalchemy_have_lanes_of_their_own(
 ) -> None:
     with Site(f"{FACTORY}:create_app(reports=True)", mariadb) as site:
         name = f"SQLAlchemy engine mysql://…/{mariadb['MYSQL_DATABASE']}"
+        wait_until(lambda: len(site.pool_lines) == 2, "both are said")
         assert without_url(site.pool_lines) == [
             f"{name}, 4 connections (3 + 1 overflow) (default): 4 threads",
             f"{name}, 2 connections (reports): 2 threads",
