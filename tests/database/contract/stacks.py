@@ -276,6 +276,19 @@ def _sqlalchemy_sqlite(server: SQLite, size: int) -> Stack:
     return SQLAlchemy(server, f"sqlite:///{server.path}", size, connect_args={"timeout": LOCK_TIMEOUT})
 
 
+# They have pool and driver in common with another stack, or the driver alone with many.
+VARIANTS = frozenset(
+    {
+        "dbutils-sqlite",
+        "django-mysqlclient-kept",
+        "django-sqlite",
+        "driver-mysqlclient",
+        "driver-mysqlclient-persistent",
+        "driver-pymysql",
+        "psycopg_pool-blocks",
+        "psycopg_pool-null",
+    }
+)
 # By name: the fixture of the server, and what makes the stack.
 STACKS: dict[str, tuple[str, Callable[..., Stack]]] = {
     "dbutils-mysqlclient": ("mariadb_server", lambda server, size: DBUtils(server, "MySQLdb", size, **server.settings)),

@@ -1,7 +1,7 @@
 """What every pool and driver promises.
 
 ``CONTRACT_CANCELLATIONS`` says how many requests the test of random cancellations cancels for each stack: 1,000 by
-default; 10,000 before a release.
+default; 10,000 before a release. Of `VARIANTS`, it cancels a fifth of that.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 import pytest
 
 from tests.database.contract.servers import ACCOUNTS
-from tests.database.contract.stacks import Stack
+from tests.database.contract.stacks import VARIANTS, Stack
 from tests.support.inprocess import wait_until
 from tests.support.requests_in_threads import in_request, running
 from threadbridge.crossing.current import TrackedRequest, current_or_none
@@ -204,8 +204,11 @@ def test_a_thread_that_never_comes_back_takes_no_connection_with_it(make_stack: 
     assert stack.guard.in_use == 0
 
 
-def test_random_cancellations_hit_no_other_request_and_leave_nothing_half_done(make_stack: MakeStack) -> None:
+def test_random_cancellations_hit_no_other_request_and_leave_nothing_half_done(
+    name: str, make_stack: MakeStack
+) -> None:
     stack = make_stack(6)
+    cancellations = CANCELLATIONS // 5 if name in VARIANTS else CANCELLATIONS
     numbers = iter(range(1, 10**9))
     foreign: list[BaseException] = []
     counts = {"cancelled": 0, "done": 0}
@@ -238,9 +241,9 @@ def test_random_cancellations_hit_no_other_request_and_leave_nothing_half_done(m
     for thread in threads:
         thread.start()
     chance = random.Random(99)
-    give_up = time.monotonic() + CANCELLATIONS * 0.06
+    give_up = time.monotonic() + 30 + cancellations * 0.06
     while (
-        (counts["cancelled"] < CANCELLATIONS or counts["done"] <= CANCELLATIONS // 10)
+        (counts["cancelled"] < cancellations or counts["done"] <= cancellations // 10)
         and not foreign
         and time.monotonic() < give_up
     ):
@@ -255,7 +258,7 @@ def test_random_cancellations_hit_no_other_request_and_leave_nothing_half_done(m
     for thread in threads:
         thread.join(20)
     assert foreign == []
-    assert counts["cancelled"] >= CANCELLATIONS and counts["done"] > CANCELLATIONS // 10, counts
+    assert counts["cancelled"] >= cancellations and counts["done"] > cancellations // 10, counts
     assert stack.guard.in_use == 0
     wait_until(lambda: stack.server.running == 0, "nothing runs")
     assert stack.server.is_consistent
