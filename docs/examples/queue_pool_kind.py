@@ -20,7 +20,7 @@ from threadbridge.database.guard import Guard
 from threadbridge.database.tracked_connection import TrackedConnection
 from threadbridge.database.waiting_line import WaitingLine
 
-# The module: see `threadbridge.database.pools.PoolKind`.
+# The module: see `threadbridge.database.pools.kind.PoolKind`.
 
 
 def pools_of(value: Any) -> Mapping[str, Any]:

@@ -17,8 +17,9 @@ from dbutils.pooled_db import PooledDB
 from werkzeug.local import LocalProxy
 
 from threadbridge.database import pools
-from threadbridge.database.pools import FoundPool, PoolKind, dbutils_kind, kind_from, make_guards, pools_in
+from threadbridge.database.pools import dbutils_kind, kind_from, make_guards, pools_in
 from threadbridge.database.pools.finding import find_pools, watch_for_pools
+from threadbridge.database.pools.kind import FoundPool, PoolKind
 
 # For mypy: the module is a kind.
 KINDS: list[PoolKind] = [dbutils_kind]

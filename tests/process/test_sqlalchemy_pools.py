@@ -21,8 +21,9 @@ from sqlalchemy.pool import NullPool, StaticPool
 from tests.support.databases import connect_settings
 from tests.support.inprocess import wait_until
 from tests.support.unconfigured import LongQueries, Site
-from threadbridge.database.pools import FoundPool, PoolKind, pools_in, sqlalchemy_kind
+from threadbridge.database.pools import pools_in, sqlalchemy_kind
 from threadbridge.database.pools.finding import find_pools, watch_for_pools
+from threadbridge.database.pools.kind import FoundPool, PoolKind
 from threadbridge.process.application_pools import ApplicationPools, close_idle_connections
 from threadbridge.settings.table import from_keywords
 

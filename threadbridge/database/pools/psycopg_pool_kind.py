@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -11,7 +10,7 @@ from psycopg_pool import ConnectionPool, NullConnectionPool
 
 from threadbridge.crossing.current import TrackedRequest
 from threadbridge.database.guard import Guard
-from threadbridge.database.pools.advice import Advice, PoolLoad, closed_while_idle, waits_too_long
+from threadbridge.database.pools.kind import Advice, PoolLoad, closed_while_idle, waits_too_long, watch_constructor
 from threadbridge.database.pools.psycopg_pool import PsycopgPoolGuard
 from threadbridge.database.pools.psycopg_pool import describe as name_of
 
@@ -46,15 +45,7 @@ def guard(pool: Any, on_ask: Callable[[Guard, TrackedRequest], None], **options:
 
 
 def watch(on_new: Callable[[Any], None]) -> None:
-    """There is no event: the constructor is wrapped."""
-    construct = ConnectionPool.__init__
-
-    @functools.wraps(construct)
-    def construct_and_tell(self: Any, *args: Any, **kwargs: Any) -> None:
-        construct(self, *args, **kwargs)
-        on_new(self)
-
-    ConnectionPool.__init__ = construct_and_tell  # type: ignore[method-assign]
+    watch_constructor(ConnectionPool, on_new)
 
 
 def close_idle(pool: Any) -> None:

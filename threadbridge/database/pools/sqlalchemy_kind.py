@@ -12,7 +12,7 @@ from sqlalchemy.pool import NullPool, QueuePool, StaticPool
 
 from threadbridge.crossing.current import TrackedRequest
 from threadbridge.database.guard import Guard
-from threadbridge.database.pools.advice import Advice, PoolLoad, closed_while_idle, waits_too_long
+from threadbridge.database.pools.kind import Advice, PoolLoad, closed_while_idle, waits_too_long
 from threadbridge.database.pools.sqlalchemy import SQLAlchemyGuard, size_of
 from threadbridge.database.pools.sqlalchemy import describe as name_of
 
