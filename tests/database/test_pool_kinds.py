@@ -17,7 +17,7 @@ from dbutils.pooled_db import PooledDB
 from werkzeug.local import LocalProxy
 
 from threadbridge.database import pools
-from threadbridge.database.pools import dbutils_kind, kind_from, make_guards, pools_in
+from threadbridge.database.pools import dbutils_kind, finding, kind_from, make_guards, pools_in
 from threadbridge.database.pools.finding import find_pools, watch_for_pools
 from threadbridge.database.pools.kind import FoundPool, PoolKind
 
@@ -115,18 +115,17 @@ def test_pools_are_found_wherever_they_are_and_proxies_stay_untouched() -> None:
     assert closure() is hidden and len(proxies) == 2
 
 
-def test_a_pool_that_is_made_later_is_reported_once() -> None:
-    construct = PooledDB.__init__
+def test_a_pool_that_is_made_later_is_reported_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The other kinds would go on watching after this test.
+    monkeypatch.setattr(finding, "loaded_kinds", lambda: [dbutils_kind])
+    monkeypatch.setattr(PooledDB, "__init__", PooledDB.__init__)
     known, later = make_pool(), list[FoundPool]()
-    try:
-        watch_for_pools([FoundPool(known, dbutils_kind)], later.append)
-        derived = make_pool(Derived)
-        make_pool().close()
-        gc.collect()
-        assert [type(each.pool) for each in later] == [Derived, PooledDB]
-        assert later[0].pool is derived
-    finally:
-        PooledDB.__init__ = construct
+    watch_for_pools([FoundPool(known, dbutils_kind)], later.append)
+    derived = make_pool(Derived)
+    make_pool().close()
+    gc.collect()
+    assert [type(each.pool) for each in later] == [Derived, PooledDB]
+    assert later[0].pool is derived
 
 
 KIND = """

@@ -40,6 +40,9 @@ class TrackedConnection:
         self._newest: DriverConnection | None = None
         self._session: Session = UnknownSession()
         self._changes = Transaction()
+        # Whether the pool has another one in its place, as it was cut; it never goes back. Under the guard's lock; not
+        # for pools in which it counts again once it is used.
+        self.is_cut = False
 
     # Making.
 
@@ -61,6 +64,18 @@ class TrackedConnection:
             self._newest = self._current
             self.guard.last_outage = time.monotonic()
             raise
+        return made
+
+    def make_here(self, connect: Callable[[], Any]) -> Any:
+        """Connect for the request that this thread serves, and which then holds the connection; put it to use."""
+        self.guard.lend_here(self)
+        try:
+            made = self.make(connect)
+        except BaseException:
+            self.guard.end_borrows(self.borrows)
+            raise
+        self.use()
+        self.guard.keep_control()
         return made
 
     def note_unfinished(self, made: Any) -> None:

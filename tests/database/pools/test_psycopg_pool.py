@@ -185,7 +185,7 @@ def test_waiting_has_the_pools_own_limits_and_errors(make_psycopg_pool: MakePool
         with running(), pytest.raises(PoolTimeout, match=r"couldn't get a connection after 0\.20 sec"):
             pool.getconn(timeout=0.2)
         _, worker = in_request(pool.getconn)
-        wait_until(lambda: len(guard._line) == 1, "it waits")
+        wait_until(lambda: len(guard._hand_out.line) == 1, "it waits")
         with running(), pytest.raises(TooManyRequests):
             pool.getconn()
     worker.join()
@@ -197,7 +197,7 @@ def test_a_request_whose_database_is_away_is_freed_when_it_is_cancelled(tmp_path
     with ConnectionPool(f"host={tmp_path} dbname=none", min_size=1, open=True) as pool:
         guard = PsycopgPoolGuard(pool)
         request, worker = in_request(pool.getconn)
-        wait_until(lambda: guard._entering == 1, "it waits for the pool")
+        wait_until(lambda: guard._hand_out.line.entering == 1, "it waits for the pool")
         began = time.monotonic()
         request.cancel()
         worker.join()

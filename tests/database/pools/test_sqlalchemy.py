@@ -155,7 +155,7 @@ def test_nothing_is_counted_when_connecting_fails(make: Make) -> None:
         with running(), pytest.raises(sa.exc.OperationalError) as caught:
             ask(engine)
         assert guard.is_outage(caught.value)
-    assert (guard.in_use, guard._entering, guard._by_request) == (0, 0, {})
+    assert (guard.in_use, guard._line.entering, guard._by_request) == (0, 0, {})
 
 
 def test_nothing_is_counted_when_a_listener_refuses_a_connection(make: Make) -> None:
@@ -168,7 +168,7 @@ def test_nothing_is_counted_when_a_listener_refuses_a_connection(make: Make) -> 
     for _ in range(3):
         with running(), pytest.raises(RuntimeError):
             ask(engine)
-    assert (guard.in_use, guard._entering) == (0, 0)
+    assert (guard.in_use, guard._line.entering) == (0, 0)
     sa.event.remove(engine, "checkout", refuse)
     with running():
         assert ask(engine) == 42
@@ -394,4 +394,4 @@ def test_threads_that_make_the_first_connections_at_once_are_all_served(make: Ma
         for worker in workers:
             worker.join()
             assert worker.result == 42, worker.error
-        assert (guard.in_use, guard._entering) == (0, 0)
+        assert (guard.in_use, guard._line.entering) == (0, 0)

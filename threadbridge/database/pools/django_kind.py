@@ -13,8 +13,8 @@ from django.db.utils import ConnectionHandler
 from threadbridge.crossing.current import TrackedRequest
 from threadbridge.database.guard import Guard
 from threadbridge.database.pools.django import DjangoGuard
-from threadbridge.database.pools.django import describe as name_of
-from threadbridge.database.pools.django_hooks import check
+from threadbridge.database.pools.django_check import check
+from threadbridge.database.pools.django_check import describe as name_of
 from threadbridge.database.pools.kind import Advice, PoolLoad, waits_too_long
 
 

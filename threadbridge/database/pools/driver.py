@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import importlib
 import logging
-import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
@@ -83,7 +82,6 @@ class DriverGuard(Guard):
             raise ValueError(f"the connections of {driver} have a guard already")
         super().__init__(
             f"connections of {driver}",
-            threading.Condition(),
             ConnectionSettings(module.connect, (), {}),
             [driver],
             on_ask,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dis
 import functools
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -99,6 +101,44 @@ def watch_constructor(cls: Any, on_new: Callable[[Any], None]) -> None:
         on_new(self)
 
     cls.__init__ = construct_and_tell
+
+
+def check_free(method: object) -> None:
+    """Raise ``ValueError`` if a guard that is not closed has replaced this method of a pool."""
+    owner = getattr(method, "__self__", None)
+    if isinstance(owner, Guard) and not owner.closed:
+        raise ValueError("this pool belongs to another Bridge already; give both applications to one, or two pools")
+
+
+def check_names(library: str, supported: str, used: Mapping[Any, str], differing: Iterable[str] = ()) -> None:
+    """Raise ``ValueError`` if a library lacks names, most of them private, that its guard uses.
+
+    :param used: the names, by the objects that have them; a class also has the attributes that its methods set.
+    :param differing: whatever else it lacks.
+    """
+    missing = [
+        *differing,
+        *(name for owner, names in used.items() for name in names.split() if not _has(owner, name)),
+    ]
+    if missing:
+        raise ValueError(
+            f"{library} has no {', '.join(missing)}; threadbridge supports {supported}: install one of these versions, "
+            "or leave the pool out by pool=none and give threads="
+        )
+
+
+def _has(owner: object, name: str) -> bool:
+    return hasattr(owner, name) or (isinstance(owner, type) and name in _set_by_methods(owner))
+
+
+@functools.cache
+def _set_by_methods(cls: type) -> frozenset[str]:
+    members = [member for base in cls.__mro__ for member in vars(base).values()]
+    # `watch_constructor` wraps one.
+    methods = [inspect.unwrap(member) for member in members if inspect.isfunction(member)]
+    return frozenset(
+        each.argval for method in methods for each in dis.get_instructions(method) if each.opname == "STORE_ATTR"
+    )
 
 
 def closed_while_idle(setting: str, load: PoolLoad, remedy: str) -> Iterator[Advice]:
