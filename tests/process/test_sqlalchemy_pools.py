@@ -126,6 +126,13 @@ def test_a_flask_sqlalchemy_object_knows_the_names(tmp_path: Path) -> None:
     assert [named[id(engine)] for engine in engines] == ["default", "audit"]
 
 
+def test_a_flask_sqlalchemy_that_differs_is_refused() -> None:
+    db = SQLAlchemy()
+    del db._app_engines
+    with pytest.raises(ValueError, match="Flask-SQLAlchemy has no _app_engines; threadbridge supports"):
+        pools_in(db)
+
+
 @pytest.fixture
 def listened(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Removes what `watch_for_pools` adds to the class."""

@@ -366,9 +366,10 @@ class Guard(abc.ABC):
         """Leave the task to another thread if this one must not wait for the database; returns whether it must not."""
         if not self.must_not_wait(is_hand_back=is_hand_back):
             return False
-        self.do_later(task)
+        self._background.do(task)
         return True
 
     def do_later(self, task: Callable[[], None]) -> None:
-        """Leave the task to a thread that may wait for the database. Any thread."""
+        """Leave the task to a thread that may wait for the database. Any thread, but not during a collection."""
+        self._start_background()
         self._background.do(task)

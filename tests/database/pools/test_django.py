@@ -380,6 +380,16 @@ def test_what_cannot_be_guarded_is_refused(monkeypatch: pytest.MonkeyPatch, mari
             DjangoGuard("two")
 
 
+def test_a_django_without_its_list_of_pools_is_refused(
+    monkeypatch: pytest.MonkeyPatch, postgresql_server: dict[str, str]
+) -> None:
+    with django_databases.database("one", django_databases.postgresql(postgresql_server)):
+        monkeypatch.delattr("django.db.backends.postgresql.base.DatabaseWrapper._connection_pools")
+        with pytest.raises(ValueError, match="no _connection_pools; threadbridge supports"):
+            DjangoGuard("one")
+        monkeypatch.undo()
+
+
 def test_databases_are_found_by_their_aliases(mariadb: dict[str, str], postgresql_server: dict[str, str]) -> None:
     pooled = django_databases.postgresql(postgresql_server, OPTIONS={"pool": {"max_size": 7}})
     with django_databases.database("default", django_databases.mysql(connect_settings(mariadb))):

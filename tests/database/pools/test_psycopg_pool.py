@@ -237,6 +237,38 @@ def test_after_a_stuck_thread_has_come_back_the_pool_has_its_size(make_psycopg_p
             pool.getconn(timeout=0.2)
 
 
+def test_a_request_that_waits_gets_a_connection_in_place_of_one_that_was_cut(make_psycopg_pool: MakePool) -> None:
+    pool, guard = make_psycopg_pool(max_size=1)
+    with running() as stuck:
+        held = pool.getconn()
+        _, waiting = in_request(lambda: pool.putconn(pool.getconn()))
+        wait_until(lambda: len(guard._hand_out.line) == 1, "it waits")
+        assert guard.abandon(stuck) == (1, 0)
+        # Long before the pool's timeout, and before the thread comes back.
+        wait_until(lambda: not waiting.thread.is_alive(), "it has got another one")
+        assert waiting.error is None
+        pool.putconn(held)
+    assert (guard.size, guard.in_use) == (1, 0)
+
+
+def test_a_pool_without_a_limit_has_none_after_a_connection_was_cut(make_psycopg_pool: MakePool) -> None:
+    pool, guard = make_psycopg_pool(NullConnectionPool, min_size=0, max_size=0)
+    with running() as stuck:
+        held = pool.getconn()
+        assert guard.abandon(stuck) == (1, 0)
+        pool.putconn(held)
+    assert (guard.size, guard.in_use, pool.max_size) == (0, 0, 0)
+    with running(), pool.connection() as first, running(), pool.connection() as second:
+        assert first.execute("SELECT 1").fetchone() == second.execute("SELECT 1").fetchone()
+
+
+def test_a_psycopg_pool_that_differs_is_refused() -> None:
+    pool: ConnectionPool[Any] = ConnectionPool(open=False)
+    del pool._check
+    with pytest.raises(ValueError, match="psycopg_pool has no _check; threadbridge supports version 3"):
+        PsycopgPoolGuard(pool)
+
+
 def test_requests_are_learned_before_they_wait(postgresql_witness: Witness) -> None:
     asked: list[TrackedRequest] = []
     with ConnectionPool(min_size=1, open=True) as pool:

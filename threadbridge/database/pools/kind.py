@@ -13,25 +13,6 @@ from threadbridge.crossing.current import TrackedRequest
 from threadbridge.database.guard import Guard
 
 
-class PoolLoad(NamedTuple):
-    """The load that a pool must bear."""
-
-    # How many requests may use it at once.
-    threads: int
-    # Seconds that a request may take until its response begins.
-    deadline: float
-    # Seconds after which the database closes an idle connection; None if it never does, or that is not known.
-    idle_timeout: float | None = None
-
-
-class Advice(NamedTuple):
-    """A setting of a pool that works badly, why, and what to do about it."""
-
-    setting: str
-    problem: str
-    remedy: str
-
-
 class PoolKind(Protocol):
     """What a module must offer for a kind of pool; docs/pools.md has an example.
 
@@ -89,6 +70,25 @@ class FoundPool:
 
     def __str__(self) -> str:
         return f"{self.kind.describe(self.pool)} ({self.name})" if self.name else self.kind.describe(self.pool)
+
+
+class PoolLoad(NamedTuple):
+    """The load that a pool must bear."""
+
+    # How many requests may use it at once.
+    threads: int
+    # Seconds that a request may take until its response begins.
+    deadline: float
+    # Seconds after which the database closes an idle connection; None if it never does, or that is not known.
+    idle_timeout: float | None = None
+
+
+class Advice(NamedTuple):
+    """A setting of a pool that works badly, why, and what to do about it."""
+
+    setting: str
+    problem: str
+    remedy: str
 
 
 def watch_constructor(cls: Any, on_new: Callable[[Any], None]) -> None:

@@ -1,4 +1,4 @@
-"""The guard of an SQLAlchemy engine. It uses public events and methods; `check` lists the rest."""
+"""The guard of an SQLAlchemy engine. It uses public events and methods; `sqlalchemy_check` lists the rest."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from collections.abc import Callable
 from typing import Any, Unpack
 
 from sqlalchemy import Engine, event, exc
-from sqlalchemy.engine.base import OptionEngine
-from sqlalchemy.pool import AssertionPool, Pool, QueuePool, SingletonThreadPool, StaticPool
+from sqlalchemy.pool import QueuePool, SingletonThreadPool
 
 from threadbridge.common import forks
 from threadbridge.crossing.current import TrackedRequest
 from threadbridge.database.borrow import HeldConnection
 from threadbridge.database.driver import ConnectionSettings
 from threadbridge.database.guard import Guard, GuardOptions, nobody_asked
-from threadbridge.database.pools.kind import check_free, check_names
+from threadbridge.database.pools.kind import check_free
+from threadbridge.database.pools.sqlalchemy_check import check, describe, size_of
 from threadbridge.database.pools.sqlalchemy_connections import EngineConnection, EngineConnections
 from threadbridge.database.pools.sqlalchemy_statements import EngineStatements
 from threadbridge.database.waiting_line import CountingLine
@@ -191,34 +191,6 @@ class SQLAlchemyGuard(Guard):
 
     def _on_detach(self, connection: Any, record: Any) -> None:
         self._line.leave(record)
-
-
-def check(engine: Engine) -> None:
-    """Raise ``ValueError`` if the engine cannot be guarded, or SQLAlchemy lacks a name that is used."""
-    if isinstance(engine.pool, StaticPool):
-        raise ValueError(
-            f"all requests would share the one connection of {describe(engine)} (StaticPool); give the engine another "
-            "poolclass"
-        )
-    # How many connections a QueuePool may make beyond its size; whether a pool tests a connection before it hands it
-    # out, and after how many seconds it replaces it; the engine whose pool another one has.
-    of_queue = "_max_overflow" if isinstance(engine.pool, QueuePool) else ""
-    used = {engine.pool: f"{of_queue} _pre_ping _recycle", OptionEngine: "_proxied"}
-    check_names("SQLAlchemy", "SQLAlchemy 2.0 and 2.1", used)
-
-
-def describe(engine: Engine) -> str:
-    """The engine, for operators: without its password and parameters."""
-    url = engine.url.set(query={})
-    return f"SQLAlchemy engine {url.render_as_string(hide_password=True)}"
-
-
-def size_of(pool: Pool) -> int:
-    """How many connections a pool hands out at once; 0: unlimited."""
-    if not isinstance(pool, QueuePool):
-        return 1 if isinstance(pool, AssertionPool) else 0
-    overflow = pool._max_overflow
-    return 0 if overflow < 0 or not pool.size() else pool.size() + overflow
 
 
 def _original(error: BaseException) -> BaseException:

@@ -13,8 +13,9 @@ from sqlalchemy.pool import NullPool, QueuePool
 from threadbridge.crossing.current import TrackedRequest
 from threadbridge.database.guard import Guard
 from threadbridge.database.pools.kind import Advice, PoolLoad, check_names, closed_while_idle, waits_too_long
-from threadbridge.database.pools.sqlalchemy import SQLAlchemyGuard, check, size_of
-from threadbridge.database.pools.sqlalchemy import describe as name_of
+from threadbridge.database.pools.sqlalchemy import SQLAlchemyGuard
+from threadbridge.database.pools.sqlalchemy_check import check, size_of
+from threadbridge.database.pools.sqlalchemy_check import describe as name_of
 
 
 def pools_of(value: Any) -> Mapping[str, Any]:
