@@ -94,13 +94,13 @@ class QueuePoolGuard(Guard):
             self._line.end_entering(connection)
         connection.is_idle = False
         # 3. From here on, the request's statements can be stopped.
-        self.lend_here(connection)
+        self.lend_to_current(connection)
         return connection
 
     def _connect_for_pool(self) -> Any:
         connection = GuardedConnection(self)
         # Lends it at once: connecting can be cut too.
-        connection.driver = connection.make_here(self._connect)
+        connection.driver = connection.make_for_current(self._connect)
         return connection
 
     def _guarded_put(self, connection: GuardedConnection) -> None:

@@ -199,9 +199,11 @@ class Guard(abc.ABC):
 
     # Who holds which connection.
 
-    @abc.abstractmethod
-    def count_out(self, connection: HeldConnection) -> None:
-        """Count one more connection as handed out. Under the pool's lock."""
+    def count_out(self, connection: HeldConnection) -> None:  # noqa: B027 - few pools take one back
+        """Count a connection as handed out again: one that was cut, and whose thread came back. Under the pool's lock.
+
+        By default it no longer belongs to the pool.
+        """
 
     @abc.abstractmethod
     def count_in(self, connection: HeldConnection) -> None:
@@ -268,7 +270,7 @@ class Guard(abc.ABC):
             borrow.withdraw_callback = request.on_cancel(lambda: self.stopper.stop_query(borrow), wait=False)
         return borrow
 
-    def lend_here(self, connection: HeldConnection) -> None:
+    def lend_to_current(self, connection: HeldConnection) -> None:
         """Lend the connection to the request that this thread serves, unless the request holds it already."""
         request = current_or_none()
         if request is not None and borrow_of(connection, request) is None:

@@ -40,8 +40,8 @@ class TrackedConnection:
         self._newest: DriverConnection | None = None
         self._session: Session = UnknownSession()
         self._changes = Transaction()
-        # Whether the pool has another one in its place, as it was cut; it never goes back. Under the guard's lock; not
-        # for pools in which it counts again once it is used.
+        # For pools that replace a connection that was cut: whether this one was, so that it must not go back. Under the
+        # guard's lock.
         self.is_cut = False
 
     # Making.
@@ -66,9 +66,12 @@ class TrackedConnection:
             raise
         return made
 
-    def make_here(self, connect: Callable[[], Any]) -> Any:
-        """Connect for the request that this thread serves, and which then holds the connection; put it to use."""
-        self.guard.lend_here(self)
+    def make_for_current(self, connect: Callable[[], Any]) -> Any:
+        """Connect while the request that this thread serves, if any, holds the connection; put it to use.
+
+        Raises what the driver raises.
+        """
+        self.guard.lend_to_current(self)
         try:
             made = self.make(connect)
         except BaseException:

@@ -49,10 +49,11 @@ class WaitingLine:
             # There may be a connection for the next in line too.
             self._guard.lock.notify_all()
 
-    def patience(self, request: TrackedRequest | None) -> float | None:
-        """Until when a request waits for a pool that itself would raise an error at once: its deadline, see `wait`.
+    def deadline_for(self, request: TrackedRequest | None) -> float | None:
+        """Until when to wait for a pool that would itself raise an error at once: see `wait`.
 
-        Without a request, not at all; nor if it holds a connection, as it may be waiting for itself.
+        It is the request's deadline. Without a request there is no wait; nor if the request holds a connection, as it
+        may be waiting for itself.
         """
         return 0.0 if request is None or self._guard.holds(request) else request.deadline
 
@@ -86,16 +87,14 @@ class WaitingLine:
 
 
 class CountingLine(WaitingLine):
-    """A line that counts what the pool has handed out, for pools that another library counts in its own way.
+    """A line that itself counts the connections that the pool has handed out. Its own methods take the guard's lock.
 
-    The methods that it adds take the guard's lock.
-
-    :param room: how many connections may be handed out now; ``math.inf`` if that is unlimited.
+    :param room: how many connections may be out at once; ``math.inf`` if that is unlimited.
     """
 
     def __init__(self, guard: Guard, room: Callable[[], float]) -> None:
         super().__init__(guard, lambda: len(self.out) + self.entering < room())
-        # By ids, so that a connection that the application forgets is closed.
+        # The ids of the connections that are out: one that the application forgets is closed.
         self.out: set[int] = set()
         # How many threads are about to get a connection from the pool.
         self.entering = 0
@@ -120,7 +119,7 @@ class CountingLine(WaitingLine):
                 self.out.add(id(connection))
 
     def leave(self, connection: object) -> None:
-        """Note that a connection no longer counts as handed out; it may have been so before."""
+        """Note that a connection no longer counts as handed out, if it still does."""
         with self._guard.lock:
             if id(connection) in self.out:
                 self.out.discard(id(connection))

@@ -27,7 +27,6 @@ class DBUtilsGuard(Guard):
 
     :param pool: a pool that `pool_size` has accepted.
     :param on_ask: called on the worker side with this guard and each request that asks for a connection.
-    :param stopper: see `Guard`.
     """
 
     def __init__(
@@ -59,7 +58,7 @@ class DBUtilsGuard(Guard):
             pool.cache = self._cache
             pool.steady_connection = lambda: self._connect(self._make())
             pool.unshare = self._unshare
-            # By this, PooledDB's own code waits when it hands out shared connections.
+            # PooledDB's own code waits by this when it hands out shared connections.
             pool._wait_lock = self._wait
         for steady in idle:
             steady.close()
@@ -161,7 +160,7 @@ class DBUtilsGuard(Guard):
 
     def _latest(self, request: TrackedRequest | None) -> float | None:
         """Until when a thread waits for a connection: see `WaitingLine.wait`. Under the lock."""
-        return None if self._pool._blocking else self._line.patience(request)
+        return None if self._pool._blocking else self._line.deadline_for(request)
 
     def _connect(self, steady: GuardedConnection) -> GuardedConnection:
         self._start_background()

@@ -127,9 +127,6 @@ class DjangoGuard(Guard):
         request.at_end[connection] = connection.close_if_stopped
         return borrow
 
-    def count_out(self, connection: HeldConnection) -> None:
-        """See `Guard`. Django uses one that was cut only until it is closed, which no other request waits for."""
-
     def count_in(self, connection: HeldConnection) -> None:
         if self._hand_out is not None and isinstance(connection, DjangoConnection):
             self._hand_out.replace(connection, connection.made)

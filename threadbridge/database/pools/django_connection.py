@@ -31,7 +31,7 @@ class DjangoConnection(TrackedConnection):
 def track(guard: Guard, wrapper: Any, connect: Callable[[], Any]) -> DjangoConnection:
     """Make a connection, while the request of this thread holds it already. Raises what the driver raises."""
     held = DjangoConnection(guard, wrapper)
-    held.made = held.make_here(connect)
+    held.made = held.make_for_current(connect)
     return held
 
 
@@ -49,5 +49,5 @@ def track_pooled(guard: Guard, wrapper: Any, made: Any) -> DjangoConnection:
             raise
         setattr(made, HELD, held)
     held.wrapper, held.is_idle = wrapper, False
-    guard.lend_here(held)
+    guard.lend_to_current(held)
     return held

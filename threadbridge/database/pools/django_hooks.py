@@ -67,7 +67,7 @@ class DatabaseHooks:
         return held
 
     def _lent(self) -> DjangoConnection | None:
-        """Like `_current`; it is known that the request that this thread serves uses it from now on."""
+        """Like `_current`; from now on the guard knows that the request of this thread uses the connection."""
         held = self._current()
         # Only this thread uses it, for one request after the other.
         if held is not None and not held.borrows:

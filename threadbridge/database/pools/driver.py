@@ -114,9 +114,6 @@ class DriverGuard(Guard):
         borrows = [borrow for each in self._by_request.copy().values() for borrow in tuple(each)]
         return len({borrow.connection for borrow in borrows if not borrow.connection.is_abandoned})
 
-    def count_out(self, connection: HeldConnection) -> None:
-        """See `Guard`. There is no number of connections."""
-
     def count_in(self, connection: HeldConnection) -> None:
         """See `Guard`. There is no number of connections."""
 

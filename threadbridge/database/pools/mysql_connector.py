@@ -85,9 +85,6 @@ class MySQLConnectorGuard(Guard):
         """Whether the error means that the database cannot be reached or that no connection is left."""
         return isinstance(error, PoolError) or super().is_outage(error)
 
-    def count_out(self, connection: HeldConnection) -> None:
-        """See `Guard`. One that was cut no longer belongs to the pool, even if its thread came back."""
-
     def count_in(self, connection: HeldConnection) -> None:
         if isinstance(connection, TrackedConnection) and not connection.is_cut:
             connection.is_cut = True
@@ -103,7 +100,7 @@ class MySQLConnectorGuard(Guard):
         request = self.ask()
         pool = self._pool
         with self.lock:
-            self._line.wait_turn(request, self._line.patience(request), _exhausted)
+            self._line.wait_turn(request, self._line.deadline_for(request), _exhausted)
             connection: Any = pool._cnx_queue.get_nowait() if pool._cnx_queue.qsize() else None
             held: TrackedConnection | None = getattr(connection, "threadbridge_held", None)
             if held is None or held.guard is not self:
@@ -112,13 +109,13 @@ class MySQLConnectorGuard(Guard):
         try:
             if held is not None:
                 held.is_idle = False
-                self.lend_here(held)
+                self.lend_to_current(held)
                 if not self._is_usable(connection):
                     self.end_borrows(held.borrows)
                     held = None
             if held is None:
                 held = TrackedConnection(self)
-                connection = held.make_here(functools.partial(self._connect, connection))
+                connection = held.make_for_current(functools.partial(self._connect, connection))
                 connection.threadbridge_held = held
             return GuardedPooledConnection(pool, connection)
         except BaseException as error:
@@ -188,7 +185,7 @@ def _exhausted() -> PoolError:
 
 
 def check(pool: Any) -> None:
-    """Raise ``ValueError`` if mysql-connector-python has not got all that the guard uses."""
+    """Raise ``ValueError`` if mysql-connector-python lacks something that the guard uses."""
     # The pool itself connects and pings under a lock of the whole module.
     used = {pool: "_cnx_config _cnx_queue _config_version", PooledMySQLConnection: "_cnx"}
     check_names("mysql-connector-python's pool", "versions 9 to 26", used)

@@ -24,7 +24,7 @@ SLICE = 0.1
 
 
 class HandOut:
-    """Makes requests wait here in place of the pool, where they can be woken. The guard's lock guards the state.
+    """Makes requests wait here instead of in the pool, so that they can be woken. The guard's lock guards the state.
 
     So the pool's statistics count only those that wait for a connection to be made.
 

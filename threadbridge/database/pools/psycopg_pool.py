@@ -87,9 +87,6 @@ class PsycopgPoolGuard(Guard):
     def in_use(self) -> int:
         return len(self._hand_out.line.out)
 
-    def count_out(self, connection: HeldConnection) -> None:
-        """See `Guard`. One that was cut no longer belongs to the pool, even if its thread came back."""
-
     def count_in(self, connection: HeldConnection) -> None:
         if isinstance(connection, PoolConnection):
             self._hand_out.replace(connection, connection.connection())
@@ -125,7 +122,7 @@ class PsycopgPoolGuard(Guard):
             self._this_thread.request = None
         held: PoolConnection = connection.threadbridge_held
         held.is_idle = False
-        self.lend_here(held)
+        self.lend_to_current(held)
         return connection
 
     def _is_usable(self, connection: Any) -> bool:
@@ -151,8 +148,8 @@ class PsycopgPoolGuard(Guard):
 
 
 def check(pool: ConnectionPool[Any]) -> None:
-    """Raise ``ValueError`` if psycopg_pool has not got all that is used."""
-    # What the pool calls to test a connection: the advice looks at it.
+    """Raise ``ValueError`` if psycopg_pool lacks something that is used."""
+    # What the pool calls to test a connection, for `advice_on_keeping`. The guard itself needs nothing private.
     check_names("psycopg_pool", "version 3", {pool: "_check"})
 
 

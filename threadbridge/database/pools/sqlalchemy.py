@@ -115,9 +115,6 @@ class SQLAlchemyGuard(Guard):
     def is_lost(self, error: BaseException) -> bool:
         return super().is_lost(_original(error))
 
-    def count_out(self, connection: HeldConnection) -> None:
-        """See `Guard`. One that was cut no longer belongs to the pool, even if its thread came back."""
-
     def count_in(self, connection: HeldConnection) -> None:
         assert isinstance(connection, EngineConnection)
         fairy = None if connection.fairy is None else connection.fairy()

@@ -17,7 +17,7 @@ def check(engine: Engine) -> None:
             "poolclass"
         )
     # How many connections a QueuePool may make beyond its size; whether a pool tests a connection before it hands it
-    # out, and after how many seconds it replaces it; the engine whose pool another one has.
+    # out, and after how many seconds it replaces it; the engine of which one with other options shares the pool.
     of_queue = "_max_overflow" if isinstance(engine.pool, QueuePool) else ""
     used = {engine.pool: f"{of_queue} _pre_ping _recycle", OptionEngine: "_proxied"}
     check_names("SQLAlchemy", "SQLAlchemy 2.0 and 2.1", used)

@@ -87,7 +87,7 @@ class EngineConnections:
         self._on_record(record)
         held = EngineConnection(self._guard)
         held.record = record
-        made = held.make_here(connect)
+        made = held.make_for_current(connect)
         self._made[id(made)] = held
         return made
 
@@ -107,7 +107,7 @@ class EngineConnections:
         if held is not None:
             held.is_idle = False
             held.fairy, held.record = weakref.ref(fairy), None
-            self._guard.lend_here(held)
+            self._guard.lend_to_current(held)
 
     def _on_reset(self, connection: Any, record: Any, state: object) -> None:
         held = self.get(connection)

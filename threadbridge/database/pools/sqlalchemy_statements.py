@@ -98,7 +98,7 @@ class EngineStatements:
         held = self._of(connection)
         if held is not None:
             # The database may not answer.
-            self._guard.lend_here(held)
+            self._guard.lend_to_current(held)
         return method(connection)
 
 
