@@ -193,6 +193,29 @@ def test_waiting_has_the_pools_own_limits_and_errors(make_psycopg_pool: MakePool
     assert guard.is_outage(PoolTimeout())
 
 
+def test_waiting_for_a_slow_database_does_not_reach_the_pools_limit(make_psycopg_pool: MakePool) -> None:
+    go_on = threading.Event()
+
+    class Slow(psycopg.Connection[Any]):
+        @classmethod
+        def connect(cls, *args: Any, **kwargs: Any) -> Any:
+            go_on.wait(10)
+            return super().connect(*args, **kwargs)
+
+    pool, guard = make_psycopg_pool(connection_class=Slow, max_waiting=1, max_size=1)
+    request, cancelled = in_request(pool.getconn)
+    wait_until(lambda: pool.get_stats()["requests_num"] > 2, "it has asked the pool several times")
+    request.cancel()
+    cancelled.join()
+    assert isinstance(cancelled.error, psycopg.errors.QueryCanceled)
+    before = pool.get_stats()["requests_num"]
+    _, worker = in_request(lambda: pool.putconn(pool.getconn()))
+    wait_until(lambda: pool.get_stats()["requests_num"] > before + 2, "so has this one")
+    go_on.set()
+    worker.join()
+    assert (worker.error, guard.in_use) == (None, 0)
+
+
 def test_a_request_whose_database_is_away_is_freed_when_it_is_cancelled(tmp_path: Any) -> None:
     with ConnectionPool(f"host={tmp_path} dbname=none", min_size=1, open=True) as pool:
         guard = PsycopgPoolGuard(pool)

@@ -102,6 +102,11 @@ class HandOut:
                 if time.monotonic() >= latest:
                     raise too_late() from None
                 continue
+            except TooManyRequests:
+                # The pool counts requests that have given up, such as this one, until it has a connection for one.
+                with self._guard.lock:
+                    self.line.wait(min(latest, time.monotonic() + SLICE))
+                continue
             if self._accepts(connection):
                 return connection
             connection.pgconn.finish()
