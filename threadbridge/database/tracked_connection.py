@@ -40,6 +40,9 @@ class TrackedConnection:
         self._newest: DriverConnection | None = None
         self._session: Session = UnknownSession()
         self._changes = Transaction()
+        # For pools that replace a connection that was cut: whether this one was, so that it must not go back. Under the
+        # guard's lock.
+        self.is_cut = False
 
     # Making.
 
@@ -61,6 +64,21 @@ class TrackedConnection:
             self._newest = self._current
             self.guard.last_outage = time.monotonic()
             raise
+        return made
+
+    def make_for_current(self, connect: Callable[[], Any]) -> Any:
+        """Connect while the request that this thread serves, if any, holds the connection; put it to use.
+
+        Raises what the driver raises.
+        """
+        self.guard.lend_to_current(self)
+        try:
+            made = self.make(connect)
+        except BaseException:
+            self.guard.end_borrows(self.borrows)
+            raise
+        self.use()
+        self.guard.keep_control()
         return made
 
     def note_unfinished(self, made: Any) -> None:

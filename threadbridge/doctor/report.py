@@ -17,8 +17,7 @@ from threadbridge.crossing.lanes import Lane
 from threadbridge.crossing.request_body import MEMORY_LIMIT
 from threadbridge.crossing.spool import PART_PER_CLIENT
 from threadbridge.database.guard import Guard
-from threadbridge.database.pools import FoundPool
-from threadbridge.database.pools.advice import PoolLoad
+from threadbridge.database.pools.kind import FoundPool, PoolLoad
 from threadbridge.doctor import Finding, Level, error, ok, warning
 from threadbridge.doctor.database import check_database, server_of
 from threadbridge.doctor.load import Load

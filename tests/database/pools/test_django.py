@@ -373,6 +373,16 @@ def test_what_cannot_be_guarded_is_refused(monkeypatch: pytest.MonkeyPatch, mari
             DjangoGuard("two")
 
 
+def test_a_django_without_its_list_of_pools_is_refused(
+    monkeypatch: pytest.MonkeyPatch, postgresql: dict[str, str]
+) -> None:
+    with django_databases.database("one", django_databases.postgresql(postgresql)):
+        monkeypatch.delattr("django.db.backends.postgresql.base.DatabaseWrapper._connection_pools")
+        with pytest.raises(ValueError, match="no _connection_pools; threadbridge supports"):
+            DjangoGuard("one")
+        monkeypatch.undo()
+
+
 def test_databases_are_found_by_their_aliases(mariadb: dict[str, str], postgresql: dict[str, str]) -> None:
     pooled = django_databases.postgresql(postgresql, OPTIONS={"pool": {"max_size": 7}})
     with django_databases.database("default", django_databases.mysql(connect_settings(mariadb))):
@@ -394,7 +404,8 @@ def test_waiting_while_the_pool_cannot_connect_ends_with_the_request(postgresql:
     entry = django_databases.postgresql(postgresql, OPTIONS={"pool": {"min_size": 1, "max_size": 2}})
     with django_databases.database("lost", {**entry, "NAME": "missing"}), closing(DjangoGuard("lost")) as guard:
         request, worker = in_request(lambda: connections["lost"].ensure_connection())
-        wait_until(lambda: guard._pool._entering == 1, "it waits")
+        hand_out: Any = guard._hand_out
+        wait_until(lambda: hand_out.line.entering == 1, "it waits")
         request.cancel()
         worker.thread.join(2)
         assert isinstance(worker.error, django.db.OperationalError)
@@ -410,12 +421,14 @@ def test_the_pool_is_as_large_as_before_after_a_thread_that_was_given_up_came_ba
         with running() as request:
             amounts()
             guard.abandon(request)
-            assert pool.max_size == 2
+            assert guard.in_use == 0
             _, other = in_request(lambda: (amounts(), connections["default"].close()))
             other.join()
             assert other.error is None
             connections["default"].close()
-            assert pool.max_size == 1
+            assert (guard.size, guard.in_use) == (1, 0)
+            # The one that was cut has not come back to the pool.
+            assert pool.get_stats().get("returns_bad", 0) == 0
         with running():
             assert amounts() == [100, 100]
             connections["default"].close()

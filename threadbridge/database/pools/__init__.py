@@ -6,15 +6,14 @@ import importlib
 import inspect
 import logging
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from threadbridge.crossing.current import TrackedRequest
 from threadbridge.database.guard import Guard
-from threadbridge.database.pools.advice import Advice, PoolLoad
+from threadbridge.database.pools.kind import FoundPool, PoolKind
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -35,65 +34,6 @@ KINDS = {
     "MySQLdb": "threadbridge.database.pools.driver_kind",
     "pymysql": "threadbridge.database.pools.driver_kind",
 }
-
-
-class PoolKind(Protocol):
-    """What a module must offer for a kind of pool; docs/pools.md has an example.
-
-    Several threads may call it at once.
-    """
-
-    def pools_of(self, value: Any) -> Mapping[str, Any]:
-        """The pools that a value has, by their names in it; a pool itself is ``{"": value}``, anything else ``{}``.
-
-        The value's class, or one of its base classes, is from the kind's package. All such objects of the process are
-        tried, so it must be fast and must not change anything.
-        """
-
-    def size(self, pool: Any) -> int:
-        """How many connections a pool hands out at once; 0: unlimited.
-
-        Raises ``ValueError``, which says why and what to do, if the pool cannot be guarded.
-        """
-
-    def describe(self, pool: Any) -> str:
-        """The pool and its size in a few words, without passwords."""
-
-    def guard(self, pool: Any, on_ask: Callable[[Guard, TrackedRequest], None], **options: Any) -> Guard:
-        """Put a guard round the pool; the options are those of `Guard`."""
-
-    def watch(self, on_new: Callable[[Any], None]) -> None:
-        """Call ``on_new`` from now on with each pool that is made, or is used for the first time, in any thread.
-
-        It may be called again with the same pool. Do nothing if the package has no way to notice.
-        """
-
-    def close_idle(self, pool: Any) -> None:
-        """Close the pool's idle connections; this process does not use the pool. Any error may be raised."""
-
-    def advice(self, pool: Any, load: PoolLoad) -> Iterable[Advice]:
-        """What ``--check`` says about the pool's own settings. A kind may do without this function."""
-
-
-@dataclass(frozen=True)
-class FoundPool:
-    """A pool with its kind; ``name`` is its name in the object that has it, or ""."""
-
-    pool: Any
-    kind: PoolKind
-    name: str = ""
-
-    @property
-    def size(self) -> int:
-        """How many connections it hands out at once; 0: unlimited."""
-        return self.kind.size(self.pool)
-
-    def advice(self, load: PoolLoad) -> Iterable[Advice]:
-        """Which of the pool's own settings work badly, as far as its kind knows."""
-        return self.kind.advice(self.pool, load) if hasattr(self.kind, "advice") else ()
-
-    def __str__(self) -> str:
-        return f"{self.kind.describe(self.pool)} ({self.name})" if self.name else self.kind.describe(self.pool)
 
 
 def make_guards(pool: object, on_ask: Callable[[Guard, TrackedRequest], None], **options: Any) -> list[Guard]:

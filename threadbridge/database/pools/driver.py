@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import importlib
 import logging
-import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
@@ -83,7 +82,6 @@ class DriverGuard(Guard):
             raise ValueError(f"the connections of {driver} have a guard already")
         super().__init__(
             f"connections of {driver}",
-            threading.Condition(),
             ConnectionSettings(module.connect, (), {}),
             [driver],
             on_ask,
@@ -119,9 +117,6 @@ class DriverGuard(Guard):
     def in_use(self) -> int:
         borrows = [borrow for each in self._by_request.copy().values() for borrow in tuple(each)]
         return len({borrow.connection for borrow in borrows if not borrow.connection.is_abandoned})
-
-    def count_out(self, connection: HeldConnection) -> None:
-        """See `Guard`. There is no number of connections."""
 
     def count_in(self, connection: HeldConnection) -> None:
         """See `Guard`. There is no number of connections."""

@@ -71,7 +71,7 @@ class _Base(Connection[Any]):
                 held.note_rollback()
                 held.end_transaction()
 
-    # What sets these is the driver, the application, or the code that tags queries.
+    # The driver, the application and the code that tags queries set these.
 
     @property
     def cursor_factory(self) -> Any:
