@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from threadbridge.crossing.current import current_or_none, is_cancelled
-from threadbridge.database.borrow import Borrow
+from threadbridge.database.borrow import Borrow, borrow_of
 from threadbridge.database.driver import Session, UnknownSession
 from threadbridge.database.driver_connection import DriverConnection
 from threadbridge.database.drivers.connecting import noting_unfinished
@@ -112,8 +112,10 @@ class TrackedConnection:
         guard = self.guard
         borrow = guard.current_borrow(self)
         request = current_or_none() if borrow is None else borrow.request
-        if request is None or (request.cancelled and _ROLLBACK(sql) is not None):
+        if request is None:
             return call(*args)
+        if request.cancelled and _ROLLBACK(sql) is not None:
+            return call(*args) if borrow is None else borrow.unstopped(call, *args)
         statements = request.statements
         statement = statements.begin(self.recorded(sql), self.number)
         try:
@@ -185,7 +187,7 @@ class TrackedConnection:
     def roll_back_by(self, call: Callable[[], object]) -> None:
         """Roll back by calling ``call()``. Raises what the driver raises."""
         try:
-            call()
+            self.unstopped(call)
         except BaseException as error:
             self.guard.note_failure(error)
             if self._current is not None and self.guard.is_lost(error):
@@ -195,6 +197,11 @@ class TrackedConnection:
             raise
         self.note_rollback()
         self.end_transaction()
+
+    def unstopped(self, call: Callable[[], Any]) -> Any:
+        """Call what rolls back: neither refused nor met by a stop."""
+        borrow = borrow_of(self, current_or_none())
+        return call() if borrow is None else borrow.unstopped(call)
 
     def note_rollback(self) -> None:
         """Record that the open transaction has been rolled back, or ends with its connection."""

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import pytest
 
@@ -149,6 +150,49 @@ def test_a_stop_never_meets_the_next_request_if_the_application_keeps_the_connec
                         raise AssertionError(f"{next_request.id} has met a stop") from error
             followed += 1
     assert followed
+
+
+def test_a_stop_under_way_does_not_meet_the_rollback(make_stack: MakeStack, monkeypatch: pytest.MonkeyPatch) -> None:
+    stack = make_stack(1)
+    with running():
+        stack.ask("SELECT 1")
+    events: list[str] = []
+    has_changed, is_asking, go_on = threading.Event(), threading.Event(), threading.Event()
+    database: Any = stack.guard._database
+    stop_query = database.stop_query
+
+    def stop_late(*args: Any, **kwargs: Any) -> bool:
+        is_asking.set()
+        assert go_on.wait(10)
+        try:
+            return bool(stop_query(*args, **kwargs))
+        finally:
+            events.append("asked to stop")
+
+    monkeypatch.setattr(database, "stop_query", stop_late)
+
+    def work() -> None:
+        try:
+            with stack.use() as connection:
+                connection.execute("INSERT INTO ledger VALUES (1, 1, 2)")
+                has_changed.set()
+                assert is_asking.wait(10)
+                connection.rollback()
+        finally:
+            events.append("rolled back")
+
+    request, worker = in_request(work)
+    assert has_changed.wait(10)
+    request.cancel()
+    assert is_asking.wait(10)
+    [borrow] = stack.guard._by_request[request]
+    wait_until(lambda: borrow._is_rolling_back, "it is about to roll back")
+    go_on.set()
+    worker.join()
+    # The pool's own block would commit.
+    assert worker.error is None or isinstance(worker.error, stack.errors)
+    assert events == ["asked to stop", "rolled back"]
+    assert stack.server.rows("SELECT * FROM ledger") == []
 
 
 @contextmanager
