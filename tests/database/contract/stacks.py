@@ -36,8 +36,8 @@ class Stack(abc.ABC):
     """A pool of ``size`` connections with its guard, over a server.
 
     `use` gives a connection for a while, as an application of that stack gets it, with ``execute(sql, *parameters)``,
-    which returns the rows if there are any, ``commit()`` and ``rollback()``. ``errors`` are those that it raises for the
-    driver's.
+    which returns the rows if there are any, ``commit()`` and ``rollback()``. ``errors`` are those that it raises
+    for the driver's.
     """
 
     errors: type[Exception]
