@@ -199,13 +199,16 @@ def test_the_table_does_not_grow_forever_under_a_resting_pointer(browser: Chrome
         wait_for(browser, lambda browser: len(rows(browser)) == 3)
         ActionChains(browser).move_to_element(browser.find_element(By.CSS_SELECTOR, "#rows .stop")).perform()
         browser.execute_script("document.getElementById('more').click()")
-        for _ in range(2):
+        ended: list[int] = []
+        # On a loaded machine, the page does not see all before they end.
+        while ended[-2:] != [100, 100] and len(ended) < 10:
             with ExitStack() as waiting:
                 for number in range(60):
                     site.run(waiting, f"SELECT {number}")
                 wait_for(browser, lambda browser: len(rows(browser, "waiting")) > 8)
             wait_for(browser, lambda browser: len(rows(browser, "waiting")) == 1)
-        assert len(texts(browser, "#rows tr.ended")) == 100
+            ended.append(len(texts(browser, "#rows tr.ended")))
+        assert ended[-2:] == [100, 100]
 
 
 def test_waiting_is_a_warning_once_it_lasts(browser: Chrome, site: SqlSite) -> None:

@@ -161,7 +161,8 @@ def test_a_statement_that_begins_just_after_the_kill_is_stopped(mariadb: dict[st
         with server.send(get()):
             wait_until(lambda: application.ended == 1, "the application is free")
         assert [error.args[0] for error in application.errors] == [1317]
-        assert witness.executions == 1
+        # None if the next KILL met it as it began.
+        assert witness.executions <= 1
         assert_all_is_well(pool, witness)
     pool.close()
 

@@ -213,7 +213,7 @@ def test_beyond_the_disk_space_readers_are_cut_when_others_wait_for_their_thread
             stack.enter_context(server.send(GET))
         wait_until(lambda: len(list(server.bridge.exchanges.open)) == 4, "all are there")
         channels = list(server.bridge.exchanges.open)
-        wait_until(lambda: all(waited(each) > 0.6 for each in channels), "all have kept their threads waiting")
+        wait_until(lambda: all(waited(each) > 0.6 for each in channels), "all have kept their threads waiting", 30)
         # Nobody needs their threads.
         assert app.ended == 0
         assert server.request(path="/quick")[1] == b"quick"

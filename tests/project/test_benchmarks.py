@@ -140,7 +140,8 @@ def test_short_queries_among_long_ones_are_measured_and_written_down(tmp_path: P
     assert facts["styles"]["period"]["executor"]["after"]["requests"] in (9, 10)
     # Ten threads and thirty clients.
     assert facts["styles"]["period"]["executor"]["long_share"] > 0.5
-    assert facts["change"]["executor"]["before"]["requests"] > 0
+    # With the other one, a short query may wait longer than the first third.
+    assert facts["change"]["threadbridge"]["before"]["requests"] > 0
     assert facts["mixes"] == {}
 
 
