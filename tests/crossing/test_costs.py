@@ -179,6 +179,20 @@ def nasty_requests(seed: int) -> Iterator[str]:
         )
 
 
+def test_a_value_that_was_cheap_is_unknown_once_made_up_ones_are_long() -> None:
+    site = Site()
+    for _ in range(10):
+        site.run("/r?kind=a", SHORT)
+    for number in range(30):
+        site.run(f"/r?kind=made-up-{number}", LONG)
+    # Nothing has told these costs, as each value came once.
+    assert site.estimate("/r?kind=made-up-30").is_known
+    assert not site.estimate("/r?kind=a").is_known
+    for _ in range(3):
+        site.run("/r?kind=a", SHORT)
+    assert site.estimate("/r?kind=a").is_known and is_short(site.estimate("/r?kind=a"))
+
+
 def test_cells_are_counted_rightly_whatever_clients_send() -> None:
     site = Site()
     chosen = random.Random(2)

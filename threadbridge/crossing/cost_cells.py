@@ -143,8 +143,11 @@ class Parameter:
         return self.saved - LOSSES_COUNT * self.lost
 
     def may_tell(self, value: str) -> bool:
-        """Return whether this is one of few values and has hardly been seen, so that it may be another matter."""
-        if len(self.cells) >= FEW_VALUES:
-            return False
+        """Return whether this value may be another matter than others, which are costly.
+
+        So it is if its own requests were cheap, or if it is one of few values and has hardly been seen.
+        """
         cell = self.cells.get(value)
-        return cell is None or cell.n < 3
+        if cell is not None and cell.n >= 3:
+            return cell.usual < CHEAP
+        return len(self.cells) < FEW_VALUES

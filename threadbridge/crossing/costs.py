@@ -250,7 +250,7 @@ _NOTHING = Cell()
 
 
 def _may_be_another(known: dict[str, Parameter], parameters: dict[str, str]) -> bool:
-    """Return whether a value of the request is new among few, so that it may cost something else."""
+    """Return whether the request may cost something else than others of its route, by one of its values."""
     for name, parameter in known.items():
         if name != CLIENT and not name.endswith("#") and parameter.may_tell(parameters.get(name, "")):
             return True
