@@ -23,8 +23,8 @@ from threadbridge.crossing.costs import MAX_CELLS, Costs
 from threadbridge.crossing.estimate import Estimate
 
 THREADS = 6
-# What a request of the attacker costs at least, in seconds. However slow the machine makes a thousand quick ones, threads
-# do not become free so often that none is kept (``recent_use.SOON``).
+# What a request of the attacker costs at least, in seconds. However slow the machine makes a thousand quick ones,
+# threads do not become free so often that none is kept (``recent_use.SOON``).
 LONG = 0.6
 # So many of them teach what they cost, and so many are held then.
 LESSONS = 2 * THREADS
