@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from threadbridge.common import forks
@@ -32,11 +32,13 @@ class ControlConnection:
 class ControlConnections:
     """Keeps one control connection open; makes another while that is in use or if it does not work. Any thread.
 
+    ``ways`` are functions that connect. Each is tried in turn until a connection does what it is asked.
+
     A lock guards the one that is kept while no thread uses it.
     """
 
-    def __init__(self, connect: Callable[[], ControlConnection], error: type[Exception]) -> None:
-        self._connect = connect
+    def __init__(self, ways: Sequence[Callable[[], ControlConnection]], error: type[Exception]) -> None:
+        self._ways = ways
         self._error = error
         self._idle: ControlConnection | None = None
         self._is_closed = False
@@ -56,10 +58,13 @@ class ControlConnections:
             # It may be closed after so long, or lead to a server that is out of service.
             with contextlib.suppress(StopFailed, self._error):
                 return self._use(idle, ask)
-        try:
-            return self._use(self._connect(), ask)
-        except self._error as error:
-            raise StopFailed(str(error)) from error
+        failures: list[Exception] = []
+        for connect in self._ways:
+            try:
+                return self._use(connect(), ask)
+            except (StopFailed, self._error) as error:
+                failures.append(error)
+        raise StopFailed("; ".join(map(str, failures))) from failures[-1]
 
     def _use(self, control: ControlConnection, ask: Callable[[ControlConnection], _Result]) -> _Result:
         try:

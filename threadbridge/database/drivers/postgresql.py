@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import logging
 import math
 import os
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from threadbridge.common.repeated_log import RepeatedLog
 from threadbridge.database.driver import ConnectionSettings, Session, StopFailed, name_of
 from threadbridge.database.drivers.control_connection import ControlConnection, ControlConnections, execute
 from threadbridge.database.drivers.postgresql_session import ACTIVE, IDLE, PostgreSQLSession
+
+logger = logging.getLogger("threadbridge")
+_obstacles = RepeatedLog(logger, 3600)
 
 # Seconds to connect, unless the pool's settings contain a time.
 CONNECT_TIMEOUT = 10
@@ -48,6 +53,10 @@ class Identity(NamedTuple):
     server_started: str
 
     @property
+    def server(self) -> str:
+        return self.server_started
+
+    @property
     def is_findable(self) -> bool:
         return bool(self.started)
 
@@ -72,7 +81,7 @@ class PostgreSQL:
         self.name = name_of(driver, settings, _parameters(driver, settings))
         # Without this, the driver would wait for a silent server or network for minutes, or forever.
         self.defaults: Mapping[str, Any] = {} if _has_timeout(settings) else {"connect_timeout": CONNECT_TIMEOUT}
-        self._control = ControlConnections(self._connect, self._error)
+        self._control = ControlConnections([self._connect], self._error)
         # psycopg has it since 3.2; before that, ``cancel`` has no timeout.
         self._cancels_safely = hasattr(getattr(module, "Connection", None), "cancel_safe")
 
@@ -90,15 +99,21 @@ class PostgreSQL:
         if was_idle and not connection.autocommit:
             # Otherwise the next rollback would undo the settings.
             connection.commit()
+        if pid != number and not self._cancels_safely:
+            message = (
+                "queries in %s cannot be stopped: a proxy such as PgBouncer is in between, which only psycopg 3.2 and "
+                "later can ask to stop them"
+            )
+            _obstacles.log(logging.WARNING, message, self.name)
         return Identity(number, str(started) if pid == number else "", str(server_started))
 
-    def prepare(self, connection: Any, comment: Callable[[], str] | None) -> Session:
+    def prepare(self, connection: Any, identity: Identity, comment: Callable[[], str] | None) -> Session:
         """Statements that are the driver's objects get no comment."""
         if comment is not None:
             _tag(connection, comment)
         return PostgreSQLSession(connection)
 
-    def keep_control(self) -> None:
+    def keep_control(self, server: str) -> None:
         # psycopg 3 needs a control connection only to kill connections.
         if not self._cancels_safely:
             self._control.use(lambda control: execute(control.connection, "SELECT 1"))
@@ -109,7 +124,7 @@ class PostgreSQL:
         # The driver's own state; this does not wait.
         runs = bool(connection.info.transaction_status == ACTIVE)
         if not self._cancels_safely:
-            return self._signal("pg_cancel_backend", identity) and runs
+            return bool(identity.started) and self._signal("pg_cancel_backend", identity) and runs
         try:
             connection.cancel_safe(timeout=CONTROL_TIMEOUT)
         except self._error as error:
