@@ -62,6 +62,7 @@ need_test_tools() {
     need "chromium fonts-dejavu-core" has chromium
     need "chromium-driver" has chromedriver
     need "postgresql" has_postgresql
+    need "pgbouncer" has pgbouncer
     need "curl" has curl
     need "wrk" has wrk
     need "shellcheck" has shellcheck
@@ -87,6 +88,13 @@ install_packages() {
             echo "Stopping the nginx that Debian has just started on port 80: the tests run their own"
             update-rc.d nginx disable
             invoke-rc.d nginx stop
+            ;;
+        esac
+        case " $* " in
+        *" pgbouncer "*)
+            echo "Stopping the PgBouncer that Debian has just started: the tests run their own"
+            update-rc.d pgbouncer disable
+            invoke-rc.d pgbouncer stop
             ;;
         esac
         case " $* " in

@@ -91,7 +91,7 @@ class ServerControls:
             self._servers[server].close()
 
     def _connect(self) -> ControlConnection:
-        return self._know(self._settings.connect_within(self._timeouts))
+        return self._know(self._settings.connect_within(self._timeouts), self._variables)
 
     def _connect_to(self, address: str) -> ControlConnection:
         """Connect past all proxies. Raises `StopFailed`."""
@@ -108,22 +108,22 @@ class ServerControls:
         kwargs.pop("unix_socket", None)
         straight = replace(settings, args=(), kwargs=kwargs)
         try:
-            return self._know(straight.connect_within(self._timeouts))
+            return self._know(straight.connect_within(self._timeouts), Variables(self._driver))
         except self._driver.error as error:
             raise StopFailed(f"cannot connect to {address}, the server's own address: {error}") from error
 
-    def _know(self, connection: Any) -> ControlConnection:
+    def _know(self, connection: Any, variables: Variables) -> ControlConnection:
         control = ControlConnection(connection, self._driver.descriptor)
         try:
-            number, process, now, _ = self._variables.process(connection)
-            if not self._variables.is_direct(connection, number):
+            number, process, now, _ = variables.process(connection)
+            if not variables.is_direct(connection, number):
                 # It would take a KILL to mean something else.
                 raise StopFailed(
                     "a proxy with connection ids of its own is between the control connection and the server"
                 )
             # Longer than it is ever idle.
             execute(connection, "SET SESSION wait_timeout = 2147483")
-            name, _, _ = self._variables.name(connection)
+            name, _, _ = variables.name(connection)
             _, uptime = execute(connection, "SHOW STATUS LIKE 'Uptime'")
             [user] = execute(connection, "SELECT SUBSTRING_INDEX(USER(), '@', 1)")
         except BaseException:

@@ -73,6 +73,8 @@ class Variables:
     def __init__(self, driver: MySQLDriver) -> None:
         self._driver = driver
         self._has_all = True
+        # Whether the ids of a connection have differed: those of another may agree by chance.
+        self._is_proxied = False
 
     def process(self, connection: Any) -> tuple[int, str, int, str]:
         """The thread id by the server, the server process, the server's time, and its version."""
@@ -80,8 +82,10 @@ class Variables:
         return int(number), str(process), int(now), str(version)
 
     def is_direct(self, connection: Any, number: int) -> bool:
-        """Whether the server knows the connection by the same thread id as the driver."""
-        return number & HANDSHAKE_BITS == self._driver.number(connection) & HANDSHAKE_BITS
+        """Whether the server knows the connection by the same thread id as the driver, and others, too."""
+        if number & HANDSHAKE_BITS != self._driver.number(connection) & HANDSHAKE_BITS:
+            self._is_proxied = True
+        return not self._is_proxied
 
     def marked(self, connection: Any, number: int, process: str, now: int) -> Identity:
         """The identity of a connection whose thread id the server knows."""
