@@ -38,9 +38,9 @@ class Outcome:
     def __str__(self) -> str:
         ordered = sorted(self.seconds)
         return (
-            f"{len(ordered)} cancelled: {100 * self.soon:.1f} % ended within {SOON:g} s, median "
-            f"{1000 * ordered[len(ordered) // 2]:.0f} ms, 99 % {1000 * ordered[len(ordered) * 99 // 100]:.0f} ms, longest "
-            f"{1000 * ordered[-1]:.0f} ms; {len(self.not_stopped)} not stopped; {self.answered} others answered, "
+            f"{len(ordered)} cancelled: {100 * self.soon:.1f} % ended within {SOON:g} s, "
+            f"median {1000 * ordered[len(ordered) // 2]:.0f} ms, 99 % {1000 * ordered[len(ordered) * 99 // 100]:.0f} ms, "
+            f"longest {1000 * ordered[-1]:.0f} ms; {len(self.not_stopped)} not stopped; {self.answered} others answered, "
             f"{len(self.foreign)} of them disturbed"
         )
 

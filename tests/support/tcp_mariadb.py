@@ -7,7 +7,7 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +51,14 @@ def tcp_mariadb(*options: str) -> Iterator[dict[str, Any]]:
             settings |= {"host": "127.0.0.1", "port": port}
 
             def answers() -> bool:
-                with suppress(MySQLdb.OperationalError):
-                    MySQLdb.connect(**settings).close()
+                with suppress(MySQLdb.OperationalError), closing(MySQLdb.connect(**settings)) as connection:
+                    # The same on all such servers, as a cluster has it.
+                    connection.cursor().execute("SET PASSWORD = PASSWORD('the same')")
                     return True
                 return False
 
             wait_until(answers, "the server answers", seconds=60)
-            yield settings
+            yield {**settings, "password": "the same"}
         finally:
             server.kill()
             server.wait()
