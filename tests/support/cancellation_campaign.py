@@ -37,11 +37,11 @@ class Outcome:
 
     def __str__(self) -> str:
         ordered = sorted(self.seconds)
+        median, late, longest = (1000 * ordered[(len(ordered) - 1) * part // 100] for part in (50, 99, 100))
         return (
-            f"{len(ordered)} cancelled: {100 * self.soon:.1f} % ended within {SOON:g} s, "
-            f"median {1000 * ordered[len(ordered) // 2]:.0f} ms, 99 % {1000 * ordered[len(ordered) * 99 // 100]:.0f} ms, "
-            f"longest {1000 * ordered[-1]:.0f} ms; {len(self.not_stopped)} not stopped; {self.answered} others answered, "
-            f"{len(self.foreign)} of them disturbed"
+            f"{len(ordered)} cancelled: {100 * self.soon:.1f} % ended within {SOON:g} s, median {median:.0f} ms, "
+            f"99 % {late:.0f} ms, longest {longest:.0f} ms; {len(self.not_stopped)} not stopped; "
+            f"{self.answered} others answered, {len(self.foreign)} disturbed"
         )
 
 

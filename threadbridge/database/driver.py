@@ -124,6 +124,10 @@ class Identity(Hashable, Iterable[Any], Protocol):
         """Names the server among those of the database: calls to one do not wait for another."""
 
     @property
+    def obstacle(self) -> str:
+        """Why the connection's statements cannot be stopped; "" if they can."""
+
+    @property
     def is_findable(self) -> bool:
         """Whether another process can find the connection by this."""
 

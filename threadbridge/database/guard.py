@@ -20,6 +20,7 @@ from threadbridge.common.threads import BackgroundThread, is_collecting
 from threadbridge.crossing.current import TrackedRequest, current_or_none, is_cancelled, is_cancelling
 from threadbridge.database.borrow import Borrow, HeldConnection, borrow_of
 from threadbridge.database.driver import ConnectionSettings, Database
+from threadbridge.database.driver_connection import DriverConnection
 from threadbridge.database.drivers import database_of
 from threadbridge.database.predecessors import ConnectionList
 from threadbridge.database.stopper import Stopper
@@ -33,7 +34,7 @@ CONTROL_INTERVAL = 10.0
 # How many servers are known at most.
 MAX_SERVERS = 32
 
-_rerun_log = RepeatedLog(logger)
+_rerun_log, _obstacles = RepeatedLog(logger), RepeatedLog(logger, 3600)
 
 
 def nobody_asked(guard: Guard, request: TrackedRequest) -> None:
@@ -135,11 +136,15 @@ class Guard(abc.ABC):
         with self.lock:
             self._background.start()
 
-    def note_server(self, server: str) -> None:
-        """Make the next `keep_control` act at once if no connection has come to the server before."""
+    def note_made(self, connection: DriverConnection) -> None:
+        """Note to which server a connection has come. The next `keep_control` acts at once if it is a new one."""
+        server = connection.server
         if server not in self._servers:
             self._servers = frozenset([*self._servers, server] if len(self._servers) < MAX_SERVERS else [server])
             self._control_checked_at = -math.inf
+        if connection.identity is not None and connection.identity.obstacle:
+            message = "queries in %s cannot be stopped: %s"
+            _obstacles.log(logging.WARNING, message, connection.database.name, connection.identity.obstacle)
 
     def keep_control(self) -> None:
         """Make or check control connections now and then: when one is needed, the database may refuse new ones."""

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from threadbridge.common.repeated_log import RepeatedLog
 from threadbridge.database.driver import ConnectionSettings, Session, StopFailed, name_of
 from threadbridge.database.drivers.control_connection import ControlConnection, execute
 from threadbridge.database.drivers.mysql_control import POSITIONAL, ServerControls, verify
@@ -24,9 +22,6 @@ from threadbridge.database.drivers.mysql_errors import (
 from threadbridge.database.drivers.mysql_identity import Identity, Server, Variables, tagged_identity
 from threadbridge.database.drivers.mysql_session import MySQLSession
 
-logger = logging.getLogger("threadbridge")
-_obstacles = RepeatedLog(logger, 3600)
-
 # Seconds to connect, unless the pool's settings contain a time.
 CONNECT_TIMEOUT = 10
 # Seconds that the driver waits for the network beyond the statement limit.
@@ -39,7 +34,7 @@ _IDLE = (
     "IF(@@session.idle_transaction_timeout = 0 AND @@global.idle_transaction_timeout = 0, {}, "
     "@@session.idle_transaction_timeout)"
 )
-_SHOW_LIMIT = "SHOW VARIABLES WHERE Variable_name IN ('max_statement_time', 'max_execution_time')"
+SHOW_LIMIT = "SHOW VARIABLES WHERE Variable_name IN ('max_statement_time', 'max_execution_time')"
 _THREAD = "SELECT COUNT(*) FROM information_schema.processlist WHERE id = %s AND user = %s"
 _STATEMENT = "SELECT query_id FROM information_schema.processlist WHERE info LIKE %s"
 _RUNS = "SELECT COUNT(*) FROM information_schema.processlist WHERE id = %s AND command <> 'Sleep'"
@@ -81,25 +76,26 @@ class MySQL:
             identity = self._variables.marked(connection, number, process, now)
             self.controls.remember(Server(identity.server, process), identity.address)
             return identity
-        if (obstacle := self._obstacle(version)) is None:
+        obstacle = self._obstacle(version)
+        if not obstacle:
             identity = tagged_identity(
                 self._driver.number(connection), self._variables.address_behind_proxy(connection), now
             )
             self.controls.remember(identity.address, identity.address)
             return identity
-        message = "queries in %s cannot be stopped: a proxy with connection ids of its own is in between, and %s"
-        _obstacles.log(logging.WARNING, message, self.name, obstacle)
-        return Identity(self._driver.number(connection), "", now, "")
+        return Identity(self._driver.number(connection), "", now, "", obstacle=obstacle)
 
-    def _obstacle(self, version: str) -> str | None:
-        """Why statements cannot be stopped behind a proxy; None if they can."""
+    def _obstacle(self, version: str) -> str:
+        """Why statements cannot be stopped behind a proxy; "" if they can."""
         if "mariadb" not in version.lower():
-            return "only MariaDB can stop a single statement"
-        if not self._driver.hooks:
-            return f"the driver {self.driver} sends statements without the comments by which they would be recognised"
-        if not self._settings.takes_timeouts:
-            return "the application's connect function cannot be told to connect past it"
-        return None
+            problem = "only MariaDB can stop a single statement"
+        elif not self._driver.hooks:
+            problem = f"the driver {self.driver} sends statements without the comments by which they are recognised"
+        elif not self._settings.takes_timeouts:
+            problem = "the application's connect function cannot be told to connect past it"
+        else:
+            return ""
+        return f"a proxy with connection ids of its own is in between, and {problem}"
 
     def prepare(self, connection: Any, identity: Identity, comment: Callable[[], str] | None) -> Session:
         """With a statement limit, costs two round trips for each connection made."""
@@ -145,7 +141,7 @@ class MySQL:
 
         They would do so for a statement that lifts the limit, so this also holds for rows that are fetched slowly.
         """
-        name, value = execute(connection, _SHOW_LIMIT) or ("", 0)
+        name, value = execute(connection, SHOW_LIMIT) or ("", 0)
         if name and not float(value):
             execute(connection, f"SET SESSION {name} = {self._limit * (1000 if name == 'max_execution_time' else 1)}")
 
@@ -175,7 +171,7 @@ class MySQL:
             # The proxy rolls back and closes what it keeps for a client that is gone.
             return not self._stop_statement(identity)
         if not identity.server:
-            raise StopFailed(f"connection {identity.number} goes through a proxy, which has numbers of its own")
+            raise StopFailed(identity.obstacle)
         return self._ask(
             identity,
             lambda control: not (self._has(control, identity) and self._kill(control, f"CONNECTION {identity.number}")),

@@ -54,6 +54,7 @@ class Identity(NamedTuple):
     address: str = ""
     # What the comment at the beginning of each statement contains, if the connection is known only by its statements.
     tag: str = ""
+    obstacle: str = ""
 
     @property
     def is_findable(self) -> bool:

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import logging
 import math
 import os
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from threadbridge.common.repeated_log import RepeatedLog
 from threadbridge.database.driver import ConnectionSettings, Session, StopFailed, name_of
 from threadbridge.database.drivers.control_connection import ControlConnection, ControlConnections, execute
 from threadbridge.database.drivers.postgresql_session import ACTIVE, IDLE, PostgreSQLSession
-
-logger = logging.getLogger("threadbridge")
-_obstacles = RepeatedLog(logger, 3600)
 
 # Seconds to connect, unless the pool's settings contain a time.
 CONNECT_TIMEOUT = 10
@@ -41,6 +36,8 @@ _SIGNAL = (
 # In a connection string, whether URI or not.
 _TIMEOUT_OR_SERVICE = re.compile(r"\b(connect_timeout|service)\s*=").search
 
+_OBSTACLE = "a proxy such as PgBouncer is in between, which only psycopg 3.2 and later can ask to stop them"
+
 TOO_MANY_CONNECTIONS = "53300"
 
 
@@ -51,6 +48,7 @@ class Identity(NamedTuple):
     # When the process started; "" behind a proxy, which may use the process for another client next.
     started: str
     server_started: str
+    obstacle: str = ""
 
     @property
     def server(self) -> str:
@@ -99,13 +97,8 @@ class PostgreSQL:
         if was_idle and not connection.autocommit:
             # Otherwise the next rollback would undo the settings.
             connection.commit()
-        if pid != number and not self._cancels_safely:
-            message = (
-                "queries in %s cannot be stopped: a proxy such as PgBouncer is in between, which only psycopg 3.2 and "
-                "later can ask to stop them"
-            )
-            _obstacles.log(logging.WARNING, message, self.name)
-        return Identity(number, str(started) if pid == number else "", str(server_started))
+        obstacle = "" if pid == number or self._cancels_safely else _OBSTACLE
+        return Identity(number, str(started) if pid == number else "", str(server_started), obstacle)
 
     def prepare(self, connection: Any, identity: Identity, comment: Callable[[], str] | None) -> Session:
         """Statements that are the driver's objects get no comment."""
