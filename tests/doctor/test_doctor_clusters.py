@@ -7,7 +7,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import MySQLdb
 import psycopg
 import pytest
 
