@@ -52,9 +52,8 @@ def query(pool: Any, sql: str) -> Any:
 
 def kept_controls(guard: Any) -> list[Any]:
     """The guard's control connections that are idle now: the objects that know them."""
-    database = guard._database
-    kept = database.controls._servers.values() if hasattr(database, "controls") else [database._control]
-    return [each._idle for each in list(kept) if each._idle is not None]
+    kept = list(guard._database.controls._servers.values())
+    return [each._idle for each in kept if each._idle is not None]
 
 
 def calls_of(stopper: Any) -> list[Any]:

@@ -72,6 +72,7 @@ class _Session:
         self.backend = backend
         self.is_busy = True
         self.is_pinned = False
+        self.answer = bytearray()
 
 
 class StandInProxy:
@@ -96,6 +97,7 @@ class StandInProxy:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         with self._lock:
             sessions = list(self._sessions.values())
@@ -206,12 +208,15 @@ class StandInProxy:
     # Answers.
 
     def _relay_answer(self, session: _Session) -> None:
-        while self._relay_result(session):
+        """Relay the answer to a statement as a whole: some drivers hold the interpreter's lock while they read rows."""
+        session.answer = bytearray()
+        while self._take_result(session):
             pass
+        session.client.sendall(session.answer)
 
-    def _relay_result(self, session: _Session) -> bool:
-        """Relay one result; returns whether another follows."""
-        first = self._relay_packet(session)
+    def _take_result(self, session: _Session) -> bool:
+        """Take one result; returns whether another follows."""
+        first = self._take_packet(session)
         kind = first[4]
         if kind == 0xFF:
             return False
@@ -220,7 +225,7 @@ class StandInProxy:
         # The columns, and then the rows, end with a packet of their own.
         for _ in range(2):
             while True:
-                packet = self._relay_packet(session)
+                packet = self._take_packet(session)
                 if packet[4] == 0xFF:
                     return False
                 if packet[4] == 0xFE and len(packet) < 13:
@@ -232,14 +237,14 @@ class StandInProxy:
         session.backend.is_in_transaction = bool(flags & _IN_TRANSACTION)
         return bool(flags & _MORE_RESULTS)
 
-    def _relay_packet(self, session: _Session) -> bytes:
-        """Relay one packet of the server; ends with the client, too."""
+    def _take_packet(self, session: _Session) -> bytes:
+        """Take one packet of the server; ends with the client, too."""
         backend = session.backend.socket
         while backend not in select.select([backend, session.client], [], [])[0]:
             if not session.client.recv(1, socket.MSG_PEEK):
                 raise _Gone
         packet = _receive(backend)
-        session.client.sendall(packet)
+        session.answer += packet
         return packet
 
 

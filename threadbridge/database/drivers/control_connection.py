@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, TypeVar
 
 from threadbridge.common import forks
 from threadbridge.database.driver import StopFailed
+
+# To how many servers connections are kept; the oldest is forgotten first.
+MAX_SERVERS = 32
 
 _Result = TypeVar("_Result")
 
@@ -29,6 +32,9 @@ class ControlConnection:
             self.connection.close()
 
 
+Way = Callable[[], ControlConnection]
+
+
 class ControlConnections:
     """Keeps one control connection open; makes another while that is in use or if it does not work. Any thread.
 
@@ -37,7 +43,7 @@ class ControlConnections:
     A lock guards the one that is kept while no thread uses it.
     """
 
-    def __init__(self, ways: Sequence[Callable[[], ControlConnection]], error: type[Exception]) -> None:
+    def __init__(self, ways: Sequence[Way], error: type[Exception]) -> None:
         self._ways = ways
         self._error = error
         self._idle: ControlConnection | None = None
@@ -87,6 +93,52 @@ class ControlConnections:
             idle, self._idle = self._idle, None
         if idle is not None:
             idle.close()
+
+
+class ControlsByServer:
+    """Keeps control connections to several servers, by what identifies each. Any thread."""
+
+    def __init__(self, error: type[Exception]) -> None:
+        self._error = error
+        # Each operation on it is atomic.
+        self._servers: dict[Hashable, ControlConnections] = {}
+        self._is_closed = False
+
+    def remember(self, server: Hashable, ways: Callable[[], Sequence[Way]]) -> ControlConnections:
+        """The control connections to a server; ``ways`` gives those of `ControlConnections` if it is a new one."""
+        found = self._servers.get(server)
+        if found is None:
+            found = self._servers.setdefault(server, ControlConnections(ways(), self._error))
+            if self._is_closed:
+                found.close()
+            while len(self._servers) > MAX_SERVERS:
+                self.forget(next(iter(self._servers)))
+        return found
+
+    def keep(self, server: Hashable, ask: Callable[[ControlConnection], object]) -> None:
+        """Make or check one control connection, if the server is remembered; raises `StopFailed` if `ask` fails."""
+        if (control := self._servers.get(server)) is not None:
+            try:
+                control.use(ask)
+            except StopFailed:
+                self.forget(server)
+                raise
+
+    def forget(self, server: Hashable) -> None:
+        """Keep no control connection to a server that cannot be reached, until a connection of the pool comes there."""
+        if (control := self._servers.pop(server, None)) is not None:
+            control.close()
+
+    @property
+    def servers(self) -> list[Any]:
+        """What identifies those that are remembered."""
+        return list(self._servers)
+
+    def close(self) -> None:
+        """Close all, and keep none from now on."""
+        self._is_closed = True
+        for control in list(self._servers.values()):
+            control.close()
 
 
 def execute(connection: Any, sql: str, *parameters: object) -> tuple[Any, ...]:

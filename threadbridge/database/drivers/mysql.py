@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from threadbridge.database.driver import ConnectionSettings, Session, StopFailed, name_of
-from threadbridge.database.drivers.control_connection import ControlConnection, execute
+from threadbridge.database.drivers.control_connection import ControlConnection, ControlsByServer, execute
 from threadbridge.database.drivers.mysql_control import POSITIONAL, ServerControls, verify
 from threadbridge.database.drivers.mysql_drivers import DRIVERS
 from threadbridge.database.drivers.mysql_errors import (
@@ -62,7 +62,7 @@ class MySQL:
             self.defaults = {**self.defaults, **dict.fromkeys(network, network_timeout)}
         self._limit = math.ceil(settings.statement_limit)
         self._variables = Variables(self._driver)
-        self.controls = ServerControls(settings, self._driver, self.timeouts, self._variables)
+        self._servers = ServerControls(settings, self._driver, self.timeouts, self._variables)
 
     # New connections.
 
@@ -74,14 +74,14 @@ class MySQL:
         number, process, now, version = self._variables.process(connection)
         if self._variables.is_direct(connection, number):
             identity = self._variables.marked(connection, number, process, now)
-            self.controls.remember(Server(identity.server, process), identity.address)
+            self._servers.remember(Server(identity.server, process), identity.address)
             return identity
         obstacle = self._obstacle(version)
         if not obstacle:
             identity = tagged_identity(
                 self._driver.number(connection), self._variables.address_behind_proxy(connection), now
             )
-            self.controls.remember(identity.address, identity.address)
+            self._servers.remember(identity.address, identity.address)
             return identity
         return Identity(self._driver.number(connection), "", now, "", obstacle=obstacle)
 
@@ -148,7 +148,7 @@ class MySQL:
     # Stopping.
 
     def keep_control(self, server: str) -> None:
-        self.controls.keep(server)
+        self._servers.keep(server)
 
     def stop_query(self, connection: Any, identity: Identity, *, waits: bool = False) -> bool:
         if identity.tag:
@@ -177,11 +177,16 @@ class MySQL:
             lambda control: not (self._has(control, identity) and self._kill(control, f"CONNECTION {identity.number}")),
         )
 
+    @property
+    def controls(self) -> ControlsByServer:
+        """The control connections."""
+        return self._servers.controls
+
     def close(self) -> None:
         self.controls.close()
 
     def _ask(self, identity: Identity, ask: Callable[[ControlConnection], bool]) -> bool:
-        return self.controls.remember(Server(identity.server, identity.process), identity.address).use(ask)
+        return self._servers.remember(Server(identity.server, identity.process), identity.address).use(ask)
 
     def _kill(self, control: ControlConnection, what: str) -> bool:
         """Kill the connection or the statement; returns whether the server still had it."""
@@ -219,9 +224,9 @@ class MySQL:
             return bool(row) and self._kill(control, f"QUERY ID {row[0]}")
 
         failure: StopFailed | None = None
-        for address in dict.fromkeys([identity.address, *self.controls.addresses]):
+        for address in dict.fromkeys([identity.address, *self._servers.addresses]):
             try:
-                if self.controls.remember(address, address).use(stop):
+                if self._servers.remember(address, address).use(stop):
                     return True
             except StopFailed as error:
                 if address == identity.address:

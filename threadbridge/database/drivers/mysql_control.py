@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
 from threadbridge.database.driver import ConnectionSettings, StopFailed
-from threadbridge.database.drivers.control_connection import ControlConnection, ControlConnections, execute
+from threadbridge.database.drivers.control_connection import (
+    ControlConnection,
+    ControlConnections,
+    ControlsByServer,
+    Way,
+    execute,
+)
 from threadbridge.database.drivers.mysql_drivers import MySQLDriver
 from threadbridge.database.drivers.mysql_identity import Server, Variables
 
 # The parameters that ``connect`` takes by position; the drivers' own names for them differ.
 POSITIONAL = ("host", "user", "password", "database", "port", "unix_socket")
-# To how many servers connections are kept; the oldest is forgotten first.
-MAX_SERVERS = 32
 
 
 class ControlServer(NamedTuple):
@@ -38,36 +42,23 @@ class ServerControls:
         self._driver = driver
         self._timeouts = timeouts
         self._variables = variables
-        # Each operation on it is atomic.
-        self._servers: dict[Server | str, ControlConnections] = {}
-        self._is_closed = False
+        self.controls = ControlsByServer(driver.error)
 
     def remember(self, server: Server | str, address: str) -> ControlConnections:
         """The control connections to a server process; to whatever is at the address if ``server`` is an address."""
-        found = self._servers.get(server)
-        if found is None:
-            ways: list[Callable[[], ControlConnection]] = [partial(self._connect_to, address)]
-            if server != address:
-                # It can lead anywhere, but the other way needs a network and name service that know the address.
-                ways.insert(0, self._connect)
-            found = self._servers.setdefault(server, ControlConnections(ways, self._driver.error))
-            if self._is_closed:
-                found.close()
-            while len(self._servers) > MAX_SERVERS:
-                self.forget(next(iter(self._servers)))
-        return found
+
+        def ways() -> list[Way]:
+            straight = partial(self._connect_to, address)
+            # The first can lead anywhere, but the other needs a network and name service that know the address.
+            return [straight] if server == address else [self._connect, straight]
+
+        return self.controls.remember(server, ways)
 
     def keep(self, name: str) -> None:
         """Make or check the control connection to a server, by its name or address. Raises `StopFailed`."""
-        for server, control in list(self._servers.items()):
-            if name != (server.name if isinstance(server, Server) else server):
-                continue
-            try:
-                control.use(partial(self._check, server))
-            except StopFailed:
-                # A connection that comes to the server will bring it back.
-                self.forget(server)
-                raise
+        for server in self.controls.servers:
+            if name == (server.name if isinstance(server, Server) else server):
+                self.controls.keep(server, partial(self._check, server))
 
     def _check(self, server: Server | str, control: ControlConnection) -> None:
         if isinstance(server, Server):
@@ -76,19 +67,8 @@ class ServerControls:
 
     @property
     def addresses(self) -> list[str]:
-        """The addresses that are remembered."""
-        return [server for server in list(self._servers) if isinstance(server, str)]
-
-    def forget(self, server: Server | str) -> None:
-        """Keep no control connection to a server that cannot be reached, until a connection of the pool comes there."""
-        if (control := self._servers.pop(server, None)) is not None:
-            control.close()
-
-    def close(self) -> None:
-        """Close all, and keep none from now on."""
-        self._is_closed = True
-        for server in list(self._servers):
-            self._servers[server].close()
+        """The addresses that are remembered as servers."""
+        return [server for server in self.controls.servers if isinstance(server, str)]
 
     def _connect(self) -> ControlConnection:
         return self._know(self._settings.connect_within(self._timeouts), self._variables)
