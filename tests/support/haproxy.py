@@ -17,11 +17,11 @@ from tests.support.tcp_mariadb import free_port
 
 @contextmanager
 def haproxy(
-    servers: Sequence[tuple[str, int]], balance: str, lines: Sequence[str] = (), *, options: str = "", backup: str = ""
+    servers: Sequence[tuple[str, int]], balance: str, lines: Sequence[str] = (), *, first: str = "", others: str = ""
 ) -> Iterator[tuple[str, int]]:
     """Spreads connections over the servers by an algorithm of HAProxy's; gives its address.
 
-    ``lines`` are of the section, ``options`` of each server, ``backup`` of all servers but the first.
+    ``lines`` belong to the section; ``first`` and ``others`` are options of the servers.
     """
     program = shutil.which("haproxy", path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
     directory = Path(tempfile.mkdtemp(prefix="haproxy-"))
@@ -29,7 +29,7 @@ def haproxy(
     section = [
         *lines,
         *(
-            f"server s{number} {address[0]}:{address[1]} {options} {backup if number else ''}"
+            f"server s{number} {address[0]}:{address[1]} {others if number else first}"
             for number, address in enumerate(servers)
         ),
     ]

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(
     os.environ.get("CLUSTERS") != "1" or missing() is not None,
     reason=missing() or "takes minutes; runs with CLUSTERS=1",
 )
-CANCELLATIONS = int(os.environ.get("CANCELLATIONS", "100"))
+CANCELLATIONS = int(os.environ.get("CLUSTER_CANCELLATIONS", "100"))
 SHORT = "SELECT {0}, COUNT(MD5(seq)) FROM seq_1_to_3000"
 LONG = "SELECT COUNT(MD5(seq)) FROM seq_1_to_100000000"
 
@@ -53,8 +53,8 @@ def make_ids_collide(cluster: Cluster) -> None:
 def test_of_all_queries_only_those_of_cancelled_requests_are_stopped(cluster: Cluster, balance: str) -> None:
     make_ids_collide(cluster)
     servers = [(node.address, 3306) for node in cluster.nodes]
-    algorithm, backup = ("first", "backup") if balance == "writer and backups" else (balance, "")
-    with haproxy(servers, algorithm, backup=backup) as (host, port):
+    algorithm, others = ("first", "backup") if balance == "writer and backups" else (balance, "")
+    with haproxy(servers, algorithm, others=others) as (host, port):
         pool: Any = PooledDB(MySQLdb, maxconnections=8, host=host, port=port, **cluster.settings)
         guard = DBUtilsGuard(pool)
         outcome = cancel_at_random([pool], CANCELLATIONS, SHORT, LONG, is_stopped)

@@ -13,14 +13,18 @@ from dbutils.pooled_db import PooledDB
 
 from tests.support.cancellation_campaign import cancel_at_random
 from tests.support.haproxy import haproxy
-from tests.support.tcp_mariadb import tcp_mariadb
+from tests.support.requests_in_threads import one
+from tests.support.tcp_mariadb import free_port, tcp_mariadb
+from threadbridge.database.driver import ConnectionSettings, StopFailed
+from threadbridge.database.drivers.mysql import MySQL
 from threadbridge.database.drivers.mysql_identity import Identity, Variables
 from threadbridge.database.pools.dbutils import DBUtilsGuard
 
 # 1000 take a minute.
-CANCELLATIONS = int(os.environ.get("CANCELLATIONS", "100"))
+CANCELLATIONS = int(os.environ.get("CLUSTER_CANCELLATIONS", "100"))
 SHORT = "SELECT {0}, COUNT(MD5(seq)) FROM seq_1_to_3000"
 LONG = "SELECT COUNT(MD5(seq)) FROM seq_1_to_100000000"
+KILLS = "SELECT variable_value FROM information_schema.global_status WHERE variable_name = 'Com_kill'"
 
 
 @pytest.fixture(scope="module")
@@ -74,3 +78,32 @@ def test_of_all_queries_only_those_of_cancelled_requests_are_stopped(
     assert (outcome.foreign, outcome.not_stopped) == ([], [])
     assert outcome.soon >= (0.99 if CANCELLATIONS >= 1000 else 0.9) and outcome.answered > 0
     assert guard.stopper.severed == 0
+
+
+def test_nothing_is_killed_on_another_server(servers: list[dict[str, Any]]) -> None:
+    """After a fail-over, say: new connections come to the other server, and the first cannot be reached."""
+    make_ids_collide(servers)
+    first, database = (MySQL("MySQLdb", ConnectionSettings(MySQLdb.connect, (), server)) for server in servers)
+    with (
+        closing(MySQLdb.connect(**servers[0])) as victim,
+        closing(MySQLdb.connect(**servers[1])) as stranger,
+    ):
+        identity = first.identify(victim)._replace(address=f"127.0.0.1:{free_port()}")
+        assert identity.number == stranger.thread_id()
+        kills = one(stranger, KILLS)
+        # Names and marks may be missing or the same.
+        for known_by in (identity, identity._replace(mark=""), identity._replace(mark="", server=name_of(servers[1]))):
+            for ask in (lambda each: database.stop_query(victim, each, waits=True), database.kill):
+                with pytest.raises(
+                    StopFailed, match=r"the control connection came to .*; cannot connect to 127\.0\.0\.1:"
+                ):
+                    ask(known_by)
+        assert one(stranger, KILLS) == kills
+        assert one(victim, "SELECT 42") == one(stranger, "SELECT 42") == 42
+    database.close()
+
+
+def name_of(server: dict[str, Any]) -> str:
+    """What the guard calls the server."""
+    with closing(MySQLdb.connect(**server)) as connection:
+        return MySQL("MySQLdb", ConnectionSettings(MySQLdb.connect, (), server)).identify(connection).server

@@ -21,7 +21,7 @@ from tests.support.requests_in_threads import in_request, one
 from threadbridge.database.pools.dbutils import DBUtilsGuard
 
 # 1000 take a minute.
-CANCELLATIONS = int(os.environ.get("CANCELLATIONS", "100"))
+CANCELLATIONS = int(os.environ.get("CLUSTER_CANCELLATIONS", "100"))
 SHORT = "SELECT {0}, count(md5(n::text)) FROM generate_series(1, 3000) AS n"
 LONG = "SELECT count(md5(n::text)) FROM generate_series(1, 1000000000) AS n"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
@@ -22,7 +23,7 @@ from threadbridge.database.drivers.mysql_identity import Variables
 from threadbridge.database.pools.dbutils import DBUtilsGuard
 
 # 1000 take a minute or two.
-CANCELLATIONS = int(os.environ.get("CANCELLATIONS", "100"))
+CANCELLATIONS = int(os.environ.get("CLUSTER_CANCELLATIONS", "100"))
 SHORT = "SELECT {0}, COUNT(MD5(seq)) FROM seq_1_to_3000"
 LONG = "SELECT COUNT(MD5(seq)) FROM seq_1_to_100000000"
 
@@ -94,6 +95,11 @@ def test_of_all_queries_only_those_of_cancelled_requests_are_stopped(
 @pytest.mark.parametrize("multiplexes", [False, True])
 def test_ids_that_agree_by_chance_disturb_nobody(server: dict[str, Any], multiplexes: bool) -> None:
     address = server["host"], server["port"]
+    others = (
+        "SELECT COUNT(*) FROM information_schema.processlist WHERE user = 'myapplication' AND id <> CONNECTION_ID()"
+    )
+    with closing(MySQLdb.connect(**server)) as connection:
+        wait_until(lambda: one(connection, others) == 0, "nothing else connects")
     with stand_in_proxy(address, server, multiplexes=multiplexes, first_id=latest_id(server) + 1) as proxy:
         pool, guard = pool_of(server, proxy)
         with running(), closing(pool.connection()) as connection:
@@ -104,6 +110,20 @@ def test_ids_that_agree_by_chance_disturb_nobody(server: dict[str, Any], multipl
         pool.close()
     assert (outcome.foreign, outcome.not_stopped) == ([], [])
     assert outcome.answered > 0
+
+
+def test_the_statement_limit_holds_behind_the_proxy(server: dict[str, Any], proxy: StandInProxy) -> None:
+    settings = {**server, "host": proxy.address[0], "port": proxy.address[1]}
+    pool = PooledDB(MySQLdb, maxconnections=1, **settings)
+    guard = DBUtilsGuard(pool, statement_limit=0.5)
+    begun = time.monotonic()
+    with running(), closing(pool.connection()) as connection, pytest.raises(MySQLdb.OperationalError) as raised:
+        one(connection, LONG)
+    # In whole seconds.
+    assert raised.value.args[0] == 1969 and 0.9 < time.monotonic() - begun < 5
+    assert (proxy.kills, proxy.pinning) == ([], [])
+    guard.close()
+    pool.close()
 
 
 def test_a_server_that_cannot_be_reached_past_the_proxy_is_logged(
