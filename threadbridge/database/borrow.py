@@ -82,7 +82,7 @@ class Borrow:
         raise self._cancelled()
 
     @property
-    def database(self) -> tuple[Database, str] | None:
+    def where(self) -> tuple[Database, str] | None:
         return next(((each.database, each.server) for each in self.connection.driver_connections()), None)
 
     def stop_query(self) -> StopResult:

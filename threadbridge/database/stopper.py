@@ -64,7 +64,7 @@ class Stoppable(Protocol):
     is_over: bool
 
     @property
-    def database(self) -> tuple[Database, str] | None:
+    def where(self) -> tuple[Database, str] | None:
         """Where the query runs, and `Identity.server`; None while the connection is being made. Any thread."""
 
     def stop_query(self) -> StopResult:
@@ -165,8 +165,7 @@ class Stopper(StopperThread):
         by_server = self._calls.setdefault(database, {})
         calls = by_server.get(server)
         if calls is None:
-            name = database.name
-            by_server[server] = calls = BoundedCalls(self, name, ATTEMPT_TIMEOUT)
+            by_server[server] = calls = BoundedCalls(self, database.name, ATTEMPT_TIMEOUT)
             if len(by_server) > MAX_SERVERS:
                 for each in [each for each, unused in by_server.items() if unused.is_unused and unused is not calls]:
                     del by_server[each]
@@ -186,8 +185,8 @@ class Stopper(StopperThread):
             return
         pause, task.pause = task.pause, min(2 * task.pause, LONGEST_PAUSE)
         due = time.monotonic() + pause
-        if task.try_again and (database := task.what.database) is not None:
-            calls = self._calls_to(*database)
+        if task.try_again and (where := task.what.where) is not None:
+            calls = self._calls_to(*where)
             if not task.is_asking:
                 task.is_asking = True
                 calls.call(task.what.stop_query, lambda outcome: self._note_attempt(task, outcome))

@@ -105,7 +105,7 @@ class MySQLChecks:
             return warning(
                 f"queries cannot be stopped: {identity.obstacle}",
                 "connect to the servers themselves, or through a TCP proxy such as HAProxy; until then, let the server "
-                "limit the time of statements: see clusters.md",
+                "limit the time of statements: see docs/clusters.md",
             )
         database.prepare(sleeper, identity, None)
         begun = time.monotonic()
@@ -119,7 +119,7 @@ class MySQLChecks:
                     f"a test query could not be stopped: {failure}",
                     "each process needs one connection besides its pool, as the same user and to the same server: if a "
                     "proxy is in between, the frontends must reach each server at its own address (report_host, the "
-                    "cluster's address or the host name): see clusters.md",
+                    "cluster's address or the host name): see docs/clusters.md",
                 )
         took = 1000 * (time.monotonic() - begun)
         failed = sleeping.exception()

@@ -17,7 +17,7 @@ from tests.support.requests_in_threads import one
 from tests.support.tcp_mariadb import free_port, tcp_mariadb
 from threadbridge.database.driver import ConnectionSettings, StopFailed
 from threadbridge.database.drivers.mysql import MySQL
-from threadbridge.database.drivers.mysql_identity import Identity, Variables
+from threadbridge.database.drivers.mysql_identity import Identity, Variables, address_of
 from threadbridge.database.pools.dbutils import DBUtilsGuard
 
 # 1000 take a minute.
@@ -107,3 +107,21 @@ def name_of(server: dict[str, Any]) -> str:
     """What the guard calls the server."""
     with closing(MySQLdb.connect(**server)) as connection:
         return MySQL("MySQLdb", ConnectionSettings(MySQLdb.connect, (), server)).identify(connection).server
+
+
+@pytest.mark.parametrize(
+    ("variables", "address"),
+    [
+        ({}, "db:3306"),
+        ({"report_host": None, "wsrep_node_address": ""}, "db:3306"),
+        ({"report_host": "10.0.0.9", "report_port": 3307}, "10.0.0.9:3307"),
+        ({"report_host": "10.0.0.9", "report_port": 3307, "wsrep_node_address": "10.0.0.1"}, "10.0.0.9:3307"),
+        ({"wsrep_node_address": "10.0.0.1"}, "10.0.0.1:3306"),
+        # The port is the cluster's own.
+        ({"wsrep_node_address": "10.0.0.1:4567"}, "10.0.0.1:3306"),
+        ({"wsrep_node_address": "[fd00::1]:4567"}, "fd00::1:3306"),
+        ({"wsrep_node_address": "AUTO"}, "db:3306"),
+    ],
+)
+def test_a_servers_own_address(variables: dict[str, Any], address: str) -> None:
+    assert address_of({"hostname": "db", "port": 3306, **variables}) == address

@@ -143,9 +143,18 @@ class ControlsByServer:
 
 def execute(connection: Any, sql: str, *parameters: object) -> tuple[Any, ...]:
     """Execute a statement and return the first row of its result; empty if there is none."""
+    return next(iter(rows(connection, sql, *parameters)), ())
+
+
+def rows(connection: Any, sql: str, *parameters: object) -> list[tuple[Any, ...]]:
+    """Execute a statement and return the rows of its result, with texts as ``str``."""
     with contextlib.closing(connection.cursor()) as cursor:
         cursor.execute(sql, parameters or None)
         # Some drivers raise an error if there is no result.
-        row = (cursor.fetchone() if cursor.description else None) or ()
-    # The application's cursor class may give dictionaries.
-    return tuple(row.values() if isinstance(row, dict) else row)
+        found = cursor.fetchall() if cursor.description else ()
+    # The application's cursor class may give dictionaries, and its settings bytes.
+    return [tuple(map(_text, row.values() if isinstance(row, dict) else row)) for row in found]
+
+
+def _text(value: object) -> object:
+    return value.decode(errors="replace") if isinstance(value, bytes | bytearray) else value

@@ -11,12 +11,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import secrets
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from threadbridge.database.drivers.control_connection import execute
+from threadbridge.database.drivers.control_connection import execute, rows
 from threadbridge.database.drivers.mysql_drivers import MySQLDriver
 from threadbridge.database.drivers.mysql_errors import ER_UNKNOWN_SYSTEM_VARIABLE, number_of
 
@@ -118,15 +117,11 @@ class Variables:
         columns = ", ".join(f"@@{name}" for name in variables)
         row = execute(connection, f"SELECT {prefix}{_NAME.format(parts)} AS name, {columns}", *parameters)
         *first, name = row[: -len(variables)]
-        return str(name), _address(dict(zip(variables, row[-len(variables) :], strict=True))), tuple(first)
+        return str(name), address_of(dict(zip(variables, row[-len(variables) :], strict=True))), tuple(first)
 
     def address_behind_proxy(self, connection: Any) -> str:
         """The own address of the server that answers this statement."""
-        with contextlib.closing(connection.cursor()) as cursor:
-            cursor.execute(_SHOW)
-            rows = cursor.fetchall()
-        # The application's cursor class may give dictionaries.
-        return _address(dict(tuple(row.values()) if isinstance(row, dict) else row for row in rows))
+        return address_of({str(name): value for name, value in rows(connection, _SHOW)})
 
 
 def tagged_identity(number: int, address: str, now: int) -> Identity:
@@ -134,7 +129,7 @@ def tagged_identity(number: int, address: str, now: int) -> Identity:
     return Identity(number, address, now, "", address=address, tag=f"threadbridge-{secrets.token_hex(16)}")
 
 
-def _address(variables: Mapping[str, Any]) -> str:
+def address_of(variables: Mapping[str, Any]) -> str:
     """Where other machines reach the server. An administrator may choose it by ``report_host``."""
     if variables.get("report_host"):
         return f"{variables['report_host']}:{variables['report_port']}"
