@@ -8,6 +8,7 @@ usage() {
 usage: scripts/setup.sh application           what the application needs, with a database server elsewhere
        scripts/setup.sh application mariadb   the same, and a MariaDB server to run on this machine
        scripts/setup.sh test                  all of this, and the tools of the tests
+       scripts/setup.sh clusters              all of this, and Galera, for the tests of database clusters
 END
 }
 
@@ -62,11 +63,36 @@ need_test_tools() {
     need "chromium fonts-dejavu-core" has chromium
     need "chromium-driver" has chromedriver
     need "postgresql" has_postgresql
+    need "pgbouncer" has pgbouncer
+    need "haproxy" has haproxy
     need "curl" has curl
     need "wrk" has wrk
     need "shellcheck" has shellcheck
     need "systemd" has systemd-analyze
     need "logrotate" has logrotate
+}
+
+need_cluster_tools() {
+    need "galera-4" test -e /usr/lib/galera/libgalera_smm.so
+    need "rsync" has rsync
+    need "lsof" has lsof
+    need "iproute2" has ip
+}
+
+# By these, a node of a cluster gets its data from another. Debian has them in mariadb-server, which would also start a
+# server, so only the files are taken.
+fetch_sst_scripts() {
+    [ ! -e build/galera/usr/bin/wsrep_sst_rsync ] || return 0
+    has apt-get || die "wsrep_sst_rsync is missing: copy it and wsrep_sst_common to build/galera/usr/bin"
+    echo "Taking the scripts of Galera from Debian's package mariadb-server"
+    rm -rf build/galera
+    mkdir -p build/galera
+    (
+        cd build/galera
+        apt-get -q download mariadb-server
+        dpkg-deb --extract mariadb-server_*.deb .
+        rm mariadb-server_*.deb
+    )
 }
 
 install_packages() {
@@ -89,6 +115,15 @@ install_packages() {
             invoke-rc.d nginx stop
             ;;
         esac
+        for service in pgbouncer haproxy; do
+            case " $* " in
+            *" $service "*)
+                echo "Stopping the service $service that Debian has just started: the tests run their own"
+                update-rc.d $service disable
+                invoke-rc.d $service stop
+                ;;
+            esac
+        done
         case " $* " in
         *" postgresql "*)
             echo "Stopping the PostgreSQL server that Debian has just started: the tests run their own"
@@ -149,7 +184,7 @@ installed() {
 extras=fast,metrics,application
 case $* in
 application | "application mariadb") ;;
-test)
+test | clusters)
     extras=fast,metrics,application,test
     ;;
 *)
@@ -171,11 +206,13 @@ missing=
 [ $up_to_date = yes ] || need_python
 case $* in
 "application mariadb") need_mariadb ;;
-test)
+test | clusters)
     need_mariadb
     need_test_tools
     ;;
 esac
+[ "$*" != clusters ] || need_cluster_tools
 [ -z "$missing" ] || install_packages
 [ $up_to_date = yes ] || install_project
 compile_hot_path
+[ "$*" != clusters ] || fetch_sst_scripts

@@ -14,11 +14,12 @@ import pytest
 from dbutils.pooled_db import PooledDB
 from MySQLdb.cursors import SSCursor
 
-from tests.support.cancelling import COUNTED_WAIT, WAITING, Application, assert_all_is_well, get, query
+from tests.support.cancelling import COUNTED_WAIT, WAITING, Application, assert_all_is_well, get, kept_controls, query
 from tests.support.databases import Witness, connect_settings, line_to
 from tests.support.inprocess import BridgeThread, wait_until
 from threadbridge.database.driver import ConnectionSettings, StopFailed
-from threadbridge.database.drivers.mysql import Identity, MySQL
+from threadbridge.database.drivers.mysql import MySQL
+from threadbridge.database.drivers.mysql_identity import Identity
 from threadbridge.database.stopper import Orphan, Stopper
 
 NOWHERE = ConnectionSettings(MySQLdb.connect, (), {})
@@ -49,9 +50,9 @@ def set_password(witness: Witness, password: str) -> None:
 
 def number_of_control(pool: Any) -> int:
     """The number of the control connection, once there is one."""
-    control = pool.connection.__self__._database._control
-    wait_until(lambda: control._idle is not None, "there is a control connection")
-    number: int = control._idle.connection.thread_id()
+    guard = pool.connection.__self__
+    wait_until(lambda: kept_controls(guard) != [], "there is a control connection")
+    number: int = kept_controls(guard)[0].connection.thread_id()
     return number
 
 
@@ -230,8 +231,13 @@ def test_a_connection_that_reuses_the_number_is_not_killed(mariadb: dict[str, st
     database = MySQL("MySQLdb", ConnectionSettings(MySQLdb.connect, (), connect_settings(mariadb)))
     with contextlib.closing(MySQLdb.connect(**connect_settings(mariadb))) as connection:
         identity = database.identify(connection)
-        # As behind a proxy, or on a server of the same name that gave the number to another connection.
-        for wrong in (identity._replace(number=witness.connection.thread_id()), identity._replace(server="another")):
+        number = witness.connection.thread_id()
+        # As on a server that gave the number to another connection: of another name, or of the same one.
+        for wrong in (
+            identity._replace(number=number),
+            identity._replace(number=number, server="another", mark=""),
+            identity._replace(number=number, process="another", mark=""),
+        ):
             kills = witness.kills
             with pytest.raises(StopFailed):
                 database.stop_query(connection, wrong)
@@ -240,10 +246,14 @@ def test_a_connection_that_reuses_the_number_is_not_killed(mariadb: dict[str, st
         # A stop is sent although nothing runs.
         assert not database.stop_query(connection, identity)
         assert witness.kills == kills + 1
+        # The mark alone proves which connection it is, and so do the name and the server process.
+        for right in (identity._replace(server="another"), identity._replace(mark="")):
+            database.stop_query(connection, right)
+        assert witness.kills == kills + 3
         assert not database.kill(identity)
         wait_until(lambda: database.kill(identity), "it is seen to have ended")
-    # For another server process of the same name than the one that assigned the number, the answer is that it is gone.
-    assert not database.stop_query(connection, identity._replace(mark="", made=0))
+    # If the server has restarted since, it is gone.
+    assert database.kill(identity._replace(mark="", made=0, process="an earlier one"))
     database.close()
     wait_until(lambda: set(witness.connections) <= before, "nothing is left")
 

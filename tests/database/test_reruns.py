@@ -307,6 +307,7 @@ READ_ONLY = "The MariaDB server is running with the --read-only option so it can
     [
         (1047, "WSREP has not yet prepared node for application use", True),
         (1180, "Got error 5 during COMMIT", True),
+        (1836, "Running in read-only mode", True),
         (1226, "User 'x' has exceeded the 'max_updates_per_hour' resource (current value: 1)", True),
         (1290, READ_ONLY, True),
         (1290, READ_ONLY.replace("read-only", "super_read_only"), True),
@@ -339,13 +340,26 @@ def test_a_server_that_cannot_work_is_an_outage_and_its_connection_is_closed(
         assert (one(connection, "SELECT CONNECTION_ID()") != before) == is_outage
 
 
-def test_the_outcome_of_a_failed_commit_is_unknown(make_pool: Callable[..., Any]) -> None:
+@pytest.mark.parametrize(
+    ("number", "text", "outcome"),
+    [
+        (1180, "Got error 5 during COMMIT", "unknown"),
+        (1047, "WSREP has not yet prepared node for application use", "unknown"),
+        (2013, "Lost connection to server during query", "unknown"),
+        # Another node has changed the same rows: Galera's certification.
+        (1213, "Deadlock found when trying to get lock; try restarting transaction", "rolled back"),
+    ],
+)
+def test_the_outcome_of_a_failed_commit_is_known_only_if_the_cluster_refused_it(
+    make_pool: Callable[..., Any], number: int, text: str, outcome: str
+) -> None:
     pool = make_pool()
-    DBUtilsGuard(pool)
+    guard = DBUtilsGuard(pool)
+    error = MySQLdb.OperationalError(number, text)
     with running() as request, closing(pool.connection()) as connection, closing(connection.cursor()) as cursor:
         cursor.execute("INSERT INTO notes VALUES ('perhaps')")
-        connection.note_failure(
-            request.statements, "COMMIT", MySQLdb.OperationalError(1180, "Got error 5 during COMMIT")
-        )
-        assert request.statements.outcome == "unknown"
-    assert request.statements.outcome == "unknown"
+        connection.note_failure(request.statements, "COMMIT", error)
+        assert request.statements.outcome == outcome
+    assert request.statements.outcome == outcome
+    # The refusal concerns this transaction alone.
+    assert guard.is_outage(error) == (number != 1213)

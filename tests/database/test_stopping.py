@@ -17,7 +17,16 @@ from dbutils.pooled_db import PooledDB
 
 from tests.database.test_control_connection import number_of_control, own_messages
 from tests.faults.line import FaultyLine
-from tests.support.cancelling import COUNTED_WAIT, WAITING, Application, assert_all_is_well, get, query
+from tests.support.cancelling import (
+    COUNTED_WAIT,
+    WAITING,
+    Application,
+    assert_all_is_well,
+    calls_of,
+    get,
+    kept_controls,
+    query,
+)
 from tests.support.databases import Witness, connect_settings
 from tests.support.inprocess import BridgeThread, wait_until
 from tests.support.requests_in_threads import InThread, in_request
@@ -150,7 +159,7 @@ def test_a_database_that_does_not_answer_delays_no_stop_in_another(
     wait_until(lambda: len(witness.running) == 3, "all run")
     line.swallow(new=True)
     lost_request.cancel()
-    wait_until(lambda: [len(each._callers) for each in stopper._calls.values()].count(1) == 1, "a stop hangs")
+    wait_until(lambda: [len(each._callers) for each in calls_of(stopper)].count(1) == 1, "a stop hangs")
     for (request, worker), seen in zip(requests, ["hangs", "is known to hang"], strict=True):
         request.cancel()
         wait_until(lambda: worker.error is not None, f"stopped while the other database {seen}", seconds=0.8)  # noqa: B023
@@ -161,7 +170,7 @@ def test_a_database_that_does_not_answer_delays_no_stop_in_another(
     assert message.startswith("cannot stop cancelled queries in database ") and f" at {line.path};" in message
     # It is cut in time, and its worker does not wait for the attempts that hang.
     lost.join()
-    assert any(caller.is_alive() for calls in stopper._calls.values() for caller in calls._abandoned)
+    assert any(caller.is_alive() for calls in calls_of(stopper) for caller in calls._abandoned)
     wait_until(lambda: (stopper.severed, stopper.running) == (1, 1), "it is remembered")
     line.mend()
     wait_until(lambda: stopper.running == 0, "it has ended")
@@ -189,7 +198,7 @@ def test_stops_go_on_once_threads_can_be_started_again(
     requests = [in_waiting_request(pool) for _ in range(2)]
     wait_until(lambda: len(witness.running) == 2, "they run")
     number_of_control(pool)
-    wait_until(lambda: [len(each._callers) for each in guard.stopper._calls.values()] == [0], "its thread has ended")
+    wait_until(lambda: [len(each._callers) for each in calls_of(guard.stopper)] == [0], "its thread has ended")
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", fail)
         for request, _ in requests:
@@ -257,10 +266,14 @@ def test_a_forked_process_stops_its_own_queries(mariadb: dict[str, str], witness
     with BridgeThread(waiting_application(pool), pool=pool) as server:
         server.request()
         guard: Any = server.bridge.desk.first[0]
-        wait_until(lambda: guard._database._control._idle is not None, "the control connection is made")
+        wait_until(lambda: kept_controls(guard) != [], "the control connection is made")
         goes_on, go = os.pipe()
         answers, answer = os.pipe()
-        locks = (guard.stopper._changed, guard.stopper._lock, guard._database._control._lock)
+        locks = (
+            guard.stopper._changed,
+            guard.stopper._lock,
+            next(iter(guard._database.controls._servers.values()))._lock,
+        )
         with ExitStack() as stack:
             for lock in locks:
                 stack.enter_context(held_by_another_thread(lock))

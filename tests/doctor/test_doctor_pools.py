@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.doctor_report import MYSQL, NO_DATABASE, SITE, Report, run_check
 
-POSTGRESQL = ["database", "connections", "idle connections"]
+POSTGRESQL = ["database", "connections", "idle connections", "stopping queries"]
 
 # Each function returns a pool. The server closes a connection that has been idle for the time in `timeout`.
 POOLS = (

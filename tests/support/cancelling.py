@@ -50,6 +50,17 @@ def query(pool: Any, sql: str) -> Any:
         return cursor.fetchone()
 
 
+def kept_controls(guard: Any) -> list[Any]:
+    """The guard's control connections that are idle now: the objects that know them."""
+    kept = list(guard._database.controls._servers.values())
+    return [each._idle for each in kept if each._idle is not None]
+
+
+def calls_of(stopper: Any) -> list[Any]:
+    """The bounded calls to each server."""
+    return [calls for by_server in list(stopper._calls.values()) for calls in list(by_server.values())]
+
+
 def assert_all_is_well(pool: Any, witness: Witness) -> None:
     """Nothing runs in the database, and all connections of the pool are there and in order."""
     wait_until(lambda: pool._connections == 0, "all connections are back")

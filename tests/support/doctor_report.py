@@ -15,7 +15,7 @@ from tests.support.processes import ROOT
 
 # The subjects in order: those of every check, and those of one with a pool of connections to MySQL.
 NO_DATABASE = ["versions", "pool", "hot path", "queues", "open files", "uploads", "temporary files"]
-MYSQL = ["database", "connections", "idle connections", "stopping queries", "clock", "time zone"]
+MYSQL = ["database", "connections", "idle connections", "stopping queries", "statement limit", "clock", "time zone"]
 
 SITE = """
 def app(environ, start_response):

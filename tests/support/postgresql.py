@@ -24,8 +24,8 @@ def programs() -> Path:
 
 
 @contextlib.contextmanager
-def private_postgresql() -> Iterator[dict[str, str]]:
-    """A private server; gives the ``PG*`` variables that lead to it."""
+def private_postgresql(port: int | None = None) -> Iterator[dict[str, str]]:
+    """A private server; gives the ``PG*`` variables that lead to it. With a port, it listens there on loopback, too."""
     directory = Path(tempfile.mkdtemp(prefix="postgresql-"))
     # The server refuses to run as root.
     as_user: dict[str, Any] = {}
@@ -44,7 +44,8 @@ def private_postgresql() -> Iterator[dict[str, str]]:
         )
 
     run("initdb", "--username=test", "--auth=trust", "--no-sync")
-    run("pg_ctl", "start", "--wait", f"--log={directory}/log", f"--options=-k {directory} -c listen_addresses=")
+    listen = "-c listen_addresses=" if port is None else f"-c listen_addresses=127.0.0.1 -p {port}"
+    run("pg_ctl", "start", "--wait", f"--log={directory}/log", f"--options=-k {directory} {listen}")
     try:
         # Without TLS: with both drivers' own libraries, threads that initialise it at the same time crash.
         yield {
@@ -53,6 +54,7 @@ def private_postgresql() -> Iterator[dict[str, str]]:
             "PGDATABASE": "postgres",
             "PGSSLMODE": "disable",
             "PGGSSENCMODE": "disable",
+            **({} if port is None else {"PGPORT": str(port)}),
         }
     finally:
         run("pg_ctl", "stop", "--mode=immediate")

@@ -93,8 +93,8 @@ class Borrow:
         raise self._cancelled()
 
     @property
-    def database(self) -> Database | None:
-        return next((each.database for each in self.connection.driver_connections()), None)
+    def where(self) -> tuple[Database, str] | None:
+        return next(((each.database, each.server) for each in self.connection.driver_connections()), None)
 
     def stop_query(self) -> StopResult:
         # On a connection that other requests use too, the statement may be theirs.

@@ -84,6 +84,11 @@ class BoundedCalls:
         self._will_look = False
         self._lock = threading.Lock()
 
+    @property
+    def is_unused(self) -> bool:
+        """Whether nothing is under way, and the database is not known to be out of reach."""
+        return not (self._callers or self._abandoned or self._waiting or self._last or self.retry_at)
+
     def call(self, function: Callable[[], Any], done: Callable[[Any], None], *, can_wait: bool = False) -> None:
         """Call the function soon, in another thread, and then ``done`` in the stopper's thread.
 

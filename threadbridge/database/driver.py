@@ -120,6 +120,14 @@ class Identity(Hashable, Iterable[Any], Protocol):
         """The connection's number in the database's process list."""
 
     @property
+    def server(self) -> str:
+        """Names the server among those of the database: calls to one do not wait for another."""
+
+    @property
+    def obstacle(self) -> str:
+        """Why the connection's statements cannot be stopped; "" if they can."""
+
+    @property
     def is_findable(self) -> bool:
         """Whether another process can find the connection by this."""
 
@@ -149,11 +157,14 @@ class Database(Protocol):
     def identify(self, connection: Any) -> Any:
         """The identity of a connection that was just made; None if it ends with its process, like a file's."""
 
-    def prepare(self, connection: Any, comment: Callable[[], str] | None) -> Session:
+    def prepare(self, connection: Any, identity: Any, comment: Callable[[], str] | None) -> Session:
         """Start observing what is sent on the connection; ``comment`` gives the text to put before each statement."""
 
-    def keep_control(self) -> None:
-        """Make or check the control connection, if `stop_query` or `kill` will need one."""
+    def keep_control(self, server: str) -> None:
+        """Make or check the control connection to a server, if `stop_query` or `kill` will need one.
+
+        The server is `Identity.server`, or "" if there is no identity.
+        """
 
     def stop_query(self, connection: Any, identity: Any, *, waits: bool = False) -> bool:
         """Stop the connection's statement; returns whether one was running. ``waits``: a thread waits for an answer."""

@@ -61,8 +61,13 @@ class DriverConnection:
         if identity is not None:
             self._entry = listed.enter(self.database, identity)
         self.identity = identity
-        self.session = self.database.prepare(connection, comment)
+        self.session = self.database.prepare(connection, identity, comment)
         self._is_prepared = True
+
+    @property
+    def server(self) -> str:
+        """See `Identity.server`; "" if the connection is not yet identified, or has no server. Any thread."""
+        return "" if self.identity is None else self.identity.server
 
     @property
     def descriptor(self) -> int | None:

@@ -20,6 +20,7 @@ from threadbridge.common.threads import BackgroundThread, is_collecting
 from threadbridge.crossing.current import TrackedRequest, current_or_none, is_cancelled, is_cancelling
 from threadbridge.database.borrow import Borrow, HeldConnection, borrow_of
 from threadbridge.database.driver import ConnectionSettings, Database
+from threadbridge.database.driver_connection import DriverConnection
 from threadbridge.database.drivers import database_of
 from threadbridge.database.predecessors import ConnectionList
 from threadbridge.database.stopper import Stopper
@@ -28,10 +29,12 @@ from threadbridge.sql.effects import can_be_repeated
 from threadbridge.sql.statements import MAX_TEXT
 
 logger = logging.getLogger("threadbridge")
-# When the pool makes connections, the control connection is checked at most once in this many seconds.
+# When the pool makes connections, the control connections are checked at most once in this many seconds.
 CONTROL_INTERVAL = 10.0
+# How many servers are known at most.
+MAX_SERVERS = 32
 
-_rerun_log = RepeatedLog(logger)
+_rerun_log, _obstacles = RepeatedLog(logger), RepeatedLog(logger, 3600)
 
 
 def nobody_asked(guard: Guard, request: TrackedRequest) -> None:
@@ -95,6 +98,8 @@ class Guard(abc.ABC):
         # When a statement last succeeded, and when the database was last out of reach. By `time.monotonic`; 0.0: never.
         self.last_success = self.last_outage = 0.0
         self._control_checked_at = -math.inf
+        # The servers to which connections have come: any thread replaces it, and one that gets lost is added again.
+        self._servers: frozenset[str] = frozenset()
         self._rerun = rerun
         self.settings = replace(settings, statement_limit=statement_limit)
         self._database: Database | None = database_of(drivers, self.settings)
@@ -132,12 +137,23 @@ class Guard(abc.ABC):
         with self.lock:
             self._background.start()
 
+    def note_made(self, connection: DriverConnection) -> None:
+        """Note to which server a connection has come. The next `keep_control` acts at once if it is a new one."""
+        server = connection.server
+        if server not in self._servers:
+            self._servers = frozenset([*self._servers, server] if len(self._servers) < MAX_SERVERS else [server])
+            self._control_checked_at = -math.inf
+        if connection.identity is not None and connection.identity.obstacle:
+            message = "queries in %s cannot be stopped: %s"
+            _obstacles.log(logging.WARNING, message, connection.database.name, connection.identity.obstacle)
+
     def keep_control(self) -> None:
-        """Make or check the control connection now and then: when it is needed, the database may refuse new ones."""
+        """Make or check control connections now and then: when one is needed, the database may refuse new ones."""
         now = time.monotonic()
         if self._database is not None and not self.closed and now >= self._control_checked_at + CONTROL_INTERVAL:
             self._control_checked_at = now
-            self.stopper.do(self._database, self._database.keep_control)
+            for server in self._servers:
+                self.stopper.keep_control(self._database, server)
 
     # The database.
 

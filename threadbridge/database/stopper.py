@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -33,6 +33,8 @@ LONGEST_CHECK = 5.0
 LONGEST_SEARCH = 3600.0
 # How many orphans are remembered; the oldest is forgotten first.
 MAX_ORPHANS = 1000
+# Of how many servers of a database it is known whether they answer; those with nothing to do are forgotten first.
+MAX_SERVERS = 32
 
 
 class StopResult(NamedTuple):
@@ -62,8 +64,8 @@ class Stoppable(Protocol):
     is_over: bool
 
     @property
-    def database(self) -> Database | None:
-        """Where the query runs; None while the connection is being made. Any thread."""
+    def where(self) -> tuple[Database, str] | None:
+        """Where the query runs, and `Identity.server`; None while the connection is being made. Any thread."""
 
     def stop_query(self) -> StopResult:
         """Ask the database to stop the query. In a bounded call. Raises `StopFailed`."""
@@ -121,8 +123,8 @@ class Stopper(StopperThread):
         forks.copies(self)
 
     def _forget_all(self) -> None:
-        # One database that does not answer must not delay stops in another.
-        self._calls: weakref.WeakKeyDictionary[Database, BoundedCalls] = weakref.WeakKeyDictionary()
+        # One server that does not answer must not delay stops in another.
+        self._calls: weakref.WeakKeyDictionary[Database, dict[str, BoundedCalls]] = weakref.WeakKeyDictionary()
         self._orphans: dict[Orphan, _Watch] = {}
         # Re-entrant: garbage may be collected under it, and connections then be given up.
         self._lock = threading.RLock()
@@ -147,19 +149,26 @@ class Stopper(StopperThread):
         for orphan in orphans:
             self._remember(orphan)
 
-    def do(self, database: Database, call: Callable[[], object]) -> None:
-        """Call this soon, in a bounded call, unless the database is known to be out of reach. Any thread."""
+    def keep_control(self, database: Database, server: str) -> None:
+        """Make or check the control connection to a server soon, in a bounded call. Any thread."""
 
         def note(outcome: object) -> None:
             if isinstance(outcome, StopFailed):
                 logger.debug("not done: %s", outcome)
 
-        self.add(time.monotonic(), lambda: self._calls_to(database).call(call, note, can_wait=True))
+        def keep() -> None:
+            self._calls_to(database, server).call(lambda: database.keep_control(server), note, can_wait=True)
 
-    def _calls_to(self, database: Database) -> BoundedCalls:
-        calls = self._calls.get(database)
+        self.add(time.monotonic(), keep)
+
+    def _calls_to(self, database: Database, server: str) -> BoundedCalls:
+        by_server = self._calls.setdefault(database, {})
+        calls = by_server.get(server)
         if calls is None:
-            self._calls[database] = calls = BoundedCalls(self, database.name, ATTEMPT_TIMEOUT)
+            by_server[server] = calls = BoundedCalls(self, database.name, ATTEMPT_TIMEOUT)
+            if len(by_server) > MAX_SERVERS:
+                for each in [each for each, unused in by_server.items() if unused.is_unused and unused is not calls]:
+                    del by_server[each]
         return calls
 
     # Requests that still hold their connection.
@@ -176,8 +185,8 @@ class Stopper(StopperThread):
             return
         pause, task.pause = task.pause, min(2 * task.pause, LONGEST_PAUSE)
         due = time.monotonic() + pause
-        if task.try_again and (database := task.what.database) is not None:
-            calls = self._calls_to(database)
+        if task.try_again and (where := task.what.where) is not None:
+            calls = self._calls_to(*where)
             if not task.is_asking:
                 task.is_asking = True
                 calls.call(task.what.stop_query, lambda outcome: self._note_attempt(task, outcome))
@@ -231,7 +240,7 @@ class Stopper(StopperThread):
 
     def _check(self, orphan: Orphan, watch: _Watch) -> None:
         if self._orphans.get(orphan) is watch:
-            self._calls_to(orphan.database).call(
+            self._calls_to(orphan.database, orphan.identity.server).call(
                 lambda: orphan.database.kill(orphan.identity),
                 lambda outcome: self._note_check(orphan, watch, outcome),
                 # If it fails, perhaps only this one cannot be found any more.
@@ -253,7 +262,7 @@ class Stopper(StopperThread):
             watch.was_killed = True
             self.killed += 1
         pause, watch.pause = watch.pause, min(2 * watch.pause, LONGEST_CHECK)
-        due = max(time.monotonic() + pause, self._calls_to(orphan.database).retry_at)
+        due = max(time.monotonic() + pause, self._calls_to(orphan.database, orphan.identity.server).retry_at)
         self.add(due, lambda: self._check(orphan, watch))
 
     def _forget(self, orphan: Orphan) -> None:

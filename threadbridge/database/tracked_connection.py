@@ -57,6 +57,7 @@ class TrackedConnection:
                 self.note_unfinished(made)
                 if self._newest is not None and self._newest is not self._current:
                     self._newest.prepare(self.guard.connections, _tag if self.guard.tags_queries else None)
+                    self.guard.note_made(self._newest)
             except BaseException:
                 made.close()
                 raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import wait
@@ -10,7 +11,7 @@ from typing import Any
 
 from threadbridge.database.driver import ConnectionSettings, StopFailed
 from threadbridge.database.drivers.control_connection import execute
-from threadbridge.database.drivers.mysql import MySQL
+from threadbridge.database.drivers.mysql import SHOW_LIMIT, MySQL
 from threadbridge.database.drivers.mysql_errors import number_of
 from threadbridge.doctor import Finding, error, in_thread, ok, warning
 from threadbridge.doctor.load import Load
@@ -48,6 +49,8 @@ class MySQLChecks:
 
     # Seconds after which the server closes an idle connection. Known after the checks.
     idle_timeout: float | None = None
+    # Whether nothing is in between that has connection ids of its own. Known after `_stopping`.
+    _is_direct = True
 
     def __init__(self, driver: str, settings: ConnectionSettings, connection: Any, load: Load) -> None:
         self._driver = driver
@@ -59,6 +62,7 @@ class MySQLChecks:
             **({"connections": self._connections} if load.pools else {}),
             "idle connections": self._idle_connections,
             "stopping queries": self._stopping,
+            "statement limit": self._statement_limit,
             "clock": self._clock,
             "time zone": self._time_zone,
         }
@@ -96,6 +100,14 @@ class MySQLChecks:
         database = MySQL(self._driver, self._settings)
         sleeper = self._settings.connect(*self._settings.args, **self._settings.kwargs)
         identity = database.identify(sleeper)
+        self._is_direct = bool(identity.server) and not identity.tag
+        if identity.obstacle:
+            return warning(
+                f"queries cannot be stopped: {identity.obstacle}",
+                "connect to the servers themselves, or through a TCP proxy such as HAProxy; until then, let the server "
+                "limit the time of statements: see docs/clusters.md",
+            )
+        database.prepare(sleeper, identity, None)
         begun = time.monotonic()
         sleeping = in_thread(lambda: execute(sleeper, f"SELECT SLEEP({SLEEP}) AS interrupted"))
         # An attempt that comes before the query finds nothing to stop, so there are several.
@@ -105,17 +117,37 @@ class MySQLChecks:
             except StopFailed as failure:
                 return error(
                     f"a test query could not be stopped: {failure}",
-                    "each process needs one connection besides its pool, as the same user and to the same server: a "
-                    "proxy that spreads connections over several servers does not work",
+                    "each process needs one connection besides its pool, as the same user and to the same server: if a "
+                    "proxy is in between, the frontends must reach each server at its own address (report_host, the "
+                    "cluster's address or the host name): see docs/clusters.md",
                 )
         took = 1000 * (time.monotonic() - begun)
         failed = sleeping.exception()
         # MariaDB ends a SLEEP that is stopped with an error, MySQL with the result 1.
         if database.is_statement_error(failed) if failed else sleeping.result() == (1,):
-            return ok(f"a test query was stopped, {took:.0f} ms after it began")
+            where = "" if self._is_direct else f" past the proxy, at {identity.address}"
+            return ok(f"a test query was stopped{where}, {took:.0f} ms after it began")
         return error(
             f"a test query was told to stop, but ended with this instead: {failed or sleeping.result()!r}",
             "check whether the user may KILL QUERY on its own connections",
+        )
+
+    def _statement_limit(self) -> Finding:
+        """Whether a limit is known to hold even where queries cannot be stopped. After `_stopping`."""
+        if self._is_direct:
+            return ok("the setting statement_limit holds on each connection that the pool makes")
+        name, value = self._row(SHOW_LIMIT) or ("max_statement_time", 0)
+        [user] = self._row("SELECT CURRENT_USER() AS user")
+        if float(value):
+            return ok(f"{name} is {value} for {user} on the server, whatever is in between")
+        seconds = math.ceil(self._load.longest_request) + 30
+        if name == "max_statement_time":
+            remedy = f"run ALTER USER {user} WITH MAX_STATEMENT_TIME {seconds}: it holds"
+        else:
+            remedy = f"run SET PERSIST max_execution_time = {1000 * seconds}: it holds for SELECT"
+        return warning(
+            f"a proxy with connection ids of its own is in between, and the server sets no {name} for {user} itself",
+            f"{remedy} through any proxy, and when a frontend dies",
         )
 
     def _clock(self) -> Finding:

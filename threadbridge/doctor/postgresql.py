@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -25,12 +26,14 @@ class PostgreSQLChecks:
     def __init__(self, connection: Any, load: Load) -> None:
         # An error in one check does not fail the next.
         connection.autocommit = True
+        self._connection = connection
         self._row = partial(execute, connection)
         self._load = load
         self.all: Mapping[str, Callable[[], Finding]] = {
             "database": self._version,
             **({"connections": self._connections} if load.pools else {}),
             "idle connections": self._idle_connections,
+            "stopping queries": self._stopping,
         }
 
     def _version(self) -> Finding:
@@ -64,6 +67,25 @@ class PostgreSQLChecks:
                     f"--deadline to less than {seconds:g}",
                 )
         return ok("the server closes no idle connection while a request runs")
+
+    def _stopping(self) -> Finding:
+        """Whether a proxy is in between, which only some drivers can ask to stop queries."""
+        [number] = self._row("SELECT pg_backend_pid()")
+        if number == self._connection.info.backend_pid:
+            return ok("no proxy is in between; each connection that the pool makes gets a limit for its statements")
+        cancels = hasattr(self._connection, "cancel_safe")
+        limit = self._number("statement_timeout") / 1000
+        if cancels and limit:
+            return ok(f"by a proxy such as PgBouncer, which is in between; statement_timeout is {limit:g} s")
+        problems, remedies = [], []
+        if not cancels:
+            problems.append("this driver cannot ask it to stop queries")
+            remedies.append("use psycopg 3.2 or later")
+        if not limit:
+            problems.append("it would not keep a limit for statements that is set on each connection")
+            seconds = math.ceil(self._load.longest_request) + 30
+            remedies.append(f"run ALTER ROLE CURRENT_USER SET statement_timeout = '{seconds} s'")
+        return warning(f"a proxy such as PgBouncer is in between: {', and '.join(problems)}", " and ".join(remedies))
 
     def _number(self, setting: str) -> int:
         """The value of one of the server's settings, in its own unit; 0 if the server has no such setting."""

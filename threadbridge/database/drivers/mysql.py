@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-import secrets
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from threadbridge.database.driver import ConnectionSettings, Session, StopFailed, name_of
-from threadbridge.database.drivers.control_connection import ControlConnection, ControlConnections, execute
+from threadbridge.database.drivers.control_connection import ControlConnection, ControlsByServer, execute
+from threadbridge.database.drivers.mysql_control import POSITIONAL, ServerControls, verify
 from threadbridge.database.drivers.mysql_drivers import DRIVERS
 from threadbridge.database.drivers.mysql_errors import (
+    ER_NO_SUCH_QUERY,
     ER_NO_SUCH_THREAD,
     ER_UNKNOWN_SYSTEM_VARIABLE,
     is_lost,
@@ -18,6 +19,7 @@ from threadbridge.database.drivers.mysql_errors import (
     is_statement_error,
     number_of,
 )
+from threadbridge.database.drivers.mysql_identity import Identity, Server, Variables, tagged_identity
 from threadbridge.database.drivers.mysql_session import MySQLSession
 
 # Seconds to connect, unless the pool's settings contain a time.
@@ -27,37 +29,15 @@ NETWORK_MARGIN = 10
 # Seconds to connect, and to wait for the answer to a KILL.
 CONTROL_TIMEOUT = 3
 
-_POSITIONAL = ("host", "user", "password", "database", "port", "unix_socket")
-
 _IDLE = (
     "idle_transaction_timeout = "
     "IF(@@session.idle_transaction_timeout = 0 AND @@global.idle_transaction_timeout = 0, {}, "
     "@@session.idle_transaction_timeout)"
 )
-_NAME = "CONCAT_WS('|', @@hostname, @@port, @@server_id, @@pid_file{})"
-# These differ between servers that are copies of each other. MariaDB has them since 10.6.16 and 10.11.6.
-_NAME_PARTS = {True: ", @@server_uid, @@wsrep_node_address", False: ", @@server_uuid"}
-_MARK = "SELECT GET_LOCK(%s, 0), {}, UNIX_TIMESTAMP()"
-_SERVER = "SELECT {}, UNIX_TIMESTAMP()"
+SHOW_LIMIT = "SHOW VARIABLES WHERE Variable_name IN ('max_statement_time', 'max_execution_time')"
 _THREAD = "SELECT COUNT(*) FROM information_schema.processlist WHERE id = %s AND user = %s"
+_STATEMENT = "SELECT query_id FROM information_schema.processlist WHERE info LIKE %s"
 _RUNS = "SELECT COUNT(*) FROM information_schema.processlist WHERE id = %s AND command <> 'Sleep'"
-
-
-class Identity(NamedTuple):
-    """A connection's thread id, and the server that assigned it. See `driver.Identity`."""
-
-    number: int
-    server: str
-    # When the connection was identified, in seconds by the server's clock.
-    made: int
-    # The name of a user lock (``GET_LOCK``) that the connection holds as long as it lives, unless the application
-    # releases all its locks. Only the connection's own server process knows who holds it. "" if the server refuses such
-    # locks, as some clusters do.
-    mark: str
-
-    @property
-    def is_findable(self) -> bool:
-        return True
 
 
 class MySQL:
@@ -73,9 +53,7 @@ class MySQL:
         network = ("read_timeout", "write_timeout") if self._driver.has_network_timeouts else ()
         self.timeouts: Mapping[str, Any] = dict.fromkeys((connecting, *network), CONTROL_TIMEOUT)
         # The drivers' positional parameters; their own names for them differ.
-        self.name = name_of(
-            driver, settings, {**dict(zip(_POSITIONAL, settings.args, strict=False)), **settings.kwargs}
-        )
+        self.name = name_of(driver, settings, {**dict(zip(POSITIONAL, settings.args, strict=False)), **settings.kwargs})
         # Without this, the driver would wait for a silent server or network forever.
         self.defaults: Mapping[str, Any] = {connecting: CONNECT_TIMEOUT}
         if settings.statement_limit:
@@ -83,8 +61,8 @@ class MySQL:
             network_timeout = math.ceil(settings.statement_limit + NETWORK_MARGIN)
             self.defaults = {**self.defaults, **dict.fromkeys(network, network_timeout)}
         self._limit = math.ceil(settings.statement_limit)
-        self._control = ControlConnections(self._connect, self._driver.error)
-        self._has_all_variables = True
+        self._variables = Variables(self._driver)
+        self._servers = ServerControls(settings, self._driver, self.timeouts, self._variables)
 
     # New connections.
 
@@ -92,30 +70,46 @@ class MySQL:
         return self._driver.descriptor(connection)
 
     def identify(self, connection: Any) -> Identity:
-        """Costs one round trip for each connection made."""
-        mark = f"threadbridge-{secrets.token_hex(16)}"
-        try:
-            is_held, server, now = self._named_row(connection, _MARK, mark)
-        except self._driver.error:
-            is_held, (server, now) = False, self._named_row(connection, _SERVER)
-        return Identity(self._driver.number(connection), str(server), int(now), mark if is_held else "")
+        """Costs two round trips for each connection made."""
+        number, process, now, version = self._variables.process(connection)
+        if self._variables.is_direct(connection, number):
+            identity = self._variables.marked(connection, number, process, now)
+            self._servers.remember(Server(identity.server, process), identity.address)
+            return identity
+        obstacle = self._obstacle(version)
+        if not obstacle:
+            identity = tagged_identity(
+                self._driver.number(connection), self._variables.address_behind_proxy(connection), now
+            )
+            self._servers.remember(identity.address, identity.address)
+            return identity
+        return Identity(self._driver.number(connection), "", now, "", obstacle=obstacle)
 
-    def _named_row(self, connection: Any, sql: str, *parameters: str) -> tuple[Any, ...]:
-        """The row of a query for the server's name, made of as many variables as the server has."""
-        if self._has_all_variables:
-            try:
-                return execute(
-                    connection, sql.format(_NAME.format(_NAME_PARTS[self._is_mariadb(connection)])), *parameters
-                )
-            except self._driver.error as error:
-                if number_of(error) != ER_UNKNOWN_SYSTEM_VARIABLE:
-                    raise
-                self._has_all_variables = False
-        return execute(connection, sql.format(_NAME.format("")), *parameters)
+    def _obstacle(self, version: str) -> str:
+        """Why statements cannot be stopped behind a proxy; "" if they can."""
+        if "mariadb" not in version.lower():
+            problem = "only MariaDB can stop a single statement"
+        elif not self._driver.hooks:
+            problem = f"the driver {self.driver} sends statements without the comments by which they are recognised"
+        elif not self._settings.takes_timeouts:
+            problem = "the application's connect function cannot be told to connect past it"
+        else:
+            return ""
+        return f"a proxy with connection ids of its own is in between, and {problem}"
 
-    def prepare(self, connection: Any, comment: Callable[[], str] | None) -> Session:
+    def prepare(self, connection: Any, identity: Identity, comment: Callable[[], str] | None) -> Session:
         """With a statement limit, costs two round trips for each connection made."""
-        without_limit = self._set_limit(connection) if self._limit else None
+        without_limit = None
+        if self._limit and identity.server and not identity.tag:
+            without_limit = self._set_limit(connection)
+        elif self._limit:
+            self._set_limit_behind_proxy(connection)
+        if identity.tag:
+            tag, further = f"/* {identity.tag} */ ", comment or (lambda: "")
+
+            def comment() -> str:
+                return tag + further()
+
         return MySQLSession(connection, self._driver, comment, without_limit)
 
     def _set_limit(self, connection: Any) -> tuple[bytes, bytes] | None:
@@ -123,7 +117,11 @@ class MySQL:
 
         Returns the first word of a ``SELECT``, and its replacement in one without a limit; None if no limit was set.
         """
-        name = "max_statement_time" if self._is_mariadb(connection) else "max_execution_time"
+        name = (
+            "max_statement_time"
+            if "mariadb" in self._driver.server_version(connection).lower()
+            else "max_execution_time"
+        )
         try:
             if execute(connection, f"SELECT @@session.{name}, @@global.{name}") != (0, 0):
                 return None
@@ -138,75 +136,106 @@ class MySQL:
             return None
         return b"select", b"select /*+ MAX_EXECUTION_TIME(0) */"
 
+    def _set_limit_behind_proxy(self, connection: Any) -> None:
+        """Set only what proxies understand, by statements that do not make them dedicate a thread to the client.
+
+        They would do so for a statement that lifts the limit, so this also holds for rows that are fetched slowly.
+        """
+        name, value = execute(connection, SHOW_LIMIT) or ("", 0)
+        if name and not float(value):
+            execute(connection, f"SET SESSION {name} = {self._limit * (1000 if name == 'max_execution_time' else 1)}")
+
     # Stopping.
 
-    def keep_control(self) -> None:
-        self._control.use(lambda control: execute(control.connection, "DO 0"))
+    def keep_control(self, server: str) -> None:
+        self._servers.keep(server)
 
     def stop_query(self, connection: Any, identity: Identity, *, waits: bool = False) -> bool:
+        if identity.tag:
+            return self._stop_statement(identity)
+        if not identity.server:
+            return False
+
         def stop(control: ControlConnection) -> bool:
             if not self._has(control, identity):
                 return False
             # This query takes the server longer than everything else here.
             runs = waits or execute(control.connection, _RUNS, identity.number) != (0,)
             # In any case, as a statement may arrive just now.
-            return self._kill(control, "QUERY", identity) and runs
+            return self._kill(control, f"QUERY {identity.number}") and runs
 
-        return self._control.use(stop)
+        return self._ask(identity, stop)
 
     def kill(self, identity: Identity) -> bool:
-        return self._control.use(
-            lambda control: not (self._has(control, identity) and self._kill(control, "CONNECTION", identity))
+        if identity.tag:
+            # The proxy rolls back and closes what it keeps for a client that is gone.
+            return not self._stop_statement(identity)
+        if not identity.server:
+            raise StopFailed(identity.obstacle)
+        return self._ask(
+            identity,
+            lambda control: not (self._has(control, identity) and self._kill(control, f"CONNECTION {identity.number}")),
         )
 
+    @property
+    def controls(self) -> ControlsByServer:
+        """The control connections."""
+        return self._servers.controls
+
     def close(self) -> None:
-        self._control.close()
+        self.controls.close()
 
-    def _connect(self) -> ControlConnection:
-        control = ControlConnection(self._settings.connect_within(self.timeouts), self._driver.descriptor)
-        try:
-            # Longer than it is ever idle.
-            execute(control.connection, "SET SESSION wait_timeout = 2147483")
-            name, now = self._named_row(control.connection, _SERVER)
-            _, uptime = execute(control.connection, "SHOW STATUS LIKE 'Uptime'")
-            [user] = execute(control.connection, "SELECT SUBSTRING_INDEX(USER(), '@', 1)")
-        except BaseException:
-            control.close()
-            raise
-        # When it started, by its clock, may be off by one, as two statements give it.
-        control.server = str(name), int(now) - int(uptime), str(user)
-        return control
+    def _ask(self, identity: Identity, ask: Callable[[ControlConnection], bool]) -> bool:
+        return self._servers.remember(Server(identity.server, identity.process), identity.address).use(ask)
 
-    def _kill(self, control: ControlConnection, what: str, identity: Identity) -> bool:
-        """Kill the query or the connection; returns whether the server still had the connection."""
+    def _kill(self, control: ControlConnection, what: str) -> bool:
+        """Kill the connection or the statement; returns whether the server still had it."""
         try:
-            execute(control.connection, f"KILL {what} {identity.number}")
+            execute(control.connection, f"KILL {what}")
         except self._driver.error as error:
-            if number_of(error) != ER_NO_SUCH_THREAD:
+            if number_of(error) not in (ER_NO_SUCH_THREAD, ER_NO_SUCH_QUERY):
                 raise
             return False
         return True
 
     def _has(self, control: ControlConnection, identity: Identity) -> bool:
         """Whether the server still has the connection; raises `StopFailed` if this server cannot know."""
-        name, started, user = control.server
-        if name != identity.server:
-            raise StopFailed(f"the control connection came to {name}, not to {identity.server}")
+        server, started, user = control.server
         if identity.mark:
             [number] = execute(control.connection, "SELECT IS_USED_LOCK(%s)", identity.mark)
             if number is not None:
                 if int(number) != identity.number:
-                    # A proxy in between assigns its own numbers, which mean nothing to the server.
                     raise StopFailed(f"connection {identity.number} is {number} to the server: a proxy is between")
                 return True
+        if server.name == identity.server and server.process != identity.process and started > identity.made:
+            # The server has restarted since.
+            return False
+        verify(control, Server(identity.server, identity.process))
         # Without the mark, the connection has ended, or the application has released all its locks. While the server
         # process lives, it does not reuse a number.
         [count] = execute(control.connection, _THREAD, identity.number, user)
-        if not count or started > identity.made:
-            return False
-        if started >= identity.made - 1:
-            raise StopFailed(f"{name} may have restarted just after connection {identity.number} was made")
-        return True
+        return bool(count)
+
+    def _stop_statement(self, identity: Identity) -> bool:
+        """Stop the connection's statement wherever the proxy has sent it; returns whether one was running."""
+
+        def stop(control: ControlConnection) -> bool:
+            row = execute(control.connection, _STATEMENT, f"/* {identity.tag} */%")
+            return bool(row) and self._kill(control, f"QUERY ID {row[0]}")
+
+        failure: StopFailed | None = None
+        for address in dict.fromkeys([identity.address, *self._servers.addresses]):
+            try:
+                if self._servers.remember(address, address).use(stop):
+                    return True
+            except StopFailed as error:
+                if address == identity.address:
+                    failure = error
+                else:
+                    self.controls.forget(address)
+        if failure is not None:
+            raise failure
+        return False
 
     # Errors.
 
@@ -221,7 +250,3 @@ class MySQL:
 
     def cancelled(self) -> Exception:
         return self._driver.interrupted("Query execution was interrupted: the request was cancelled")
-
-    def _is_mariadb(self, connection: Any) -> bool:
-        """Whether the server is a MariaDB, by the version in its greeting."""
-        return "mariadb" in self._driver.server_version(connection).lower()

@@ -12,11 +12,14 @@ STATEMENT_ERRORS = frozenset({INTERRUPTED, 1969, 3024})
 OUTAGE_ERRORS = frozenset({2002, 2003, 2005, 2006, 2013, 2055, 1040, 1203, 1053, 1927})
 # The server keeps the connection, but cannot do its work. ER_UNKNOWN_COM_ERROR: this Galera node is not in the cluster
 # now. ER_ERROR_DURING_COMMIT: the cluster or the disk is gone, and it is not known what was committed.
-# ER_USER_LIMIT_REACHED: the account has reached its limit of connections, or of statements per hour.
-# ER_OPTION_PREVENTS_STATEMENT, if the option makes the server read-only.
-UNABLE_ERRORS = frozenset({1047, 1180, 1226})
+# ER_READ_ONLY_MODE: InnoDB writes nothing, as on a replica or after a failed start. ER_USER_LIMIT_REACHED: the account
+# has reached its limit of connections, or of statements per hour. ER_OPTION_PREVENTS_STATEMENT, if the option makes the
+# server read-only.
+UNABLE_ERRORS = frozenset({1047, 1180, 1836, 1226})
 ER_NO_SUCH_THREAD = 1094
 ER_UNKNOWN_SYSTEM_VARIABLE = 1193
+# MariaDB's.
+ER_NO_SUCH_QUERY = 1957
 ER_OPTION_PREVENTS_STATEMENT = 1290
 
 

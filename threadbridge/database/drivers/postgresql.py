@@ -8,10 +8,17 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from threadbridge.database.driver import ConnectionSettings, Session, StopFailed, name_of
-from threadbridge.database.drivers.control_connection import ControlConnection, ControlConnections, execute
+from threadbridge.database.drivers.control_connection import (
+    ControlConnection,
+    ControlConnections,
+    ControlsByServer,
+    execute,
+)
 from threadbridge.database.drivers.postgresql_session import ACTIVE, IDLE, PostgreSQLSession
 
 # Seconds to connect, unless the pool's settings contain a time.
@@ -20,8 +27,8 @@ CONNECT_TIMEOUT = 10
 CONTROL_TIMEOUT = 3
 
 _IDENTITY = (
-    "SELECT pid, extract(epoch FROM backend_start)::text, extract(epoch FROM pg_postmaster_start_time())::text "
-    "FROM pg_stat_activity WHERE pid = pg_backend_pid()"
+    "SELECT pid, extract(epoch FROM backend_start)::text, extract(epoch FROM pg_postmaster_start_time())::text, "
+    "host(inet_server_addr()) || ':' || inet_server_port() FROM pg_stat_activity WHERE pid = pg_backend_pid()"
 )
 # Limits that the administrator, the user's settings or the application have set are not changed.
 _LIMIT = (
@@ -29,12 +36,15 @@ _LIMIT = (
     "WHERE name IN ('statement_timeout', 'idle_in_transaction_session_timeout') AND source = 'default'"
 )
 _SIGNAL = (
-    "SELECT extract(epoch FROM pg_postmaster_start_time())::text, "
+    "SELECT host(inet_server_addr()) || ':' || inet_server_port(), "
+    "extract(epoch FROM pg_postmaster_start_time())::text, "
     "(SELECT {}(pid) FROM pg_stat_activity WHERE pid = %s AND extract(epoch FROM backend_start)::text = %s)"
 )
 
 # In a connection string, whether URI or not.
 _TIMEOUT_OR_SERVICE = re.compile(r"\b(connect_timeout|service)\s*=").search
+
+_OBSTACLE = "a proxy such as PgBouncer is in between, which only psycopg 3.2 and later can ask to stop them"
 
 TOO_MANY_CONNECTIONS = "53300"
 
@@ -46,6 +56,13 @@ class Identity(NamedTuple):
     # When the process started; "" behind a proxy, which may use the process for another client next.
     started: str
     server_started: str
+    obstacle: str = ""
+    # The server's own address, whatever is in between: HOST:PORT; "" for a Unix socket.
+    address: str = ""
+
+    @property
+    def server(self) -> str:
+        return f"{self.address} {self.server_started}"
 
     @property
     def is_findable(self) -> bool:
@@ -55,8 +72,9 @@ class Identity(NamedTuple):
 class PostgreSQL:
     """Stops queries by the driver's own ``cancel``, which makes a connection of its own. See `Database`.
 
-    psycopg2's ``cancel`` holds the interpreter's lock while it waits for the network. So with psycopg2, and to kill
-    connections, functions of the server are called on a control connection.
+    Through a TCP proxy to several servers, that may come to another one. psycopg2's ``cancel`` holds the interpreter's
+    lock while it waits for the network. So there, and to kill connections, functions of the server are called on a
+    control connection to it.
     """
 
     identity: type[Any] = Identity
@@ -72,7 +90,7 @@ class PostgreSQL:
         self.name = name_of(driver, settings, _parameters(driver, settings))
         # Without this, the driver would wait for a silent server or network for minutes, or forever.
         self.defaults: Mapping[str, Any] = {} if _has_timeout(settings) else {"connect_timeout": CONNECT_TIMEOUT}
-        self._control = ControlConnections(self._connect, self._error)
+        self.controls = ControlsByServer(self._error)
         # psycopg has it since 3.2; before that, ``cancel`` has no timeout.
         self._cancels_safely = hasattr(getattr(module, "Connection", None), "cancel_safe")
 
@@ -84,32 +102,43 @@ class PostgreSQL:
         number: int = connection.info.backend_pid
         limit = math.ceil(1000 * self._settings.statement_limit)
         was_idle = connection.info.transaction_status == IDLE
-        pid, started, server_started = execute(connection, _IDENTITY)
+        pid, started, server_started, address = execute(connection, _IDENTITY)
         if pid == number and limit:
             execute(connection, _LIMIT, str(limit))
         if was_idle and not connection.autocommit:
             # Otherwise the next rollback would undo the settings.
             connection.commit()
-        return Identity(number, str(started) if pid == number else "", str(server_started))
+        obstacle = "" if pid == number or self._cancels_safely else _OBSTACLE
+        known = str(started) if pid == number else ""
+        identity = Identity(number, known, str(server_started), obstacle, address or "")
+        if identity.started and not self._cancels(connection, identity):
+            self._controls_of(identity)
+        return identity
 
-    def prepare(self, connection: Any, comment: Callable[[], str] | None) -> Session:
+    def _cancels(self, connection: Any, identity: Identity) -> bool:
+        """Whether the driver's ``cancel`` is used: it exists, and reaches the same server or a proxy that knows it."""
+        if not self._cancels_safely:
+            return False
+        info = connection.info
+        return not (identity.started and identity.address) or identity.address == f"{info.hostaddr}:{info.port}"
+
+    def prepare(self, connection: Any, identity: Identity, comment: Callable[[], str] | None) -> Session:
         """Statements that are the driver's objects get no comment."""
         if comment is not None:
             _tag(connection, comment)
         return PostgreSQLSession(connection)
 
-    def keep_control(self) -> None:
-        # psycopg 3 needs a control connection only to kill connections.
-        if not self._cancels_safely:
-            self._control.use(lambda control: execute(control.connection, "SELECT 1"))
+    def keep_control(self, server: str) -> None:
+        # Where the driver's ``cancel`` is used, it is needed only to kill connections.
+        self.controls.keep(server, lambda control: execute(control.connection, "SELECT 1"))
 
     def stop_query(self, connection: Any, identity: Identity, *, waits: bool = False) -> bool:
         if connection.closed:
             return False
         # The driver's own state; this does not wait.
         runs = bool(connection.info.transaction_status == ACTIVE)
-        if not self._cancels_safely:
-            return self._signal("pg_cancel_backend", identity) and runs
+        if not self._cancels(connection, identity):
+            return bool(identity.started) and self._signal("pg_cancel_backend", identity) and runs
         try:
             connection.cancel_safe(timeout=CONTROL_TIMEOUT)
         except self._error as error:
@@ -120,7 +149,7 @@ class PostgreSQL:
         return not self._signal("pg_terminate_backend", identity)
 
     def close(self) -> None:
-        self._control.close()
+        self.controls.close()
 
     def _signal(self, function: str, identity: Identity) -> bool:
         """Call a function of the server for the connection; returns whether it still exists. Raises `StopFailed`."""
@@ -129,16 +158,34 @@ class PostgreSQL:
 
         def signal(control: ControlConnection) -> bool:
             sql = _SIGNAL.format(function)
-            server_started, found = execute(control.connection, sql, identity.number, identity.started)
-            if str(server_started) != identity.server_started and float(server_started) < float(identity.started):
+            address, server_started, found = execute(control.connection, sql, identity.number, identity.started)
+            has_restarted = (address or "") == identity.address and float(server_started) >= float(identity.started)
+            if str(server_started) != identity.server_started and not has_restarted:
                 raise StopFailed(f"the control connection came to another server than that of {identity.number}")
             return found is not None
 
-        return self._control.use(signal)
+        return self._controls_of(identity).use(signal)
 
-    def _connect(self) -> ControlConnection:
+    def _controls_of(self, identity: Identity) -> ControlConnections:
+        straight = partial(self._connect_to, identity.address)
+        return self.controls.remember(
+            identity.server, lambda: [self._connect, *([straight] if identity.address else [])]
+        )
+
+    def _connect_to(self, address: str) -> ControlConnection:
+        """Connect past a TCP proxy. Raises `StopFailed`."""
+        if not self._settings.takes_timeouts:
+            raise StopFailed(f"the application's connect function cannot be told to connect to {address}")
+        host, _, port = address.rpartition(":")
+        try:
+            # The host name is still what the server's certificate must prove.
+            return self._connect({"hostaddr": host, "port": int(port)})
+        except self._error as error:
+            raise StopFailed(f"cannot connect to {address}, the server's own address: {error}") from error
+
+    def _connect(self, parameters: Mapping[str, Any] = MappingProxyType({})) -> ControlConnection:
         timeouts = {**self.timeouts, "tcp_user_timeout": 1000 * CONTROL_TIMEOUT}
-        control = ControlConnection(self._settings.connect_within(timeouts), self.descriptor)
+        control = ControlConnection(self._settings.connect_within({**timeouts, **parameters}), self.descriptor)
         control.connection.autocommit = True
         return control
 

@@ -39,11 +39,11 @@ class SQLite:
     def identify(self, connection: Any) -> None:
         return None
 
-    def prepare(self, connection: Any, comment: Callable[[], str] | None) -> Session:
+    def prepare(self, connection: Any, identity: None, comment: Callable[[], str] | None) -> Session:
         """The comment is of no use, as there is no server with a list of statements."""
         return SQLiteSession(connection)
 
-    def keep_control(self) -> None:
+    def keep_control(self, server: str) -> None:
         """See `Database`. There is no control connection."""
 
     def stop_query(self, connection: Any, identity: None, *, waits: bool = False) -> bool:
