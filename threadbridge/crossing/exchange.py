@@ -6,6 +6,7 @@ import asyncio
 import errno
 import itertools
 import logging
+import math
 import os
 import threading
 import time
@@ -30,7 +31,8 @@ from threadbridge.crossing.routes import Routes
 from threadbridge.crossing.spool import Spool
 from threadbridge.crossing.states import ENDINGS, MOVES, State
 from threadbridge.http.forwarded import ClientAddress
-from threadbridge.http.response_head import ResponseHead, response_head
+from threadbridge.http.intermediary import PSEUDONYM
+from threadbridge.http.response_head import NEVER_RAN, ResponseHead, response_head
 
 logger = logging.getLogger("threadbridge")
 
@@ -110,6 +112,9 @@ class Exchange:
     peer: ClientAddress
     client = ""
     is_probe = False
+    # Whether the remote lane of another bridge has sent it, and the seconds that it has left in that case.
+    is_forwarded = False
+    time_left = math.inf
     running: TrackedRequest
     # Once it is queued, its lane's schedule changes it, under the lane's lock.
     estimate: Estimate
@@ -120,6 +125,10 @@ class Exchange:
     # Set by the worker; the loop sets the second, too, when no worker will come.
     thread_id: int | None = None
     worker_is_done = False
+    # In a remote lane: the host to which it was sent last, and the error type (RFC 9209, section 2.3) if that failed.
+    upstream = ""
+    upstream_error = ""
+    _forget_cancel: Callable[[], None]
     _channel: Channel | None = None
     _source: Source | None = None
 
@@ -201,9 +210,14 @@ class Exchange:
             self.worker_is_done = True
             self.body.discard()
             self.shared.routes.never_ran(self.running.route, self.is_probe)
-        elif left is not None and self.shared.cancellation.applies_to(self.start_line.method):
+        elif left is not None and self.is_cancellable:
             self.shared.cancellation.cancel(self.running)
         return left is not None
+
+    @property
+    def is_cancellable(self) -> bool:
+        """Whether it is cancelled when its client leaves or its deadline passes. Loop side."""
+        return self.is_forwarded or self.shared.cancellation.applies_to(self.start_line.method)
 
     # The worker runs the application.
 
@@ -289,6 +303,42 @@ class Exchange:
         self.response_status = 500
         self._hop.post(self._fail, may_be_repeated)
 
+    # Another host runs it, and the loop forwards it: all these are on the loop.
+
+    def run_elsewhere(self, cancel: Callable[[], None]) -> bool:
+        """Begin to run on another host; False when the exchange has ended. ``cancel`` is called if it is cancelled."""
+        if not self.claim():
+            return False
+        self.run_at = time.monotonic()
+        self._forget_cancel = self.running.on_cancel(lambda: self._hop.post(cancel), wait=False)
+        return True
+
+    def came_back(self, status: int) -> None:
+        """Note that the other host has nothing more to do for it; ``status`` is 0 if it has not answered."""
+        self._forget_cancel()
+        self.response_status = status
+        self._learn_cost()
+        self.worker_is_done = True
+
+    def answer(self, head: ResponseHead, body: bytes, source: Source | None) -> None:
+        """Send a response: the whole of it, or its beginning and the source of the rest, for which see `pump`."""
+        self._send_head(head, body, source)
+
+    def pump(self) -> None:
+        """Take from the response's source, which had nothing and now has something."""
+        self._pump()
+
+    def fail_elsewhere(self, error: str) -> None:
+        """Answer 502 (RFC 9110, section 15.6.3), or cut the response, as the other host has failed."""
+        left = self.move(State.FAILED)
+        if left is not None:
+            self.upstream_error = error
+        if left is State.RESPONDING:
+            self.connection.close()
+            self._end(self.status)
+        elif left is not None:
+            self._answer_plainly(HTTPStatus.BAD_GATEWAY)
+
     # The response goes out.
 
     def _send_large(self, head: ResponseHead, body: bytes) -> None:
@@ -319,7 +369,8 @@ class Exchange:
     def _begin_response(self) -> None:
         # Before the response: the client's next request on this route should find its lane.
         self.running.is_answered = True
-        self.shared.routes.ran(self.running.route, self.is_probe)
+        if not self.lane.upstream:
+            self.shared.routes.ran(self.running.route, self.is_probe)
 
     def _write_head(self, head: ResponseHead, body: bytes) -> Future[None] | None:
         self.status = head.status
@@ -403,6 +454,10 @@ class Exchange:
         fields = [("Content-Type", "text/plain; charset=utf-8"), ("X-Request-ID", self.id)]
         if status is HTTPStatus.SERVICE_UNAVAILABLE:
             fields.append(("Retry-After", str(self.lane.retry_after(self))))
+        if self.state is State.SHED:
+            fields.append(NEVER_RAN)
+        if self.upstream_error:
+            fields.append(("Proxy-Status", f"{PSEUDONYM}; error={self.upstream_error}"))
         head = response_head(status.value, status.phrase, fields, len(body))
         self._write_head(head, b"" if self.is_head else body)
         self.connection.finish()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import errno
 import io
+import os
 import tempfile
 from typing import IO
 
+from threadbridge.crossing.response_body import PIECE, Taken
 from threadbridge.crossing.spool import Spool
 from threadbridge.http.limits import SMALL_PIECE
 
@@ -102,6 +104,15 @@ class RequestBody:
         self._file.seek(0)
         return io.BufferedRandom(self._file)  # type: ignore[arg-type]
 
+    @property
+    def is_in_file(self) -> bool:
+        """Whether a part of it is on the disk. Loop side."""
+        return self._file is not None
+
+    def source(self) -> BodySource:
+        """Return the whole body, from its beginning, for the loop: instead of `open`, and as often as needed."""
+        return BodySource(self._file, self._chunks, self.size)
+
     def close(self) -> None:
         """Give memory and disk space back, even if closing the file fails. Worker side, or a disk thread."""
         self._drop()
@@ -120,3 +131,38 @@ class RequestBody:
             self.close()
         else:
             self._writing.add_done_callback(lambda written: self._spool.clear_up(self.close))
+
+
+class BodySource:
+    """The bytes of a complete `RequestBody`, piece by piece: a `Source`, whose reads must have ended before `close`."""
+
+    def __init__(self, file: IO[bytes] | None, chunks: list[bytes | bytearray], size: int) -> None:
+        self._file = file
+        self._chunks = chunks
+        self._remaining = size
+        self._offset = 0
+
+    @property
+    def is_at_end(self) -> bool:
+        """Whether all has been taken."""
+        return not self._remaining
+
+    def take(self) -> Taken:
+        if not self._remaining:
+            return ()
+        if self._file is not None:
+            return self._read
+        self._remaining = 0
+        return [memoryview(chunk) for chunk in self._chunks]
+
+    def _read(self) -> bytes:
+        assert self._file is not None
+        data = os.pread(self._file.fileno(), min(PIECE, self._remaining), self._offset)
+        if not data:
+            raise EOFError("the temporary file of a request's body is too short")
+        self._offset += len(data)
+        self._remaining -= len(data)
+        return data
+
+    def close(self) -> None:
+        self._remaining = 0

@@ -162,6 +162,10 @@ class ForwardedHeaders:
             return peer
         return ClientAddress(address or peer.address, scheme or peer.scheme, "" if address else peer.port)
 
+    def trusts(self, peer: ClientAddress) -> bool:
+        """Return whether a peer is a trusted proxy."""
+        return self._is_trusted(peer.address)
+
     def request_id_of(self, peer: ClientAddress, headers: HTTPHeaders) -> str:
         """Return a trusted proxy's ``X-Request-ID``; "" if there is none, or it is unfit for logs and URLs."""
         if "X-Request-ID" not in headers:

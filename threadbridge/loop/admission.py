@@ -18,8 +18,10 @@ from threadbridge.crossing.lanes import Lane
 from threadbridge.crossing.routes import Route
 from threadbridge.crossing.states import State
 from threadbridge.http.forwarded import ForwardedHeaders, client_of, peer_of
+from threadbridge.http.intermediary import SENT_BY_LANE, TIME_LEFT, seconds_left
 from threadbridge.http.server import RequestContext
 from threadbridge.loop.exchanges import Exchanges
+from threadbridge.loop.forwarding import Forwarding
 from threadbridge.loop.lane_choice import LaneChoice
 from threadbridge.worker.environ import path_info_of
 
@@ -31,6 +33,7 @@ class Admission:
 
     :param deadline: seconds from a request's end to its response's beginning, in lanes without their own deadline.
     :param queue_timeout: seconds that a request may wait; one that would wait for longer is refused at once.
+    :param forwarding: sends the requests of remote lanes to other hosts.
     :param forwarded: reads what trusted proxies say of clients; None to believe none.
     """
 
@@ -39,6 +42,7 @@ class Admission:
         shared: Shared,
         choice: LaneChoice,
         exchanges: Exchanges,
+        forwarding: Forwarding,
         deadline: float,
         queue_timeout: float,
         *,
@@ -48,6 +52,7 @@ class Admission:
         self._shared = shared
         self._choice = choice
         self._exchanges = exchanges
+        self._forwarding = forwarding
         self._deadline = deadline
         self._queue_timeout = queue_timeout
         self._client_key = client_key
@@ -66,9 +71,12 @@ class Admission:
         if self._forwarded is not None:
             exchange.peer = self._forwarded.client_of(peer, headers)
             exchange.id = self._forwarded.request_id_of(peer, headers) or exchange.id
+            if (SENT_BY_LANE in headers or TIME_LEFT in headers) and self._forwarded.trusts(peer):
+                exchange.is_forwarded = SENT_BY_LANE in headers
+                exchange.time_left = seconds_left(headers)
         exchange.client = client_of(exchange.peer.address) if self._client_key is None else self._key_of(exchange)
         path = path_info_of(start_line.path)
-        exchange.lane, route, exchange.is_probe = self._choice.choose(start_line.method, path)
+        exchange.lane, route, exchange.is_probe = self._choice.choose(start_line.method, path, exchange.is_forwarded)
         exchange.running = TrackedRequest(exchange.id, None, route, exchange.client)
         exchange.running.lane = exchange.lane
         exchange.estimate = self._estimate_of(exchange, route, path)
@@ -112,14 +120,29 @@ class Admission:
         if exchange.is_probe and not self._choice.may_probe():
             self._move(exchange, self._choice.main)
         self._add_form(exchange)
+        self._send_elsewhere_if_long(exchange)
         # First, as otherwise another might be refused for it in vain.
         if self._waits_too_long(exchange) or not self._makes_room_for(exchange):
             exchange.shed()
         elif exchange.move(State.QUEUED):
             exchange.queued_at = time.monotonic()
-            exchange.running.deadline = exchange.queued_at + (exchange.lane.deadline or self._deadline)
+            limit = exchange.queued_at + (exchange.lane.deadline or self._deadline)
+            exchange.running.deadline = min(limit, exchange.started + exchange.time_left)
             exchange.connection.set_close_callback(exchange.on_connection_close)
-            self._put(exchange)
+            if exchange.lane.upstream:
+                self._forwarding.forward(exchange)
+            else:
+                self._put(exchange)
+
+    def _send_elsewhere_if_long(self, exchange: Exchange) -> None:
+        """Let other hosts run a request that is long as far as is known, if there are such hosts."""
+        lane = self._choice.long
+        if lane is None or exchange.is_forwarded or exchange.lane.upstream or exchange.estimate.route is None:
+            return
+        if exchange.lane.class_of(exchange) == "long" and self._forwarding.is_up(lane):
+            self._shared.routes.never_ran(exchange.running.route, exchange.is_probe)
+            exchange.is_probe = False
+            self._move(exchange, lane)
 
     def _makes_room_for(self, exchange: Exchange) -> bool:
         """Return whether the lane has room, if need be after refusing another request in its queue."""
@@ -186,7 +209,7 @@ class Admission:
         lane = route.lane
         assert lane is not None
         for exchange in sorted(self._exchanges.open, key=lambda each: (each.state not in waits, each.queued_at)):
-            if exchange.running.route is route and exchange.lane is not lane:
+            if exchange.running.route is route and exchange.lane is not lane and not exchange.lane.upstream:
                 self._change_lane(exchange, lane)
 
     def _move(self, exchange: Exchange, lane: Lane) -> None:

@@ -58,7 +58,7 @@ class Receiver:
         exchange = self.exchange
         if exchange.ended:
             return
-        self._connection.answers_after_end = not exchange.shared.cancellation.applies_to(exchange.start_line.method)
+        self._connection.answers_after_end = not exchange.is_cancellable
         try:
             written = exchange.body.complete()
         except RuntimeError:

@@ -1,0 +1,385 @@
+"""Forwards the requests of remote lanes to other hosts, and their responses to the clients. Loop side."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from asyncio import Future
+from collections.abc import Callable, Iterable
+
+from tornado.iostream import StreamClosedError
+
+from threadbridge.common.repeated_log import RepeatedLog
+from threadbridge.common.worker_threads import TaskThreads
+from threadbridge.crossing.exchange import Exchange
+from threadbridge.crossing.lanes import Lane
+from threadbridge.crossing.request_body import BodySource
+from threadbridge.crossing.response_body import Buffer, Taken
+from threadbridge.crossing.states import State
+from threadbridge.http.client_connection import ClientConnection
+from threadbridge.http.intermediary import MAX_HOPS, forwarded_request, forwarded_response, hops, never_ran
+from threadbridge.http.response_parser import Response
+from threadbridge.loop.upstream import Host, Upstream
+
+logger = logging.getLogger("threadbridge")
+_failed, _looped, _no_host = RepeatedLog(logger), RepeatedLog(logger), RepeatedLog(logger)
+
+
+class Forwarding:
+    """The requests that other hosts run for a bridge with these lanes."""
+
+    def __init__(self, lanes: Iterable[Lane]) -> None:
+        remote = [lane for lane in lanes if lane.upstream]
+        self._resolver = TaskThreads(2, "threadbridge-resolver") if remote else None
+        self.upstreams = {lane: Upstream(lane, self._resolver) for lane in remote if self._resolver is not None}
+        self._forwards: set[Forward] = set()
+        self._all_ended = asyncio.Event()
+
+    def forward(self, exchange: Exchange) -> None:
+        """Send a queued exchange to a host of its lane."""
+        if hops(exchange.headers) >= MAX_HOPS:
+            message = "request %s: refused, other bridges have forwarded it %d times already: see docs/fleet.md, Trust"
+            _looped.log(logging.ERROR, message, exchange.id, MAX_HOPS)
+            exchange.shed()
+            return
+        forward = Forward(exchange, self.upstreams[exchange.lane], self._on_end)
+        self._forwards.add(forward)
+        exchange.lane.send(exchange)
+        forward.begin()
+
+    def is_up(self, lane: Lane) -> bool:
+        """Return whether a host of this lane may be expected to answer."""
+        return self.upstreams[lane].is_up
+
+    def _on_end(self, forward: Forward, exchange: Exchange) -> None:
+        self._forwards.discard(forward)
+        exchange.lane.take_back(exchange)
+        if not self._forwards:
+            self._all_ended.set()
+
+    async def drain(self) -> None:
+        """Wait until no other host runs a request, even one whose client has left."""
+        while self._forwards:
+            self._all_ended.clear()
+            await self._all_ended.wait()
+
+    def close(self) -> None:
+        """Close all connections, which cancels what still runs on other hosts."""
+        for forward in list(self._forwards):
+            forward.cancel()
+        for upstream in self.upstreams.values():
+            upstream.close()
+        if self._resolver is not None:
+            self._resolver.shutdown(wait=False)
+
+
+class Forward:
+    """One exchange of a remote lane: sent to one host, and to the next only if it is known not to have run.
+
+    The exchange's state says how far it is: ``QUEUED`` until bytes of it have been sent to a host, then ``RUNNING``.
+    """
+
+    def __init__(self, exchange: Exchange, upstream: Upstream, on_end: Callable[[Forward, Exchange], None]) -> None:
+        self._exchange = exchange
+        self._upstream = upstream
+        self._on_end = on_end
+        self._tried: list[Host] = []
+        self._host: Host | None = None
+        self._connection: ClientConnection | None = None
+        self._connecting: asyncio.Task[None] | None = None
+        # What has not been sent yet of the request's body; and the disk thread's read of it that is under way.
+        self._rest: BodySource | None = None
+        self._reading: Future[bytes] | None = None
+        self._response: ForwardedBody | None = None
+        # The latest refusal of a host that did not run it.
+        self._refusal: tuple[Response, bytes] | None = None
+        self._has_ended = False
+
+    def begin(self) -> None:
+        """Send it to a host."""
+        self._try_next()
+
+    def _try_next(self) -> None:
+        if self._exchange.ended:
+            # Its client has left, and it runs nowhere.
+            self._end(0)
+            return
+        host = self._upstream.next(self._tried)
+        if host is None:
+            self._give_up()
+            return
+        self._tried.append(host)
+        self._host = host
+        host.begin()
+        self._try(host)
+
+    def _try(self, host: Host) -> None:
+        connection = host.take_kept()
+        if connection is None:
+            self._connecting = asyncio.ensure_future(self._connect(host))
+        else:
+            self._send(host, connection)
+
+    async def _connect(self, host: Host) -> None:
+        try:
+            connection = await host.connect()
+        except OSError as error:
+            self._leave_host()
+            host.has_failed(f"cannot connect: {error.strerror or error}")
+            self._try_next()
+        else:
+            self._send(host, connection)
+
+    def _send(self, host: Host, connection: ClientConnection) -> None:
+        exchange = self._exchange
+        is_first = exchange.state is State.QUEUED
+        if exchange.ended or (is_first and not exchange.run_elsewhere(self.cancel)):
+            self._leave_host()
+            host.keep(connection)
+            self._end(0)
+            return
+        exchange.upstream = host.name
+        self._connection = connection
+        self._rest = exchange.body.source()
+        connection.begin(self, exchange.is_head)
+        deadline = exchange.running.deadline
+        assert deadline is not None
+        head = forwarded_request(
+            exchange.start_line.method,
+            exchange.start_line.path,
+            exchange.headers,
+            authority=host.name.partition("://")[2],
+            client=exchange.peer,
+            request_id=exchange.id,
+            length=exchange.body.size,
+            time_left=deadline - time.monotonic(),
+            lane=exchange.lane.name,
+        )
+        taken = self._rest.take()
+        try:
+            if taken is None or callable(taken):
+                written = connection.send(head)
+            else:
+                written = connection.send(head, *taken)
+                taken = ()
+        except StreamClosedError:
+            # Not one byte has left, so that it cannot have run: the host had closed a kept connection.
+            self._connection = None
+            self._try(host)
+            return
+        self._continue(taken, written)
+
+    def _continue(self, taken: Taken, written: Future[None] | None) -> None:
+        if callable(taken):
+            self._read(taken)
+        elif written is None:
+            self._send_rest()
+        else:
+            written.add_done_callback(self._send_rest)
+
+    def _send_rest(self, written: Future[None] | None = None) -> None:
+        if written is not None and written.exception() is not None:
+            # The connection tells its reader.
+            return
+        connection, rest = self._connection, self._rest
+        if connection is None or rest is None:
+            return
+        taken = rest.take()
+        if callable(taken):
+            self._read(taken)
+        else:
+            # It is in memory, and has been sent with the head.
+            self._rest = None
+
+    def _read(self, read: Callable[[], bytes]) -> None:
+        exchange = self._exchange
+        try:
+            self._reading = asyncio.get_running_loop().run_in_executor(exchange.spool.threads, read)
+        except RuntimeError:
+            # No thread for the disk can be started; that is logged.
+            self._fail("proxy_internal_error", "no thread can be started to read its body from the disk")
+            return
+        self._reading.add_done_callback(self._on_read)
+
+    def _on_read(self, reading: Future[bytes]) -> None:
+        self._reading = None
+        error = reading.exception()
+        connection = self._connection
+        if self._has_ended:
+            self._close_body()
+        elif connection is not None and self._rest is not None:
+            if error is not None:
+                self._fail("proxy_internal_error", f"its body cannot be read from the disk: {error}")
+                return
+            try:
+                written = connection.send(reading.result())
+            except StreamClosedError:
+                # The connection tells its reader.
+                return
+            self._continue((), written)
+
+    # `ResponseReader`.
+
+    def on_response(self, response: Response, body: bytes, complete: bool) -> None:
+        host, connection, exchange = self._host, self._connection, self._exchange
+        assert host is not None and connection is not None
+        is_refusal = never_ran(response)
+        host.has_answered(is_refusal)
+        if is_refusal:
+            self._refusal = response, body if complete else b""
+            self._leave_host()
+            self._leave_connection(host, connection, complete)
+            self._try_next()
+            return
+        if complete:
+            self._leave_host()
+            self._leave_connection(host, connection, True)
+            self._end(response.status)
+            exchange.answer(forwarded_response(response), body, None)
+        elif exchange.ended:
+            # Its client has left, or has been answered 504: nobody reads the rest.
+            self._leave_host()
+            self._leave_connection(host, connection, False)
+            self._end(response.status)
+        else:
+            self._response = ForwardedBody(exchange, connection, self.cancel)
+            exchange.answer(forwarded_response(response), body, self._response)
+
+    def on_body(self, body: bytes, complete: bool) -> None:
+        host, connection, response = self._host, self._connection, self._response
+        assert host is not None and connection is not None and response is not None
+        if complete:
+            status = self._exchange.status
+            self._leave_host()
+            self._leave_connection(host, connection, True)
+            self._end(status)
+        response.add(body, complete)
+
+    def on_failure(self, error: str, reason: str) -> None:
+        self._connection = None
+        self._fail(error, reason)
+
+    def _leave_host(self) -> None:
+        host, self._host = self._host, None
+        if host is not None:
+            host.end()
+
+    def _leave_connection(self, host: Host, connection: ClientConnection, complete: bool) -> None:
+        self._connection = None
+        # A response may come before the request has been sent.
+        is_sent = self._rest is None or self._rest.is_at_end
+        if connection.release() and complete and is_sent and self._reading is None:
+            host.keep(connection)
+        else:
+            connection.close()
+
+    def _give_up(self) -> None:
+        """Answer 503: no host has run it."""
+        exchange, refusal = self._exchange, self._refusal
+        if refusal is None:
+            message = "no host of the lane %s can be reached, request %s is answered 503: %s %s"
+            _no_host.log(logging.ERROR, message, exchange.lane.name, exchange.id, *exchange.start_line[:2])
+            self._end(0)
+            exchange.upstream_error = "destination_unavailable"
+            exchange.shed()
+            return
+        response, body = refusal
+        self._end(response.status)
+        if len(body) != response.length:
+            # It has not been read to its end.
+            response.length = len(body)
+        exchange.answer(forwarded_response(response), body, None)
+
+    def _fail(self, error: str, reason: str) -> None:
+        """End it after a failure of the host, which may have run it: it is not repeated."""
+        host, exchange = self._host, self._exchange
+        self._drop_connection()
+        if host is not None:
+            self._leave_host()
+            host.has_failed(reason)
+        _failed.log(
+            logging.ERROR,
+            "request %s may have run on %s, and is not repeated: %s: %s %s",
+            exchange.id,
+            exchange.upstream,
+            reason,
+            *exchange.start_line[:2],
+        )
+        self._end(0)
+        exchange.fail_elsewhere(error)
+
+    def cancel(self) -> None:
+        """Stop it where it runs, by closing the connection."""
+        if not self._has_ended:
+            self._drop_connection()
+            self._leave_host()
+            self._end(0)
+            # Unless it has been answered already.
+            self._exchange.fail_elsewhere("connection_terminated")
+
+    def _drop_connection(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    def _end(self, status: int) -> None:
+        self._has_ended = True
+        self._rest = None
+        exchange = self._exchange
+        if exchange.run_at and not exchange.worker_is_done:
+            exchange.came_back(status)
+            if self._reading is None:
+                self._close_body()
+        self._on_end(self, exchange)
+
+    def _close_body(self) -> None:
+        body, spool = self._exchange.body, self._exchange.spool
+        if body.is_in_file:
+            spool.clear_up(body.close)
+        else:
+            body.close()
+
+
+class ForwardedBody:
+    """The body of a response on its way through: a `Source`. While the client is slow, nothing more is read."""
+
+    def __init__(self, exchange: Exchange, connection: ClientConnection, cancel: Callable[[], None]) -> None:
+        self._exchange = exchange
+        self._connection: ClientConnection | None = connection
+        self._cancel = cancel
+        self._pieces: list[Buffer] = []
+        self._complete = False
+        self._reader_waits = False
+
+    def add(self, data: bytes, complete: bool) -> None:
+        """Add what the host has sent."""
+        if data:
+            self._pieces.append(data)
+        if complete:
+            self._complete = True
+            # It belongs to another request now.
+            self._connection = None
+        if self._reader_waits:
+            self._reader_waits = False
+            self._exchange.pump()
+        elif self._connection is not None:
+            self._connection.pause_reading()
+
+    def take(self) -> Taken:
+        if self._pieces:
+            pieces, self._pieces = self._pieces, []
+            return pieces
+        if self._complete:
+            return ()
+        self._reader_waits = True
+        if self._connection is not None:
+            self._connection.resume_reading()
+        return None
+
+    def close(self) -> None:
+        self._pieces.clear()
+        if not self._complete:
+            self._complete = True
+            self._connection = None
+            self._cancel()
