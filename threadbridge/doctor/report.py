@@ -154,13 +154,19 @@ def _queues(settings: CommandLineSettings, lanes: Sequence[Lane]) -> Finding:
             "is long, requests start with no time left",
             f"set --queue_timeout to less than the deadline, such as {shortest / 6:g}",
         )
-    shown = [f"{lane.name}: {_count(lane.threads, 'thread')}, up to {lane.queue} waiting requests" for lane in lanes]
+    shown = [
+        f"{lane.name}: up to {lane.queue} requests on {' and '.join(map(str, lane.upstream))}"
+        if lane.upstream
+        else f"{lane.name}: {_count(lane.threads, 'thread')}, up to {lane.queue} waiting requests"
+        for lane in lanes
+    ]
     return ok(f"{'; '.join(shown)}; a request waits for {timeout:g} s at most")
 
 
 def _files(lanes: Sequence[Lane], connections: int) -> Finding:
     running = sum(lane.threads for lane in lanes) + connections + OWN_FILES
-    needed = running + sum(lane.queue for lane in lanes)
+    # A request at another host takes two.
+    needed = running + sum(lane.queue * (2 if lane.upstream else 1) for lane in lanes)
     limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     when_full = f"needs about {needed} when its queues are full"
     if limit == resource.RLIM_INFINITY:

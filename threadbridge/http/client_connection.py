@@ -10,7 +10,7 @@ import ssl
 from asyncio import Future
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
@@ -189,16 +189,13 @@ def _set_up(stream: PushStream) -> None:
 
 async def addresses_of(origin: Origin, resolver: Executor) -> Sequence[tuple[int, Any]]:
     """Return the families and addresses of a server; names are looked up in a thread. Raises ``OSError``."""
-    flags = socket.AI_NUMERICHOST
+    look_up = partial(socket.getaddrinfo, origin.host, origin.port, type=socket.SOCK_STREAM)
     try:
         ipaddress.ip_address(origin.host)
     except ValueError:
-        flags = 0
-
-    def look_up() -> list[Any]:
-        return socket.getaddrinfo(origin.host, origin.port, type=socket.SOCK_STREAM, flags=flags)
-
-    found = look_up() if flags else await asyncio.get_running_loop().run_in_executor(resolver, look_up)
+        found = await asyncio.get_running_loop().run_in_executor(resolver, look_up)
+    else:
+        found = look_up(flags=socket.AI_NUMERICHOST)
     return [(each[0], each[4]) for each in found]
 
 
@@ -210,12 +207,12 @@ async def connect(origin: Origin, resolver: Executor) -> PushStream:
     except TimeoutError:
         raise TimeoutError(f"its name was not resolved within {CONNECT_TIME:g} s") from None
     failure = OSError("its name has no address")
-    for family, address in addresses:
+    for family, where in addresses:
         sock = socket.socket(family, socket.SOCK_STREAM)
         stream = PushSSLStream(sock, ssl_options=_tls_context()) if origin.scheme == "https" else PushStream(sock)
         try:
             async with asyncio.timeout(CONNECT_TIME / len(addresses)):
-                await stream.connect(address, server_hostname=origin.host)
+                await stream.connect(where, server_hostname=origin.host)
             _set_up(stream)
             return stream
         except TimeoutError:

@@ -59,3 +59,12 @@ export function addressOf(process) {
   const address = (process.addresses[0] || `process ${process.pid}`).replace(/^https?:\/\//, '').replace(/\/$/, '');
   return address.replace(/^(127\.0\.0\.1|localhost)(?=:)/, '');
 }
+
+export function withoutScheme(url) {
+  return url.replace(/^https?:\/\//, '');
+}
+
+// The lane of a request, and the other host where it runs if the lane is a remote one.
+export function placeOf(request) {
+  return request.upstream ? `${request.lane} · ${withoutScheme(request.upstream)}` : request.lane;
+}
