@@ -244,6 +244,9 @@ class Lane:
 
     def retry_after(self, job: Job) -> int:
         """Estimate the seconds until the queue before the job has been served. Loop side."""
+        if self.upstream:
+            # Nothing waits here.
+            return 1
         seconds = self.expected_wait(job)
         if not (job.estimate.cost_class and job.estimate.is_known):
             seconds = max(seconds, self._service_time * (self.queued + 1) / self.threads)

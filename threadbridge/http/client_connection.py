@@ -193,7 +193,11 @@ async def addresses_of(origin: Origin, resolver: Executor) -> Sequence[tuple[int
     try:
         ipaddress.ip_address(origin.host)
     except ValueError:
-        found = await asyncio.get_running_loop().run_in_executor(resolver, look_up)
+        try:
+            found = await asyncio.get_running_loop().run_in_executor(resolver, look_up)
+        except (RuntimeError, UnicodeError) as error:
+            # No thread can be started for it; or it is no name.
+            raise OSError(f"its name cannot be looked up: {error}") from None
     else:
         found = look_up(flags=socket.AI_NUMERICHOST)
     return [(each[0], each[4]) for each in found]

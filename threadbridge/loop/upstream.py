@@ -61,13 +61,12 @@ class Host:
     def begin(self) -> None:
         """Count a request that is about to be sent."""
         self.running += 1
-        self._is_tried = True
+        self._is_tried = not self.is_up
 
     def end(self) -> None:
         """Count out a request, however it has ended."""
         self.running -= 1
-        if self._failures:
-            self._is_tried = False
+        self._is_tried = False
 
     def has_answered(self, is_refusal: bool) -> None:
         """Note that it has answered a request, or has refused it unrun."""
