@@ -17,7 +17,7 @@ import pytest
 
 from tests.support.inprocess import BridgeThread, reset, wait_until
 from tests.support.processes import free_port
-from tests.support.raw_server import OK, RawServer, answering, whole_request
+from tests.support.raw_server import OK, RawServer, answering
 from threadbridge import Bridge, Lane, current
 from threadbridge.http.intermediary import SENT_BY_LANE, TIME_LEFT
 from threadbridge.settings.table import BridgeSettings
@@ -170,7 +170,7 @@ def test_a_body_that_ends_with_the_connection_is_complete() -> None:
     with RawServer(sent) as far, frontend(far.url) as near:
         for _ in range(2):
             assert near.request("GET", "/far/")[1] == b"hello"
-        assert hosts(near)[0].connections == 0
+        wait_until(lambda: hosts(near)[0].connections == 0, "they are closed")
 
 
 def test_the_deadline_is_what_is_left_of_it_and_only_trusted_proxies_shorten_it() -> None:
