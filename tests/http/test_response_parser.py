@@ -17,7 +17,8 @@ FRAMED = [
     (b"HTTP/1.1 204 No Content\r\n\r\n", b"", True),
     (b"HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\n", b"", True),
     (
-        b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Hints\r\nLink: <a>\r\n\r\nHTTP/1.1 200\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Hints\r\nLink: <a>\r\n\r\n"
+        b"HTTP/1.1 200\r\nContent-Length: 0\r\n\r\n",
         b"",
         True,
     ),
