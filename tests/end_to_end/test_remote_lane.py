@@ -7,6 +7,7 @@ import json
 import re
 import signal
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -339,6 +340,30 @@ def test_stopping_waits_for_what_runs_on_other_hosts(make: Make, witness: Witnes
     stayed.close()
     assert near.process.wait(20) == 0, near.output()
     wait_until(lambda: there.output().count('"POST /reports/note?1 HTTP/1.1" 200') == 2, "both have run to their end")
+
+
+def test_hosts_may_use_tls(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("trusted", "other"):
+        command = f"req -x509 -newkey rsa:2048 -nodes -keyout {name}.key -out {name}.pem -days 2 -subj /CN=localhost"
+        names = ("-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1")
+        subprocess.run(["openssl", *command.split(), *names], cwd=tmp_path, check=True, capture_output=True)
+    trusted, other = (
+        make(name, f"--certfile={tmp_path / name}.pem", f"--keyfile={tmp_path / name}.key")
+        for name in ("trusted", "other")
+    )
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "trusted.pem"))
+    lane = "--lane={0}:/{0}/*:https://localhost:{1}"
+    near = make("near", lane.format("reports", trusted.port), lane.format("other", other.port))
+    for _ in range(3):
+        answer = requests.post(f"{near.url}/reports/upload", data=b"x" * 3_000_000, timeout=20)
+        assert answer.status_code == 200 and len(answer.text) == 64
+        assert len(requests.get(f"{near.url}/reports/large?3000000", timeout=20).content) == 3_000_000
+    [lane_of_trusted] = [lane for lane in near.document()["processes"][0]["lanes"] if lane["name"] == "reports"]
+    assert lane_of_trusted["hosts"][0]["up"]
+    # Its certificate is nobody's.
+    answer = requests.post(f"{near.url}/other/", data=b"x", timeout=20)
+    assert answer.status_code == 503 and answer.headers["X-Threadbridge-Ran"] == "no"
+    assert "certificate verify failed" in near.output()
 
 
 def test_the_access_log_names_the_host(make: Make) -> None:

@@ -123,7 +123,7 @@ def test_fields_of_the_connection_are_not_passed_on_either_way() -> None:
         assert answer.startswith(b"HTTP/1.1 200 Fine\r\n")
         head = answer.partition(b"\r\n\r\n")[0].lower().split(b"\r\n")
         names = [line.partition(b":")[0] for line in head[1:]]
-        assert names == [b"x-yours", b"server", b"content-length", b"connection"]
+        assert names == [b"x-yours", b"server", b"date", b"content-length", b"connection"]
         assert b"connection: close" in head
         [request] = far.requests
         fields = dict(line.split(": ", 1) for line in request.decode().partition("\r\n\r\n")[0].split("\r\n")[1:])

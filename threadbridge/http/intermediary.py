@@ -7,7 +7,7 @@ import math
 from tornado.httputil import HTTPHeaders
 
 from threadbridge.http.forwarded import ClientAddress
-from threadbridge.http.response_head import HOP_BY_HOP, NEVER_RAN, ResponseHead, response_head
+from threadbridge.http.response_head import HOP_BY_HOP, NEVER_RAN, ResponseHead, http_date, response_head
 from threadbridge.http.response_parser import Response
 
 # In requests to other hosts: the milliseconds that are left to answer. Envoy's name: no standard has one.
@@ -85,7 +85,10 @@ def forwarded_response(response: Response) -> ResponseHead:
         for name, value in response.fields
         if (small := name.lower()) not in left_out and small != "content-length"
     ]
-    # Neither is allowed in a response without content (RFC 9110, section 8.6), but some servers send it.
+    if not response.value_of("date"):
+        # RFC 9110, section 6.6.1.
+        fields.append(("Date", http_date()))
+    # Not allowed with this status (RFC 9110, section 8.6), but some servers send it.
     length = None if response.status == 204 else response.length
     return response_head(response.status, response.reason, fields, length)
 

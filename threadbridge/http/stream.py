@@ -196,7 +196,7 @@ class PushSSLStream(SSLIOStream, PushStream):
         except (OSError, AttributeError) as error:
             # The rest are clients that left: port checks, or resets before the TLS socket was made.
             if isinstance(error, SSLError) and not isinstance(error, (SSLEOFError, SSLZeroReturnError)):
-                _handshake_log.log(logging.INFO, "a client's TLS handshake failed: %s", error)
+                _handshake_log.log(logging.INFO, "a TLS handshake failed: %s", error)
             self.close(exc_info=error)
             return
         super()._do_ssl_handshake()

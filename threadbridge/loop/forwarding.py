@@ -125,9 +125,13 @@ class Forward:
         try:
             connection = await host.connect()
         except OSError as error:
-            self._leave_host()
             host.has_failed(f"cannot connect: {error.strerror or error}")
-            self._try_next()
+            if not self._has_ended:
+                self._leave_host()
+                self._try_next()
+            return
+        if self._has_ended:
+            host.keep(connection)
         else:
             self._send(host, connection)
 

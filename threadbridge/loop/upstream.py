@@ -43,6 +43,7 @@ class Host:
         self._kept: list[ClientConnection] = []
         self._open: set[ClientConnection] = set()
         self._sweeping: asyncio.TimerHandle | None = None
+        self._is_closed = False
 
     @property
     def is_up(self) -> bool:
@@ -113,7 +114,7 @@ class Host:
 
     def keep(self, connection: ClientConnection) -> None:
         """Keep an idle connection for the next request, or close it."""
-        if len(self._kept) >= MOST_KEPT:
+        if self._is_closed or len(self._kept) >= MOST_KEPT:
             connection.close()
             return
         loop = asyncio.get_running_loop()
@@ -138,6 +139,7 @@ class Host:
 
     def close(self) -> None:
         """Close all connections; the requests on them are not told."""
+        self._is_closed = True
         if self._sweeping is not None:
             self._sweeping.cancel()
             self._sweeping = None
