@@ -167,7 +167,7 @@ def test_the_page_shows_on_which_host_a_request_runs_and_stops_it_there(
             client = stack.enter_context(near.send(f"/sql?{quote(f'SELECT 1, {WAIT}')}", "POST"))
             wait_until(lambda: len(numbers_of(witness, "SELECT 1, GET_LOCK")) == 1, "it runs")
             open_page(browser, near)
-            wait_for(browser, lambda browser: texts(browser, "#rows td.lane span") == [f"far · {host}"])
+            wait_for(browser, lambda browser: texts(browser, "#rows td.lane small") == [host])
             [lane] = [text for text in texts(browser, "#lanes li") if text.startswith("far")]
             assert "1 on other hosts" in lane and f"{host}: 1" in lane and f"{gone}: no answer" in lane
             keep_screenshot(browser, "remote-desktop")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import socket
+import stat
 import struct
 import threading
 import time
@@ -19,6 +21,7 @@ from tests.support.inprocess import BridgeThread, reset, wait_until
 from tests.support.processes import free_port
 from tests.support.raw_server import OK, RawServer, answering
 from threadbridge import Bridge, Lane, current
+from threadbridge.common import forks
 from threadbridge.http.intermediary import SENT_BY_LANE, TIME_LEFT
 from threadbridge.settings.table import BridgeSettings
 from threadbridge.telemetry.record import Record
@@ -525,6 +528,32 @@ def test_a_slow_client_holds_up_its_own_response_alone() -> None:
         assert len(near.request("GET", "/far/")[1]) == size // 65536 * 65536
         # What it has not read is in the kernel, and on the other host.
         assert near.bridge.spool.unread.taken < 300_000
+        slow.close()
+        wait_until(lambda: near.bridge.lanes[0].busy == 0, "nothing is left")
+
+
+def test_a_forked_process_does_not_hold_a_connection_whose_client_is_slow() -> None:
+    """Otherwise the host would not learn that the client has left."""
+
+    def endless(client: socket.socket, request: bytes) -> bool:
+        client.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+        while True:
+            client.sendall(b"x" * 65536)
+
+    with RawServer(endless) as far, frontend(far.url) as near:
+        slow = near.send(b"GET /far/ HTTP/1.1\r\nHost: a\r\n\r\n")
+        wait_until(lambda: len(hosts(near)[0]._open) == 1, "it is there")
+        [connection] = hosts(near)[0]._open
+        wait_until(lambda: connection._stream.paused, "nothing more is read")
+        descriptor = connection._stream.descriptor
+        # A server that drains has closed its listeners; a fork must not fail because of that.
+        listener = socket.create_server(("127.0.0.1", 0))
+        forks.listens(listener)
+        listener.close()
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if stat.S_ISCHR(os.fstat(descriptor).st_mode) else 1)
+        assert os.waitpid(child, 0)[1] == 0
         slow.close()
         wait_until(lambda: near.bridge.lanes[0].busy == 0, "nothing is left")
 

@@ -42,9 +42,7 @@ def snapshot(bridge: Bridge, history: History) -> dict[str, Any]:
     bridge.telemetry.flush()
     return {
         "now": wall,
-        "lanes": [
-            {**{name: getattr(lane, name) for name in LANE}, "hosts": _hosts(bridge, lane)} for lane in bridge.lanes
-        ],
+        "lanes": [{**{name: getattr(lane, name) for name in LANE}, **_hosts(bridge, lane)} for lane in bridge.lanes],
         "counts": counts,
         "requests": [_row(exchange, now, wall, starts.get(exchange)) for exchange in oldest],
         "finished": history.finished(),
@@ -52,11 +50,12 @@ def snapshot(bridge: Bridge, history: History) -> dict[str, Any]:
     }
 
 
-def _hosts(bridge: Bridge, lane: Lane) -> list[dict[str, Any]]:
-    """The other hosts of a remote lane; none if it is another."""
-    upstream = bridge.forwarding.upstreams.get(lane)
-    hosts = upstream.hosts if upstream is not None else []
-    return [{"name": host.name, "running": host.running, "up": host.is_up} for host in hosts]
+def _hosts(bridge: Bridge, lane: Lane) -> dict[str, Any]:
+    """The other hosts, if this is a remote lane."""
+    if not lane.upstream:
+        return {}
+    hosts = bridge.forwarding.upstreams[lane].hosts
+    return {"hosts": [{"name": host.name, "running": host.running, "up": host.is_up} for host in hosts]}
 
 
 def _since(exchange: Exchange) -> float:

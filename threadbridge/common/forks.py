@@ -78,7 +78,8 @@ def _become_copy() -> None:
     if not _serving:
         # A server may be forked before it serves, as by `tornado.process.fork_processes`.
         return
-    descriptors = {listener.fileno() for listener in list(_listeners)}
+    # Less those that are closed already, because the server drains.
+    descriptors = {listener.fileno() for listener in list(_listeners)} - {-1}
     for serving in _serving:
         descriptors.update(_descriptors_of(serving.loop))
     descriptors.update(_accepted(descriptors))

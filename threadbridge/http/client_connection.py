@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from tornado.iostream import StreamClosedError
 
+from threadbridge.common import forks
 from threadbridge.http.response_parser import BadResponse, Response, ResponseParser
 from threadbridge.http.stream import PushSSLStream, PushStream
 
@@ -185,6 +186,8 @@ def _set_up(stream: PushStream) -> None:
     for option, value in _KEEP_ALIVE:
         sock.setsockopt(socket.IPPROTO_TCP, option, value)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNACKNOWLEDGED)
+    # While a client is slow, the loop does not watch it.
+    forks.connects(stream)
 
 
 async def addresses_of(origin: Origin, resolver: Executor) -> Sequence[tuple[int, Any]]:

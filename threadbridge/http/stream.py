@@ -74,6 +74,11 @@ class PushStream(IOStream):
             self.paused = False
             self._add_io_state(IOLoop.READ)
 
+    @property
+    def descriptor(self) -> int | None:
+        """The descriptor of its socket, as long as that is open."""
+        return None if self.closed() else int(self.socket.fileno())
+
     def has_unread(self) -> bool:
         """Whether bytes have arrived that are still in the kernel."""
         try:

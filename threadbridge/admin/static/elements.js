@@ -64,7 +64,7 @@ export function withoutScheme(url) {
   return url.replace(/^https?:\/\//, '');
 }
 
-// The lane of a request, and the other host where it runs if the lane is a remote one.
-export function placeOf(request) {
-  return request.upstream ? `${request.lane} · ${withoutScheme(request.upstream)}` : request.lane;
+// The other host where a request runs or has run; empty if that is none.
+export function hostOf(request) {
+  return withoutScheme(request.upstream || '');
 }
