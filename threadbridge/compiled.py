@@ -39,6 +39,7 @@ MODULES = (
     "http.server_connection",
     "http.transfer",
     "loop.admission",
+    "loop.body_sender",
     "loop.bridge",
     "loop.exchanges",
     "loop.forwarding",

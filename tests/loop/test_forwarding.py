@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -11,6 +12,7 @@ import struct
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 from wsgiref.types import StartResponse, WSGIEnvironment
@@ -307,6 +309,37 @@ def test_a_request_that_a_host_refused_unrun_goes_to_the_next(size: int) -> None
         assert (refused.refused, refused.failed, answered.answered) == (len(full.requests), 0, 4)
         # It is full, not broken.
         assert len(full.requests) >= 2 and refused.is_up
+
+
+def test_a_refusal_before_the_body_has_been_sent_leaves_it_whole_for_the_next_host() -> None:
+    body = os.urandom(6_000_000)
+    digests: list[str] = []
+
+    def digest(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
+        digests.append(hashlib.sha256(environ["wsgi.input"].read()).hexdigest())
+        start_response("200 OK", [])
+        return []
+
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        BridgeThread(digest, threads=1) as far,
+        frontend(f"http://127.0.0.1:{listener.getsockname()[1]}", f"http://127.0.0.1:{far.port}") as near,
+    ):
+        for size in (0, 1, 1000, 200_000, 1_500_000):
+            # Its turn, if it is the first of the two again.
+            near.loop.call_soon_threadsafe(setattr, next(iter(near.bridge.forwarding.upstreams.values())), "_next", 1)
+            with ThreadPoolExecutor(1) as pool:
+                answer = pool.submit(near.request, "POST", "/far/", body)
+                full, _ = listener.accept()
+                with full:
+                    # So much of it has been read when the refusal comes.
+                    received = len(full.recv(1))
+                    while received < size:
+                        received += len(full.recv(65536))
+                    full.sendall(NEVER_RAN)
+                    assert answer.result()[0].status == 200
+        assert digests == [hashlib.sha256(body).hexdigest()] * 5
+        wait_until(lambda: near.bridge.spool.taken == 0, "the disk is free")
 
 
 def test_if_all_hosts_refuse_the_client_gets_their_answer() -> None:

@@ -14,12 +14,12 @@ from threadbridge.common.repeated_log import RepeatedLog
 from threadbridge.common.worker_threads import TaskThreads
 from threadbridge.crossing.exchange import Exchange
 from threadbridge.crossing.lanes import Lane
-from threadbridge.crossing.request_body import BodySource
 from threadbridge.crossing.response_body import Buffer, Taken
 from threadbridge.crossing.states import State
 from threadbridge.http.client_connection import ClientConnection
 from threadbridge.http.intermediary import MAX_HOPS, forwarded_request, forwarded_response, hops, never_ran
 from threadbridge.http.response_parser import Response
+from threadbridge.loop.body_sender import BodySender
 from threadbridge.loop.upstream import Host, Upstream
 
 logger = logging.getLogger("threadbridge")
@@ -88,9 +88,9 @@ class Forward:
         self._host: Host | None = None
         self._connection: ClientConnection | None = None
         self._connecting: asyncio.Task[None] | None = None
-        # What has not been sent yet of the request's body; and the disk thread's read of it that is under way.
-        self._rest: BodySource | None = None
-        self._reading: Future[bytes] | None = None
+        self._sender: BodySender | None = None
+        # The reads of earlier senders that were under way when these were stopped.
+        self._readings: list[Future[bytes]] = []
         self._response: ForwardedBody | None = None
         # The latest refusal of a host that did not run it.
         self._refusal: tuple[Response, bytes] | None = None
@@ -145,7 +145,6 @@ class Forward:
             return
         exchange.upstream = host.name
         self._connection = connection
-        self._rest = exchange.body.source()
         connection.begin(self, exchange.is_head)
         deadline = exchange.running.deadline
         assert deadline is not None
@@ -160,68 +159,16 @@ class Forward:
             time_left=deadline - time.monotonic(),
             lane=exchange.lane.name,
         )
-        taken = self._rest.take()
+        sender = self._sender = BodySender(exchange.body, exchange.spool, connection, self._on_unread_body)
         try:
-            if taken is None or callable(taken):
-                written = connection.send(head)
-            else:
-                written = connection.send(head, *taken)
-                taken = ()
+            sender.begin(head)
         except StreamClosedError:
             # Not one byte has left, so that it cannot have run: the host had closed a kept connection.
-            self._connection = None
+            self._connection = self._sender = None
             self._try(host)
-            return
-        self._continue(taken, written)
 
-    def _continue(self, taken: Taken, written: Future[None] | None) -> None:
-        if callable(taken):
-            self._read(taken)
-        elif written is None:
-            self._send_rest()
-        else:
-            written.add_done_callback(self._send_rest)
-
-    def _send_rest(self, written: Future[None] | None = None) -> None:
-        if written is not None and written.exception() is not None:
-            # The connection tells its reader.
-            return
-        connection, rest = self._connection, self._rest
-        if connection is None or rest is None:
-            return
-        taken = rest.take()
-        if callable(taken):
-            self._read(taken)
-        else:
-            # It is in memory, and has been sent with the head.
-            self._rest = None
-
-    def _read(self, read: Callable[[], bytes]) -> None:
-        exchange = self._exchange
-        try:
-            self._reading = asyncio.get_running_loop().run_in_executor(exchange.spool.threads, read)
-        except RuntimeError:
-            # No thread for the disk can be started; that is logged.
-            self._fail("proxy_internal_error", "no thread can be started to read its body from the disk")
-            return
-        self._reading.add_done_callback(self._on_read)
-
-    def _on_read(self, reading: Future[bytes]) -> None:
-        self._reading = None
-        error = reading.exception()
-        connection = self._connection
-        if self._has_ended:
-            self._close_body()
-        elif connection is not None and self._rest is not None:
-            if error is not None:
-                self._fail("proxy_internal_error", f"its body cannot be read from the disk: {error}")
-                return
-            try:
-                written = connection.send(reading.result())
-            except StreamClosedError:
-                # The connection tells its reader.
-                return
-            self._continue((), written)
+    def _on_unread_body(self, reason: str) -> None:
+        self._fail("proxy_internal_error", reason)
 
     # `ResponseReader`.
 
@@ -272,11 +219,21 @@ class Forward:
     def _leave_connection(self, host: Host, connection: ClientConnection, complete: bool) -> None:
         self._connection = None
         # A response may come before the request has been sent.
-        is_sent = self._rest is None or self._rest.is_at_end
-        if connection.release() and complete and is_sent and self._reading is None:
+        is_sent = self._stop_sending()
+        if connection.release() and complete and is_sent:
             host.keep(connection)
         else:
             connection.close()
+
+    def _stop_sending(self) -> bool:
+        """Send no more of the body; return whether all of it had been sent."""
+        sender, self._sender = self._sender, None
+        if sender is None:
+            return True
+        sender.stop()
+        if sender.reading is not None:
+            self._readings.append(sender.reading)
+        return sender.is_done
 
     def _give_up(self) -> None:
         """Answer 503: no host has run it."""
@@ -324,20 +281,24 @@ class Forward:
 
     def _drop_connection(self) -> None:
         connection, self._connection = self._connection, None
+        self._stop_sending()
         if connection is not None:
             connection.close()
 
     def _end(self, status: int) -> None:
         self._has_ended = True
-        self._rest = None
+        self._stop_sending()
         exchange = self._exchange
         if exchange.run_at and not exchange.worker_is_done:
             exchange.came_back(status)
-            if self._reading is None:
+            reads = [reading for reading in self._readings if not reading.done()]
+            if reads:
+                asyncio.gather(*reads, return_exceptions=True).add_done_callback(self._close_body)
+            else:
                 self._close_body()
         self._on_end(self, exchange)
 
-    def _close_body(self) -> None:
+    def _close_body(self, read: object = None) -> None:
         body, spool = self._exchange.body, self._exchange.spool
         if body.is_in_file:
             spool.clear_up(body.close)
