@@ -305,13 +305,11 @@ class Exchange:
 
     # Another host runs it, and the loop forwards it: all these are on the loop.
 
-    def run_elsewhere(self, cancel: Callable[[], None]) -> bool:
-        """Begin to run on another host; False when the exchange has ended. ``cancel`` is called if it is cancelled."""
-        if not self.claim():
-            return False
+    def run_elsewhere(self, cancel: Callable[[], None]) -> None:
+        """Run a queued exchange, of which bytes have been sent to another host; ``cancel()`` stops it there."""
+        self.claim()
         self.run_at = time.monotonic()
         self._forget_cancel = self.running.on_cancel(lambda: self._hop.post(cancel), wait=False)
-        return True
 
     def came_back(self, status: int) -> None:
         """Note that the other host has nothing more to do for it; ``status`` is 0 if it has not answered."""

@@ -78,7 +78,6 @@ class ClientConnection:
         self._on_close = on_close
         self._parser = ResponseParser()
         self._reader: ResponseReader | None = None
-        self._is_tls = isinstance(stream, PushSSLStream)
         # When it was kept, by the loop's time; set by its owner.
         self.idle_since = 0.0
         stream.set_close_callback(self._on_stream_closed)
@@ -86,14 +85,12 @@ class ClientConnection:
 
     @property
     def is_usable(self) -> bool:
-        """Whether the server has neither closed the connection nor sent anything that nobody has asked for."""
+        """Whether the server has neither closed an idle connection nor sent anything that nobody has asked for."""
         if self._stream.closed():
             return False
-        if self._is_tls:
-            # The kernel has only parts of records, which may be session tickets.
-            return True
         try:
-            self._stream.socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            # Not the method of an `ssl.SSLSocket`: with TLS, bytes of the record layer mean that it is being closed.
+            socket.socket.recv(self._stream.socket, 1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
         except BlockingIOError:
             return True
         except OSError:

@@ -7,6 +7,7 @@ import logging
 import time
 from asyncio import Future
 from collections.abc import Callable, Iterable
+from functools import partial
 
 from tornado.iostream import StreamClosedError
 
@@ -87,7 +88,8 @@ class Forward:
         self._tried: list[Host] = []
         self._host: Host | None = None
         self._connection: ClientConnection | None = None
-        self._connecting: asyncio.Task[None] | None = None
+        # Kept, because asyncio does not keep it.
+        self._connecting: asyncio.Future[ClientConnection] | None = None
         self._sender: BodySender | None = None
         # The reads of earlier senders that were under way when these were stopped.
         self._readings: list[Future[bytes]] = []
@@ -117,34 +119,30 @@ class Forward:
     def _try(self, host: Host) -> None:
         connection = host.take_kept()
         if connection is None:
-            self._connecting = asyncio.ensure_future(self._connect(host))
+            self._connecting = asyncio.ensure_future(host.connect())
+            self._connecting.add_done_callback(partial(self._on_connected, host))
         else:
             self._send(host, connection)
 
-    async def _connect(self, host: Host) -> None:
-        try:
-            connection = await host.connect()
-        except OSError as error:
-            host.has_failed(f"cannot connect: {error.strerror or error}")
+    def _on_connected(self, host: Host, connecting: asyncio.Future[ClientConnection]) -> None:
+        error = connecting.exception()
+        if error is not None:
+            host.has_failed(f"cannot connect: {getattr(error, 'strerror', None) or error!r}")
             if not self._has_ended:
                 self._leave_host()
                 self._try_next()
-            return
-        if self._has_ended:
-            host.keep(connection)
+        elif self._has_ended:
+            host.keep(connecting.result())
         else:
-            self._send(host, connection)
+            self._send(host, connecting.result())
 
     def _send(self, host: Host, connection: ClientConnection) -> None:
         exchange = self._exchange
-        is_first = exchange.state is State.QUEUED
-        if exchange.ended or (is_first and not exchange.run_elsewhere(self.cancel)):
+        if exchange.ended:
             self._leave_host()
             host.keep(connection)
             self._end(0)
             return
-        exchange.upstream = host.name
-        self._connection = connection
         connection.begin(self, exchange.is_head)
         deadline = exchange.running.deadline
         assert deadline is not None
@@ -164,8 +162,14 @@ class Forward:
             sender.begin(head)
         except StreamClosedError:
             # Not one byte has left, so that it cannot have run: the host had closed a kept connection.
-            self._connection = self._sender = None
+            connection.close()
+            self._sender = None
             self._try(host)
+            return
+        self._connection = connection
+        exchange.upstream = host.name
+        if exchange.state is State.QUEUED:
+            exchange.run_elsewhere(self.cancel)
 
     def _on_unread_body(self, reason: str) -> None:
         self._fail("proxy_internal_error", reason)
