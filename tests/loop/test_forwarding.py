@@ -18,6 +18,8 @@ from typing import Any
 from wsgiref.types import StartResponse, WSGIEnvironment
 
 import pytest
+from tornado.httpserver import HTTPServer as TornadoHTTPServer
+from tornado.web import Application, FallbackHandler
 
 from tests.support.inprocess import BridgeThread, reset, wait_until
 from tests.support.processes import free_port
@@ -667,6 +669,22 @@ def test_hosts_that_trust_nobody_do_not_forward_in_circles(caplog: pytest.LogCap
         records = [record_of(near) for _ in range(4)]
         assert {record.status for record in records} == {503}
         assert "have forwarded it 3 times already" in caplog.text
+
+
+def fallback(bridge: Bridge) -> TornadoHTTPServer:
+    return TornadoHTTPServer(Application([(r".*", FallbackHandler, {"fallback": bridge})]))
+
+
+@pytest.mark.parametrize("make_server", [TornadoHTTPServer, fallback])
+def test_behind_tornados_own_server(make_server: Any) -> None:
+    with BridgeThread(application, threads=1, xheaders=True) as far:
+        lanes = [Lane("far", "/far/*", upstream=[f"http://127.0.0.1:{far.port}"])]
+        with BridgeThread(application, make_server, threads=1, lanes=lanes) as near:
+            for size in (10, 3_000_000):
+                response, body = near.request("POST", "/far/?a", body=b"x" * size)
+                seen = json.loads(body)
+                assert (response.status, seen["length"], seen["REQUEST_URI"]) == (200, size, "/far/?a")
+                assert seen["HTTP_X_FORWARDED_FOR"] == "127.0.0.1"
 
 
 # By learned class.

@@ -108,7 +108,7 @@ def _read_lanes(text: str) -> list[Lane]:
     for part in re.split(r",(?!\s*https?://)", text):
         if not part.strip():
             continue
-        match = re.fullmatch(r"([^:]*):(.*?):(?:([0-9]+)|(https?://.+))", part.strip())
+        match = re.fullmatch(r"(?!https?://)([^:]*):(.*?):(?:([0-9]+)|(https?://.+))", part.strip())
         if match is None:
             raise ValueError
         try:
