@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
+import random
 import socket
 import stat
 import struct
@@ -616,6 +618,54 @@ def test_a_forked_process_does_not_hold_a_connection_whose_client_is_slow() -> N
         assert os.waitpid(child, 0)[1] == 0
         slow.close()
         wait_until(lambda: near.bridge.lanes[0].busy == 0, "nothing is left")
+
+
+def test_nothing_is_left_of_clients_and_hosts_that_leave_at_any_moment() -> None:
+    chance = random.Random(7)
+    calm = threading.Event()
+
+    def moody(client: socket.socket, request: bytes) -> bool:
+        mood = 1.0 if calm.is_set() else chance.random()
+        if mood < 0.2:
+            return False
+        if mood < 0.4:
+            client.sendall(NEVER_RAN)
+            return True
+        client.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 300000\r\n\r\n" + b"x" * 100_000)
+        if mood < 0.5:
+            return False
+        client.sendall(b"x" * 200_000)
+        return True
+
+    with (
+        RawServer(moody) as one,
+        RawServer(moody) as other,
+        frontend(one.url, other.url, f"http://127.0.0.1:{free_port()}") as near,
+    ):
+
+        def visit(number: int) -> None:
+            size = chance.choice([0, 10, 2_000_000])
+            method = chance.choice(["GET", "POST"])
+            client = near.send(f"{method} /far/ HTTP/1.1\r\nHost: a\r\nContent-Length: {size}\r\n\r\n".encode())
+            mood = chance.random()
+            with client, contextlib.suppress(OSError):
+                client.sendall(b"x" * (size // 2 if mood < 0.2 else size))
+                if mood < 0.7:
+                    client.settimeout(0.2)
+                    while client.recv(50_000) and chance.random() < 0.8:
+                        pass
+
+        with ThreadPoolExecutor(16) as pool:
+            list(pool.map(visit, range(400)))
+        bridge = near.bridge
+        wait_until(lambda: not bridge.exchanges.open and bridge.lanes[0].busy == 0, "all have ended")
+        wait_until(
+            lambda: bridge.spool.taken == bridge.spool.memory.taken == bridge.spool.unread.taken == 0, "no bytes"
+        )
+        assert [host.running for host in hosts(near)] == [0, 0, 0]
+        assert all(host.connections == len(host._kept) for host in hosts(near))
+        calm.set()
+        assert near.request("GET", "/far/")[0].status == 200
 
 
 # Limits.

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable
 from concurrent.futures import Executor
 
+from threadbridge.common.repeated_log import RepeatedLog
 from threadbridge.crossing.lanes import Lane
 from threadbridge.http.client_connection import ClientConnection, Origin, connect
 
@@ -44,6 +45,8 @@ class Host:
         self._open: set[ClientConnection] = set()
         self._sweeping: asyncio.TimerHandle | None = None
         self._is_closed = False
+        # It may fail with every second request.
+        self._down_log, self._up_log = RepeatedLog(logger), RepeatedLog(logger)
 
     @property
     def is_up(self) -> bool:
@@ -76,7 +79,7 @@ class Host:
         else:
             self.answered += 1
         if self._failures:
-            logger.info("lane %s: the host %s answers again", self._lane, self.name)
+            self._up_log.log(logging.INFO, "lane %s: the host %s answers again", self._lane, self.name)
             self._failures = 0
 
     def has_failed(self, reason: str) -> None:
@@ -88,7 +91,8 @@ class Host:
             return
         left_out = min(LONGEST_LEFT_OUT, LEFT_OUT * 2**self._failures)
         if not self._failures:
-            logger.warning("lane %s: the host %s is left out for a while: %s", self._lane, self.name, reason)
+            message = "lane %s: the host %s is left out for a while: %s"
+            self._down_log.log(logging.WARNING, message, self._lane, self.name, reason)
         self._failures = min(self._failures + 1, 10)
         self._out_until = now + left_out
 
