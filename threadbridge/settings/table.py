@@ -148,8 +148,8 @@ class BridgeSettings(TypedDict, total=False):
     xheaders: Annotated[
         bool,
         False,
-        "Believe a proxy's headers about the client's address and scheme, and its X-Request-ID, if the proxy "
-        "connects from loopback, through a Unix socket or from one of trusted_proxies.",
+        "Believe a proxy's headers about the client's address and scheme, its X-Request-ID, and the time that is left "
+        "(see fleet.md), if the proxy connects from loopback, through a Unix socket or from one of trusted_proxies.",
     ]
     client_address: Annotated[
         ClientHeaders,
