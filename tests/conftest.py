@@ -16,6 +16,7 @@ import pytest
 from dbutils.pooled_db import PooledDB
 
 from tests.support.databases import Witness, connect_settings
+from tests.support.postgresql import private_postgresql
 from tests.support.processes import ROOT, TEMPLATES, private_mariadb
 from threadbridge.common.repeated_log import RepeatedLog
 from threadbridge.compiled import SWITCH, has_others, is_compiled
@@ -96,10 +97,33 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
+    """With ``--dist=loadfile``, hand out the stacks of the contract one by one: that file would take longest by far."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    def unit_of(nodeid: str) -> str:
+        file, _, test = nodeid.partition("::")
+        return f"{file}[{test.partition('[')[2]}" if "/contract/" in file else file
+
+    scheduling = LoadFileScheduling(config, log)
+    scheduling._split_scope = unit_of
+    return scheduling
+
+
 @pytest.fixture(scope="session")
 def mariadb() -> Iterator[dict[str, str]]:
     """A private, empty MariaDB server; gives the ``MYSQL_*`` variables that lead to it."""
     with private_mariadb() as variables:
+        yield variables
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[dict[str, str]]:
+    """A private, empty PostgreSQL server; gives the ``PG*`` variables that lead to it."""
+    with private_postgresql() as variables:
         yield variables
 
 

@@ -8,19 +8,18 @@ Declared in the package's pyproject.toml:
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from queue_pool import QueuePool
 
-from threadbridge.crossing.current import TrackedRequest, current_or_none
+from threadbridge.crossing.current import TrackedRequest
 from threadbridge.database.driver import ConnectionSettings
 from threadbridge.database.guard import Guard
 from threadbridge.database.tracked_connection import TrackedConnection
-from threadbridge.database.waiting_line import WaitingLine
+from threadbridge.database.waiting_line import CountingLine
 
-# The module: see `threadbridge.database.pools.PoolKind`.
+# The module: see `threadbridge.database.pools.kind.PoolKind`.
 
 
 def pools_of(value: Any) -> Mapping[str, Any]:
@@ -56,15 +55,13 @@ class QueuePoolGuard(Guard):
     def __init__(self, pool: Any, on_ask: Callable[[Guard, TrackedRequest], None], **options: Any) -> None:
         super().__init__(
             describe(pool),
-            threading.Condition(),
             ConnectionSettings(pool.connect, (), {}, takes_timeouts=False),
             [pool.connect.__module__],
             on_ask,
             **options,
         )
         self._pool = pool
-        self._line = WaitingLine(self, lambda: self._handed_out < pool.size)
-        self._handed_out = 0
+        self._line = CountingLine(self, lambda: pool.size)
         self._get, self._put = pool.get, pool.put
         self._connect = pool.connect
         pool.connect = self._connect_for_pool
@@ -77,51 +74,33 @@ class QueuePoolGuard(Guard):
 
     @property
     def in_use(self) -> int:
-        return self._handed_out
+        return len(self._line.out)
 
     def count_out(self, connection: Any) -> None:
-        self._handed_out += 1
+        self._line.out.add(id(connection))
 
     def count_in(self, connection: Any) -> None:
-        self._handed_out -= 1
-        self.lock.notify_all()
+        self._line.leave(connection)
 
     def _guarded_get(self) -> Any:
         # 1. The route is learned, and a cancelled request is refused.
         request = self.ask()
-        with self.lock:
-            # 2. Wait here instead of in the pool, so that a cancelled request stops waiting.
-            self._line.wait_turn(request, self._wait)
-            self._handed_out += 1
+        # 2. Wait here instead of in the pool, so that a cancelled request stops waiting.
+        self._line.enter(request, None, TimeoutError)
+        connection = None
         try:
-            connection: GuardedConnection = self._get()
-        except BaseException:
-            with self.lock:
-                self.count_in(None)
-            raise
+            connection = self._get()
+        finally:
+            self._line.end_entering(connection)
         connection.is_idle = False
-        if request is not None and not connection.borrows:
-            with self.lock:
-                # 3. From here on, the request's statements can be stopped.
-                self.lend(connection, request)
+        # 3. From here on, the request's statements can be stopped.
+        self.lend_to_current(connection)
         return connection
-
-    def _wait(self) -> None:
-        self._line.wait(None)
 
     def _connect_for_pool(self) -> Any:
         connection = GuardedConnection(self)
-        request = current_or_none()
-        if request is not None:
-            with self.lock:
-                # Connecting can be cut too.
-                self.lend(connection, request)
-        try:
-            connection.driver = connection.make(self._connect)
-        except BaseException:
-            self.end_borrows(connection.borrows)
-            raise
-        connection.use()
+        # Lends it at once: connecting can be cut too.
+        connection.driver = connection.make_for_current(self._connect)
         return connection
 
     def _guarded_put(self, connection: GuardedConnection) -> None:
@@ -131,10 +110,7 @@ class QueuePoolGuard(Guard):
         try:
             self._put(connection, discard=connection.must_close)
         finally:
-            with self.lock:
-                # One that was cut no longer counts.
-                if not connection.is_abandoned:
-                    self.count_in(connection)
+            self._line.leave(connection)
 
 
 class GuardedConnection(TrackedConnection):

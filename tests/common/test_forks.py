@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -74,6 +75,21 @@ def test_a_child_has_connections_of_its_own_and_lets_the_parents_be(site: Forkin
     # Or else the database had ended it, and another had taken its place.
     assert site.post("/insert?after") == connection
     assert sorted(witness.notes) == ["after", "before", "child", "parent"]
+
+
+def test_while_the_server_ends_a_child_has_connections_of_its_own(
+    mariadb: dict[str, str], witness: Witness, tmp_path: Path
+) -> None:
+    with ForkingSite(tmp_path, mariadb) as site:
+        forking = site.send("/multiprocessing/query?parent")
+        wait_until(lambda: witness.notes == ["parent"], "it runs")
+        stops = threading.Thread(target=site.stop)
+        stops.start()
+        wait_until(lambda: not site.accepts, "it is about to end")
+        (site.directory / "go").touch()
+        assert answer_to(forking) == b"0"
+        stops.join()
+    assert sorted(witness.notes) == ["child", "parent"]
 
 
 @pytest.mark.parametrize("arguments", [(), ("--loop=asyncio",), ("--processes=2",)], ids=["uvloop", "asyncio", "two"])

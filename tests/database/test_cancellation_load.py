@@ -1,4 +1,4 @@
-"""Thousands of requests are cancelled under load, and not one of the others notices."""
+"""A thousand clients leave under load, and not one of the others notices."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.inprocess import BridgeThread, wait_until
 from threadbridge import current
 
 
-def test_thousands_of_cancellations_affect_no_other_request(mariadb: dict[str, str], witness: Witness) -> None:
+def test_a_thousand_clients_that_leave_affect_no_other_request(mariadb: dict[str, str], witness: Witness) -> None:
     pool = PooledDB(MySQLdb, maxconnections=8, **connect_settings(mariadb))
     foreign: list[BaseException] = []
     counts = {"cancelled": 0, "answered": 0}
@@ -72,7 +72,7 @@ def test_thousands_of_cancellations_affect_no_other_request(mariadb: dict[str, s
         for thread in threads:
             thread.start()
         try:
-            wait_until(lambda: counts["cancelled"] >= 2000 or bool(foreign), "2000 cancellations", seconds=60)
+            wait_until(lambda: counts["cancelled"] >= 1000 or bool(foreign), "1000 cancellations", seconds=60)
         finally:
             stop.set()
         for thread in threads:

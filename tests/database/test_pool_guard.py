@@ -16,7 +16,7 @@ import MySQLdb
 import pytest
 from dbutils import pooled_db
 from dbutils.pooled_db import PooledDB, TooManyConnectionsError
-from dbutils.steady_db import SteadyDBConnection
+from dbutils.steady_db import SteadyDBConnection, SteadyDBCursor
 
 from tests.support import unknown_driver
 from tests.support.cancelling import COUNTED_WAIT, WAITING
@@ -45,7 +45,12 @@ def test_dbutils_has_what_the_guard_needs(make_pool: Callable[..., Any]) -> None
 
 @pytest.mark.parametrize(
     ("owner", "name"),
-    [(SteadyDBConnection, "_ping_check"), (SteadyDBConnection, "_create"), (pooled_db, "TooManyConnectionsError")],
+    [
+        (SteadyDBConnection, "_ping_check"),
+        (SteadyDBConnection, "_create"),
+        (SteadyDBCursor, "_setsizes"),
+        (pooled_db, "TooManyConnectionsError"),
+    ],
 )
 def test_a_dbutils_that_differs_is_refused_with_advice(
     make_pool: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, owner: Any, name: str

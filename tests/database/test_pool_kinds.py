@@ -12,13 +12,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import MySQLdb
 import pytest
 from dbutils.pooled_db import PooledDB
 from werkzeug.local import LocalProxy
 
 from threadbridge.database import pools
-from threadbridge.database.pools import FoundPool, PoolKind, dbutils_kind, kind_from, make_guards, pools_in
+from threadbridge.database.pools import dbutils_kind, finding, kind_from, make_guards, pools_in
 from threadbridge.database.pools.finding import find_pools, watch_for_pools
+from threadbridge.database.pools.kind import FoundPool, PoolKind, check_names
 
 # For mypy: the module is a kind.
 KINDS: list[PoolKind] = [dbutils_kind]
@@ -41,6 +43,23 @@ def test_a_pool_is_recognised_by_its_class(cls: type[Any]) -> None:
     pool = make_pool(cls)
     assert pools_in(pool) == [FoundPool(pool, dbutils_kind)]
     assert (pools_in(pool)[0].size, str(pools_in(pool)[0])) == (3, "PooledDB of sqlite3, 3 connections")
+
+
+@pytest.mark.parametrize("value", [MySQLdb, "MySQLdb"])
+def test_connections_in_no_pool_are_guarded_by_their_driver(value: object) -> None:
+    [found] = pools_in(value)
+    assert (found.pool, found.size) == (MySQLdb, 0)
+    assert str(found) == "connections of MySQLdb in no pool, unlimited"
+    [guard] = make_guards(value, lambda guard, request: None)
+    assert guard.name == "connections of MySQLdb"
+    assert not guard.knows_server
+    guard.close()
+
+
+def test_a_driver_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pymysql", None)
+    with pytest.raises(ValueError, match=r"pool=pymysql: import of pymysql halted"):
+        pools_in("pymysql")
 
 
 def test_several_pools_count_once_and_keep_their_order() -> None:
@@ -114,18 +133,36 @@ def test_pools_are_found_wherever_they_are_and_proxies_stay_untouched() -> None:
     assert closure() is hidden and len(proxies) == 2
 
 
-def test_a_pool_that_is_made_later_is_reported_once() -> None:
-    construct = PooledDB.__init__
+def test_a_pool_that_is_made_later_is_reported_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The other kinds would go on watching after this test.
+    monkeypatch.setattr(finding, "loaded_kinds", lambda: [dbutils_kind])
+    monkeypatch.setattr(PooledDB, "__init__", PooledDB.__init__)
     known, later = make_pool(), list[FoundPool]()
-    try:
-        watch_for_pools([FoundPool(known, dbutils_kind)], later.append)
-        derived = make_pool(Derived)
-        make_pool().close()
-        gc.collect()
-        assert [type(each.pool) for each in later] == [Derived, PooledDB]
-        assert later[0].pool is derived
-    finally:
-        PooledDB.__init__ = construct
+    watch_for_pools([FoundPool(known, dbutils_kind)], later.append)
+    derived = make_pool(Derived)
+    make_pool().close()
+    gc.collect()
+    assert [type(each.pool) for each in later] == [Derived, PooledDB]
+    assert later[0].pool is derived
+
+
+class Library:
+    """A library with names that a guard uses."""
+
+    def __init__(self) -> None:
+        self._private = 1
+
+    def method(self) -> None:
+        """It is public."""
+
+
+def test_the_names_that_a_library_lacks_are_listed() -> None:
+    check_names("Library 3", "Library 3 to 5", {Library: "_private method", Library(): "_private"})
+    used = {Library: "_private _absent", Library(): "_other method"}
+    with pytest.raises(
+        ValueError, match=r"^Library 6 has no Library\(a\), _absent, _other; .* supports Library 3 to 5:"
+    ):
+        check_names("Library 6", "Library 3 to 5", used, ["Library(a)"])
 
 
 KIND = """

@@ -230,6 +230,13 @@ def test_there_is_no_pool(tmp_path: Path) -> None:
 # start.sh.
 
 
+def test_the_database_of_connections_in_no_pool_is_not_known(tmp_path: Path) -> None:
+    report = check_without_pool(tmp_path, "--pool=MySQLdb")
+    assert report.bad == {}
+    message = "not checked: which server it is will be known when the application first connects"
+    assert report.message("database") == message
+
+
 def test_the_script_checks_what_it_starts(mariadb: dict[str, str]) -> None:
     with installed() as installation:
         assert installation.run("check", status=2) == ("start.sh: nothing is set up yet; run scripts/start.sh first\n")

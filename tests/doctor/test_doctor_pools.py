@@ -10,7 +10,6 @@ import psycopg
 import pytest
 
 from tests.support.doctor_report import MYSQL, NO_DATABASE, SITE, Report, run_check
-from tests.support.postgresql import private_postgresql
 
 POSTGRESQL = ["database", "connections", "idle connections"]
 
@@ -124,13 +123,6 @@ django_pool = partial(on_postgresql, OPTIONS={"pool": {"min_size": 1, "max_size"
 django_patient = partial(on_postgresql, OPTIONS={"pool": {"min_size": 1, "max_size": 5, "timeout": 200}})
 """
 )
-
-
-@pytest.fixture(scope="module")
-def postgresql() -> Iterator[dict[str, str]]:
-    """A private server; gives the ``PG*`` variables that lead to it."""
-    with private_postgresql() as variables:
-        yield variables
 
 
 def check_pool(directory: Path, env: dict[str, str], name: str, *arguments: str) -> Report:

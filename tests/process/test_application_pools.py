@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from dbutils.pooled_db import PooledDB
 
+from tests.support.inprocess import wait_until
 from tests.support.unconfigured import LongQueries, Site
 from threadbridge.process.application_pools import DEFAULT_THREADS, ApplicationPools
 from threadbridge.settings.table import from_keywords
@@ -38,7 +39,8 @@ def test_a_pool_that_is_made_later_is_guarded_from_then_on(mariadb: dict[str, st
             f"none found: {DEFAULT_THREADS} threads (--threads=N changes that; --pool=MODULE:ATTRIBUTE names a pool)"
         )
         assert site.get("/query") == "42"
-        assert site.pool_lines[1:] == ["made later: PooledDB of MySQLdb, 3 connections"]
+        wait_until(lambda: len(site.pool_lines) == 2, "the log says so")
+        assert site.pool_lines[1] == "made later: PooledDB of MySQLdb, 3 connections"
         long_queries.are_stopped(site)
 
 

@@ -21,8 +21,9 @@ from sqlalchemy.pool import NullPool, StaticPool
 from tests.support.databases import connect_settings
 from tests.support.inprocess import wait_until
 from tests.support.unconfigured import LongQueries, Site
-from threadbridge.database.pools import FoundPool, PoolKind, pools_in, sqlalchemy_kind
+from threadbridge.database.pools import pools_in, sqlalchemy_kind
 from threadbridge.database.pools.finding import find_pools, watch_for_pools
+from threadbridge.database.pools.kind import FoundPool, PoolKind
 from threadbridge.process.application_pools import ApplicationPools, close_idle_connections
 from threadbridge.settings.table import from_keywords
 
@@ -60,6 +61,7 @@ def test_the_binds_of_flask_sqlalchemy_have_lanes_of_their_own(
 ) -> None:
     with Site(f"{FACTORY}:create_app(reports=True)", mariadb) as site:
         name = f"SQLAlchemy engine mysql://…/{mariadb['MYSQL_DATABASE']}"
+        wait_until(lambda: len(site.pool_lines) == 2, "both are said")
         assert without_url(site.pool_lines) == [
             f"{name}, 4 connections (3 + 1 overflow) (default): 4 threads",
             f"{name}, 2 connections (reports): 2 threads",
@@ -123,6 +125,13 @@ def test_a_flask_sqlalchemy_object_knows_the_names(tmp_path: Path) -> None:
     assert [found.pool for found in pools_in([db, *engines])] == engines
     named = {id(found.pool): found.name for found in find_pools()}
     assert [named[id(engine)] for engine in engines] == ["default", "audit"]
+
+
+def test_a_flask_sqlalchemy_that_differs_is_refused() -> None:
+    db = SQLAlchemy()
+    del db._app_engines
+    with pytest.raises(ValueError, match="Flask-SQLAlchemy has no _app_engines; threadbridge supports"):
+        pools_in(db)
 
 
 @pytest.fixture

@@ -137,6 +137,12 @@ class ForkingSite(Frontend):
         client.sendall(f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n".encode())
         return client
 
+    @property
+    def accepts(self) -> bool:
+        """Whether the port is open."""
+        with socket.socket() as client:
+            return client.connect_ex(("127.0.0.1", self.port)) == 0
+
     def post(self, path: str) -> bytes:
         return answer_to(self.send(path))
 

@@ -67,7 +67,9 @@ class Installation:
         """Run the script, with output to a pipe that what it starts must not hold open, and give its output."""
         with self.popen(*arguments) as process:
             output, _ = process.communicate(timeout=180)
-        assert process.returncode == status, output
+        if process.returncode != status:
+            logs = [f"{path.name}:\n{path.read_text()}" for path in sorted(self.directory.glob("logs/*.log"))]
+            raise AssertionError("\n".join([output, *logs]))
         return output
 
     def url(self, port: int) -> str:

@@ -64,6 +64,11 @@ class Witness:
 
     def __init__(self) -> None:
         self.connection = psycopg.connect(autocommit=True)
+        # What an earlier test left behind.
+        self.connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE state <> 'idle' AND pid <> pg_backend_pid() AND backend_type = 'client backend'"
+        )
         self.connection.execute("CREATE SEQUENCE IF NOT EXISTS executions")
         self.connection.execute("CREATE TABLE IF NOT EXISTS notes (note text)")
         self.connection.execute("TRUNCATE notes")

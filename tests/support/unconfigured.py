@@ -24,7 +24,8 @@ class Site(Frontend):
         self.process = subprocess.Popen(
             self.command, env=self.env, cwd=self.cwd, stdout=self._output, stderr=subprocess.STDOUT
         )
-        wait_until(lambda: "Serving on" in self.output() or self.process.poll() is not None, "ready", 30)
+        # What it says of its pools comes a moment later.
+        wait_until(lambda: self.pool_lines != [] or self.process.poll() is not None, "ready", 30)
         assert self.process.poll() is None, self.output()
 
     def get(self, path: str) -> str:

@@ -110,7 +110,7 @@ class DatabaseHealth:
             self._all_overdue_since = 0.0
         if succeeded_lately:
             return ""
-        if always or guard.in_use or guard.last_outage > guard.last_success:
+        if guard.knows_server and (always or guard.in_use or guard.last_outage > guard.last_success):
             return await self._check(guard, now)
         return ""
 

@@ -78,7 +78,22 @@ def _become_copy() -> None:
     if not _serving:
         # A server may be forked before it serves, as by `tornado.process.fork_processes`.
         return
-    # Less those that are closed already, because the server drains.
+    # First: a database connection that is freed says goodbye on its socket, which would end the parent's session.
+    for step in (_let_go, *_first, *(copied.become_copy for copied in (*_serving, *_others))):
+        try:
+            step()
+        except Exception:  # noqa: BLE001 - it is shown, and the other steps must be taken
+            traceback.print_exc()
+    # Otherwise the copy, when it exits, would wait for the executors' threads, one of which is its own.
+    getattr(futures_thread, "_threads_queues", {}).clear()
+    _serving.clear()
+    _listeners.clear()
+    _connections.clear()
+
+
+def _let_go() -> None:
+    """Restore the signal handlers, and take away what belongs to the server."""
+    # A server that is about to end has closed its listeners.
     descriptors = {listener.fileno() for listener in list(_listeners)} - {-1}
     for serving in _serving:
         descriptors.update(_descriptors_of(serving.loop))
@@ -92,20 +107,7 @@ def _become_copy() -> None:
             # None is a handler that was not set by Python.
             signal.signal(number, handler or signal.SIG_DFL)
     _handlers.clear()
-    # First: a database connection that is freed says goodbye on its socket, which would end the parent's session.
     _take_away(descriptors)
-    for function in _first:
-        function()
-    # Otherwise the copy, when it exits, would wait for the executors' threads, one of which is its own.
-    getattr(futures_thread, "_threads_queues", {}).clear()
-    for copied in (*_serving, *_others):
-        try:
-            copied.become_copy()
-        except Exception:  # noqa: BLE001 - it is shown, and the others must know
-            traceback.print_exc()
-    _serving.clear()
-    _listeners.clear()
-    _connections.clear()
 
 
 def _descriptors_of(loop: AbstractEventLoop) -> Iterator[int]:

@@ -34,7 +34,7 @@ class HeldConnection(Protocol):
 class Borrow:
     """A connection that a request holds: a `Stoppable`.
 
-    A lock guards `is_over`, `_is_executing`, `_is_cut` and `_attempts`.
+    A lock guards `is_over`, `_is_executing`, `_is_rolling_back`, `_is_cut` and `_attempts`.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Borrow:
         self.is_abandoned = False
         self._may_stop = may_stop
         self._cancelled = cancelled
-        self._is_executing = False
+        self._is_executing = self._is_rolling_back = False
         # Whether `sever` has cut the connection.
         self._is_cut = False
         # An event for each attempt to stop a statement, set when the attempt has ended.
@@ -76,6 +76,17 @@ class Borrow:
             with self._lock:
                 self._is_executing = False
 
+    def unstopped(self, method: Callable[..., Any], *args: Any) -> Any:
+        """Call the method that rolls back, once attempts under way have ended, and let none begin meanwhile."""
+        with self._lock:
+            self._is_rolling_back = True
+        try:
+            self._wait_for_attempts()
+            return method(*args)
+        finally:
+            with self._lock:
+                self._is_rolling_back = False
+
     def refuse(self) -> NoReturn:
         """Raise the driver's error for a stopped statement."""
         self.has_refused = True
@@ -92,6 +103,8 @@ class Borrow:
         with self._lock:
             if self.is_over or self._is_cut:
                 return StopResult(was_running=False, try_again=False)
+            if self._is_rolling_back:
+                return StopResult(was_running=False, try_again=True)
             # Read before the attempt, as a statement that is executing may reach the server only after it. If none is
             # executing, one may still be sending its rows: the attempt stops that one, and no other begins.
             try_again = self._is_executing
@@ -119,11 +132,14 @@ class Borrow:
         """End the borrow once attempts under way have ended. Any thread that may wait."""
         with self._lock:
             self.is_over = True
+        self._wait_for_attempts()
+        self.withdraw_callback()
+
+    def _wait_for_attempts(self) -> None:
         latest = time.monotonic() + ATTEMPT_TIMEOUT
         if not all(attempt.wait(latest - time.monotonic()) for attempt in self._attempts):
-            # One may still come, and must not stop the next statement on a connection held across requests.
+            # One may still come, and must not stop the next statement on the connection.
             self.connection.sever()
-        self.withdraw_callback()
 
 
 def borrow_of(connection: HeldConnection, request: TrackedRequest | None) -> Borrow | None:

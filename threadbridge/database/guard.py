@@ -11,7 +11,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, TypedDict
 
@@ -59,6 +59,7 @@ class Guard(abc.ABC):
     :param name: the pool's, for operators: without a password.
     :param on_ask: called on the worker side with this guard and each request that asks for a connection.
     :param drivers: the modules by which the driver may be recognised; if they do not tell, the first connection does.
+    :param lock: the pool's own; the guard makes one by default.
     :param tags_queries: whether each statement of a request begins with a comment that names the request.
     :param rerun: whether queries that leave no trace may run again if they are lost with their connection.
     :param resets_sessions: whether a connection whose session a request may have changed (variables, temporary tables,
@@ -73,11 +74,11 @@ class Guard(abc.ABC):
     def __init__(
         self,
         name: str,
-        lock: threading.Condition,
         settings: ConnectionSettings,
         drivers: Sequence[str],
         on_ask: Callable[[Guard, TrackedRequest], None],
         *,
+        lock: threading.Condition | None = None,
         tags_queries: bool = False,
         rerun: Literal["safe", "never"] = "safe",
         resets_sessions: bool = True,
@@ -86,7 +87,7 @@ class Guard(abc.ABC):
     ) -> None:
         self.name = name
         self.closed = False
-        self.lock = lock
+        self.lock = lock or threading.Condition()
         self._on_ask = on_ask
         self.tags_queries = tags_queries
         self.resets_sessions = resets_sessions
@@ -154,6 +155,11 @@ class Guard(abc.ABC):
                     logger.warning("queries cannot be stopped: threadbridge does not support the driver %s", modules[0])
         return self._database
 
+    @property
+    def defaults(self) -> Mapping[str, Any]:
+        """Arguments for connecting that apply unless the pool's settings contain them."""
+        return {} if self._database is None else self._database.defaults
+
     def cancelled(self) -> Exception:
         """The error to raise for a statement of a cancelled request: the driver's for a stopped statement."""
         if self._database is None:
@@ -177,6 +183,11 @@ class Guard(abc.ABC):
         if self.is_outage(error):
             self.last_outage = time.monotonic()
 
+    @property
+    def knows_server(self) -> bool:
+        """Whether the guard can connect by itself. Any thread."""
+        return True
+
     def connect_apart(self) -> Any:
         """Connect outside the pool; if ``connect`` is the driver's, within seconds. Any thread that may wait."""
         return self.settings.connect_within({} if self._database is None else self._database.timeouts)
@@ -193,9 +204,11 @@ class Guard(abc.ABC):
 
     # Who holds which connection.
 
-    @abc.abstractmethod
-    def count_out(self, connection: HeldConnection) -> None:
-        """Count one more connection as handed out. Under the pool's lock."""
+    def count_out(self, connection: HeldConnection) -> None:  # noqa: B027 - few pools take one back
+        """Count a connection as handed out again: one that was cut, and whose thread came back. Under the pool's lock.
+
+        By default it no longer belongs to the pool.
+        """
 
     @abc.abstractmethod
     def count_in(self, connection: HeldConnection) -> None:
@@ -261,6 +274,13 @@ class Guard(abc.ABC):
         if self._database is not None or not self._is_known:
             borrow.withdraw_callback = request.on_cancel(lambda: self.stopper.stop_query(borrow), wait=False)
         return borrow
+
+    def lend_to_current(self, connection: HeldConnection) -> None:
+        """Lend the connection to the request that this thread serves, unless the request holds it already."""
+        request = current_or_none()
+        if request is not None and borrow_of(connection, request) is None:
+            with self.lock:
+                self.lend(connection, request)
 
     def current_borrow(self, connection: HeldConnection) -> Borrow | None:
         """The borrow for which this thread uses the connection.
@@ -355,3 +375,8 @@ class Guard(abc.ABC):
             return False
         self._background.do(task)
         return True
+
+    def do_later(self, task: Callable[[], None]) -> None:
+        """Leave the task to a thread that may wait for the database. Any thread, but not during a collection."""
+        self._start_background()
+        self._background.do(task)

@@ -48,8 +48,8 @@ class ConnectionList:
         self._prefix = f"connections-{_digest(settings)}-"
         self._stopper = stopper
         self._database_by = database_by
-        # None: a private directory among the temporary files.
-        self._run_directory: str | None = None
+        # Of the lists; None: a private one among the temporary files.
+        self.directory: str | None = None
         self._has_begun = False
         self._end_search: Callable[[], None] = lambda: None
         self._own: _OwnFile | None = None
@@ -61,7 +61,7 @@ class ConnectionList:
         with self._lock:
             if not self._has_begun:
                 self._has_begun = True
-                self._run_directory = directory
+                self.directory = directory
                 self._end_search = self._stopper.repeat(self._search, INTERVAL)
 
     def end(self) -> None:
@@ -78,7 +78,7 @@ class ConnectionList:
         try:
             with self._lock:
                 if self._own is None:
-                    self._own = _OwnFile(run_directory(self._run_directory), self._prefix, database.driver)
+                    self._own = _OwnFile(run_directory(self.directory), self._prefix, database.driver)
                 return self._own.add(identity)
         except (OSError, ValueError) as error:
             message = "cannot list this process's connections: %s. If it is killed, no other process ends its queries"
@@ -94,7 +94,7 @@ class ConnectionList:
 
     def _search(self) -> None:
         try:
-            directory = run_directory(self._run_directory)
+            directory = run_directory(self.directory)
             with self._lock:
                 if self._own is not None:
                     self._own.preserve()

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from threadbridge.crossing.current import current_or_none, is_cancelled
-from threadbridge.database.borrow import Borrow
+from threadbridge.database.borrow import Borrow, borrow_of
 from threadbridge.database.driver import Session, UnknownSession
 from threadbridge.database.driver_connection import DriverConnection
 from threadbridge.database.drivers.connecting import noting_unfinished
@@ -40,6 +40,9 @@ class TrackedConnection:
         self._newest: DriverConnection | None = None
         self._session: Session = UnknownSession()
         self._changes = Transaction()
+        # For pools that replace a connection that was cut: whether this one was, so that it must not go back. Under the
+        # guard's lock.
+        self.is_cut = False
 
     # Making.
 
@@ -61,6 +64,21 @@ class TrackedConnection:
             self._newest = self._current
             self.guard.last_outage = time.monotonic()
             raise
+        return made
+
+    def make_for_current(self, connect: Callable[[], Any]) -> Any:
+        """Connect while the request that this thread serves, if any, holds the connection; put it to use.
+
+        Raises what the driver raises.
+        """
+        self.guard.lend_to_current(self)
+        try:
+            made = self.make(connect)
+        except BaseException:
+            self.guard.end_borrows(self.borrows)
+            raise
+        self.use()
+        self.guard.keep_control()
         return made
 
     def note_unfinished(self, made: Any) -> None:
@@ -94,8 +112,10 @@ class TrackedConnection:
         guard = self.guard
         borrow = guard.current_borrow(self)
         request = current_or_none() if borrow is None else borrow.request
-        if request is None or (request.cancelled and _ROLLBACK(sql) is not None):
+        if request is None:
             return call(*args)
+        if request.cancelled and _ROLLBACK(sql) is not None:
+            return call(*args) if borrow is None else borrow.unstopped(call, *args)
         statements = request.statements
         statement = statements.begin(self.recorded(sql), self.number)
         try:
@@ -167,7 +187,7 @@ class TrackedConnection:
     def roll_back_by(self, call: Callable[[], object]) -> None:
         """Roll back by calling ``call()``. Raises what the driver raises."""
         try:
-            call()
+            self.unstopped(call)
         except BaseException as error:
             self.guard.note_failure(error)
             if self._current is not None and self.guard.is_lost(error):
@@ -177,6 +197,11 @@ class TrackedConnection:
             raise
         self.note_rollback()
         self.end_transaction()
+
+    def unstopped(self, call: Callable[[], Any]) -> Any:
+        """Call what rolls back: neither refused nor met by a stop."""
+        borrow = borrow_of(self, current_or_none())
+        return call() if borrow is None else borrow.unstopped(call)
 
     def note_rollback(self) -> None:
         """Record that the open transaction has been rolled back, or ends with its connection."""

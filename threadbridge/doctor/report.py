@@ -18,8 +18,7 @@ from threadbridge.crossing.lanes import Lane
 from threadbridge.crossing.request_body import MEMORY_LIMIT
 from threadbridge.crossing.spool import PART_PER_CLIENT
 from threadbridge.database.guard import Guard
-from threadbridge.database.pools import FoundPool
-from threadbridge.database.pools.advice import PoolLoad
+from threadbridge.database.pools.kind import FoundPool, PoolLoad
 from threadbridge.doctor import Finding, Level, error, ok, warning
 from threadbridge.doctor.database import check_database, server_of
 from threadbridge.doctor.load import Load
@@ -112,6 +111,9 @@ def examine(settings: CommandLineSettings, bridge: Bridge, found: ApplicationPoo
 
 
 def _pool(pool: FoundPool, guard: Guard, load: Load, threads: int) -> Iterator[tuple[str, Finding]]:
+    if not guard.knows_server:
+        yield "database", ok("not checked: which server it is will be known when the application first connects")
+        return
     idle_timeout = yield from check_database(guard.settings, load)
     try:
         for setting, problem, remedy in pool.advice(PoolLoad(threads, load.longest_request, idle_timeout)):

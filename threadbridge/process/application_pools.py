@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 
-from threadbridge.database.pools import FoundPool, pools_in
+from threadbridge.database.pools import pools_in
 from threadbridge.database.pools.finding import find_pools, watch_for_pools
+from threadbridge.database.pools.kind import FoundPool
 from threadbridge.settings.table import Settings
 
 logger = logging.getLogger("threadbridge")

@@ -46,8 +46,9 @@ class BridgeSettings(TypedDict, total=False):
         POOL,
         None,
         "The application's connection pools, see pools.md: objects, or functions that return one; django for the "
-        "databases of Django's settings; none for no pool. By default, the command line and serve find the pools that "
-        "the application has made, and Bridge has none. A pool's size sets how many requests run at once.",
+        "databases of Django's settings; MySQLdb or pymysql for that driver's connections in no pool; none for no "
+        "pool. By default, the command line and serve find the pools that the application has made, and Bridge has "
+        "none. A pool's size sets how many requests run at once.",
     ]
     threads: Annotated[
         int | None,
@@ -124,7 +125,7 @@ class BridgeSettings(TypedDict, total=False):
     reset_sessions: Annotated[
         bool,
         True,
-        "Close a connection of the pool after a request that may have changed its session (SET, CALL, temporary "
+        "Close a connection of a DBUtils pool after a request that may have changed its session (SET, CALL, temporary "
         "tables, locks, autocommit), so that the next request gets a clean one.",
     ]
     cancel: Annotated[

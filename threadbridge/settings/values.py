@@ -12,7 +12,7 @@ from threadbridge.crossing.lanes import Lane
 
 _UNITS = {"G": 1024**3, "M": 1024**2, "k": 1024, "": 1}
 # What may stand for a pool instead of an import path.
-POOL_WORDS = ("django", "none")
+POOL_WORDS = ("django", "none", "MySQLdb", "pymysql")
 _FLAGS = dict.fromkeys(("true", "t", "yes", "on", "1"), True) | dict.fromkeys(("false", "f", "no", "off", "0"), False)
 
 
@@ -172,7 +172,7 @@ LANES = Kind(
     is_list=True,
 )
 POOL = Kind(
-    "MODULE:ATTRIBUTE of a pool, such as shop:db.pool; or django; or only none",
+    "MODULE:ATTRIBUTE of a pool, such as shop:db.pool; or django, MySQLdb or pymysql; or only none",
     "MODULE:ATTRIBUTE",
     lambda value: True,
     read=_read_pools,

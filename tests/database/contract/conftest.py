@@ -4,32 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
 from tests.database.contract.django_stacks import DJANGO_STACKS
 from tests.database.contract.servers import MariaDB, PostgreSQL, Server, SQLite
 from tests.database.contract.stacks import STACKS, Stack
-from tests.support.postgresql import private_postgresql
 
 ALL_STACKS = {**STACKS, **DJANGO_STACKS}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def mariadb_server(mariadb: dict[str, str]) -> Iterator[MariaDB]:
     with closing(MariaDB(mariadb)) as server:
         yield server
 
 
-@pytest.fixture(scope="session")
-def postgresql_server() -> Iterator[PostgreSQL]:
-    with private_postgresql() as settings, closing(PostgreSQL(settings)) as server:
+@pytest.fixture
+def postgresql_server(postgresql: dict[str, str]) -> Iterator[PostgreSQL]:
+    with closing(PostgreSQL(postgresql)) as server:
         yield server
 
 
-@pytest.fixture(scope="session")
-def sqlite_file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SQLite]:
-    with closing(SQLite(tmp_path_factory.mktemp("sqlite") / "data.sqlite")) as server:
+@pytest.fixture
+def sqlite_file(tmp_path: Path) -> Iterator[SQLite]:
+    with closing(SQLite(tmp_path / "data.sqlite")) as server:
         yield server
 
 

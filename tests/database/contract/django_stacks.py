@@ -23,7 +23,7 @@ class _Connection:
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
-        self.commit = connection.commit
+        self.commit, self.rollback = connection.commit, connection.rollback
 
     def execute(self, sql: str, *parameters: object) -> Sequence[Any]:
         with self._connection.cursor() as cursor:

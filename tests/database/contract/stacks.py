@@ -36,8 +36,8 @@ class Stack(abc.ABC):
     """A pool of ``size`` connections with its guard, over a server.
 
     `use` gives a connection for a while, as an application of that stack gets it, with ``execute(sql, *parameters)``,
-    which returns the rows if there are any, and ``commit()``. ``errors`` are those that the stack raises for the
-    driver's.
+    which returns the rows if there are any, ``commit()`` and ``rollback()``. ``errors`` are those that it raises
+    for the driver's.
     """
 
     errors: type[Exception]
@@ -85,7 +85,7 @@ class _Connection:
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
-        self.commit = connection.commit
+        self.commit, self.rollback = connection.commit, connection.rollback
 
     def execute(self, sql: str, *parameters: object) -> Sequence[Any]:
         with closing(self._connection.cursor()) as cursor:
@@ -100,10 +100,13 @@ class _Block(_Connection):
 
     def __init__(self, connection: Any) -> None:
         super().__init__(connection)
-        self.commit = self._commit
+        self.commit, self.rollback = self._commit, self._rollback
 
     def _commit(self) -> None:
         self.has_committed = True
+
+    def _rollback(self) -> None:
+        raise psycopg.Rollback
 
 
 class DBUtils(Stack):
@@ -128,7 +131,7 @@ class _Engine:
 
     def __init__(self, connection: sqlalchemy.Connection) -> None:
         self._connection = connection
-        self.commit = connection.commit
+        self.commit, self.rollback = connection.commit, connection.rollback
 
     def execute(self, sql: str, *parameters: object) -> Sequence[Any]:
         result = self._connection.exec_driver_sql(sql, parameters)
@@ -276,6 +279,19 @@ def _sqlalchemy_sqlite(server: SQLite, size: int) -> Stack:
     return SQLAlchemy(server, f"sqlite:///{server.path}", size, connect_args={"timeout": LOCK_TIMEOUT})
 
 
+# They have pool and driver in common with another stack, or the driver alone with many.
+VARIANTS = frozenset(
+    {
+        "dbutils-sqlite",
+        "django-mysqlclient-kept",
+        "django-sqlite",
+        "driver-mysqlclient",
+        "driver-mysqlclient-persistent",
+        "driver-pymysql",
+        "psycopg_pool-blocks",
+        "psycopg_pool-null",
+    }
+)
 # By name: the fixture of the server, and what makes the stack.
 STACKS: dict[str, tuple[str, Callable[..., Stack]]] = {
     "dbutils-mysqlclient": ("mariadb_server", lambda server, size: DBUtils(server, "MySQLdb", size, **server.settings)),

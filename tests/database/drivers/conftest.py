@@ -22,13 +22,6 @@ from tests.database.drivers.stacks import (
 from tests.support import databases, postgresql
 
 
-@pytest.fixture(scope="module")
-def postgresql_variables() -> Iterator[dict[str, str]]:
-    """A private server; gives the ``PG*`` variables that lead to it."""
-    with postgresql.private_postgresql() as variables:
-        yield variables
-
-
 @pytest.fixture(params=ALL)
 def stack(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stack]:
     """Each driver with its database. A test may choose some of them by ``parametrize(…, indirect=True)``."""
@@ -41,7 +34,7 @@ def stack(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stack]:
             exits.callback(mariadb.connection.close)
             stack = mysql_stacks(mariadb)[name]()
         elif name in POSTGRESQL:
-            exits.enter_context(environment(request.getfixturevalue("postgresql_variables")))
+            exits.enter_context(environment(request.getfixturevalue("postgresql")))
             witness = postgresql.Witness()
             exits.callback(witness.connection.close)
             stack = PostgreSQLStack(witness, POSTGRESQL[name])

@@ -8,15 +8,8 @@ from typing import Any
 import pytest
 from psycopg_pool import ConnectionPool
 
-from tests.support.postgresql import Witness, private_postgresql
+from tests.support.postgresql import Witness
 from threadbridge.database.pools.psycopg_pool import PsycopgPoolGuard
-
-
-@pytest.fixture(scope="module")
-def postgresql() -> Iterator[dict[str, str]]:
-    """A private server; gives the ``PG*`` variables that lead to it."""
-    with private_postgresql() as variables:
-        yield variables
 
 
 @pytest.fixture

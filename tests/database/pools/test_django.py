@@ -27,7 +27,6 @@ from tests.support import django_databases
 from tests.support.databases import connect_settings
 from tests.support.django_models import Account, Note, tables
 from tests.support.inprocess import BridgeThread, reset, wait_until
-from tests.support.postgresql import private_postgresql
 from tests.support.processes import Frontend
 from tests.support.requests_in_threads import InThread, in_request, running
 from threadbridge.crossing.current import TrackedRequest
@@ -38,12 +37,6 @@ from threadbridge.database.pools.django_hooks import guards
 
 Entry = dict[str, Any]
 COMPUTE = MariaDB.compute
-
-
-@pytest.fixture(scope="module")
-def postgresql_server() -> Iterator[dict[str, str]]:
-    with private_postgresql() as settings:
-        yield settings
 
 
 @contextlib.contextmanager
@@ -60,7 +53,7 @@ def guarded(entry: Entry, alias: str = "default", **options: Any) -> Iterator[Dj
 def entry(request: pytest.FixtureRequest, mariadb: dict[str, str]) -> Entry:
     if request.param == "mysql":
         return django_databases.mysql(connect_settings(mariadb))
-    server = request.getfixturevalue("postgresql_server")
+    server = request.getfixturevalue("postgresql")
     options = {"pool": {"min_size": 1, "max_size": 4}} if request.param == "postgresql-pool" else {}
     return django_databases.postgresql(server, OPTIONS=options)
 
@@ -329,12 +322,12 @@ def test_django_replaces_a_connection_that_was_lost(mariadb: dict[str, str]) -> 
 
 
 def test_databases_with_a_router_have_a_guard_each(
-    mariadb: dict[str, str], postgresql_server: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    mariadb: dict[str, str], postgresql: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(django_databases.routes, "Note", "notes")
     asked: list[str] = []
     first = django_databases.mysql(connect_settings(mariadb))
-    second = django_databases.postgresql(postgresql_server)
+    second = django_databases.postgresql(postgresql)
     with (
         guarded(first, on_ask=lambda guard, request: asked.append("default")) as default,
         guarded(second, "notes", on_ask=lambda guard, request: asked.append("notes")) as notes,
@@ -354,7 +347,7 @@ def test_databases_with_a_router_have_a_guard_each(
 
 
 def test_descriptions_hide_passwords_and_sizes_are_those_of_the_pools(
-    mariadb: dict[str, str], postgresql_server: dict[str, str]
+    mariadb: dict[str, str], postgresql: dict[str, str]
 ) -> None:
     settings = connect_settings(mariadb)
     with django_databases.database("one", django_databases.mysql(settings)):
@@ -366,7 +359,7 @@ def test_descriptions_hide_passwords_and_sizes_are_those_of_the_pools(
         guard.close()
         assert "one" not in guards
         DjangoGuard(connections["one"]).close()
-    pooled = django_databases.postgresql(postgresql_server, OPTIONS={"pool": {"min_size": 1, "max_size": 7}})
+    pooled = django_databases.postgresql(postgresql, OPTIONS={"pool": {"min_size": 1, "max_size": 7}})
     with django_databases.database("two", pooled), closing(DjangoGuard("two")) as guard:
         assert guard.size == 7
 
@@ -380,8 +373,18 @@ def test_what_cannot_be_guarded_is_refused(monkeypatch: pytest.MonkeyPatch, mari
             DjangoGuard("two")
 
 
-def test_databases_are_found_by_their_aliases(mariadb: dict[str, str], postgresql_server: dict[str, str]) -> None:
-    pooled = django_databases.postgresql(postgresql_server, OPTIONS={"pool": {"max_size": 7}})
+def test_a_django_without_its_list_of_pools_is_refused(
+    monkeypatch: pytest.MonkeyPatch, postgresql: dict[str, str]
+) -> None:
+    with django_databases.database("one", django_databases.postgresql(postgresql)):
+        monkeypatch.delattr("django.db.backends.postgresql.base.DatabaseWrapper._connection_pools")
+        with pytest.raises(ValueError, match="no _connection_pools; threadbridge supports"):
+            DjangoGuard("one")
+        monkeypatch.undo()
+
+
+def test_databases_are_found_by_their_aliases(mariadb: dict[str, str], postgresql: dict[str, str]) -> None:
+    pooled = django_databases.postgresql(postgresql, OPTIONS={"pool": {"max_size": 7}})
     with django_databases.database("default", django_databases.mysql(connect_settings(mariadb))):
         assert django_kind.pools_of(connections) == {"": connections["default"]}
         with django_databases.database("other", pooled):
@@ -397,11 +400,12 @@ def test_databases_are_found_by_their_aliases(mariadb: dict[str, str], postgresq
 # Psycopg's pool.
 
 
-def test_waiting_while_the_pool_cannot_connect_ends_with_the_request(postgresql_server: dict[str, str]) -> None:
-    entry = django_databases.postgresql(postgresql_server, OPTIONS={"pool": {"min_size": 1, "max_size": 2}})
+def test_waiting_while_the_pool_cannot_connect_ends_with_the_request(postgresql: dict[str, str]) -> None:
+    entry = django_databases.postgresql(postgresql, OPTIONS={"pool": {"min_size": 1, "max_size": 2}})
     with django_databases.database("lost", {**entry, "NAME": "missing"}), closing(DjangoGuard("lost")) as guard:
         request, worker = in_request(lambda: connections["lost"].ensure_connection())
-        wait_until(lambda: guard._pool._entering == 1, "it waits")
+        hand_out: Any = guard._hand_out
+        wait_until(lambda: hand_out.line.entering == 1, "it waits")
         request.cancel()
         worker.thread.join(2)
         assert isinstance(worker.error, django.db.OperationalError)
@@ -409,20 +413,22 @@ def test_waiting_while_the_pool_cannot_connect_ends_with_the_request(postgresql_
 
 
 def test_the_pool_is_as_large_as_before_after_a_thread_that_was_given_up_came_back(
-    postgresql_server: dict[str, str],
+    postgresql: dict[str, str],
 ) -> None:
-    entry = django_databases.postgresql(postgresql_server, OPTIONS={"pool": {"min_size": 1, "max_size": 1}})
+    entry = django_databases.postgresql(postgresql, OPTIONS={"pool": {"min_size": 1, "max_size": 1}})
     with guarded(entry) as guard:
         pool = connections["default"].pool
         with running() as request:
             amounts()
             guard.abandon(request)
-            assert pool.max_size == 2
+            assert guard.in_use == 0
             _, other = in_request(lambda: (amounts(), connections["default"].close()))
             other.join()
             assert other.error is None
             connections["default"].close()
-            assert pool.max_size == 1
+            assert (guard.size, guard.in_use) == (1, 0)
+            # The one that was cut has not come back to the pool.
+            assert pool.get_stats().get("returns_bad", 0) == 0
         with running():
             assert amounts() == [100, 100]
             connections["default"].close()
@@ -482,18 +488,16 @@ def test_the_query_of_a_client_that_leaves_is_stopped(entry: Entry) -> None:
         connections["default"].close()
 
 
-def test_the_example_stops_a_report_and_keeps_answering(
-    mariadb: dict[str, str], postgresql_server: dict[str, str]
-) -> None:
+def test_the_example_stops_a_report_and_keeps_answering(mariadb: dict[str, str], postgresql: dict[str, str]) -> None:
     settings = connect_settings(mariadb)
     environment = {
         "MYSQL_HOST": settings["unix_socket"],
         "MYSQL_USER": settings["user"],
         "MYSQL_PASSWORD": settings["password"],
         "MYSQL_DATABASE": settings["database"],
-        **postgresql_server,
+        **postgresql,
     }
-    server = postgresql_server
+    server = postgresql
     with (
         psycopg.connect(host=server["PGHOST"], user=server["PGUSER"], dbname="postgres", autocommit=True) as witness,
         closing(MySQLdb.connect(**settings)) as other,

@@ -185,7 +185,7 @@ def test_waiting_has_the_pools_own_limits_and_errors(make_psycopg_pool: MakePool
         with running(), pytest.raises(PoolTimeout, match=r"couldn't get a connection after 0\.20 sec"):
             pool.getconn(timeout=0.2)
         _, worker = in_request(pool.getconn)
-        wait_until(lambda: len(guard._line) == 1, "it waits")
+        wait_until(lambda: len(guard._hand_out.line) == 1, "it waits")
         with running(), pytest.raises(TooManyRequests):
             pool.getconn()
     worker.join()
@@ -193,11 +193,34 @@ def test_waiting_has_the_pools_own_limits_and_errors(make_psycopg_pool: MakePool
     assert guard.is_outage(PoolTimeout())
 
 
+def test_waiting_for_a_slow_database_does_not_reach_the_pools_limit(make_psycopg_pool: MakePool) -> None:
+    go_on = threading.Event()
+
+    class Slow(psycopg.Connection[Any]):
+        @classmethod
+        def connect(cls, *args: Any, **kwargs: Any) -> Any:
+            go_on.wait(10)
+            return super().connect(*args, **kwargs)
+
+    pool, guard = make_psycopg_pool(connection_class=Slow, max_waiting=1, max_size=1)
+    request, cancelled = in_request(pool.getconn)
+    wait_until(lambda: pool.get_stats()["requests_num"] > 2, "it has asked the pool several times")
+    request.cancel()
+    cancelled.join()
+    assert isinstance(cancelled.error, psycopg.errors.QueryCanceled)
+    before = pool.get_stats()["requests_num"]
+    _, worker = in_request(lambda: pool.putconn(pool.getconn()))
+    wait_until(lambda: pool.get_stats()["requests_num"] > before + 2, "so has this one")
+    go_on.set()
+    worker.join()
+    assert (worker.error, guard.in_use) == (None, 0)
+
+
 def test_a_request_whose_database_is_away_is_freed_when_it_is_cancelled(tmp_path: Any) -> None:
     with ConnectionPool(f"host={tmp_path} dbname=none", min_size=1, open=True) as pool:
         guard = PsycopgPoolGuard(pool)
         request, worker = in_request(pool.getconn)
-        wait_until(lambda: guard._entering == 1, "it waits for the pool")
+        wait_until(lambda: guard._hand_out.line.entering == 1, "it waits for the pool")
         began = time.monotonic()
         request.cancel()
         worker.join()
@@ -235,6 +258,38 @@ def test_after_a_stuck_thread_has_come_back_the_pool_has_its_size(make_psycopg_p
         assert first.execute("SELECT 1").fetchone() == second.execute("SELECT 1").fetchone()
         with running(), pytest.raises(PoolTimeout):
             pool.getconn(timeout=0.2)
+
+
+def test_a_request_that_waits_gets_a_connection_in_place_of_one_that_was_cut(make_psycopg_pool: MakePool) -> None:
+    pool, guard = make_psycopg_pool(max_size=1)
+    with running() as stuck:
+        held = pool.getconn()
+        _, waiting = in_request(lambda: pool.putconn(pool.getconn()))
+        wait_until(lambda: len(guard._hand_out.line) == 1, "it waits")
+        assert guard.abandon(stuck) == (1, 0)
+        # Long before the pool's timeout, and before the thread comes back.
+        wait_until(lambda: not waiting.thread.is_alive(), "it has got another one")
+        assert waiting.error is None
+        pool.putconn(held)
+    assert (guard.size, guard.in_use) == (1, 0)
+
+
+def test_a_pool_without_a_limit_has_none_after_a_connection_was_cut(make_psycopg_pool: MakePool) -> None:
+    pool, guard = make_psycopg_pool(NullConnectionPool, min_size=0, max_size=0)
+    with running() as stuck:
+        held = pool.getconn()
+        assert guard.abandon(stuck) == (1, 0)
+        pool.putconn(held)
+    assert (guard.size, guard.in_use, pool.max_size) == (0, 0, 0)
+    with running(), pool.connection() as first, running(), pool.connection() as second:
+        assert first.execute("SELECT 1").fetchone() == second.execute("SELECT 1").fetchone()
+
+
+def test_a_psycopg_pool_that_differs_is_refused() -> None:
+    pool: ConnectionPool[Any] = ConnectionPool(open=False)
+    del pool._check
+    with pytest.raises(ValueError, match="psycopg_pool has no _check; threadbridge supports version 3"):
+        PsycopgPoolGuard(pool)
 
 
 def test_requests_are_learned_before_they_wait(postgresql_witness: Witness) -> None:

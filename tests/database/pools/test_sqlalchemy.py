@@ -155,7 +155,7 @@ def test_nothing_is_counted_when_connecting_fails(make: Make) -> None:
         with running(), pytest.raises(sa.exc.OperationalError) as caught:
             ask(engine)
         assert guard.is_outage(caught.value)
-    assert (guard.in_use, guard._entering, guard._by_request) == (0, 0, {})
+    assert (guard.in_use, guard._line.entering, guard._by_request) == (0, 0, {})
 
 
 def test_nothing_is_counted_when_a_listener_refuses_a_connection(make: Make) -> None:
@@ -168,7 +168,7 @@ def test_nothing_is_counted_when_a_listener_refuses_a_connection(make: Make) -> 
     for _ in range(3):
         with running(), pytest.raises(RuntimeError):
             ask(engine)
-    assert (guard.in_use, guard._entering) == (0, 0)
+    assert (guard.in_use, guard._line.entering) == (0, 0)
     sa.event.remove(engine, "checkout", refuse)
     with running():
         assert ask(engine) == 42
@@ -186,6 +186,27 @@ def test_a_request_can_be_cut_while_it_connects(make: Make, line: FaultyLine, mo
     assert isinstance(worker.error, sa.exc.OperationalError)
     line.mend()
     assert (guard.in_use, ask(engine)) == (0, 42)
+
+
+def test_a_request_that_waits_gets_the_connection_of_one_that_never_finishes_connecting(
+    make: Make, line: FaultyLine
+) -> None:
+    engine, guard = make(unix_socket=line.path)
+    line.swallow(new=True)
+    stuck, connecting = in_request(lambda: ask(engine))
+    wait_until(lambda: line.swallowed > 0 and guard.in_use == 1, "it connects")
+    _, waiting = in_request(lambda: ask(engine))
+    wait_until(lambda: len(guard._line) == 1, "it waits")
+    line.swallow(new=False)
+    assert guard.abandon(stuck) == (1, 0)
+    waiting.join()
+    # While the other thread still tries, whose place in its pool is not free.
+    assert (waiting.result, guard.in_use, guard.size) == (42, 0, 1)
+    stuck.cancel()
+    line.mend()
+    connecting.join()
+    assert isinstance(connecting.error, sa.exc.OperationalError)
+    assert (ask(engine), guard.in_use) == (42, 0)
 
 
 def test_a_ping_before_use_replaces_a_connection_that_the_server_has_closed(make: Make, witness: Witness) -> None:
@@ -359,6 +380,14 @@ def test_one_connection_for_all_is_refused() -> None:
         SQLAlchemyGuard(sa.create_engine("sqlite://", poolclass=StaticPool))
 
 
+@pytest.mark.parametrize("name", ["_max_overflow", "_pre_ping", "_recycle"])
+def test_an_sqlalchemy_that_differs_is_refused(make: Make, name: str) -> None:
+    engine, _ = make(guarded=False)
+    delattr(engine.pool, name)
+    with pytest.raises(ValueError, match=rf"SQLAlchemy has no {name}; threadbridge supports SQLAlchemy 2\.0 and 2\.1"):
+        SQLAlchemyGuard(engine)
+
+
 def test_a_forked_process_has_connections_of_its_own(make: Make) -> None:
     def application(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
         start_response("204 No Content", [])
@@ -394,4 +423,4 @@ def test_threads_that_make_the_first_connections_at_once_are_all_served(make: Ma
         for worker in workers:
             worker.join()
             assert worker.result == 42, worker.error
-        assert (guard.in_use, guard._entering) == (0, 0)
+        assert (guard.in_use, guard._line.entering) == (0, 0)

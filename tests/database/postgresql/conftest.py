@@ -7,14 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.postgresql import Witness, private_postgresql
-
-
-@pytest.fixture(scope="module")
-def postgresql() -> Iterator[dict[str, str]]:
-    """A private server; gives the ``PG*`` variables that lead to it."""
-    with private_postgresql() as variables:
-        yield variables
+from tests.support.postgresql import Witness
 
 
 @pytest.fixture

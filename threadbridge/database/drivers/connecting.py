@@ -69,7 +69,7 @@ def _replace(module: str, kind: str, name: str) -> None:
             try:
                 note(connection)
             except BaseException:
-                # Nobody else can: the exception ends the driver's constructor.
+                # No other code can: the exception ends the driver's constructor.
                 connection.close()
                 raise
         return method(connection, *args, **kwargs)

@@ -147,7 +147,7 @@ class MySQL:
         def stop(control: ControlConnection) -> bool:
             if not self._has(control, identity):
                 return False
-            # To ask takes the server longer than all the rest.
+            # This query takes the server longer than everything else here.
             runs = waits or execute(control.connection, _RUNS, identity.number) != (0,)
             # In any case, as a statement may arrive just now.
             return self._kill(control, "QUERY", identity) and runs

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import logging
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, cast
 
 from threadbridge.crossing.current import TrackedRequest
 from threadbridge.database.guard import Guard
-from threadbridge.database.pools.advice import Advice, PoolLoad
+from threadbridge.database.pools.kind import FoundPool, PoolKind
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -29,66 +30,10 @@ KINDS = {
     "django": "threadbridge.database.pools.django_kind",
     "psycopg_pool": "threadbridge.database.pools.psycopg_pool_kind",
     "mysql": "threadbridge.database.pools.mysql_connector_kind",
+    # The drivers themselves, for connections in no pool.
+    "MySQLdb": "threadbridge.database.pools.driver_kind",
+    "pymysql": "threadbridge.database.pools.driver_kind",
 }
-
-
-class PoolKind(Protocol):
-    """What a module must offer for a kind of pool; docs/pools.md has an example.
-
-    Several threads may call it at once.
-    """
-
-    def pools_of(self, value: Any) -> Mapping[str, Any]:
-        """The pools that a value has, by their names in it; a pool itself is ``{"": value}``, anything else ``{}``.
-
-        The value's class, or one of its base classes, is from the kind's package. All such objects of the process are
-        tried, so it must be fast and must not change anything.
-        """
-
-    def size(self, pool: Any) -> int:
-        """How many connections a pool hands out at once; 0: unlimited.
-
-        Raises ``ValueError``, which says why and what to do, if the pool cannot be guarded.
-        """
-
-    def describe(self, pool: Any) -> str:
-        """The pool and its size in a few words, without passwords."""
-
-    def guard(self, pool: Any, on_ask: Callable[[Guard, TrackedRequest], None], **options: Any) -> Guard:
-        """Put a guard round the pool; the options are those of `Guard`."""
-
-    def watch(self, on_new: Callable[[Any], None]) -> None:
-        """Call ``on_new`` from now on with each pool that is made, or is used for the first time, in any thread.
-
-        It may be called again with the same pool. Do nothing if the package has no way to notice.
-        """
-
-    def close_idle(self, pool: Any) -> None:
-        """Close the pool's idle connections; this process does not use the pool. Any error may be raised."""
-
-    def advice(self, pool: Any, load: PoolLoad) -> Iterable[Advice]:
-        """What ``--check`` says about the pool's own settings. A kind may do without this function."""
-
-
-@dataclass(frozen=True)
-class FoundPool:
-    """A pool with its kind; ``name`` is its name in the object that has it, or ""."""
-
-    pool: Any
-    kind: PoolKind
-    name: str = ""
-
-    @property
-    def size(self) -> int:
-        """How many connections it hands out at once; 0: unlimited."""
-        return self.kind.size(self.pool)
-
-    def advice(self, load: PoolLoad) -> Iterable[Advice]:
-        """Which of the pool's own settings work badly, as far as its kind knows."""
-        return self.kind.advice(self.pool, load) if hasattr(self.kind, "advice") else ()
-
-    def __str__(self) -> str:
-        return f"{self.kind.describe(self.pool)} ({self.name})" if self.name else self.kind.describe(self.pool)
 
 
 def make_guards(pool: object, on_ask: Callable[[Guard, TrackedRequest], None], **options: Any) -> list[Guard]:
@@ -121,7 +66,8 @@ def pools_in(value: object) -> list[FoundPool]:
     """The pools that a value of the setting ``pool`` means, each once.
 
     It may be a pool, an object that has several, a function without parameters that returns one, the word ``"django"``
-    for the databases of Django's settings, ``"none"``, or a sequence of these. Raises ``ValueError`` for anything else,
+    for the databases of Django's settings, ``"none"``, the module of a driver or its name for connections in no pool,
+    or a sequence of these. Raises ``ValueError`` for anything else,
     and for a pool that cannot be guarded.
     """
     found = {id(each.pool): each for each in _pools_in(value)}
@@ -140,6 +86,8 @@ def _pools_in(value: object) -> Iterator[FoundPool]:
     elif value == "django" and type(value) is str:
         yield from _pools_in(_django_databases())
     elif value != "none" or type(value) is not str:
+        if type(value) is str and value in _offers():
+            value = _module(value)
         found = recognised(value)
         if not found and _is_function(value):
             made = _made_by(value)
@@ -153,7 +101,7 @@ def _pools_in(value: object) -> Iterator[FoundPool]:
 
 def recognised(value: object) -> list[FoundPool]:
     """The pools that an object is or has; none if its class is of no known package."""
-    kind = kind_of(type(value))
+    kind = kind_from(value.__name__) if type(value) is ModuleType else kind_of(type(value))
     return [FoundPool(pool, kind, name) for name, pool in kind.pools_of(value).items()] if kind is not None else []
 
 
@@ -210,6 +158,14 @@ def _django_databases() -> object:
     if database is None:
         raise ValueError("pool=django: the application has not imported django.db; give the application's own pool")
     return database.connections
+
+
+def _module(name: str) -> ModuleType:
+    # The application may import it later.
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ValueError(f"pool={name}: {error}") from error
 
 
 def _is_function(value: object) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any, Unpack
 
@@ -16,6 +15,7 @@ from threadbridge.database.guard import Guard, GuardOptions, nobody_asked
 from threadbridge.database.pools.dbutils_check import connection_settings, creator_module
 from threadbridge.database.pools.dbutils_connection import GuardedConnection
 from threadbridge.database.pools.dbutils_cursor import GuardedCursor
+from threadbridge.database.pools.kind import check_free
 from threadbridge.database.waiting_line import WaitingLine
 
 
@@ -27,7 +27,6 @@ class DBUtilsGuard(Guard):
 
     :param pool: a pool that `pool_size` has accepted.
     :param on_ask: called on the worker side with this guard and each request that asks for a connection.
-    :param stopper: see `Guard`.
     """
 
     def __init__(
@@ -36,21 +35,19 @@ class DBUtilsGuard(Guard):
         on_ask: Callable[[Guard, TrackedRequest], None] = nobody_asked,
         **options: Unpack[GuardOptions],
     ) -> None:
-        other = getattr(pool.connection, "__self__", None)
-        if isinstance(other, DBUtilsGuard) and not other.closed:
-            raise ValueError("this pool belongs to another Bridge already; give both applications to one, or two pools")
+        check_free(pool.connection)
         self._pool = pool
         module = creator_module(pool)
         super().__init__(
             f"PooledDB of {module}",
-            pool._lock,
             connection_settings(pool),
             [module],
             on_ask,
+            lock=pool._lock,
             **options,
         )
         # If the creator is a function of the application's, the driver and its defaults are not known yet.
-        self._defaults = self._database.defaults if self._database is not None else {}
+        self._defaults = self.defaults
         self._line = WaitingLine(self, self._has_free)
         with pool._lock:
             idle, pool._idle_cache[:] = list(pool._idle_cache), []
@@ -61,7 +58,7 @@ class DBUtilsGuard(Guard):
             pool.cache = self._cache
             pool.steady_connection = lambda: self._connect(self._make())
             pool.unshare = self._unshare
-            # By this, PooledDB's own code waits when it hands out shared connections.
+            # PooledDB's own code waits by this when it hands out shared connections.
             pool._wait_lock = self._wait
         for steady in idle:
             steady.close()
@@ -126,7 +123,7 @@ class DBUtilsGuard(Guard):
         pool = self._pool
         with pool._lock:
             if self._line or not self._has_free():
-                self._line.wait_turn(request, self._wait)
+                self._line.wait_turn(request, self._latest(request), pooled_db.TooManyConnectionsError)
             # The one that came back last: it is the least likely to have been closed by the server.
             is_idle = bool(pool._idle_cache)
             steady = pool._idle_cache.pop() if is_idle else self._make()
@@ -156,18 +153,14 @@ class DBUtilsGuard(Guard):
     def _wait(self) -> None:
         """Wait until a connection may have come back. Under the lock.
 
-        Even if the pool is not blocking, a request waits until its deadline, unless it holds a connection and may be
-        waiting for itself. Raises ``TooManyConnectionsError``, or `cancelled` as soon as the request is cancelled.
+        Raises ``TooManyConnectionsError``, or `cancelled` as soon as the request is cancelled.
         """
-        request = current_or_none()
-        is_blocking = self._pool._blocking
-        if not is_blocking and (request is None or self.holds(request)):
+        if not self._line.wait(self._latest(current_or_none())):
             raise pooled_db.TooManyConnectionsError
-        timeout = None
-        if not is_blocking and request is not None and request.deadline is not None:
-            timeout = request.deadline - time.monotonic()
-        if not self._line.wait(timeout):
-            raise pooled_db.TooManyConnectionsError
+
+    def _latest(self, request: TrackedRequest | None) -> float | None:
+        """Until when a thread waits for a connection: see `WaitingLine.wait`. Under the lock."""
+        return None if self._pool._blocking else self._line.deadline_for(request)
 
     def _connect(self, steady: GuardedConnection) -> GuardedConnection:
         self._start_background()

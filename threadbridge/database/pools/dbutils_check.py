@@ -7,11 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 from dbutils import pooled_db
-from dbutils.pooled_db import PooledDB
+from dbutils.pooled_db import PooledDB, PooledSharedDBConnection
 from dbutils.steady_db import SteadyDBConnection, SteadyDBCursor
 
 from threadbridge.database.driver import ConnectionSettings
 from threadbridge.database.drivers import database_of
+from threadbridge.database.pools.kind import check_names
 
 # The names of DBUtils that are used, most of them private: it offers no other way to count, hand out and take back
 # connections without network traffic under its lock.
@@ -19,9 +20,19 @@ _OF_POOL = (
     "_args _blocking _connections _creator _failures _idle_cache _isfatal _kwargs _lock _maxcached _maxconnections "
     "_maxshared _maxusage _ping _reset _setsession _wait_lock cache connection steady_connection unshare"
 )
-_OF_CONNECTION = "_close _create _cursor _ping_check _setsession _store"
-_OF_CURSOR = "__getattr__ _clearsizes _setsizes"
-_OF_MODULE = "TooManyConnectionsError"
+_USED = {
+    # It has that only if it shares connections.
+    PooledDB: "_shared_cache",
+    SteadyDBConnection: (
+        "_close _closeable _closed _con _create _cursor _failures _maxusage _ping _ping_check _pinger _setsession "
+        "_store _transaction _usage"
+    ),
+    SteadyDBCursor: (
+        "__getattr__ _args _clearsizes _closed _con _cursor _inputsizes _kwargs _no_failover _outputsizes _setsizes"
+    ),
+    PooledSharedDBConnection: "_con",
+    pooled_db: "TooManyConnectionsError",
+}
 _PARAMETERS_OF_CONNECTION = "self creator maxusage setsession failures ping closeable isfatal args kwargs"
 
 
@@ -29,16 +40,11 @@ def pool_size(pool: object) -> int:
     """How many connections a ``PooledDB`` hands out at once; 0: unlimited. Raises ``ValueError`` if not supported."""
     if not isinstance(pool, PooledDB):
         raise ValueError(f"pool={pool!r} is not a PooledDB of DBUtils; give the pool object itself, or leave pool out")
-    used = {pool: _OF_POOL, SteadyDBConnection: _OF_CONNECTION, SteadyDBCursor: _OF_CURSOR, pooled_db: _OF_MODULE}
-    missing = [name for owner, names in used.items() for name in names.split() if not hasattr(owner, name)]
+    differing = []
     if " ".join(inspect.signature(SteadyDBConnection.__init__).parameters) != _PARAMETERS_OF_CONNECTION:
-        missing.append(f"SteadyDBConnection({_PARAMETERS_OF_CONNECTION})")
-    if missing:
-        names = ", ".join(missing)
-        raise ValueError(
-            f"DBUtils {pool.version} has no {names}; threadbridge supports DBUtils 3.2 and later, below 4: install "
-            "that, or leave pool out and give threads="
-        )
+        differing.append(f"SteadyDBConnection({_PARAMETERS_OF_CONNECTION})")
+    used = {pool: _OF_POOL, **_USED}
+    check_names(f"DBUtils {pool.version}", "DBUtils 3.2 and later, below 4", used, differing)
     return int(pool._maxconnections)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -10,9 +9,9 @@ from dbutils.pooled_db import PooledDB
 
 from threadbridge.crossing.current import TrackedRequest
 from threadbridge.database.guard import Guard
-from threadbridge.database.pools.advice import Advice, PoolLoad, closed_while_idle
 from threadbridge.database.pools.dbutils import DBUtilsGuard
 from threadbridge.database.pools.dbutils_check import creator_module, pool_size
+from threadbridge.database.pools.kind import Advice, PoolLoad, closed_while_idle, watch_constructor
 
 
 def pools_of(value: Any) -> Mapping[str, Any]:
@@ -33,15 +32,7 @@ def guard(pool: Any, on_ask: Callable[[Guard, TrackedRequest], None], **options:
 
 
 def watch(on_new: Callable[[Any], None]) -> None:
-    """There is no event: the constructor is wrapped."""
-    construct = PooledDB.__init__
-
-    @functools.wraps(construct)
-    def construct_and_tell(self: Any, *args: Any, **kwargs: Any) -> None:
-        construct(self, *args, **kwargs)
-        on_new(self)
-
-    PooledDB.__init__ = construct_and_tell
+    watch_constructor(PooledDB, on_new)
 
 
 def close_idle(pool: Any) -> None:

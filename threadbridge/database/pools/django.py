@@ -1,8 +1,7 @@
-"""The guard of one of Django's databases, an alias of ``django.db.connections``; `django_hooks` lists what it uses."""
+"""The guard of one of Django's databases, an alias of ``django.db.connections``; `django_check` lists what it uses."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from typing import Any, Unpack
 
@@ -14,8 +13,9 @@ from threadbridge.crossing.current import TrackedRequest
 from threadbridge.database.borrow import Borrow, HeldConnection
 from threadbridge.database.driver import ConnectionSettings
 from threadbridge.database.guard import Guard, GuardOptions, nobody_asked
+from threadbridge.database.pools.django_check import check, describe
 from threadbridge.database.pools.django_connection import DjangoConnection
-from threadbridge.database.pools.django_hooks import Guarded, check, guards, hook_connections
+from threadbridge.database.pools.django_hooks import Guarded, guards, hook_connections
 
 
 class DjangoGuard(Guard):
@@ -50,7 +50,6 @@ class DjangoGuard(Guard):
         service = wrapper.settings_dict["OPTIONS"].get("service")
         super().__init__(
             name,
-            threading.Condition(),
             ConnectionSettings(
                 self._connect_apart,
                 (name,),
@@ -60,24 +59,25 @@ class DjangoGuard(Guard):
             on_ask,
             **options,
         )
-        guarded = Guarded(self, self._database.defaults if self._database is not None else {})
+        guarded = Guarded(self, self.defaults)
         guards[self.alias] = guarded
         hook_connections()
         # The pool takes the connections' defaults when Django makes it.
         pool = getattr(wrapper, "pool", None)
         if pool is not None:
             # Not above: few need it.
-            from threadbridge.database.pools.django_pool import GuardedPool
+            from threadbridge.database.pools.psycopg_hand_out import HandOut
 
-            guarded.pool = GuardedPool(self, pool)
-        self._pool = guarded.pool
+            guarded.hand_out = HandOut(self, pool)
+            guarded.hand_out.wrap()
+        self._hand_out = guarded.hand_out
         forks.copies(self)
 
     def close(self) -> None:
         super().close()
         guards.pop(self.alias, None)
-        if self._pool is not None:
-            self._pool.unhook()
+        if self._hand_out is not None:
+            self._hand_out.unwrap()
 
     def become_copy(self) -> None:
         super().become_copy()
@@ -86,13 +86,13 @@ class DjangoGuard(Guard):
         # The parent has the connections.
         wrapper = connections[self.alias]
         wrapper.connection = None
-        if self._pool is not None:
-            self._pool.become_copy()
+        if self._hand_out is not None:
+            self._hand_out.line.clear()
             wrapper._connection_pools.pop(self.alias, None)
 
     @property
     def size(self) -> int:
-        return 0 if self._pool is None else self._pool.size
+        return 0 if self._hand_out is None else self._hand_out.size
 
     @property
     def in_use(self) -> int:
@@ -127,12 +127,9 @@ class DjangoGuard(Guard):
         request.at_end[connection] = connection.close_if_stopped
         return borrow
 
-    def count_out(self, connection: HeldConnection) -> None:
-        """See `Guard`. Django uses one that was cut only until it is closed, which no other request waits for."""
-
     def count_in(self, connection: HeldConnection) -> None:
-        if self._pool is not None and isinstance(connection, DjangoConnection):
-            self._pool.replace(connection.made)
+        if self._hand_out is not None and isinstance(connection, DjangoConnection):
+            self._hand_out.replace(connection, connection.made)
 
     def _connect_apart(self, name: str, **parameters: Any) -> Any:
         """Connect as Django does, but for these parameters, and without the pool."""
@@ -140,15 +137,6 @@ class DjangoGuard(Guard):
         options = {key: value for key, value in usual.settings_dict["OPTIONS"].items() if key != "pool"}
         wrapper = type(usual)({**usual.settings_dict, "OPTIONS": options}, self.alias)
         return wrapper.get_new_connection({**wrapper.get_connection_params(), **parameters})
-
-
-def describe(wrapper: Any) -> str:
-    """A database, for operators: without its password and options."""
-    settings = wrapper.settings_dict
-    host = settings["HOST"] or settings["OPTIONS"].get("unix_socket") or ""
-    port = f":{settings['PORT']}" if settings["PORT"] else ""
-    place = f"{host}{port}/{settings['NAME']}" if host else str(settings["NAME"])
-    return f"Django database {wrapper.alias!r}: {wrapper.vendor} {place}"
 
 
 def _original(error: BaseException) -> BaseException:

@@ -5,13 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from threadbridge.crossing.current import current_or_none
-from threadbridge.database.borrow import borrow_of
 from threadbridge.database.guard import Guard
 from threadbridge.database.tracked_connection import TrackedConnection
-
-# The attribute of a connection of psycopg's pool that refers to its `DjangoConnection`.
-HELD = "_threadbridge"
 
 
 class DjangoConnection(TrackedConnection):
@@ -36,30 +31,23 @@ class DjangoConnection(TrackedConnection):
 def track(guard: Guard, wrapper: Any, connect: Callable[[], Any]) -> DjangoConnection:
     """Make a connection, while the request of this thread holds it already. Raises what the driver raises."""
     held = DjangoConnection(guard, wrapper)
-    _lend(held)
-    try:
-        held.made = held.make(connect)
-    except BaseException:
-        guard.end_borrows(held.borrows)
-        raise
-    held.use()
-    guard.keep_control()
+    held.made = held.make_for_current(connect)
     return held
 
 
 def track_pooled(guard: Guard, wrapper: Any, made: Any) -> DjangoConnection:
     """Lend a connection of psycopg's pool to the request of this thread. Raises what the driver raises."""
+    # Not above: few need it.
+    from threadbridge.database.pools.psycopg_hand_out import HELD
+
     held: DjangoConnection | None = getattr(made, HELD, None)
     if held is None or held.guard is not guard:
-        held = track(guard, wrapper, lambda: made)
+        try:
+            held = track(guard, wrapper, lambda: made)
+        except BaseException:
+            wrapper.pool.putconn(made)
+            raise
         setattr(made, HELD, held)
     held.wrapper, held.is_idle = wrapper, False
-    _lend(held)
+    guard.lend_to_current(held)
     return held
-
-
-def _lend(held: DjangoConnection) -> None:
-    request = current_or_none()
-    if request is not None and borrow_of(held, request) is None:
-        with held.guard.lock:
-            held.guard.lend(held, request)

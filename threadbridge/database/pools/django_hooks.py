@@ -5,48 +5,27 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django.db import connections
 from django.db.backends.signals import connection_created
 
 from threadbridge.crossing.current import current_or_none
 from threadbridge.database.guard import Guard
+from threadbridge.database.pools.django_check import WRAPPED
 from threadbridge.database.pools.django_connection import DjangoConnection, track, track_pooled
 
-# Names that Django does not document, although backends and debugging tools use them. `DatabaseHooks` has a method for
-# each that it wraps.
-_WRAPPED = (
-    "get_connection_params",
-    "get_new_connection",
-    "connect",
-    "make_cursor",
-    "make_debug_cursor",
-    "commit",
-    "rollback",
-    "set_autocommit",
-    "is_usable",
-    "close",
-)
-_USED = (
-    *_WRAPPED,
-    "execute_wrappers",
-    "Database",
-    "connection",
-    "in_atomic_block",
-    "settings_dict",
-    "vendor",
-    "wrap_database_errors",
-)
+if TYPE_CHECKING:
+    from threadbridge.database.pools.psycopg_hand_out import HandOut
 
 
 @dataclass
 class Guarded:
-    """An alias that has a guard: ``defaults`` are parameters for connecting, ``pool`` a `GuardedPool` or None."""
+    """An alias that has a guard: ``defaults`` are parameters for connecting, ``hand_out`` is that of psycopg's pool."""
 
     guard: Guard
     defaults: Mapping[str, Any]
-    pool: Any = None
+    hand_out: HandOut | None = None
 
 
 # By alias, until the guard is closed.
@@ -54,7 +33,7 @@ guards: dict[str, Guarded] = {}
 
 
 class DatabaseHooks:
-    """Wraps the methods of one ``DatabaseWrapper``, the connection of one thread to one alias.
+    """Wraps the methods `WRAPPED` of one ``DatabaseWrapper``, the connection of one thread to one alias.
 
     They do nothing outside requests, or while the alias has no guard. The thread that uses the connection owns the
     state.
@@ -66,7 +45,7 @@ class DatabaseHooks:
         # The connection in use, and the one that Django is setting up.
         self._held: DjangoConnection | None = None
         self._new: DjangoConnection | None = None
-        for name in _WRAPPED:
+        for name in WRAPPED.split():
             setattr(wrapper, name, functools.partial(getattr(self, name), getattr(wrapper, name)))
         # The first, and so the outermost: Django's `execute_wrapper` removes the last.
         wrapper.execute_wrappers.insert(0, self.execute)
@@ -88,7 +67,7 @@ class DatabaseHooks:
         return held
 
     def _lent(self) -> DjangoConnection | None:
-        """Like `_current`; it is known that the request that this thread serves uses it from now on."""
+        """Like `_current`; from now on the guard knows that the request of this thread uses the connection."""
         held = self._current()
         # Only this thread uses it, for one request after the other.
         if held is not None and not held.borrows:
@@ -125,24 +104,16 @@ class DatabaseHooks:
 
     def get_new_connection(self, make: Callable[[dict[str, Any]], Any], parameters: dict[str, Any]) -> Any:
         guarded = guards.get(self._wrapper.alias)
-        if guarded is not None and guarded.pool is not None:
-            return self._get_pooled(guarded, make, parameters)
+        if guarded is not None and guarded.hand_out is not None:
+            guarded.hand_out.follow(self._wrapper.pool)
+            made = make(parameters)
+            if current_or_none() is not None:
+                self._new = track_pooled(guarded.guard, self._wrapper, made)
+            return made
         if guarded is None or current_or_none() is None:
             return make(parameters)
         self._new = track(guarded.guard, self._wrapper, lambda: make(parameters))
         return self._new.made
-
-    def _get_pooled(self, guarded: Guarded, make: Callable[[dict[str, Any]], Any], parameters: dict[str, Any]) -> Any:
-        pool = self._wrapper.pool
-        guarded.pool.hook(pool)
-        made = make(parameters)
-        if current_or_none() is not None:
-            try:
-                self._new = track_pooled(guarded.guard, self._wrapper, made)
-            except BaseException:
-                pool.putconn(made)
-                raise
-        return made
 
     def is_usable(self, is_usable: Callable[[], bool]) -> bool:
         # The database may not answer.
@@ -236,12 +207,3 @@ def _hook(wrapper: Any) -> None:
     hooks = (getattr(each, "__self__", None) for each in wrapper.execute_wrappers)
     if wrapper.alias in guards and not any(isinstance(each, DatabaseHooks) for each in hooks):
         DatabaseHooks(wrapper)
-
-
-def check(wrapper: Any) -> None:
-    """Raise ``ValueError`` if this Django lacks a name that the hooks use."""
-    missing = [name for name in _USED if not hasattr(wrapper, name)]
-    if not hasattr(connections, "create_connection"):
-        missing.append("create_connection")
-    if missing:
-        raise ValueError(f"Django's connections have no {', '.join(missing)}; threadbridge supports Django 4.2 to 5.2")

@@ -12,10 +12,10 @@ from django.db.utils import ConnectionHandler
 
 from threadbridge.crossing.current import TrackedRequest
 from threadbridge.database.guard import Guard
-from threadbridge.database.pools.advice import Advice, PoolLoad, waits_too_long
 from threadbridge.database.pools.django import DjangoGuard
-from threadbridge.database.pools.django import describe as name_of
-from threadbridge.database.pools.django_hooks import check
+from threadbridge.database.pools.django_check import check
+from threadbridge.database.pools.django_check import describe as name_of
+from threadbridge.database.pools.kind import Advice, PoolLoad, waits_too_long
 
 
 def pools_of(value: Any) -> Mapping[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import importlib
 import logging
-import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,7 +26,7 @@ from threadbridge.sql.statements import MAX_TEXT, text_of
 logger = logging.getLogger("threadbridge")
 
 # The modules of the classes ``Connection``, by the driver.
-_MODULES = {"MySQLdb": "MySQLdb.connections", "pymysql": "pymysql.connections"}
+MODULES = {"MySQLdb": "MySQLdb.connections", "pymysql": "pymysql.connections"}
 # The arguments that say which server is meant, and the positions of the first two.
 _SERVER = ("host", "user", "port", "unix_socket", "read_default_file", "read_default_group")
 
@@ -76,14 +75,13 @@ class DriverGuard(Guard):
         **options: Unpack[GuardOptions],
     ) -> None:
         driver = module.__name__
-        if driver not in _MODULES:
-            raise ValueError(f"connections of {driver} cannot be guarded without a pool; use {' or '.join(_MODULES)}")
-        self._class: Any = importlib.import_module(_MODULES[driver]).Connection
+        if driver not in MODULES:
+            raise ValueError(f"connections of {driver} cannot be guarded without a pool; use {' or '.join(MODULES)}")
+        self._class: Any = importlib.import_module(MODULES[driver]).Connection
         if hasattr(self._class.query, "threadbridge_guard"):
             raise ValueError(f"the connections of {driver} have a guard already")
         super().__init__(
             f"connections of {driver}",
-            threading.Condition(),
             ConnectionSettings(module.connect, (), {}),
             [driver],
             on_ask,
@@ -108,6 +106,10 @@ class DriverGuard(Guard):
         self._own = {}
 
     @property
+    def knows_server(self) -> bool:
+        return self._server is not None
+
+    @property
     def size(self) -> int:
         return 0
 
@@ -115,9 +117,6 @@ class DriverGuard(Guard):
     def in_use(self) -> int:
         borrows = [borrow for each in self._by_request.copy().values() for borrow in tuple(each)]
         return len({borrow.connection for borrow in borrows if not borrow.connection.is_abandoned})
-
-    def count_out(self, connection: HeldConnection) -> None:
-        """See `Guard`. There is no number of connections."""
 
     def count_in(self, connection: HeldConnection) -> None:
         """See `Guard`. There is no number of connections."""
@@ -202,7 +201,11 @@ class DriverGuard(Guard):
                 self._server = server
                 self.settings = replace(self.settings, args=args, kwargs=kwargs)
                 self._database = database_of([self._driver], self.settings)
+                # Processes that connect in another way have other lists.
+                before = self.connections
+                before.end()
                 self._start_afresh()
+                self.connections.begin(before.directory)
         return server == self._server
 
     def _take(self, connection: Any, request: TrackedRequest, connect: Callable[[], None]) -> None:

@@ -8,7 +8,8 @@ import threading
 import weakref
 from collections.abc import Callable
 
-from threadbridge.database.pools import FoundPool, PoolKind, kind_of, loaded_kinds
+from threadbridge.database.pools import kind_of, loaded_kinds
+from threadbridge.database.pools.kind import FoundPool, PoolKind
 
 logger = logging.getLogger("threadbridge")
 

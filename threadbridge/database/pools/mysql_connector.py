@@ -1,12 +1,10 @@
-"""The guard of mysql-connector-python's ``MySQLConnectionPool``; `_OF_POOL`, `_OF_CONNECTION` list what is private."""
+"""The guard of mysql-connector-python's ``MySQLConnectionPool``; `check` lists what is private."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import queue
-import threading
-import time
 from collections.abc import Callable
 from typing import Any, Unpack
 
@@ -15,24 +13,14 @@ from mysql.connector.errors import PoolError
 from mysql.connector.pooling import PooledMySQLConnection
 
 from threadbridge.common import forks
-from threadbridge.crossing.current import TrackedRequest, current_or_none
+from threadbridge.crossing.current import TrackedRequest
 from threadbridge.database.borrow import HeldConnection
 from threadbridge.database.driver import ConnectionSettings
 from threadbridge.database.guard import Guard, GuardOptions, nobody_asked
+from threadbridge.database.pools.kind import check_free, check_names
 from threadbridge.database.pools.mysql_connector_connection import GuardedPooledConnection
 from threadbridge.database.tracked_connection import TrackedConnection
 from threadbridge.database.waiting_line import WaitingLine
-
-# The pool itself connects and pings under a lock of the whole module.
-_OF_POOL = "_cnx_config _cnx_queue _config_version"
-_OF_CONNECTION = "_cnx"
-
-
-class PoolConnection(TrackedConnection):
-    """A connection of a pool; the guard's lock guards ``is_cut``."""
-
-    # Whether the pool makes another one instead.
-    is_cut = False
 
 
 class MySQLConnectorGuard(Guard):
@@ -53,12 +41,10 @@ class MySQLConnectorGuard(Guard):
         on_ask: Callable[[Guard, TrackedRequest], None] = nobody_asked,
         **options: Unpack[GuardOptions],
     ) -> None:
-        if isinstance(getattr(pool.get_connection, "__self__", None), MySQLConnectorGuard):
-            raise ValueError("this pool belongs to another Bridge already; give both applications to one, or two pools")
+        check_free(pool.get_connection)
         check(pool)
         super().__init__(
             f"MySQLConnectionPool {pool.pool_name}",
-            threading.Condition(),
             ConnectionSettings(connect, (), dict(pool._cnx_config)),
             ["mysql"],
             on_ask,
@@ -99,11 +85,8 @@ class MySQLConnectorGuard(Guard):
         """Whether the error means that the database cannot be reached or that no connection is left."""
         return isinstance(error, PoolError) or super().is_outage(error)
 
-    def count_out(self, connection: HeldConnection) -> None:
-        """See `Guard`. One that was cut no longer belongs to the pool, even if its thread came back."""
-
     def count_in(self, connection: HeldConnection) -> None:
-        if isinstance(connection, PoolConnection) and not connection.is_cut:
+        if isinstance(connection, TrackedConnection) and not connection.is_cut:
             connection.is_cut = True
             self._leave()
 
@@ -117,25 +100,23 @@ class MySQLConnectorGuard(Guard):
         request = self.ask()
         pool = self._pool
         with self.lock:
-            self._line.wait_turn(request, self._wait)
+            self._line.wait_turn(request, self._line.deadline_for(request), _exhausted)
             connection: Any = pool._cnx_queue.get_nowait() if pool._cnx_queue.qsize() else None
-            held: PoolConnection | None = getattr(connection, "threadbridge_held", None)
+            held: TrackedConnection | None = getattr(connection, "threadbridge_held", None)
             if held is None or held.guard is not self:
                 held = None
             self._in_use += 1
         try:
             if held is not None:
-                self._lend(held, request)
+                held.is_idle = False
+                self.lend_to_current(held)
                 if not self._is_usable(connection):
                     self.end_borrows(held.borrows)
                     held = None
             if held is None:
-                held = PoolConnection(self)
-                self._lend(held, request)
-                connection = held.make(functools.partial(self._connect, connection))
-                held.use()
+                held = TrackedConnection(self)
+                connection = held.make_for_current(functools.partial(self._connect, connection))
                 connection.threadbridge_held = held
-                self.keep_control()
             return GuardedPooledConnection(pool, connection)
         except BaseException as error:
             self.note_failure(error)
@@ -148,22 +129,8 @@ class MySQLConnectorGuard(Guard):
                     self._leave()
             raise
 
-    def _lend(self, held: PoolConnection, request: TrackedRequest | None) -> None:
-        with self.lock:
-            held.is_idle = False
-            if request is not None:
-                self.lend(held, request)
-
     def _has_free(self) -> bool:
         return self._in_use < self.size
-
-    def _wait(self) -> None:
-        request = current_or_none()
-        if request is None or self.holds(request):
-            raise PoolError("Failed getting connection; pool exhausted")
-        timeout = None if request.deadline is None else request.deadline - time.monotonic()
-        if not self._line.wait(timeout):
-            raise PoolError("Failed getting connection; pool exhausted")
 
     def _is_usable(self, connection: Any) -> bool:
         return bool(connection.is_connected() and connection.pool_config_version == self._pool._config_version)
@@ -171,8 +138,7 @@ class MySQLConnectorGuard(Guard):
     def _connect(self, connection: Any) -> Any:
         config = self._pool._cnx_config
         if connection is None:
-            defaults = {} if self._database is None else self._database.defaults
-            connection = connect(**{**defaults, **config})
+            connection = connect(**{**self.defaults, **config})
         elif not self._is_usable(connection):
             connection.config(**config)
             connection.connect()
@@ -183,7 +149,7 @@ class MySQLConnectorGuard(Guard):
 
     def take_back(self, connection: Any) -> None:
         """Reset a connection, and put it back into the pool. Raises what the driver raises."""
-        held: PoolConnection = connection.threadbridge_held
+        held: TrackedConnection = connection.threadbridge_held
         held.is_idle = True
         # Before the reset: that must be neither refused nor stopped.
         self.end_borrows(held.borrows)
@@ -213,12 +179,13 @@ class MySQLConnectorGuard(Guard):
             connection.disconnect()
 
 
+def _exhausted() -> PoolError:
+    # The pool's own text.
+    return PoolError("Failed getting connection; pool exhausted")
+
+
 def check(pool: Any) -> None:
-    """Raise ``ValueError`` if a pool has not got all the private members that the guard uses."""
-    missing = [name for name in _OF_POOL.split() if not hasattr(pool, name)]
-    missing += {_OF_CONNECTION}.difference(PooledMySQLConnection.__init__.__code__.co_names)
-    if missing:
-        raise ValueError(
-            f"mysql-connector-python's pool has no {', '.join(missing)}; threadbridge supports versions 9 to 26: "
-            "install one of them, or set pool=none"
-        )
+    """Raise ``ValueError`` if mysql-connector-python lacks something that the guard uses."""
+    # The pool itself connects and pings under a lock of the whole module.
+    used = {pool: "_cnx_config _cnx_queue _config_version", PooledMySQLConnection: "_cnx"}
+    check_names("mysql-connector-python's pool", "versions 9 to 26", used)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -10,7 +9,7 @@ from mysql.connector.pooling import MySQLConnectionPool
 
 from threadbridge.crossing.current import TrackedRequest
 from threadbridge.database.guard import Guard
-from threadbridge.database.pools.advice import Advice, PoolLoad
+from threadbridge.database.pools.kind import Advice, PoolLoad, watch_constructor
 from threadbridge.database.pools.mysql_connector import MySQLConnectorGuard, check
 
 
@@ -32,15 +31,7 @@ def guard(pool: Any, on_ask: Callable[[Guard, TrackedRequest], None], **options:
 
 
 def watch(on_new: Callable[[Any], None]) -> None:
-    """There is no event: the constructor is wrapped."""
-    construct = MySQLConnectionPool.__init__
-
-    @functools.wraps(construct)
-    def construct_and_tell(self: Any, *args: Any, **kwargs: Any) -> None:
-        construct(self, *args, **kwargs)
-        on_new(self)
-
-    MySQLConnectionPool.__init__ = construct_and_tell  # type: ignore[method-assign]
+    watch_constructor(MySQLConnectionPool, on_new)
 
 
 def close_idle(pool: Any) -> None:

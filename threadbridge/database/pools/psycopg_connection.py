@@ -53,25 +53,32 @@ class _Base(Connection[Any]):
         """See ``Connection.transaction``; that of a cancelled request rolls back."""
         held = self.threadbridge_held
         begins = self.info.transaction_status == TransactionStatus.IDLE
+        block = contextlib.ExitStack()
         try:
-            with contextlib.ExitStack() as block:
-                try:
-                    transaction = block.enter_context(super().transaction(savepoint_name, force_rollback))
-                except BaseException as error:
-                    # No cursor has sent its BEGIN.
-                    if held is not None:
-                        held.guard.note_failure(error)
-                    raise
+            try:
+                transaction = block.enter_context(super().transaction(savepoint_name, force_rollback))
+            except BaseException as error:
+                # No cursor has sent its BEGIN.
+                if held is not None:
+                    held.guard.note_failure(error)
+                raise
+            try:
                 yield transaction
                 if held is not None and not held.is_idle and begins and not force_rollback:
                     # If this is refused, the block ends with the error, and so rolls back.
                     held.commit_by(block.close)
+            except BaseException as error:
+                ends = functools.partial(block.__exit__, type(error), error, error.__traceback__)
+                if not (ends() if held is None else held.unstopped(ends)):
+                    raise
+            else:
+                block.close()
         finally:
             if held is not None and begins:
                 held.note_rollback()
                 held.end_transaction()
 
-    # What sets these is the driver, the application, or the code that tags queries.
+    # The driver, the application and the code that tags queries set these.
 
     @property
     def cursor_factory(self) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -11,14 +10,12 @@ from psycopg_pool import ConnectionPool, NullConnectionPool
 
 from threadbridge.crossing.current import TrackedRequest
 from threadbridge.database.guard import Guard
-from threadbridge.database.pools.advice import Advice, PoolLoad, closed_while_idle, waits_too_long
-from threadbridge.database.pools.psycopg_pool import PsycopgPoolGuard
+from threadbridge.database.pools.kind import Advice, PoolLoad, closed_while_idle, waits_too_long, watch_constructor
+from threadbridge.database.pools.psycopg_pool import PsycopgPoolGuard, check
 from threadbridge.database.pools.psycopg_pool import describe as name_of
 
 # Django's pools, by alias; there is no public name.
 _OF_DJANGO = "_connection_pools"
-# What a pool calls to test a connection before it hands it out.
-_CHECK = "_check"
 
 
 def pools_of(value: Any) -> Mapping[str, Any]:
@@ -33,6 +30,7 @@ def _is_djangos(pool: object) -> bool:
 
 
 def size(pool: Any) -> int:
+    check(pool)
     return int(pool.max_size)
 
 
@@ -46,15 +44,7 @@ def guard(pool: Any, on_ask: Callable[[Guard, TrackedRequest], None], **options:
 
 
 def watch(on_new: Callable[[Any], None]) -> None:
-    """There is no event: the constructor is wrapped."""
-    construct = ConnectionPool.__init__
-
-    @functools.wraps(construct)
-    def construct_and_tell(self: Any, *args: Any, **kwargs: Any) -> None:
-        construct(self, *args, **kwargs)
-        on_new(self)
-
-    ConnectionPool.__init__ = construct_and_tell  # type: ignore[method-assign]
+    watch_constructor(ConnectionPool, on_new)
 
 
 def close_idle(pool: Any) -> None:
@@ -84,5 +74,5 @@ def advice_on_keeping(pool: Any, load: PoolLoad, test: str, remedy: str) -> Iter
             "wait for new ones",
             f"set min_size to at least 1, or to {used} if many requests come at once",
         )
-    if load.idle_timeout is not None and getattr(pool, _CHECK, None) is None and pool.max_lifetime > load.idle_timeout:
+    if load.idle_timeout is not None and pool._check is None and pool.max_lifetime > load.idle_timeout:
         yield from closed_while_idle(test, load, f"{remedy}, or a max_lifetime of less than {load.idle_timeout:g}")

@@ -8,20 +8,14 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.engine.base import OptionEngine
-from sqlalchemy.pool import NullPool, QueuePool, StaticPool
+from sqlalchemy.pool import NullPool, QueuePool
 
 from threadbridge.crossing.current import TrackedRequest
 from threadbridge.database.guard import Guard
-from threadbridge.database.pools.advice import Advice, PoolLoad, closed_while_idle, waits_too_long
-from threadbridge.database.pools.sqlalchemy import SQLAlchemyGuard, size_of
-from threadbridge.database.pools.sqlalchemy import describe as name_of
-
-# What a Flask-SQLAlchemy object has: for each application, its engines by their bind key. The public `engines` needs an
-# application context, whose end runs the application's own functions.
-_PRIVATE = "_app_engines"
-# Whether an SQLAlchemy pool tests a connection before it hands it out, and after how many seconds it replaces it; -1:
-# never.
-_PRE_PING, _RECYCLE = "_pre_ping", "_recycle"
+from threadbridge.database.pools.kind import Advice, PoolLoad, check_names, closed_while_idle, waits_too_long
+from threadbridge.database.pools.sqlalchemy import SQLAlchemyGuard
+from threadbridge.database.pools.sqlalchemy_check import check, size_of
+from threadbridge.database.pools.sqlalchemy_check import describe as name_of
 
 
 def pools_of(value: Any) -> Mapping[str, Any]:
@@ -35,8 +29,11 @@ def pools_of(value: Any) -> Mapping[str, Any]:
     extension = sys.modules.get("flask_sqlalchemy")
     if extension is None or not issubclass(cls, extension.SQLAlchemy):
         return {}
+    # By application and bind key. The public ``engines`` needs an application context, whose end runs the application's
+    # own functions.
+    check_names("Flask-SQLAlchemy", "Flask-SQLAlchemy 3", {value: "_app_engines"})
     engines: dict[str, Any] = {}
-    for of_application in list(getattr(value, _PRIVATE, {}).values()):
+    for of_application in list(value._app_engines.values()):
         # The default one first: its lane is that of routes of which nothing is known.
         for key in sorted(of_application, key=lambda key: key or ""):
             name = key or ("default" if len(of_application) > 1 else "")
@@ -46,11 +43,7 @@ def pools_of(value: Any) -> Mapping[str, Any]:
 
 
 def size(pool: Any) -> int:
-    if isinstance(pool.pool, StaticPool):
-        raise ValueError(
-            f"all requests would share the one connection of {name_of(pool)} (StaticPool); give the engine another "
-            "poolclass"
-        )
+    check(pool)
     return size_of(pool.pool)
 
 
@@ -102,9 +95,10 @@ def advice(pool: Any, load: PoolLoad) -> Iterator[Advice]:
             "use, and keeps making new ones",
             f"set pool_size={used} and max_overflow=0",
         )
-    recycle = getattr(pool.pool, _RECYCLE, -1)
+    # -1: never.
+    recycle = pool.pool._recycle
     is_kept = load.idle_timeout is not None and (recycle < 0 or recycle >= load.idle_timeout)
-    if is_kept and not getattr(pool.pool, _PRE_PING, False):
+    if is_kept and not pool.pool._pre_ping:
         yield from closed_while_idle(
             "pool_pre_ping",
             load,

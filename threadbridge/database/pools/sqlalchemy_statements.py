@@ -3,47 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy import Engine
 
 from threadbridge.database.guard import Guard
-from threadbridge.database.tracked_connection import TrackedConnection
+from threadbridge.database.pools.sqlalchemy_connections import EngineConnection, EngineConnections
 
 # The methods of a dialect that are wrapped.
 _WRAPPED = ("do_commit", "do_rollback", "do_ping")
 
 
-class EngineConnection(TrackedConnection):
-    """A connection of an engine.
-
-    The guard's lock guards ``fairy``, what the application has of it, and ``record``, the pool's, until then.
-    """
-
-    fairy: weakref.ref[Any] | None = None
-    record: Any = None
-
-
 class EngineStatements:
-    """Has the statements of an engine run by its connections. Worker side, or a thread of the application's.
+    """Makes an engine execute statements by `EngineConnection`. Worker side, or a thread of the application's."""
 
-    :param made: the engine's connections, by the id of the driver's.
-    :param lend: lends a connection to the request of this thread.
-    """
-
-    def __init__(
-        self,
-        engine: Engine,
-        guard: Guard,
-        made: Mapping[int, EngineConnection],
-        lend: Callable[[EngineConnection], None],
-    ) -> None:
+    def __init__(self, engine: Engine, guard: Guard, connections: EngineConnections) -> None:
         self._dialect: Any = engine.dialect
         self._guard = guard
-        self._made = made
-        self._lend = lend
+        self._connections = connections
         self.events: list[tuple[object, str, Callable[..., Any]]] = [
             (engine, "do_execute", self._do_execute),
             (engine, "do_execute_no_params", self._do_execute_no_params),
@@ -62,7 +40,7 @@ class EngineStatements:
     # Statements. Each listener returns whether it has executed the statement.
 
     def _held(self, context: Any) -> EngineConnection | None:
-        return self._made.get(id(context.root_connection.connection.dbapi_connection))
+        return self._connections.get(context.root_connection.connection.dbapi_connection)
 
     def _do_execute(self, cursor: Any, statement: str, parameters: Any, context: Any) -> bool:
         held = self._held(context)
@@ -89,7 +67,7 @@ class EngineStatements:
     # The dialect's methods that are no statements. Each gets the method itself, and the pool's or driver's connection.
 
     def _of(self, connection: Any) -> EngineConnection | None:
-        return self._made.get(id(getattr(connection, "dbapi_connection", connection)))
+        return self._connections.get(getattr(connection, "dbapi_connection", connection))
 
     def _do_commit(self, method: Callable[..., Any], connection: Any) -> None:
         held = self._of(connection)
@@ -120,7 +98,7 @@ class EngineStatements:
         held = self._of(connection)
         if held is not None:
             # The database may not answer.
-            self._lend(held)
+            self._guard.lend_to_current(held)
         return method(connection)
 
 
