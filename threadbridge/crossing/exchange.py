@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import itertools
 import logging
@@ -10,10 +9,8 @@ import math
 import os
 import threading
 import time
-from asyncio import Future
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from http import HTTPStatus
-from typing import Any, Protocol
 
 from tornado import httputil
 
@@ -25,39 +22,21 @@ from threadbridge.crossing.current import TrackedRequest
 from threadbridge.crossing.estimate import Estimate
 from threadbridge.crossing.hop import Hop
 from threadbridge.crossing.lanes import Lane
+from threadbridge.crossing.outgoing_response import Connection, OutgoingResponse
 from threadbridge.crossing.request_body import RequestBody
-from threadbridge.crossing.response_body import KEPT, Buffer, Channel, FileSource, Source, piece_size
+from threadbridge.crossing.response_body import KEPT, Buffer, Channel, FileSource, piece_size
 from threadbridge.crossing.routes import Routes
 from threadbridge.crossing.spool import Spool
-from threadbridge.crossing.states import ENDINGS, MOVES, State
+from threadbridge.crossing.states import State
 from threadbridge.http.forwarded import ClientAddress
 from threadbridge.http.intermediary import PSEUDONYM
 from threadbridge.http.response_head import NEVER_RAN, ResponseHead, response_head
 
 logger = logging.getLogger("threadbridge")
 
-_slow_readers, _unreadable = RepeatedLog(logger), RepeatedLog(logger)
+_slow_readers = RepeatedLog(logger)
 
 _numbers = itertools.count(1)
-
-
-class Connection(Protocol):
-    """What an exchange needs of an HTTP connection; `HTTP1Connection` says what the methods mean."""
-
-    context: Any
-    refused_with: int
-    answers_after_end: bool
-    body_held: int
-
-    def set_close_callback(self, callback: Callable[[], None] | None) -> None: ...
-
-    def send_head(self, head: ResponseHead, chunk: bytes) -> Future[None] | None: ...
-
-    def send(self, pieces: Sequence[Buffer]) -> Future[None] | None: ...
-
-    def finish(self) -> None: ...
-
-    def close(self) -> None: ...
 
 
 class Shared:
@@ -90,7 +69,7 @@ class Shared:
         self.is_multiprocess = True
 
 
-class Exchange:
+class Exchange(OutgoingResponse):
     """One request and its response, from the request's head on.
 
     The loop owns everything except the state, which both sides move under a lock; the body, which is the worker's once
@@ -99,14 +78,9 @@ class Exchange:
     and the lane's lock orders the loop's writes before the worker's reads.
     """
 
-    status = 0
-    # By `time.monotonic`, or 0.0: when it was queued, a worker began, the response began, and all ended.
+    # By `time.monotonic`, or 0.0: when it was queued, and when a worker began.
     queued_at = 0.0
     run_at = 0.0
-    answered_at = 0.0
-    ended_at = 0.0
-    # Bytes of the response's body given to the connection.
-    sent = 0
     # Set on admission.
     lane: Lane
     peer: ClientAddress
@@ -130,7 +104,6 @@ class Exchange:
     upstream_error = ""
     _forget_cancel: Callable[[], None]
     _channel: Channel | None = None
-    _source: Source | None = None
 
     def __init__(
         self,
@@ -139,36 +112,19 @@ class Exchange:
         start_line: httputil.RequestStartLine,
         headers: httputil.HTTPHeaders,
     ) -> None:
+        super().__init__(connection, shared.spool)
         # No other request of this process has this key.
         self.key = "%x-%06x" % (os.getpid(), next(_numbers))  # noqa: UP031 - compiled, f"{number:x}" takes much longer
         # The name in logs. A trusted proxy may give another, which need not be unique.
         self.id = self.key
-        self.state = State.RECEIVING
         self.started = time.monotonic()
         self.start_line = start_line
         self.headers = headers
         # The response to HEAD has no body (RFC 9110, section 9.3.2).
         self.is_head = start_line.method == "HEAD"
-        self.connection = connection
         self.shared = shared
-        self.spool = shared.spool
         self.body = RequestBody(shared.spool)
         self._hop = shared.hop
-        self._lock = threading.Lock()
-
-    def move(self, state: State) -> State | None:
-        """Go on to ``state`` if that move is legal; return the state that was left, or None. Either side."""
-        with self._lock:
-            left = self.state
-            if state not in MOVES[left]:
-                return None
-            self.state = state
-            return left
-
-    @property
-    def ended(self) -> bool:
-        """Whether nothing more can reach the client. Either side."""
-        return self.state in ENDINGS
 
     def on_connection_close(self) -> None:
         """End the exchange: its client has left, or its connection refuses the body or a slow reader. Loop side."""
@@ -264,12 +220,12 @@ class Exchange:
             self.spool.unread.add(len(body))
             self._hop.post(self._send_large, head, body)
         else:
-            self._hop.post(self._send_head, head, body, None)
+            self._hop.post(self.send_head, head, body, None)
 
     def respond_with_file(self, head: ResponseHead, file: FileSource) -> None:
         """Send a response whose body is a file; this takes no thread of the lane. Worker side."""
         self.response_status = head.status
-        self._hop.post(self._send_head, head, b"", file)
+        self._hop.post(self.send_head, head, b"", file)
 
     def start_stream(self, head: ResponseHead, chunk: Buffer) -> None:
         """Send the head and the beginning of the body; raises as `Channel.put`. Worker side."""
@@ -277,12 +233,12 @@ class Exchange:
         self._channel = Channel(
             self.spool,
             self.client,
-            wake=lambda: self._hop.post(self._pump),
+            wake=lambda: self._hop.post(self.pump),
             is_wanted=lambda: self.lane.queued > 0,
             cut=lambda: self._hop.post(self._cut_slow_reader),
         )
         size = piece_size(self.spool)
-        self._hop.post(self._send_head, head, bytes(chunk[:size]), self._channel)
+        self._hop.post(self.send_head, head, bytes(chunk[:size]), self._channel)
         if len(chunk) > size:
             self.stream(memoryview(chunk)[size:])
 
@@ -303,6 +259,13 @@ class Exchange:
         self.response_status = 500
         self._hop.post(self._fail, may_be_repeated)
 
+    def _send_large(self, head: ResponseHead, body: bytes) -> None:
+        try:
+            self.send_head(head, body, None)
+        finally:
+            # The connection counts what could not be sent yet.
+            self.spool.unread.add(-len(body))
+
     # Another host runs it, and the loop forwards it: all these are on the loop.
 
     def run_elsewhere(self, cancel: Callable[[], None]) -> None:
@@ -318,106 +281,21 @@ class Exchange:
         self._learn_cost()
         self.worker_is_done = True
 
-    def answer(self, head: ResponseHead, body: bytes, source: Source | None) -> None:
-        """Send a response: the whole of it, or its beginning and the source of the rest, for which see `pump`."""
-        self._send_head(head, body, source)
-
-    def pump(self) -> None:
-        """Take from the response's source, which had nothing and now has something."""
-        self._pump()
-
     def fail_elsewhere(self, error: str) -> None:
         """Answer 502 (RFC 9110, section 15.6.3), or cut the response, as the other host has failed."""
         left = self.move(State.FAILED)
         if left is not None:
             self.upstream_error = error
         if left is State.RESPONDING:
-            self.connection.close()
-            self._end(self.status)
+            self._cut()
         elif left is not None:
             self._answer_plainly(HTTPStatus.BAD_GATEWAY)
-
-    # The response goes out.
-
-    def _send_large(self, head: ResponseHead, body: bytes) -> None:
-        try:
-            self._send_head(head, body, None)
-        finally:
-            # The connection counts what could not be sent yet.
-            self.spool.unread.add(-len(body))
-
-    def _send_head(self, head: ResponseHead, body: bytes, source: Source | None) -> None:
-        if not self.move(State.RESPONDING):
-            if source is not None:
-                source.close()
-            return
-        self._begin_response()
-        self._source = source
-        written = self._write_head(head, body)
-        if source is not None:
-            self._pump_after(written)
-            return
-        self.connection.finish()
-        if written is None:
-            # It is in the socket's buffer, as most responses are.
-            self._on_complete()
-        else:
-            written.add_done_callback(self._on_complete)
 
     def _begin_response(self) -> None:
         # Before the response: the client's next request on this route should find its lane.
         self.running.is_answered = True
         if not self.lane.upstream:
             self.shared.routes.ran(self.running.route, self.is_probe)
-
-    def _write_head(self, head: ResponseHead, body: bytes) -> Future[None] | None:
-        self.status = head.status
-        self.answered_at = time.monotonic()
-        self.sent = len(body)
-        return self.connection.send_head(head, body)
-
-    def _pump_after(self, written: Future[None] | None) -> None:
-        if written is None:
-            # Not at once: a client that reads without pause must not keep others waiting.
-            asyncio.get_running_loop().call_soon(self._pump)
-        else:
-            written.add_done_callback(self._pump)
-
-    def _pump(self, written: Future[None] | None = None) -> None:
-        """Write what there is of the body; repeated when it has been sent, or when there is more. Loop side."""
-        if self.ended:
-            return
-        assert self._source is not None
-        taken = self._source.take()
-        if taken is None:
-            return
-        if callable(taken):
-            loop = asyncio.get_running_loop()
-            try:
-                loop.run_in_executor(self.spool.threads, taken).add_done_callback(self._fetched)
-            except RuntimeError:
-                # No thread for the disk can be started; that is logged.
-                loop.call_later(0.25, self._pump)
-        elif taken:
-            self._send(taken)
-        else:
-            self.connection.finish()
-            self._on_complete()
-
-    def _fetched(self, data: Future[bytes]) -> None:
-        # Always: asyncio logs exceptions that nothing has asked for.
-        error = data.exception()
-        if self.ended:
-            return
-        if error is None:
-            self._send((data.result(),))
-        else:
-            _unreadable.log(logging.ERROR, "request %s: cannot read the rest of its response: %s", self.id, error)
-            self._fail()
-
-    def _send(self, pieces: Sequence[Buffer]) -> None:
-        self.sent += sum(map(len, pieces))
-        self._pump_after(self.connection.send(pieces))
 
     def _cut_slow_reader(self) -> None:
         """End a response whose client reads too slowly while other requests wait for its thread."""
@@ -431,18 +309,10 @@ class Exchange:
             self.connection.close()
             self._end(HTTPStatus.REQUEST_TIMEOUT.value)
 
-    def _on_complete(self, written: Future[None] | None = None) -> None:
-        if written is not None and written.exception() is not None:
-            # The client has left: the close callback ends the exchange.
-            return
-        if self.move(State.DONE):
-            self._end(self.status)
-
     def _fail(self, may_be_repeated: bool = False) -> None:
         left = self.move(State.FAILED)
         if left is State.RESPONDING:
-            self.connection.close()
-            self._end(self.status)
+            self._cut()
         elif left is not None:
             self._begin_response()
             self._answer_plainly(HTTPStatus(503 if may_be_repeated else 500))
@@ -462,8 +332,5 @@ class Exchange:
         self._end(status.value)
 
     def _end(self, status: int) -> None:
-        if self._source is not None:
-            self._source.close()
-        self.status = status
-        self.ended_at = time.monotonic()
+        super()._end(status)
         self.shared.ended(self)

@@ -13,8 +13,9 @@ from tornado import httputil
 from threadbridge.common.repeated_log import RepeatedLog
 from threadbridge.crossing.current import TrackedRequest
 from threadbridge.crossing.estimate import MAX_TEXT, Estimate
-from threadbridge.crossing.exchange import Connection, Exchange, Shared
+from threadbridge.crossing.exchange import Exchange, Shared
 from threadbridge.crossing.lanes import Lane
+from threadbridge.crossing.outgoing_response import Connection
 from threadbridge.crossing.routes import Route
 from threadbridge.crossing.states import State
 from threadbridge.http.forwarded import ForwardedHeaders, client_of, peer_of

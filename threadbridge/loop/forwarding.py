@@ -191,7 +191,7 @@ class Forward:
             self._leave_host()
             self._leave_connection(host, connection, True)
             self._end(response.status)
-            exchange.answer(forwarded_response(response), body, None)
+            exchange.send_head(forwarded_response(response), body, None)
         elif exchange.ended:
             # Its client has left, or has been answered 504: nobody reads the rest.
             self._leave_host()
@@ -199,7 +199,7 @@ class Forward:
             self._end(response.status)
         else:
             self._response = ForwardedBody(exchange, connection, self.cancel)
-            exchange.answer(forwarded_response(response), body, self._response)
+            exchange.send_head(forwarded_response(response), body, self._response)
 
     def on_body(self, body: bytes, complete: bool) -> None:
         host, connection, response = self._host, self._connection, self._response
@@ -254,7 +254,7 @@ class Forward:
         if len(body) != response.length:
             # It has not been read to its end.
             response.length = len(body)
-        exchange.answer(forwarded_response(response), body, None)
+        exchange.send_head(forwarded_response(response), body, None)
 
     def _fail(self, error: str, reason: str) -> None:
         """End it after a failure of the host, which may have run it: it is not repeated."""

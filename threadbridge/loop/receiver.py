@@ -8,7 +8,8 @@ from collections.abc import Awaitable
 
 from tornado import httputil
 
-from threadbridge.crossing.exchange import Connection, Exchange
+from threadbridge.crossing.exchange import Exchange
+from threadbridge.crossing.outgoing_response import Connection
 from threadbridge.loop.admission import Admission
 
 
