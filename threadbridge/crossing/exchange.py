@@ -281,14 +281,20 @@ class Exchange(OutgoingResponse):
         self._learn_cost()
         self.worker_is_done = True
 
-    def fail_elsewhere(self, error: str) -> None:
-        """Answer 502 (RFC 9110, section 15.6.3), or cut the response, as the other host has failed."""
+    def fail_elsewhere(self, error: str, status: HTTPStatus = HTTPStatus.BAD_GATEWAY) -> None:
+        """Answer with this status and the error type (RFC 9209, section 2.3); cut a response that has begun."""
         left = self.move(State.FAILED)
         if left is not None:
             self.upstream_error = error
         if left is State.RESPONDING:
             self._cut()
         elif left is not None:
+            self._answer_plainly(status)
+
+    def refuse_loop(self) -> None:
+        """Answer 502: bridges have forwarded it to each other."""
+        if self._stop(State.FAILED):
+            self.upstream_error = "proxy_loop_detected"
             self._answer_plainly(HTTPStatus.BAD_GATEWAY)
 
     def _begin_response(self) -> None:

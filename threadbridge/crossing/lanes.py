@@ -83,6 +83,8 @@ class Lane:
             raise ValueError(f"lane {name}: threads={threads}; a lane needs at least 1 thread")
         if queue < 0:
             raise ValueError(f"lane {name}: queue={queue}; give 0 or more waiting requests")
+        if upstream and not queue:
+            raise ValueError(f"lane {name}: queue=0; a remote lane needs room for at least 1 request")
         if deadline is not None and not deadline > 0:
             raise ValueError(f"lane {name}: deadline={deadline}; give a positive number of seconds")
         self.name = name
@@ -97,7 +99,7 @@ class Lane:
         self._lock = threading.Lock()
         self._threads = WorkerThreads(f"threadbridge-{name}", max(1, threads), self._work, self._lock)
         self._schedule = Schedule(threads, costs, self.connections)
-        # Those of a remote lane run on other hosts, which only the loop changes; and by client, how many these are.
+        # Those of a remote lane, which only the loop changes, run on other hosts; and how many each client has there.
         self._running: set[Job] = set()
         self._elsewhere: dict[str, int] = {}
         # Running jobs that do not count: another may run in place of each, in a spare thread if need be.
@@ -164,7 +166,7 @@ class Lane:
         """Return whether a thread of the lane can take requests, now or when the running ones are answered. Loop side.
 
         False if all threads, spare ones included, are stuck (`replace` was called for their jobs), or if all that exist
-        are stuck and no other can be started; after a failed start, this tries again. A remote lane has none.
+        are stuck and no other can be started; after a failed start, this tries again. A remote lane needs no thread.
         """
         if self.upstream:
             return True
@@ -189,7 +191,7 @@ class Lane:
             return job.estimate.cost_class
 
     def _file(self, job: Job) -> None:
-        # In a remote lane it keeps the class that it had in the lane which it comes from.
+        # In a remote lane, it keeps the class that it had in the lane from which it came.
         if not self.upstream:
             self._schedule.file(job)
 
@@ -320,13 +322,13 @@ class Lane:
                 self._schedule.end(job, now)
                 self._start_thread(now)
 
-    def send(self, job: Job) -> None:
-        """Count a job of a remote lane, until `take_back`. Loop side."""
+    def begin_elsewhere(self, job: Job) -> None:
+        """Count a job of a remote lane, until `end_elsewhere`. Loop side."""
         with self._lock:
             self._running.add(job)
             self._elsewhere[job.client] = self._elsewhere.get(job.client, 0) + 1
 
-    def take_back(self, job: Job) -> None:
+    def end_elsewhere(self, job: Job) -> None:
         """Note that a job of a remote lane has ended. Loop side."""
         with self._lock:
             self._running.discard(job)

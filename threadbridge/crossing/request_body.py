@@ -9,7 +9,7 @@ import os
 import tempfile
 from typing import IO
 
-from threadbridge.crossing.response_body import PIECE, Taken
+from threadbridge.crossing.response_body import PIECE
 from threadbridge.crossing.spool import Spool
 from threadbridge.http.limits import SMALL_PIECE
 
@@ -109,9 +109,17 @@ class RequestBody:
         """Whether a part of it is on the disk. Loop side."""
         return self._file is not None
 
-    def source(self) -> BodySource:
-        """Return the whole body, from its beginning, for the loop: instead of `open`, and as often as needed."""
-        return BodySource(self._file, self._chunks, self.size)
+    def pieces(self) -> list[memoryview]:
+        """Return a complete body that is in memory: instead of `open`, and as often as needed. Loop side."""
+        return [memoryview(chunk) for chunk in self._chunks]
+
+    def read_at(self, position: int) -> bytes:
+        """Return a piece of a complete body that is in the file. In a disk thread; it must end before `close`."""
+        assert self._file is not None
+        data = os.pread(self._file.fileno(), PIECE, position)
+        if not data:
+            raise EOFError("the temporary file of a request's body is too short")
+        return data
 
     def close(self) -> None:
         """Give memory and disk space back, even if closing the file fails. Worker side, or a disk thread."""
@@ -131,38 +139,3 @@ class RequestBody:
             self.close()
         else:
             self._writing.add_done_callback(lambda written: self._spool.clear_up(self.close))
-
-
-class BodySource:
-    """The bytes of a complete `RequestBody`, piece by piece: a `Source`, whose reads must have ended before `close`."""
-
-    def __init__(self, file: IO[bytes] | None, chunks: list[bytes | bytearray], size: int) -> None:
-        self._file = file
-        self._chunks = chunks
-        self._remaining = size
-        self._offset = 0
-
-    @property
-    def is_at_end(self) -> bool:
-        """Whether all has been taken."""
-        return not self._remaining
-
-    def take(self) -> Taken:
-        if not self._remaining:
-            return ()
-        if self._file is not None:
-            return self._read
-        self._remaining = 0
-        return [memoryview(chunk) for chunk in self._chunks]
-
-    def _read(self) -> bytes:
-        assert self._file is not None
-        data = os.pread(self._file.fileno(), min(PIECE, self._remaining), self._offset)
-        if not data:
-            raise EOFError("the temporary file of a request's body is too short")
-        self._offset += len(data)
-        self._remaining -= len(data)
-        return data
-
-    def close(self) -> None:
-        self._remaining = 0

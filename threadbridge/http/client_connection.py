@@ -20,7 +20,7 @@ from threadbridge.common import forks
 from threadbridge.http.response_parser import BadResponse, Response, ResponseParser
 from threadbridge.http.stream import PushSSLStream, PushStream
 
-# Seconds to connect, over all addresses of the host together.
+# Seconds to look up a name, and then to connect, over all addresses of the host together.
 CONNECT_TIME = 1.0
 # A host that has vanished without a word is noticed after 5 + 3 * 3 s of silence, or 10 s after bytes were sent to it.
 _KEEP_ALIVE = ((socket.TCP_KEEPIDLE, 5), (socket.TCP_KEEPINTVL, 3), (socket.TCP_KEEPCNT, 3))
@@ -217,8 +217,13 @@ async def connect(origin: Origin, resolver: Executor) -> PushStream:
         try:
             async with asyncio.timeout(CONNECT_TIME / len(addresses)):
                 await stream.connect(where, server_hostname=origin.host)
+            if stream.closed():
+                raise StreamClosedError(real_error=stream.error)
             _set_up(stream)
             return stream
+        except asyncio.CancelledError:
+            stream.close()
+            raise
         except TimeoutError:
             failure = TimeoutError(f"no connection within {CONNECT_TIME / len(addresses):g} s")
         except (StreamClosedError, OSError) as error:

@@ -147,8 +147,7 @@ class ForwardedHeaders:
         Headers that do not count are removed, because applications would trust them.
         """
         if not self._is_trusted(peer.address):
-            for name in [name for name in headers if name in _NAMES or name.startswith("X-Forwarded-")]:
-                del headers[name]
+            remove_forwarded(headers)
             return peer
         for name in self._removed:
             if name in headers:
@@ -200,6 +199,12 @@ class ForwardedHeaders:
                 if not self._is_trusted(address):
                     return address, scheme
         return address, scheme
+
+
+def remove_forwarded(headers: HTTPHeaders) -> None:
+    """Remove what only a proxy may say of a client."""
+    for name in [name for name in headers if name in _NAMES or name.startswith("X-Forwarded-")]:
+        del headers[name]
 
 
 def _elements(line: str) -> list[dict[str, str]] | None:

@@ -13,14 +13,16 @@ from threadbridge.http.response_parser import Response
 # In requests to other hosts: the milliseconds that are left to answer. Envoy's name: no standard has one.
 TIME_LEFT = "X-Envoy-Expected-Rq-Timeout-Ms"
 # In requests to other hosts: the name of the lane that sends them. The host runs such a request itself, and cancels it
-# whatever its method is when the connection closes: the sender decides.
+# whatever its method is when the connection closes: the sender decides. So it holds only between the two ends of a
+# connection, and is named in ``Connection`` (RFC 9110, section 7.6.1): proxies replace that field, so that a client
+# cannot send it through a proxy that the host trusts.
 SENT_BY_LANE = "X-Threadbridge-Lane"
 # The intermediary's name in ``Via`` and ``Proxy-Status``.
 PSEUDONYM = "threadbridge"
-# How many bridges may forward a request: each of them that trusts the one before runs it itself.
+# How many bridges may forward a request. One that trusts the bridge before it runs the request itself.
 MAX_HOPS = 3
 
-# As `HTTPHeaders` spells them: what is not forwarded, or is replaced.
+# What is not forwarded, or is replaced, as `HTTPHeaders` spells it.
 _OWN = (
     *("Host", "Content-Length", "Expect", "X-Request-Id", "Via", TIME_LEFT, SENT_BY_LANE),
     *("X-Real-Ip", "X-Scheme", "X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "Forwarded"),
@@ -48,8 +50,7 @@ def forwarded_request(
     :param length: bytes of the body.
     :param time_left: seconds to answer.
     """
-    named = headers["Connection"].lower().split(",") if "Connection" in headers else ()
-    of_connection = {option.strip("\t ") for option in named}
+    of_connection = _options(headers["Connection"]) if "Connection" in headers else ()
     host = headers.get("Host", authority)
     fields = [f"{method} {target} HTTP/1.1", f"Host: {host}"]
     for name, value in headers.get_all():
@@ -59,7 +60,7 @@ def forwarded_request(
         fields.append(f"Content-Length: {length}")
     if client.address:
         fields.append(f"X-Forwarded-For: {client.address}")
-    # A trusted proxy may have said that clients use another host; untrusted ones' headers have been removed.
+    # Only a trusted proxy's is left, which may say that clients use another host.
     forwarded_host = headers.get("X-Forwarded-Host", host)
     via = f"{headers['Via']}, " if "Via" in headers else ""
     fields += (
@@ -69,6 +70,7 @@ def forwarded_request(
         f"Via: {via}1.1 {PSEUDONYM}",
         f"{TIME_LEFT}: {max(1, int(1000 * time_left))}",
         f"{SENT_BY_LANE}: {lane}",
+        f"Connection: {SENT_BY_LANE}",
         "\r\n",
     )
     return "\r\n".join(fields).encode("latin-1")
@@ -79,7 +81,7 @@ def forwarded_response(response: Response) -> ResponseHead:
     left_out = HOP_BY_HOP
     connection = response.value_of("connection")
     if connection:
-        left_out = HOP_BY_HOP | {option.strip("\t ") for option in connection.lower().split(",")}
+        left_out = HOP_BY_HOP | _options(connection)
     fields = [
         (name, value)
         for name, value in response.fields
@@ -99,6 +101,11 @@ def seconds_left(headers: HTTPHeaders) -> float:
     return int(text) / 1000 if len(text) <= 12 and text.isascii() and text.isdigit() else math.inf
 
 
+def is_sent_by_lane(headers: HTTPHeaders) -> bool:
+    """Return whether the remote lane of another bridge has sent a request over this very connection."""
+    return SENT_BY_LANE in headers and SENT_BY_LANE.lower() in _options(headers.get("Connection", ""))
+
+
 def never_ran(response: Response) -> bool:
     """Return whether a host says that it has refused a request without running it."""
     name, value = NEVER_RAN
@@ -106,5 +113,11 @@ def never_ran(response: Response) -> bool:
 
 
 def hops(headers: HTTPHeaders) -> int:
-    """Return how many bridges have forwarded a request, as far as ``Via`` tells."""
-    return headers["Via"].count(PSEUDONYM) if "Via" in headers else 0
+    """Return how many bridges have forwarded a request, according to ``Via`` (RFC 9110, section 7.6.3)."""
+    # The protocol, who received it, and perhaps a comment.
+    return sum(element.split()[1:2] == [PSEUDONYM] for element in headers.get("Via", "").split(","))
+
+
+def _options(connection: str) -> set[str]:
+    """Return the options in a ``Connection`` field, in lower case."""
+    return {option.strip("\t ") for option in connection.lower().split(",")}

@@ -112,7 +112,7 @@ class ResponseParser:
         status, version = parser.get_status_code(), parser.get_http_version()
         if not self._is_valid or version not in ("1.0", "1.1"):
             raise BadResponse("it is not an HTTP/1.1 response")
-        if 100 < status < 200 or status == 100:
+        if 100 <= status < 200:
             self._interim += 1
             if status == 101 or self._interim > MAX_INTERIM:
                 raise BadResponse(f"an unexpected response {status}")

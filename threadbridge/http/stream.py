@@ -111,7 +111,10 @@ class PushStream(IOStream):
         return self._total_write_done_index - int.from_bytes(waiting, sys.byteorder)
 
     def send(self, *pieces: bytes | memoryview) -> Future[None] | None:
-        """Write; returns None if all bytes have left, or else the future of `write`. Raises `StreamClosedError`."""
+        """Write; returns None if all bytes have left, or else the future of `write`.
+
+        Raises `StreamClosedError` only if none have left.
+        """
         left: Sequence[bytes | memoryview] = pieces
         if not self._write_buffer:
             self._check_closed()
@@ -131,7 +134,13 @@ class PushStream(IOStream):
             if not left:
                 return None
         # The future of the last piece is done when all have left.
-        return [self.write(piece) for piece in left or (b"",)][-1]
+        written = None
+        for piece in left or (b"",):
+            if written is not None and self._closed:
+                # It has failed. To write more would raise `StreamClosedError`, as if not one byte had left.
+                return written
+            written = self.write(piece)
+        return written
 
     def _send_at_once(self, pieces: Sequence[bytes | memoryview]) -> int:
         return self.socket.sendmsg(pieces) if len(pieces) > 1 else self.socket.send(pieces[0])

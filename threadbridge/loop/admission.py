@@ -18,8 +18,8 @@ from threadbridge.crossing.lanes import Lane
 from threadbridge.crossing.outgoing_response import Connection
 from threadbridge.crossing.routes import Route
 from threadbridge.crossing.states import State
-from threadbridge.http.forwarded import ForwardedHeaders, client_of, peer_of
-from threadbridge.http.intermediary import SENT_BY_LANE, TIME_LEFT, seconds_left
+from threadbridge.http.forwarded import ForwardedHeaders, client_of, peer_of, remove_forwarded
+from threadbridge.http.intermediary import MAX_HOPS, SENT_BY_LANE, TIME_LEFT, hops, is_sent_by_lane, seconds_left
 from threadbridge.http.server import RequestContext
 from threadbridge.loop.exchanges import Exchanges
 from threadbridge.loop.forwarding import Forwarding
@@ -57,7 +57,7 @@ class Admission:
         self._deadline = deadline
         self._queue_timeout = queue_timeout
         self._client_key = client_key
-        self._key_failed = RepeatedLog(logger)
+        self._key_failed, self._looped = RepeatedLog(logger), RepeatedLog(logger)
         self._forwarded = forwarded
         self._lanes_to_wake: set[Lane] = set()
 
@@ -73,7 +73,7 @@ class Admission:
             exchange.peer = self._forwarded.client_of(peer, headers)
             exchange.id = self._forwarded.request_id_of(peer, headers) or exchange.id
             if (SENT_BY_LANE in headers or TIME_LEFT in headers) and self._forwarded.trusts(peer):
-                exchange.is_forwarded = SENT_BY_LANE in headers
+                exchange.is_forwarded = is_sent_by_lane(headers)
                 exchange.time_left = seconds_left(headers)
         exchange.client = client_of(exchange.peer.address) if self._client_key is None else self._key_of(exchange)
         path = path_info_of(start_line.path)
@@ -125,12 +125,20 @@ class Admission:
         # First, as otherwise another might be refused for it in vain.
         if self._waits_too_long(exchange) or not self._makes_room_for(exchange):
             exchange.shed()
+        elif exchange.lane.upstream and hops(exchange.headers) >= MAX_HOPS:
+            # No 503, or each bridge on the way would try all its other hosts.
+            message = "request %s: refused, other bridges have forwarded it %d times already: see docs/fleet.md, Trust"
+            self._looped.log(logging.ERROR, message, exchange.id, MAX_HOPS)
+            exchange.refuse_loop()
         elif exchange.move(State.QUEUED):
             exchange.queued_at = time.monotonic()
             limit = exchange.queued_at + (exchange.lane.deadline or self._deadline)
             exchange.running.deadline = min(limit, exchange.started + exchange.time_left)
             exchange.connection.set_close_callback(exchange.on_connection_close)
             if exchange.lane.upstream:
+                if self._forwarded is None:
+                    # Here nothing is trusted, but the other host trusts this one.
+                    remove_forwarded(exchange.headers)
                 self._forwarding.forward(exchange)
             else:
                 self._put(exchange)
@@ -157,6 +165,9 @@ class Admission:
     def _waits_too_long(self, exchange: Exchange) -> bool:
         """Return whether the request would be refused, or expire, while it waits: then better at once."""
         limit = min(self._queue_timeout, exchange.lane.deadline or self._deadline)
+        if exchange.time_left < limit:
+            # Its client has waited since then.
+            limit = max(0.0, exchange.time_left - (time.monotonic() - exchange.started))
         if exchange.lane.expected_wait(exchange) <= limit:
             return False
         exchange.lane.refused_early += 1

@@ -8,6 +8,7 @@ import time
 from asyncio import Future
 from collections.abc import Callable, Iterable
 from functools import partial
+from http import HTTPStatus
 
 from tornado.iostream import StreamClosedError
 
@@ -18,13 +19,13 @@ from threadbridge.crossing.lanes import Lane
 from threadbridge.crossing.response_body import Buffer, Taken
 from threadbridge.crossing.states import State
 from threadbridge.http.client_connection import ClientConnection
-from threadbridge.http.intermediary import MAX_HOPS, forwarded_request, forwarded_response, hops, never_ran
+from threadbridge.http.intermediary import forwarded_request, forwarded_response, never_ran
 from threadbridge.http.response_parser import Response
 from threadbridge.loop.body_sender import BodySender
 from threadbridge.loop.upstream import Host, Upstream
 
 logger = logging.getLogger("threadbridge")
-_failed, _looped, _no_host = RepeatedLog(logger), RepeatedLog(logger), RepeatedLog(logger)
+_failed, _unreadable, _no_host = RepeatedLog(logger), RepeatedLog(logger), RepeatedLog(logger)
 
 
 class Forwarding:
@@ -34,75 +35,71 @@ class Forwarding:
         remote = [lane for lane in lanes if lane.upstream]
         self._resolver = TaskThreads(2, "threadbridge-resolver") if remote else None
         self.upstreams = {lane: Upstream(lane, self._resolver) for lane in remote if self._resolver is not None}
-        self._forwards: set[Forward] = set()
+        self._requests: set[ForwardedRequest] = set()
         self._all_ended = asyncio.Event()
 
     def forward(self, exchange: Exchange) -> None:
         """Send a queued exchange to a host of its lane."""
-        if hops(exchange.headers) >= MAX_HOPS:
-            message = "request %s: refused, other bridges have forwarded it %d times already: see docs/fleet.md, Trust"
-            _looped.log(logging.ERROR, message, exchange.id, MAX_HOPS)
-            exchange.shed()
-            return
-        forward = Forward(exchange, self.upstreams[exchange.lane], self._on_end)
-        self._forwards.add(forward)
-        exchange.lane.send(exchange)
-        forward.begin()
+        request = ForwardedRequest(exchange, self.upstreams[exchange.lane], self._on_end)
+        self._requests.add(request)
+        exchange.lane.begin_elsewhere(exchange)
+        request.send_to_next()
 
     def is_up(self, lane: Lane) -> bool:
         """Return whether a host of this lane may be expected to answer."""
         return self.upstreams[lane].is_up
 
-    def _on_end(self, forward: Forward, exchange: Exchange) -> None:
-        self._forwards.discard(forward)
-        exchange.lane.take_back(exchange)
-        if not self._forwards:
+    def _on_end(self, request: ForwardedRequest, exchange: Exchange) -> None:
+        self._requests.discard(request)
+        exchange.lane.end_elsewhere(exchange)
+        if not self._requests:
             self._all_ended.set()
 
     async def drain(self) -> None:
         """Wait until no other host runs a request, even one whose client has left."""
-        while self._forwards:
+        while self._requests:
             self._all_ended.clear()
             await self._all_ended.wait()
 
     def close(self) -> None:
         """Close all connections, which cancels what still runs on other hosts."""
-        for forward in list(self._forwards):
-            forward.cancel()
+        for request in list(self._requests):
+            request.cancel()
         for upstream in self.upstreams.values():
             upstream.close()
         if self._resolver is not None:
             self._resolver.shutdown(wait=False)
 
 
-class Forward:
+class ForwardedRequest:
     """One exchange of a remote lane: sent to one host, and to the next only if it is known not to have run.
 
     The exchange's state says how far it is: ``QUEUED`` until bytes of it have been sent to a host, then ``RUNNING``.
+
+    :param on_end: called once, when no host has anything more to do for it.
     """
 
-    def __init__(self, exchange: Exchange, upstream: Upstream, on_end: Callable[[Forward, Exchange], None]) -> None:
+    def __init__(
+        self, exchange: Exchange, upstream: Upstream, on_end: Callable[[ForwardedRequest, Exchange], None]
+    ) -> None:
         self._exchange = exchange
         self._upstream = upstream
         self._on_end = on_end
         self._tried: list[Host] = []
         self._host: Host | None = None
         self._connection: ClientConnection | None = None
-        # Kept, because asyncio does not keep it.
+        # The task that connects to the host, as long as it does.
         self._connecting: asyncio.Future[ClientConnection] | None = None
         self._sender: BodySender | None = None
-        # The reads of earlier senders that were under way when these were stopped.
+        # Reads that were under way when their senders were stopped.
         self._readings: list[Future[bytes]] = []
-        self._response: ForwardedBody | None = None
-        # The latest refusal of a host that did not run it.
+        self._response: ForwardedResponseBody | None = None
+        # The latest response of a host that has refused to run it.
         self._refusal: tuple[Response, bytes] | None = None
         self._has_ended = False
 
-    def begin(self) -> None:
-        """Send it to a host."""
-        self._try_next()
-
-    def _try_next(self) -> None:
+    def send_to_next(self) -> None:
+        """Send it to a host that has not refused it; if there is none, answer 503."""
         if self._exchange.ended:
             # Its client has left, and it runs nowhere.
             self._end(0)
@@ -113,36 +110,45 @@ class Forward:
             return
         self._tried.append(host)
         self._host = host
-        host.begin()
-        self._try(host)
+        host.begin(self)
+        self._send_over_kept(host)
 
-    def _try(self, host: Host) -> None:
-        connection = host.take_kept()
-        if connection is None:
-            self._connecting = asyncio.ensure_future(host.connect())
-            self._connecting.add_done_callback(partial(self._on_connected, host))
-        else:
-            self._send(host, connection)
+    def _send_over_kept(self, host: Host) -> None:
+        while (connection := host.take_kept()) is not None:
+            if self._send(host, connection):
+                return
+        self._connecting = asyncio.ensure_future(host.connect())
+        self._connecting.add_done_callback(partial(self._on_connected, host))
 
     def _on_connected(self, host: Host, connecting: asyncio.Future[ClientConnection]) -> None:
-        error = connecting.exception()
-        if error is not None:
-            host.has_failed(f"cannot connect: {getattr(error, 'strerror', None) or error!r}")
-            if not self._has_ended:
-                self._leave_host()
-                self._try_next()
-        elif self._has_ended:
-            host.keep(connecting.result())
-        else:
-            self._send(host, connecting.result())
-
-    def _send(self, host: Host, connection: ClientConnection) -> None:
-        exchange = self._exchange
-        if exchange.ended:
-            self._leave_host()
-            host.keep(connection)
-            self._end(0)
+        self._connecting = None
+        if connecting.cancelled():
+            # By `cancel`, or because the loop ends.
             return
+        error = connecting.exception()
+        if self._has_ended:
+            # `cancel` came too late for the connection.
+            if error is None:
+                host.keep(connecting.result())
+            return
+        if error is not None:
+            self._cannot_send(host, f"cannot connect: {getattr(error, 'strerror', None) or error!r}")
+        elif self._exchange.ended:
+            host.keep(connecting.result())
+            self._leave_host()
+            self._end(0)
+        elif not self._send(host, connecting.result()):
+            # Not to be repeated: a host that accepts connections only to close them would get one after the other.
+            self._cannot_send(host, "the connection was closed at once")
+
+    def _cannot_send(self, host: Host, reason: str) -> None:
+        host.has_failed(reason)
+        self._leave_host()
+        self.send_to_next()
+
+    def _send(self, host: Host, connection: ClientConnection) -> bool:
+        """Send it; return False if the connection took not one byte, so that it cannot have run."""
+        exchange = self._exchange
         connection.begin(self, exchange.is_head)
         deadline = exchange.running.deadline
         assert deadline is not None
@@ -159,20 +165,26 @@ class Forward:
         )
         sender = self._sender = BodySender(exchange.body, exchange.spool, connection, self._on_unread_body)
         try:
-            sender.begin(head)
+            sender.send_head(head)
         except StreamClosedError:
-            # Not one byte has left, so that it cannot have run: the host had closed a kept connection.
             connection.close()
             self._sender = None
-            self._try(host)
-            return
+            return False
         self._connection = connection
         exchange.upstream = host.name
         if exchange.state is State.QUEUED:
             exchange.run_elsewhere(self.cancel)
+        sender.send_rest()
+        return True
 
     def _on_unread_body(self, reason: str) -> None:
-        self._fail("proxy_internal_error", reason)
+        """End it: this host cannot send it, for which the other is not to blame."""
+        message = "request %s cannot be forwarded: %s"
+        _unreadable.log(logging.ERROR, message, self._exchange.id, reason)
+        self._drop_connection()
+        self._leave_host()
+        self._end(0)
+        self._exchange.fail_elsewhere("proxy_internal_error", HTTPStatus.INTERNAL_SERVER_ERROR)
 
     # `ResponseReader`.
 
@@ -185,7 +197,7 @@ class Forward:
             self._refusal = response, body if complete else b""
             self._leave_host()
             self._leave_connection(host, connection, complete)
-            self._try_next()
+            self.send_to_next()
             return
         if complete:
             self._leave_host()
@@ -198,7 +210,7 @@ class Forward:
             self._leave_connection(host, connection, False)
             self._end(response.status)
         else:
-            self._response = ForwardedBody(exchange, connection, self.cancel)
+            self._response = ForwardedResponseBody(exchange, connection, self.cancel)
             exchange.send_head(forwarded_response(response), body, self._response)
 
     def on_body(self, body: bytes, complete: bool) -> None:
@@ -218,7 +230,7 @@ class Forward:
     def _leave_host(self) -> None:
         host, self._host = self._host, None
         if host is not None:
-            host.end()
+            host.end(self)
 
     def _leave_connection(self, host: Host, connection: ClientConnection, complete: bool) -> None:
         self._connection = None
@@ -251,8 +263,8 @@ class Forward:
             return
         response, body = refusal
         self._end(response.status)
-        if len(body) != response.length:
-            # It has not been read to its end.
+        if not exchange.is_head:
+            # It may not have been read to its end.
             response.length = len(body)
         exchange.send_head(forwarded_response(response), body, None)
 
@@ -277,6 +289,8 @@ class Forward:
     def cancel(self) -> None:
         """Stop it where it runs, by closing the connection."""
         if not self._has_ended:
+            if self._connecting is not None:
+                self._connecting.cancel()
             self._drop_connection()
             self._leave_host()
             self._end(0)
@@ -310,8 +324,8 @@ class Forward:
             body.close()
 
 
-class ForwardedBody:
-    """The body of a response on its way through: a `Source`. While the client is slow, nothing more is read."""
+class ForwardedResponseBody:
+    """The body of another host's response: a `Source`. While the client is slow, nothing more is read from the host."""
 
     def __init__(self, exchange: Exchange, connection: ClientConnection, cancel: Callable[[], None]) -> None:
         self._exchange = exchange
@@ -327,7 +341,7 @@ class ForwardedBody:
             self._pieces.append(data)
         if complete:
             self._complete = True
-            # It belongs to another request now.
+            # It may carry another request now.
             self._connection = None
         if self._reader_waits:
             self._reader_waits = False

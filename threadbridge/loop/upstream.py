@@ -36,10 +36,11 @@ class Host:
         self._origin = origin
         self._lane = lane
         self._resolver = resolver
-        # Failures since it last answered; until when, monotonic, it is left out; and whether a request tries it again.
+        # Failures since it last answered; until when it is left out, by `time.monotonic`; and the request that tries it
+        # again after that.
         self._failures = 0
-        self._out_until = 0.0
-        self._is_tried = False
+        self.out_until = 0.0
+        self._trial: object | None = None
         # The one used last is used next, so that those that are not needed are closed.
         self._kept: list[ClientConnection] = []
         self._open: set[ClientConnection] = set()
@@ -60,17 +61,19 @@ class Host:
 
     def may_be_tried(self, now: float) -> bool:
         """Return whether it gets requests: only one at a time while it has not answered since it failed."""
-        return not self._failures or (now >= self._out_until and not self._is_tried)
+        return not self._failures or (now >= self.out_until and self._trial is None)
 
-    def begin(self) -> None:
+    def begin(self, request: object) -> None:
         """Count a request that is about to be sent."""
         self.running += 1
-        self._is_tried = not self.is_up
+        if not self.is_up:
+            self._trial = request
 
-    def end(self) -> None:
-        """Count out a request, however it has ended."""
+    def end(self, request: object) -> None:
+        """Note that a request has ended here, in whatever way."""
         self.running -= 1
-        self._is_tried = False
+        if self._trial is request:
+            self._trial = None
 
     def has_answered(self, is_refusal: bool) -> None:
         """Note that it has answered a request, or has refused it unrun."""
@@ -86,7 +89,7 @@ class Host:
         """Leave it out for a while."""
         self.failed += 1
         now = time.monotonic()
-        if self._failures and now < self._out_until:
+        if self._failures and now < self.out_until:
             # Requests that were there when it failed; or all hosts are left out, and it was tried all the same.
             return
         left_out = min(LONGEST_LEFT_OUT, LEFT_OUT * 2**self._failures)
@@ -94,12 +97,7 @@ class Host:
             message = "lane %s: the host %s is left out for a while: %s"
             self._down_log.log(logging.WARNING, message, self._lane, self.name, reason)
         self._failures = min(self._failures + 1, 10)
-        self._out_until = now + left_out
-
-    @property
-    def out_until(self) -> float:
-        """Until when it is left out, monotonic."""
-        return self._out_until
+        self.out_until = now + left_out
 
     def take_kept(self) -> ClientConnection | None:
         """Return an idle connection that is still usable, if there is one."""
@@ -131,6 +129,9 @@ class Host:
         loop = asyncio.get_running_loop()
         self._sweeping = None
         too_old = [each for each in self._kept if each.idle_since <= loop.time() - KEPT_FOR]
+        # The oldest are first. Now, since one that had closed before it was kept does not tell again.
+        count = len(too_old)
+        del self._kept[:count]
         for connection in too_old:
             connection.close()
         if self._kept:

@@ -260,9 +260,10 @@ class Service:
             await self._admin.close()
         busy = [lane for lane in bridge.lanes if lane.busy]
         for lane in busy:
-            whose = "other hosts ran requests of" if lane.upstream else "threads of"
-            what = "" if lane.upstream else " were at work"
-            logger.error("stopped while %s the lane %s%s: %d", whose, lane.name, what, lane.busy)
+            message = "stopped while threads of the lane %s were at work: %d"
+            if lane.upstream:
+                message = "stopped while other hosts ran requests of the lane %s: %d"
+            logger.error(message, lane.name, lane.busy)
         if has_cut or busy:
             bridge.exchanges.watch.process_ends()
             bridge.exchanges.cut()
