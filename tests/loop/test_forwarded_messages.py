@@ -53,6 +53,21 @@ def test_what_a_trusted_proxy_says_of_the_client_is_passed_on() -> None:
         assert {record.id for record in [record_of(near)]} == {"of-nginx"}
 
 
+@pytest.mark.parametrize("xheaders", [False, True])
+def test_what_an_untrusted_client_says_of_itself_does_not_reach_a_host_that_trusts_this_one(xheaders: bool) -> None:
+    said = {"X-Forwarded-Host": "evil.example", "X-Forwarded-Prefix": "/evil", "X-Forwarded-For": "192.0.2.7"}
+    with BridgeThread(application, threads=1, xheaders=True) as far:
+        url = f"http://127.0.0.1:{far.port}"
+        with frontend(url, xheaders=xheaders) as near:
+            seen = json.loads(near.request("GET", "/far/", headers=said)[1])
+    if xheaders:
+        # Here it comes from a proxy on this machine.
+        assert seen["HTTP_X_FORWARDED_HOST"] == "evil.example" and seen["HTTP_X_FORWARDED_PREFIX"] == "/evil"
+    else:
+        assert seen["HTTP_X_FORWARDED_HOST"] == seen["HTTP_HOST"] and "HTTP_X_FORWARDED_PREFIX" not in seen
+        assert seen["REMOTE_ADDR"] == "127.0.0.1"
+
+
 @pytest.mark.parametrize("size", [0, 1, 100_000, 3_000_000])
 def test_a_body_arrives_whole_with_its_length(size: int) -> None:
     with BridgeThread(application, threads=1) as far, frontend(f"http://127.0.0.1:{far.port}") as near:
@@ -95,6 +110,7 @@ def test_fields_of_the_connection_are_not_passed_on_either_way() -> None:
             "X-Forwarded-Host": "a",
             "Via": "1.1 threadbridge",
             SENT_BY_LANE: "far",
+            "Connection": SENT_BY_LANE,
         }
         assert request.endswith(b"\r\n\r\nhi")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -13,7 +14,7 @@ from wsgiref.types import StartResponse, WSGIEnvironment
 
 import pytest
 
-from tests.support.inprocess import BridgeThread, wait_until
+from tests.support.inprocess import BridgeThread, reset, wait_until
 from tests.support.processes import free_port
 from tests.support.raw_server import OK, RawServer, answering
 from tests.support.remote_lane import NEVER_RAN, application, frontend, hosts, record_of
@@ -189,3 +190,51 @@ def test_a_full_bridge_says_that_a_request_has_not_run() -> None:
             assert hosts(near)[0].refused >= 1
         go_on.set()
         client.close()
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_a_host_that_only_closes_connections_is_tried_once(method: str) -> None:
+    """Such as a balancer without a server behind it: it must not get one connection after the other."""
+    accepted = 0
+
+    def reset_all() -> None:
+        nonlocal accepted
+        with contextlib.suppress(OSError):
+            while True:
+                reset(listener.accept()[0])
+                accepted += 1
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=reset_all)
+        thread.start()
+        try:
+            for sent in range(1, 21):
+                with frontend(f"http://127.0.0.1:{listener.getsockname()[1]}") as near:
+                    # 502 if it took the request before it closed the connection.
+                    assert near.request(method, "/far/")[0].status in (502, 503)
+                    wait_until(lambda: near.bridge.lanes[0].busy == 0, "it has ended")
+                    assert hosts(near)[0].failed == 1
+                assert accepted <= sent
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
+def test_a_body_that_cannot_be_read_is_no_failure_of_the_host(caplog: pytest.LogCaptureFixture) -> None:
+    def refuse(client: socket.socket, request: bytes) -> bool:
+        # The body has been read from the disk once. From now on there is no thread for that.
+        near.bridge.spool.threads.shutdown()
+        client.sendall(NEVER_RAN)
+        return True
+
+    with RawServer(refuse) as full, RawServer(answering(OK)) as other, frontend(full.url, other.url) as near:
+        # Its turn, if it is the first of the two again.
+        near.loop.call_soon_threadsafe(setattr, next(iter(near.bridge.forwarding.upstreams.values())), "_next", 1)
+        response, _ = near.request("POST", "/far/", body=b"x" * 3_000_000)
+        assert response.status == 500
+        assert response.headers["Proxy-Status"] == "threadbridge; error=proxy_internal_error"
+        assert "cannot be forwarded: no thread can be started" in caplog.text
+        refused, second = hosts(near)
+        assert (refused.refused, second.failed) == (1, 0) and second.is_up
+        wait_until(lambda: (near.bridge.lanes[0].busy, second.connections) == (0, 0), "nothing is left")
+        wait_until(lambda: near.bridge.spool.taken == 0, "the disk is free")

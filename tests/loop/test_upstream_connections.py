@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import select
 import socket
 import struct
 import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import pytest
+from tornado.iostream import StreamClosedError
 
-from tests.support.inprocess import wait_until
+from tests.support.inprocess import reset, wait_until
 from tests.support.raw_server import OK, RawServer, answering, whole_request
 from tests.support.remote_lane import NEVER_RAN, frontend, hosts
+from threadbridge import Lane
+from threadbridge.http.stream import PushStream
+from threadbridge.loop.upstream import KEPT_FOR, Upstream
 
 
 def test_connections_are_kept_and_a_closed_one_is_replaced_without_a_failure() -> None:
@@ -120,3 +129,83 @@ def test_an_early_answer_ends_the_connection_if_the_request_has_not_been_sent() 
         wait_until(lambda: near.bridge.spool.taken == 0, "the disk is free")
         far.close()
         client.close()
+
+
+def test_a_write_that_fails_after_a_part_has_been_sent_does_not_say_that_nothing_was() -> None:
+    """Otherwise the request would be sent again."""
+
+    class HalfSent(PushStream):
+        def _send_at_once(self, pieces: Sequence[bytes | memoryview]) -> int:
+            sent = super()._send_at_once(pieces)
+            reset(peer)
+            poll = select.poll()
+            poll.register(self.socket, 0)
+            assert poll.poll(10_000)
+            return sent
+
+    async def send() -> BaseException | None:
+        stream = HalfSent(ours)
+        written = stream.send(b"head", *[b"x" * 2_000_000] * 3)
+        assert written is not None
+        return written.exception()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        ours = socket.create_connection(listener.getsockname())
+        ours.setblocking(False)
+        peer, _ = listener.accept()
+        assert isinstance(asyncio.run(send()), StreamClosedError)
+
+
+def test_a_closed_connection_that_is_kept_is_forgotten_in_time() -> None:
+    with RawServer(answering(OK)) as far, frontend(far.url) as near:
+        near.request("GET", "/far/")
+        [host] = hosts(near)
+        [connection] = host._kept
+
+        async def sweep() -> list[object]:
+            connection.close()
+            while connection in host._kept:
+                await asyncio.sleep(0)
+            # As for a request whose client has left while this host connected.
+            host.keep(connection)
+            connection.idle_since -= KEPT_FOR
+            host._sweep()
+            return list(host._kept)
+
+        assert asyncio.run_coroutine_threadsafe(sweep(), near.loop).result(10) == []
+
+
+def test_only_one_request_tries_a_host_that_failed() -> None:
+    upstream = Upstream(Lane("far", upstream=["http://r1"]), ThreadPoolExecutor(1))
+    [host] = upstream.hosts
+    older, trial = object(), object()
+    host.begin(older)
+    host.has_failed("test")
+    assert not upstream.is_up
+    wait_until(lambda: upstream.is_up, "it may be tried again")
+    host.begin(trial)
+    assert not upstream.is_up
+    host.end(older)
+    assert not upstream.is_up
+    host.end(trial)
+    assert upstream.is_up and not host.is_up
+
+
+def test_closing_the_bridge_ends_attempts_to_connect(caplog: pytest.LogCaptureFixture) -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listener, ExitStack() as stack:
+        # Once its queue is full, it answers no further attempts.
+        while True:
+            filler = stack.enter_context(socket.socket())
+            filler.settimeout(0.2)
+            try:
+                filler.connect(listener.getsockname())
+            except TimeoutError:
+                break
+        with frontend(f"http://127.0.0.1:{listener.getsockname()[1]}") as near:
+            client = near.send(b"GET /far/ HTTP/1.1\r\nHost: a\r\n\r\n")
+            wait_until(lambda: bool(near.bridge.forwarding._requests), "it connects")
+            [request] = near.bridge.forwarding._requests
+        # The loop has ended.
+        assert request._connecting is None
+        client.close()
+    assert caplog.text == ""
