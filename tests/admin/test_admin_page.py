@@ -19,6 +19,7 @@ from tests.application.test_page import ARTEFACTS, DESKTOP, PHONE, running_brows
 from tests.support.admin_site import SqlSite, answer, write_token
 from tests.support.databases import Witness
 from tests.support.inprocess import wait_until
+from tests.support.processes import free_port
 
 # After a SELECT of something: waits, and is stopped at once, which a SLEEP is not always.
 WAIT = "GET_LOCK('held', 60) FROM seq_1_to_2"
@@ -147,6 +148,35 @@ def test_the_button_stops_one_query(browser: Chrome, site: SqlSite, witness: Wit
         move_pointer_away(browser)
         browser.execute_script("document.activeElement.blur()")
         wait_for(browser, lambda browser: len(texts(browser, "#rows tr")) == 1)
+
+
+def test_the_page_shows_on_which_host_a_request_runs_and_stops_it_there(
+    browser: Chrome, tmp_path: Path, mariadb: dict[str, str], witness: Witness
+) -> None:
+    for name in ("far", "near"):
+        (tmp_path / name).mkdir()
+    with SqlSite(tmp_path / "far", mariadb, "--xheaders") as far:
+        host, gone = f"127.0.0.1:{far.port}", f"127.0.0.1:{free_port()}"
+        with (
+            SqlSite(tmp_path / "near", mariadb, f"--lane=far:/sql*:http://{host},http://{gone}") as near,
+            ExitStack() as stack,
+        ):
+            # Both have had their turn.
+            near.run(stack, "SELECT 1")
+            near.run(stack, "SELECT 1")
+            client = stack.enter_context(near.send(f"/sql?{quote(f'SELECT 1, {WAIT}')}", "POST"))
+            wait_until(lambda: len(numbers_of(witness, "SELECT 1, GET_LOCK")) == 1, "it runs")
+            open_page(browser, near)
+            wait_for(browser, lambda browser: texts(browser, "#rows td.lane small") == [host])
+            [lane] = [text for text in texts(browser, "#lanes li") if text.startswith("far")]
+            assert "1 on other hosts" in lane and f"{host}: 1" in lane and f"{gone}: no answer" in lane
+            keep_screenshot(browser, "remote-desktop")
+            button = browser.find_element(By.CSS_SELECTOR, "#rows tr .stop")
+            button.click()
+            button.click()
+            wait_for(browser, lambda browser: texts(browser, "#rows tr.ended .badge") == ["504 expired"])
+            assert answer(client).startswith(b"HTTP/1.1 504 ")
+            wait_until(lambda: not numbers_of(witness, "SELECT 1, GET_LOCK"), "the database has stopped it")
 
 
 def stop_buttons(browser: Chrome) -> dict[str, float]:

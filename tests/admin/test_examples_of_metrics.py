@@ -12,7 +12,7 @@ from dbutils.pooled_db import PooledDB
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.processes import ROOT
-from threadbridge import Bridge
+from threadbridge import Bridge, Lane
 from threadbridge.admin.metrics import exposition
 from threadbridge.crossing.states import ENDINGS
 
@@ -32,8 +32,9 @@ def application(environ: WSGIEnvironment, start_response: StartResponse) -> list
 
 @pytest.fixture(scope="module")
 def samples() -> dict[str, set[str]]:
-    """The label names of all samples of a bridge with a pool, by the sample's name."""
-    bridge = Bridge(application, pool=PooledDB(sqlite3, maxconnections=1, database=":memory:"))
+    """The label names of all samples of a bridge with a pool and a remote lane, by the sample's name."""
+    far = Lane("far", "/far/*", upstream=["http://127.0.0.1:1"])
+    bridge = Bridge(application, pool=PooledDB(sqlite3, maxconnections=1, database=":memory:"), lanes=[far])
     found: dict[str, set[str]] = {}
     for family in text_string_to_metric_families(exposition(bridge, is_ready=True).decode()):
         for sample in family.samples:

@@ -7,6 +7,7 @@ import os
 import re
 import resource
 import shutil
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from tests.support.commands import threadbridge_in
 from tests.support.doctor_report import MYSQL, NO_DATABASE, SITE, Report, check, run_check
 from tests.support.installation import installed
 from tests.support.nginx_server import Nginx
-from tests.support.processes import ROOT
+from tests.support.processes import ROOT, free_port
 
 
 def test_all_is_well(mariadb: dict[str, str]) -> None:
@@ -59,7 +60,9 @@ def test_each_subject_is_explained() -> None:
     explained = re.search(r"\| subject \|.*?\n\n", page, re.DOTALL)
     assert explained is not None
     rows = [row.split("|")[1].strip() for row in explained[0].strip().splitlines()[2:]]
-    subjects = {*NO_DATABASE, *MYSQL, "nginx", "log directory", "log file", "socket directory"} - {"versions"}
+    subjects = {*NO_DATABASE, *MYSQL, "nginx", "log directory", "log file", "socket directory", "other hosts"} - {
+        "versions"
+    }
     assert sorted(", ".join(rows).split(", ")) == sorted(subjects)
 
 
@@ -71,6 +74,17 @@ def test_bodies_that_no_client_could_upload(mariadb: dict[str, str]) -> None:
     assert (report.bad, report.status) == ({"uploads": "warning"}, 1)
     assert report.advice("uploads").startswith(f"set --spool_size to at least {400 * 1024**2}, or --max_body_size to")
     assert check(mariadb, "--max_body_size=100M", "--spool_size=400M").bad == {}
+
+
+def test_other_hosts_cannot_be_reached(mariadb: dict[str, str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        up, down = f"http://127.0.0.1:{listener.getsockname()[1]}", f"http://127.0.0.1:{free_port()}"
+        report = check(mariadb, f"--lane=reports:/reports/*:{up},{down}", f"--long_upstream={down}")
+        assert report.bad == {"other hosts": "warning"}
+        assert report.message("other hosts") == f"{down} cannot be reached: Connection refused"
+        assert f"reports: up to 1000 requests on {up} and {down}" in report.message("queues")
+        report = check(mariadb, f"--lane=reports:/reports/*:{up}")
+        assert report.bad == {} and report.message("other hosts") == f"{up} can be reached"
 
 
 def test_no_request_may_wait(mariadb: dict[str, str]) -> None:

@@ -37,9 +37,24 @@ def test_lanes_given_as_texts_have_the_queue_of_the_other_lanes() -> None:
     ]
 
 
+def test_lanes_given_as_texts_may_have_other_hosts() -> None:
+    text = "a:/a/*:http://r1:8000, https://r2:443,b:/b:2"
+    lanes = resolve({"lanes": [text, "c:/c:http://[::1]:9000"]}, {}, {}).values["lanes"]
+    assert [(lane.name, lane.pattern, lane.threads, [*map(str, lane.upstream)]) for lane in lanes] == [
+        ("a", "/a/*", 0, ["http://r1:8000", "https://r2:443"]),
+        ("b", "/b", 2, []),
+        ("c", "/c", 0, ["http://[::1]:9000"]),
+    ]
+    assert ALL["lanes"].show(lanes) == "a:/a/*:http://r1:8000,https://r2:443,b:/b:2,c:/c:http://[::1]:9000"
+    for wrong in ("a:/a:http://", "a:/a:http://r1/path", "http://r1:8000", "a:/a:1,http://r1"):
+        with pytest.raises(ValueError, match="expected"):
+            resolve({"lanes": [wrong]}, {}, {})
+
+
 @pytest.mark.parametrize(
     ("keywords", "message"),
     [
+        ({"long_upstream": ["http://r1"], "schedule": "fair"}, "long_upstream needs schedule=cost"),
         ({"port": "8000"}, "port='8000': expected a number from 0 to 65535"),
         ({"port": True}, "port=True: expected a number from 0 to 65535"),
         ({"trusted_proxies": "10.0.0.1"}, "trusted_proxies='10.0.0.1': expected a list of texts"),

@@ -19,11 +19,13 @@ _LANE = {
     **dict.fromkeys(("threads", "busy", "queued", "queue"), int),
     "kept?": int,
     "short_below?": float,
+    "hosts?": [{"name": str, "running": int, "up": bool}],
 }
 _REQUEST = {
     **dict.fromkeys(("key", "id", "client", "method", "url", "lane"), str),
     **dict.fromkeys(("received", "waiting", "running", "database"), float),
     "statements": int,
+    "upstream?": str,
 }
 _RUNNING = {
     "state": str,

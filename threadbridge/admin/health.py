@@ -56,8 +56,14 @@ class Health:
         if draining:
             return Readiness(False, True, ("draining: this process is about to end",))
         bridge, desk = self._bridge, self._bridge.desk
-        can_run = {lane.name: bridge.exchanges.can_run(lane) for lane in bridge.lanes}
+        can_run = {lane.name: bridge.exchanges.can_run(lane) for lane in bridge.lanes if not lane.upstream}
         findings = [f"lane {name}: {'ok' if can else 'no thread can run'}" for name, can in can_run.items()]
+        # No reason to send requests of the other lanes elsewhere: all frontends would have it at the same time.
+        findings += [
+            f"lane {lane.name}: {'ok' if bridge.forwarding.is_up(lane) else 'no host answers'}"
+            for lane in bridge.lanes
+            if lane.upstream
+        ]
         ready = all(can_run.values())
         guards = list(desk)
         problems = await asyncio.gather(

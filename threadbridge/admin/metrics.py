@@ -18,6 +18,7 @@ from prometheus_client.samples import Sample
 
 from threadbridge.compiled import is_compiled
 from threadbridge.loop.bridge import Bridge
+from threadbridge.loop.forwarding import Forwarding
 from threadbridge.telemetry.totals import BOUNDS, Distribution
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 LANE = ("lane",)
 POOL = ("pool",)
+UPSTREAM = ("lane", "upstream")
 # By the attribute of `LaneTotals`.
 TIMES = (
     ("wait", "threadbridge_request_wait_seconds", "How long requests waited for a thread."),
@@ -56,6 +58,8 @@ def exposition(bridge: Bridge, is_ready: bool) -> bytes:
     families = [*_of_requests(bridge), *_of_process(bridge, is_ready), *ProcessCollector(registry=None).collect()]
     if any(bridge.desk):
         families += _of_pools(bridge.desk)
+    if bridge.forwarding.upstreams:
+        families += _of_hosts(bridge.forwarding)
     return generate_latest(_Families(families))
 
 
@@ -134,10 +138,39 @@ def _of_requests(bridge: Bridge) -> list[Metric]:
         _by_label(outgrown, {lane.name: lane.outgrown for lane in lanes}),
         _by_label(overestimated, {name: lane.overestimated for name, lane in totals.items()}),
         *(
-            _by_label(Gauge(metric, meaning, labels=LANE), {lane.name: getattr(lane, name) for lane in lanes})
+            _by_label(
+                Gauge(metric, meaning, labels=LANE),
+                {lane.name: getattr(lane, name) for lane in lanes if not lane.upstream},
+            )
             for name, metric, meaning in LANES
         ),
     ]
+
+
+def _of_hosts(forwarding: Forwarding) -> list[Metric]:
+    """For the other hosts of remote lanes."""
+    ended = Counter(
+        "threadbridge_upstream_requests",
+        "Requests sent to another host, by result: answered, refused (not run there) or failed.",
+        labels=(*UPSTREAM, "result"),
+    )
+    running = Gauge("threadbridge_upstream_running_requests", "Requests that are at another host.", labels=UPSTREAM)
+    connections = Gauge("threadbridge_upstream_connections", "Open connections to another host.", labels=UPSTREAM)
+    up = Gauge(
+        "threadbridge_upstream_up",
+        "Processes for which another host is up; for others it is left out.",
+        labels=UPSTREAM,
+    )
+    for lane, upstream in forwarding.upstreams.items():
+        for host in upstream.hosts:
+            labels = (lane.name, host.name)
+            ended.add_metric((*labels, "answered"), host.answered)
+            ended.add_metric((*labels, "refused"), host.refused)
+            ended.add_metric((*labels, "failed"), host.failed)
+            running.add_metric(labels, host.running)
+            connections.add_metric(labels, host.connections)
+            up.add_metric(labels, host.is_up)
+    return [ended, running, connections, up]
 
 
 def _of_pools(desk: Desk) -> list[Metric]:

@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from threadbridge.crossing.exchange import Exchange
+from threadbridge.crossing.lanes import Lane
 from threadbridge.crossing.schedule import has_outgrown
 from threadbridge.crossing.states import State
 from threadbridge.loop.bridge import Bridge
@@ -41,12 +42,20 @@ def snapshot(bridge: Bridge, history: History) -> dict[str, Any]:
     bridge.telemetry.flush()
     return {
         "now": wall,
-        "lanes": [{name: getattr(lane, name) for name in LANE} for lane in bridge.lanes],
+        "lanes": [{**{name: getattr(lane, name) for name in LANE}, **_hosts(bridge, lane)} for lane in bridge.lanes],
         "counts": counts,
         "requests": [_row(exchange, now, wall, starts.get(exchange)) for exchange in oldest],
         "finished": history.finished(),
         "slots": history.slots(),
     }
+
+
+def _hosts(bridge: Bridge, lane: Lane) -> dict[str, Any]:
+    """The other hosts, if this is a remote lane."""
+    if not lane.upstream:
+        return {}
+    hosts = bridge.forwarding.upstreams[lane].hosts
+    return {"hosts": [{"name": host.name, "running": host.running, "up": host.is_up} for host in hosts]}
 
 
 def _since(exchange: Exchange) -> float:
@@ -80,6 +89,7 @@ def _row(exchange: Exchange, now: float, wall: float, starts_in: float | None) -
         "method": exchange.start_line.method,
         "url": exchange.start_line.path[:LONGEST_TARGET],
         "lane": exchange.lane.name,
+        "upstream": exchange.upstream,
         "received": wall - (now - exchange.started),
         "since": wall - (now - _since(exchange)),
         "waiting": round(max(0.0, began - exchange.queued_at), 4) if exchange.queued_at else 0,

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import itertools
 import logging
+import math
 import os
 import threading
 import time
-from asyncio import Future
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from http import HTTPStatus
-from typing import Any, Protocol
 
 from tornado import httputil
 
@@ -24,38 +22,21 @@ from threadbridge.crossing.current import TrackedRequest
 from threadbridge.crossing.estimate import Estimate
 from threadbridge.crossing.hop import Hop
 from threadbridge.crossing.lanes import Lane
+from threadbridge.crossing.outgoing_response import Connection, OutgoingResponse
 from threadbridge.crossing.request_body import RequestBody
-from threadbridge.crossing.response_body import KEPT, Buffer, Channel, FileSource, Source, piece_size
+from threadbridge.crossing.response_body import KEPT, Buffer, Channel, FileSource, piece_size
 from threadbridge.crossing.routes import Routes
 from threadbridge.crossing.spool import Spool
-from threadbridge.crossing.states import ENDINGS, MOVES, State
+from threadbridge.crossing.states import State
 from threadbridge.http.forwarded import ClientAddress
-from threadbridge.http.response_head import ResponseHead, response_head
+from threadbridge.http.intermediary import PSEUDONYM
+from threadbridge.http.response_head import NEVER_RAN, ResponseHead, response_head
 
 logger = logging.getLogger("threadbridge")
 
-_slow_readers, _unreadable = RepeatedLog(logger), RepeatedLog(logger)
+_slow_readers = RepeatedLog(logger)
 
 _numbers = itertools.count(1)
-
-
-class Connection(Protocol):
-    """What an exchange needs of an HTTP connection; `HTTP1Connection` says what the methods mean."""
-
-    context: Any
-    refused_with: int
-    answers_after_end: bool
-    body_held: int
-
-    def set_close_callback(self, callback: Callable[[], None] | None) -> None: ...
-
-    def send_head(self, head: ResponseHead, chunk: bytes) -> Future[None] | None: ...
-
-    def send(self, pieces: Sequence[Buffer]) -> Future[None] | None: ...
-
-    def finish(self) -> None: ...
-
-    def close(self) -> None: ...
 
 
 class Shared:
@@ -88,7 +69,7 @@ class Shared:
         self.is_multiprocess = True
 
 
-class Exchange:
+class Exchange(OutgoingResponse):
     """One request and its response, from the request's head on.
 
     The loop owns everything except the state, which both sides move under a lock; the body, which is the worker's once
@@ -97,19 +78,17 @@ class Exchange:
     and the lane's lock orders the loop's writes before the worker's reads.
     """
 
-    status = 0
-    # By `time.monotonic`, or 0.0: when it was queued, a worker began, the response began, and all ended.
+    # By `time.monotonic`, or 0.0: when it was queued, and when a worker began.
     queued_at = 0.0
     run_at = 0.0
-    answered_at = 0.0
-    ended_at = 0.0
-    # Bytes of the response's body given to the connection.
-    sent = 0
     # Set on admission.
     lane: Lane
     peer: ClientAddress
     client = ""
     is_probe = False
+    # Whether the remote lane of another bridge has sent it, and the seconds that it has left in that case.
+    is_forwarded = False
+    time_left = math.inf
     running: TrackedRequest
     # Once it is queued, its lane's schedule changes it, under the lane's lock.
     estimate: Estimate
@@ -120,8 +99,11 @@ class Exchange:
     # Set by the worker; the loop sets the second, too, when no worker will come.
     thread_id: int | None = None
     worker_is_done = False
+    # In a remote lane: the host to which it was sent last, and the error type (RFC 9209, section 2.3) if that failed.
+    upstream = ""
+    upstream_error = ""
+    _forget_cancel: Callable[[], None]
     _channel: Channel | None = None
-    _source: Source | None = None
 
     def __init__(
         self,
@@ -130,36 +112,19 @@ class Exchange:
         start_line: httputil.RequestStartLine,
         headers: httputil.HTTPHeaders,
     ) -> None:
+        super().__init__(connection, shared.spool)
         # No other request of this process has this key.
         self.key = "%x-%06x" % (os.getpid(), next(_numbers))  # noqa: UP031 - compiled, f"{number:x}" takes much longer
         # The name in logs. A trusted proxy may give another, which need not be unique.
         self.id = self.key
-        self.state = State.RECEIVING
         self.started = time.monotonic()
         self.start_line = start_line
         self.headers = headers
         # The response to HEAD has no body (RFC 9110, section 9.3.2).
         self.is_head = start_line.method == "HEAD"
-        self.connection = connection
         self.shared = shared
-        self.spool = shared.spool
         self.body = RequestBody(shared.spool)
         self._hop = shared.hop
-        self._lock = threading.Lock()
-
-    def move(self, state: State) -> State | None:
-        """Go on to ``state`` if that move is legal; return the state that was left, or None. Either side."""
-        with self._lock:
-            left = self.state
-            if state not in MOVES[left]:
-                return None
-            self.state = state
-            return left
-
-    @property
-    def ended(self) -> bool:
-        """Whether nothing more can reach the client. Either side."""
-        return self.state in ENDINGS
 
     def on_connection_close(self) -> None:
         """End the exchange: its client has left, or its connection refuses the body or a slow reader. Loop side."""
@@ -201,9 +166,14 @@ class Exchange:
             self.worker_is_done = True
             self.body.discard()
             self.shared.routes.never_ran(self.running.route, self.is_probe)
-        elif left is not None and self.shared.cancellation.applies_to(self.start_line.method):
+        elif left is not None and self.is_cancellable:
             self.shared.cancellation.cancel(self.running)
         return left is not None
+
+    @property
+    def is_cancellable(self) -> bool:
+        """Whether it is cancelled when its client leaves or its deadline passes. Loop side."""
+        return self.is_forwarded or self.shared.cancellation.applies_to(self.start_line.method)
 
     # The worker runs the application.
 
@@ -250,12 +220,12 @@ class Exchange:
             self.spool.unread.add(len(body))
             self._hop.post(self._send_large, head, body)
         else:
-            self._hop.post(self._send_head, head, body, None)
+            self._hop.post(self.send_head, head, body, None)
 
     def respond_with_file(self, head: ResponseHead, file: FileSource) -> None:
         """Send a response whose body is a file; this takes no thread of the lane. Worker side."""
         self.response_status = head.status
-        self._hop.post(self._send_head, head, b"", file)
+        self._hop.post(self.send_head, head, b"", file)
 
     def start_stream(self, head: ResponseHead, chunk: Buffer) -> None:
         """Send the head and the beginning of the body; raises as `Channel.put`. Worker side."""
@@ -263,12 +233,12 @@ class Exchange:
         self._channel = Channel(
             self.spool,
             self.client,
-            wake=lambda: self._hop.post(self._pump),
+            wake=lambda: self._hop.post(self.pump),
             is_wanted=lambda: self.lane.queued > 0,
             cut=lambda: self._hop.post(self._cut_slow_reader),
         )
         size = piece_size(self.spool)
-        self._hop.post(self._send_head, head, bytes(chunk[:size]), self._channel)
+        self._hop.post(self.send_head, head, bytes(chunk[:size]), self._channel)
         if len(chunk) > size:
             self.stream(memoryview(chunk)[size:])
 
@@ -289,86 +259,49 @@ class Exchange:
         self.response_status = 500
         self._hop.post(self._fail, may_be_repeated)
 
-    # The response goes out.
-
     def _send_large(self, head: ResponseHead, body: bytes) -> None:
         try:
-            self._send_head(head, body, None)
+            self.send_head(head, body, None)
         finally:
             # The connection counts what could not be sent yet.
             self.spool.unread.add(-len(body))
 
-    def _send_head(self, head: ResponseHead, body: bytes, source: Source | None) -> None:
-        if not self.move(State.RESPONDING):
-            if source is not None:
-                source.close()
-            return
-        self._begin_response()
-        self._source = source
-        written = self._write_head(head, body)
-        if source is not None:
-            self._pump_after(written)
-            return
-        self.connection.finish()
-        if written is None:
-            # It is in the socket's buffer, as most responses are.
-            self._on_complete()
-        else:
-            written.add_done_callback(self._on_complete)
+    # Another host runs it, and the loop forwards it: all these are on the loop.
+
+    def run_elsewhere(self, cancel: Callable[[], None]) -> None:
+        """Run a queued exchange, of which bytes have been sent to another host; ``cancel()`` stops it there."""
+        self.claim()
+        self.run_at = time.monotonic()
+        self._forget_cancel = self.running.on_cancel(lambda: self._hop.post(cancel), wait=False)
+
+    def came_back(self, status: int) -> None:
+        """Note that the other host has nothing more to do for it; ``status`` is 0 if it has not answered."""
+        self._forget_cancel()
+        self.response_status = status
+        self._learn_cost()
+        self.worker_is_done = True
+
+    def fail_elsewhere(self, error: str, status: HTTPStatus = HTTPStatus.BAD_GATEWAY) -> None:
+        """Answer with this status and the error type (RFC 9209, section 2.3); cut a response that has begun."""
+        left = self.move(State.FAILED)
+        if left is not None:
+            self.upstream_error = error
+        if left is State.RESPONDING:
+            self._cut()
+        elif left is not None:
+            self._answer_plainly(status)
+
+    def refuse_loop(self) -> None:
+        """Answer 502: bridges have forwarded it to each other."""
+        if self._stop(State.FAILED):
+            self.upstream_error = "proxy_loop_detected"
+            self._answer_plainly(HTTPStatus.BAD_GATEWAY)
 
     def _begin_response(self) -> None:
         # Before the response: the client's next request on this route should find its lane.
         self.running.is_answered = True
-        self.shared.routes.ran(self.running.route, self.is_probe)
-
-    def _write_head(self, head: ResponseHead, body: bytes) -> Future[None] | None:
-        self.status = head.status
-        self.answered_at = time.monotonic()
-        self.sent = len(body)
-        return self.connection.send_head(head, body)
-
-    def _pump_after(self, written: Future[None] | None) -> None:
-        if written is None:
-            # Not at once: a client that reads without pause must not keep others waiting.
-            asyncio.get_running_loop().call_soon(self._pump)
-        else:
-            written.add_done_callback(self._pump)
-
-    def _pump(self, written: Future[None] | None = None) -> None:
-        """Write what there is of the body; repeated when it has been sent, or when there is more. Loop side."""
-        if self.ended:
-            return
-        assert self._source is not None
-        taken = self._source.take()
-        if taken is None:
-            return
-        if callable(taken):
-            loop = asyncio.get_running_loop()
-            try:
-                loop.run_in_executor(self.spool.threads, taken).add_done_callback(self._fetched)
-            except RuntimeError:
-                # No thread for the disk can be started; that is logged.
-                loop.call_later(0.25, self._pump)
-        elif taken:
-            self._send(taken)
-        else:
-            self.connection.finish()
-            self._on_complete()
-
-    def _fetched(self, data: Future[bytes]) -> None:
-        # Always: asyncio logs exceptions that nothing has asked for.
-        error = data.exception()
-        if self.ended:
-            return
-        if error is None:
-            self._send((data.result(),))
-        else:
-            _unreadable.log(logging.ERROR, "request %s: cannot read the rest of its response: %s", self.id, error)
-            self._fail()
-
-    def _send(self, pieces: Sequence[Buffer]) -> None:
-        self.sent += sum(map(len, pieces))
-        self._pump_after(self.connection.send(pieces))
+        if not self.lane.upstream:
+            self.shared.routes.ran(self.running.route, self.is_probe)
 
     def _cut_slow_reader(self) -> None:
         """End a response whose client reads too slowly while other requests wait for its thread."""
@@ -382,18 +315,10 @@ class Exchange:
             self.connection.close()
             self._end(HTTPStatus.REQUEST_TIMEOUT.value)
 
-    def _on_complete(self, written: Future[None] | None = None) -> None:
-        if written is not None and written.exception() is not None:
-            # The client has left: the close callback ends the exchange.
-            return
-        if self.move(State.DONE):
-            self._end(self.status)
-
     def _fail(self, may_be_repeated: bool = False) -> None:
         left = self.move(State.FAILED)
         if left is State.RESPONDING:
-            self.connection.close()
-            self._end(self.status)
+            self._cut()
         elif left is not None:
             self._begin_response()
             self._answer_plainly(HTTPStatus(503 if may_be_repeated else 500))
@@ -403,14 +328,15 @@ class Exchange:
         fields = [("Content-Type", "text/plain; charset=utf-8"), ("X-Request-ID", self.id)]
         if status is HTTPStatus.SERVICE_UNAVAILABLE:
             fields.append(("Retry-After", str(self.lane.retry_after(self))))
+        if self.state is State.SHED:
+            fields.append(NEVER_RAN)
+        if self.upstream_error:
+            fields.append(("Proxy-Status", f"{PSEUDONYM}; error={self.upstream_error}"))
         head = response_head(status.value, status.phrase, fields, len(body))
         self._write_head(head, b"" if self.is_head else body)
         self.connection.finish()
         self._end(status.value)
 
     def _end(self, status: int) -> None:
-        if self._source is not None:
-            self._source.close()
-        self.status = status
-        self.ended_at = time.monotonic()
+        super()._end(status)
         self.shared.ended(self)

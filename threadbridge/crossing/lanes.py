@@ -8,18 +8,21 @@ import math
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from threadbridge.common.repeated_log import RepeatedLog
 from threadbridge.common.worker_threads import WorkerThreads
 from threadbridge.crossing.costs import Costs
 from threadbridge.crossing.schedule import Job, Schedule
+from threadbridge.http.client_connection import Origin, origin_of
 
 logger = logging.getLogger("threadbridge")
 
 # The weight of the latest service time in the average from which Retry-After is estimated.
 LATEST_COUNTS = 0.1
 LONGEST_RETRY_AFTER = 600
+# Of a remote lane's ``queue``, one client may take a quarter.
+PART_PER_CLIENT = 4
 
 
 def compiled(*patterns: str) -> Callable[[str], re.Match[str] | None]:
@@ -33,17 +36,22 @@ def compiled(*patterns: str) -> Callable[[str], re.Match[str] | None]:
 class Lane:
     """A bounded queue with its own threads, for requests whose paths match a pattern.
 
+    With ``upstream``, it is a remote lane: other hosts run its requests, and it has neither threads nor a queue of its
+    own.
+
     :param name: appears in logs and in the threads' names; letters, digits, ``-`` and ``_``.
     :param pattern: the lane's paths; ``*`` matches any characters, ``?`` matches one. It is compared with
         ``PATH_INFO``: the decoded path, otherwise not normalised.
-    :param threads: how many requests run at once.
+    :param threads: how many requests run at once; required unless there is an ``upstream``.
     :param queue: how many more may wait; with ``costs``, so many short ones and so many others. Beyond that, the newest
-        request of the client with the most waiting requests, perhaps the one that has just come, is answered 503.
+        request of the client with the most waiting requests, perhaps the one that has just come, is answered 503. For a
+        remote lane: how many may be at the other hosts, a quarter of them for one client.
     :param deadline: seconds in which a request must be answered, or it is answered 504; None: the bridge's deadline.
     :param connections: how many connections the requests share, each of which it may hold for a part of its time; 0: as
         many as there are threads. Long requests are counted against them, so that short ones find one.
     :param costs: what requests cost, if those that are expected to be short are not to wait for long ones; None: the
         clients simply take turns.
+    :param upstream: the URLs of other hosts that serve the application with threadbridge, such as ``http://r1:8000``.
 
     Raises ``ValueError`` for an unusable value. One lock guards the jobs and the number of threads at work. Jobs are
     claimed under it, so that none is both waiting and running.
@@ -54,20 +62,29 @@ class Lane:
         name: str,
         pattern: str = "*",
         *,
-        threads: int,
+        threads: int = 0,
         queue: int = 1000,
         deadline: float | None = None,
         connections: int = 0,
         costs: Costs | None = None,
+        upstream: Sequence[str] = (),
     ) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
             raise ValueError(f"a lane's name has only letters, digits, '-' and '_', not {name!r}")
         if not pattern.startswith(("/", "*")):
             raise ValueError(f"lane {name}: the pattern {pattern!r} matches no path; begin it with '/' or '*'")
-        if threads < 1:
+        try:
+            self.upstream: tuple[Origin, ...] = tuple(dict.fromkeys(map(origin_of, upstream)))
+        except ValueError as error:
+            raise ValueError(f"lane {name}: upstream={error}") from None
+        if upstream and threads:
+            raise ValueError(f"lane {name}: give threads or upstream; a remote lane has no threads")
+        if threads < 1 and not upstream:
             raise ValueError(f"lane {name}: threads={threads}; a lane needs at least 1 thread")
         if queue < 0:
             raise ValueError(f"lane {name}: queue={queue}; give 0 or more waiting requests")
+        if upstream and not queue:
+            raise ValueError(f"lane {name}: queue=0; a remote lane needs room for at least 1 request")
         if deadline is not None and not deadline > 0:
             raise ValueError(f"lane {name}: deadline={deadline}; give a positive number of seconds")
         self.name = name
@@ -80,9 +97,11 @@ class Lane:
         self._failed = RepeatedLog(logger)
         self._matches = compiled(pattern)
         self._lock = threading.Lock()
-        self._threads = WorkerThreads(f"threadbridge-{name}", threads, self._work, self._lock)
+        self._threads = WorkerThreads(f"threadbridge-{name}", max(1, threads), self._work, self._lock)
         self._schedule = Schedule(threads, costs, self.connections)
+        # Those of a remote lane, which only the loop changes, run on other hosts; and how many each client has there.
         self._running: set[Job] = set()
+        self._elsewhere: dict[str, int] = {}
         # Running jobs that do not count: another may run in place of each, in a spare thread if need be.
         self._replaced: set[Job] = set()
         # Running jobs that will be replaced, in this order, as replaced ones come back.
@@ -98,7 +117,8 @@ class Lane:
         self._service_time = 0.0
 
     def __repr__(self) -> str:
-        return f"Lane({self.name!r}, {self.pattern!r}, threads={self.threads}, queue={self.queue})"
+        where = f"upstream={[*map(str, self.upstream)]}" if self.upstream else f"threads={self.threads}"
+        return f"Lane({self.name!r}, {self.pattern!r}, {where}, queue={self.queue})"
 
     def matches(self, path: str) -> bool:
         """Return whether a request for this path belongs here."""
@@ -106,9 +126,9 @@ class Lane:
 
     @property
     def busy(self) -> int:
-        """The number of threads at work, including replaced ones. Either side."""
+        """The number of threads at work, including replaced ones, or of requests at other hosts. Either side."""
         with self._lock:
-            return self._at_work
+            return len(self._running) if self.upstream else self._at_work
 
     @property
     def queued(self) -> int:
@@ -146,8 +166,10 @@ class Lane:
         """Return whether a thread of the lane can take requests, now or when the running ones are answered. Loop side.
 
         False if all threads, spare ones included, are stuck (`replace` was called for their jobs), or if all that exist
-        are stuck and no other can be started; after a failed start, this tries again.
+        are stuck and no other can be started; after a failed start, this tries again. A remote lane needs no thread.
         """
+        if self.upstream:
+            return True
         with self._lock:
             if len(self._to_replace) >= self.threads:
                 return False
@@ -159,18 +181,33 @@ class Lane:
     def has_room(self, job: Job) -> bool:
         """Return whether this job would run or may wait. Loop side."""
         with self._lock:
-            self._schedule.file(job)
+            self._file(job)
             return not self._is_closed and self._has_room(job)
+
+    def class_of(self, job: Job) -> str:
+        """Return the class in which the job would wait; "" if costs do not matter. Loop side."""
+        with self._lock:
+            self._file(job)
+            return job.estimate.cost_class
+
+    def _file(self, job: Job) -> None:
+        # In a remote lane, it keeps the class that it had in the lane from which it came.
+        if not self.upstream:
+            self._schedule.file(job)
 
     def has_room_for(self, job: Job) -> bool:
         """Return whether there is room for this job, or `displace` would make room. Loop side."""
         with self._lock:
-            self._schedule.file(job)
+            self._file(job)
             return not self._is_closed and (
-                self._has_room(job) or not self._schedule.longest_queue_like(job.estimate).is_largest(job.client)
+                self._has_room(job)
+                or not (self.upstream or self._schedule.longest_queue_like(job.estimate).is_largest(job.client))
             )
 
     def _has_room(self, job: Job) -> bool:
+        if self.upstream:
+            of_client = self._elsewhere.get(job.client, 0)
+            return len(self._running) < self.queue and of_client < max(1, self.queue // PART_PER_CLIENT)
         return self._schedule.room_for(job.estimate, time.monotonic()) > -self.queue
 
     def displace(self, job: Job) -> Job | None:
@@ -181,7 +218,7 @@ class Lane:
         """
         with self._lock:
             queue = self._schedule.longest_queue_like(job.estimate)
-            if self._is_closed or queue.is_largest(job.client):
+            if self._is_closed or self.upstream or queue.is_largest(job.client):
                 return None
             displaced = queue.newest_of_largest()
             self._schedule.remove(displaced)
@@ -209,6 +246,9 @@ class Lane:
 
     def retry_after(self, job: Job) -> int:
         """Estimate the seconds until the queue before the job has been served. Loop side."""
+        if self.upstream:
+            # Nothing waits here.
+            return 1
         seconds = self.expected_wait(job)
         if not (job.estimate.cost_class and job.estimate.is_known):
             seconds = max(seconds, self._service_time * (self.queued + 1) / self.threads)
@@ -281,6 +321,20 @@ class Lane:
                 self._guests.discard(job)
                 self._schedule.end(job, now)
                 self._start_thread(now)
+
+    def begin_elsewhere(self, job: Job) -> None:
+        """Count a job of a remote lane, until `end_elsewhere`. Loop side."""
+        with self._lock:
+            self._running.add(job)
+            self._elsewhere[job.client] = self._elsewhere.get(job.client, 0) + 1
+
+    def end_elsewhere(self, job: Job) -> None:
+        """Note that a job of a remote lane has ended. Loop side."""
+        with self._lock:
+            self._running.discard(job)
+            self._elsewhere[job.client] -= 1
+            if not self._elsewhere[job.client]:
+                del self._elsewhere[job.client]
 
     def _work(self) -> None:
         with self._lock:

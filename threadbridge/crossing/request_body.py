@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import errno
 import io
+import os
 import tempfile
 from typing import IO
 
+from threadbridge.crossing.response_body import PIECE
 from threadbridge.crossing.spool import Spool
 from threadbridge.http.limits import SMALL_PIECE
 
@@ -101,6 +103,23 @@ class RequestBody:
             return io.BytesIO(b"".join(self._chunks))
         self._file.seek(0)
         return io.BufferedRandom(self._file)  # type: ignore[arg-type]
+
+    @property
+    def is_in_file(self) -> bool:
+        """Whether a part of it is on the disk. Loop side."""
+        return self._file is not None
+
+    def pieces(self) -> list[memoryview]:
+        """Return a complete body that is in memory: instead of `open`, and as often as needed. Loop side."""
+        return [memoryview(chunk) for chunk in self._chunks]
+
+    def read_at(self, position: int) -> bytes:
+        """Return a piece of a complete body that is in the file. In a disk thread; it must end before `close`."""
+        assert self._file is not None
+        data = os.pread(self._file.fileno(), PIECE, position)
+        if not data:
+            raise EOFError("the temporary file of a request's body is too short")
+        return data
 
     def close(self) -> None:
         """Give memory and disk space back, even if closing the file fails. Worker side, or a disk thread."""

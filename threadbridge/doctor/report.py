@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import resource
+import socket
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,7 @@ from threadbridge.doctor import Finding, Level, error, ok, warning
 from threadbridge.doctor.database import check_database, server_of
 from threadbridge.doctor.load import Load
 from threadbridge.doctor.nginx import NginxConfigError, read_timeouts
+from threadbridge.http.client_connection import CONNECT_TIME, Origin
 from threadbridge.loop.bridge import Bridge
 from threadbridge.process.application_pools import ApplicationPools
 from threadbridge.settings.table import ALL, CommandLineSettings, Resolved
@@ -86,6 +88,9 @@ def examine(settings: CommandLineSettings, bridge: Bridge, found: ApplicationPoo
     yield "hot path", _hot_path()
     yield "queues", _queues(settings, lanes)
     yield "open files", _files(lanes, sum(sizes.values()))
+    hosts = list(dict.fromkeys(origin for lane in lanes for origin in lane.upstream))
+    if hosts:
+        yield "other hosts", _hosts(hosts)
     yield "uploads", _uploads(settings["max_body_size"], settings["spool_size"])
     if log is not None:
         yield _log(log)
@@ -156,13 +161,19 @@ def _queues(settings: CommandLineSettings, lanes: Sequence[Lane]) -> Finding:
             "is long, requests start with no time left",
             f"set --queue_timeout to less than the deadline, such as {shortest / 6:g}",
         )
-    shown = [f"{lane.name}: {_count(lane.threads, 'thread')}, up to {lane.queue} waiting requests" for lane in lanes]
+    shown = [
+        f"{lane.name}: up to {lane.queue} requests on {' and '.join(map(str, lane.upstream))}"
+        if lane.upstream
+        else f"{lane.name}: {_count(lane.threads, 'thread')}, up to {lane.queue} waiting requests"
+        for lane in lanes
+    ]
     return ok(f"{'; '.join(shown)}; a request waits for {timeout:g} s at most")
 
 
 def _files(lanes: Sequence[Lane], connections: int) -> Finding:
     running = sum(lane.threads for lane in lanes) + connections + OWN_FILES
-    needed = running + sum(lane.queue for lane in lanes)
+    # A request at another host takes two.
+    needed = running + sum(lane.queue * (2 if lane.upstream else 1) for lane in lanes)
     limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     when_full = f"needs about {needed} when its queues are full"
     if limit == resource.RLIM_INFINITY:
@@ -177,6 +188,21 @@ def _files(lanes: Sequence[Lane], connections: int) -> Finding:
     if limit < running:
         return error(f"{allowed} needs about {running} when all its threads are busy", advice)
     return warning(f"{allowed} {when_full}; at the limit no more clients can connect", advice)
+
+
+def _hosts(origins: Sequence[Origin]) -> Finding:
+    problems = []
+    for origin in origins:
+        try:
+            socket.create_connection((origin.host, origin.port), timeout=CONNECT_TIME).close()
+        except OSError as failure:
+            problems.append(f"{origin} cannot be reached: {failure.strerror or failure}")
+    if not problems:
+        return ok(f"{' and '.join(map(str, origins))} can be reached")
+    return warning(
+        "; ".join(problems),
+        "start threadbridge there, or check the URL in --lane or --long_upstream, --address there, and the firewall",
+    )
 
 
 def _uploads(largest: int, spool_size: int) -> Finding:

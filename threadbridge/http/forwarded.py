@@ -147,8 +147,7 @@ class ForwardedHeaders:
         Headers that do not count are removed, because applications would trust them.
         """
         if not self._is_trusted(peer.address):
-            for name in [name for name in headers if name in _NAMES or name.startswith("X-Forwarded-")]:
-                del headers[name]
+            remove_forwarded(headers)
             return peer
         for name in self._removed:
             if name in headers:
@@ -161,6 +160,10 @@ class ForwardedHeaders:
         if not address and not scheme:
             return peer
         return ClientAddress(address or peer.address, scheme or peer.scheme, "" if address else peer.port)
+
+    def trusts(self, peer: ClientAddress) -> bool:
+        """Return whether a peer is a trusted proxy."""
+        return self._is_trusted(peer.address)
 
     def request_id_of(self, peer: ClientAddress, headers: HTTPHeaders) -> str:
         """Return a trusted proxy's ``X-Request-ID``; "" if there is none, or it is unfit for logs and URLs."""
@@ -196,6 +199,12 @@ class ForwardedHeaders:
                 if not self._is_trusted(address):
                     return address, scheme
         return address, scheme
+
+
+def remove_forwarded(headers: HTTPHeaders) -> None:
+    """Remove what only a proxy may say of a client."""
+    for name in [name for name in headers if name in _NAMES or name.startswith("X-Forwarded-")]:
+        del headers[name]
 
 
 def _elements(line: str) -> list[dict[str, str]] | None:

@@ -9,7 +9,7 @@ from http.client import responses as phrases
 
 from tornado.httputil import HTTPHeaders
 
-from threadbridge.http.response_head import http_date, response_head
+from threadbridge.http.response_head import NEVER_RAN, http_date, response_head
 
 # RFC 3986, sections 3.2.2 and 3.2.3: reg-name or IP-literal, and a port. Empty is allowed (RFC 9110, section 7.2).
 _HOST = re.compile(r"(?:(?:[A-Za-z0-9._~!$&'()*+,;=-]++|%[0-9A-Fa-f]{2})*+|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?").fullmatch
@@ -39,7 +39,7 @@ class BadRequest(Exception):
         """The whole response."""
         fields = [("Content-Type", "text/plain; charset=utf-8"), ("Date", http_date()), ("Connection", "close")]
         if self.status == 503:
-            fields.append(("Retry-After", "1"))
+            fields += [("Retry-After", "1"), NEVER_RAN]
         head = response_head(self.status, phrases[self.status], fields, len(self.body))
         return head.lines + b"\r\n" + self.body
 

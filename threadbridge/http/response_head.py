@@ -11,6 +11,14 @@ from typing import NamedTuple
 
 from tornado.httputil import HTTPHeaders, ResponseStartLine
 
+# The fields of one connection (RFC 9110, section 7.6.1): neither an application nor another server sets them here.
+_OF_PROXIES = ("proxy-authenticate", "proxy-authorization", "proxy-connection")
+HOP_BY_HOP = frozenset({"connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade", *_OF_PROXIES})
+
+# In 503 responses: the request has not run, so that a proxy may send it elsewhere, even a POST. HTTP/2 has
+# REFUSED_STREAM for this (RFC 9113, section 8.7), but HTTP/1.1 has nothing.
+NEVER_RAN = ("X-Threadbridge-Ran", "no")
+
 _UNSAFE = re.compile(r"[\r\n\0]").search
 
 # The latest `http_date`: one tuple, so that no thread ever sees one second with the text of another.

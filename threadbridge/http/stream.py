@@ -74,6 +74,11 @@ class PushStream(IOStream):
             self.paused = False
             self._add_io_state(IOLoop.READ)
 
+    @property
+    def descriptor(self) -> int | None:
+        """The descriptor of its socket, as long as that is open."""
+        return None if self.closed() else int(self.socket.fileno())
+
     def has_unread(self) -> bool:
         """Whether bytes have arrived that are still in the kernel."""
         try:
@@ -106,7 +111,10 @@ class PushStream(IOStream):
         return self._total_write_done_index - int.from_bytes(waiting, sys.byteorder)
 
     def send(self, *pieces: bytes | memoryview) -> Future[None] | None:
-        """Write; returns None if all bytes have left, or else the future of `write`. Raises `StreamClosedError`."""
+        """Write; returns None if all bytes have left, or else the future of `write`.
+
+        Raises `StreamClosedError` only if none have left.
+        """
         left: Sequence[bytes | memoryview] = pieces
         if not self._write_buffer:
             self._check_closed()
@@ -126,7 +134,13 @@ class PushStream(IOStream):
             if not left:
                 return None
         # The future of the last piece is done when all have left.
-        return [self.write(piece) for piece in left or (b"",)][-1]
+        written = None
+        for piece in left or (b"",):
+            if written is not None and self._closed:
+                # It has failed. To write more would raise `StreamClosedError`, as if not one byte had left.
+                return written
+            written = self.write(piece)
+        return written
 
     def _send_at_once(self, pieces: Sequence[bytes | memoryview]) -> int:
         return self.socket.sendmsg(pieces) if len(pieces) > 1 else self.socket.send(pieces[0])
@@ -196,7 +210,7 @@ class PushSSLStream(SSLIOStream, PushStream):
         except (OSError, AttributeError) as error:
             # The rest are clients that left: port checks, or resets before the TLS socket was made.
             if isinstance(error, SSLError) and not isinstance(error, (SSLEOFError, SSLZeroReturnError)):
-                _handshake_log.log(logging.INFO, "a client's TLS handshake failed: %s", error)
+                _handshake_log.log(logging.INFO, "a TLS handshake failed: %s", error)
             self.close(exc_info=error)
             return
         super()._do_ssl_handshake()

@@ -13,13 +13,16 @@ from tornado import httputil
 from threadbridge.common.repeated_log import RepeatedLog
 from threadbridge.crossing.current import TrackedRequest
 from threadbridge.crossing.estimate import MAX_TEXT, Estimate
-from threadbridge.crossing.exchange import Connection, Exchange, Shared
+from threadbridge.crossing.exchange import Exchange, Shared
 from threadbridge.crossing.lanes import Lane
+from threadbridge.crossing.outgoing_response import Connection
 from threadbridge.crossing.routes import Route
 from threadbridge.crossing.states import State
-from threadbridge.http.forwarded import ForwardedHeaders, client_of, peer_of
+from threadbridge.http.forwarded import ForwardedHeaders, client_of, peer_of, remove_forwarded
+from threadbridge.http.intermediary import MAX_HOPS, SENT_BY_LANE, TIME_LEFT, hops, is_sent_by_lane, seconds_left
 from threadbridge.http.server import RequestContext
 from threadbridge.loop.exchanges import Exchanges
+from threadbridge.loop.forwarding import Forwarding
 from threadbridge.loop.lane_choice import LaneChoice
 from threadbridge.worker.environ import path_info_of
 
@@ -31,6 +34,7 @@ class Admission:
 
     :param deadline: seconds from a request's end to its response's beginning, in lanes without their own deadline.
     :param queue_timeout: seconds that a request may wait; one that would wait for longer is refused at once.
+    :param forwarding: sends the requests of remote lanes to other hosts.
     :param forwarded: reads what trusted proxies say of clients; None to believe none.
     """
 
@@ -39,6 +43,7 @@ class Admission:
         shared: Shared,
         choice: LaneChoice,
         exchanges: Exchanges,
+        forwarding: Forwarding,
         deadline: float,
         queue_timeout: float,
         *,
@@ -48,10 +53,11 @@ class Admission:
         self._shared = shared
         self._choice = choice
         self._exchanges = exchanges
+        self._forwarding = forwarding
         self._deadline = deadline
         self._queue_timeout = queue_timeout
         self._client_key = client_key
-        self._key_failed = RepeatedLog(logger)
+        self._key_failed, self._looped = RepeatedLog(logger), RepeatedLog(logger)
         self._forwarded = forwarded
         self._lanes_to_wake: set[Lane] = set()
 
@@ -66,9 +72,12 @@ class Admission:
         if self._forwarded is not None:
             exchange.peer = self._forwarded.client_of(peer, headers)
             exchange.id = self._forwarded.request_id_of(peer, headers) or exchange.id
+            if (SENT_BY_LANE in headers or TIME_LEFT in headers) and self._forwarded.trusts(peer):
+                exchange.is_forwarded = is_sent_by_lane(headers)
+                exchange.time_left = seconds_left(headers)
         exchange.client = client_of(exchange.peer.address) if self._client_key is None else self._key_of(exchange)
         path = path_info_of(start_line.path)
-        exchange.lane, route, exchange.is_probe = self._choice.choose(start_line.method, path)
+        exchange.lane, route, exchange.is_probe = self._choice.choose(start_line.method, path, exchange.is_forwarded)
         exchange.running = TrackedRequest(exchange.id, None, route, exchange.client)
         exchange.running.lane = exchange.lane
         exchange.estimate = self._estimate_of(exchange, route, path)
@@ -112,14 +121,37 @@ class Admission:
         if exchange.is_probe and not self._choice.may_probe():
             self._move(exchange, self._choice.main)
         self._add_form(exchange)
+        self._send_elsewhere_if_long(exchange)
         # First, as otherwise another might be refused for it in vain.
         if self._waits_too_long(exchange) or not self._makes_room_for(exchange):
             exchange.shed()
+        elif exchange.lane.upstream and hops(exchange.headers) >= MAX_HOPS:
+            # No 503, or each bridge on the way would try all its other hosts.
+            message = "request %s: refused, other bridges have forwarded it %d times already: see docs/fleet.md, Trust"
+            self._looped.log(logging.ERROR, message, exchange.id, MAX_HOPS)
+            exchange.refuse_loop()
         elif exchange.move(State.QUEUED):
             exchange.queued_at = time.monotonic()
-            exchange.running.deadline = exchange.queued_at + (exchange.lane.deadline or self._deadline)
+            limit = exchange.queued_at + (exchange.lane.deadline or self._deadline)
+            exchange.running.deadline = min(limit, exchange.started + exchange.time_left)
             exchange.connection.set_close_callback(exchange.on_connection_close)
-            self._put(exchange)
+            if exchange.lane.upstream:
+                if self._forwarded is None:
+                    # Here nothing is trusted, but the other host trusts this one.
+                    remove_forwarded(exchange.headers)
+                self._forwarding.forward(exchange)
+            else:
+                self._put(exchange)
+
+    def _send_elsewhere_if_long(self, exchange: Exchange) -> None:
+        """Let other hosts run a request that is long as far as is known, if there are such hosts."""
+        lane = self._choice.long
+        if lane is None or exchange.is_forwarded or exchange.lane.upstream or exchange.estimate.route is None:
+            return
+        if exchange.lane.class_of(exchange) == "long" and self._forwarding.is_up(lane):
+            self._shared.routes.never_ran(exchange.running.route, exchange.is_probe)
+            exchange.is_probe = False
+            self._move(exchange, lane)
 
     def _makes_room_for(self, exchange: Exchange) -> bool:
         """Return whether the lane has room, if need be after refusing another request in its queue."""
@@ -133,6 +165,9 @@ class Admission:
     def _waits_too_long(self, exchange: Exchange) -> bool:
         """Return whether the request would be refused, or expire, while it waits: then better at once."""
         limit = min(self._queue_timeout, exchange.lane.deadline or self._deadline)
+        if exchange.time_left < limit:
+            # Its client has waited since then.
+            limit = max(0.0, exchange.time_left - (time.monotonic() - exchange.started))
         if exchange.lane.expected_wait(exchange) <= limit:
             return False
         exchange.lane.refused_early += 1
@@ -186,7 +221,7 @@ class Admission:
         lane = route.lane
         assert lane is not None
         for exchange in sorted(self._exchanges.open, key=lambda each: (each.state not in waits, each.queued_at)):
-            if exchange.running.route is route and exchange.lane is not lane:
+            if exchange.running.route is route and exchange.lane is not lane and not exchange.lane.upstream:
                 self._change_lane(exchange, lane)
 
     def _move(self, exchange: Exchange, lane: Lane) -> None:

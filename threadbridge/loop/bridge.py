@@ -24,6 +24,7 @@ from threadbridge.http.server import ConnectionServer
 from threadbridge.loop.admission import Admission
 from threadbridge.loop.exchanges import Exchanges
 from threadbridge.loop.foreign_connection import ForeignConnection
+from threadbridge.loop.forwarding import Forwarding
 from threadbridge.loop.lane_choice import LaneChoice
 from threadbridge.loop.receiver import Receiver
 from threadbridge.loop.watch import LoopLag
@@ -89,6 +90,7 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
                 costs=learned,
                 short_paths=values["short_paths"],
                 long_paths=values["long_paths"],
+                long_upstream=values["long_upstream"],
             )
         except ValueError:
             # Another bridge may guard the pools.
@@ -119,10 +121,12 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         self.spool = Spool(values["spool_size"], Memory(values["memory_size"]), Memory(values["memory_size"]))
         self.exchanges = Exchanges(self.lanes, cancellation, self.telemetry, self.desk, values["queue_timeout"])
         self.shared = Shared(self.spool, routes, learned, cancellation, self._call, self.exchanges.ended)
+        self.forwarding = Forwarding(self.lanes)
         self._admission = Admission(
             self.shared,
             self.lane_choice,
             self.exchanges,
+            self.forwarding,
             values["deadline"],
             values["queue_timeout"],
             client_key=values["client_key"],
@@ -162,6 +166,7 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
     def close(self) -> None:
         """End all requests as if their clients had left, and let the threads end."""
         self.exchanges.cut()
+        self.forwarding.close()
         if self._hop is not None:
             forks.serves_no_more(self._hop)
         for lane in self.lanes:

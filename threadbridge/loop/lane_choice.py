@@ -22,7 +22,8 @@ class LaneChoice:
     Without a pool, all requests but those for certain paths go to a lane called ``default``. With pools, requests of
     routes that do not ask for a connection go to a lane called ``quick``, and all others to the lane of their pool: it
     is called ``pool`` if there is one, and ``pool-KEY`` if there are several. A route that asks several pools goes to
-    the lane of the one with the fewest connections; one of which nothing is known may go to that of the first.
+    the lane of the one with the fewest connections; one of which nothing is known may go to that of the first. Requests
+    that are long as far as is known go to a remote lane called ``long``, if there are hosts for them.
 
     :param lanes: lanes for certain paths; the first that matches is taken.
     :param threads: the width of the lanes for all other requests; None: each pool's size.
@@ -30,6 +31,7 @@ class LaneChoice:
     :param routes: all that are known.
     :param costs: what requests cost, for all but the lanes for certain paths; None: there clients take turns, too.
     :param short_paths: patterns of paths whose requests count as short; those of ``long_paths`` count as long.
+    :param long_upstream: the URLs of the hosts for long requests.
 
     Raises ``ValueError`` when two lanes have the same name, or when nothing says how wide a lane is.
     """
@@ -45,6 +47,7 @@ class LaneChoice:
         costs: Costs | None,
         short_paths: Sequence[str],
         long_paths: Sequence[str],
+        long_upstream: Sequence[str] = (),
     ) -> None:
         self._explicit = tuple(lanes)
         self._routes = routes
@@ -68,16 +71,21 @@ class LaneChoice:
         self.main = mains[0]
         self._has_pool = bool(self._by_pool)
         self._quick = Lane("quick", threads=QUICK_THREADS, queue=queue, costs=costs) if self._has_pool else self.main
-        self.all = (*self._explicit, *([self._quick] if self._has_pool else []), *mains)
+        self.long = Lane("long", queue=queue, upstream=long_upstream) if long_upstream else None
+        longs = [self.long] if self.long is not None else []
+        self.all = (*self._explicit, *longs, *([self._quick] if self._has_pool else []), *mains)
         names = [lane.name for lane in self.all]
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"two lanes are named {name!r}; give each a name of its own")
 
-    def choose(self, method: str, path: str) -> tuple[Lane, Route | None, bool]:
-        """Return the lane, the route to learn about, and whether the request finds out if that uses a pool."""
+    def choose(self, method: str, path: str, is_forwarded: bool) -> tuple[Lane, Route | None, bool]:
+        """Return the lane, the route to learn about, and whether the request finds out if that uses a pool.
+
+        A request that another bridge has forwarded does not go to a remote lane.
+        """
         for lane in self._explicit:
-            if lane.matches(path):
+            if not (is_forwarded and lane.upstream) and lane.matches(path):
                 return lane, None, False
         route = self._routes.find(method, path)
         if route.uses_pool is None and self._has_pool and self.may_probe() and self._routes.begin_probe(route):

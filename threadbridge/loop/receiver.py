@@ -8,7 +8,8 @@ from collections.abc import Awaitable
 
 from tornado import httputil
 
-from threadbridge.crossing.exchange import Connection, Exchange
+from threadbridge.crossing.exchange import Exchange
+from threadbridge.crossing.outgoing_response import Connection
 from threadbridge.loop.admission import Admission
 
 
@@ -58,7 +59,7 @@ class Receiver:
         exchange = self.exchange
         if exchange.ended:
             return
-        self._connection.answers_after_end = not exchange.shared.cancellation.applies_to(exchange.start_line.method)
+        self._connection.answers_after_end = not exchange.is_cancellable
         try:
             written = exchange.body.complete()
         except RuntimeError:

@@ -260,7 +260,10 @@ class Service:
             await self._admin.close()
         busy = [lane for lane in bridge.lanes if lane.busy]
         for lane in busy:
-            logger.error("stopped while threads of the lane %s were at work: %d", lane.name, lane.busy)
+            message = "stopped while threads of the lane %s were at work: %d"
+            if lane.upstream:
+                message = "stopped while other hosts ran requests of the lane %s: %d"
+            logger.error(message, lane.name, lane.busy)
         if has_cut or busy:
             bridge.exchanges.watch.process_ends()
             bridge.exchanges.cut()
@@ -321,6 +324,7 @@ class Service:
 
     async def _drain(self, server: ConnectionServer) -> None:
         await server.drain()
+        await self.bridge.forwarding.drain()
         self.bridge.close()
         try:
             # Applications may go on after their response, in `close()`. Not in the loop's default executor: the runner

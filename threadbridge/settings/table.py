@@ -64,8 +64,10 @@ class BridgeSettings(TypedDict, total=False):
         Sequence[Lane],
         LANES,
         (),
-        "Paths with their own threads, each NAME:PATTERN:THREADS. The pattern is matched against the decoded "
-        "path; * stands for any characters and ? for one. The first lane that matches is used.",
+        "Paths with their own threads, each NAME:PATTERN:THREADS, or whose requests other hosts run, each "
+        "NAME:PATTERN:URL,URL, such as reports:/reports/*:http://r1:8000,http://r2:8000; see fleet.md. The pattern is "
+        "matched against the decoded path; * stands for any characters and ? for one. The first lane that matches is "
+        "used.",
     ]
     queue: Annotated[
         int,
@@ -95,6 +97,12 @@ class BridgeSettings(TypedDict, total=False):
     ]
     long_paths: Annotated[
         Sequence[str], (), "Paths whose requests count as long, whatever they have cost; * and ? as in lanes."
+    ]
+    long_upstream: Annotated[
+        Sequence[str],
+        (),
+        "The URLs of other hosts that run the requests that are expected to be long, such as http://r1:8000; see "
+        "fleet.md. While none of these hosts can be reached, the requests run here. Needs schedule=cost.",
     ]
     deadline: Annotated[
         Seconds, 180.0, "How long a request may wait and run until its response begins; then it is answered 504."
@@ -141,8 +149,8 @@ class BridgeSettings(TypedDict, total=False):
     xheaders: Annotated[
         bool,
         False,
-        "Believe a proxy's headers about the client's address and scheme, and its X-Request-ID, if the proxy "
-        "connects from loopback, through a Unix socket or from one of trusted_proxies.",
+        "Believe a proxy's headers about the client's address and scheme, its X-Request-ID, and the time that is left "
+        "(see fleet.md), if the proxy connects from loopback, through a Unix socket or from one of trusted_proxies.",
     ]
     client_address: Annotated[
         ClientHeaders,
@@ -557,6 +565,8 @@ def _check_name(name: str, label: str, spelled: Callable[[str], str] = str) -> N
 def _check_combinations(values: Mapping[str, object], origins: Mapping[str, str]) -> None:
     if bool(values["idempotent_paths"]) != bool(values["idempotency_store"]):
         raise SettingError("idempotent_paths and idempotency_store: give both, or neither")
+    if values["long_upstream"] and values["schedule"] != "cost":
+        raise SettingError("long_upstream needs schedule=cost: without it, no request is known to be long")
     if values.get("keyfile") and not values["certfile"]:
         raise SettingError("keyfile without certfile: give the certificate too, or leave the key out")
     for name in ("address", "port", "reuse_port"):

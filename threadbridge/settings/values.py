@@ -104,12 +104,18 @@ def _read_list(text: str) -> list[str]:
 
 def _read_lanes(text: str) -> list[Lane]:
     lanes = []
-    for part in _read_list(text):
-        match = re.fullmatch(r"([^:]*):(.*):([0-9]+)", part)
+    # The commas between the URLs of a lane do not separate lanes.
+    for part in re.split(r",(?!\s*https?://)", text):
+        if not part.strip():
+            continue
+        match = re.fullmatch(r"(?!https?://)([^:]*):(.*?):(?:([0-9]+)|(https?://.+))", part.strip())
         if match is None:
             raise ValueError
         try:
-            lanes.append(Lane(match[1], match[2], threads=int(match[3])))
+            if match[3] is not None:
+                lanes.append(Lane(match[1], match[2], threads=int(match[3])))
+            else:
+                lanes.append(Lane(match[1], match[2], upstream=_read_list(match[4])))
         except ValueError as error:
             raise SettingError(str(error)) from None
     return lanes
@@ -156,11 +162,13 @@ TEXTS = Kind(
     is_list=True,
 )
 LANES = Kind(
-    "NAME:PATTERN:THREADS, such as static:/static/*:2; in Python a list of Lane objects",
-    "NAME:PATTERN:THREADS",
+    "NAME:PATTERN:THREADS, such as static:/static/*:2, or NAME:PATTERN:URL,URL; in Python a list of Lane objects",
+    "NAME:PATTERN:THREADS|NAME:PATTERN:URL,URL",
     lambda value: isinstance(value, (list, tuple)) and all(isinstance(lane, Lane) for lane in value),
     read=_read_lanes,
-    show=lambda lanes: ",".join(f"{lane.name}:{lane.pattern}:{lane.threads}" for lane in lanes),
+    show=lambda lanes: ",".join(
+        f"{lane.name}:{lane.pattern}:{','.join(map(str, lane.upstream)) or lane.threads}" for lane in lanes
+    ),
     is_list=True,
 )
 POOL = Kind(

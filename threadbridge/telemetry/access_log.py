@@ -122,11 +122,14 @@ def _line(record: Record, stamp: str) -> str:
     cost = f" class={record.cost_class} expected={_milliseconds(record.expected)}" if record.cost_class else ""
     outgrown = " outgrown=1" if record.outgrown else ""
     changes = "" if record.changes == "none" else f" changes={as_field(record.changes)}"
+    upstream = f" upstream={record.upstream}" if record.upstream else ""
+    if record.upstream_error:
+        upstream += f" upstream_error={record.upstream_error}"
     return (
         f'{client} - - [{stamp}] "{request}" {record.status} {record.sent} "{referer}" "{agent}" '
         f"id={record.id or '-'} lane={record.lane or '-'} wait={_milliseconds(record.wait)} "
         f"run={_milliseconds(record.run)} database={_milliseconds(record.database)} ending={record.ending}"
-        f"{cost}{outgrown}{changes}"
+        f"{cost}{outgrown}{changes}{upstream}"
     )
 
 
@@ -159,6 +162,8 @@ def fields(record: Record) -> dict[str, object]:
         "class": record.cost_class,
         "expected_ms": round(1000 * record.expected, 1),
         "outgrown": record.outgrown,
+        "upstream": record.upstream,
+        "upstream_error": record.upstream_error,
     }
 
 

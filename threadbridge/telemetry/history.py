@@ -111,6 +111,7 @@ class History:
                 "method": record.method,
                 "url": record.target[:LONGEST_TARGET],
                 "lane": record.lane,
+                "upstream": record.upstream,
                 "status": record.status,
                 "ending": record.ending,
                 "received": record.started_at,

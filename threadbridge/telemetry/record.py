@@ -60,6 +60,9 @@ class Record:
     total = 0.0
     # See `Statements.outcome`. The only attribute that may change later: a thread that comes back brings the outcome.
     changes = "none"
+    # In a remote lane: the host to which it was sent last, and the error type (RFC 9209, section 2.3) if that failed.
+    upstream = ""
+    upstream_error = ""
     # The latest statements of a slow request, which may still run; None if it was not slow.
     slow_statements: tuple[Statement, ...] | None = None
     # When the request's head was complete, in seconds since 1970.
@@ -109,6 +112,10 @@ def record_of(exchange: Exchange, slow_after: float) -> Record:
         if cost_class == "long" and run_at and exchange.status < 500 and not estimate.pinned:
             record.overestimated = ended_at - run_at < SHORT_SECONDS and exchange.state is State.DONE
     record.started_at = time.time() - total
+    upstream = exchange.upstream
+    if upstream or exchange.upstream_error:
+        record.upstream = upstream
+        record.upstream_error = exchange.upstream_error
     statements = exchange.running.statements
     if statements.latest:
         latest = statements.latest[-1]

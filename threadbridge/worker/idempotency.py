@@ -13,6 +13,7 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 from threadbridge.crossing.current import TrackedRequest
 from threadbridge.crossing.lanes import compiled
 from threadbridge.crossing.response_body import ClientDisconnected
+from threadbridge.http.response_head import NEVER_RAN
 from threadbridge.sql.statements import UNCHANGED
 from threadbridge.worker.idempotency_store import Answer, FirstRequest, IdempotencyStore, NoRoom, StoreError
 from threadbridge.worker.wsgi import NO_HEAD, ApplicationError, checked, may_be_repeated, outage_behind
@@ -224,12 +225,14 @@ _NO_ROOM = _problem(
     "There is no room for another Idempotency-Key of this client",
     "The request was not run. Earlier keys of this client have to expire first. Repeat it later with the same key.",
     ("Retry-After", "60"),
+    NEVER_RAN,
 )
 _NO_STORE = _problem(
     "503 Service Unavailable",
     "Idempotency-Key cannot be recorded at present",
     "The request was not run. Repeat it later with the same key.",
     ("Retry-After", "5"),
+    NEVER_RAN,
 )
 _OTHER_REQUEST = _problem(
     "422 Unprocessable Content",

@@ -16,7 +16,7 @@ from threadbridge.common.repeated_log import RepeatedLog
 from threadbridge.crossing.current import TrackedRequest
 from threadbridge.crossing.exchange import Exchange
 from threadbridge.crossing.response_body import KEPT, MEMORY_LIMIT, ClientDisconnected, FileSource
-from threadbridge.http.response_head import ResponseHead, http_date, response_head
+from threadbridge.http.response_head import HOP_BY_HOP, ResponseHead, http_date, response_head
 from threadbridge.sql.statements import UNCHANGED
 from threadbridge.worker.environ import environ_of
 
@@ -29,10 +29,7 @@ _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch
 _FIELD_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*").fullmatch
 _STATUS = re.compile(r"([2-9][0-9][0-9])(?: ([\t\x20-\x7e\x80-\xff]*))?").fullmatch
 
-# The fields of one connection, which only the server knows (RFC 9110, section 7.6.1): an application's are not sent.
-_OF_PROXIES = ("proxy-authenticate", "proxy-authorization", "proxy-connection")
-_HOP_BY_HOP = frozenset({"connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade", *_OF_PROXIES})
-# Those that the application has set, each logged once.
+# The hop-by-hop fields that the application has set, each logged once; only the server knows them.
 _dropped: set[str] = set()
 
 NO_HEAD = "the application did not call start_response before the body"
@@ -217,7 +214,7 @@ class Call:
                 )
             small = _checked_name(name)
             self._names.add(small)
-            if small in _HOP_BY_HOP:
+            if small in HOP_BY_HOP:
                 self._log_dropped(name)
             elif small == "content-length":
                 if not (value.isascii() and value.isdigit()):

@@ -59,3 +59,12 @@ export function addressOf(process) {
   const address = (process.addresses[0] || `process ${process.pid}`).replace(/^https?:\/\//, '').replace(/\/$/, '');
   return address.replace(/^(127\.0\.0\.1|localhost)(?=:)/, '');
 }
+
+export function withoutScheme(url) {
+  return url.replace(/^https?:\/\//, '');
+}
+
+// The other host where a request runs or has run; empty if that is none.
+export function hostOf(request) {
+  return withoutScheme(request.upstream || '');
+}

@@ -1,6 +1,6 @@
 // The lanes of all processes: their threads as cells, and how many requests wait for one.
 
-import { addressOf, duration, element, number, setText } from './elements.js';
+import { addressOf, duration, element, number, setText, withoutScheme } from './elements.js';
 import { isWaitingLong } from './waiting.js';
 
 const MOST_CELLS = 40;
@@ -25,12 +25,14 @@ export function drawLanes(list, processes, requests) {
 function made(key, lane) {
   const cells = element('div', { class: 'cells', 'aria-hidden': 'true' });
   for (let cell = 0; cell < Math.min(lane.threads, MOST_CELLS); cell++) cells.append(element('i'));
+  if (isRemote(lane)) cells.hidden = true;
   const item = element(
     'li',
     {},
     element('div', { class: 'name' }, element('b'), element('small')),
     cells,
     element('div', { class: 'numbers' }, element('span', { class: 'work' }), element('span', { class: 'queue' })),
+    element('div', { class: 'numbers hosts' }),
     element('div', { class: 'numbers short' }, element('span', { class: 'bound' }), element('span', { class: 'kept' })),
   );
   item.dataset.key = key;
@@ -40,6 +42,10 @@ function made(key, lane) {
 function update(item, lane, several, isLong) {
   setText(item.querySelector('b'), lane.name);
   setText(item.querySelector('small'), several ? addressOf(lane.process) : '');
+  if (isRemote(lane)) {
+    updateHosts(item, lane);
+    return;
+  }
   setText(item.querySelector('.work'), `${number(lane.busy)} of ${number(lane.threads)} busy`);
   setText(item.querySelector('.queue'), lane.queued ? `${number(lane.queued)} waiting` : 'none waiting');
   // Only where requests are scheduled by cost.
@@ -53,4 +59,17 @@ function update(item, lane, several, isLong) {
   cells.forEach((cell, index) => cell.classList.toggle('busy', index < filled));
   item.classList.toggle('full', lane.busy >= lane.threads);
   item.classList.toggle('queued', isLong);
+}
+
+const isRemote = (lane) => Boolean(lane.hosts && lane.hosts.length);
+
+// The requests of a remote lane run on other hosts: how many on which.
+function updateHosts(item, lane) {
+  setText(item.querySelector('.work'), `${number(lane.busy)} on other hosts`);
+  const hosts = item.querySelector('.hosts');
+  const texts = lane.hosts.map((host) => `${withoutScheme(host.name)}: ${host.up ? number(host.running) : 'no answer'}`);
+  while (hosts.children.length > texts.length) hosts.lastChild.remove();
+  texts.forEach((text, index) => setText(hosts.children[index] || hosts.appendChild(element('span')), text));
+  item.querySelector('.short').hidden = true;
+  item.classList.toggle('full', lane.hosts.every((host) => !host.up));
 }

@@ -1,6 +1,6 @@
 // The table of the running and waiting requests, each with the button that stops it.
 
-import { addressOf, byId, duration, element, number, setText } from './elements.js';
+import { addressOf, byId, duration, element, hostOf, number, setText } from './elements.js';
 import { ENDINGS, meaning } from './endings.js';
 
 // Seconds: younger requests are not listed, because they end before anybody has read them; older ones are slow, and very
@@ -170,7 +170,7 @@ class Row {
     this.url.title = request.url;
     setText(this.client, request.client || 'local socket');
     setText(this.lane, request.lane);
-    setText(this.address, [request.class, address].filter(Boolean).join(' · '));
+    setText(this.address, [hostOf(request), request.class, address].filter(Boolean).join(' · '));
     this.sql.hidden = request.sql === null;
     if (request.sql !== null) {
       setText(this.sql, request.sql.replace(/\s+/g, ' ').trim());

@@ -1,6 +1,6 @@
 // The last minute: each request is a bar; it takes the first free line, and stays in it.
 
-import { duration, element, shape } from './elements.js';
+import { duration, element, hostOf, shape } from './elements.js';
 import { ENDINGS, meaning } from './endings.js';
 
 const SECONDS = 60;
@@ -93,7 +93,7 @@ function ofFinished(bar) {
     end,
     database: bar.database,
     kind: ENDINGS.includes(bar.ending) ? bar.ending : 'done',
-    text: `${bar.method} ${bar.url}\n${bar.status} ${bar.ending} after ${duration(bar.total)}: waited ${duration(bar.waiting)}, ran ${duration(bar.running)}, ${duration(bar.database)} of it in the database${changesOf(bar)}\n${bar.client} · ${bar.lane} · ${bar.id}`,
+    text: `${bar.method} ${bar.url}\n${bar.status} ${bar.ending} after ${duration(bar.total)}: waited ${duration(bar.waiting)}, ran ${duration(bar.running)}, ${duration(bar.database)} of it in the database${changesOf(bar)}\n${bar.client} · ${[bar.lane, hostOf(bar)].filter(Boolean).join(' · ')} · ${bar.id}`,
   };
 }
 
@@ -106,7 +106,7 @@ function ofRow(row, now) {
     end: now,
     database: row.database,
     kind: 'running',
-    text: `${row.method} ${row.url}\n${row.state} for ${duration(now - row.since)}${changesOf(row)}\n${row.client} · ${row.lane} · ${row.id}`,
+    text: `${row.method} ${row.url}\n${row.state} for ${duration(now - row.since)}${changesOf(row)}\n${row.client} · ${[row.lane, hostOf(row)].filter(Boolean).join(' · ')} · ${row.id}`,
   };
 }
 

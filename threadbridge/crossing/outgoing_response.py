@@ -1,0 +1,167 @@
+"""A response on its way from an exchange to the HTTP connection."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from asyncio import Future
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from threadbridge.common.repeated_log import RepeatedLog
+from threadbridge.crossing.response_body import Buffer, Source
+from threadbridge.crossing.spool import Spool
+from threadbridge.crossing.states import ENDINGS, MOVES, State
+from threadbridge.http.response_head import ResponseHead
+
+logger = logging.getLogger("threadbridge")
+
+_unreadable = RepeatedLog(logger)
+
+
+class Connection(Protocol):
+    """What an exchange needs of an HTTP connection; `HTTP1Connection` says what the methods mean."""
+
+    context: Any
+    refused_with: int
+    answers_after_end: bool
+    body_held: int
+
+    def set_close_callback(self, callback: Callable[[], None] | None) -> None: ...
+
+    def send_head(self, head: ResponseHead, chunk: bytes) -> Future[None] | None: ...
+
+    def send(self, pieces: Sequence[Buffer]) -> Future[None] | None: ...
+
+    def finish(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class OutgoingResponse:
+    """The response of an exchange on its way to the client, and the state of the exchange: the base of `Exchange`.
+
+    The loop owns everything except the state, which both sides move under a lock.
+    """
+
+    # The name in logs.
+    id: str
+    status = 0
+    # By `time.monotonic`, or 0.0: when the response began, and when all ended.
+    answered_at = 0.0
+    ended_at = 0.0
+    # Bytes of the response's body given to the connection.
+    sent = 0
+    _source: Source | None = None
+
+    def __init__(self, connection: Connection, spool: Spool) -> None:
+        self.state = State.RECEIVING
+        self.connection = connection
+        self.spool = spool
+        self._lock = threading.Lock()
+
+    def move(self, state: State) -> State | None:
+        """Go on to ``state`` if that move is legal; return the state that was left, or None. Either side."""
+        with self._lock:
+            left = self.state
+            if state not in MOVES[left]:
+                return None
+            self.state = state
+            return left
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more can reach the client. Either side."""
+        return self.state in ENDINGS
+
+    def send_head(self, head: ResponseHead, body: bytes, source: Source | None) -> None:
+        """Send a response: the whole of it, or its beginning and then what the source has; unless it has ended."""
+        if not self.move(State.RESPONDING):
+            if source is not None:
+                source.close()
+            return
+        self._begin_response()
+        self._source = source
+        written = self._write_head(head, body)
+        if source is not None:
+            self._pump_after(written)
+            return
+        self.connection.finish()
+        if written is None:
+            # It is in the socket's buffer, as most responses are.
+            self._on_complete()
+        else:
+            written.add_done_callback(self._on_complete)
+
+    def _begin_response(self) -> None:
+        """Note that the response is about to begin; for `Exchange`."""
+
+    def _write_head(self, head: ResponseHead, body: bytes) -> Future[None] | None:
+        self.status = head.status
+        self.answered_at = time.monotonic()
+        self.sent = len(body)
+        return self.connection.send_head(head, body)
+
+    def _pump_after(self, written: Future[None] | None) -> None:
+        if written is None:
+            # Not at once: a client that reads without pause must not keep others waiting.
+            asyncio.get_running_loop().call_soon(self.pump)
+        else:
+            written.add_done_callback(self.pump)
+
+    def pump(self, written: Future[None] | None = None) -> None:
+        """Send what the source has; called again when that has been sent, and when a source that was empty has more."""
+        if self.ended:
+            return
+        assert self._source is not None
+        taken = self._source.take()
+        if taken is None:
+            return
+        if callable(taken):
+            loop = asyncio.get_running_loop()
+            try:
+                loop.run_in_executor(self.spool.threads, taken).add_done_callback(self._on_read)
+            except RuntimeError:
+                # No thread for the disk can be started; that is logged.
+                loop.call_later(0.25, self.pump)
+        elif taken:
+            self._send(taken)
+        else:
+            self.connection.finish()
+            self._on_complete()
+
+    def _on_read(self, data: Future[bytes]) -> None:
+        # Always: asyncio logs exceptions that nothing has asked for.
+        error = data.exception()
+        if self.ended:
+            return
+        if error is None:
+            self._send((data.result(),))
+        else:
+            _unreadable.log(logging.ERROR, "request %s: cannot read the rest of its response: %s", self.id, error)
+            if self.move(State.FAILED):
+                self._cut()
+
+    def _send(self, pieces: Sequence[Buffer]) -> None:
+        self.sent += sum(map(len, pieces))
+        self._pump_after(self.connection.send(pieces))
+
+    def _cut(self) -> None:
+        """Close the connection within the response, after a move to an ending."""
+        self.connection.close()
+        self._end(self.status)
+
+    def _on_complete(self, written: Future[None] | None = None) -> None:
+        if written is not None and written.exception() is not None:
+            # The client has left: the close callback ends the exchange.
+            return
+        if self.move(State.DONE):
+            self._end(self.status)
+
+    def _end(self, status: int) -> None:
+        if self._source is not None:
+            self._source.close()
+        self.status = status
+        self.ended_at = time.monotonic()
