@@ -179,7 +179,7 @@ class MySQL:
 
     @property
     def controls(self) -> ControlsByServer:
-        """The control connections."""
+        """The control connections. Any thread."""
         return self._servers.controls
 
     def close(self) -> None:
