@@ -192,14 +192,14 @@ def test_large_bodies_and_the_process_are_measured() -> None:
 
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
         entered.set()
-        assert go_on.wait(10)
+        assert go_on.wait(30)
         start_response("200 OK", [("Content-Type", "text/plain")])
         return []
 
     with BridgeThread(app, threads=1) as server:
         connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
         connection.request("POST", "/", body=bytes(5_000_000))
-        assert entered.wait(10)
+        assert entered.wait(30)
         samples = metrics_of(server)
         go_on.set()
         assert connection.getresponse().status == 200

@@ -90,14 +90,14 @@ def test_a_callback_under_way_is_waited_for(way: str) -> None:
 
     def callback() -> None:
         entered.set()
-        assert go_on.wait(10)
+        assert go_on.wait(30)
         ended.set()
 
     request = TrackedRequest("test", None)
     request.enter()
     take_back = request.on_cancel(callback)
     canceller = InThread(request.cancel)
-    assert entered.wait(10)
+    assert entered.wait(30)
     threading.Timer(0.1, go_on.set).start()
     if way == "taking it back":
         take_back()

@@ -85,7 +85,7 @@ def test_the_next_statement_fails_at_once_and_is_not_run(pool: Any, witness: Wit
     application = Application(two_statements)
     with BridgeThread(application, pool=pool) as server:
         client = server.send(get())
-        assert between.wait(10)
+        assert between.wait(30)
         client.close()
         wait_until(lambda: application.ended == 1, "the application is free")
         assert [error.args[0] for error in application.errors] == [1317]
@@ -106,7 +106,7 @@ def test_nothing_is_committed_once_the_client_has_left(pool: Any, witness: Witne
     application = Application(commit)
     with BridgeThread(application, pool=pool) as server:
         client = server.send(get())
-        assert between.wait(10)
+        assert between.wait(30)
         client.close()
         wait_until(lambda: application.ended == 1, "the application is free")
         assert [error.args[0] for error in application.errors] == [1317]
@@ -214,7 +214,7 @@ def test_a_streamed_response_stops_with_its_client(pool: Any, witness: Witness) 
         client = server.send(get())
         assert client.recv(65536)
         client.close()
-        assert closed.wait(10)
+        assert closed.wait(30)
         assert_all_is_well(pool, witness)
 
 
@@ -285,7 +285,7 @@ def test_the_application_learns_that_its_client_has_left(pool: Any) -> None:
         seen["deadline"] = request.deadline
         request.on_cancel(tell)
         seen["ready"] = True
-        assert called.wait(10)
+        assert called.wait(30)
         seen["after"] = (request.cancelled, environ["waitress.client_disconnected"]())
         seen["done"] = True
         start_response("200 OK", [])

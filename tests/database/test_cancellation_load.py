@@ -72,13 +72,16 @@ def test_a_thousand_clients_that_leave_affect_no_other_request(mariadb: dict[str
         for thread in threads:
             thread.start()
         try:
-            wait_until(lambda: counts["cancelled"] >= 1000 or bool(foreign), "1000 cancellations", seconds=60)
+            wait_until(
+                lambda: (counts["cancelled"] >= 1000 and counts["answered"] >= 50) or bool(foreign),
+                "1000 cancellations",
+                seconds=120,
+            )
         finally:
             stop.set()
         for thread in threads:
             thread.join(20)
         wait_until(lambda: not server.bridge.exchanges.open, "all requests have ended")
         assert foreign == []
-        assert counts["answered"] > 100
         assert_all_is_well(pool, witness)
     pool.close()

@@ -118,7 +118,7 @@ def test_a_new_connection_that_does_not_answer_is_cut(
     # The guard treats this like an application's function, and passes no timeouts.
     pool, _ = make(lambda **settings: Silent(**settings))
     request, worker = in_request(pool.connection)
-    assert swallowed.wait(10)
+    assert swallowed.wait(30)
     request.cancel()
     worker.join()
     assert isinstance(worker.error, MySQLdb.OperationalError) and worker.error.args[0] in (2006, 2013)

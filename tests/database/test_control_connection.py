@@ -182,7 +182,7 @@ def test_only_what_ran_when_it_was_stopped_is_counted(
                     cursor.execute("SELECT 1")
                 holds.set()
                 if path == "/between":
-                    assert goes_on.wait(10)
+                    assert goes_on.wait(30)
 
     application = Application(run)
     kills = witness.kills
@@ -192,7 +192,7 @@ def test_only_what_ran_when_it_was_stopped_is_counted(
             assert server.request(path=path)[0].status == 200
         else:
             client = server.send(get(path))
-            assert holds.wait(10)
+            assert holds.wait(30)
             client.close()
             wait_until(lambda: witness.kills > kills, "a kill is sent")
             goes_on.set()
@@ -282,7 +282,7 @@ def test_a_connection_lost_by_the_network_is_cut_and_killed_in_the_database(
         application = Application(lock_and_wait)
         with BridgeThread(application, pool=pool) as server:
             client = server.send(get("/lock"))
-            assert locked.wait(10)
+            assert locked.wait(30)
             witness.wait_for(WAITING)
             line.swallow_old()
             client.close()

@@ -299,7 +299,7 @@ def test_a_request_cancelled_during_an_outage_is_free_at_once(
 
     with BridgeThread(application, pool=pool) as server:
         client = server.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-        assert holding.wait(10)
+        assert holding.wait(30)
         kill_server(own_mariadb)
         client.close()
         wait_until(lambda: pool._connections == 0, "the connection is back")

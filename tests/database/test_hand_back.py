@@ -195,7 +195,7 @@ def test_a_connection_held_beyond_its_request_is_not_stopped_for_that_request(
     def serve_two() -> Any:
         first.enter()
         kept.append(pool.connection())
-        assert leave.wait(10)
+        assert leave.wait(30)
         first.leave()
         left.set()
         with running():
@@ -205,7 +205,7 @@ def test_a_connection_held_beyond_its_request_is_not_stopped_for_that_request(
     wait_until(lambda: bool(kept), "the first request has a connection")
     [borrow] = kept[0].borrows
     leave.set()
-    assert left.wait(10)
+    assert left.wait(30)
     witness.wait_for("SLEEP(0.5)")
     first.cancel()
     # The stopper may have got the borrow before the first request ended.
@@ -233,7 +233,7 @@ def test_a_connection_does_not_come_back_before_a_kill_under_way(mariadb: dict[s
         wait_until(lambda: bool(held), "the request has a connection")
         line.swallow()
         request.cancel()
-        assert closing_now.wait(10)
+        assert closing_now.wait(30)
         wait_until(lambda: "end" in functions_of(worker.thread), "the hand-back waits")
         assert pool._connections == 1
         line.mend()
@@ -257,12 +257,12 @@ def test_a_connection_does_not_come_back_before_the_first_of_two_kills_under_way
 
         def stop_late(**kwargs: bool) -> bool:
             stopping.set()
-            assert release.wait(10)
+            assert release.wait(30)
             return bool(stop(**kwargs))
 
         driver_connection.stop_query = stop_late
         request.cancel()
-        assert stopping.wait(10)
+        assert stopping.wait(30)
         driver_connection.stop_query = stop
         borrow.stop_query()
         ended = InThread(connection.close)
@@ -329,11 +329,11 @@ def test_connections_of_a_thread_that_does_not_come_back_are_abandoned(
         with closing(pool.connection()) as connection, closing(connection.cursor()) as cursor:
             cursor.execute("INSERT INTO notes VALUES ('by a thread that is stuck')")
             in_the_middle.set()
-            assert go_on.wait(10)
+            assert go_on.wait(30)
             cursor.execute("INSERT INTO notes VALUES ('later')")
 
     stuck, worker = in_request(be_stuck)
-    assert in_the_middle.wait(10)
+    assert in_the_middle.wait(30)
     assert (guard.abandon(stuck), guard.abandon(stuck)) == ((1, 0), (0, 0))
     # Another request gets a connection, and the first one's locks do not block it for longer than their rollback takes.
     with running(), closing(pool.connection()) as connection, closing(connection.cursor()) as cursor:

@@ -66,10 +66,10 @@ def test_a_held_connection_works_again_after_its_thread_was_abandoned(pool: Any,
     def be_stuck() -> None:
         kept.cursor().execute("INSERT INTO notes VALUES ('by a thread that is stuck')")
         in_the_middle.set()
-        assert go_on.wait(10)
+        assert go_on.wait(30)
 
     stuck, worker = in_request(be_stuck)
-    assert in_the_middle.wait(10)
+    assert in_the_middle.wait(30)
     assert guard.abandon(stuck) == (1, 0)
     assert pool._connections == 0
     go_on.set()

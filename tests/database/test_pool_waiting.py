@@ -143,12 +143,12 @@ def test_a_request_that_holds_a_connection_does_not_wait_in_line_for_another(mak
     def use_two() -> Any:
         with closing(pool.connection()):
             has_one.set()
-            assert may_ask.wait(10)
+            assert may_ask.wait(30)
             with closing(pool.connection()) as connection:
                 return one(connection)
 
     _, worker = in_request(use_two)
-    assert has_one.wait(10)
+    assert has_one.wait(30)
     held = pool.connection()
     in_line = in_request(lambda: pool.connection().close())[1]
     wait_until(waits(pool), "another waits")

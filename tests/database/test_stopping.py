@@ -253,7 +253,7 @@ def held_by_another_thread(lock: Any) -> Iterator[None]:
             release.wait(20)
 
     holder = InThread(hold)
-    assert held.wait(10)
+    assert held.wait(30)
     try:
         yield
     finally:

@@ -25,7 +25,7 @@ class Application:
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
         self.entered += 1
         body: bytes = environ["wsgi.input"].read()
-        assert self.go_on.wait(10)
+        assert self.go_on.wait(30)
         start_response("200 OK", [("Content-Type", "text/plain")])
         return [b"answer to ", body or b"nothing"]
 

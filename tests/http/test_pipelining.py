@@ -61,7 +61,7 @@ def test_no_more_than_a_read_or_two_waits_in_the_server(held: Held) -> None:
         client.settimeout(30)
         sender = threading.Thread(target=client.sendall, args=(b"".join(requests),))
         sender.start()
-        assert held.running.wait(10)
+        assert held.running.wait(30)
         wait_until(lambda: held.connection.stream.paused, "the rest waits in the kernel")
         assert held.connection._parser.unparsed <= 2 * READ_SIZE
         held.go_on.set()
@@ -75,7 +75,7 @@ def test_what_comes_behind_the_last_request_costs_no_answer(held: Held) -> None:
     with BridgeThread(held.application, held.make_server, threads=1) as server, server.connect() as client:
         client.settimeout(30)
         client.sendall(b"GET /last HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
-        assert held.running.wait(10)
+        assert held.running.wait(30)
         # More than the server reads before it answers: closed with that unread, the connection would be reset.
         client.sendall(b"garbage\r\n" * 20_000)
         wait_until(lambda: held.connection.stream.paused, "the rest waits in the kernel")
@@ -89,7 +89,7 @@ def test_what_comes_just_before_the_end_does_not_reset_the_connection(held: Held
     with BridgeThread(held.application, held.make_server, threads=1) as server, server.connect() as client:
         client.settimeout(30)
         client.sendall(b"GET /last HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n" + first)
-        assert held.running.wait(10)
+        assert held.running.wait(30)
         # The answer reaches the loop before it looks at its sockets again.
         server.loop.call_soon_threadsafe(more_has_come.wait, 10)
         held.go_on.set()
@@ -113,7 +113,7 @@ def test_who_leaves_is_noticed_also_when_the_end_of_the_body_came_while_the_disk
         client.sendall(body[-10:])
         wait_until(lambda: held.connection.stream.paused, "its end waits too")
         disk_is_free.set()
-        assert held.running.wait(10)
+        assert held.running.wait(30)
         client.close()
         wait_until(lambda: not server.bridge.exchanges.open, "it is noticed that the client has left")
         held.go_on.set()

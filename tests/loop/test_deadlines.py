@@ -373,7 +373,7 @@ def test_closing_ends_what_still_runs_and_waits(caplog: pytest.LogCaptureFixture
             closed.set()
 
         server.loop.call_soon_threadsafe(close)
-        assert closed.wait(10)
+        assert closed.wait(30)
         server.bridge.join()
         assert not server.bridge.exchanges.open
         assert server.application.cancelled == ["told"] * 2 and server.application.entered == ["/polite"] * 2

@@ -123,7 +123,7 @@ def test_the_fallback_answers_503_when_the_queue_is_full(make_server: MakeServer
     with BridgeThread(wait, make_server, threads=1, queue=0) as server:
         request = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nConnection: close\r\n\r\nx"
         with server.send(request) as running:
-            assert entered.wait(10)
+            assert entered.wait(30)
             refused: Any = server.exchange(request)
             # Its body is not kept: it is not discarded again.
             assert server.bridge.spool.memory.taken == 1

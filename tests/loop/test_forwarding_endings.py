@@ -32,7 +32,7 @@ def test_a_leaving_client_closes_the_connection_to_the_host() -> None:
         client = near.send(b"GET /far/ HTTP/1.1\r\nHost: a\r\n\r\n")
         wait_until(lambda: bool(far.requests), "it is there")
         reset(client)
-        assert gone.wait(10)
+        assert gone.wait(30)
         record = record_of(near)
         assert (record.status, record.ending, record.upstream) == (499, "abandoned", far.url)
         wait_until(lambda: near.bridge.lanes[0].busy == 0, "nothing is left")
@@ -44,7 +44,7 @@ def test_a_post_whose_client_leaves_runs_on() -> None:
     go_on = threading.Event()
 
     def hold(client: socket.socket, request: bytes) -> bool:
-        assert go_on.wait(10)
+        assert go_on.wait(30)
         client.sendall(OK)
         return True
 
@@ -84,10 +84,10 @@ def test_another_bridge_cancels_even_a_post_when_the_sender_closes_the_connectio
 
     with BridgeThread(wait, threads=1, xheaders=True) as far, frontend(f"http://127.0.0.1:{far.port}") as near:
         client = near.send(b"POST /far/ HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n")
-        assert entered.wait(10)
+        assert entered.wait(30)
         [exchange] = near.bridge.exchanges.open
         near.loop.call_soon_threadsafe(near.bridge.exchanges.stop, exchange)
-        assert cancelled.wait(10)
+        assert cancelled.wait(30)
         assert client.recv(65536).startswith(b"HTTP/1.1 504 ")
         client.close()
 

@@ -184,7 +184,7 @@ def test_a_full_bridge_says_that_a_request_has_not_run() -> None:
 
     with BridgeThread(wait, threads=1, queue=0) as full, BridgeThread(application, threads=2) as far:
         client = full.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
-        assert entered.wait(10)
+        assert entered.wait(30)
         response, _ = full.request("POST", "/")
         assert (response.status, response.headers["X-Threadbridge-Ran"]) == (503, "no")
         with frontend(f"http://127.0.0.1:{full.port}", f"http://127.0.0.1:{far.port}") as near:

@@ -119,7 +119,7 @@ def test_a_request_with_too_little_time_left_is_refused_at_once() -> None:
             costs.estimate(estimate)
             costs.learn(estimate, 10.0, 0.0)
         running = far.send(b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n")
-        assert entered.wait(10)
+        assert entered.wait(30)
         waiting = far.send(b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n")
         wait_until(lambda: far.bridge.lanes[0].queued == 1, "it waits")
         response, _ = far.request("GET", "/slow", headers={TIME_LEFT: "2000"})

@@ -43,7 +43,7 @@ class Payments:
             for step in self.before:
                 cursor.execute(step)
             self.entered.release()
-            assert self.go_on.wait(10)
+            assert self.go_on.wait(30)
             getattr(connection, self.after)()
         start_response("200 OK", [("Content-Type", "text/plain")])
         return iter([b"paid"])
@@ -114,7 +114,7 @@ def test_changes_that_begin_after_the_504_are_told_too(
 ) -> None:
     def change(environ: WSGIEnvironment, start_response: StartResponse) -> Iterator[bytes]:
         payments.entered.release()
-        assert payments.go_on.wait(10)
+        assert payments.go_on.wait(30)
         with closing(payments.pool.connection()) as connection:
             connection.cursor().execute("INSERT INTO notes VALUES ('late')")
             connection.commit()
@@ -193,7 +193,7 @@ def test_an_answer_given_before_the_changes_were_rolled_back_is_told(
             self._connection.cursor().execute("INSERT INTO notes VALUES ('paid')")
 
         def close(self) -> None:
-            assert payments.go_on.wait(10)
+            assert payments.go_on.wait(30)
             self._connection.close()
 
     def application(environ: WSGIEnvironment, start_response: StartResponse) -> Body:

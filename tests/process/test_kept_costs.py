@@ -204,6 +204,8 @@ def test_requests_do_not_notice_that_nothing_can_be_written(tmp_path: Path) -> N
     run = tmp_path / f"threadbridge-{os.geteuid()}"
     server = Site(tmp_path, env={"TMPDIR": str(tmp_path)})
     with server:
+        # It is made soon after the server has begun to listen.
+        wait_until(run.exists, "there is the directory")
         run.rmdir()
         run.touch()
         ask(server, 5)

@@ -129,7 +129,7 @@ def test_a_crash_is_logged_with_where_it_happened(tmp_path: Path) -> None:
     with Process(tmp_path, "--port={port}") as server:
         with server.begin("/crash") as client:
             assert client.recv(100) == b""
-        assert server.process.wait(10) == -signal.SIGABRT
+        assert server.process.wait(30) == -signal.SIGABRT
         assert "Fatal Python error: Aborted" in server.output() and "in app" in server.output()
 
 
@@ -240,7 +240,7 @@ def test_a_response_that_ends_while_the_process_drains_leaves_no_connection_open
         received = b"".join(iter(lambda: client.recv(4096), b""))
         assert received.startswith(b"HTTP/1.1 200 OK") and b"Connection: close" in received
         assert b"".join(iter(lambda: other.recv(4096), b"")).endswith(b"0\r\n\r\n")
-        assert server.process.wait(10) == 0
+        assert server.process.wait(30) == 0
 
 
 def test_a_thread_that_never_ends_does_not_keep_the_process(tmp_path: Path) -> None:

@@ -38,16 +38,16 @@ class Application:
         path = environ["PATH_INFO"]
         if path == "/pay/waits":
             self.entered.release()
-            assert self.go_on.wait(10)
+            assert self.go_on.wait(30)
         if path == "/pay/cancellable":
             current().on_cancel(self.go_on.set)
             self.entered.release()
-            assert self.go_on.wait(10)
+            assert self.go_on.wait(30)
             raise TimeoutError("stopped")
         if path == "/pay/cancellable-flask":
             current().on_cancel(self.go_on.set)
             self.entered.release()
-            assert self.go_on.wait(10)
+            assert self.go_on.wait(30)
             start_response("500 Internal Server Error", [])
             return [b"stopped"]
         if path == "/pay/fails":

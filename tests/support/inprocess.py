@@ -20,8 +20,8 @@ from threadbridge import Bridge, HTTPServer, Lane
 from threadbridge.crossing.schedule import Job
 
 
-def wait_until(condition: Callable[[], bool], what: str, seconds: float = 10) -> None:
-    """Return as soon as the condition holds; fail when it does not within the bound."""
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = 30) -> None:
+    """Return as soon as the condition holds; fail when it does not within the bound, which is for loaded machines."""
     give_up = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < give_up, f"not within {seconds} s: {what}"
@@ -69,7 +69,7 @@ class BridgeThread:
 
     def __enter__(self) -> BridgeThread:
         self._thread.start()
-        assert self._ready.wait(10)
+        assert self._ready.wait(30)
         return self
 
     def __exit__(
@@ -81,7 +81,7 @@ class BridgeThread:
 
     def connect(self) -> socket.socket:
         """A connected socket."""
-        return socket.create_connection(("127.0.0.1", self.port), timeout=10)
+        return socket.create_connection(("127.0.0.1", self.port), timeout=30)
 
     def send(self, request: bytes) -> socket.socket:
         """A connected socket on which these bytes have been sent."""
@@ -122,7 +122,7 @@ def assert_leaving_client_is_noticed(make_server: Callable[[Bridge], TornadoHTTP
 
     with BridgeThread(app, make_server, threads=1) as server:
         client = server.send(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        assert entered.wait(10)
+        assert entered.wait(30)
         client.close()
         wait_until(lambda: not server.bridge.exchanges.open, "the client is seen to have left")
         gate.set()

@@ -63,7 +63,7 @@ class Application:
         if environ["PATH_INFO"] == "/waits":
             current().on_cancel(self.go_on.set)
             self.entered.release()
-            assert self.go_on.wait(10)
+            assert self.go_on.wait(30)
         start_response("200 OK", [("Content-Type", "text/plain")])
         return [b"hello"]
 

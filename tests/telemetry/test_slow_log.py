@@ -97,13 +97,13 @@ def test_waiting_makes_slow_and_a_slow_client_does_not(caplog: pytest.LogCapture
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
         if environ["PATH_INFO"] == "/first":
             entered.set()
-            assert go_on.wait(10)
+            assert go_on.wait(30)
         start_response("200 OK", [("Content-Type", "text/plain")])
         return [environ["wsgi.input"].read()]
 
     with BridgeThread(app, threads=1, slow_log=0.2) as server:
         first = server.send(b"GET /first HTTP/1.1\r\nHost: a\r\n\r\n")
-        assert entered.wait(10)
+        assert entered.wait(30)
         second = server.send(b"GET /second HTTP/1.1\r\nHost: a\r\n\r\n")
         third = server.send(b"POST /third HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\n.")
         threading.Timer(0.3, go_on.set).start()

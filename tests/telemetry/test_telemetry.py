@@ -98,7 +98,7 @@ def test_a_record_says_how_long_what_took() -> None:
 
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
         if environ["PATH_INFO"] == "/first":
-            assert go_on.wait(10)
+            assert go_on.wait(30)
         return hello(environ, start_response)
 
     reader = Reader()
@@ -128,7 +128,7 @@ def test_what_was_never_run_has_not_run(caplog: pytest.LogCaptureFixture) -> Non
         left = threading.Event()
         current().on_cancel(left.set)
         entered.set()
-        assert left.wait(10)
+        assert left.wait(30)
         return hello(environ, start_response)
 
     caplog.set_level(logging.CRITICAL, "threadbridge")
@@ -136,7 +136,7 @@ def test_what_was_never_run_has_not_run(caplog: pytest.LogCaptureFixture) -> Non
     with BridgeThread(app, threads=1) as server:
         server.bridge.telemetry.subscribe(reader)
         running = server.send(b"GET /runs HTTP/1.1\r\nHost: a\r\n\r\n")
-        assert entered.wait(10)
+        assert entered.wait(30)
         waiting = server.send(b"GET /waits HTTP/1.1\r\nHost: a\r\n\r\n")
         wait_until(lambda: server.bridge.lanes[0].queued == 1, "it waits")
         receiving = server.send(b"POST /sends HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n")

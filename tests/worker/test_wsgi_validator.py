@@ -255,7 +255,7 @@ def test_a_client_that_left_before_the_answer(checked: bool) -> None:
 
     with BridgeThread(wrapped(app, checked), threads=1) as server:
         client = server.send(GET)
-        assert entered.wait(10)
+        assert entered.wait(30)
         client.close()
         wait_until(lambda: not server.bridge.exchanges.open, "the client is seen to have left")
         go_on.set()

@@ -165,7 +165,7 @@ def test_a_stop_under_way_does_not_meet_the_rollback(make_stack: MakeStack, monk
 
     def stop_late(*args: Any, **kwargs: Any) -> bool:
         is_asking.set()
-        assert go_on.wait(10)
+        assert go_on.wait(30)
         try:
             return bool(stop_query(*args, **kwargs))
         finally:
@@ -178,15 +178,15 @@ def test_a_stop_under_way_does_not_meet_the_rollback(make_stack: MakeStack, monk
             with stack.use() as connection:
                 connection.execute("INSERT INTO ledger VALUES (1, 1, 2)")
                 has_changed.set()
-                assert is_asking.wait(10)
+                assert is_asking.wait(30)
                 connection.rollback()
         finally:
             events.append("rolled back")
 
     request, worker = in_request(work)
-    assert has_changed.wait(10)
+    assert has_changed.wait(30)
     request.cancel()
-    assert is_asking.wait(10)
+    assert is_asking.wait(30)
     [borrow] = stack.guard._by_request[request]
     wait_until(lambda: borrow._is_rolling_back, "it is about to roll back")
     go_on.set()
@@ -239,7 +239,7 @@ def test_a_thread_that_never_comes_back_takes_no_connection_with_it(make_stack: 
             go_on.wait(10)
 
     request, worker = in_request(stick)
-    assert has_one.wait(10)
+    assert has_one.wait(30)
     request.cancel()
     assert stack.guard.abandon(request) == (1, 0)
     assert stack.guard.in_use == 0

@@ -247,7 +247,7 @@ def test_after_a_stuck_thread_has_come_back_the_pool_has_its_size(make_psycopg_p
         has_one.clear()
         go_on.clear()
         request, worker = in_request(stick)
-        assert has_one.wait(10)
+        assert has_one.wait(30)
         request.cancel()
         assert guard.abandon(request) == (1, 0)
         go_on.set()

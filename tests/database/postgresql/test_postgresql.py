@@ -240,10 +240,10 @@ def test_a_stop_that_finds_no_statement_is_not_counted(
         with closing(pool.connection()) as connection:
             one(connection, "SELECT 1")
             executed.set()
-            assert goes_on.wait(10)
+            assert goes_on.wait(30)
 
     request, worker = in_request(hold)
-    assert executed.wait(10)
+    assert executed.wait(30)
     stop, answers = DriverConnection.stop_query, []
 
     def noted(connection: DriverConnection, *, waits: bool = False) -> bool:

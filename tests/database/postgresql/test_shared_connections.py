@@ -31,7 +31,7 @@ class Meeting:
         path = environ["PATH_INFO"]
         with closing(self.pool.connection()) as connection:
             self.holding.append(connection._con)
-            assert self.go_on[path].wait(10)
+            assert self.go_on[path].wait(30)
             with closing(connection.cursor()) as cursor:
                 try:
                     cursor.execute(f"SELECT nextval('executions'), pg_sleep({20 if path == '/leaves' else 0.5})")
@@ -93,7 +93,7 @@ def test_a_shared_connection_is_abandoned_with_its_last_request(witness: Witness
     def hold(event: threading.Event) -> None:
         with closing(pool.connection()) as connection:
             holding.append(connection._con)
-            assert event.wait(10)
+            assert event.wait(30)
 
     (first, stuck), (second, other), (third, healthy) = [in_request(partial(hold, event)) for event in go_on]
     wait_until(lambda: len(holding) == 3, "all share a connection")
