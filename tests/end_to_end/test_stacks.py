@@ -85,7 +85,7 @@ def test_operators_see_and_stop_queries_and_short_ones_pass_long_ones(
         closing(Witness(stack.kind, variables)) as witness,
         ExitStack() as clients,
     ):
-        assert f"pool: {stack.pool}" in site.output()
+        wait_until(lambda: f"pool: {stack.pool}" in site.output(), "the log says what was found")
         assert site.admin("/readyz?db=1").status_code == 200
         for path in ("/started", "/short", "/started"):
             assert requests.get(site.url + path, timeout=20).status_code == 200

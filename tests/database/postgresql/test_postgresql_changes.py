@@ -122,9 +122,9 @@ def test_changes_on_a_shared_connection_are_committed_by_whoever_commits(witness
 @pytest.mark.parametrize(
     "sql",
     [
-        "CREATE TEMP TABLE orders (id int)",
-        "SELECT 1 AS id INTO TEMPORARY orders",
-        "CREATE TABLE pg_temp.orders (id int)",
+        "CREATE TEMP TABLE orders_of_tests (id int)",
+        "SELECT 1 AS id INTO TEMPORARY orders_of_tests",
+        "CREATE TABLE pg_temp.orders_of_tests (id int)",
     ],
 )
 def test_no_request_finds_a_temporary_table_of_another(witness: Witness, sql: str) -> None:
@@ -134,7 +134,7 @@ def test_no_request_finds_a_temporary_table_of_another(witness: Witness, sql: st
         connection.cursor().execute(sql)
         connection.commit()
     with running(), closing(pool.connection()) as connection:
-        count = "SELECT count(*) FROM pg_class WHERE relname = 'orders' AND pg_table_is_visible(oid)"
+        count = "SELECT count(*) FROM pg_class WHERE relname = 'orders_of_tests' AND pg_table_is_visible(oid)"
         assert one(connection, count) == 0
     guard.close()
     pool.close()
