@@ -10,13 +10,13 @@ from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
 
 from benchmarks import THREADS
+from benchmarks.stacks.flask_routes import add_routes
 from benchmarks.stacks.queries import QUERIES
 
 app = Flask(__name__)
 app.config["SQLALCHEMY_DATABASE_URI"] = os.environ["DATABASE_URL"]
 app.config["SQLALCHEMY_ENGINE_OPTIONS"] = {"pool_size": THREADS, "max_overflow": 0}
 db = SQLAlchemy(app)
-queries = QUERIES[sqlalchemy.make_url(os.environ["DATABASE_URL"]).get_backend_name()]
 
 
 def run(sql: str) -> str:
@@ -24,21 +24,4 @@ def run(sql: str) -> str:
     return str(row[0])
 
 
-@app.get("/started")
-def started() -> str:
-    return "started\n"
-
-
-@app.get("/short")
-def short() -> str:
-    return run(queries.short)
-
-
-@app.get("/long")
-def long() -> str:
-    return run(queries.long)
-
-
-@app.get("/blocked")
-def blocked() -> str:
-    return run(queries.blocked)
+add_routes(app, QUERIES[sqlalchemy.make_url(os.environ["DATABASE_URL"]).get_backend_name()], run)

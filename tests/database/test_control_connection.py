@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
 import threading
 from collections.abc import Iterator
@@ -14,7 +13,16 @@ import pytest
 from dbutils.pooled_db import PooledDB
 from MySQLdb.cursors import SSCursor
 
-from tests.support.cancelling import COUNTED_WAIT, WAITING, Application, assert_all_is_well, get, kept_controls, query
+from tests.support.cancelling import (
+    COUNTED_WAIT,
+    WAITING,
+    Application,
+    assert_all_is_well,
+    get,
+    kept_controls,
+    own_messages,
+    query,
+)
 from tests.support.databases import Witness, connect_settings, line_to
 from tests.support.inprocess import BridgeThread, wait_until
 from threadbridge.database.driver import ConnectionSettings, StopFailed
@@ -30,14 +38,6 @@ def pool(mariadb: dict[str, str]) -> Iterator[Any]:
     pool = PooledDB(MySQLdb, maxconnections=3, **connect_settings(mariadb))
     yield pool
     pool.close()
-
-
-def own_messages(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [
-        record.getMessage()
-        for record in caplog.records
-        if record.name == "threadbridge" and record.levelno >= logging.WARNING
-    ]
 
 
 def name_in_log(witness: Witness) -> str:

@@ -15,7 +15,7 @@ import MySQLdb
 import pytest
 from dbutils.pooled_db import PooledDB
 
-from tests.database.test_control_connection import number_of_control, own_messages
+from tests.database.test_control_connection import number_of_control
 from tests.faults.line import FaultyLine
 from tests.support.cancelling import (
     COUNTED_WAIT,
@@ -25,6 +25,7 @@ from tests.support.cancelling import (
     calls_of,
     get,
     kept_controls,
+    own_messages,
     query,
 )
 from tests.support.databases import Witness, connect_settings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 import time
@@ -10,12 +11,30 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
+import MySQLdb
+
 from tests.support.inprocess import wait_until
 from tests.support.requests_in_threads import InThread
 from threadbridge.crossing.current import TrackedRequest
 
+# 1000 take a minute or two.
+CANCELLATIONS = int(os.environ.get("CLUSTER_CANCELLATIONS", "100"))
 # Within this time, most queries must stop.
 SOON = 0.3
+# A short query, with its number, and one that computes for minutes.
+MARIADB = (
+    "SELECT {0}, COUNT(MD5(seq)) FROM seq_1_to_3000",
+    "SELECT COUNT(MD5(seq)) FROM seq_1_to_100000000",
+)
+POSTGRESQL = (
+    "SELECT {0}, count(md5(n::text)) FROM generate_series(1, 3000) AS n",
+    "SELECT count(md5(n::text)) FROM generate_series(1, 1000000000) AS n",
+)
+
+
+def is_stopped(error: BaseException) -> bool:
+    """Whether mysqlclient says that the statement was interrupted."""
+    return isinstance(error, MySQLdb.OperationalError) and error.args[0] == 1317
 
 
 @dataclass
@@ -34,6 +53,12 @@ class Outcome:
     def soon(self) -> float:
         """The share of the cancelled requests that ended within `SOON`."""
         return sum(each <= SOON for each in self.seconds) / len(self.seconds)
+
+    def assert_that_only_they_were_stopped(self) -> None:
+        """Fail unless all cancelled requests were stopped, nearly all of them soon, and no others were disturbed."""
+        assert (self.foreign, self.not_stopped) == ([], [])
+        # Among a hundred, one may meet a moment in which the machine does something else.
+        assert self.soon >= (0.99 if CANCELLATIONS >= 1000 else 0.9) and self.answered > 0
 
     def __str__(self) -> str:
         ordered = sorted(self.seconds)

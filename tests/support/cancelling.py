@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable
 from contextlib import closing
 from typing import Any
 from wsgiref.types import StartResponse, WSGIEnvironment
+
+import pytest
 
 from tests.support.databases import Witness
 from tests.support.inprocess import wait_until
@@ -72,3 +75,12 @@ def assert_all_is_well(pool: Any, witness: Witness) -> None:
             cursor.execute("SELECT 42")
             assert cursor.fetchone() == (42,)
     assert pool._connections == 0
+
+
+def own_messages(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """The warnings and errors that the package has logged."""
+    return [
+        record.getMessage()
+        for record in caplog.records
+        if record.name == "threadbridge" and record.levelno >= logging.WARNING
+    ]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import os
 from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
@@ -13,17 +11,15 @@ import psycopg2
 import pytest
 from dbutils.pooled_db import PooledDB
 
-from tests.support.cancellation_campaign import cancel_at_random
+from tests.support.cancellation_campaign import CANCELLATIONS, POSTGRESQL, cancel_at_random
+from tests.support.cancelling import own_messages
 from tests.support.inprocess import wait_until
 from tests.support.pgbouncer import pgbouncer
 from tests.support.postgresql import private_postgresql
 from tests.support.requests_in_threads import in_request, one
 from threadbridge.database.pools.dbutils import DBUtilsGuard
 
-# 1000 take a minute.
-CANCELLATIONS = int(os.environ.get("CLUSTER_CANCELLATIONS", "100"))
-SHORT = "SELECT {0}, count(md5(n::text)) FROM generate_series(1, 3000) AS n"
-LONG = "SELECT count(md5(n::text)) FROM generate_series(1, 1000000000) AS n"
+SHORT, LONG = POSTGRESQL
 
 
 @pytest.fixture(scope="module")
@@ -39,14 +35,6 @@ def proxied(request: pytest.FixtureRequest, server: dict[str, str]) -> Iterator[
         yield settings
 
 
-def own_messages(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [
-        record.getMessage()
-        for record in caplog.records
-        if record.name == "threadbridge" and record.levelno >= logging.WARNING
-    ]
-
-
 def test_of_all_queries_only_those_of_cancelled_requests_are_stopped(
     proxied: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -58,8 +46,7 @@ def test_of_all_queries_only_those_of_cancelled_requests_are_stopped(
     print(outcome)
     guard.close()
     pool.close()
-    assert (outcome.foreign, outcome.not_stopped) == ([], [])
-    assert outcome.soon >= (0.99 if CANCELLATIONS >= 1000 else 0.9) and outcome.answered > 0
+    outcome.assert_that_only_they_were_stopped()
     assert (own_messages(caplog), guard.stopper.severed) == ([], 0)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -13,8 +11,8 @@ import MySQLdb
 import pytest
 from dbutils.pooled_db import PooledDB
 
-from tests.support.cancellation_campaign import cancel_at_random
-from tests.support.cancelling import query
+from tests.support.cancellation_campaign import CANCELLATIONS, MARIADB, cancel_at_random, is_stopped
+from tests.support.cancelling import own_messages, query
 from tests.support.inprocess import wait_until
 from tests.support.mysql_proxy import StandInProxy, stand_in_proxy
 from tests.support.requests_in_threads import in_request, one, running
@@ -22,14 +20,7 @@ from tests.support.tcp_mariadb import free_port, tcp_mariadb
 from threadbridge.database.drivers.mysql_identity import Variables
 from threadbridge.database.pools.dbutils import DBUtilsGuard
 
-# 1000 take a minute or two.
-CANCELLATIONS = int(os.environ.get("CLUSTER_CANCELLATIONS", "100"))
-SHORT = "SELECT {0}, COUNT(MD5(seq)) FROM seq_1_to_3000"
-LONG = "SELECT COUNT(MD5(seq)) FROM seq_1_to_100000000"
-
-
-def is_stopped(error: BaseException) -> bool:
-    return isinstance(error, MySQLdb.OperationalError) and error.args[0] == 1317
+SHORT, LONG = MARIADB
 
 
 @pytest.fixture(scope="module")
@@ -66,14 +57,6 @@ def wait_for_sleeps(server: dict[str, Any], count: int) -> None:
         wait_until(lambda: one(connection, sql) == count, f"{count} sleep")
 
 
-def own_messages(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [
-        record.getMessage()
-        for record in caplog.records
-        if record.name == "threadbridge" and record.levelno >= logging.WARNING
-    ]
-
-
 def test_of_all_queries_only_those_of_cancelled_requests_are_stopped(
     server: dict[str, Any], proxy: StandInProxy, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -82,9 +65,7 @@ def test_of_all_queries_only_those_of_cancelled_requests_are_stopped(
     print(outcome)
     guard.close()
     pool.close()
-    assert (outcome.foreign, outcome.not_stopped) == ([], [])
-    # Among a hundred, one may meet a moment in which the machine does something else.
-    assert outcome.soon >= (0.99 if CANCELLATIONS >= 1000 else 0.9) and outcome.answered > 0
+    outcome.assert_that_only_they_were_stopped()
     assert (proxy.exchanges > 0) == proxy.multiplexes
     # Nothing was asked of the proxy that it understands differently, or that costs its clients.
     assert (proxy.kills, proxy.pinning) == ([], [])

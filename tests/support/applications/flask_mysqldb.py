@@ -8,10 +8,10 @@ from contextlib import closing
 from flask import Flask
 
 from benchmarks.database import connect
+from benchmarks.stacks.flask_routes import add_routes
 from benchmarks.stacks.queries import QUERIES
 
 app = Flask(__name__)
-queries = QUERIES["mysql"]
 
 
 def run(sql: str) -> str:
@@ -20,16 +20,4 @@ def run(sql: str) -> str:
         return str(cursor.fetchone())
 
 
-@app.get("/started")
-def started() -> str:
-    return "started\n"
-
-
-@app.get("/short")
-def short() -> str:
-    return run(queries.short)
-
-
-@app.get("/blocked")
-def blocked() -> str:
-    return run(queries.blocked)
+add_routes(app, QUERIES["mysql"], run)

@@ -6,11 +6,11 @@ from flask import Flask
 from psycopg_pool import ConnectionPool
 
 from benchmarks import THREADS
+from benchmarks.stacks.flask_routes import add_routes
 from benchmarks.stacks.queries import QUERIES
 
 app = Flask(__name__)
 pool = ConnectionPool(min_size=1, max_size=THREADS, open=True)
-queries = QUERIES["postgresql"]
 
 
 def run(sql: str) -> str:
@@ -18,16 +18,4 @@ def run(sql: str) -> str:
         return str(connection.execute(sql.encode()).fetchone())
 
 
-@app.get("/started")
-def started() -> str:
-    return "started\n"
-
-
-@app.get("/short")
-def short() -> str:
-    return run(queries.short)
-
-
-@app.get("/blocked")
-def blocked() -> str:
-    return run(queries.blocked)
+add_routes(app, QUERIES["postgresql"], run)
