@@ -132,7 +132,8 @@ class Borrow:
         """End the borrow once attempts under way have ended. Any thread that may wait."""
         with self._lock:
             self.is_over = True
-        self._wait_for_attempts()
+        if self._attempts:
+            self._wait_for_attempts()
         self.withdraw_callback()
 
     def _wait_for_attempts(self) -> None:

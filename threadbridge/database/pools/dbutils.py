@@ -6,14 +6,13 @@ from collections.abc import Callable
 from typing import Any, Unpack
 
 from dbutils import pooled_db
-from dbutils.pooled_db import PooledDedicatedDBConnection
 
 from threadbridge.common import forks
 from threadbridge.crossing.current import TrackedRequest, current_or_none
 from threadbridge.database.borrow import HeldConnection, borrow_of
 from threadbridge.database.guard import Guard, GuardOptions, nobody_asked
 from threadbridge.database.pools.dbutils_check import connection_settings, creator_module
-from threadbridge.database.pools.dbutils_connection import GuardedConnection
+from threadbridge.database.pools.dbutils_connection import DedicatedConnection, GuardedConnection
 from threadbridge.database.pools.dbutils_cursor import GuardedCursor
 from threadbridge.database.pools.kind import check_free
 from threadbridge.database.waiting_line import WaitingLine
@@ -140,7 +139,7 @@ class DBUtilsGuard(Guard):
             if steady.is_abandoned:
                 # DBUtils hides it when a new attempt to connect fails.
                 raise self.cancelled()
-            return PooledDedicatedDBConnection(pool, steady)
+            return DedicatedConnection(pool, steady)
         except BaseException as error:
             self.note_failure(error)
             self._discard(steady)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from dbutils import pooled_db
-from dbutils.pooled_db import PooledDB, PooledSharedDBConnection
+from dbutils.pooled_db import PooledDB, PooledDedicatedDBConnection, PooledSharedDBConnection
 from dbutils.steady_db import SteadyDBConnection, SteadyDBCursor
 
 from threadbridge.database.driver import ConnectionSettings
@@ -30,6 +30,7 @@ _USED = {
     SteadyDBCursor: (
         "__getattr__ _args _clearsizes _closed _con _cursor _inputsizes _kwargs _no_failover _outputsizes _setsizes"
     ),
+    PooledDedicatedDBConnection: "__getattr__ _con",
     PooledSharedDBConnection: "_con",
     pooled_db: "TooManyConnectionsError",
 }

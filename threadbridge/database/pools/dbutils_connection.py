@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from dbutils.pooled_db import PooledDedicatedDBConnection
 from dbutils.steady_db import SteadyDBConnection, SteadyDBCursor
 
 from threadbridge.database.borrow import Borrow
@@ -18,6 +19,19 @@ logger = logging.getLogger("threadbridge")
 
 # Seconds for which a connection that worked when it came back, and whose socket is open, counts as alive.
 FRESH = 1.0
+
+
+class DedicatedConnection(PooledDedicatedDBConnection):  # type: ignore[misc]
+    """What the application gets; it has the driver's own methods, too: some libraries call them."""
+
+    def __getattr__(self, name: str) -> Any:
+        steady = self._con
+        try:
+            return getattr(steady, name)
+        except AttributeError:
+            if steady is None or name.startswith("_") or not hasattr(steady._con, name):
+                return super().__getattr__(name)
+            return getattr(steady._con, name)
 
 
 class GuardedConnection(TrackedConnection, SteadyDBConnection):  # type: ignore[misc]
@@ -39,12 +53,6 @@ class GuardedConnection(TrackedConnection, SteadyDBConnection):  # type: ignore[
         # Reads the answer to a rollback that was sent; None if there is none to read.
         self._end_rollback: Callable[[], object] | None = None
         self._came_back_at = 0.0
-
-    def __getattr__(self, name: str) -> Any:
-        """The driver's own methods: some libraries that get their connections from the pool call them."""
-        if name.startswith("_") or self._con is None:
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        return getattr(self._con, name)
 
     def connect(self) -> None:
         """Connect. Raises what the driver raises."""
