@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Callable, Iterable, Sequence, Set
 
 from tests.faults.crowd import WRITES, Crowd, Sent
 from tests.faults.limits import resident
@@ -165,21 +165,22 @@ def access_log(site: Site, crowd: Crowd) -> list[str]:
 def nothing_left(site: Site) -> list[str]:
     """Nothing runs in the database, and no lock is held there."""
     wrong = []
+    left: Sequence[object] = []
 
-    def running() -> list[object]:
-        return [
-            info
-            for (info,) in site.sql(
-                "SELECT info FROM information_schema.processlist "
-                "WHERE id <> CONNECTION_ID() AND user = 'myapplication' AND command <> 'Sleep'"
-            )
-        ]
+    def is_empty(query: str) -> bool:
+        nonlocal left
+        left = site.sql(query)
+        return not left
 
-    if not within(DEADLINE + 15, lambda: not running()):
-        wrong.append(f"still running in the database: {running()}")
+    processes = (
+        "SELECT id, command, time_ms, state, info FROM information_schema.processlist "
+        "WHERE id <> CONNECTION_ID() AND user = 'myapplication' AND command <> 'Sleep'"
+    )
+    if not within(DEADLINE + 15, lambda: is_empty(processes)):
+        wrong.append(f"still running in the database: {left}")
     transactions = "SELECT trx_id, trx_started, trx_query FROM information_schema.innodb_trx"
-    if not within(5, lambda: not site.sql(transactions)):
-        wrong.append(f"transactions are open: {site.sql(transactions)}")
+    if not within(5, lambda: is_empty(transactions)):
+        wrong.append(f"transactions are open: {left}")
     return wrong
 
 
