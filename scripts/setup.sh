@@ -9,6 +9,7 @@ usage: scripts/setup.sh application           what the application needs, with a
        scripts/setup.sh application mariadb   the same, and a MariaDB server to run on this machine
        scripts/setup.sh test                  all of this, and the tools of the tests
        scripts/setup.sh clusters              all of this, and Galera, for the tests of database clusters
+       scripts/setup.sh fleet                 what scripts/fleet.sh needs: the application, MariaDB, Galera, HAProxy
 END
 }
 
@@ -77,6 +78,7 @@ need_cluster_tools() {
     need "rsync" has rsync
     need "lsof" has lsof
     need "iproute2" has ip
+    need "haproxy" has haproxy
 }
 
 # By these, a node of a cluster gets its data from another. Debian has them in mariadb-server, which would also start a
@@ -183,7 +185,7 @@ installed() {
 
 extras=fast,metrics,application
 case $* in
-application | "application mariadb") ;;
+application | "application mariadb" | fleet) ;;
 test | clusters)
     extras=fast,metrics,application,test
     ;;
@@ -205,14 +207,18 @@ installed 2>/dev/null | cmp -s - ".venv/installed-${extras##*,}" || up_to_date=n
 missing=
 [ $up_to_date = yes ] || need_python
 case $* in
-"application mariadb") need_mariadb ;;
+"application mariadb" | fleet) need_mariadb ;;
 test | clusters)
     need_mariadb
     need_test_tools
     ;;
 esac
-[ "$*" != clusters ] || need_cluster_tools
+case $* in
+clusters | fleet) need_cluster_tools ;;
+esac
 [ -z "$missing" ] || install_packages
 [ $up_to_date = yes ] || install_project
 compile_hot_path
-[ "$*" != clusters ] || fetch_sst_scripts
+case $* in
+clusters | fleet) fetch_sst_scripts ;;
+esac
