@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks.fleet import faults
+from benchmarks.fleet import faults, greedy
 from benchmarks.fleet.box import Fleet
 from benchmarks.fleet.load import drive
 from tests.support.galera import missing
@@ -30,6 +30,7 @@ def main() -> int:
     mending = commands.add_parser("mend", help="mend the parts of these names, or all")
     mending.add_argument("part", nargs="*")
     commands.add_parser("restart", help="restart the frontends, one after the other")
+    commands.add_parser("greedy", help="measure what polite clients get beside a greedy one; takes minutes")
     commands.add_parser("down", help="take everything away")
     arguments = parser.parse_args()
     if problem := missing():
@@ -59,6 +60,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.command == "restart":
         with _alone():
             fleet.restart()
+    elif arguments.command == "greedy":
+        with _alone():
+            greedy.measure(fleet, lambda line: print(line, flush=True))
     elif arguments.command == "mend":
         with _alone():
             faults.mend(fleet, *arguments.part)

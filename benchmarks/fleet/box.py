@@ -134,12 +134,12 @@ class Fleet:
                 flush=True,
             )
 
-    def wait_for_entry(self, frontend: Frontend, seconds: float = 30) -> None:
-        """Return when the entry sends requests to the frontend: the next one may stop then."""
+    def wait_for_entry(self, *frontends: Frontend, seconds: float = 30) -> None:
+        """Return when the entry sends requests to the frontends."""
         give_up = time.monotonic() + seconds
-        while self.entry_states().get(frontend.name) != "UP":
+        while missing := [each.name for each in frontends if self.entry_states().get(each.name) != "UP"]:
             if time.monotonic() > give_up:
-                raise SystemExit(f"fleet: the entry does not see within {seconds:g} s that {frontend.name} is ready")
+                raise SystemExit(f"fleet: the entry does not see within {seconds:g} s that {missing} are ready")
             time.sleep(0.1)
 
     def entry_states(self) -> dict[str, str]:

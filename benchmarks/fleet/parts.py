@@ -166,6 +166,12 @@ class Proxy(Part):
         # With a master, which reloads.
         self.host.start([haproxy, "-W", "-db", "-f", self._write()], log=self.log, directory=self.directory)
 
+    def configure(self, configuration: str) -> None:
+        """Begin again with another configuration; connections are cut."""
+        self.configuration = configuration
+        self.host.kill()
+        self.mend()
+
     def problem(self) -> str:
         if not self.host.processes:
             return "it is not running"
