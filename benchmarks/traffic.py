@@ -31,7 +31,10 @@ class Answer(NamedTuple):
 
 
 class Traffic:
-    """The clients of one server. Client N has the address 127.0.0.N, or another, and opens as many connections as it needs."""
+    """The clients of one server, each with as many connections as it needs.
+
+    Client N has the address 127.0.0.N, or the one that ``address`` gives.
+    """
 
     def __init__(
         self, port: int, server: str = "127.0.0.1", address: Callable[[int], str] = "127.0.0.{}".format

@@ -13,8 +13,9 @@ usage: scripts/fleet.sh up               set up what is missing, build the fleet
        scripts/fleet.sh break            list what can be broken
        scripts/fleet.sh break FAULT PART break a part, such as `break kill db1` or `break unplug web2`
        scripts/fleet.sh mend [PART...]   mend these parts, or all
-       scripts/fleet.sh restart          restart the frontends one after the other; no request is lost
+       scripts/fleet.sh restart [PART...] restart these frontends, or all, one after the other; no request is lost
        scripts/fleet.sh greedy           measure what polite clients get beside a greedy one, with one to three frontends
+       scripts/fleet.sh scale            measure what grows with the number of hosts, and compute it for a thousand
        scripts/fleet.sh down             take everything away
        scripts/fleet.sh help             print this text
 
@@ -23,7 +24,7 @@ END
 }
 
 case ${1-} in
-up | status | load | break | mend | restart | greedy | down) ;;
+up | status | load | break | mend | restart | greedy | scale | down) ;;
 help | --help | -h)
     usage
     exit

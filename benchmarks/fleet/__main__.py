@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks.fleet import faults, greedy
+from benchmarks.fleet import faults, greedy, scale
 from benchmarks.fleet.box import Fleet
 from benchmarks.fleet.load import drive
 from tests.support.galera import missing
@@ -29,8 +29,10 @@ def main() -> int:
     breaking.add_argument("part", nargs="?")
     mending = commands.add_parser("mend", help="mend the parts of these names, or all")
     mending.add_argument("part", nargs="*")
-    commands.add_parser("restart", help="restart the frontends, one after the other")
+    restarting = commands.add_parser("restart", help="restart these frontends, or all, one after the other")
+    restarting.add_argument("part", nargs="*")
     commands.add_parser("greedy", help="measure what polite clients get beside a greedy one; takes minutes")
+    commands.add_parser("scale", help="measure what grows with the number of hosts; takes a minute or two")
     commands.add_parser("down", help="take everything away")
     arguments = parser.parse_args()
     if problem := missing():
@@ -59,10 +61,11 @@ def run(arguments: argparse.Namespace) -> int:
         return 1 if drive(fleet, arguments.seconds, lambda line: print(line, flush=True)).wrong else 0
     if arguments.command == "restart":
         with _alone():
-            fleet.restart()
-    elif arguments.command == "greedy":
+            fleet.restart(*arguments.part)
+    elif arguments.command in ("greedy", "scale"):
+        measure = greedy.measure if arguments.command == "greedy" else scale.measure
         with _alone():
-            greedy.measure(fleet, lambda line: print(line, flush=True))
+            measure(fleet, lambda line: print(line, flush=True))
     elif arguments.command == "mend":
         with _alone():
             faults.mend(fleet, *arguments.part)
@@ -79,9 +82,7 @@ def status(fleet: Fleet) -> int:
     for part in fleet.parts:
         problem = part.problem() if part.host.is_made else "it is not built"
         bad += bool(problem)
-        print(
-            f"{part.name:8} {part.host.address:14} {part.program:16} {part.memory / 1e6:6.0f} MB  {problem or 'serves'}"
-        )
+        print(f"{part}  {part.memory / 1e6:5.0f} MB  {problem or 'serves'}")
     if not bad:
         print(fleet.summary())
     return 3 if bad else 0

@@ -64,10 +64,14 @@ class Fleet:
         return "global\n    hard-stop-after 30s\n    user nobody\n    group nogroup\n\n" + text
 
     def entry_configuration(self, hosts: int = 3, balance: str = LEASTCONN) -> str:
-        """The entry's configuration for the first of the frontends, with lines that say how to balance."""
+        """The entry's configuration for so many hosts, with lines that say how to balance.
+
+        There are three frontends; more hosts than these are the same again under other names.
+        """
         text = Path(__file__).with_name("entry.cfg").read_text()
+        addresses = [each.host.address for each in self.frontends]
         lines = {
-            "@FRONTENDS@": [f"server {each.name} {each.host.address}:{PORT}" for each in self.frontends[:hosts]],
+            "@FRONTENDS@": [f"server web{number + 1} {addresses[number % 3]}:{PORT}" for number in range(hosts)],
             "@BALANCE@": balance.splitlines(),
         }
         for mark, filled in lines.items():
@@ -97,11 +101,8 @@ class Fleet:
         for part in self.parts:
             part_begun = time.monotonic()
             part.mend()
-            print(
-                f"{part.name:8} {part.host.address:14} {part.program:16} started in {time.monotonic() - part_begun:5.1f} s"
-                f" {part.memory / 1e6:6.0f} MB",
-                flush=True,
-            )
+            took = time.monotonic() - part_begun
+            print(f"{part}  started in {took:5.1f} s  {part.memory / 1e6:5.0f} MB", flush=True)
         print(f"The first page was answered after {time.monotonic() - begun:.0f} s")
 
     def _make_directory(self) -> None:
@@ -119,9 +120,12 @@ class Fleet:
         self.network.remove()
         shutil.rmtree(DIRECTORY, ignore_errors=True)
 
-    def restart(self) -> None:
-        """Restart the frontends one after the other; no request is lost."""
-        for frontend in self.frontends:
+    def restart(self, *names: str) -> None:
+        """Restart the frontends, or those of these names, one after the other; no request is lost."""
+        frontends = [each for each in self.frontends if not names or each.name in names]
+        if len(frontends) < len(names):
+            raise SystemExit(f"fleet: not all of {', '.join(names)} are frontends, such as web1")
+        for frontend in frontends:
             begun = time.monotonic()
             # It answers what it has; the entry sends nothing more.
             frontend.host.stop(GRACE + 10)

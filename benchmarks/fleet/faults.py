@@ -14,7 +14,7 @@ class Fault(NamedTuple):
     """A way to break a part, and the parts that can be broken so."""
 
     meaning: str
-    kind: type[Part]
+    kind: type
     do: Callable[[Part], None]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -109,7 +109,7 @@ def restart_with(fleet: Fleet, queue: int | None) -> None:
 
 
 @contextmanager
-def _variable(name: str, value: int | None):  # type: ignore[no-untyped-def]
+def _variable(name: str, value: int | None) -> Iterator[None]:
     before = os.environ.pop(name, None)
     if value is not None:
         os.environ[name] = str(value)

@@ -171,11 +171,11 @@ class Load:
         """How often each half of each order is in the database."""
         sql = (
             "SELECT number, CAST(SUM(half = 1) AS INT), CAST(SUM(half = 2) AS INT) FROM myapplication.written "
-            f"WHERE load_id = '{self.id}' GROUP BY number"
+            "WHERE load_id = %s GROUP BY number"
         )
         for node in self._fleet.nodes:
             if not node.problem():
-                return {number: (first, second) for number, first, second in node.node.execute(sql)}
+                return {number: (first, second) for number, first, second in node.node.execute(sql, self.id)}
         raise SystemExit("fleet: no node of the database can be asked for the orders; scripts/fleet.sh mend")
 
     def table(self, since: float = 0.0) -> str:
@@ -188,7 +188,7 @@ class Load:
             bad = collections.Counter(each.error or str(each.status) for each in answers if each.status != 200)
             rate = len(answers) / max(time.monotonic() - begun, 0.001)
             cells = "".join(f"{percentile(times, part):6.0f} ms" for part in (50, 99, 100))
-            shown = ", ".join(f"{count} × {what}" for what, count in bad.most_common(4)) or "none"
+            shown = ", ".join(f"{count} x {what}" for what, count in bad.most_common(4)) or "none"
             lines.append(f"{kind:8}{len(answers):9}{rate:10.1f}{cells}  {shown}")
         return "\n".join(lines)
 
@@ -199,9 +199,11 @@ def drive(fleet: Fleet, seconds: float, show: Callable[[str], None]) -> Counts:
         for second in _seconds(seconds):
             last = [each for each in list(load.answers) if each.ended >= second - 1]
             good = collections.Counter(each.kind for each in last if each.status == 200)
-            bad = collections.Counter(f"{each.kind} {each.status or 'no answer'}" for each in last if each.status != 200)
-            failed = "".join(f"; {count} × {what}" for what, count in bad.items())
-            show(", ".join(f"{good[kind]} × {kind}" for kind in KINDS) + failed)
+            bad = collections.Counter(
+                f"{each.kind} {each.status or 'no answer'}" for each in last if each.status != 200
+            )
+            failed = "".join(f"; {count} x {what}" for what, count in bad.items())
+            show(", ".join(f"{good[kind]} x {kind}" for kind in KINDS) + failed)
     show(load.table())
     counts = load.counts()
     show(str(counts))

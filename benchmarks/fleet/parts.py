@@ -38,6 +38,14 @@ def get(address: str, port: int, path: str, seconds: float = 5) -> tuple[int, st
         connection.close()
 
 
+def processor_time(process: int) -> float:
+    """The seconds of processor time that a process has used; 0 if it has ended."""
+    with suppress(OSError):
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return 0.0
+
+
 class Part(ABC):
     """A host of the fleet with its program. It is found by its name, whoever has started it."""
 
@@ -48,6 +56,9 @@ class Part(ABC):
         self.name = host.name
         self.directory = directory
         self.log = directory / f"{host.name}.log"
+
+    def __str__(self) -> str:
+        return f"{self.name:8} {self.host.address:14} {self.program:15}"
 
     @abstractmethod
     def start(self) -> None:
@@ -73,6 +84,11 @@ class Part(ABC):
             if not self.host.processes or time.monotonic() > give_up:
                 raise SystemExit(f"fleet: {self.name} does not serve: {problem}; see {self.log}")
             time.sleep(0.05)
+
+    @property
+    def processor_time(self) -> float:
+        """The seconds of processor time that its processes have used."""
+        return sum(processor_time(process) for process in self.host.processes)
 
     @property
     def memory(self) -> int:
@@ -203,14 +219,20 @@ class Frontend(Part):
         }
 
     def start(self) -> None:
+        self.start_beside(0)
+
+    def start_beside(self, shift: int, *settings: str) -> None:
+        """Start it; a shift makes it another one on the same host, with ports that are higher by so many."""
+        name = self.name if shift == 0 else f"{self.name}-{shift}"
         own = [
-            *(f"--address={self.host.address}", f"--port={PORT}"),
-            *(f"--admin_address={self.host.address}", f"--admin_port={ADMIN_PORT}"),
-            f"--run_directory={self.directory / self.name}",
-            f"--log_file_prefix={self.log}",
+            *(f"--address={self.host.address}", f"--port={PORT + shift}"),
+            *(f"--admin_address={self.host.address}", f"--admin_port={ADMIN_PORT + shift}"),
+            f"--run_directory={self.directory / name}",
+            f"--log_file_prefix={self.directory / name}.log",
         ]
         command = [sys.executable, "-m", "threadbridge", "benchmarks.fleet.application:app", *own, *self._settings]
-        self.host.start(command, log=self.log, directory=ROOT, environment=self._environment)
+        log = self.directory / f"{name}.log"
+        self.host.start([*command, *settings], log=log, directory=ROOT, environment=self._environment)
 
     def problem(self) -> str:
         if not self.host.processes:

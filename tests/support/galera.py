@@ -60,10 +60,10 @@ class Node(Host):
             **{"unix_socket": str(self._socket), "user": "root", "autocommit": True, "connect_timeout": 2, **settings}
         )
 
-    def execute(self, sql: str) -> tuple[tuple[Any, ...], ...]:
+    def execute(self, sql: str, *parameters: object) -> tuple[tuple[Any, ...], ...]:
         """Execute a statement as its administrator."""
         with closing(self.connect()) as connection, closing(connection.cursor()) as cursor:
-            cursor.execute(sql)
+            cursor.execute(sql, parameters or None)
             return tuple(cursor.fetchall())
 
     @property
