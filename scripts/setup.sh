@@ -59,6 +59,10 @@ need_mariadb() {
     need "mariadb-client-core" has mariadb
 }
 
+has_redis() {
+    has redis-server || has valkey-server
+}
+
 need_test_tools() {
     need "nginx" has nginx
     need "chromium fonts-dejavu-core" has chromium
@@ -66,6 +70,7 @@ need_test_tools() {
     need "postgresql" has_postgresql
     need "pgbouncer" has pgbouncer
     need "haproxy" has haproxy
+    need "redis-server" has_redis
     need "curl" has curl
     need "wrk" has wrk
     need "shellcheck" has shellcheck
@@ -78,7 +83,6 @@ need_cluster_tools() {
     need "rsync" has rsync
     need "lsof" has lsof
     need "iproute2" has ip
-    need "haproxy" has haproxy
 }
 
 # By these, a node of a cluster gets its data from another. Debian has them in mariadb-server, which would also start a
@@ -117,7 +121,7 @@ install_packages() {
             invoke-rc.d nginx stop
             ;;
         esac
-        for service in pgbouncer haproxy; do
+        for service in pgbouncer haproxy redis-server; do
             case " $* " in
             *" $service "*)
                 echo "Stopping the service $service that Debian has just started: the tests run their own"
@@ -214,7 +218,11 @@ test | clusters)
     ;;
 esac
 case $* in
-clusters | fleet) need_cluster_tools ;;
+clusters) need_cluster_tools ;;
+fleet)
+    need_cluster_tools
+    need "haproxy" has haproxy
+    ;;
 esac
 [ -z "$missing" ] || install_packages
 [ $up_to_date = yes ] || install_project

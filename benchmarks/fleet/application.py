@@ -10,14 +10,6 @@ from myapplication import app, db
 
 __all__ = ["app", "db"]
 
-# Nothing but the application's own care keeps an order from being there twice: that would be seen.
-TABLE = """
-CREATE TABLE IF NOT EXISTS myapplication.written (
-    id BIGINT AUTO_INCREMENT PRIMARY KEY, load_id CHAR(8) NOT NULL, number INT NOT NULL, half TINYINT NOT NULL,
-    KEY (load_id, number)
-)
-"""
-
 
 @app.post("/orders/")
 def order() -> str:

@@ -70,8 +70,11 @@ class Fleet:
         """
         text = Path(__file__).with_name("entry.cfg").read_text()
         addresses = [each.host.address for each in self.frontends]
+        # tcp-ut has no effect in default-server. It ends requests to a host that has vanished.
         lines = {
-            "@FRONTENDS@": [f"server web{number + 1} {addresses[number % 3]}:{PORT}" for number in range(hosts)],
+            "@FRONTENDS@": [
+                f"server web{number + 1} {addresses[number % 3]}:{PORT} tcp-ut 5s" for number in range(hosts)
+            ],
             "@BALANCE@": balance.splitlines(),
         }
         for mark, filled in lines.items():

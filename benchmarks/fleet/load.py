@@ -8,7 +8,7 @@ import itertools
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 from urllib.parse import urlencode
@@ -79,6 +79,28 @@ def percentile(values: Sequence[float], percent: float) -> float:
     return ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))] if ordered else 0.0
 
 
+def judge(orders: Sequence[Answer], written: Mapping[int, tuple[int, int]]) -> Counts:
+    """What became of the orders; ``written`` says how often each half of each order is in the database."""
+    counts = Counts()
+    for answer in orders:
+        halves = written.get(answer.number, (0, 0))
+        if max(halves) > 1:
+            counts.doubled.append(answer.number)
+        elif halves[0] != halves[1]:
+            counts.halves.append(answer.number)
+        if answer.status == 200:
+            counts.acknowledged += 1
+            if min(halves) == 0:
+                counts.lost.append(answer.number)
+        elif answer.ran == NEVER_RAN:
+            if max(halves) > 0:
+                counts.denied.append(answer.number)
+        else:
+            counts.unknown += 1
+            counts.unknown_written += min(halves) > 0
+    return counts
+
+
 class Load:
     """Clients that send requests while the block runs; each is a thread with an address of its own."""
 
@@ -147,25 +169,7 @@ class Load:
 
     def counts(self) -> Counts:
         """Compare what clients were told with what is in the database."""
-        counts = Counts()
-        written = self._written()
-        for answer in self.of(ORDER):
-            halves = written.get(answer.number, (0, 0))
-            if max(halves) > 1:
-                counts.doubled.append(answer.number)
-            elif halves[0] != halves[1]:
-                counts.halves.append(answer.number)
-            if answer.status == 200:
-                counts.acknowledged += 1
-                if min(halves) == 0:
-                    counts.lost.append(answer.number)
-            elif answer.ran == NEVER_RAN:
-                if max(halves) > 0:
-                    counts.denied.append(answer.number)
-            else:
-                counts.unknown += 1
-                counts.unknown_written += min(halves) > 0
-        return counts
+        return judge(self.of(ORDER), self._written())
 
     def _written(self) -> dict[int, tuple[int, int]]:
         """How often each half of each order is in the database."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -17,12 +16,19 @@ from pathlib import Path
 
 import MySQLdb
 
-from benchmarks.fleet.application import TABLE
 from tests.support.galera import Node
+from tests.support.haproxy import HAPROXY
 from tests.support.network import Host, Network
 from tests.support.processes import ROOT
 
 PORT, ADMIN_PORT = 8000, 18000
+# Orders of the load. No key keeps one from being there twice: that would be seen.
+ORDERS = """
+CREATE TABLE IF NOT EXISTS myapplication.written (
+    id BIGINT AUTO_INCREMENT PRIMARY KEY, load_id CHAR(8) NOT NULL, number INT NOT NULL, half TINYINT NOT NULL,
+    KEY (load_id, number)
+)
+"""
 # Seconds that a part may take to start, on a loaded machine.
 PATIENCE = 120
 
@@ -138,7 +144,7 @@ class Database(Part):
                 check=True,
                 stdout=output,
             )
-        self.node.execute(TABLE)
+        self.node.execute(ORDERS)
 
     def problem(self) -> str:
         try:
@@ -178,9 +184,8 @@ class Proxy(Part):
         return file
 
     def start(self) -> None:
-        haproxy = shutil.which("haproxy", path=f"{os.environ['PATH']}:/usr/sbin:/sbin") or "haproxy"
         # With a master, which reloads.
-        self.host.start([haproxy, "-W", "-db", "-f", self._write()], log=self.log, directory=self.directory)
+        self.host.start([HAPROXY, "-W", "-db", "-f", self._write()], log=self.log, directory=self.directory)
 
     def configure(self, configuration: str) -> None:
         """Begin again with another configuration; connections are cut."""

@@ -14,9 +14,12 @@ import pytest
 
 from benchmarks.fleet import faults
 from benchmarks.fleet.box import Fleet
-from benchmarks.fleet.load import KINDS, ORDER, PAGE, Load, percentile
+from benchmarks.fleet.greedy import BALANCES
+from benchmarks.fleet.load import KINDS, ORDER, PAGE, Answer, Load, judge, percentile
 from benchmarks.fleet.parts import ADMIN_PORT
+from benchmarks.fleet.scale import Costs, report
 from tests.support.galera import missing
+from tests.support.haproxy import HAPROXY
 from tests.support.inprocess import wait_until
 from tests.support.processes import ROOT
 
@@ -61,6 +64,38 @@ def test_without_root_it_says_so() -> None:
         )
     assert finished.returncode == 1
     assert "network namespaces need root: run it as root, such as: sudo scripts/fleet.sh up" in finished.stderr
+
+
+def test_wrong_orders_are_found() -> None:
+    # The number says what is in the database.
+    told = {1: (200, ""), 2: (200, ""), 3: (503, ""), 4: (503, ""), 5: (503, "no"), 6: (0, ""), 7: (200, "")}
+    written = {1: (1, 1), 3: (1, 0), 4: (1, 1), 5: (1, 1), 6: (2, 2), 7: (1, 1)}
+    counts = judge([Answer(ORDER, number, 0, 0, *each) for number, each in told.items()], written)
+    assert (counts.acknowledged, counts.unknown, counts.unknown_written) == (3, 3, 2)
+    assert (counts.lost, counts.doubled, counts.halves, counts.denied) == ([2], [6], [3], [5])
+    assert sorted(counts.wrong) == [2, 3, 5, 6]
+
+
+def test_haproxy_accepts_the_configurations(tmp_path: Path) -> None:
+    fleet = Fleet()
+    for text in (
+        fleet.database_proxy.configuration,
+        *(fleet.entry_configuration(hosts, balance) for hosts in (1, 3, 1000) for balance in BALANCES.values()),
+    ):
+        assert "@" not in "".join(line for line in text.splitlines() if not line.lstrip().startswith("#"))
+        file = tmp_path / "haproxy.cfg"
+        file.write_text(text)
+        finished = subprocess.run([HAPROXY, "-c", "-f", file], capture_output=True, text=True, timeout=30, check=False)
+        assert finished.returncode == 0, finished.stdout + finished.stderr
+        assert "ALERT" not in finished.stderr and "WARNING" not in finished.stderr
+
+
+def test_the_table_for_many_hosts_is_computed_from_what_was_measured() -> None:
+    costs = Costs(100_000, 0.001, 0.0001, 0.0005, 0.001, 0.002, {3: 0.01, 30: 0.1})
+    rows = dict(line.strip("| ").split(" | ", 1) for line in report(costs) if line.startswith("| "))
+    assert rows["connections of the pools, all to one writer"] == "60 | 600 | 6,000 | 20,000"
+    assert rows["memory for them in the writer"] == "0.0066 GB | 0.066 GB | 0.66 GB | 2.2 GB"
+    assert rows["operators' page, of a processor at the host that shows it"] == "0.3 % | 3 % | 30 % | 100 %"
 
 
 @on_demand
