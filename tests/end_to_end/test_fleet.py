@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.fleet import faults
-from benchmarks.fleet.box import Fleet
+from benchmarks.fleet.box import DIRECTORY, Fleet
 from benchmarks.fleet.greedy import BALANCES
 from benchmarks.fleet.load import KINDS, ORDER, PAGE, Answer, Load, judge, percentile
 from benchmarks.fleet.parts import ADMIN_PORT
@@ -41,18 +41,22 @@ def script(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def fleet() -> Iterator[Fleet]:
+    subprocess.run([ROOT / "scripts" / "setup.sh", "fleet"], check=True, stdin=subprocess.DEVNULL)
     assert script("down").returncode == 0
-    begun = time.monotonic()
-    finished = script("up")
-    took = time.monotonic() - begun
-    print(finished.stdout)
-    assert finished.returncode == 0, finished.stderr
-    fleet = Fleet()
-    assert fleet.url in finished.stdout
-    assert took < UP_WITHIN
-    yield fleet
-    assert script("down").returncode == 0
+    try:
+        begun = time.monotonic()
+        finished = script("up")
+        took = time.monotonic() - begun
+        print(finished.stdout)
+        assert finished.returncode == 0, finished.stderr
+        fleet = Fleet()
+        assert fleet.url in finished.stdout
+        assert took < UP_WITHIN
+        yield fleet
+    finally:
+        assert script("down").returncode == 0
     assert not any(part.host.is_made or part.host.processes for part in fleet.parts)
+    assert not DIRECTORY.exists() and not Path("/sys/class/net", fleet.network.bridge).exists()
 
 
 def test_without_root_it_says_so() -> None:
