@@ -148,23 +148,55 @@ class Database(Part):
 
     def problem(self) -> str:
         try:
-            [[_, state]] = self.node.execute("SHOW STATUS LIKE 'wsrep_local_state_comment'")
+            state = self._status("wsrep_local_state_comment")
             [[read_only]] = self.node.execute("SELECT @@read_only")
-        except (MySQLdb.Error, ValueError) as error:
+            view = self._view()
+        except MySQLdb.Error as error:
             return f"{error}"
         if state != "Synced":
             return f"its state is {state}"
+        if any(other.host.processes and other._latest_view() > view for other in self.others):
+            # It was suspended, say.
+            return "it has not noticed that the others go on without it"
         return "it is read-only" if read_only else ""
 
+    def _status(self, name: str) -> str:
+        [[_, value]] = self.node.execute("SHOW STATUS LIKE %s", name)
+        return str(value)
+
+    def _view(self) -> int:
+        """The number of the change of the cluster that it knows last."""
+        return int(self._status("wsrep_cluster_conf_id"))
+
+    def _latest_view(self) -> int:
+        """The same, or 0 if it does not belong to the majority."""
+        with suppress(MySQLdb.Error):
+            return self._view() if self._cluster_status() == "Primary" else 0
+        return 0
+
     def mend(self) -> None:
-        statements = ["SET GLOBAL wsrep_desync = OFF", "SET GLOBAL read_only = OFF"]
-        if all(other.problem() for other in self.others):
-            # The majority was lost, so none of those that are left serves until one is told to go on.
-            statements.append("SET GLOBAL wsrep_provider_options = 'pc.bootstrap=YES'")
-        for statement in statements:
+        self.host.make()
+        self.host.plug()
+        self._restore_majority()
+        for statement in ("SET GLOBAL wsrep_desync = OFF", "SET GLOBAL read_only = OFF"):
             with suppress(MySQLdb.Error):
                 self.node.execute(statement)
         super().mend()
+
+    def _restore_majority(self) -> None:
+        """If nodes are left, but not most of them, tell one to go on: by themselves, they wait for the others."""
+        nodes = [self, *self.others]
+        statuses = {node: node._cluster_status() for node in nodes}
+        left = [node for node, status in statuses.items() if status]
+        if left and "Primary" not in statuses.values():
+            left[0].node.execute("SET GLOBAL wsrep_provider_options = 'pc.bootstrap=YES'")
+            left[0].wait()
+
+    def _cluster_status(self) -> str:
+        """``Primary`` if it belongs to the majority; empty if it does not answer."""
+        with suppress(MySQLdb.Error):
+            return self._status("wsrep_cluster_status")
+        return ""
 
 
 class Proxy(Part):

@@ -119,6 +119,20 @@ def test_a_fleet_that_is_there_only_in_part_is_completed(fleet: Fleet) -> None:
 
 
 @on_demand
+def test_a_cluster_that_has_lost_its_majority_is_mended(fleet: Fleet) -> None:
+    [[orders]] = fleet.nodes[2].node.execute("SELECT COUNT(*) FROM myapplication.written")
+    fleet.nodes[2].node.execute("INSERT INTO myapplication.written (load_id, number, half) VALUES ('kept', 1, 1)")
+    for name in ("db1", "db2"):
+        assert script("break", "kill", name).returncode == 0
+    wait_until(lambda: "Initialized" in fleet.nodes[2].problem(), "the last node waits for the others")
+    assert script("mend").returncode == 0
+    assert script("status").returncode == 0
+    # With all its data.
+    for node in fleet.nodes:
+        assert node.node.execute("SELECT COUNT(*) FROM myapplication.written") == ((orders + 1,),)
+
+
+@on_demand
 def test_wrong_names_are_explained(fleet: Fleet) -> None:
     finished = script("break", "kill", "web9")
     assert finished.returncode == 1 and "there is no part 'web9'; there are db1" in finished.stderr
@@ -135,6 +149,7 @@ def test_wrong_names_are_explained(fleet: Fleet) -> None:
     [
         ("kill", "db1", 6.0),
         ("unplug", "db1", 6.0),
+        ("suspend", "db1", 6.0),
         ("donor", "db1", 6.0),
         ("unplug", "db3", 6.0),
         ("kill", "web1", 3.0),
