@@ -110,7 +110,8 @@ class Fleet:
 
     def _make_directory(self) -> None:
         # The nodes run as another user.
-        DIRECTORY.mkdir(mode=0o755, exist_ok=True)
+        DIRECTORY.mkdir(exist_ok=True)
+        DIRECTORY.chmod(0o755)
         for file in (self.password, self.token):
             if not file.exists():
                 with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as output:
