@@ -69,5 +69,4 @@ def break_part(fleet: Fleet, fault: str, name: str) -> None:
 def mend(fleet: Fleet, *names: str) -> None:
     """Make these parts what they should be, or all."""
     for part in [fleet.part(name) for name in names] or fleet.parts:
-        part.host.signal(signal.SIGCONT)
         part.mend()

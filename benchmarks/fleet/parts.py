@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -76,12 +77,17 @@ class Part(ABC):
 
     def mend(self) -> None:
         """Make it what it should be, whatever is missing; returns when it serves."""
-        self.host.make()
-        self.host.plug()
-        self.host.speed_up()
+        self._reach()
         if not self.host.processes:
             self.start()
         self.wait()
+
+    def _reach(self) -> None:
+        """Make its host, and undo what keeps others from reaching it."""
+        self.host.make()
+        self.host.plug()
+        self.host.speed_up()
+        self.host.signal(signal.SIGCONT)
 
     def wait(self) -> None:
         """Return when it serves."""
@@ -175,8 +181,7 @@ class Database(Part):
         return 0
 
     def mend(self) -> None:
-        self.host.make()
-        self.host.plug()
+        self._reach()
         self._restore_majority()
         for statement in ("SET GLOBAL wsrep_desync = OFF", "SET GLOBAL read_only = OFF"):
             with suppress(MySQLdb.Error):
@@ -190,7 +195,7 @@ class Database(Part):
         left = [node for node, status in statuses.items() if status]
         if left and "Primary" not in statuses.values():
             left[0].node.execute("SET GLOBAL wsrep_provider_options = 'pc.bootstrap=YES'")
-            left[0].wait()
+            left[0].node.wait()
 
     def _cluster_status(self) -> str:
         """``Primary`` if it belongs to the majority; empty if it does not answer."""
