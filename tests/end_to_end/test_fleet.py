@@ -149,7 +149,8 @@ def test_wrong_names_are_explained(fleet: Fleet) -> None:
     [
         ("kill", "db1", 6.0),
         ("unplug", "db1", 6.0),
-        ("suspend", "db1", 6.0),
+        # It still accepts connections, so the proxy notices later.
+        ("suspend", "db1", 10.0),
         ("donor", "db1", 6.0),
         ("unplug", "db3", 6.0),
         ("kill", "web1", 3.0),
