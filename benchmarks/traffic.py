@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections import defaultdict, deque
+from collections.abc import Callable
 from typing import NamedTuple
 
 from benchmarks.clients import head
@@ -30,10 +31,17 @@ class Answer(NamedTuple):
 
 
 class Traffic:
-    """The clients of one server. Client N has the address 127.0.0.N and opens as many connections as it needs."""
+    """The clients of one server, each with as many connections as it needs.
 
-    def __init__(self, port: int) -> None:
+    Client N has the address 127.0.0.N, or the one that ``address`` gives.
+    """
+
+    def __init__(
+        self, port: int, server: str = "127.0.0.1", address: Callable[[int], str] = "127.0.0.{}".format
+    ) -> None:
         self._port = port
+        self._server = server
+        self._address = address
         self._idle: dict[int, deque[tuple[asyncio.StreamReader, asyncio.StreamWriter]]] = defaultdict(deque)
 
     async def ask(self, path: str, client: int = 1, give_up: float | None = None) -> Answer:
@@ -52,7 +60,7 @@ class Traffic:
             # The server may have closed it meanwhile.
             with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
                 return await self._exchange(path, client, *idle.pop())
-        connection = await asyncio.open_connection("127.0.0.1", self._port, local_addr=(f"127.0.0.{client}", 0))
+        connection = await asyncio.open_connection(self._server, self._port, local_addr=(self._address(client), 0))
         return await self._exchange(path, client, *connection)
 
     async def _exchange(

@@ -9,6 +9,7 @@ usage: scripts/setup.sh application           what the application needs, with a
        scripts/setup.sh application mariadb   the same, and a MariaDB server to run on this machine
        scripts/setup.sh test                  all of this, and the tools of the tests
        scripts/setup.sh clusters              all of this, and Galera, for the tests of database clusters
+       scripts/setup.sh fleet                 what scripts/fleet.sh needs: the application, MariaDB, Galera, HAProxy
 END
 }
 
@@ -58,6 +59,10 @@ need_mariadb() {
     need "mariadb-client-core" has mariadb
 }
 
+has_redis() {
+    has redis-server || has valkey-server
+}
+
 need_test_tools() {
     need "nginx" has nginx
     need "chromium fonts-dejavu-core" has chromium
@@ -65,6 +70,7 @@ need_test_tools() {
     need "postgresql" has_postgresql
     need "pgbouncer" has pgbouncer
     need "haproxy" has haproxy
+    need "redis-server" has_redis
     need "curl" has curl
     need "wrk" has wrk
     need "shellcheck" has shellcheck
@@ -115,7 +121,7 @@ install_packages() {
             invoke-rc.d nginx stop
             ;;
         esac
-        for service in pgbouncer haproxy; do
+        for service in pgbouncer haproxy redis-server; do
             case " $* " in
             *" $service "*)
                 echo "Stopping the service $service that Debian has just started: the tests run their own"
@@ -183,7 +189,7 @@ installed() {
 
 extras=fast,metrics,application
 case $* in
-application | "application mariadb") ;;
+application | "application mariadb" | fleet) ;;
 test | clusters)
     extras=fast,metrics,application,test
     ;;
@@ -205,14 +211,22 @@ installed 2>/dev/null | cmp -s - ".venv/installed-${extras##*,}" || up_to_date=n
 missing=
 [ $up_to_date = yes ] || need_python
 case $* in
-"application mariadb") need_mariadb ;;
+"application mariadb" | fleet) need_mariadb ;;
 test | clusters)
     need_mariadb
     need_test_tools
     ;;
 esac
-[ "$*" != clusters ] || need_cluster_tools
+case $* in
+clusters) need_cluster_tools ;;
+fleet)
+    need_cluster_tools
+    need "haproxy" has haproxy
+    ;;
+esac
 [ -z "$missing" ] || install_packages
 [ $up_to_date = yes ] || install_project
 compile_hot_path
-[ "$*" != clusters ] || fetch_sst_scripts
+case $* in
+clusters | fleet) fetch_sst_scripts ;;
+esac

@@ -14,6 +14,8 @@ from pathlib import Path
 from tests.support.inprocess import wait_until
 from tests.support.tcp_mariadb import free_port
 
+HAPROXY = shutil.which("haproxy", path=f"{os.environ['PATH']}:/usr/sbin:/sbin") or "haproxy"
+
 
 @contextmanager
 def haproxy(
@@ -23,7 +25,6 @@ def haproxy(
 
     ``lines`` belong to the section; ``first`` and ``others`` are options of the servers.
     """
-    program = shutil.which("haproxy", path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
     directory = Path(tempfile.mkdtemp(prefix="haproxy-"))
     port = free_port()
     section = [
@@ -45,7 +46,7 @@ listen database
 """
         + "".join(f"    {line}\n" for line in section)
     )
-    process = subprocess.Popen([str(program), "-db", "-f", directory / "haproxy.cfg"], stdin=subprocess.DEVNULL)
+    process = subprocess.Popen([HAPROXY, "-db", "-f", directory / "haproxy.cfg"], stdin=subprocess.DEVNULL)
     try:
 
         def answers() -> bool:
