@@ -175,5 +175,6 @@ class FrontendHandler(OperatorHandler):
     def finish(self, chunk: Any = None) -> Any:
         """Prove with the answer that this process knows the token too."""
         if self.access.proof is not None and self._nonce:
-            self.set_header(ANSWER_HEADER, self.access.proof.of_answer(self._nonce, (chunk or "").encode()))
+            body = chunk if isinstance(chunk, bytes) else (chunk or "").encode()
+            self.set_header(ANSWER_HEADER, self.access.proof.of_answer(self._nonce, body))
         return super().finish(chunk)
