@@ -82,8 +82,11 @@ class Console:
             ),
         ]
 
-    async def everything(self, name: str = "") -> dict[str, Any]:
-        """What all processes on all hosts are doing, for JSON; see `processes`."""
+    async def everything(self, name: str = "", host: str = "") -> dict[str, Any]:
+        """What all processes on all hosts are doing, for JSON; see `processes`.
+
+        :param host: if given, list only requests on the hosts of this name.
+        """
         frontends = await self.frontends.all()
         processes = await self.processes(frontends, name)
         unreachable: list[dict[str, Any]] = [
@@ -94,7 +97,7 @@ class Console:
         unreachable += [
             {"name": item, "reason": reason, "host": "", "answered": None} for item, reason in self.frontends.problems
         ]
-        return view(processes, unreachable)
+        return view(processes, unreachable, host)
 
     async def tables(self, frontends: Sequence[Frontend]) -> list[dict[str, Any]]:
         """What this process and these frontends have learned of requests' costs, for JSON.

@@ -98,13 +98,15 @@ class EventsHandler(OperatorHandler):
 class RequestsHandler(OperatorHandler):
     """The page's content for programs: what all processes are doing now, and what they have learned.
 
-    With ``id=NAME``, only requests with this key or id are listed, wherever they run.
+    With ``id=NAME``, only requests with this key or id are listed, wherever they run; with ``host=NAME``, only those
+    of this host.
     """
 
     async def get(self) -> None:
         name = self.get_query_argument("id", "")
-        document = await self.console.everything(name)
-        if not name:
+        host = self.get_query_argument("host", "")
+        document = await self.console.everything(name, host)
+        if not name and not host:
             # Not in the events: it changes slowly, and is long.
             document["learned"] = await self.console.learned()
         self.json(document)

@@ -15,8 +15,11 @@ SHOWN_OF_PROCESSES = ("key", "pid", "addresses", "admin", "started", "draining",
 SAME_TIME = 2.0
 
 
-def view(processes: Sequence[dict[str, Any]], unreachable: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """All processes as one, the first of which is this one; each counts once, even if several frontends know it."""
+def view(processes: Sequence[dict[str, Any]], unreachable: Sequence[dict[str, Any]], host: str = "") -> dict[str, Any]:
+    """All processes as one, the first of which is this one; each counts once, even if several frontends know it.
+
+    :param host: if given, list only requests on the hosts of this name.
+    """
     own = processes[0]
     processes = list({process["key"]: process for process in [*processes, own]}.values())
     processes = [_by_clock(process, own["now"]) for process in processes]
@@ -31,7 +34,8 @@ def view(processes: Sequence[dict[str, Any]], unreachable: Sequence[dict[str, An
             bins[int(number)].update({int(bin_number): count for bin_number, count in slot["bins"].items()})
     now = int(own["now"]) // SLOT
     minute = range(now - MINUTE // SLOT + 1, now + 1)
-    rows = [_unique(row, process["key"]) for process in processes for row in process["requests"]]
+    listed = [process for process in processes if not host or _host_of(process) == host]
+    rows = [_unique(row, process["key"]) for process in listed for row in process["requests"]]
     return {
         "now": own["now"],
         "process": own["key"],
@@ -41,7 +45,7 @@ def view(processes: Sequence[dict[str, Any]], unreachable: Sequence[dict[str, An
         "counts": counts,
         # Running requests before waiting ones, and the oldest first.
         "requests": heapq.nsmallest(MOST_ROWS, rows, key=lambda row: (not row["running"], row["since"])),
-        "finished": _slowest([_unique(bar, process["key"]) for process in processes for bar in process["finished"]]),
+        "finished": _slowest([_unique(bar, process["key"]) for process in listed for bar in process["finished"]]),
         "kept_a_second": KEPT_A_SECOND,
         "latencies": quantiles(sum((bins[number] for number in minute), Counter[int]())),
         "slot": SLOT,
@@ -66,12 +70,16 @@ def _by_clock(process: dict[str, Any], now: float) -> dict[str, Any]:
     return {**process, "slots": slots, "requests": requests, "finished": finished}
 
 
+def _host_of(process: dict[str, Any]) -> str:
+    # An earlier version does not tell its host.
+    return str(process.get("host") or process.get("via", ""))
+
+
 def _hosts(processes: Sequence[dict[str, Any]], own: str, minute: range) -> list[dict[str, Any]]:
     """The hosts, each with its processes, and with sums of these: lanes' threads, counts, the last minute."""
     groups: defaultdict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     for process in processes:
-        # An earlier version does not tell its host.
-        groups[process.get("host") or process.get("via", ""), process.get("machine", "")].append(process)
+        groups[_host_of(process), process.get("machine", "")].append(process)
     hosts = []
     for (name, _), group in sorted(groups.items()):
         counts: Counter[str] = Counter()

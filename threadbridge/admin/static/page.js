@@ -2,9 +2,11 @@
 
 import { addressOf, byId, duration, element, number, rate, setText, shortDuration } from './elements.js';
 import { drawLatencies, drawRates } from './history.js';
+import { areSeveral, Hosts } from './hosts.js';
 import { drawLanes } from './lanes.js';
 import { Learned } from './learned.js';
 import { Rows } from './rows.js';
+import { Search } from './search.js';
 import { Timeline } from './timeline.js';
 import { isWaitingLong } from './waiting.js';
 
@@ -13,6 +15,8 @@ const LATE = 4;
 const MINUTE = 60;
 const rows = new Rows(byId('rows'), announce);
 const learned = new Learned(byId('learned'));
+const search = new Search(byId('search'), byId('only'), byId('found'), showFound);
+const hosts = new Hosts(byId('hosts'), (name) => search.onHost(name));
 const timeline = new Timeline(byId('timeline'), byId('timeline-legend'));
 let latest = null;
 let arrived = 0;
@@ -31,9 +35,14 @@ function show(data) {
   arrived = performance.now();
   showProcesses(data);
   showFigures(data);
-  drawLanes(byId('lanes'), data.processes, data.requests);
-  rows.show(data, now());
-  showShown(data);
+  hosts.draw(data);
+  showLanes(data);
+  if (search.active) {
+    search.ask();
+  } else {
+    rows.show(data, now());
+    showShown(data);
+  }
   timeline.draw(data);
   drawRates(byId('rates'), byId('rates-legend'), data);
   drawLatencies(byId('latencies'), byId('latencies-legend'), data);
@@ -41,7 +50,33 @@ function show(data) {
   document.title = `${busy} running${data.counts.waiting ? `, ${data.counts.waiting} waiting` : ''} – threadbridge`;
 }
 
-function showProcesses({ processes, process: own, unreachable }) {
+// Those of several hosts are shown by host.
+function showLanes(data) {
+  const several = areSeveral(data);
+  document.querySelector('.lanes').hidden = several;
+  if (!several) drawLanes(byId('lanes'), data.processes, data.requests);
+}
+
+// What the search has found; null if it begins, or is over.
+function showFound(found) {
+  if (found === null) rows.clear();
+  const shown = search.active ? found : latest;
+  if (shown !== null) rows.show(shown, now());
+  if (!search.active && latest !== null) {
+    showShown(latest);
+    return;
+  }
+  setText(byId('shown'), search.text);
+  byId('nothing').hidden = true;
+}
+
+function showProcesses(data) {
+  const { processes, process: own } = data;
+  const several = areSeveral(data);
+  // Those of several hosts have a table.
+  byId('processes').hidden = several;
+  if (several) return;
+  const { unreachable } = data;
   const items = processes.map((process) => {
     const name = element('span', {}, addressOf(process));
     const item = element('li', { class: process.draining ? 'draining' : 'answers' }, name);

@@ -1,0 +1,178 @@
+"""The operators' page in a real browser, with several hosts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from selenium.webdriver import Chrome
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+
+from tests.admin.test_admin_page import EXPECTED, keep_screenshot
+from tests.application.test_page import DESKTOP, PHONE, running_browser, show_as, texts, wait_for
+from tests.support.admin_site import answer, write_token
+from tests.support.hosts import TOKEN, Authority, Host, skip_without_namespaces
+from tests.support.processes import free_port
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Chrome]:
+    with running_browser(javascript=True) as browser:
+        yield browser
+
+
+@pytest.fixture
+def hosts(tmp_path: Path, browser: Chrome) -> Iterator[list[Host]]:
+    """Three hosts in a list, of which the browser shows the first one's page."""
+    skip_without_namespaces()
+    show_as(browser, DESKTOP)
+    port = free_port()
+    peers = ",".join(f"127.0.0.{number}:{port}" for number in (2, 3, 10))
+    with ExitStack() as stack:
+        hosts = [Host(tmp_path, number, port, f"--admin_peers={peers}") for number in (2, 3, 10)]
+        for host in hosts:
+            stack.enter_context(host)
+        log_in(browser, hosts[0])
+        wait_for(browser, lambda browser: lines(browser) == ["web2", "web3", "web10"])
+        yield hosts
+        complaints = browser.get_log("browser")  # type: ignore[no-untyped-call]
+        assert [entry for entry in complaints if not any(text in str(entry) for text in EXPECTED)] == []
+        browser.get("about:blank")
+
+
+def log_in(browser: Chrome, host: Host) -> None:
+    browser.delete_all_cookies()
+    browser.get(host.page)
+    browser.find_element(By.NAME, "token").send_keys(TOKEN, Keys.ENTER)
+    wait_for(browser, lambda browser: texts(browser, "#live") == ["live"])
+
+
+def lines(browser: Chrome) -> list[str]:
+    """The hosts with figures, as they are listed."""
+    return texts(browser, "#hosts .toggle")
+
+
+def silent(browser: Chrome) -> list[str]:
+    return texts(browser, "#hosts .unreachable th .name")
+
+
+def figures(browser: Chrome, kind: str) -> list[str]:
+    return texts(browser, f"#hosts tr:not(.opened) .{kind}")
+
+
+def rows(browser: Chrome) -> list[str]:
+    """The places of the requests that are listed."""
+    return texts(browser, '#rows tr:not(.ended) [data-state="running"], #rows tr[data-state="running"] td.lane small')
+
+
+def test_hosts_are_shown_as_lines_that_open(browser: Chrome, hosts: list[Host]) -> None:
+    assert texts(browser, "#hosts-shown") == ["3 with 3 processes."]
+    # The lanes and processes of all of them would be too many.
+    assert not browser.find_element(By.CSS_SELECTOR, ".lanes").is_displayed()
+    assert texts(browser, "#processes li") == []
+    assert [text.split(" · ")[0] for text in texts(browser, "#hosts tbody th small")] == [
+        "this host",
+        f"127.0.0.3:{hosts[1].admin_port}",
+        f"127.0.0.10:{hosts[2].admin_port}",
+    ]
+    with ExitStack() as stack:
+        hosts[2].occupy(stack, "a")
+        hosts[2].occupy(stack, "b")
+        stack.enter_context(hosts[2].send(f"/slow?{hosts[2].directory / 'c'}"))
+        wait_for(browser, lambda browser: figures(browser, "load span")[2] == "2 of 2 busy")
+        wait_for(browser, lambda browser: figures(browser, "waiting") == ["0", "0", "1"])
+        assert [text.startswith("0 of 2") for text in figures(browser, "load span")] == [True, True, False]
+        assert texts(browser, "#hosts .full .toggle") == ["web10"]
+        toggle = browser.find_elements(By.CSS_SELECTOR, "#hosts .toggle")[2]
+        toggle.click()
+        assert toggle.get_attribute("aria-expanded") == "true"
+        wait_for(browser, lambda browser: "2 of 2 busy" in texts(browser, "#hosts .opened:not([hidden]) .work"))
+        keep_screenshot(browser, "hosts-desktop")
+        show_as(browser, PHONE)
+        assert browser.execute_script("return document.documentElement.scrollWidth") == PHONE[0]
+        keep_screenshot(browser, "hosts-phone")
+        show_as(browser, DESKTOP)
+        toggle.click()
+        assert texts(browser, "#hosts .opened:not([hidden])") == []
+        hosts[2].finish("a", "b", "c")
+
+
+def test_a_request_is_found_on_any_host_and_stopped_there(browser: Chrome, hosts: list[Host]) -> None:
+    with ExitStack() as stack:
+        client = hosts[2].occupy(stack, "far", "/cancellable")
+        hosts[1].occupy(stack, "other")
+        hosts[0].occupy(stack, "near")
+        wait_for(browser, lambda browser: len(rows(browser)) == 3)
+        assert sorted(text.split()[-2] for text in rows(browser)) == ["web10", "web2", "web3"]
+        [far] = [row["id"] for row in hosts[0].admin("/requests.json").json()["requests"] if "far" in row["url"]]
+        field = browser.find_element(By.ID, "search")
+        field.send_keys(far)
+        wait_for(browser, lambda browser: texts(browser, "#shown") == ["1 request with this id."])
+        assert texts(browser, "#rows .id") == [far]
+        field.send_keys(Keys.ENTER)
+        button = browser.find_element(By.CSS_SELECTOR, "#rows .stop")
+        button.click()
+        button.click()
+        assert answer(client).startswith(b"HTTP/1.1 504 ")
+        wait_for(browser, lambda browser: texts(browser, "#rows tr.ended .badge") == ["504 expired"])
+        wait_for(browser, lambda browser: texts(browser, "#shown") == ["No requests with this id, and 1 that ended."])
+        [found] = texts(browser, "#found li")
+        assert found.startswith("GET /cancellable?") and "504 expired after " in found and " on web10, " in found
+        keep_screenshot(browser, "found-desktop")
+        field.clear()
+        field.send_keys("x", Keys.BACKSPACE)
+        wait_for(browser, lambda browser: len(rows(browser)) == 2)
+        assert texts(browser, "#found li") == []
+        # Those of one host alone.
+        browser.find_elements(By.CSS_SELECTOR, "#hosts .only")[1].click()
+        wait_for(browser, lambda browser: texts(browser, "#shown") == ["1 request on web3."])
+        assert [text.split()[-2] for text in rows(browser)] == ["web3"]
+        browser.find_element(By.ID, "only").click()
+        wait_for(browser, lambda browser: len(rows(browser)) == 2)
+        hosts[0].finish("near")
+        hosts[1].finish("other")
+
+
+def test_a_host_without_an_answer_is_shown_first_and_without_figures(browser: Chrome, hosts: list[Host]) -> None:
+    with ExitStack() as stack:
+        hosts[1].occupy(stack, "lost")
+        wait_for(browser, lambda browser: len(rows(browser)) == 1)
+        hosts[1].process.kill()
+        hosts[1].process.wait()
+        wait_for(browser, lambda browser: silent(browser) == ["web3"])
+        assert lines(browser) == ["web2", "web10"]
+        assert texts(browser, "#hosts-shown") == ["2 with 2 processes; 1 without an answer."]
+        [reason] = texts(browser, "#hosts .unreachable td")
+        assert reason.startswith("Connection refused; the last answer came ")
+        assert texts(browser, "#hosts tbody tr th")[0].startswith("web3")
+        wait_for(browser, lambda browser: rows(browser) == [])
+        # The page goes on: figures of others arrive.
+        hosts[2].occupy(stack, "seen")
+        wait_for(browser, lambda browser: figures(browser, "load span") == ["0 of 2 busy", "1 of 2 busy"])
+        keep_screenshot(browser, "host-down-desktop")
+        hosts[2].finish("seen")
+
+
+def test_a_wrong_token_and_a_wrong_certificate_are_reasons(browser: Chrome, tmp_path: Path) -> None:
+    skip_without_namespaces()
+    port = free_port()
+    certificate, key = Authority(tmp_path / "stranger").sign("web4", "IP:127.0.0.4")
+    write_token(tmp_path / "other", "a token of another fleet")
+    tls = (f"--admin_certfile={certificate}", f"--admin_keyfile={key}")
+    peers = f"--admin_peers=127.0.0.3:{port},https://127.0.0.4:{port}"
+    show_as(browser, DESKTOP)
+    with (
+        Host(tmp_path, 2, port, peers) as own,
+        Host(tmp_path, 3, port, f"--admin_token_file={tmp_path / 'other'}"),
+        Host(tmp_path, 4, port, *tls, scheme="https"),
+    ):
+        log_in(browser, own)
+        wait_for(browser, lambda browser: len(texts(browser, "#processes .unreachable small")) == 2)
+        token, untrusted = sorted(texts(browser, "#processes .unreachable small"))
+        assert token == "it answers 401 Unauthorized: the sender has another token, or meant another host"
+        assert untrusted.startswith("its certificate is not accepted: ")
+        browser.get("about:blank")
+        browser.get_log("browser")  # type: ignore[no-untyped-call]
