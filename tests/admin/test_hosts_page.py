@@ -72,7 +72,7 @@ def test_hosts_are_shown_as_lines_that_open(browser: Chrome, hosts: list[Host]) 
     assert texts(browser, "#hosts-shown") == ["3 with 3 processes."]
     # The lanes and processes of all of them would be too many.
     assert not browser.find_element(By.CSS_SELECTOR, ".lanes").is_displayed()
-    assert texts(browser, "#processes li") == []
+    assert texts(browser, "#processes li") == ["3 hosts"]
     assert [text.split(" · ")[0] for text in texts(browser, "#hosts tbody th small")] == [
         "this host",
         f"127.0.0.3:{hosts[1].admin_port}",
@@ -118,7 +118,10 @@ def test_a_request_is_found_on_any_host_and_stopped_there(browser: Chrome, hosts
         button.click()
         assert answer(client).startswith(b"HTTP/1.1 504 ")
         wait_for(browser, lambda browser: texts(browser, "#rows tr.ended .badge") == ["504 expired"])
-        wait_for(browser, lambda browser: texts(browser, "#shown") == ["No requests with this id, and 1 that ended."])
+        wait_for(
+            browser,
+            lambda browser: texts(browser, "#shown") == ["No request with this id; 1 ended in the last minute."],
+        )
         [found] = texts(browser, "#found li")
         assert found.startswith("GET /cancellable?") and "504 expired after " in found and " on web10, " in found
         keep_screenshot(browser, "found-desktop")
@@ -145,6 +148,7 @@ def test_a_host_without_an_answer_is_shown_first_and_without_figures(browser: Ch
         wait_for(browser, lambda browser: silent(browser) == ["web3"])
         assert lines(browser) == ["web2", "web10"]
         assert texts(browser, "#hosts-shown") == ["2 with 2 processes; 1 without an answer."]
+        assert texts(browser, "#processes li") == ["2 hosts", "1 without an answer"]
         [reason] = texts(browser, "#hosts .unreachable td")
         assert reason.startswith("Connection refused; the last answer came ")
         assert texts(browser, "#hosts tbody tr th")[0].startswith("web3")
@@ -176,3 +180,47 @@ def test_a_wrong_token_and_a_wrong_certificate_are_reasons(browser: Chrome, tmp_
         assert untrusted.startswith("its certificate is not accepted: ")
         browser.get("about:blank")
         browser.get_log("browser")  # type: ignore[no-untyped-call]
+
+
+MANY = """
+const done = arguments[arguments.length - 1];
+import('/static/hosts.js').then(({ Hosts }) => {
+  const section = document.getElementById('hosts').cloneNode(true);
+  section.querySelector('tbody').replaceChildren();
+  document.getElementById('hosts').replaceWith(section);
+  const lane = { name: 'pool', threads: 10, busy: 7, queued: 0, queue: 1000, kept: 1, short_below: 0.1 };
+  const processes = [], hosts = [];
+  for (let number = 1; number <= 30; number++) {
+    const keys = [`${number}a`, `${number}b`];
+    for (const key of keys) {
+      const addresses = ['http://0.0.0.0:8000/'];
+      processes.push({ key, pid: number, addresses, started: 0, draining: false, lanes: [lane] });
+    }
+    hosts.push({
+      name: `web${number}`, via: [`10.0.0.${number}:18000`], own: number === 1, processes: keys, draining: 0,
+      threads: 20, busy: number % 21, counts: { running: 1, waiting: number % 3 },
+      endings: { done: 9, failed: number % 5 }, latencies: { p50: 0.01, p95: 0.1, p99: 1.5 },
+    });
+  }
+  const unreachable = [{ name: '10.0.0.31:18000', host: 'web31', reason: 'no answer within 2 s', answered: 0 }];
+  new Hosts(section, () => {}).draw({ now: 100, processes, hosts: hosts.reverse(), unreachable, requests: [] });
+  done([
+    [...section.querySelectorAll('.toggle')].map((node) => node.textContent),
+    section.querySelectorAll('tr:not(.opened):not([hidden])').length,
+    section.getBoundingClientRect().height,
+    document.documentElement.scrollWidth === document.documentElement.clientWidth,
+  ]);
+});
+"""
+
+
+def test_thirty_hosts_are_readable(browser: Chrome, hosts: list[Host]) -> None:
+    for size, height in ((DESKTOP, 1500), (PHONE, 2600)):
+        show_as(browser, size)
+        names, lines, found, has_width = browser.execute_async_script(MANY)
+        assert names == [f"web{number}" for number in range(1, 31)]
+        # A line for each, one for the host without an answer, and the head.
+        assert (lines, has_width) == (32, True)
+        browser.execute_script("document.getElementById('hosts').scrollIntoView()")
+        keep_screenshot(browser, f"thirty-hosts-{size[0]}")
+        assert found <= height, size

@@ -3,6 +3,7 @@
 
 import { addressOf, byId, duration, element, number, setText, shortDuration } from './elements.js';
 import { drawLanes } from './lanes.js';
+import { isWaitingLong } from './waiting.js';
 
 const order = new Intl.Collator('en', { numeric: true }).compare;
 
@@ -78,7 +79,7 @@ class Line {
       'tr',
       {},
       element('th', { scope: 'row' }, this.toggle, this.about),
-      element('td', { class: 'load' }, element('div', { class: 'load-bar', 'aria-hidden': 'true' }, this.fill), this.busy),
+      element('td', {}, element('div', { class: 'load' }, element('div', { class: 'load-bar', 'aria-hidden': 'true' }, this.fill), this.busy)),
       ...this.texts,
       element('td', { class: 'act' }, this.only),
     );
@@ -112,14 +113,15 @@ class Line {
     texts.forEach((text, index) => setText(this.texts[index], text));
     this.texts[1].title = kinds.map(([ending, count]) => `${number(count)} ${ending}`).join(', ');
     this.row.classList.toggle('full', host.threads > 0 && host.busy >= host.threads);
-    this.row.classList.toggle('queued', host.counts.waiting > 0);
+    const waits = data.requests.filter((row) => row.state === 'waiting' && host.processes.includes(row.process));
+    this.row.classList.toggle('queued', isWaitingLong(host.counts.waiting, waits));
     this.row.classList.toggle('trouble', wrong > 0);
   }
 }
 
 class SilentLine {
   constructor() {
-    this.name = element('span', { class: 'name' });
+    this.name = element('b', { class: 'name' });
     this.about = element('small');
     this.reason = element('td', { colspan: '6' });
     this.nodes = [element('tr', { class: 'unreachable' }, element('th', { scope: 'row' }, this.name, this.about), this.reason)];

@@ -60,10 +60,11 @@ export class Search {
     const where = this.host ? ` on ${this.host}` : '';
     if (this.found === null) return `Looking for requests${where} …`;
     const { requests, unreachable, finished } = this.found;
-    const count = `${requests.length ? number(requests.length) : 'No'} ${requests.length === 1 ? 'request' : 'requests'}`;
+    const count = `${requests.length ? number(requests.length) : 'No'} ${requests.length > 1 ? 'requests' : 'request'}`;
     const silent = unreachable.length ? ` ${number(unreachable.length)} without an answer may have others.` : '';
     if (!this.id) return `${count}${where}.${silent}`;
-    return `${count} with this id${where}${finished.length ? `, and ${number(finished.length)} that ended` : ''}.${silent}`;
+    const ended = finished.length ? `; ${number(finished.length)} ended in the last minute` : '';
+    return `${count} with this id${where}${ended}.${silent}`;
   }
 
   showEnded({ finished, hosts, now }) {
