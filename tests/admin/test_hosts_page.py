@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
 from selenium.webdriver import Chrome
@@ -24,30 +24,39 @@ def browser() -> Iterator[Chrome]:
         yield browser
 
 
-@pytest.fixture
-def hosts(tmp_path: Path, browser: Chrome) -> Iterator[list[Host]]:
-    """Three hosts in a list, of which the browser shows the first one's page."""
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory, browser: Chrome) -> Iterator[list[Host]]:
+    """Three hosts in a list; the last two in it are not accepted. The browser is logged in to the first one's page."""
     skip_without_namespaces()
-    show_as(browser, DESKTOP)
+    directory = tmp_path_factory.mktemp("fleet")
     port = free_port()
-    peers = ",".join(f"127.0.0.{number}:{port}" for number in (2, 3, 10))
+    peers = ",".join(f"127.0.0.{number}:{port}" for number in (2, 3, 10, 5)) + f",https://127.0.0.4:{port}"
+    certificate, key = Authority(directory / "stranger").sign("web4", "IP:127.0.0.4")
+    write_token(directory / "other", "a token of another fleet")
+    tls = (f"--admin_certfile={certificate}", f"--admin_keyfile={key}")
     with ExitStack() as stack:
-        hosts = [Host(tmp_path, number, port, f"--admin_peers={peers}") for number in (2, 3, 10)]
+        hosts = [Host(directory, number, port, f"--admin_peers={peers}") for number in (2, 3, 10)]
         for host in hosts:
             stack.enter_context(host)
-        log_in(browser, hosts[0])
-        wait_for(browser, lambda browser: lines(browser) == ["web2", "web3", "web10"])
+        stack.enter_context(Host(directory, 4, port, *tls, scheme="https"))
+        stack.enter_context(Host(directory, 5, port, f"--admin_token_file={directory / 'other'}"))
+        browser.get(hosts[0].page)
+        browser.find_element(By.NAME, "token").send_keys(TOKEN, Keys.ENTER)
+        wait_for(browser, lambda browser: texts(browser, "#live") == ["live"])
         yield hosts
-        complaints = browser.get_log("browser")  # type: ignore[no-untyped-call]
-        assert [entry for entry in complaints if not any(text in str(entry) for text in EXPECTED)] == []
-        browser.get("about:blank")
 
 
-def log_in(browser: Chrome, host: Host) -> None:
-    browser.delete_all_cookies()
-    browser.get(host.page)
-    browser.find_element(By.NAME, "token").send_keys(TOKEN, Keys.ENTER)
-    wait_for(browser, lambda browser: texts(browser, "#live") == ["live"])
+@pytest.fixture
+def hosts(fleet: list[Host], browser: Chrome) -> Iterator[list[Host]]:
+    """The three hosts; the browser shows the first one's page."""
+    show_as(browser, DESKTOP)
+    browser.get(fleet[0].page)
+    wait_for(browser, lambda browser: (lines(browser), len(silent(browser))) == (["web2", "web3", "web10"], 2))
+    wait_for(browser, lambda browser: rows(browser) == [])
+    yield fleet
+    complaints = browser.get_log("browser")  # type: ignore[no-untyped-call]
+    assert [entry for entry in complaints if not any(text in str(entry) for text in EXPECTED)] == []
+    browser.get("about:blank")
 
 
 def lines(browser: Chrome) -> list[str]:
@@ -69,11 +78,11 @@ def rows(browser: Chrome) -> list[str]:
 
 
 def test_hosts_are_shown_as_lines_that_open(browser: Chrome, hosts: list[Host]) -> None:
-    assert texts(browser, "#hosts-shown") == ["3 with 3 processes."]
+    assert texts(browser, "#hosts-shown") == ["3 with 3 processes; 2 without an answer."]
     # The lanes and processes of all of them would be too many.
     assert not browser.find_element(By.CSS_SELECTOR, ".lanes").is_displayed()
-    assert texts(browser, "#processes li") == ["3 hosts"]
-    assert [text.split(" · ")[0] for text in texts(browser, "#hosts tbody th small")] == [
+    assert texts(browser, "#processes li") == ["3 hosts", "2 without an answer"]
+    assert [text.split(" · ")[0] for text in texts(browser, "#hosts .toggle + small")] == [
         "this host",
         f"127.0.0.3:{hosts[1].admin_port}",
         f"127.0.0.10:{hosts[2].admin_port}",
@@ -100,6 +109,9 @@ def test_hosts_are_shown_as_lines_that_open(browser: Chrome, hosts: list[Host]) 
         hosts[2].finish("a", "b", "c")
 
 
+NONE = "No request with this id; 1 ended in the last minute. 2 did not answer."
+
+
 def test_a_request_is_found_on_any_host_and_stopped_there(browser: Chrome, hosts: list[Host]) -> None:
     with ExitStack() as stack:
         client = hosts[2].occupy(stack, "far", "/cancellable")
@@ -110,7 +122,10 @@ def test_a_request_is_found_on_any_host_and_stopped_there(browser: Chrome, hosts
         [far] = [row["id"] for row in hosts[0].admin("/requests.json").json()["requests"] if "far" in row["url"]]
         field = browser.find_element(By.ID, "search")
         field.send_keys(far)
-        wait_for(browser, lambda browser: texts(browser, "#shown") == ["1 request with this id."])
+        wait_for(
+            browser,
+            lambda browser: texts(browser, "#shown") == ["1 request with this id. 2 did not answer."],
+        )
         assert texts(browser, "#rows .id") == [far]
         field.send_keys(Keys.ENTER)
         button = browser.find_element(By.CSS_SELECTOR, "#rows .stop")
@@ -120,7 +135,7 @@ def test_a_request_is_found_on_any_host_and_stopped_there(browser: Chrome, hosts
         wait_for(browser, lambda browser: texts(browser, "#rows tr.ended .badge") == ["504 expired"])
         wait_for(
             browser,
-            lambda browser: texts(browser, "#shown") == ["No request with this id; 1 ended in the last minute."],
+            lambda browser: texts(browser, "#shown") == [NONE],
         )
         [found] = texts(browser, "#found li")
         assert found.startswith("GET /cancellable?") and "504 expired after " in found and " on web10, " in found
@@ -131,7 +146,10 @@ def test_a_request_is_found_on_any_host_and_stopped_there(browser: Chrome, hosts
         assert texts(browser, "#found li") == []
         # Those of one host alone.
         browser.find_elements(By.CSS_SELECTOR, "#hosts .only")[1].click()
-        wait_for(browser, lambda browser: texts(browser, "#shown") == ["1 request on web3."])
+        wait_for(
+            browser,
+            lambda browser: texts(browser, "#shown") == ["1 request on web3. 2 did not answer."],
+        )
         assert [text.split()[-2] for text in rows(browser)] == ["web3"]
         browser.find_element(By.ID, "only").click()
         wait_for(browser, lambda browser: len(rows(browser)) == 2)
@@ -139,47 +157,38 @@ def test_a_request_is_found_on_any_host_and_stopped_there(browser: Chrome, hosts
         hosts[1].finish("other")
 
 
-def test_a_host_without_an_answer_is_shown_first_and_without_figures(browser: Chrome, hosts: list[Host]) -> None:
+def test_a_host_without_an_answer_is_shown_without_figures(browser: Chrome, hosts: list[Host]) -> None:
+    lost = hosts[1].process
     with ExitStack() as stack:
         hosts[1].occupy(stack, "lost")
         wait_for(browser, lambda browser: len(rows(browser)) == 1)
-        hosts[1].process.kill()
-        hosts[1].process.wait()
-        wait_for(browser, lambda browser: silent(browser) == ["web3"])
-        assert lines(browser) == ["web2", "web10"]
-        assert texts(browser, "#hosts-shown") == ["2 with 2 processes; 1 without an answer."]
-        assert texts(browser, "#processes li") == ["2 hosts", "1 without an answer"]
-        [reason] = texts(browser, "#hosts .unreachable td")
-        assert reason.startswith("Connection refused; the last answer came ")
-        assert texts(browser, "#hosts tbody tr th")[0].startswith("web3")
-        wait_for(browser, lambda browser: rows(browser) == [])
-        # The page goes on: figures of others arrive.
-        hosts[2].occupy(stack, "seen")
-        wait_for(browser, lambda browser: figures(browser, "load span") == ["0 of 2 busy", "1 of 2 busy"])
-        keep_screenshot(browser, "host-down-desktop")
+        lost.send_signal(signal.SIGSTOP)
+        try:
+            wait_for(browser, lambda browser: "web3" in silent(browser))
+            assert lines(browser) == ["web2", "web10"]
+            assert texts(browser, "#hosts-shown") == ["2 with 2 processes; 3 without an answer."]
+            assert texts(browser, "#processes li") == ["2 hosts", "3 without an answer"]
+            [reason] = [text for text in texts(browser, "#hosts .unreachable td") if "last answer" in text]
+            assert "no answer within " in reason and "; the last answer came " in reason
+            wait_for(browser, lambda browser: rows(browser) == [])
+            # The page goes on: figures of others arrive.
+            hosts[2].occupy(stack, "seen")
+            wait_for(browser, lambda browser: figures(browser, "load span") == ["0 of 2 busy", "1 of 2 busy"])
+            keep_screenshot(browser, "host-down-desktop")
+        finally:
+            lost.send_signal(signal.SIGCONT)
+        wait_for(browser, lambda browser: lines(browser) == ["web2", "web3", "web10"])
+        hosts[1].finish("lost")
         hosts[2].finish("seen")
 
 
-def test_a_wrong_token_and_a_wrong_certificate_are_reasons(browser: Chrome, tmp_path: Path) -> None:
-    skip_without_namespaces()
-    port = free_port()
-    certificate, key = Authority(tmp_path / "stranger").sign("web4", "IP:127.0.0.4")
-    write_token(tmp_path / "other", "a token of another fleet")
-    tls = (f"--admin_certfile={certificate}", f"--admin_keyfile={key}")
-    peers = f"--admin_peers=127.0.0.3:{port},https://127.0.0.4:{port}"
-    show_as(browser, DESKTOP)
-    with (
-        Host(tmp_path, 2, port, peers) as own,
-        Host(tmp_path, 3, port, f"--admin_token_file={tmp_path / 'other'}"),
-        Host(tmp_path, 4, port, *tls, scheme="https"),
-    ):
-        log_in(browser, own)
-        wait_for(browser, lambda browser: len(texts(browser, "#processes .unreachable small")) == 2)
-        token, untrusted = sorted(texts(browser, "#processes .unreachable small"))
-        assert token == "it answers 401 Unauthorized: the sender has another token, or meant another host"
-        assert untrusted.startswith("its certificate is not accepted: ")
-        browser.get("about:blank")
-        browser.get_log("browser")  # type: ignore[no-untyped-call]
+def test_a_wrong_token_and_a_wrong_certificate_are_reasons(browser: Chrome, hosts: list[Host]) -> None:
+    port = hosts[0].admin_port
+    # They come first.
+    assert texts(browser, "#hosts tbody tr:not([hidden]) th")[:2] == [f"127.0.0.5:{port}", f"https://127.0.0.4:{port}"]
+    token, untrusted = texts(browser, "#hosts .unreachable td")
+    assert token == "it answers 401 Unauthorized: the sender has another token, or meant another host"
+    assert untrusted.startswith("its certificate is not accepted: ")
 
 
 MANY = """

@@ -61,7 +61,7 @@ export class Search {
     if (this.found === null) return `Looking for requests${where} …`;
     const { requests, unreachable, finished } = this.found;
     const count = `${requests.length ? number(requests.length) : 'No'} ${requests.length > 1 ? 'requests' : 'request'}`;
-    const silent = unreachable.length ? ` ${number(unreachable.length)} without an answer may have others.` : '';
+    const silent = unreachable.length ? ` ${number(unreachable.length)} did not answer.` : '';
     if (!this.id) return `${count}${where}.${silent}`;
     const ended = finished.length ? `; ${number(finished.length)} ended in the last minute` : '';
     return `${count} with this id${where}${ended}.${silent}`;
