@@ -71,11 +71,16 @@ class Access:
         name, port = _host_and_port(host)
         if name in self._public_names:
             return True
+        if not local_address:
+            # The sender has left.
+            return False
         # Without a port, it is that of HTTP or HTTPS.
         if port != local_port and not (port == 0 and local_port in (80, 443)):
             return False
-        if _is_address(name) or is_loopback(name):
-            return name == local_address or (name == "localhost" and is_loopback(local_address))
+        if _is_address(name):
+            return ip_address(name) == ip_address(local_address)
+        if is_loopback(name):
+            return is_loopback(local_address)
         addresses = await self._addresses_of(name)
         # On many systems, the host's own name stands for a loopback address there.
         is_own = name.partition(".")[0] == socket.gethostname().partition(".")[0].lower()
