@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,8 +19,7 @@ from tests.support.admin_site import FROM_PAGE, Site, answer
 from tests.support.hosts import TOKEN, Authority, Host, skip_without_namespaces
 from tests.support.inprocess import wait_until
 from tests.support.processes import free_port
-from threadbridge.admin.peers import Peers
-from threadbridge.admin.proof import Proof
+from threadbridge.admin.proof import WINDOW, Proof
 
 # The hosts of these tests look for changes of certificates, files and names, and ask again, all the time.
 OFTEN = (
@@ -215,7 +215,7 @@ def get(fleet: Fleet, number: int, authorization: str, host: str = "", path: str
     return requests.get(url, headers=headers, timeout=20, verify=str(fleet.authority.certificate))
 
 
-def test_a_proof_is_good_at_one_host_only(fleet: Fleet) -> None:
+def test_a_proof_is_good_at_one_host_only(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     proof, path = Proof(TOKEN), "/local/processes.json"
     meant = f"127.0.0.3:{fleet.port}"
     # Whoever answers at that address may have received it. All hosts of the list know this name, and have this port.
@@ -233,6 +233,14 @@ def test_a_proof_is_good_at_one_host_only(fleet: Fleet) -> None:
         assert get(fleet, number, authorization, host).status_code == status, host
     _, authorization = Proof("a token of another fleet").of_request("GET", meant, path)
     assert get(fleet, 3, authorization).status_code == 401
+    # From a host whose clock is wrong.
+    now = time.time()
+    for seconds, status in ((-WINDOW - 2, 401), (-WINDOW / 2, 200), (WINDOW / 2, 200), (WINDOW + 2, 401)):
+        with monkeypatch.context() as patch:
+            patch.setattr(time, "time", lambda: now + seconds)  # noqa: B023
+            _, authorization = proof.of_request("GET", meant, path)
+        answered = get(fleet, 3, authorization)
+        assert (answered.status_code, "clocks differ" in answered.text) == (status, status == 401), seconds
 
 
 def test_nothing_is_told_or_stopped_without_the_token(fleet: Fleet) -> None:
@@ -314,54 +322,34 @@ def test_all_addresses_of_a_name_are_hosts(tmp_path: Path) -> None:
         assert shown() == ["web2", "web3", "web4"]
 
 
-def test_another_machine_requires_a_token(tmp_path: Path) -> None:
-    for item in ("10.0.0.11:18000", "dns+fleet.test:18000", "hosts.json"):
-        refused = Site(tmp_path, f"--admin_peers={item}").run_to_its_end()
-        assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
-        assert f"admin_peers: {item} may be another machine: give admin_token_file" in refused.stderr
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "expected"),
-    [
-        ("a.json", '[{"targets": ["a:1", "[::1]:2"]}]', ["http://a:1", "http://[::1]:2"]),
+def test_unusable_certificates_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty.pem").touch()
+    cases = {
+        ("--admin_certfile=none.pem",): "admin_certfile none.pem: No such file",
         (
-            "a.yml",
-            "- targets: ['a:1']\n  labels:\n    __scheme__: https\n- targets: [b:2]\n",
-            ["https://a:1", "http://b:2"],
-        ),
-        ("a.yaml", "- targets: []\n", []),
-    ],
-)
-def test_files_are_read_in_prometheus_format(tmp_path: Path, name: str, text: str, expected: list[str]) -> None:
-    (tmp_path / name).write_text(text)
-    found, problems = Peers([str(tmp_path / name), str(tmp_path / name)]).read()
-    assert ([peer.url for peer in found], problems) == (expected, [])
+            "--admin_certfile=empty.pem",
+            "--admin_keyfile=empty.pem",
+        ): "admin_certfile empty.pem and admin_keyfile empty.pem: ",
+        ("--admin_keyfile=empty.pem",): "admin_keyfile without admin_certfile: ",
+        ("--admin_cafile=empty.pem",): "admin_cafile empty.pem: ",
+    }
+    for arguments, complaint in cases.items():
+        refused = Site(tmp_path, *arguments).run_to_its_end()
+        assert (refused.returncode, refused.stderr.count("\n")) == (2, 1), refused.stderr
+        assert complaint in refused.stderr
 
 
-@pytest.mark.parametrize(
-    ("name", "text", "reason"),
-    [
-        ("a.json", "", "it is not JSON: "),
-        ("a.json", "{}", "expected a list such as "),
-        ("a.json", '[{"targets": [1]}]', "expected a list such as "),
-        ("a.json", '[{"targets": ["a:1"], "labels": {"b": 1}}]', "expected a list such as "),
-        ("a.json", '[{"targets": ["a"]}]', "admin_peers: 'a': expected HOST:PORT"),
-        ("a.json", '[{"targets": ["a:1/metrics"]}]', "expected HOST:PORT"),
-        ("a.json", '[{"targets": ["a:1"], "labels": {"__scheme__": "ftp"}}]', "expected HOST:PORT"),
-        ("a.json", "[" * 100_000, "recursion"),
-        ("a.json", " " * 2**21, "more than"),
-        ("a.yml", "a: b: c", "it is not YAML: "),
-        ("a.yml", "!!python/object/apply:os.getpid []", "it is not YAML: "),
-        ("a.yml", "", "expected a list such as "),
-    ],
-)
-def test_an_unusable_file_leaves_the_list_as_it_was(tmp_path: Path, name: str, text: str, reason: str) -> None:
-    path = tmp_path / name
-    path.write_text('[{"targets": ["a:1"]}]')
-    peers = Peers(["b:2", str(path)])
-    assert [peer.name for peer in peers.read()[0]] == ["b:2", "a:1"]
-    path.write_text(text)
-    found, [(item, said)] = peers.read()
-    assert ([peer.name for peer in found], item) == (["b:2", "a:1"], str(path))
-    assert reason in said
+def test_a_supervisor_says_that_the_port_has_tls(tmp_path: Path) -> None:
+    certificate, key = Authority(tmp_path / "ca").sign("own", "IP:127.0.0.1")
+    arguments = ("--processes=2", f"--admin_certfile={certificate}", f"--admin_keyfile={key}")
+    with Site(tmp_path, *arguments) as site:
+        assert f", operators: https://127.0.0.1:{site.admin_port}/)" in site.output()
+        page = f"https://127.0.0.1:{site.admin_port}/requests.json"
+        document = requests.get(page, timeout=20, verify=str(tmp_path / "ca" / "ca.pem")).json()
+        assert [process["admin"] for process in document["processes"]] == [f"https://127.0.0.1:{site.admin_port}/"] * 2
+        # Many clients that do not speak TLS cause few lines.
+        for _ in range(20):
+            with pytest.raises(requests.ConnectionError):
+                requests.get(page.replace("https", "http"), timeout=20)
+        assert site.output().count("handshake failed") <= 2
+        assert site.stop() == 0
