@@ -268,6 +268,15 @@ def test_nothing_is_told_or_stopped_without_the_token(fleet: Fleet) -> None:
         fleet.hosts[3].finish("kept")
 
 
+def test_browsers_log_in_by_tls(fleet: Fleet) -> None:
+    own = f"https://127.0.0.3:{fleet.port}"
+    for origin, status in ((own, 303), (own.replace("https", "http"), 403)):
+        headers = {"Authorization": "", "Origin": origin}
+        answered = fleet.ask(3, "/login", "POST", data={"token": TOKEN}, headers=headers)
+        assert answered.status_code == status
+        assert ("; Secure" in answered.headers.get("Set-Cookie", "")) == (status == 303)
+
+
 def test_all_addresses_of_a_name_are_hosts(tmp_path: Path) -> None:
     skip_without_namespaces()
     names, port = tmp_path / "names", free_port()

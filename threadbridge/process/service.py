@@ -29,8 +29,8 @@ from threadbridge.loop.bridge import Bridge
 from threadbridge.process import logs
 from threadbridge.process.affinity import keep_together
 from threadbridge.process.application_pools import ApplicationPools
-from threadbridge.process.cost_exchange import CostExchange
 from threadbridge.process.cost_keeper import CostKeeper
+from threadbridge.process.cost_sharing import CostSharing
 from threadbridge.process.heartbeat import Heartbeat, open_stderr
 from threadbridge.process.signals import hold_signals, on_signal, warn_of_replaced_handlers
 from threadbridge.process.standard_error import say
@@ -126,10 +126,10 @@ class Service:
         if costs is not None:
             # Not the inherited directory, which this supervisor may have created, and the next one would not find.
             self._costs = CostKeeper(costs, self.bridge.shared.routes, settings["run_directory"], name)
-        self._exchange: CostExchange | None = None
+        self._sharing: CostSharing | None = None
         if self._costs is not None and self._admin is not None:
-            self._exchange = CostExchange(self._costs, self._admin.frontends, self._expect_short)
-            self._admin.console.costs = self._exchange.answer
+            self._sharing = CostSharing(self._costs, self._admin.frontends, self._expect_short)
+            self._admin.console.costs = self._sharing.answer
         self._sockets: list[socket.socket] = []
         self._remove_socket_file: Callable[[], None] = lambda: None
         self._stop_by = 0.0
@@ -220,11 +220,11 @@ class Service:
         bridge.desk.begin(self._settings["run_directory"])
         feeding = asyncio.create_task(feed_watchdog())
         keeping = asyncio.create_task(self._costs.keep(stop)) if self._costs is not None else None
-        exchanging: asyncio.Task[None] | None = None
+        sharing: asyncio.Task[None] | None = None
         # One process for all of this host: they share what it gets.
         is_first = self._inheritance is None or self._inheritance.number == 1
-        if self._exchange is not None and self._settings["admin_peers"] and is_first:
-            exchanging = asyncio.create_task(self._exchange.run(stop))
+        if self._sharing is not None and self._settings["admin_peers"] and is_first:
+            sharing = asyncio.create_task(self._sharing.run(stop))
         heartbeat = self._start_heartbeat()
         try:
             if self._on_start is not None:
@@ -257,7 +257,7 @@ class Service:
         await asyncio.wait((drained, stopped_now), timeout=grace, return_when=asyncio.FIRST_COMPLETED)
         stopped_now.cancel()
         feeding.cancel()
-        for task in (keeping, exchanging):
+        for task in (keeping, sharing):
             if task is not None:
                 task.cancel()
         heartbeat.stop()

@@ -33,7 +33,7 @@ TIME_LIMIT = 5.0
 _Result = TypeVar("_Result")
 
 
-class CostExchange:
+class CostSharing:
     """Asks other hosts' operators' ports. Loop side; what it gets is read in a thread.
 
     :param on_first: called when something is known of costs for the first time.

@@ -23,8 +23,8 @@ from threadbridge.process.cost_keeper import LARGEST
 THREADS = 6
 # The processes of these tests look at the file, and ask each other, all the time.
 OFTEN = (
-    "from threadbridge.process import cost_exchange, cost_keeper",
-    "cost_exchange.INTERVAL = cost_keeper.INTERVAL = 0.1",
+    "from threadbridge.process import cost_sharing, cost_keeper",
+    "cost_sharing.INTERVAL = cost_keeper.INTERVAL = 0.1",
 )
 
 
