@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,11 @@ class Host(Site):
             self.command = [sys.executable, "program.py", *self.command[3:]]
         hosts = f"mount --bind {names} /etc/hosts && " if names is not None else ""
         self.command = [*NAMESPACES, f'hostname {self.name} && {hosts}exec "$@"', "sh", *self.command]
+
+    def start(self) -> None:
+        # Monotonic.
+        self.began = time.monotonic()
+        super().start()
 
     @property
     def page(self) -> str:
