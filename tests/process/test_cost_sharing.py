@@ -219,6 +219,8 @@ def test_what_comes_from_another_host_is_saved(tmp_path: Path) -> None:
     text = written(tmp_path / "a").read_bytes()
     keeper = Keeper(tmp_path / "b")
     keeper.learn(2, "/mine")
+    keeper.save()
+    # Nothing has been learned here since.
     keeper.keeper.learn_from(text)
     assert keeper.count == 7
     successor = Keeper(tmp_path / "b")
