@@ -69,11 +69,16 @@ class Frontend:
         )
         self._asking: asyncio.Task[None] | None = None
         self._processes: list[dict[str, Any]] = []
-        # Monotonic: when the processes were received, and when they may be asked for again.
-        self._received = self._next_at = float("-inf")
+        # When the processes were received (monotonic).
+        self._received = float("-inf")
+        # Why its certificate is not accepted, and until when (monotonic) it is not asked for that.
+        self._refusal = ""
+        self._refused_until = float("-inf")
 
     async def ask(self, path: str, method: str = "GET", limit: float = TIME_LIMIT) -> bytes:
         """The body of its answer; raises `FrontendError` if there is none within ``limit`` seconds, or an error."""
+        if time.monotonic() < self._refused_until:
+            raise FrontendUntrusted(self._refusal)
         headers = {"X-Threadbridge": "frontend", "Host": self._peer.host}
         nonce = ""
         if self._proof is not None:
@@ -99,7 +104,9 @@ class Frontend:
         except (ConnectionRefusedError, FileNotFoundError) as error:
             raise FrontendGone(error.strerror) from None
         except ssl.SSLCertVerificationError as error:
-            raise FrontendUntrusted(f"its certificate is not accepted: {error.verify_message}") from None
+            self._refusal = f"its certificate is not accepted: {error.verify_message}"
+            self._refused_until = time.monotonic() + UNTRUSTED_PAUSE
+            raise FrontendUntrusted(self._refusal) from None
         except OSError as error:
             raise FrontendError(error.strerror or str(error)) from None
         except Exception as error:  # noqa: BLE001 - whatever Tornado raises for whatever bytes
@@ -117,10 +124,9 @@ class Frontend:
         """
         if name:
             return await self._find(name)
-        if (self._asking is None or self._asking.done()) and time.monotonic() >= self._next_at:
+        if self._asking is None or self._asking.done():
             self._asking = asyncio.create_task(self._ask_processes())
-        if self._asking is not None:
-            await asyncio.wait((self._asking,), timeout=0 if self.problem else PATIENCE)
+        await asyncio.wait((self._asking,), timeout=0 if self.problem else PATIENCE)
         if not self.problem and time.monotonic() - self._received > TIME_LIMIT:
             self.problem = f"no answer within {PATIENCE:g} s"
         return [] if self.problem else self._processes
@@ -130,8 +136,6 @@ class Frontend:
             self._processes = parse(await self.ask("/local/processes.json"), PROCESSES)["processes"]
         except FrontendError as error:
             self.problem = str(error)
-            if isinstance(error, FrontendUntrusted):
-                self._next_at = time.monotonic() + UNTRUSTED_PAUSE
             return
         self.problem = ""
         self._received = time.monotonic()
