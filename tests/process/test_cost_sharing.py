@@ -78,6 +78,13 @@ def test_a_new_host_keeps_short_requests_from_waiting_for_what_was_slow_elsewher
         # The other host has never run one.
         stack.enter_context(new)
         wait_until(lambda: classes(new) == {"/": "short", "/slow": "long"}, "the new host knows it")
+
+        def kept() -> int:
+            document = new.admin("/requests.json").json()
+            [own] = [process for process in document["processes"] if process["key"] == document["process"]]
+            return int(own["lanes"][-1]["kept"])
+
+        wait_until(lambda: kept() == 1, "a thread is kept for short requests")
         for _ in range(2 * THREADS):
             stack.enter_context(new.send("/slow"))
 
