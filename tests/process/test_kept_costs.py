@@ -260,8 +260,8 @@ class Keeper:
     def __init__(self, directory: Path, application: str = "app:app") -> None:
         self.costs = Costs()
         self.routes = Routes(self.costs)
-        self._keeper = CostKeeper(self.costs, self.routes, str(directory), application)
-        self.load, self.save = self._keeper.load, self._keeper.save
+        self.keeper = CostKeeper(self.costs, self.routes, str(directory), application)
+        self.load, self.save = self.keeper.load, self.keeper.save
 
     def learn(self, number: int = 1, path: str = "/") -> None:
         for _ in range(number):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
-import ipaddress
 import os
 import re
+import socket
+import time
 from collections.abc import Iterable
+from contextlib import suppress
+from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from tornado.httputil import HTTPServerRequest
@@ -21,6 +25,9 @@ SHORTEST_TOKEN = 16
 FEWEST_CHARACTERS = 6
 # How long a browser stays logged in.
 SESSION_DAYS = 0.5
+# Seconds for which the addresses of a name are remembered, and the names of which they are.
+LOOKED_UP_FOR = 60.0
+MOST_NAMES = 100
 
 
 class Access:
@@ -48,16 +55,48 @@ class Access:
         self.cookie_secret = self.token and hmac.new(self.token.encode(), b"session", hashlib.sha256).hexdigest()
         self.proof = Proof(self.token) if self.token else None
         self.throttle = Throttle()
+        # The addresses of names under which others have asked, and until when (monotonic) they are remembered.
+        self._looked_up: dict[str, tuple[list[str], float]] = {}
 
     def knows_host(self, host: str, local_address: str) -> bool:
         """Whether a ``Host`` header names this host: this end of the connection has that address."""
         name, _ = _host_and_port(host)
         return name in self.names or is_loopback(name) or name == local_address
 
-    def names_this_port(self, host: str, local_port: int) -> bool:
-        """Whether a ``Host`` header names this port, directly or by a proxy, and not another one of this machine."""
+    async def names_this_port(self, host: str, local_address: str, local_port: int) -> bool:
+        """Whether a ``Host`` header names this port, directly or by a proxy, and not another one or another machine's.
+
+        :param local_address: that of this end of the connection.
+        """
         name, port = _host_and_port(host)
-        return name in self._public_names or port == local_port
+        if name in self._public_names:
+            return True
+        if not local_address:
+            # The sender has left.
+            return False
+        # Without a port, it is that of HTTP or HTTPS.
+        if port != local_port and not (port == 0 and local_port in (80, 443)):
+            return False
+        if _is_address(name):
+            return ip_address(name) == ip_address(local_address)
+        if is_loopback(name):
+            return is_loopback(local_address)
+        addresses = await self._addresses_of(name)
+        # On many systems, the host's own name stands for a loopback address there.
+        is_own = name.partition(".")[0] == socket.gethostname().partition(".")[0].lower()
+        return local_address in addresses or (is_own and any(map(is_loopback, addresses)))
+
+    async def _addresses_of(self, name: str) -> list[str]:
+        now = time.monotonic()
+        found, until = self._looked_up.get(name, ([], 0.0))
+        if now >= until:
+            with suppress(OSError, UnicodeError):
+                answers = await asyncio.get_running_loop().getaddrinfo(name, None, type=socket.SOCK_STREAM)
+                found = [str(answer[4][0]) for answer in answers]
+            if len(self._looked_up) >= MOST_NAMES:
+                self._looked_up.clear()
+            self._looked_up[name] = found, now + LOOKED_UP_FOR
+        return found
 
     def client_of(self, request: HTTPServerRequest) -> ClientAddress:
         """The client's address and scheme; behind a trusted proxy, those in ``X-Forwarded-For`` and ``-Proto``."""
@@ -76,17 +115,22 @@ def loggable(text: str) -> str:
 
 def is_loopback(name: str) -> bool:
     """Whether this host name or address always means this machine."""
+    return ip_address(name).is_loopback if _is_address(name) else name.lower() == "localhost"
+
+
+def _is_address(name: str) -> bool:
     try:
-        return ipaddress.ip_address(name).is_loopback
+        ip_address(name)
     except ValueError:
-        return name.lower() == "localhost"
+        return False
+    return True
 
 
 def _host_and_port(host: str) -> tuple[str, int]:
-    """The parts of a ``Host`` header; "" and 0 if it is malformed."""
+    """The parts of a ``Host`` header; "" if it is malformed, and 0 if there is none."""
     try:
         parts = urlsplit(f"//{host}")
-        return parts.hostname or "", parts.port or 80
+        return parts.hostname or "", parts.port or 0
     except ValueError:
         return "", 0
 

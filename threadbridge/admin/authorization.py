@@ -11,9 +11,9 @@ from typing import Any, cast
 from tornado.http1connection import HTTP1Connection
 from tornado.web import HTTPError, RequestHandler
 
-from threadbridge.admin.access import SESSION_DAYS, Access
+from threadbridge.admin.access import SESSION_DAYS, Access, loggable
 from threadbridge.admin.console import Console
-from threadbridge.admin.frontends import Frontend
+from threadbridge.admin.frontend import Frontend
 from threadbridge.admin.proof import ANSWER_HEADER, SCHEME
 
 HEADERS = {
@@ -84,19 +84,24 @@ class AdminHandler(RequestHandler):
         """Those that this process answers for too: the others on this host, or those of its group."""
         return () if self.is_local else self.console.frontends.on_this_host(own_group=own_group)
 
-    def prepare(self) -> None:
+    async def prepare(self) -> None:
         """Refuse requests with an unknown ``Host`` header, those of other sites, and those not authorized."""
         if self.is_local:
             return
         host = self.request.headers.get("Host", "")
-        if not self.access.knows_host(host, self.local_address[0]):
+        if not self.is_proven and not self.access.knows_host(host, self.local_address[0]):
             raise HTTPError(421, "unknown Host header; use admin_address, localhost or one of admin_names")
         origin = self.request.headers.get("Origin")
         if origin is not None and origin != f"{self.access.client_of(self.request).scheme}://{host}":
             raise HTTPError(403, "pages of other sites may not ask here")
-        self.authorize()
+        await self.authorize()
 
-    def authorize(self) -> None:
+    @property
+    def is_proven(self) -> bool:
+        """Whether `authorize` checks a proof, which names this port, and which no browser can make."""
+        return False
+
+    async def authorize(self) -> None:
         """Refuse clients that may not ask: here, none."""
 
     @property
@@ -128,7 +133,7 @@ class AdminHandler(RequestHandler):
 class OperatorHandler(AdminHandler):
     """Answers operators: clients with the token, if there is one."""
 
-    def authorize(self) -> None:
+    async def authorize(self) -> None:
         """Refuse clients without the token, and POST requests that a form on another site could send."""
         if self.access.token and not self._is_operator():
             self.error_headers = {"WWW-Authenticate": "Bearer"}
@@ -150,19 +155,26 @@ class FrontendHandler(OperatorHandler):
     # The nonce in the request's proof, once that has been checked.
     _nonce = ""
 
-    def authorize(self) -> None:
+    @property
+    def is_proven(self) -> bool:
+        return self.access.proof is not None and self.request.headers.get("Authorization", "").startswith(SCHEME)
+
+    async def authorize(self) -> None:
         """Refuse requests that carry neither a valid proof nor the token itself."""
-        authorization, host = self.request.headers.get("Authorization", ""), self.request.headers.get("Host", "")
         proof = self.access.proof
-        if proof is None or not authorization.startswith(SCHEME):
-            super().authorize()
+        if proof is None or not self.is_proven:
+            await super().authorize()
             return
-        if not self.access.names_this_port(host, self.local_address[1]):
-            raise HTTPError(401, "the request was meant for another port")
-        self._nonce = proof.check_request(authorization, self.request.method or "", host, self.request.uri or "")
+        authorization, host = self.request.headers["Authorization"], self.request.headers.get("Host", "")
+        nonce = proof.check_request(authorization, self.request.method or "", host, self.request.uri or "")
+        # Only now: names are looked up for those who know the token.
+        if not await self.access.names_this_port(host, *self.local_address):
+            raise HTTPError(401, f"the request was meant for {loggable(host)}, which this is not; see admin_names")
+        self._nonce = nonce
 
     def finish(self, chunk: Any = None) -> Any:
         """Prove with the answer that this process knows the token too."""
         if self.access.proof is not None and self._nonce:
-            self.set_header(ANSWER_HEADER, self.access.proof.of_answer(self._nonce, (chunk or "").encode()))
+            body = chunk if isinstance(chunk, bytes) else (chunk or "").encode()
+            self.set_header(ANSWER_HEADER, self.access.proof.of_answer(self._nonce, body))
         return super().finish(chunk)

@@ -7,20 +7,23 @@ import json
 import logging
 import os
 import secrets
+import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any
 from urllib.parse import quote
 
 from threadbridge.admin.events import Events
+from threadbridge.admin.frontend import PATIENCE, READINESS_LIMIT, Frontend, FrontendGone, answers_of
 from threadbridge.admin.frontend_answer import STOPPED, TABLES, FrontendError, parse
-from threadbridge.admin.frontends import PATIENCE, READINESS_LIMIT, Frontend, Frontends, answers_of
+from threadbridge.admin.frontends import Frontends
 from threadbridge.admin.health import Health, Readiness
 from threadbridge.admin.learned import learned, merged
 from threadbridge.admin.snapshot import snapshot
 from threadbridge.admin.view import view
+from threadbridge.common.private_directory import boot_id
 from threadbridge.common.repeated_log import RepeatedLog
 from threadbridge.common.threads import stacks
 from threadbridge.loop.bridge import Bridge
@@ -40,6 +43,8 @@ class Console:
         self.addresses: Sequence[str] = ()
         self.admin_address = ""
         self.events = Events(self._event)
+        # Gives what this host has learned of requests' costs, for a reader of the same application; None if nothing.
+        self.costs: Callable[[str, str], Awaitable[bytes | None]] | None = None
         self._bridge = bridge
         self._history = History()
         self._health = Health(bridge)
@@ -48,28 +53,51 @@ class Console:
         self._ready_log, self._not_ready_log = RepeatedLog(logger), RepeatedLog(logger)
         self._key = secrets.token_hex(6)
         self._started = time.time()
+        self._host, self._machine = socket.gethostname(), boot_id()
         bridge.telemetry.subscribe(self._history.read)
 
-    async def processes(self, frontends: Sequence[Frontend]) -> list[dict[str, Any]]:
-        """What this process is doing, and those that these frontends know, for JSON."""
-        answers = await asyncio.gather(*(frontend.processes() for frontend in frontends))
+    async def processes(self, frontends: Sequence[Frontend], name: str = "") -> list[dict[str, Any]]:
+        """What this process is doing, and those that these frontends know, for JSON.
+
+        :param name: if given, list only requests with this key or id.
+        """
+        answers = await asyncio.gather(*(frontend.processes(name) for frontend in frontends))
         own = {
             "key": self._key,
             "pid": os.getpid(),
+            "host": self._host,
+            "machine": self._machine,
             "addresses": list(self.addresses),
             "admin": self.admin_address,
             "started": self._started,
             "draining": self.draining,
-            **snapshot(self._bridge, self._history),
+            **snapshot(self._bridge, self._history, lambda key, id: name in ("", id, f"{self._key}-{key}")),
         }
-        return [own, *(process for processes in answers for process in processes)]
+        return [
+            own,
+            *(
+                {**process, "via": "" if frontend.pid else frontend.name}
+                for frontend, processes in zip(frontends, answers, strict=True)
+                for process in processes
+            ),
+        ]
 
-    async def everything(self) -> dict[str, Any]:
-        """What all processes are doing, for JSON."""
-        frontends = self.frontends.all()
-        processes = await self.processes(frontends)
-        unreachable = [{"name": each.name, "reason": each.problem} for each in frontends if each.problem]
-        return view(processes, unreachable)
+    async def everything(self, name: str = "", host: str = "") -> dict[str, Any]:
+        """What all processes on all hosts are doing, for JSON; see `processes`.
+
+        :param host: if given, list only requests on the hosts of this name.
+        """
+        frontends = await self.frontends.all()
+        processes = await self.processes(frontends, name)
+        unreachable: list[dict[str, Any]] = [
+            {"name": each.name, "reason": each.problem, "host": each.host, "answered": each.answered_at}
+            for each in frontends
+            if each.problem
+        ]
+        unreachable += [
+            {"name": item, "reason": reason, "host": "", "answered": None} for item, reason in self.frontends.problems
+        ]
+        return view(processes, unreachable, host)
 
     async def tables(self, frontends: Sequence[Frontend]) -> list[dict[str, Any]]:
         """What this process and these frontends have learned of requests' costs, for JSON.
@@ -85,7 +113,7 @@ class Console:
 
     async def learned(self) -> list[dict[str, Any]]:
         """What all processes have learned, as one table."""
-        return merged(await self.tables(self.frontends.all()))
+        return merged(await self.tables(await self.frontends.all()))
 
     async def _event(self) -> bytes:
         """`everything` as a server-sent event."""
@@ -134,8 +162,11 @@ class Console:
             parts.append(f"{names.get(number, f'thread {number}')}{line or ''}\n{calls}\n")
         return "\n".join(parts)
 
-    async def stop(self, name: str, operator: str, frontends: Sequence[Frontend]) -> int:
-        """Stop the request with this key, or all with this id, in this process and these frontends; return how many."""
+    async def stop(self, name: str, operator: str, frontends: Sequence[Frontend]) -> tuple[int, list[str]]:
+        """Stop the request with this key, or all with this id, in this process and these frontends.
+
+        Returns how many were stopped, and the frontends that may have such a request, but do not answer.
+        """
         process, _, key = name.partition("-")
         is_own = process == self._key
         found = [each for each in self._bridge.exchanges.open if (is_own and each.key == key) or each.id == name]
@@ -145,15 +176,24 @@ class Console:
                 "request %s: stopped by an operator (%s): %s %s", exchange.id, operator, line.method, line.path
             )
             self._bridge.exchanges.stop(exchange)
-        stopped = len(found)
+        # A key names the process. Of the frontends that know it, any can stop the request.
+        asked = [] if is_own else [each for each in frontends if process in each.keys] or frontends
         path = f"/local/requests/{quote(name, safe='')}/cancel?operator={quote(operator, safe='')}"
-        for answer in await answers_of(frontends, path, "POST"):
-            # As far as we know, a frontend with a malformed answer has stopped nothing.
-            with suppress(FrontendError):
-                stopped += parse(answer, STOPPED)["stopped"]
-        return stopped
+        numbers = await asyncio.gather(*(_stopped_by(each, path) for each in asked))
+        silent = [each.name for each, number in zip(asked, numbers, strict=True) if number is None]
+        return len(found) + sum(number or 0 for number in numbers), silent
 
     async def close(self, limit: float) -> None:
         """End the requests to other frontends and, within ``limit`` seconds, the streams of events."""
         self.frontends.close()
         await self.events.close(limit)
+
+
+async def _stopped_by(frontend: Frontend, path: str) -> int | None:
+    """How many requests it has stopped, as far as it says; None if it does not answer."""
+    try:
+        return int(parse(await frontend.ask(path, "POST", frontend.patience), STOPPED)["stopped"])
+    except FrontendGone:
+        return 0
+    except FrontendError:
+        return None

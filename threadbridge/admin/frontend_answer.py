@@ -13,7 +13,8 @@ MOST_ITEMS = 2_000
 
 _BIN = re.compile("[0-9]{1,3}")
 _SLOT = re.compile("[0-9]{1,12}")
-_COUNTS = {re.compile(r"(?s:.*)"): int}
+ANY_NAME = re.compile(r"(?s:.*)")
+_COUNTS = {ANY_NAME: int}
 _LANE = {
     "name": str,
     **dict.fromkeys(("threads", "busy", "queued", "queue"), int),
@@ -42,6 +43,7 @@ _RUNNING = {
 }
 _PROCESS = {
     **dict.fromkeys(("key", "admin"), str),
+    **dict.fromkeys(("host?", "machine?"), str),
     **dict.fromkeys(("now", "started"), float),
     "pid": int,
     "addresses": [str],

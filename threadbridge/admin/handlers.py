@@ -16,7 +16,7 @@ from tornado.web import Application, HTTPError, RequestHandler, StaticFileHandle
 from threadbridge.admin.access import SESSION_DAYS, Access, loggable
 from threadbridge.admin.authorization import HEADERS, SESSION, AdminHandler, FrontendHandler, OperatorHandler
 from threadbridge.admin.console import Console
-from threadbridge.admin.frontends import answers_of
+from threadbridge.admin.frontend import answers_of
 
 logger = logging.getLogger("threadbridge.admin")
 
@@ -96,12 +96,20 @@ class EventsHandler(OperatorHandler):
 
 
 class RequestsHandler(OperatorHandler):
-    """The page's content for programs: what all processes are doing now, and what they have learned."""
+    """The page's content for programs: what all processes are doing now, and what they have learned.
+
+    With ``id=NAME``, only requests with this key or id are listed, wherever they run; with ``host=NAME``, only those
+    of this host.
+    """
 
     async def get(self) -> None:
-        document = await self.console.everything()
-        # Not in the events: it changes slowly, and is long.
-        self.json({**document, "learned": await self.console.learned()})
+        name = self.get_query_argument("id", "")
+        host = self.get_query_argument("host", "")
+        document = await self.console.everything(name, host)
+        if not name and not host:
+            # Not in the events: it changes slowly, and is long.
+            document["learned"] = await self.console.learned()
+        self.json(document)
 
 
 class CancelHandler(OperatorHandler):
@@ -109,7 +117,9 @@ class CancelHandler(OperatorHandler):
 
     async def post(self, name: str) -> None:
         operator = self.access.operator_of(self.request)
-        stopped = await self.console.stop(name, operator, self.console.frontends.all())
+        stopped, silent = await self.console.stop(name, operator, await self.console.frontends.all())
+        if not stopped and silent:
+            raise HTTPError(504, f"no answer from {', '.join(silent)}: such a request may still run there")
         if not stopped:
             raise HTTPError(404, "no such request is waiting or running; it may have ended just now")
         self.json({"stopped": stopped})
@@ -170,7 +180,8 @@ class HostProcessesHandler(FrontendHandler):
     """What the processes on this host are doing, for other frontends."""
 
     async def get(self) -> None:
-        self.json({"processes": await self.console.processes(self.frontends())})
+        name = self.get_query_argument("id", "")
+        self.json({"processes": await self.console.processes(self.frontends(), name)})
 
 
 class HostLearnedHandler(FrontendHandler):
@@ -180,12 +191,28 @@ class HostLearnedHandler(FrontendHandler):
         self.json({"tables": await self.console.tables(self.frontends())})
 
 
+class HostCostsHandler(FrontendHandler):
+    """What this host has learned of requests' costs, for others that serve the same application; 204 if nothing."""
+
+    async def get(self) -> None:
+        read = self.console.costs
+        names = (self.get_query_argument("application", ""), self.get_query_argument("reader", ""))
+        found = await read(*names) if read is not None else None
+        if not found:
+            self.set_status(204)
+            self.finish()
+            return
+        self.set_header("Content-Type", "application/jsonl")
+        self.finish(found)
+
+
 class HostCancelHandler(FrontendHandler):
     """Stops requests of the processes on this host, for other frontends, and tells how many."""
 
     async def post(self, name: str) -> None:
         operator = loggable(self.get_query_argument("operator", "") or "by another frontend")
-        self.json({"stopped": await self.console.stop(name, operator, self.frontends())})
+        stopped, _ = await self.console.stop(name, operator, self.frontends())
+        self.json({"stopped": stopped})
 
 
 class MissingHandler(AdminHandler):
@@ -210,6 +237,7 @@ ROUTES: Sequence[tuple[str, type[RequestHandler]]] = (
     (r"/static/([a-z]+\.[a-z]+)", FileHandler),
     (r"/local/processes\.json", HostProcessesHandler),
     (r"/local/learned\.json", HostLearnedHandler),
+    (r"/local/costs", HostCostsHandler),
     (r"/local/ready\.json", HostReadyHandler),
     (r"/local/requests/([^/]+)/cancel", HostCancelHandler),
 )

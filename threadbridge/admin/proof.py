@@ -28,7 +28,7 @@ class Proof:
 
     def __init__(self, token: str) -> None:
         self._key = hmac.digest(token.encode(), b"threadbridge peers", hashlib.sha256)
-        # The nonces that have been used, with the times of their arrival.
+        # The nonces that have been used, with the times of their arrival, the oldest first.
         self._used: dict[str, float] = {}
 
     def of_request(self, method: str, host: str, path: str) -> tuple[str, str]:
@@ -47,7 +47,8 @@ class Proof:
         now = time.time()
         if abs(now - int(sent)) > WINDOW:
             raise HTTPError(401, f"the hosts' clocks differ by more than {WINDOW} s, or the request is a copy")
-        self._used = {used: at for used, at in self._used.items() if now - at <= 2 * WINDOW}
+        while self._used and now - next(iter(self._used.values())) > 2 * WINDOW:
+            del self._used[next(iter(self._used))]
         if nonce in self._used:
             raise HTTPError(401, "the request is a copy")
         self._used[nonce] = now

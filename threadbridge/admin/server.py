@@ -11,14 +11,17 @@ from typing import Any
 
 from tornado.httpserver import HTTPServer
 from tornado.iostream import IOStream
+from tornado.netutil import ssl_wrap_socket
 
 from threadbridge.admin.access import Access
 from threadbridge.admin.console import Console
 from threadbridge.admin.frontends import Frontends
 from threadbridge.admin.handlers import application
+from threadbridge.admin.tls import Tls
 from threadbridge.common import forks
 from threadbridge.common.repeated_log import RepeatedLog
 from threadbridge.http.accepting import Acceptor
+from threadbridge.http.stream import QuietSSLStream
 from threadbridge.loop.bridge import Bridge
 from threadbridge.settings.table import Settings
 from threadbridge.sockets.inheritance import Inheritance
@@ -40,6 +43,7 @@ class _LimitedServer(HTTPServer):
     """Closes connections beyond `MAX_CONNECTIONS` at once; without free descriptors, answers one at a time."""
 
     _log = RepeatedLog(logger)
+    tls: Tls | None = None
 
     def add_sockets(self, sockets: Iterable[socket.socket]) -> None:
         self._acceptors = {}
@@ -54,12 +58,27 @@ class _LimitedServer(HTTPServer):
             listener.close()
 
     def _serve(self, connection: socket.socket, address: Any) -> None:
-        self.handle_stream(IOStream(connection), address)
+        self._stream(connection, address)
+
+    def _stream(self, connection: socket.socket, address: Any) -> IOStream | None:
+        context = self.tls.server() if self.tls is not None else None
+        if context is None:
+            stream = IOStream(connection)
+        else:
+            try:
+                wrapped = ssl_wrap_socket(connection, context, server_side=True, do_handshake_on_connect=False)
+            except OSError:
+                # The client has left.
+                connection.close()
+                return None
+            stream = QuietSSLStream(wrapped)
+        self.handle_stream(stream, address)
+        return stream
 
     def _serve_briefly(self, connection: socket.socket, address: Any) -> None:
-        stream = IOStream(connection)
-        self.handle_stream(stream, address)
-        asyncio.get_running_loop().call_later(LAST_DESCRIPTOR_TIME, stream.close)
+        stream = self._stream(connection, address)
+        if stream is not None:
+            asyncio.get_running_loop().call_later(LAST_DESCRIPTOR_TIME, stream.close)
 
     def handle_stream(self, stream: IOStream, address: Any) -> None:
         if len(self._connections) < MAX_CONNECTIONS:
@@ -85,14 +104,16 @@ class AdminServer:
             settings["admin_names"],
             settings["trusted_proxies"],
         )
-        self._frontends = Frontends(
+        self._tls = Tls(settings["admin_certfile"], settings["admin_keyfile"], settings["admin_cafile"])
+        self.frontends = Frontends(
             settings["admin_peers"],
             inheritance.run_directory if inheritance is not None else settings["run_directory"],
             inheritance.group if inheritance is not None else os.getpid(),
             self._access.proof,
+            self._tls,
         )
-        self._access.names.update(self._frontends.names)
-        self._console = Console(bridge, self._frontends)
+        self._access.names.update(self.frontends.names)
+        self.console = Console(bridge, self.frontends)
         self._servers: list[HTTPServer] = []
         self._unix: tuple[socket.socket, Callable[[], None]] | None = None
 
@@ -100,17 +121,17 @@ class AdminServer:
         """Bind the address, unless the supervisor has done so; raises ``OSError``."""
         inherited = self._inheritance
         self._sockets = bind_admin(self._settings) if inherited is None else inherited.admin_listeners
-        self._unix = self._frontends.bind()
+        self._unix = self.frontends.bind()
 
     @property
     def address(self) -> str:
         """The URL at which operators reach this process; "" if only other processes do."""
-        return " and ".join(describe(listener, "http") for listener in self._sockets)
+        return " and ".join(describe(listener, self._tls.scheme) for listener in self._sockets)
 
     def start(self, addresses: Sequence[str]) -> None:
         """Start to serve; the addresses are those of the application."""
-        self._console.addresses = addresses
-        self._console.admin_address = self.address
+        self.console.addresses = addresses
+        self.console.admin_address = self.address
         if self._sockets:
             self._serve(self._sockets, is_local=False)
         if self._unix is not None:
@@ -118,17 +139,19 @@ class AdminServer:
 
     def _serve(self, sockets: Sequence[socket.socket], *, is_local: bool) -> None:
         server = _LimitedServer(
-            application(self._console, self._access, is_local=is_local),
+            application(self.console, self._access, is_local=is_local),
             max_body_size=LARGEST_REQUEST,
             max_header_size=LARGEST_REQUEST,
             idle_connection_timeout=60,
         )
+        if not is_local:
+            server.tls = self._tls
         server.add_sockets(sockets)
         self._servers.append(server)
 
     def drain(self) -> None:
         """Report from now on that this process is about to end."""
-        self._console.draining = True
+        self.console.draining = True
 
     def leave_port(self) -> None:
         """Stop listening for operators, so that another process can; connections stay open."""
@@ -142,7 +165,7 @@ class AdminServer:
             self._unix[1]()
         for server in self._servers:
             server.stop()
-        await self._console.close(CLOSE_TIME)
+        await self.console.close(CLOSE_TIME)
         closing = [asyncio.create_task(server.close_all_connections()) for server in self._servers]
         if closing:
             await asyncio.wait(closing, timeout=CLOSE_TIME)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import time
+from collections.abc import Callable
 from typing import Any
 
 from threadbridge.crossing.exchange import Exchange
@@ -28,14 +29,20 @@ SHOWN = {
 }
 
 
-def snapshot(bridge: Bridge, history: History) -> dict[str, Any]:
-    """The process's lanes, its requests (running ones first, then by age), and those that ended recently."""
+def snapshot(
+    bridge: Bridge, history: History, is_wanted: Callable[[str, str], bool] = lambda key, id: True
+) -> dict[str, Any]:
+    """The process's lanes, its requests (running ones first, then by age), and those that ended recently.
+
+    :param is_wanted: whether to list the request with this key and this id; all are counted.
+    """
     now, wall = time.monotonic(), time.time()
     counts = dict.fromkeys(SHOWN.values(), 0)
     for exchange in bridge.exchanges.open:
         if exchange.state in SHOWN:
             counts[SHOWN[exchange.state]] += 1
-    oldest = heapq.nsmallest(MOST_ROWS, bridge.exchanges.open, key=lambda each: (not each.run_at, _since(each)))
+    listed = (each for each in bridge.exchanges.open if is_wanted(each.key, each.id))
+    oldest = heapq.nsmallest(MOST_ROWS, listed, key=lambda each: (not each.run_at, _since(each)))
     starts = {
         job: seconds for lane in bridge.lanes if lane.short_below for job, seconds in lane.expected_starts().items()
     }
@@ -45,7 +52,7 @@ def snapshot(bridge: Bridge, history: History) -> dict[str, Any]:
         "lanes": [{**{name: getattr(lane, name) for name in LANE}, **_hosts(bridge, lane)} for lane in bridge.lanes],
         "counts": counts,
         "requests": [_row(exchange, now, wall, starts.get(exchange)) for exchange in oldest],
-        "finished": history.finished(),
+        "finished": [row for row in history.finished() if is_wanted(row["key"], row["id"])],
         "slots": history.slots(),
     }
 

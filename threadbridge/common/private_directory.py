@@ -1,10 +1,12 @@
-"""A directory that only this process's user, or root, can write to."""
+"""A directory that only this process's user, or root, can write to; and what tells it from those of other machines."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -33,3 +35,16 @@ def run_directory(path: str | None) -> Path:
     if default.is_symlink():
         raise ValueError(f"{default} is a symbolic link; expected a directory. Set run_directory to another one")
     return private_directory(str(default))
+
+
+def directory_id(directory: Path) -> str:
+    """What tells the directory from those of other machines and containers. Raises ``OSError``."""
+    found = directory.stat()
+    return hashlib.sha256(f"{boot_id()} {found.st_dev} {found.st_ino}".encode()).hexdigest()[:16]
+
+
+def boot_id() -> str:
+    """The running kernel's own id, which tells this machine from others of the same name; "" outside Linux."""
+    with suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return ""

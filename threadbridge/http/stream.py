@@ -195,14 +195,11 @@ class PushStream(IOStream):
             self.close()
 
 
-class PushSSLStream(SSLIOStream, PushStream):
-    """A `PushStream` with TLS. A read takes whole records, so none stays where the kernel does not see it."""
-
-    # During the handshake the events that it waits for change.
-    _handle_events = PushStream._handle_rarer_events
+class QuietSSLStream(SSLIOStream):
+    """An `SSLIOStream` that logs few of the handshakes that fail: any client can cause thousands."""
 
     def _do_ssl_handshake(self) -> None:
-        # `SSLIOStream` would log a warning for each client that fails.
+        # `SSLIOStream` would log a warning for each.
         try:
             self.socket.do_handshake()
         except (SSLWantReadError, SSLWantWriteError):
@@ -214,6 +211,13 @@ class PushSSLStream(SSLIOStream, PushStream):
             self.close(exc_info=error)
             return
         super()._do_ssl_handshake()
+
+
+class PushSSLStream(QuietSSLStream, PushStream):
+    """A `PushStream` with TLS. A read takes whole records, so none stays where the kernel does not see it."""
+
+    # During the handshake the events that it waits for change.
+    _handle_events = PushStream._handle_rarer_events
 
     def _send_at_once(self, pieces: Sequence[bytes | memoryview]) -> int:
         return self.write_to_fd(memoryview(b"".join(pieces)))

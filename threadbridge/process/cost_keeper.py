@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from threadbridge.common.private_directory import run_directory
+from threadbridge.common.private_directory import directory_id, run_directory
 from threadbridge.common.repeated_log import RepeatedLog
 from threadbridge.common.threads import NOT_STARTED
 from threadbridge.crossing.cost_file import MAX_SIZE, decode, encode, merge
@@ -28,6 +28,8 @@ logger = logging.getLogger("threadbridge")
 INTERVAL = 30.0
 # Seconds that saving may delay the end of the process.
 LAST_TIME = 2.0
+# Bytes of a file that is read: room for later versions.
+LARGEST = 4 * MAX_SIZE
 # After so many times in a row, another process that is writing is worth a line in the log.
 FEW = 3
 
@@ -49,14 +51,16 @@ class CostKeeper:
         self._costs = costs
         self._routes = routes
         self._run_directory = directory
-        named = [application or os.path.basename(getattr(sys.modules["__main__"], "__file__", None) or "")]
+        # The same on all hosts.
+        self.application = application or os.path.basename(getattr(sys.modules["__main__"], "__file__", None) or "")
+        named = [self.application]
         if directory is None:
             with contextlib.suppress(FileNotFoundError):
                 named.append(os.getcwd())
         self._name = f"costs-{hashlib.sha256(repr(named).encode()).hexdigest()[:16]}"
         # One thread at a time reads and writes; it guards what follows.
         self._lock = threading.Lock()
-        # How many costs had been learned when they were saved.
+        # How many costs had been learned when they were saved; -1 if others have been added since.
         self._saved = 0
         # How many times in a row another process has been writing.
         self._skipped = 0
@@ -71,6 +75,46 @@ class CostKeeper:
                 self._merge(run_directory(self._run_directory))
             except ValueError as error:
                 self._unsaved.log(logging.WARNING, UNSAVED, error)
+
+    @property
+    def knows_any(self) -> bool:
+        """Whether anything is known."""
+        return len(self._routes) > 0
+
+    def directory_id(self) -> str:
+        """What tells the directory from those of other hosts; "" if it cannot be used."""
+        try:
+            return directory_id(run_directory(self._run_directory))
+        except (OSError, ValueError):
+            return ""
+
+    def text_for(self, application: str, reader: str) -> bytes | None:
+        """The file, for a process of another host; None if there is none, or not for it. Any thread but the loop's.
+
+        :param reader: the `directory_id` there.
+        """
+        if application != self.application or reader == self.directory_id():
+            return None
+        try:
+            with _opened(run_directory(self._run_directory) / self._name) as file:
+                return _read(file)
+        except (OSError, ValueError):
+            # It is logged where this process reads it for itself.
+            return None
+
+    def learn_from(self, text: bytes) -> None:
+        """Learn from the file of another host, all or nothing, and save it. Any thread but the loop's.
+
+        Raises ``ValueError`` for a text that cannot be used.
+        """
+        if len(text) > LARGEST:
+            raise ValueError(f"it has {len(text)} bytes; expected at most {LARGEST}")
+        knowledge = decode(text)
+        knowledge = knowledge._replace(lines=list(knowledge.lines))
+        with self._lock:
+            merge(knowledge, self._costs, self._routes)
+            self._saved = -1
+        self.save()
 
     async def keep(self, stop: asyncio.Event) -> None:
         """Save what is new every `INTERVAL` seconds, and once more when the event is set."""
@@ -184,9 +228,7 @@ def _read(descriptor: int) -> bytes:
         raise ValueError("it is not a file")
     if found.st_uid != os.geteuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise ValueError("other users may write to it")
-    # Room for later versions.
-    limit = 4 * MAX_SIZE
-    if found.st_size > limit:
-        raise ValueError(f"it has {found.st_size} bytes; expected at most {limit}")
+    if found.st_size > LARGEST:
+        raise ValueError(f"it has {found.st_size} bytes; expected at most {LARGEST}")
     with open(descriptor, "rb", closefd=False) as file:
-        return file.read(limit)
+        return file.read(LARGEST)

@@ -30,6 +30,7 @@ from threadbridge.process import logs
 from threadbridge.process.affinity import keep_together
 from threadbridge.process.application_pools import ApplicationPools
 from threadbridge.process.cost_keeper import CostKeeper
+from threadbridge.process.cost_sharing import CostSharing
 from threadbridge.process.heartbeat import Heartbeat, open_stderr
 from threadbridge.process.signals import hold_signals, on_signal, warn_of_replaced_handlers
 from threadbridge.process.standard_error import say
@@ -125,6 +126,10 @@ class Service:
         if costs is not None:
             # Not the inherited directory, which this supervisor may have created, and the next one would not find.
             self._costs = CostKeeper(costs, self.bridge.shared.routes, settings["run_directory"], name)
+        self._sharing: CostSharing | None = None
+        if self._costs is not None and self._admin is not None:
+            self._sharing = CostSharing(self._costs, self._admin.frontends, self._expect_short)
+            self._admin.console.costs = self._sharing.answer
         self._sockets: list[socket.socket] = []
         self._remove_socket_file: Callable[[], None] = lambda: None
         self._stop_by = 0.0
@@ -147,9 +152,8 @@ class Service:
         sys.setswitchinterval(self._settings["switch_interval"])
         if self._costs is not None:
             self._costs.load()
-            if len(self.bridge.shared.routes):
-                for lane in self.bridge.lanes:
-                    lane.expect_short()
+            if self._costs.knows_any:
+                self._expect_short()
         # What is loaded stays; examining it all at each collection would take longer than many requests.
         gc.collect()
         gc.freeze()
@@ -216,6 +220,11 @@ class Service:
         bridge.desk.begin(self._settings["run_directory"])
         feeding = asyncio.create_task(feed_watchdog())
         keeping = asyncio.create_task(self._costs.keep(stop)) if self._costs is not None else None
+        sharing: asyncio.Task[None] | None = None
+        # One process for all of this host: they share what it gets.
+        is_first = self._inheritance is None or self._inheritance.number == 1
+        if self._sharing is not None and self._settings["admin_peers"] and is_first:
+            sharing = asyncio.create_task(self._sharing.run(stop))
         heartbeat = self._start_heartbeat()
         try:
             if self._on_start is not None:
@@ -248,8 +257,9 @@ class Service:
         await asyncio.wait((drained, stopped_now), timeout=grace, return_when=asyncio.FIRST_COMPLETED)
         stopped_now.cancel()
         feeding.cancel()
-        if keeping is not None:
-            keeping.cancel()
+        for task in (keeping, sharing):
+            if task is not None:
+                task.cancel()
         heartbeat.stop()
         if drained.done():
             drained.result()
@@ -283,6 +293,10 @@ class Service:
             logger.error(message, exchange.id, exchange.start_line.method, exchange.start_line.path)
         self.bridge.exchanges.abandon(left)
         return bool(left)
+
+    def _expect_short(self) -> None:
+        for lane in self.bridge.lanes:
+            lane.expect_short()
 
     def _start_heartbeat(self) -> Heartbeat:
         inheritance = self._inheritance

@@ -119,7 +119,8 @@ class Supervisor:
         await self._complete.wait()
         scheme = "https" if self._settings["certfile"] else "http"
         places = " and ".join(describe(listener, scheme) for listener in self._listeners[0])
-        operators = "".join(f", operators: {describe(listener, 'http')}" for listener in self._admin_listeners)
+        admin_scheme = "https" if self._settings["admin_certfile"] else "http"
+        operators = "".join(f", operators: {describe(listener, admin_scheme)}" for listener in self._admin_listeners)
         say(in_format(f"Serving on {places} (pid {os.getpid()}, {self._count} processes{operators})"))
         notify("READY=1", f"STATUS=Serving on {places} with {self._count} processes")
 

@@ -318,11 +318,27 @@ class Settings(BridgeSettings, total=False):
     admin_token_file: Annotated[
         OptionalPath, None, "The file, readable by its user alone, with admin_port's token of 16 characters or more."
     ]
+    admin_certfile: Annotated[
+        OptionalPath,
+        None,
+        "Serve the operators' port with TLS, with the certificate chain in this PEM file; it is read again when it "
+        "changes.",
+    ]
+    admin_keyfile: Annotated[
+        OptionalPath, None, "The PEM file with the key of admin_certfile, if that does not contain it."
+    ]
+    admin_cafile: Annotated[
+        OptionalPath,
+        None,
+        "The PEM file with the authorities that must have signed the certificates of https:// hosts in admin_peers. "
+        "Default: the system's.",
+    ]
     admin_peers: Annotated[
         Sequence[str],
         (),
-        "The operators' ports of other frontends, as HOST:PORT or URL; the operators' page shows these frontends "
-        "too. If they have an admin_token_file, it must contain the same token.",
+        "The operators' ports of other frontends, which the operators' page shows too: HOST:PORT or URL; dns+ and one "
+        "of these, for all addresses of a name; or a file in the format of Prometheus' file_sd, .json, .yml or .yaml, "
+        "which is read again when it changes. Other machines need admin_token_file with the same token; see fleet.md.",
     ]
     admin_names: Annotated[
         Sequence[str],
@@ -569,6 +585,8 @@ def _check_combinations(values: Mapping[str, object], origins: Mapping[str, str]
         raise SettingError("long_upstream needs schedule=cost: without it, no request is known to be long")
     if values.get("keyfile") and not values["certfile"]:
         raise SettingError("keyfile without certfile: give the certificate too, or leave the key out")
+    if values.get("admin_keyfile") and not values["admin_certfile"]:
+        raise SettingError("admin_keyfile without admin_certfile: give the certificate too, or leave the key out")
     for name in ("address", "port", "reuse_port"):
         if values.get("unix_socket") and origins.get(name, "default") == origins["unix_socket"] != "default":
             raise SettingError(f"unix_socket and {name}: give one of them, a Unix socket has no {name}")

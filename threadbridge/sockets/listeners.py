@@ -115,14 +115,17 @@ def leave_new_connections_to_others(listener: socket.socket) -> None:
         listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, description)
 
 
-def tls_context(certfile: str, keyfile: str | None) -> ssl.SSLContext:
-    """Return a context for TLS 1.2 or later; raises ``ValueError`` if the certificate or the key cannot be used."""
+def tls_context(certfile: str, keyfile: str | None, prefix: str = "") -> ssl.SSLContext:
+    """Return a context for TLS 1.2 or later; raises ``ValueError`` if the certificate or the key cannot be used.
+
+    The prefix is that of the settings' names.
+    """
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     try:
         # Without a password, OpenSSL would ask for that of an encrypted key at the terminal.
         context.load_cert_chain(certfile, keyfile, password="")
     except OSError as error:
-        files = f"certfile {certfile}" + (f" and keyfile {keyfile}" if keyfile else "")
+        files = f"{prefix}certfile {certfile}" + (f" and {prefix}keyfile {keyfile}" if keyfile else "")
         raise ValueError(
             f"{files}: {error.strerror or error}; expected a certificate and its key, unencrypted, in PEM files"
         ) from None

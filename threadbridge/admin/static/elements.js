@@ -57,7 +57,7 @@ export function rate(value) {
 // http://127.0.0.1:8000/ -> :8000
 export function addressOf(process) {
   const address = (process.addresses[0] || `process ${process.pid}`).replace(/^https?:\/\//, '').replace(/\/$/, '');
-  return address.replace(/^(127\.0\.0\.1|localhost)(?=:)/, '');
+  return address.replace(/^(127\.0\.0\.1|localhost|0\.0\.0\.0|\[::\])(?=:)/, '');
 }
 
 export function withoutScheme(url) {

@@ -2,9 +2,11 @@
 
 import { addressOf, byId, duration, element, number, rate, setText, shortDuration } from './elements.js';
 import { drawLatencies, drawRates } from './history.js';
+import { areSeveral, Hosts } from './hosts.js';
 import { drawLanes } from './lanes.js';
 import { Learned } from './learned.js';
 import { Rows } from './rows.js';
+import { Search } from './search.js';
 import { Timeline } from './timeline.js';
 import { isWaitingLong } from './waiting.js';
 
@@ -13,6 +15,12 @@ const LATE = 4;
 const MINUTE = 60;
 const rows = new Rows(byId('rows'), announce);
 const learned = new Learned(byId('learned'));
+const search = new Search(byId('search'), byId('only'), byId('found'), showFound);
+const hosts = new Hosts(byId('hosts'), (name) => {
+  search.onHost(name);
+  // Many hosts take more than a screen.
+  byId('requests').scrollIntoView();
+});
 const timeline = new Timeline(byId('timeline'), byId('timeline-legend'));
 let latest = null;
 let arrived = 0;
@@ -31,9 +39,15 @@ function show(data) {
   arrived = performance.now();
   showProcesses(data);
   showFigures(data);
-  drawLanes(byId('lanes'), data.processes, data.requests);
-  rows.show(data, now());
-  showShown(data);
+  hosts.draw(data);
+  showLanes(data);
+  if (search.active) {
+    search.ask();
+  } else {
+    rows.show(data, now());
+    showShown(data);
+  }
+  showSample(data);
   timeline.draw(data);
   drawRates(byId('rates'), byId('rates-legend'), data);
   drawLatencies(byId('latencies'), byId('latencies-legend'), data);
@@ -41,17 +55,45 @@ function show(data) {
   document.title = `${busy} running${data.counts.waiting ? `, ${data.counts.waiting} waiting` : ''} – threadbridge`;
 }
 
-function showProcesses({ processes, process: own, unreachable }) {
-  const items = processes.map((process) => {
-    const name = element('span', {}, addressOf(process));
-    const item = element('li', { class: process.draining ? 'draining' : 'answers' }, name);
-    item.title = `process ${process.pid}, since ${new Date(process.started * 1000).toLocaleString()}`;
-    if (process.draining) item.append(element('small', {}, 'draining'));
-    if (process.key === own && processes.length > 1) item.append(element('small', {}, 'this one'));
-    return item;
-  });
-  for (const { name, reason } of unreachable) {
-    items.push(element('li', { class: 'unreachable' }, element('span', {}, name), element('small', {}, reason)));
+// Those of several hosts are shown by host.
+function showLanes(data) {
+  const several = areSeveral(data);
+  document.querySelector('.lanes').hidden = several;
+  if (!several) drawLanes(byId('lanes'), data.processes, data.requests);
+}
+
+// What the search has found; null if it begins, or is over.
+function showFound(found) {
+  if (found === null) rows.clear();
+  const shown = search.active ? found : latest;
+  if (shown !== null) rows.show(shown, now());
+  if (!search.active && latest !== null) {
+    showShown(latest);
+    return;
+  }
+  setText(byId('shown'), search.text);
+  byId('nothing').hidden = true;
+}
+
+function showProcesses(data) {
+  const { processes, process: own, hosts: answering, unreachable } = data;
+  const chip = (kind, text, small) => element('li', { class: kind }, element('span', {}, text), ...(small ? [element('small', {}, small)] : []));
+  let items;
+  if (areSeveral(data)) {
+    // There is a table of them.
+    items = [chip('answers', `${number(answering.length)} ${answering.length > 1 ? 'hosts' : 'host'}`)];
+    if (unreachable.length) {
+      const link = element('a', { href: '#hosts' }, `${number(unreachable.length)} without an answer`);
+      items.push(element('li', { class: 'unreachable' }, link));
+    }
+  } else {
+    items = processes.map((process) => {
+      const item = chip(process.draining ? 'draining' : 'answers', addressOf(process), process.draining ? 'draining' : '');
+      item.title = `process ${process.pid}, since ${new Date(process.started * 1000).toLocaleString()}`;
+      if (process.key === own && processes.length > 1) item.append(element('small', {}, 'this one'));
+      return item;
+    });
+    items.push(...unreachable.map(({ name, reason }) => chip('unreachable', name, reason)));
   }
   const list = byId('processes');
   const signature = items.map((item) => item.className + item.textContent).join('\n');
@@ -91,14 +133,18 @@ function showFigures({ processes, counts, requests, latencies, history, slot, no
   byId('trouble-figure').classList.toggle('bad', trouble > 0);
 }
 
-function showShown({ requests, counts, finished, kept_a_second: kept, processes }) {
+function showShown({ requests, counts, processes, hosts: answering }) {
   const all = Object.values(counts).reduce((sum, count) => sum + count, 0);
-  const several = processes.length > 1 ? ` of ${processes.length} processes` : '';
+  const many = answering.length > 1 ? ` on ${answering.length} hosts` : ` of ${processes.length} processes`;
+  const several = processes.length > 1 ? many : '';
   const more = all > requests.length ? ` Only ${number(requests.length)} of ${number(all)} are listed.` : '';
   const young = rows.young ? ` Not listed: ${number(rows.young)} that began just now.` : '';
   // A line more or less would move the rows.
   if (!rows.held) setText(byId('shown'), all ? `Running requests${several} first, then waiting ones; the longest at the top.${more}${young}` : '');
   byId('nothing').hidden = all > rows.young || rows.size > 0;
+}
+
+function showSample({ finished, kept_a_second: kept }) {
   const sample = `Of each second the ${kept.done} slowest answered requests and the ${kept.other} slowest others, and all that are listed.`;
   setText(byId('sampled'), finished.length ? sample : 'No request has ended in it.');
 }

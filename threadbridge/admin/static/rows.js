@@ -1,7 +1,8 @@
 // The table of the running and waiting requests, each with the button that stops it.
 
-import { addressOf, byId, duration, element, hostOf, number, setText } from './elements.js';
+import { byId, duration, element, hostOf, number, setText } from './elements.js';
 import { ENDINGS, meaning } from './endings.js';
+import { placesOf } from './hosts.js';
 
 // Seconds: younger requests are not listed, because they end before anybody has read them; older ones are slow, and very
 // slow; ended ones stay for a while, and longer if the operator has stopped them.
@@ -41,8 +42,7 @@ export class Rows {
   show(data, now) {
     this.data = data;
     this.hold();
-    const addresses = new Map(data.processes.map((process) => [process.key, addressOf(process)]));
-    const several = data.processes.length > 1;
+    const places = placesOf(data);
     const requests = new Map(data.requests.map((request) => [request.key, request]));
     const listed = data.requests.filter((request) => request.state !== 'running' || data.now - request.since >= YOUNG);
     this.young = data.requests.length - listed.length;
@@ -53,7 +53,7 @@ export class Rows {
       const request = requests.get(key);
       const row = this.rows.get(key) || new Row(request, this.announce);
       this.rows.set(key, row);
-      row.update(request, data.now, several ? addresses.get(request.process) : '');
+      row.update(request, data.now, places.get(request.process));
       return row;
     });
     const finished = new Map(data.finished.map((bar) => [bar.key, bar]));
@@ -114,6 +114,14 @@ export class Rows {
     this.ended.add(row);
     // Somebody may have left the pointer there for the night.
     if (this.ended.size > MOST_ENDED_HELD) this.drop(this.ended.values().next().value);
+  }
+
+  // Begin another list: no request of the previous one has ended for that.
+  clear() {
+    for (const row of [...this.rows.values(), ...this.ended]) row.remove();
+    this.rows.clear();
+    this.ended.clear();
+    this.all = false;
   }
 
   drop(row) {
