@@ -13,6 +13,7 @@ from threadbridge.common import forks
 if TYPE_CHECKING:
     from threadbridge.crossing.current import TrackedRequest
     from threadbridge.database.guard import Guard
+    from threadbridge.database.replica import Replica
     from threadbridge.database.stopper import Stopper
 
 
@@ -34,6 +35,8 @@ class Desk:
         self.first: tuple[Guard, ...] = ()
         # The application may make pools without end, for example one for each of its customers, and drop them.
         self._later: tuple[weakref.ref[Guard], ...] = ()
+        # Those that stand for the first pool, for requests of certain lanes.
+        self.replicas: tuple[Replica, ...] = ()
         self._has_begun = self._is_closed = False
         self._run_directory: str | None = None
         self._lock = threading.Lock()
@@ -46,6 +49,8 @@ class Desk:
     def __iter__(self) -> Iterator[Guard]:
         """Yield the guards; those of pools that the application has dropped are gone. Any thread."""
         yield from self.first
+        for replica in self.replicas:
+            yield replica.guard
         for reference in self._later:
             guard = reference()
             if guard is not None:
@@ -56,27 +61,66 @@ class Desk:
 
         Those that are not among the first must keep their guards alive: the desk does not.
         """
+        made = self._guards(pool)
+        with self._lock:
+            taken = {guard.key for guard in self}
+            for guard in made:
+                self._name(guard, taken)
+            if is_first:
+                self.first += tuple(made)
+            else:
+                alive = [reference for reference in self._later if reference() is not None]
+                self._later = (*alive, *map(weakref.ref, made))
+
+    def add_replica(self, pool: object, lane: str, max_lag: float) -> Replica:
+        """Guard a pool that stands for the first one in the lane of this name. Before requests come.
+
+        Raises ``ValueError``, also if there is no pool for which it could stand.
+        """
+        # Not above: few have replicas.
+        from threadbridge.database.replica import Replica
+
+        if not self.first:
+            raise ValueError(f"lane {lane}: its pool stands for the application's own, but there is none; give pool=")
+        made = self._guards(pool, is_replica=True)
+        if len(made) != 1:
+            for guard in made:
+                guard.close()
+            raise ValueError(
+                f"lane {lane}: pool={pool!r} has {len(made)} pools; give the one that leads to the replica"
+            )
+        [guard] = made
+        guard.key = lane
+        primary = self.first[0]
+        replica = Replica(lane, primary, guard, max_lag)
+        replica.stands_in = primary.hand_out_for(guard)
+        with self._lock:
+            self._name(guard, {each.key for each in self})
+            self.replicas += (replica,)
+        return replica
+
+    def _guards(self, pool: object, **options: Any) -> list[Guard]:
         # Not above: a bridge without a pool needs none of it.
         from threadbridge.database.pools import make_guards
         from threadbridge.database.stopper import Stopper
 
         with self._lock:
             stopper = self._stopper = self._stopper or Stopper()
-        made = make_guards(pool, self._on_ask, stopper=stopper, **self._options)
-        with self._lock:
-            taken = {guard.key for guard in self}
-            for guard in made:
-                guard.key = _unique(guard.key, taken)
-                taken.add(guard.key)
-                if self._has_begun:
-                    guard.connections.begin(self._run_directory)
-                if self._is_closed:
-                    guard.close()
-            if is_first:
-                self.first += tuple(made)
-            else:
-                alive = [reference for reference in self._later if reference() is not None]
-                self._later = (*alive, *map(weakref.ref, made))
+        return make_guards(pool, self._on_ask, stopper=stopper, **self._options, **options)
+
+    def _name(self, guard: Guard, taken: set[str]) -> None:
+        """Give a new guard a key of its own; let it begin, or end, like the others. Under the lock."""
+        guard.key = _unique(guard.key, taken)
+        taken.add(guard.key)
+        if self._has_begun:
+            guard.connections.begin(self._run_directory)
+        if self._is_closed:
+            guard.close()
+
+    def watch_replicas(self) -> None:
+        """Begin to watch the replicas. Any thread; more than once does no harm."""
+        for replica in self.replicas:
+            replica.watch()
 
     def begin(self, directory: str | None) -> None:
         """Begin to look for what killed processes left running. Any thread; see `ConnectionList.begin`."""
@@ -109,6 +153,8 @@ class Desk:
         with self._lock:
             self._is_closed = True
             guards = list(self)
+        for replica in self.replicas:
+            replica.close()
         for guard in guards:
             guard.close()
         if self._stopper is not None:
