@@ -19,7 +19,8 @@ from tests.support.tcp_mariadb import free_port
 
 PRIMARY_ID, REPLICA_ID = 11, 22
 PASSWORD = "only for the tests"
-# An account that may write to a replica that is set to read only, and one for the replication.
+# It may change a server that is set to read only.
+ADMINISTRATOR = {"user": "admin", "password": PASSWORD}
 _ACCOUNTS = f"""
 CREATE USER IF NOT EXISTS admin@localhost IDENTIFIED BY '{PASSWORD}';
 GRANT ALL ON *.* TO admin@localhost;
@@ -65,19 +66,33 @@ class Server:
             self.process.wait()
             self.process = None
 
-    def rows(self, sql: str) -> list[tuple[Any, ...]]:
+    def rows(self, sql: str, *parameters: object) -> list[tuple[Any, ...]]:
         """What a statement of the administrator's gives."""
-        settings = {**self.settings, "user": "admin", "password": PASSWORD}
-        with closing(MySQLdb.connect(autocommit=True, **settings)) as connection, connection.cursor() as cursor:
-            cursor.execute(sql)
+        with closing(self._connect()) as connection, connection.cursor() as cursor:
+            cursor.execute(sql, parameters or None)
             return [*cursor.fetchall()]
 
-    def running(self, part: str) -> bool:
-        """Whether a statement with this text runs."""
+    def _connect(self) -> Any:
+        return MySQLdb.connect(autocommit=True, **{**self.settings, **ADMINISTRATOR})
+
+    def count_of(self, part: str) -> int:
+        """How many statements with this text run."""
         found = self.rows(
             "SELECT info FROM information_schema.processlist WHERE id <> CONNECTION_ID() AND command <> 'Sleep'"
         )
-        return any(part in (info or "") for (info,) in found)
+        return sum(part in (info or "") for (info,) in found)
+
+    @contextmanager
+    def holding(self, name: str) -> Iterator[None]:
+        """A lock that is held, until `let_go` or to the end of the block: who asks for it waits."""
+        with closing(self._connect()) as self._holder, self._holder.cursor() as cursor:
+            cursor.execute("SELECT GET_LOCK(%s, 30)", [name])
+            assert cursor.fetchall() == ((1,),)
+            yield
+
+    def let_go(self) -> None:
+        with self._holder.cursor() as cursor:
+            cursor.execute("DO RELEASE_ALL_LOCKS()")
 
 
 @contextmanager

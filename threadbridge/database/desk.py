@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from threadbridge.common import forks
+from threadbridge.crossing.current import current_or_none
 
 if TYPE_CHECKING:
     from threadbridge.crossing.current import TrackedRequest
@@ -138,7 +139,10 @@ class Desk:
 
     def is_outage(self, error: BaseException) -> bool:
         """Whether the error means that one of the databases cannot be reached, or cannot do its work for now."""
-        return any(guard.is_outage(error) for guard in self)
+        request = current_or_none()
+        # What the primary could not do for now, a replica never does: to change something.
+        not_asked = self.first[:1] if request is not None and request.reads_replica() else ()
+        return any(guard.is_outage(error) for guard in self if guard not in not_asked)
 
     def abandon(self, request: TrackedRequest) -> tuple[int, int]:
         """Cut the connections of a request whose thread does not come back. Any thread; see `Guard.abandon`."""

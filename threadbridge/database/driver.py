@@ -143,8 +143,8 @@ class Replication(Protocol):
         Raises ``ValueError`` if the server does not tell that; it says what to do.
         """
 
-    def has_reached(self, replica: Any, position: str) -> bool:
-        """Whether the server has applied everything up to this position.
+    def has_reached(self, replica: Any, position: str, within: float = 0.0) -> bool:
+        """Whether the server has applied everything up to this position, or does so within these seconds.
 
         Raises ``ValueError`` if it is not read-only; it says what to do.
         """

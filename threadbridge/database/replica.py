@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -21,6 +22,8 @@ _unreachable = RepeatedLog(logger)
 
 # Seconds between two looks.
 INTERVAL = 1.0
+# Seconds for which the replica may wait for what the primary has just committed.
+PATIENCE = 0.5
 
 _Connection = TypeVar("_Connection")
 
@@ -48,17 +51,19 @@ class Replica:
         # Whether the primary's pool hands out the replica's connections; otherwise the application must ask.
         self.stands_in = False
         self.read_here = self.read_on_primary = 0
+        # What the latest look has found to be wrong.
+        self.problem = "nothing is known yet"
         self._primary = primary
         # All that was committed before this time is on the replica; by the primary's clock, 0.0 if nothing is proven.
         # And when that was proven, by `time.monotonic`.
         self._proof = (0.0, 0.0)
-        # What the primary's clock is ahead of `time.monotonic`, at most.
-        self._ahead = time.time() - time.monotonic()
+        # What the primary's clock is ahead of `time.monotonic`, at most. Until it is known: this host's may be behind.
+        self._ahead = time.time() - time.monotonic() + max_lag
         # Times by the primary's clock and positions, of which the replica has not reached any.
         self._samples: deque[tuple[float, str]] = deque()
         self._connections: dict[Guard, tuple[Any, Replication]] = {}
-        # What was logged last; None before that.
-        self._told: str | None = None
+        # Whether the log says that requests read from it; None if it says nothing yet.
+        self._told: bool | None = None
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
@@ -71,8 +76,9 @@ class Replica:
 
     @property
     def lag(self) -> float:
-        """The seconds that it may be behind as far as is known; a time since 1970 if nothing is proven."""
-        return max(0.0, self.now - self._proof[0])
+        """The seconds that it may be behind as far as is known; infinity if nothing is proven."""
+        has_until = self._proof[0]
+        return max(0.0, self.now - has_until) if has_until else math.inf
 
     def may_read(self, changed_at: float) -> bool:
         has_until, proven_at = self._proof
@@ -133,7 +139,8 @@ class Replica:
     def _watch(self) -> None:
         try:
             while True:
-                self._tell(self.look())
+                self.problem = self.look()
+                self._tell()
                 if self._closing.wait(INTERVAL):
                     break
         finally:
@@ -151,11 +158,13 @@ class Replica:
                 self._proof = (0.0, 0.0)
                 return str(error)
             except Exception as error:  # noqa: BLE001 - whatever the driver raises, the connection is of no more use
+                # Of the replica, nothing is read until it answers again; of the primary, while the proof is fresh.
+                guard.last_outage = time.monotonic()
                 self._disconnect()
                 return f"the {name} cannot be asked: {error!r}"
         if self.lag <= self.max_lag:
             return ""
-        if not self._proof[0]:
+        if self.lag == math.inf:
             return "the replica does not have yet what the primary has committed"
         return f"the replica is {self.lag:.0f} s behind"
 
@@ -181,7 +190,7 @@ class Replica:
 
     def _ask_replica(self, connection: Any, replication: Replication) -> None:
         began, newest = time.monotonic(), self._samples[-1]
-        if replication.has_reached(connection, newest[1]):
+        if replication.has_reached(connection, newest[1], PATIENCE):
             self._samples.clear()
             self._proof = (newest[0], began)
         while self._samples and replication.has_reached(connection, self._samples[0][1]):
@@ -194,23 +203,21 @@ class Replica:
             with contextlib.suppress(Exception):
                 connection.close()
 
-    def _tell(self, problem: str) -> None:
-        """Log what has changed: whether requests read from the replica."""
-        # While it is behind, or cannot be asked, the proof may still be fresh enough.
-        is_used = self.lag <= self.max_lag
-        told = "" if is_used else problem
-        if (self._told or "") == told and self._told is not None:
+    def _tell(self) -> None:
+        """Log whether requests read from it, if that has changed."""
+        # While it is behind, or the primary cannot be asked, the proof may still be fresh enough.
+        is_used = self.may_read(0.0)
+        if is_used is self._told:
             return
-        is_first, self._told = self._told is None, told
-        if told and is_first and not self._proof[0]:
-            logger.info("lane %s: reads from the primary at first: %s", self.lane, told)
-        elif told:
-            message = "lane %s: reads from the primary, because %s (replica_lag is %g s)"
-            logger.warning(message, self.lane, told, self.max_lag)
-        else:
+        self._told = is_used
+        if is_used:
             logger.info(
                 "lane %s: reads from the replica %s, %.1f s behind at most", self.lane, self.guard.name, self.lag
             )
+        else:
+            message = "lane %s: reads from the primary, because %s (replica_lag is %g s)"
+            why = self.problem or "a connection to the replica was lost"
+            logger.warning(message, self.lane, why, self.max_lag)
 
 
 def replica_of(request: TrackedRequest | None) -> Replica | None:

@@ -47,9 +47,9 @@ class BridgeSettings(TypedDict, total=False):
         POOL,
         None,
         "The application's connection pools, see pools.md: objects, or functions that return one; django for the "
-        "databases of Django's settings; MySQLdb or pymysql for that driver's connections in no pool; none for no "
-        "pool. By default, the command line and serve find the pools that the application has made, and Bridge has "
-        "none. A pool's size sets how many requests run at once.",
+        "databases of Django's settings, django:ALIAS for one of them; MySQLdb or pymysql for that driver's "
+        "connections in no pool; none for no pool. By default, the command line and serve find the pools that the "
+        "application has made, and Bridge has none. A pool's size sets how many requests run at once.",
     ]
     threads: Annotated[
         int | None,

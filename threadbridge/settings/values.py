@@ -115,7 +115,7 @@ def _read_lanes(text: str) -> list[Lane]:
             raise ValueError
         try:
             if match[3] is not None:
-                pool = None if match[4] is None else ImportPath(match[4])
+                pool = None if match[4] is None else _read_pool(match[4])
                 lanes.append(Lane(match[1], match[2], threads=int(match[3]), pool=pool))
             else:
                 lanes.append(Lane(match[1], match[2], upstream=_read_list(match[5])))
@@ -133,7 +133,12 @@ def _read_pools(text: str) -> list[str]:
     parts = _read_list(text)
     if not parts or ("none" in parts and len(parts) > 1):
         raise ValueError
-    return [part if part in POOL_WORDS else ImportPath(part) for part in parts]
+    return [*map(_read_pool, parts)]
+
+
+def _read_pool(text: str) -> str:
+    """The text itself if it stands for a pool, and otherwise the import path of one."""
+    return text if text in POOL_WORDS or text.startswith("django:") else ImportPath(text)
 
 
 def _show_pools(value: object) -> str:
@@ -179,7 +184,7 @@ LANES = Kind(
     is_list=True,
 )
 POOL = Kind(
-    "MODULE:ATTRIBUTE of a pool, such as shop:db.pool; or django, MySQLdb or pymysql; or only none",
+    "MODULE:ATTRIBUTE of a pool, such as shop:db.pool; or django, django:ALIAS, MySQLdb or pymysql; or only none",
     "MODULE:ATTRIBUTE",
     lambda value: True,
     read=_read_pools,

@@ -10,8 +10,9 @@ from threadbridge.database.drivers.mysql_errors import is_refused_change
 
 # NOW is when the statement came, so before the position is read.
 _POSITION = "SELECT UNIX_TIMESTAMP(NOW(6)), @@{}, @@log_bin"
-# Both return 0 if the position is reached, and otherwise something else once the seconds are over.
-_WAIT = {True: "MASTER_GTID_WAIT(%s, 0)", False: "WAIT_FOR_EXECUTED_GTID_SET(%s, 0.001)"}
+# Both return 0 if the position is reached, and otherwise something else once the seconds are over. MySQL takes 0 s to
+# mean without a limit.
+_WAIT = {True: "MASTER_GTID_WAIT(%s, %s)", False: "WAIT_FOR_EXECUTED_GTID_SET(%s, GREATEST(%s, 0.001))"}
 # Accounts with these privileges may change a server that is read-only. Others see only their own.
 _MAY_WRITE = (
     "SELECT COUNT(*) FROM information_schema.user_privileges WHERE privilege_type IN ('SUPER', 'READ_ONLY ADMIN')"
@@ -38,9 +39,9 @@ class MySQLReplication:
             raise ValueError("the primary has no GTIDs; set gtid_mode=ON")
         return float(now), str(position)
 
-    def has_reached(self, replica: Any, position: str) -> bool:
+    def has_reached(self, replica: Any, position: str, within: float = 0.0) -> bool:
         sql = f"SELECT @@global.read_only, {_WAIT[self._is_mariadb(replica)]}"
-        read_only, waited = execute(replica, sql, position)
+        read_only, waited = execute(replica, sql, position, within)
         if not read_only:
             raise ValueError("the replica is not read-only; SET GLOBAL read_only = 1 there, and in its configuration")
         return bool(waited == 0)
