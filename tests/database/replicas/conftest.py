@@ -54,19 +54,26 @@ def kind(request: pytest.FixtureRequest) -> type[Stack]:
 
 @pytest.fixture
 def serve(servers: tuple[Server, Server]) -> Serve:
-    """Serves a stack with a lane for reports; unless ``waits`` is false, they read from the replica from the start."""
+    """Serves a stack with a lane for reports, which read from the replica from the start, unless the test says not."""
 
     @contextmanager
     def serving(
-        kind: type[Stack], *, pattern: str = "/reports/*", waits: bool = True, account: Any = None, **settings: Any
+        kind: type[Stack],
+        *,
+        pattern: str = "/reports/*",
+        watches: bool = True,
+        waits: bool = True,
+        account: Any = None,
+        **settings: Any,
     ) -> Iterator[BridgeThread]:
         stack = kind(*(server.settings | (account or {}) for server in servers))
         lane = Lane("reports", pattern, threads=3, pool=stack.replica)
         try:
             with BridgeThread(stack.application, pool=stack.primary, threads=4, lanes=[lane], **settings) as server:
-                # The bridge begins to look when the first request comes.
-                server.bridge.desk.watch_replicas()
-                if waits:
+                if watches:
+                    # Not only when the first request comes.
+                    server.bridge.desk.watch_replicas()
+                if watches and waits:
                     usable(server)
                 yield server
         finally:

@@ -11,6 +11,7 @@ from wsgiref.types import StartResponse, WSGIEnvironment
 import MySQLdb
 import sqlalchemy
 from dbutils.pooled_db import PooledDB
+from mysql.connector.pooling import MySQLConnectionPool
 
 import threadbridge
 
@@ -107,6 +108,29 @@ class SQLAlchemy(Stack):
         self.replica.dispose()
 
 
+class MySQLConnector(Stack):
+    """The application knows only the pool of the primary."""
+
+    def __init__(self, primary: dict[str, Any], replica: dict[str, Any]) -> None:
+        number = next(_numbers)
+        self.primary, self.replica = (
+            MySQLConnectionPool(pool_name=f"{name}-{number}", pool_size=4, **settings)
+            for name, settings in (("primary", primary), ("replica", replica))
+        )
+
+    def execute(self, *statements: str) -> Sequence[Sequence[Any]]:
+        with closing(self.primary.get_connection()) as connection, closing(connection.cursor()) as cursor:
+            for statement in statements:
+                cursor.execute(statement)
+                rows: Sequence[Sequence[Any]] = cursor.fetchall() if cursor.description else ()
+            connection.commit()
+        return rows
+
+    def close(self) -> None:
+        for pool in (self.primary, self.replica):
+            pool._remove_connections()
+
+
 class Django(Stack):
     """The application asks where to read, as a router of Django's does."""
 
@@ -147,4 +171,4 @@ class Django(Stack):
             django_databases.remove(alias)
 
 
-STACKS = (DBUtils, SQLAlchemy, Django)
+STACKS = (DBUtils, SQLAlchemy, MySQLConnector, Django)

@@ -9,11 +9,15 @@ from typing import Any
 
 import pytest
 
+from tests.database.replicas.conftest import Serve
+from tests.database.replicas.stacks import Django
 from tests.support.doctor_report import Report, run_check
 from tests.support.inprocess import wait_until
 from tests.support.processes import ROOT, Frontend
 from tests.support.replication import PASSWORD, PRIMARY_ID, REPLICA_ID, Server
 from tests.support.tcp_mariadb import free_port
+from threadbridge.doctor import Level
+from threadbridge.doctor.replicas import check_replicas
 
 EXAMPLES = ROOT / "docs" / "examples"
 LANE = "--lane=reports:/reports/*:4:flask_replica:replica"
@@ -91,16 +95,19 @@ def test_the_example_with_django(servers: tuple[Server, Server], environment: di
 
 
 def test_the_check_looks_at_the_replica(servers: tuple[Server, Server], environment: dict[str, str]) -> None:
-    command = ["-m", "threadbridge", "flask_replica:app", "--json", LANE]
-
-    def check() -> Report:
-        return Report(run_check(command, environment, cwd=EXAMPLES))
-
-    report = check()
+    report = Report(run_check(["-m", "threadbridge", "flask_replica:app", "--json", LANE], environment, cwd=EXAMPLES))
     assert report.level("replica (reports)") == "ok"
     assert "is read-only; the application's pool hands out its connections" in report.message("replica (reports)")
     assert report.level("stopping queries (reports)") == "ok"
-    servers[1].rows("SET GLOBAL read_only = 0")
-    report = check()
-    assert report.level("replica (reports)") == "warning"
-    assert "the replica is not read-only" in report.message("replica (reports)")
+
+
+def test_the_check_warns_of_a_server_that_is_no_replica(serve: Serve, servers: tuple[Server, Server]) -> None:
+    with serve(Django, watches=False) as server:
+        replicas = server.bridge.desk.replicas
+        [(_, found)] = check_replicas(replicas)
+        assert (found.level, found.advice) == (Level.OK, "")
+        assert "the application must ask threadbridge.on_replica()" in found.message
+        servers[1].rows("SET GLOBAL read_only = 0")
+        [(subject, found)] = check_replicas(replicas)
+        assert (subject, found.level) == ("replica (reports)", Level.WARNING)
+        assert "the replica is not read-only" in found.message and "docs/replicas.md" in found.advice

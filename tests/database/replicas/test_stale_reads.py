@@ -95,10 +95,10 @@ def test_under_load_no_client_misses_its_order(serve: Serve, servers: tuple[Serv
 
     with serve(DBUtils, replica_lag=1.0) as server, ThreadPoolExecutor(6) as clients:
         uses = [clients.submit(use, server) for _ in range(6)]
-        for _ in range(4):
+        for _ in range(2):
             servers[1].rows("STOP SLAVE SQL_THREAD")
             before = len(answered)
-            wait_until(lambda before=before: len(answered) > before + 40, "clients go on")  # type: ignore[misc]
+            wait_until(lambda before=before: len(answered) > before + 30, "clients go on")  # type: ignore[misc]
             servers[1].rows("START SLAVE")
             from_replica = answered.count(str(REPLICA_ID))
             wait_until(
@@ -108,7 +108,7 @@ def test_under_load_no_client_misses_its_order(serve: Serve, servers: tuple[Serv
         ended.set()
         for each in uses:
             each.result()
-    assert answered.count(str(PRIMARY_ID)) > 40
+    assert answered.count(str(PRIMARY_ID)) > 30
 
 
 def test_a_replica_that_is_behind_is_not_used_until_it_has_caught_up(
