@@ -24,8 +24,9 @@ HOLD = "SELECT IS_USED_LOCK('report') IS NOT NULL, GET_LOCK('report', 60)"
 class Stack:
     """The application; derived classes know how to execute a statement and commit.
 
-    Below /reports/ and elsewhere: …/server gives the id of the server that was asked, …/orders/N the number of orders
-    with this id, which POST adds; …/hold waits for a lock; …/change and …/temporary change something.
+    Below /reports/ and elsewhere: …/server gives the id of the server that was asked; …/orders/N the number of orders
+    with this id, which POST adds; …/broken/N adds it and fails; …/hold waits for a lock; …/change and …/temporary
+    change something.
     """
 
     primary: Any
@@ -55,8 +56,10 @@ class Stack:
             ],
             "page": [],
         }
-        if what == "orders" and changes:
+        if changes and what in ("orders", "broken"):
             self.execute(INSERT.replace("0", last))
+            if what == "broken":
+                raise RuntimeError("after the commit")
             found: Sequence[Sequence[Any]] = [["added"]]
         elif what == "orders":
             found = self.execute(COUNT.replace("0", last))

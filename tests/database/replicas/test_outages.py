@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.database.replicas.conftest import Serve, usable
-from tests.database.replicas.stacks import Stack
+from tests.database.replicas.stacks import DBUtils, MySQLConnector, SQLAlchemy, Stack
 from tests.database.replicas.test_reading import PRIMARY, REPLICA, get
 from tests.support.inprocess import wait_until
 from tests.support.replication import Server
@@ -29,10 +29,28 @@ def test_while_the_replica_is_lost_reports_read_from_the_primary(
         wait_until(lambda: "reads from the primary, because the replica cannot be asked" in caplog.text, "it is said")
         servers[1].start()
         usable(server)
-        assert get(server, "/reports/server") == (200, REPLICA)
+        # Django finds a kept connection lost only when it uses it.
+        wait_until(lambda: get(server, "/reports/server") == (200, REPLICA), "reports read from the replica again")
         said = [line for line in caplog.messages if line.startswith("lane reports: reads from the primary")]
         assert len(said) == 1
         assert replica.read_on_primary >= 5
+
+
+@pytest.mark.parametrize("stack", [DBUtils, SQLAlchemy, MySQLConnector])
+def test_who_cannot_connect_to_the_replica_gets_a_connection_to_the_primary(
+    stack: type[Stack], serve: Serve, servers: tuple[Server, Server], caplog: pytest.LogCaptureFixture
+) -> None:
+    with serve(stack, replica_lag=60) as server:
+        [replica] = server.bridge.desk.replicas
+        assert get(server, "/reports/server") == (200, REPLICA)
+        # Only the request itself notices.
+        replica.close()
+        assert replica._thread is not None
+        replica._thread.join()
+        servers[1].kill()
+        assert get(server, "/reports/server") == (200, PRIMARY)
+        assert "cannot connect to the replica of the lane reports" in caplog.text
+        assert (replica.read_here, replica.read_on_primary) == (1, 1)
 
 
 def test_what_runs_on_a_replica_that_is_lost_does_not_run_again(

@@ -68,6 +68,8 @@ def test_the_example_with_flask_and_what_the_operators_see(environment: dict[str
             assert int(server) in (PRIMARY_ID, REPLICA_ID)
         found = f"3 orders, counted by server {REPLICA_ID}\n"
         wait_until(lambda: client.ask("/reports/orders") == found, "the replica has them")
+        # Neither engine is taken for one that was made later, when it is first used.
+        assert "made later" not in site.output() and "not guarded" not in site.output()
         assert "replica of lane reports: ok" in pages_of(port, "/readyz")
         metrics = pages_of(port, "/metrics")
         lag = next(line for line in metrics.splitlines() if line.startswith("threadbridge_replica_lag_seconds{"))

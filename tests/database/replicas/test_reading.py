@@ -69,7 +69,11 @@ def test_a_change_on_the_replica_is_refused(
     servers: tuple[Server, Server],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    with serve(kind, account=account) as server:
+    # Without the limit, mysql-connector's pool has no other reason to prepare its connections again.
+    with serve(kind, account=account, statement_limit=0) as server:
+        for _ in range(5):
+            # One more than there are connections, so that one is used again.
+            assert get(server, "/reports/server") == (200, REPLICA)
         status, _ = get(server, "/reports/change")
         assert status == 500
         assert "a change was refused, because the pool of the lane reports leads to a replica" in caplog.text
@@ -106,3 +110,27 @@ def test_long_requests_read_from_the_replica_if_the_application_allows_it(serve:
         # Its route still belongs to the pool's lane.
         lanes = {path: route.lane for _, path, route in server.bridge.shared.routes.all()}
         assert lanes["/long/server"] in (None, server.bridge.lane_choice.main)
+
+
+def test_long_requests_take_no_place_of_others(serve: Serve, servers: tuple[Server, Server]) -> None:
+    def may_read(environ: dict[str, Any]) -> bool:
+        return not environ["QUERY_STRING"]
+
+    with (
+        serve(DBUtils, pattern="", replica_for=may_read, long_paths=["/long/*"]) as server,
+        servers[1].holding("report"),
+        servers[0].holding("report"),
+        ThreadPoolExecutor(5) as clients,
+    ):
+        reports, main = server.bridge.lanes[0], server.bridge.lane_choice.main
+        asked = [clients.submit(get, server, "/long/hold") for _ in range(4)]
+        wait_until(lambda: servers[1].count_of("GET_LOCK") == 3 and reports.queued == 1, "three run, one waits")
+        assert main.free == main.threads
+        # It is the first of its route to ask the primary, which says where the route belongs.
+        asked.append(clients.submit(get, server, "/long/hold?private"))
+        wait_until(lambda: servers[0].count_of("GET_LOCK") == 1, "it runs on the primary")
+        wait_until(lambda: main.free == main.threads - 1, "it takes a place there")
+        assert reports.queued == 1
+        for each in servers:
+            each.let_go()
+        assert [each.result() for each in asked] == [(200, REPLICA)] * 4 + [(200, PRIMARY)]

@@ -61,6 +61,16 @@ def test_a_client_finds_what_it_has_changed(stack: type[Stack], serve: Serve, se
         other.close()
 
 
+def test_who_has_changed_something_and_got_an_error_finds_it_too(serve: Serve, servers: tuple[Server, Server]) -> None:
+    number = next(_orders)
+    with serve(DBUtils, replica_lag=60) as server:
+        client = Client(server.port)
+        servers[1].rows("STOP SLAVE SQL_THREAD")
+        assert client.ask(f"/broken/{number}", "POST")[0] == 500
+        assert client.ask(f"/reports/orders/{number}") == (200, f"1 {PRIMARY_ID}")
+        client.close()
+
+
 def test_only_who_has_changed_something_gets_the_cookie(serve: Serve) -> None:
     with serve(DBUtils, replica_lag=7) as server:
         client = Client(server.port)
@@ -153,6 +163,15 @@ def test_a_server_that_is_no_replica_is_not_read_from(
         assert client.ask("/reports/server") == (200, str(PRIMARY_ID))
         replica.rows("SET GLOBAL read_only = 1")
         replica.rows("START SLAVE")
+        usable(server)
+        assert client.ask("/reports/server") == (200, str(REPLICA_ID))
+        client.close()
+
+
+def test_a_bridge_begins_to_look_with_its_first_request(serve: Serve) -> None:
+    with serve(DBUtils, watches=False) as server:
+        client = Client(server.port)
+        assert client.ask("/page") == (200, "")
         usable(server)
         assert client.ask("/reports/server") == (200, str(REPLICA_ID))
         client.close()
