@@ -94,10 +94,7 @@ class TrackedRequest(RunningRequest):
 
     lane: Lane | None = None
     also_in: tuple[Lane, ...] = ()
-    replica: Replica | None = None
     changed_at = 0.0
-    # Whether it reads from the replica; None before that matters. Owned by the worker.
-    _is_on_replica: bool | None = None
 
     def __init__(self, request_id: str, deadline: float | None, route: Route | None = None, client: str = "") -> None:
         super().__init__(request_id, deadline)
@@ -106,6 +103,10 @@ class TrackedRequest(RunningRequest):
         self.is_answered = False
         self.at_end: dict[object, Callable[[], None]] = {}
         self.statements = Statements()
+        # Not above: mypyc leaves out defaults of None where the type is a protocol.
+        self.replica: Replica | None = None
+        # Whether it reads from the replica; None before that matters. Owned by the worker.
+        self._is_on_replica: bool | None = None
 
     def reads_replica(self) -> bool:
         """Return whether the request reads from its lane's replica. Worker side.
