@@ -8,7 +8,7 @@ from threadbridge.compiled import prefer_compiled
 # Before the modules that may have been compiled.
 prefer_compiled()
 
-from threadbridge.crossing.current import RunningRequest, current, is_cancelled  # noqa: E402
+from threadbridge.crossing.current import RunningRequest, current, is_cancelled, on_replica  # noqa: E402
 from threadbridge.crossing.lanes import Lane  # noqa: E402
 from threadbridge.loop.bridge import Bridge  # noqa: E402
 from threadbridge.process.service import serve  # noqa: E402
@@ -17,7 +17,17 @@ if TYPE_CHECKING:
     from threadbridge.cli.main import run
     from threadbridge.loop.http_server import HTTPServer
 
-__all__ = ["Bridge", "HTTPServer", "Lane", "RunningRequest", "current", "is_cancelled", "run", "serve"]
+__all__ = [
+    "Bridge",
+    "HTTPServer",
+    "Lane",
+    "RunningRequest",
+    "current",
+    "is_cancelled",
+    "on_replica",
+    "run",
+    "serve",
+]
 
 
 # Not imported at the top: `serve` needs neither the command line nor Tornado's server, which takes 0.4 MB.

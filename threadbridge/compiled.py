@@ -25,6 +25,7 @@ MODULES = (
     "crossing.outgoing_response",
     "crossing.request_body",
     "crossing.recent_use",
+    "crossing.replicas",
     "crossing.routes",
     "crossing.schedule",
     "database.drivers.mysql_session",

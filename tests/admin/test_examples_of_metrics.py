@@ -32,9 +32,10 @@ def application(environ: WSGIEnvironment, start_response: StartResponse) -> list
 
 @pytest.fixture(scope="module")
 def samples() -> dict[str, set[str]]:
-    """The label names of all samples of a bridge with a pool and a remote lane, by the sample's name."""
-    far = Lane("far", "/far/*", upstream=["http://127.0.0.1:1"])
-    bridge = Bridge(application, pool=PooledDB(sqlite3, maxconnections=1, database=":memory:"), lanes=[far])
+    """The label names of all samples of a bridge with a pool, a replica and a remote lane, by the sample's name."""
+    pool, replica = (PooledDB(sqlite3, maxconnections=1, database=":memory:") for _ in range(2))
+    lanes = [Lane("far", "/far/*", upstream=["http://127.0.0.1:1"]), Lane("near", "/near/*", threads=1, pool=replica)]
+    bridge = Bridge(application, pool=pool, lanes=lanes)
     found: dict[str, set[str]] = {}
     for family in text_string_to_metric_families(exposition(bridge, is_ready=True).decode()):
         for sample in family.samples:

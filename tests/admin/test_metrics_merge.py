@@ -17,6 +17,7 @@ def of_process(number: int) -> bytes:
     ended.labels("failed", f"only {number}").inc()
     Gauge("busy", "Threads at work.", registry=registry).set(10 * number)
     Gauge("process_start_time_seconds", "When it began.", registry=registry).set(1000 + number)
+    Gauge("a_replica_lag_seconds", "How far it is behind.", registry=registry).set(number)
     Info("build", "What it is.", registry=registry).info({"version": "1"})
     seconds = Histogram("seconds", "How long it took.\nIn all.", ["lane"], buckets=(0.1, 1), registry=registry)
     for _ in range(number):
@@ -41,6 +42,7 @@ def test_samples_with_equal_name_and_labels_are_summed() -> None:
         ("requests_total", "failed,only 4"): 1,
         ("busy", ""): 70,
         ("process_start_time_seconds", ""): 1001,
+        ("a_replica_lag_seconds", ""): 4,
         ("build_info", "1"): 1,
         ("seconds_bucket", 'a "quoted" \\ lane\n,0.1'): 0,
         ("seconds_bucket", 'a "quoted" \\ lane\n,1.0'): 7,

@@ -6,6 +6,7 @@ import gc
 import logging
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -14,11 +15,13 @@ from typing import Any
 
 import MySQLdb
 import pytest
+import sqlalchemy
 from dbutils.pooled_db import PooledDB, TooManyConnectionsError
 
 from tests.support.requests_in_threads import running
 from threadbridge.database.desk import Desk, _unique
 from threadbridge.database.guard import Guard
+from threadbridge.database.pools.dbutils import DBUtilsGuard
 
 
 def pool_of(directory: Path, name: str = "one.db") -> Any:
@@ -98,6 +101,30 @@ def test_lists_of_connections_begin_for_pools_that_are_added_later(
     pools = [early, late]
     for pool in pools:
         pool.close()
+
+
+def test_a_replica_stands_for_the_first_pool(desk: Desk, tmp_path: Path) -> None:
+    first, second, other = (pool_of(tmp_path) for _ in range(3))
+    with pytest.raises(ValueError, match="lane reports: its pool stands for the application's own, but there is none"):
+        desk.add_replica(other, "reports", 10.0)
+    desk.add([first, second], is_first=True)
+    with pytest.raises(ValueError, match="has 2 pools; give the one that leads to the replica"):
+        desk.add_replica([other, pool_of(tmp_path)], "reports", 10.0)
+    replica = desk.add_replica(other, "reports", 10.0)
+    assert (replica.stands_in, [guard.key for guard in desk]) == (True, ["1", "2", "reports"])
+    # A hand-out costs nothing more where no replica stands for the pool.
+    assert second.connection.__func__ is DBUtilsGuard._connection is not first.connection.__func__
+    assert replica.look() == "replicas of this kind of database are not supported; see docs/replicas.md"
+    assert not replica.may_read(0.0)
+    # This host's clock may be behind the primary's, which is not known.
+    assert replica.now - time.time() > 9
+
+
+def test_another_kind_of_pool_cannot_stand_in(desk: Desk, tmp_path: Path) -> None:
+    first, engine = pool_of(tmp_path), sqlalchemy.create_engine("sqlite://")
+    desk.add(first, is_first=True)
+    assert not desk.add_replica(engine, "reports", 10.0).stands_in
+    assert first.connection.__func__ is DBUtilsGuard._connection
 
 
 def test_an_outage_of_any_pool_is_one(desk: Desk, make_pool: Callable[..., Any], tmp_path: Path) -> None:

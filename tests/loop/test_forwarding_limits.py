@@ -152,6 +152,8 @@ def test_unusable_hosts_are_refused() -> None:
         Bridge(application, threads=1, long_upstream=["http://r1"], queue=0)
     with pytest.raises(ValueError, match="give threads or upstream"):
         Lane("far", threads=1, upstream=["http://r1"])
+    with pytest.raises(ValueError, match="give pool or upstream"):
+        Lane("far", upstream=["http://r1"], pool=object())
     with pytest.raises(ValueError, match="long_upstream needs schedule=cost"):
         Bridge(application, threads=1, long_upstream=["http://r1"], schedule="fair")
     assert [str(origin) for origin in Lane("far", upstream=["http://r1", "https://[::1]"]).upstream] == [

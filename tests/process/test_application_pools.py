@@ -13,6 +13,7 @@ from dbutils.pooled_db import PooledDB
 
 from tests.support.inprocess import wait_until
 from tests.support.unconfigured import LongQueries, Site
+from threadbridge import Lane
 from threadbridge.process.application_pools import DEFAULT_THREADS, ApplicationPools
 from threadbridge.settings.table import from_keywords
 
@@ -82,6 +83,24 @@ def test_threads_follow_the_pools(keywords: Any, threads: int | None, lines: lis
     pools = ApplicationPools(from_keywords(keywords))
     assert pools.threads == threads
     assert list(pools.lines()) == lines
+
+
+def test_the_pools_of_replicas_have_no_threads_of_their_own() -> None:
+    primary, replica = pool(3), pool(2)
+    lane = Lane("reports", "/reports/*", threads=2, pool=lambda: replica)
+    pools = ApplicationPools(from_keywords({"pool": [primary, replica], "lanes": [lane]}))
+    assert list(pools.lines()) == [
+        "PooledDB of sqlite3, 3 connections: 3 threads",
+        "PooledDB of sqlite3, 2 connections: a replica, for the lane reports",
+    ]
+    # A function is called once.
+    assert lane.pool is pools.replicas["reports"]
+    # Without `pool`, all pools of the process are found.
+    with pytest.raises(ValueError, match=r"a replica stands for one pool, but the application has .* that one first"):
+        ApplicationPools(from_keywords({"lanes": [lane]}))
+    lane = Lane("reports", threads=2, pool=[primary, replica])
+    with pytest.raises(ValueError, match="lane reports: its pool must be one, not 2"):
+        ApplicationPools(from_keywords({"pool": primary, "lanes": [lane]}))
 
 
 def test_a_pool_that_fails_to_be_guarded_does_not_harm_the_application(caplog: pytest.LogCaptureFixture) -> None:

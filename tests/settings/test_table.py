@@ -21,6 +21,7 @@ from threadbridge.settings.table import (
     grace_period,
     resolve,
 )
+from threadbridge.settings.values import ImportPath
 
 
 def test_an_empty_list_is_not_the_program_s_default() -> None:
@@ -51,9 +52,29 @@ def test_lanes_given_as_texts_may_have_other_hosts() -> None:
             resolve({"lanes": [wrong]}, {}, {})
 
 
+def test_lanes_given_as_texts_may_have_the_pool_of_a_replica() -> None:
+    text = "a:/a/*:4:shop:db.replica,b:/b:2,c::3:django:replica"
+    lanes = resolve({"lanes": [text]}, {}, {}).values["lanes"]
+    assert [(lane.name, lane.pattern, lane.threads, lane.pool) for lane in lanes] == [
+        ("a", "/a/*", 4, "shop:db.replica"),
+        ("b", "/b", 2, None),
+        ("c", "", 3, "django:replica"),
+    ]
+    # One is loaded, the other is a word.
+    assert [type(lane.pool) for lane in lanes] == [ImportPath, type(None), str]
+    assert ALL["lanes"].show(lanes) == text
+    assert not lanes[2].matches("") and not lanes[2].matches("/")
+    for wrong in ("a:/a:4:shop", "a:/a:shop:replica", "a:/a:4:shop:", "a:/a:4:shop:db-replica", "c::3"):
+        with pytest.raises(ValueError):
+            resolve({"lanes": [wrong]}, {}, {})
+
+
 @pytest.mark.parametrize(
     ("keywords", "message"),
     [
+        ({"replica_for": bool}, "replica_for needs a lane with a replica's pool"),
+        ({"replica_for": bool, "schedule": "fair"}, "replica_for needs schedule=cost"),
+        ({"replica_lag": 0}, "replica_lag=0: expected a number of seconds greater than 0"),
         ({"long_upstream": ["http://r1"], "schedule": "fair"}, "long_upstream needs schedule=cost"),
         ({"port": "8000"}, "port='8000': expected a number from 0 to 65535"),
         ({"port": True}, "port=True: expected a number from 0 to 65535"),

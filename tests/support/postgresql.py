@@ -8,7 +8,7 @@ import pwd
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,36 @@ COUNTED_SLEEP = "SELECT nextval('executions'), pg_sleep(20)"
 def programs() -> Path:
     """Debian does not put the server's programs, of which there may be several versions, on the PATH."""
     found = shutil.which("initdb")
-    return Path(found).parent if found else max(Path("/usr/lib/postgresql").glob("*/bin/initdb")).parent
+    return Path(found).resolve().parent if found else max(Path("/usr/lib/postgresql").glob("*/bin/initdb")).parent
 
 
 @contextlib.contextmanager
 def private_postgresql(port: int | None = None) -> Iterator[dict[str, str]]:
     """A private server; gives the ``PG*`` variables that lead to it. With a port, it listens there on loopback, too."""
+    with _running("initdb", "--username=test", "--auth=trust", "--no-sync", port=port) as directory:
+        # Without TLS: with both drivers' own libraries, threads that initialise it at the same time crash.
+        yield {
+            "PGHOST": str(directory),
+            "PGUSER": "test",
+            "PGDATABASE": "postgres",
+            "PGSSLMODE": "disable",
+            "PGGSSENCMODE": "disable",
+            **({} if port is None else {"PGPORT": str(port)}),
+        }
+
+
+@contextlib.contextmanager
+def private_standby(primary: dict[str, str]) -> Iterator[dict[str, str]]:
+    """A hot standby of such a server, on a Unix socket; gives the variables that lead to it."""
+    with _running("pg_basebackup", "--write-recovery-conf", "--no-sync", "--checkpoint=fast", env=primary) as directory:
+        yield {**primary, "PGHOST": str(directory)}
+
+
+@contextlib.contextmanager
+def _running(
+    program: str, *arguments: str, port: int | None = None, env: Mapping[str, str] | None = None
+) -> Iterator[Path]:
+    """A server whose files this program makes; gives the directory of its Unix socket."""
     directory = Path(tempfile.mkdtemp(prefix="postgresql-"))
     # The server refuses to run as root.
     as_user: dict[str, Any] = {}
@@ -39,23 +63,16 @@ def private_postgresql(port: int | None = None) -> Iterator[dict[str, str]]:
             [programs() / program, "--pgdata", directory / "data", *arguments],
             check=True,
             cwd=directory,
+            env={**os.environ, **(env or {})},
             stdout=subprocess.DEVNULL,
             **as_user,
         )
 
-    run("initdb", "--username=test", "--auth=trust", "--no-sync")
+    run(program, *arguments)
     listen = "-c listen_addresses=" if port is None else f"-c listen_addresses=127.0.0.1 -p {port}"
     run("pg_ctl", "start", "--wait", f"--log={directory}/log", f"--options=-k {directory} {listen}")
     try:
-        # Without TLS: with both drivers' own libraries, threads that initialise it at the same time crash.
-        yield {
-            "PGHOST": str(directory),
-            "PGUSER": "test",
-            "PGDATABASE": "postgres",
-            "PGSSLMODE": "disable",
-            "PGGSSENCMODE": "disable",
-            **({} if port is None else {"PGPORT": str(port)}),
-        }
+        yield directory
     finally:
         run("pg_ctl", "stop", "--mode=immediate")
         shutil.rmtree(directory)

@@ -51,8 +51,27 @@ def private_mariadb(fill: Callable[[dict[str, str]], None] = nothing) -> Iterato
         shutil.rmtree(directory)
 
 
+@contextmanager
+def private_mariadb_files() -> Iterator[tuple[Path, dict[str, str]]]:
+    """The files of such a server that has been stopped, and the variables that lead to it once it is started."""
+    directory = Path(tempfile.mkdtemp(prefix="mariadb-"))
+    try:
+        if TEMPLATES in os.environ:
+            _begin_with_template(directory, nothing)
+        else:
+            _start_mariadb(directory)
+        subprocess.run([MARIADB_SCRIPT, "stop", directory], check=True)
+        yield directory, _variables(directory)
+    finally:
+        shutil.rmtree(directory)
+
+
 def _start_mariadb(directory: Path) -> dict[str, str]:
     subprocess.run([MARIADB_SCRIPT, "start", directory], check=True)
+    return _variables(directory)
+
+
+def _variables(directory: Path) -> dict[str, str]:
     printed = subprocess.run([MARIADB_SCRIPT, "env", directory], check=True, capture_output=True, text=True).stdout
     return dict(line.split("=", 1) for line in printed.splitlines())
 

@@ -64,6 +64,11 @@ class Health:
             for lane in bridge.lanes
             if lane.upstream
         ]
+        # There is always the primary.
+        findings += [
+            f"replica of lane {replica.lane}: {'ok' if replica.may_read(0.0) else f'not read from, {replica.problem}'}"
+            for replica in desk.replicas
+        ]
         ready = all(can_run.values())
         guards = list(desk)
         problems = await asyncio.gather(

@@ -23,6 +23,7 @@ from threadbridge.telemetry.totals import BOUNDS, Distribution
 
 if TYPE_CHECKING:
     from threadbridge.database.desk import Desk
+    from threadbridge.database.replica import Replica
 
 LANE = ("lane",)
 POOL = ("pool",)
@@ -58,6 +59,8 @@ def exposition(bridge: Bridge, is_ready: bool) -> bytes:
     families = [*_of_requests(bridge), *_of_process(bridge, is_ready), *ProcessCollector(registry=None).collect()]
     if any(bridge.desk):
         families += _of_pools(bridge.desk)
+    if bridge.desk.replicas:
+        families += _of_replicas(bridge.desk.replicas)
     if bridge.forwarding.upstreams:
         families += _of_hosts(bridge.forwarding)
     return generate_latest(_Families(families))
@@ -90,8 +93,8 @@ class _Families(list[Metric], Collector):
 def _joined(name: str, one: float, other: float) -> float:
     if name.endswith(("_created", "_start_time_seconds")):
         return min(one, other)
-    # Constants that only carry labels must not be summed.
-    return max(one, other) if name.endswith("_info") else one + other
+    # Constants that only carry labels must not be summed, nor how far a replica is behind.
+    return max(one, other) if name.endswith(("_info", "_replica_lag_seconds")) else one + other
 
 
 def _of_requests(bridge: Bridge) -> list[Metric]:
@@ -202,6 +205,24 @@ def _of_pools(desk: Desk) -> list[Metric]:
             sum(guard.reruns for guard in guards),
         ),
     ]
+
+
+def _of_replicas(replicas: Sequence[Replica]) -> list[Metric]:
+    lag = Gauge(
+        "threadbridge_replica_lag_seconds",
+        "How far the replica is behind at most, as far as is known; the largest of all processes.",
+        labels=LANE,
+    )
+    requests = Counter(
+        "threadbridge_replica_requests",
+        "Requests that have asked for a connection to the replica, by the server from which they read.",
+        labels=("lane", "server"),
+    )
+    for replica in replicas:
+        lag.add_metric((replica.lane,), replica.lag)
+        requests.add_metric((replica.lane, "replica"), replica.read_here)
+        requests.add_metric((replica.lane, "primary"), replica.read_on_primary)
+    return [lag, requests]
 
 
 def _of_process(bridge: Bridge, is_ready: bool) -> list[Metric]:

@@ -14,6 +14,7 @@ from wsgiref.types import WSGIApplication
 from threadbridge.cli.loading import load_application, load_object
 from threadbridge.cli.options import read_arguments
 from threadbridge.common.threads import NOT_STARTED
+from threadbridge.crossing.lanes import Lane
 from threadbridge.process.logs import set_up_logging
 from threadbridge.process.service import Service, end_process
 from threadbridge.process.signals import hold_signals
@@ -113,6 +114,10 @@ def _with_objects(resolved: Resolved) -> CommandLineSettings:
             load_object(each, resolved.label("pool", [each])) if isinstance(each, ImportPath) else each
             for each in cast(list[str], values["pool"])
         ]
+    for lane in cast(list[Lane], values["lanes"]):
+        if isinstance(lane.pool, ImportPath):
+            label = f"{resolved.label('lanes', [lane])}: pool"
+            lane.pool = load_object(lane.pool, label)
     return cast(CommandLineSettings, values)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from threadbridge.common import forks
 from threadbridge.common.repeated_log import RepeatedLog
 from threadbridge.crossing.lanes import Lane
+from threadbridge.crossing.replicas import Replica
 from threadbridge.crossing.routes import Route
 from threadbridge.sql.statements import Statements
 
@@ -87,10 +88,13 @@ class TrackedRequest(RunningRequest):
     becomes true when its response begins: it has no deadline from then on. The worker calls the functions in `at_end`
     when the application's call has ended. `lane` is the one whose thread runs it, and `also_in` are the lanes of other
     pools that it has asked for a connection; the loop sets the first before the request runs, the worker the second.
+    `replica` is None unless the request may read from that of its lane, and `changed_at` is when its client has last
+    changed something; the loop sets both before the request runs.
     """
 
     lane: Lane | None = None
     also_in: tuple[Lane, ...] = ()
+    changed_at = 0.0
 
     def __init__(self, request_id: str, deadline: float | None, route: Route | None = None, client: str = "") -> None:
         super().__init__(request_id, deadline)
@@ -99,6 +103,27 @@ class TrackedRequest(RunningRequest):
         self.is_answered = False
         self.at_end: dict[object, Callable[[], None]] = {}
         self.statements = Statements()
+        # Not above: mypyc leaves out defaults of None where the type is a protocol.
+        self.replica: Replica | None = None
+        # Whether it reads from the replica; None before that matters. Owned by the worker.
+        self._is_on_replica: bool | None = None
+
+    def reads_replica(self) -> bool:
+        """Return whether the request reads from its lane's replica. Worker side.
+
+        The first call decides for the whole request, unless `leave_replica` is called.
+        """
+        if self.replica is None:
+            return False
+        if self._is_on_replica is None:
+            self._is_on_replica = self.replica.begin(self.changed_at)
+        return self._is_on_replica
+
+    def leave_replica(self) -> None:
+        """Read from the primary from now on, since the replica cannot be reached. Worker side."""
+        if self._is_on_replica and self.replica is not None:
+            self.replica.leave()
+        self._is_on_replica = False
 
     def cancel(self) -> None:
         """Set `cancelled` and call the callbacks. In a cancelling thread."""
@@ -170,6 +195,16 @@ def is_cancelled() -> bool:
 def is_cancelling() -> bool:
     """Return whether this thread is calling the callbacks of a cancelled request. Any thread."""
     return bool(getattr(_thread, "is_cancelling", False))
+
+
+def on_replica() -> bool:
+    """Return whether the request that this thread serves reads from its lane's replica; see docs/replicas.md.
+
+    For applications that choose their connections themselves. The answer is the same for the whole request. False in
+    threads that serve no request. Worker side.
+    """
+    request = current_or_none()
+    return request is not None and request.reads_replica()
 
 
 def current() -> RunningRequest:

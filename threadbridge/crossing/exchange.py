@@ -23,6 +23,7 @@ from threadbridge.crossing.estimate import Estimate
 from threadbridge.crossing.hop import Hop
 from threadbridge.crossing.lanes import Lane
 from threadbridge.crossing.outgoing_response import Connection, OutgoingResponse
+from threadbridge.crossing.replicas import Replica, change_cookie
 from threadbridge.crossing.request_body import RequestBody
 from threadbridge.crossing.response_body import KEPT, Buffer, Channel, FileSource, piece_size
 from threadbridge.crossing.routes import Routes
@@ -31,6 +32,7 @@ from threadbridge.crossing.states import State
 from threadbridge.http.forwarded import ClientAddress
 from threadbridge.http.intermediary import PSEUDONYM
 from threadbridge.http.response_head import NEVER_RAN, ResponseHead, response_head
+from threadbridge.sql.statements import UNCHANGED
 
 logger = logging.getLogger("threadbridge")
 
@@ -65,6 +67,8 @@ class Shared:
         self.cancellation = cancellation
         self.call = call
         self.ended = ended
+        # Those from which requests may read: their clients are told when they have changed something.
+        self.replicas: tuple[Replica, ...] = ()
         # Whether other processes may run the same application (``wsgi.multiprocess``).
         self.is_multiprocess = True
 
@@ -259,6 +263,13 @@ class Exchange(OutgoingResponse):
         self.response_status = 500
         self._hop.post(self._fail, may_be_repeated)
 
+    def change_cookie(self) -> str | None:
+        """Return the cookie that tells the client that it has changed something, if there are replicas. Either side."""
+        if not self.shared.replicas:
+            return None
+        outcome = self.running.statements.outcome
+        return None if outcome in UNCHANGED else change_cookie(self.shared.replicas, outcome == "committed")
+
     def _send_large(self, head: ResponseHead, body: bytes) -> None:
         try:
             self.send_head(head, body, None)
@@ -330,6 +341,8 @@ class Exchange(OutgoingResponse):
             fields.append(("Retry-After", str(self.lane.retry_after(self))))
         if self.state is State.SHED:
             fields.append(NEVER_RAN)
+        if (cookie := self.change_cookie()) is not None:
+            fields.append(("Set-Cookie", cookie))
         if self.upstream_error:
             fields.append(("Proxy-Status", f"{PSEUDONYM}; error={self.upstream_error}"))
         head = response_head(status.value, status.phrase, fields, len(body))

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from threadbridge.common.repeated_log import RepeatedLog
 from threadbridge.common.worker_threads import WorkerThreads
 from threadbridge.crossing.costs import Costs
+from threadbridge.crossing.replicas import Replica
 from threadbridge.crossing.schedule import Job, Schedule
 from threadbridge.http.client_connection import Origin, origin_of
 
@@ -41,7 +42,8 @@ class Lane:
 
     :param name: appears in logs and in the threads' names; letters, digits, ``-`` and ``_``.
     :param pattern: the lane's paths; ``*`` matches any characters, ``?`` matches one. It is compared with
-        ``PATH_INFO``: the decoded path, otherwise not normalised.
+        ``PATH_INFO``: the decoded path, otherwise not normalised. With a ``pool``, "" stands for no path: then the lane
+        is only for what ``replica_for`` allows.
     :param threads: how many requests run at once; required unless there is an ``upstream``.
     :param queue: how many more may wait; with ``costs``, so many short ones and so many others. Beyond that, the newest
         request of the client with the most waiting requests, perhaps the one that has just come, is answered 503. For a
@@ -52,6 +54,7 @@ class Lane:
     :param costs: what requests cost, if those that are expected to be short are not to wait for long ones; None: the
         clients simply take turns.
     :param upstream: the URLs of other hosts that serve the application with threadbridge, such as ``http://r1:8000``.
+    :param pool: a pool of connections to a replica, which GET and HEAD requests use in place of the application's own.
 
     Raises ``ValueError`` for an unusable value. One lock guards the jobs and the number of threads at work. Jobs are
     claimed under it, so that none is both waiting and running.
@@ -68,10 +71,11 @@ class Lane:
         connections: int = 0,
         costs: Costs | None = None,
         upstream: Sequence[str] = (),
+        pool: object = None,
     ) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
             raise ValueError(f"a lane's name has only letters, digits, '-' and '_', not {name!r}")
-        if not pattern.startswith(("/", "*")):
+        if not pattern.startswith(("/", "*")) and (pattern or pool is None):
             raise ValueError(f"lane {name}: the pattern {pattern!r} matches no path; begin it with '/' or '*'")
         try:
             self.upstream: tuple[Origin, ...] = tuple(dict.fromkeys(map(origin_of, upstream)))
@@ -79,6 +83,10 @@ class Lane:
             raise ValueError(f"lane {name}: upstream={error}") from None
         if upstream and threads:
             raise ValueError(f"lane {name}: give threads or upstream; a remote lane has no threads")
+        if upstream and pool is not None:
+            raise ValueError(
+                f"lane {name}: give pool or upstream; the other hosts of a remote lane have their own pools"
+            )
         if threads < 1 and not upstream:
             raise ValueError(f"lane {name}: threads={threads}; a lane needs at least 1 thread")
         if queue < 0:
@@ -94,8 +102,11 @@ class Lane:
         self.connections = min(connections or threads, threads)
         self.queue = queue
         self.deadline = deadline
+        self.pool = pool
+        # What is known of the pool's database. The bridge sets it before the first request.
+        self.replica: Replica | None = None
         self._failed = RepeatedLog(logger)
-        self._matches = compiled(pattern)
+        self._matches = compiled(*([pattern] if pattern else []))
         self._lock = threading.Lock()
         self._threads = WorkerThreads(f"threadbridge-{name}", max(1, threads), self._work, self._lock)
         self._schedule = Schedule(threads, costs, self.connections)

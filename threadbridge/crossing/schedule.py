@@ -111,12 +111,13 @@ class Schedule:
     def file(self, job: Job) -> None:
         """Find the level and the class in which the job would wait."""
         estimate = job.estimate
+        if self._costs is None or (estimate.route is None and not estimate.pinned):
+            # It keeps the class that it had in the lane from which it came.
+            estimate.level = 0
+            return
         if estimate.pinned:
             level = level_of(estimate.cautious)
             estimate.level = min(level, SHORT - 1) if estimate.pinned == "short" else max(level, UNKNOWN - 1)
-        elif self._costs is None or estimate.route is None:
-            estimate.level = 0
-            return
         else:
             estimate.level = level_of(estimate.cautious) if estimate.is_known else UNKNOWN
         estimate.cost_class = self._class_of(estimate.level)

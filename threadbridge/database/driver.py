@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from threadbridge.sql.effects import only_reads
 from threadbridge.sql.transaction import Effect
@@ -21,6 +21,8 @@ class ConnectionSettings:
     takes_timeouts: bool = True
     # Seconds that a statement on a connection of the pool may take; 0 for no limit.
     statement_limit: float = 0.0
+    # Whether it is a replica, on which no request may change anything.
+    is_replica: bool = False
     # The database's, for operators, where the arguments do not give it.
     name: str = ""
 
@@ -130,6 +132,32 @@ class Identity(Hashable, Iterable[Any], Protocol):
     @property
     def is_findable(self) -> bool:
         """Whether another process can find the connection by this."""
+
+
+class Replication(Protocol):
+    """What a kind of database tells of a replica. Its functions raise what the driver raises."""
+
+    def position(self, primary: Any) -> tuple[float, str]:
+        """The time by the clock of the server, since 1970, and what it has committed by then, or later.
+
+        Raises ``ValueError`` if the server does not tell that; it says what to do.
+        """
+
+    def has_reached(self, replica: Any, position: str, within: float = 0.0) -> bool:
+        """Whether the server has applied everything up to this position, or does so within these seconds.
+
+        Raises ``ValueError`` if it is not read-only; it says what to do.
+        """
+
+    def is_refused_change(self, error: BaseException) -> bool:
+        """Whether a statement has failed because nothing may be changed on this server or connection."""
+
+
+@runtime_checkable
+class ReplicatedDatabase(Protocol):
+    """A `Database` whose replicas are supported."""
+
+    def replication(self) -> Replication: ...
 
 
 class Database(Protocol):

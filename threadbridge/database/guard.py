@@ -49,6 +49,7 @@ class GuardOptions(TypedDict, total=False):
     resets_sessions: bool
     statement_limit: float
     stopper: Stopper | None
+    is_replica: bool
 
 
 class Guard(abc.ABC):
@@ -69,6 +70,7 @@ class Guard(abc.ABC):
         locks, settings) is closed when it comes back.
     :param statement_limit: seconds that a statement may take, by the database's clock and the driver's; 0 for no limit.
     :param stopper: one that several guards share, and whoever made it closes; the guard makes its own by default.
+    :param is_replica: whether nothing may be changed on the pool's connections.
     """
 
     # A short name among the bridge's pools, which the `Desk` makes unique: of lanes, metrics and checks.
@@ -87,6 +89,7 @@ class Guard(abc.ABC):
         resets_sessions: bool = True,
         statement_limit: float = 0.0,
         stopper: Stopper | None = None,
+        is_replica: bool = False,
     ) -> None:
         self.name = name
         self.closed = False
@@ -101,7 +104,7 @@ class Guard(abc.ABC):
         # The servers to which connections have come: any thread replaces it, and one that gets lost is added again.
         self._servers: frozenset[str] = frozenset()
         self._rerun = rerun
-        self.settings = replace(settings, statement_limit=statement_limit)
+        self.settings = replace(settings, statement_limit=statement_limit, is_replica=is_replica)
         self._database: Database | None = database_of(drivers, self.settings)
         self._is_known = self._database is not None
         # In forked processes, it starts afresh by itself.
@@ -242,6 +245,13 @@ class Guard(abc.ABC):
     @abc.abstractmethod
     def in_use(self) -> int:
         """How many connections the pool has handed out. Any thread."""
+
+    def hand_out_for(self, replica: Guard) -> bool:
+        """Hand out a replica's connections to requests that read from it; returns whether this kind of pool can.
+
+        Otherwise the application must choose the pool.
+        """
+        return False
 
     def leave(self) -> None:
         """Remove the list of connections if none is left in the database. Any thread, once all workers have ended."""

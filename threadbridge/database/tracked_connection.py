@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from threadbridge.common.repeated_log import RepeatedLog
 from threadbridge.crossing.current import current_or_none, is_cancelled
 from threadbridge.database.borrow import Borrow, borrow_of
-from threadbridge.database.driver import Session, UnknownSession
+from threadbridge.database.driver import ReplicatedDatabase, Session, UnknownSession
 from threadbridge.database.driver_connection import DriverConnection
 from threadbridge.database.drivers.connecting import noting_unfinished
 from threadbridge.database.guard import Guard
 from threadbridge.database.stopper import Orphan
 from threadbridge.sql.statements import Statements
 from threadbridge.sql.transaction import Effect, Transaction
+
+logger = logging.getLogger("threadbridge")
+_refused = RepeatedLog(logger)
 
 # Characters that could end the comment that names a request, or be a parameter's placeholder in it.
 _NOT_IN_TAG = re.compile(r"[^A-Za-z0-9._:-]")
@@ -152,6 +157,8 @@ class TrackedConnection:
     ) -> None:
         """Record that a statement failed, and perhaps its connection and transaction with it."""
         self.guard.note_failure(error)
+        if self.guard.settings.is_replica:
+            self._explain_refused_change(error)
         is_lost = self.guard.is_lost(error)
         if self.guard.is_outage(error) and not is_lost:
             # The transaction stays open until the connection is closed. A new one may lead to a server that works.
@@ -161,6 +168,19 @@ class TrackedConnection:
         with contextlib.suppress(Exception):
             effect = self._session.effect_of_failure(sql, error, is_lost=is_lost, is_many=is_many)
         self._changes.record(effect, statements)
+
+    def _explain_refused_change(self, error: BaseException) -> None:
+        database = None if self._current is None else self._current.database
+        # Django raises its own errors, with the driver's as the cause.
+        if isinstance(database, ReplicatedDatabase) and any(
+            database.replication().is_refused_change(each) for each in (error, error.__cause__) if each is not None
+        ):
+            request = current_or_none()
+            message = (
+                "request %s: a change was refused, because the pool of the lane %s leads to a replica; nothing was "
+                "changed. Use POST for what changes something, or leave its path out of the lane"
+            )
+            _refused.log(logging.WARNING, message, "-" if request is None else request.id, self.guard.key)
 
     # Transactions.
 

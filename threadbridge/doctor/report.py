@@ -103,11 +103,18 @@ def examine(settings: CommandLineSettings, bridge: Bridge, found: ApplicationPoo
     on_server: dict[object, list[int]] = {}
     for guard, size in sizes.items():
         on_server.setdefault(server_of(guard.settings), []).append(size)
-    for guard, pool in zip(guards, found.found, strict=True):
+    threads = {lane.name: lane.threads for lane in lanes}
+    for guard, pool in zip(guards, [*found.found, *found.replicas.values()], strict=True):
         # What a server must bear is said once, with its first pool.
         load = Load(processes, on_server.pop(server_of(guard.settings), []), deadline)
-        for subject, finding in _pool(pool, guard, load, found.threads or pool.size):
+        of_pool = threads[guard.key] if guard.settings.is_replica else found.threads or pool.size
+        for subject, finding in _pool(pool, guard, load, of_pool):
             yield subject if len(guards) == 1 else f"{subject} ({guard.key})", finding
+    if bridge.desk.replicas:
+        # Not above: few have replicas.
+        from threadbridge.doctor.replicas import check_replicas
+
+        yield from check_replicas(bridge.desk.replicas)
 
 
 def _pool(pool: FoundPool, guard: Guard, load: Load, threads: int) -> Iterator[tuple[str, Finding]]:

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable
 from typing import cast
+from wsgiref.types import WSGIEnvironment
 
 from tornado import httputil
 
@@ -16,6 +17,7 @@ from threadbridge.crossing.estimate import MAX_TEXT, Estimate
 from threadbridge.crossing.exchange import Exchange, Shared
 from threadbridge.crossing.lanes import Lane
 from threadbridge.crossing.outgoing_response import Connection
+from threadbridge.crossing.replicas import READING_METHODS, Replica, changed_at
 from threadbridge.crossing.routes import Route
 from threadbridge.crossing.states import State
 from threadbridge.http.forwarded import ForwardedHeaders, client_of, peer_of, remove_forwarded
@@ -24,7 +26,7 @@ from threadbridge.http.server import RequestContext
 from threadbridge.loop.exchanges import Exchanges
 from threadbridge.loop.forwarding import Forwarding
 from threadbridge.loop.lane_choice import LaneChoice
-from threadbridge.worker.environ import path_info_of
+from threadbridge.worker.environ import environ_of, path_info_of
 
 logger = logging.getLogger("threadbridge")
 
@@ -36,6 +38,8 @@ class Admission:
     :param queue_timeout: seconds that a request may wait; one that would wait for longer is refused at once.
     :param forwarding: sends the requests of remote lanes to other hosts.
     :param forwarded: reads what trusted proxies say of clients; None to believe none.
+    :param replica_for: whether a long request may read from a replica, by its environ; None: only those for the lanes'
+        paths.
     """
 
     def __init__(
@@ -49,6 +53,7 @@ class Admission:
         *,
         client_key: Callable[[httputil.HTTPHeaders, str], str] | None,
         forwarded: ForwardedHeaders | None,
+        replica_for: Callable[[WSGIEnvironment], object] | None,
     ) -> None:
         self._shared = shared
         self._choice = choice
@@ -57,7 +62,8 @@ class Admission:
         self._deadline = deadline
         self._queue_timeout = queue_timeout
         self._client_key = client_key
-        self._key_failed, self._looped = RepeatedLog(logger), RepeatedLog(logger)
+        self._replica_for = replica_for
+        self._failed, self._looped = RepeatedLog(logger), RepeatedLog(logger)
         self._forwarded = forwarded
         self._lanes_to_wake: set[Lane] = set()
 
@@ -80,6 +86,8 @@ class Admission:
         exchange.lane, route, exchange.is_probe = self._choice.choose(start_line.method, path, exchange.is_forwarded)
         exchange.running = TrackedRequest(exchange.id, None, route, exchange.client)
         exchange.running.lane = exchange.lane
+        if exchange.lane.replica is not None:
+            self._let_read(exchange, exchange.lane.replica)
         exchange.estimate = self._estimate_of(exchange, route, path)
         self._exchanges.add(exchange)
         if not exchange.lane.has_room_for(exchange):
@@ -110,7 +118,7 @@ class Admission:
             return str(self._client_key(exchange.headers, exchange.peer.address))
         except Exception as error:  # noqa: BLE001 - the application's; it is logged, and there is the address
             message = "request %s: client_key failed; using the client's address instead"
-            self._key_failed.log(logging.ERROR, message, exchange.id, exc_info=error)
+            self._failed.log(logging.ERROR, message, exchange.id, exc_info=error)
             return client_of(exchange.peer.address)
 
     def queue(self, exchange: Exchange) -> None:
@@ -122,6 +130,7 @@ class Admission:
             self._move(exchange, self._choice.main)
         self._add_form(exchange)
         self._send_elsewhere_if_long(exchange)
+        self._send_to_replica_if_long(exchange)
         # First, as otherwise another might be refused for it in vain.
         if self._waits_too_long(exchange) or not self._makes_room_for(exchange):
             exchange.shed()
@@ -152,6 +161,42 @@ class Admission:
             self._shared.routes.never_ran(exchange.running.route, exchange.is_probe)
             exchange.is_probe = False
             self._move(exchange, lane)
+
+    def _let_read(self, exchange: Exchange, replica: Replica) -> bool:
+        """Let a request read from the replica, if its method only reads; returns whether it does."""
+        if exchange.start_line.method not in READING_METHODS:
+            return False
+        exchange.running.replica = replica
+        exchange.running.changed_at = changed_at(exchange.headers)
+        return True
+
+    def _send_to_replica_if_long(self, exchange: Exchange) -> None:
+        """Let a request that is long as far as is known read from a replica, if the application allows that."""
+        lane = self._choice.replica
+        if lane is None or lane.replica is None or self._replica_for is None or exchange.estimate.route is None:
+            return
+        if (
+            not exchange.lane.upstream
+            and exchange.lane.class_of(exchange) == "long"
+            and exchange.start_line.method in READING_METHODS
+            and lane.replica.may_read(changed_at(exchange.headers))
+            and self._allows_replica(exchange)
+        ):
+            self._shared.routes.never_ran(exchange.running.route, exchange.is_probe)
+            exchange.is_probe = False
+            self._let_read(exchange, lane.replica)
+            self._move(exchange, lane)
+
+    def _allows_replica(self, exchange: Exchange) -> bool:
+        # To read a body from its file would take that from the application.
+        if self._replica_for is None or exchange.body.is_in_file:
+            return False
+        try:
+            return bool(self._replica_for(environ_of(exchange)))
+        except Exception as error:  # noqa: BLE001 - the application's; it is logged, and there is the primary
+            message = "request %s: replica_for failed; it reads from the primary"
+            self._failed.log(logging.ERROR, message, exchange.id, exc_info=error)
+            return False
 
     def _makes_room_for(self, exchange: Exchange) -> bool:
         """Return whether the lane has room, if need be after refusing another request in its queue."""
@@ -191,6 +236,9 @@ class Admission:
         if route is None:
             # It is in a lane for certain paths.
             return
+        if request.replica is not None:
+            # It is in its lane because it is long; where its route belongs is known.
+            return
         lane = self._choice.lane_of(pool)
         if lane is request.lane and lane is route.lane:
             # So it is for most.
@@ -221,7 +269,7 @@ class Admission:
         lane = route.lane
         assert lane is not None
         for exchange in sorted(self._exchanges.open, key=lambda each: (each.state not in waits, each.queued_at)):
-            if exchange.running.route is route and exchange.lane is not lane and not exchange.lane.upstream:
+            if exchange.running.route is route and exchange.lane is not lane and not _is_elsewhere(exchange):
                 self._change_lane(exchange, lane)
 
     def _move(self, exchange: Exchange, lane: Lane) -> None:
@@ -239,3 +287,8 @@ class Admission:
                 exchange.shed()
         elif self._choice.is_quick(exchange.lane):
             exchange.lane.replace(exchange)
+
+
+def _is_elsewhere(exchange: Exchange) -> bool:
+    """Return whether the request is in a remote lane or in that of a replica, where it stays."""
+    return bool(exchange.lane.upstream) or exchange.running.replica is not None

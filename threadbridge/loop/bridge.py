@@ -53,7 +53,7 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
     Without a pool, all others go to a lane named ``default``. With a pool, they go to a lane named ``pool``, which has
     as many threads as the pool has connections, unless ``threads`` says otherwise, or, if requests of their route have
     not used the pool, to a lane named ``quick``, which has four. With several pools, each has a lane of its own, named
-    ``pool-KEY``. ``client_key`` is called on the loop.
+    ``pool-KEY``. ``client_key`` and ``replica_for`` are called on the loop.
 
     Raises ``ValueError`` when arguments cannot be used as given or contradict each other, and ``TypeError`` for an
     unknown keyword. Loop side.
@@ -81,6 +81,9 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         try:
             if values["pool"] is not None:
                 self.desk.add(values["pool"], is_first=True)
+            for lane in values["lanes"]:
+                if lane.pool is not None:
+                    lane.replica = self.desk.add_replica(lane.pool, lane.name, values["replica_lag"])
             self.lane_choice = LaneChoice(
                 values["lanes"],
                 threads=values["threads"],
@@ -121,6 +124,7 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         self.spool = Spool(values["spool_size"], Memory(values["memory_size"]), Memory(values["memory_size"]))
         self.exchanges = Exchanges(self.lanes, cancellation, self.telemetry, self.desk, values["queue_timeout"])
         self.shared = Shared(self.spool, routes, learned, cancellation, self._call, self.exchanges.ended)
+        self.shared.replicas = self.desk.replicas
         self.forwarding = Forwarding(self.lanes)
         self._admission = Admission(
             self.shared,
@@ -131,6 +135,7 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
             values["queue_timeout"],
             client_key=values["client_key"],
             forwarded=forwarded,
+            replica_for=values["replica_for"],
         )
         self._hop: Hop | None = None
 
@@ -140,6 +145,7 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
             self._hop = self.shared.hop = Hop(asyncio.get_running_loop())
             forks.serves(self._hop)
             self.lag.start()
+            self.desk.watch_replicas()
         connection = request_conn if isinstance(request_conn, HTTP1Connection) else ForeignConnection(request_conn)
         return cast(httputil.HTTPMessageDelegate, Receiver(self._admission, connection))
 

@@ -71,6 +71,8 @@ class LaneChoice:
         self.main = mains[0]
         self._has_pool = bool(self._by_pool)
         self._quick = Lane("quick", threads=QUICK_THREADS, queue=queue, costs=costs) if self._has_pool else self.main
+        # For long requests that may read from a replica.
+        self.replica = next((lane for lane in self._explicit if lane.replica is not None), None)
         self.long = Lane("long", queue=queue, upstream=long_upstream) if long_upstream else None
         longs = [self.long] if self.long is not None else []
         self.all = (*self._explicit, *longs, *([self._quick] if self._has_pool else []), *mains)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 
+from threadbridge.crossing.lanes import Lane
 from threadbridge.database.pools import pools_in
 from threadbridge.database.pools.finding import find_pools, watch_for_pools
 from threadbridge.database.pools.kind import FoundPool
@@ -31,10 +32,22 @@ class ApplicationPools:
         # Why further pools are not guarded.
         self.refusals: list[str] = []
         self._is_searching = settings["pool"] is None and settings["threads"] != 1
+        # By their lanes.
+        self.replicas: dict[str, FoundPool] = {}
+        for lane in settings["lanes"]:
+            if lane.pool is not None:
+                self.replicas[lane.name] = _replica_of(lane)
+        of_replicas = {id(pool.pool) for pool in self.replicas.values()}
         if self._is_searching:
-            self.found = [pool for pool in find_pools() if self._can_be_guarded(pool)]
+            found = [pool for pool in find_pools() if id(pool.pool) not in of_replicas]
+            self.found = [pool for pool in found if self._can_be_guarded(pool)]
+            if of_replicas and len(self.found) > 1:
+                raise ValueError(
+                    f"a replica stands for one pool, but the application has {len(self.found)}: "
+                    f"{'; '.join(map(str, self.found))}. Name them with --pool, that one first"
+                )
         else:
-            self.found = pools_in(settings["pool"] or [])
+            self.found = [pool for pool in pools_in(settings["pool"] or []) if id(pool.pool) not in of_replicas]
         # None: as many as each pool has connections.
         self.threads = settings["threads"]
         sizes = [pool.size for pool in self.found]
@@ -67,7 +80,7 @@ class ApplicationPools:
                 logger.info("pool: made later: %s", pool)
 
         if self._is_searching:
-            watch_for_pools(self.found, on_later)
+            watch_for_pools([*self.found, *self.replicas.values()], on_later)
 
     def close(self) -> None:
         """Stop watching: the process serves no more."""
@@ -81,6 +94,19 @@ class ApplicationPools:
             how = "none found" if self._is_searching else "none"
             advice = " (--threads=N changes that; --pool=MODULE:ATTRIBUTE names a pool)" if self._is_searching else ""
             yield f"{how}: {_threads(self.threads)}{advice}"
+        for name, pool in self.replicas.items():
+            yield f"{pool}: a replica, for the lane {name}"
+
+
+def _replica_of(lane: Lane) -> FoundPool:
+    """The pool of a lane, which has it from now on: a function that makes it is called once. Raises ``ValueError``."""
+    pools = pools_in(lane.pool)
+    if len(pools) != 1:
+        raise ValueError(
+            f"lane {lane.name}: its pool must be one, not {len(pools)}; give the one of the replica itself"
+        )
+    lane.pool = pools[0]
+    return pools[0]
 
 
 def _threads(number: int | None) -> str:

@@ -218,6 +218,8 @@ class Service:
             keep_together()
         # As for the costs, not the inherited directory.
         bridge.desk.begin(self._settings["run_directory"])
+        # Before the first request, which may be for one of them.
+        bridge.desk.watch_replicas()
         feeding = asyncio.create_task(feed_watchdog())
         keeping = asyncio.create_task(self._costs.keep(stop)) if self._costs is not None else None
         sharing: asyncio.Task[None] | None = None

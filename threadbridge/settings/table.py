@@ -6,6 +6,7 @@ Each is ``Annotated[type, kind, default, meaning]``; the kind of value is left o
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypedDict, cast, get_args, get_origin, get_type_hints
+from wsgiref.types import WSGIEnvironment
 
 from tornado.httputil import HTTPHeaders
 
@@ -46,9 +47,9 @@ class BridgeSettings(TypedDict, total=False):
         POOL,
         None,
         "The application's connection pools, see pools.md: objects, or functions that return one; django for the "
-        "databases of Django's settings; MySQLdb or pymysql for that driver's connections in no pool; none for no "
-        "pool. By default, the command line and serve find the pools that the application has made, and Bridge has "
-        "none. A pool's size sets how many requests run at once.",
+        "databases of Django's settings, django:ALIAS for one of them; MySQLdb or pymysql for that driver's "
+        "connections in no pool; none for no pool. By default, the command line and serve find the pools that the "
+        "application has made, and Bridge has none. A pool's size sets how many requests run at once.",
     ]
     threads: Annotated[
         int | None,
@@ -64,10 +65,11 @@ class BridgeSettings(TypedDict, total=False):
         Sequence[Lane],
         LANES,
         (),
-        "Paths with their own threads, each NAME:PATTERN:THREADS, or whose requests other hosts run, each "
-        "NAME:PATTERN:URL,URL, such as reports:/reports/*:http://r1:8000,http://r2:8000; see fleet.md. The pattern is "
-        "matched against the decoded path; * stands for any characters and ? for one. The first lane that matches is "
-        "used.",
+        "Paths with their own threads, each NAME:PATTERN:THREADS; or that also read from a replica of the database, "
+        "each NAME:PATTERN:THREADS:MODULE:ATTRIBUTE with its pool, such as reports:/reports/*:4:shop:replica, see "
+        "replicas.md; or whose requests other hosts run, each NAME:PATTERN:URL,URL, such as "
+        "reports:/reports/*:http://r1:8000,http://r2:8000, see fleet.md. The pattern is matched against the decoded "
+        "path; * stands for any characters and ? for one. The first lane that matches is used.",
     ]
     queue: Annotated[
         int,
@@ -103,6 +105,20 @@ class BridgeSettings(TypedDict, total=False):
         (),
         "The URLs of other hosts that run the requests that are expected to be long, such as http://r1:8000; see "
         "fleet.md. While none of these hosts can be reached, the requests run here. Needs schedule=cost.",
+    ]
+    replica_lag: Annotated[
+        Seconds,
+        10.0,
+        "How far a replica may be behind the primary; while it is further, the requests of its lane read from the "
+        "primary. See replicas.md.",
+    ]
+    replica_for: Annotated[
+        Callable[[WSGIEnvironment], object] | None,
+        FUNCTION,
+        None,
+        "A function that says, by its environ, whether a GET or HEAD request that is expected to be long may read from "
+        "the replica of the first lane that has one. By default, only requests for the paths of such lanes do. Needs "
+        "schedule=cost.",
     ]
     deadline: Annotated[
         Seconds, 180.0, "How long a request may wait and run until its response begins; then it is answered 504."
@@ -583,6 +599,11 @@ def _check_combinations(values: Mapping[str, object], origins: Mapping[str, str]
         raise SettingError("idempotent_paths and idempotency_store: give both, or neither")
     if values["long_upstream"] and values["schedule"] != "cost":
         raise SettingError("long_upstream needs schedule=cost: without it, no request is known to be long")
+    if values["replica_for"]:
+        if values["schedule"] != "cost":
+            raise SettingError("replica_for needs schedule=cost: without it, no request is known to be long")
+        if not any(lane.pool is not None for lane in cast(Sequence[Lane], values["lanes"])):
+            raise SettingError("replica_for needs a lane with a replica's pool, such as --lane=long::4:shop:replica")
     if values.get("keyfile") and not values["certfile"]:
         raise SettingError("keyfile without certfile: give the certificate too, or leave the key out")
     if values.get("admin_keyfile") and not values["admin_certfile"]:

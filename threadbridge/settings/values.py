@@ -13,6 +13,8 @@ from threadbridge.crossing.lanes import Lane
 _UNITS = {"G": 1024**3, "M": 1024**2, "k": 1024, "": 1}
 # What may stand for a pool instead of an import path.
 POOL_WORDS = ("django", "none", "MySQLdb", "pymysql")
+# NAME:PATTERN:THREADS:MODULE:ATTRIBUTE, or NAME:PATTERN:URL,URL.
+_LANE = re.compile(r"(?!https?://)([^:]*):(.*?):(?:([0-9]+)(?::(\w[\w.]*:\w[\w.]*))?|(https?://.+))").fullmatch
 _FLAGS = dict.fromkeys(("true", "t", "yes", "on", "1"), True) | dict.fromkeys(("false", "f", "no", "off", "0"), False)
 
 
@@ -108,24 +110,35 @@ def _read_lanes(text: str) -> list[Lane]:
     for part in re.split(r",(?!\s*https?://)", text):
         if not part.strip():
             continue
-        match = re.fullmatch(r"(?!https?://)([^:]*):(.*?):(?:([0-9]+)|(https?://.+))", part.strip())
+        match = _LANE(part.strip())
         if match is None:
             raise ValueError
         try:
             if match[3] is not None:
-                lanes.append(Lane(match[1], match[2], threads=int(match[3])))
+                pool = None if match[4] is None else _read_pool(match[4])
+                lanes.append(Lane(match[1], match[2], threads=int(match[3]), pool=pool))
             else:
-                lanes.append(Lane(match[1], match[2], upstream=_read_list(match[4])))
+                lanes.append(Lane(match[1], match[2], upstream=_read_list(match[5])))
         except ValueError as error:
             raise SettingError(str(error)) from None
     return lanes
+
+
+def _show_lane(lane: Lane) -> str:
+    pool = "" if lane.pool is None else f":{_show_object(lane.pool)}"
+    return f"{lane.name}:{lane.pattern}:{','.join(map(str, lane.upstream)) or lane.threads}{pool}"
 
 
 def _read_pools(text: str) -> list[str]:
     parts = _read_list(text)
     if not parts or ("none" in parts and len(parts) > 1):
         raise ValueError
-    return [part if part in POOL_WORDS else ImportPath(part) for part in parts]
+    return [*map(_read_pool, parts)]
+
+
+def _read_pool(text: str) -> str:
+    """The text itself if it stands for a pool, and otherwise the import path of one."""
+    return text if text in POOL_WORDS or text.startswith("django:") else ImportPath(text)
 
 
 def _show_pools(value: object) -> str:
@@ -162,17 +175,16 @@ TEXTS = Kind(
     is_list=True,
 )
 LANES = Kind(
-    "NAME:PATTERN:THREADS, such as static:/static/*:2, or NAME:PATTERN:URL,URL; in Python a list of Lane objects",
-    "NAME:PATTERN:THREADS|NAME:PATTERN:URL,URL",
+    "NAME:PATTERN:THREADS, such as static:/static/*:2, or NAME:PATTERN:THREADS:MODULE:ATTRIBUTE with a replica's pool, "
+    "or NAME:PATTERN:URL,URL; in Python a list of Lane objects",
+    "NAME:PATTERN:THREADS[:MODULE:ATTRIBUTE]|NAME:PATTERN:URL,URL",
     lambda value: isinstance(value, (list, tuple)) and all(isinstance(lane, Lane) for lane in value),
     read=_read_lanes,
-    show=lambda lanes: ",".join(
-        f"{lane.name}:{lane.pattern}:{','.join(map(str, lane.upstream)) or lane.threads}" for lane in lanes
-    ),
+    show=lambda lanes: ",".join(map(_show_lane, lanes)),
     is_list=True,
 )
 POOL = Kind(
-    "MODULE:ATTRIBUTE of a pool, such as shop:db.pool; or django, MySQLdb or pymysql; or only none",
+    "MODULE:ATTRIBUTE of a pool, such as shop:db.pool; or django, django:ALIAS, MySQLdb or pymysql; or only none",
     "MODULE:ATTRIBUTE",
     lambda value: True,
     read=_read_pools,

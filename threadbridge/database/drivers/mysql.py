@@ -16,10 +16,12 @@ from threadbridge.database.drivers.mysql_errors import (
     ER_UNKNOWN_SYSTEM_VARIABLE,
     is_lost,
     is_outage,
+    is_refused_change,
     is_statement_error,
     number_of,
 )
 from threadbridge.database.drivers.mysql_identity import Identity, Server, Variables, tagged_identity
+from threadbridge.database.drivers.mysql_replication import MySQLReplication
 from threadbridge.database.drivers.mysql_session import MySQLSession
 
 # Seconds to connect, unless the pool's settings contain a time.
@@ -100,6 +102,8 @@ class MySQL:
     def prepare(self, connection: Any, identity: Identity, comment: Callable[[], str] | None) -> Session:
         """With a statement limit, costs two round trips for each connection made."""
         without_limit = None
+        if self._settings.is_replica:
+            self.replication().forbid_changes(connection)
         if self._limit and identity.server and not identity.tag:
             without_limit = self._set_limit(connection)
         elif self._limit:
@@ -111,6 +115,10 @@ class MySQL:
                 return tag + further()
 
         return MySQLSession(connection, self._driver, comment, without_limit)
+
+    def replication(self) -> MySQLReplication:
+        """See `ReplicatedDatabase`."""
+        return MySQLReplication(self._driver)
 
     def _set_limit(self, connection: Any) -> tuple[bytes, bytes] | None:
         """Make the server limit the time of statements, unless its administrator or the application has set a limit.
@@ -243,7 +251,9 @@ class MySQL:
         return is_statement_error(self._driver, error)
 
     def is_outage(self, error: BaseException) -> bool:
-        return is_outage(self._driver, error)
+        # On a replica, a change is always refused: nothing is out of order.
+        is_refused = self._settings.is_replica and is_refused_change(error)
+        return not is_refused and is_outage(self._driver, error)
 
     def is_lost(self, error: BaseException) -> bool:
         return is_lost(self._driver, error)

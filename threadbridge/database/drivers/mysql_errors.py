@@ -15,12 +15,14 @@ OUTAGE_ERRORS = frozenset({2002, 2003, 2005, 2006, 2013, 2055, 1040, 1203, 1053,
 # ER_READ_ONLY_MODE: InnoDB writes nothing, as on a replica or after a failed start. ER_USER_LIMIT_REACHED: the account
 # has reached its limit of connections, or of statements per hour. ER_OPTION_PREVENTS_STATEMENT, if the option makes the
 # server read-only.
-UNABLE_ERRORS = frozenset({1047, 1180, 1836, 1226})
+ER_READ_ONLY_MODE = 1836
+UNABLE_ERRORS = frozenset({1047, 1180, ER_READ_ONLY_MODE, 1226})
 ER_NO_SUCH_THREAD = 1094
 ER_UNKNOWN_SYSTEM_VARIABLE = 1193
 # MariaDB's.
 ER_NO_SUCH_QUERY = 1957
 ER_OPTION_PREVENTS_STATEMENT = 1290
+ER_CANT_EXECUTE_IN_READ_ONLY_TRANSACTION = 1792
 
 
 def number_of(error: BaseException) -> int | None:
@@ -44,10 +46,18 @@ def is_outage(driver: MySQLDriver, error: BaseException) -> bool:
     number = number_of(error)
     if not isinstance(error, driver.error) or number is None:
         return False
-    if number == ER_OPTION_PREVENTS_STATEMENT:
-        # MySQL has --super-read-only, --read-only and --innodb-read-only; MariaDB spells some of them differently.
-        return "read-only" in str(error).replace("_", "-").lower()
-    return number in UNABLE_ERRORS
+    return number in UNABLE_ERRORS or _is_read_only(error)
+
+
+def _is_read_only(error: BaseException) -> bool:
+    # MySQL has --super-read-only, --read-only and --innodb-read-only; MariaDB spells some of them differently.
+    is_prevented = number_of(error) == ER_OPTION_PREVENTS_STATEMENT
+    return is_prevented and "read-only" in str(error).replace("_", "-").lower()
+
+
+def is_refused_change(error: BaseException) -> bool:
+    """Whether the driver's error means that nothing may be changed on this server, or in this session."""
+    return number_of(error) in (ER_CANT_EXECUTE_IN_READ_ONLY_TRANSACTION, ER_READ_ONLY_MODE) or _is_read_only(error)
 
 
 def is_lost(driver: MySQLDriver, error: BaseException) -> bool:

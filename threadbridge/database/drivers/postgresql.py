@@ -19,6 +19,7 @@ from threadbridge.database.drivers.control_connection import (
     ControlsByServer,
     execute,
 )
+from threadbridge.database.drivers.postgresql_replication import PostgreSQLReplication
 from threadbridge.database.drivers.postgresql_session import ACTIVE, IDLE, PostgreSQLSession
 
 # Seconds to connect, unless the pool's settings contain a time.
@@ -127,6 +128,10 @@ class PostgreSQL:
         if comment is not None:
             _tag(connection, comment)
         return PostgreSQLSession(connection)
+
+    def replication(self) -> PostgreSQLReplication:
+        """See `ReplicatedDatabase`."""
+        return PostgreSQLReplication()
 
     def keep_control(self, server: str) -> None:
         # Where the driver's ``cancel`` is used, it is needed only to kill connections.

@@ -65,10 +65,10 @@ def _guarded(found: FoundPool, on_ask: Callable[[Guard, TrackedRequest], None], 
 def pools_in(value: object) -> list[FoundPool]:
     """The pools that a value of the setting ``pool`` means, each once.
 
-    It may be a pool, an object that has several, a function without parameters that returns one, the word ``"django"``
-    for the databases of Django's settings, ``"none"``, the module of a driver or its name for connections in no pool,
-    or a sequence of these. Raises ``ValueError`` for anything else,
-    and for a pool that cannot be guarded.
+    It may be a pool, an object that has several, a function without parameters that returns one, ``"django"`` for the
+    databases of Django's settings, ``"django:ALIAS"`` for one of them, ``"none"``, the module of a driver or its name
+    for connections in no pool, or a sequence of these. Raises ``ValueError`` for anything else, and for a pool that
+    cannot be guarded.
     """
     found = {id(each.pool): each for each in _pools_in(value)}
     for each in found.values():
@@ -83,8 +83,8 @@ def _pools_in(value: object) -> Iterator[FoundPool]:
     elif type(value) in (list, tuple):
         for each in cast(list[object], value):
             yield from _pools_in(each)
-    elif value == "django" and type(value) is str:
-        yield from _pools_in(_django_databases())
+    elif type(value) is str and value.partition(":")[0] == "django":
+        yield from recognised(_django_databases(value.partition(":")[2]))
     elif value != "none" or type(value) is not str:
         if type(value) is str and value in _offers():
             value = _module(value)
@@ -153,11 +153,14 @@ def _offers() -> Mapping[str, EntryPoint]:
     return {each.name: each for each in (*known, *entry_points(group=GROUP))}
 
 
-def _django_databases() -> object:
+def _django_databases(alias: str) -> object:
     database = sys.modules.get("django.db")
     if database is None:
         raise ValueError("pool=django: the application has not imported django.db; give the application's own pool")
-    return database.connections
+    if alias and alias not in database.connections:
+        known = ", ".join(database.connections)
+        raise ValueError(f"pool=django:{alias}: Django's settings have no database of this name, but {known}")
+    return database.connections[alias] if alias else database.connections
 
 
 def _module(name: str) -> ModuleType:

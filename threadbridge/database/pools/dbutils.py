@@ -15,6 +15,7 @@ from threadbridge.database.pools.dbutils_check import connection_settings, creat
 from threadbridge.database.pools.dbutils_connection import DedicatedConnection, GuardedConnection
 from threadbridge.database.pools.dbutils_cursor import GuardedCursor
 from threadbridge.database.pools.kind import check_free
+from threadbridge.database.replica import replica_of
 from threadbridge.database.waiting_line import WaitingLine
 
 
@@ -105,6 +106,20 @@ class DBUtilsGuard(Guard):
         self._pool._lock.notify_all()
 
     # Hand-out. Worker side, or a thread that the application has started.
+
+    def hand_out_for(self, replica: Guard) -> bool:
+        if not isinstance(replica, DBUtilsGuard):
+            return False
+        self._pool.connection = self._connection_of_either
+        return True
+
+    def _connection_of_either(self, shareable: bool = True) -> Any:
+        replica = replica_of(current_or_none())
+        if replica is None:
+            return self._connection(shareable)
+        assert isinstance(replica.guard, DBUtilsGuard)
+        other = replica.guard._connection
+        return replica.hand_out(lambda: other(shareable), lambda: self._connection(shareable))
 
     def _connection(self, shareable: bool = True) -> Any:
         request = self.ask()

@@ -179,8 +179,14 @@ class DatabaseHooks:
         if held is not None and autocommit and held.has_changes:
             # MySQL commits then.
             held.commit_by(lambda: set_it(autocommit, *args, **kwargs))
-        else:
+            return
+        try:
             set_it(autocommit, *args, **kwargs)
+        except BaseException as error:
+            # Most transactions begin with this, so it is here that a kept connection turns out to be lost.
+            if held is not None:
+                held.guard.note_failure(error)
+            raise
 
 
 def hook_connections() -> None:

@@ -13,12 +13,13 @@ from mysql.connector.errors import PoolError
 from mysql.connector.pooling import PooledMySQLConnection
 
 from threadbridge.common import forks
-from threadbridge.crossing.current import TrackedRequest
+from threadbridge.crossing.current import TrackedRequest, current_or_none
 from threadbridge.database.borrow import HeldConnection
 from threadbridge.database.driver import ConnectionSettings
 from threadbridge.database.guard import Guard, GuardOptions, nobody_asked
 from threadbridge.database.pools.kind import check_free, check_names
 from threadbridge.database.pools.mysql_connector_connection import GuardedPooledConnection
+from threadbridge.database.replica import replica_of
 from threadbridge.database.tracked_connection import TrackedConnection
 from threadbridge.database.waiting_line import WaitingLine
 
@@ -54,8 +55,8 @@ class MySQLConnectorGuard(Guard):
         self._line = WaitingLine(self, self._has_free)
         self._in_use = 0
         self._of_parent: list[Any] = []
-        # The pool's reset ends the limit of the session.
-        self._prepares_again = bool(self.settings.statement_limit) and pool.reset_session
+        # The pool's reset ends the limit of the session, and lets it change something on a replica.
+        self._prepares_again = bool(self.settings.statement_limit or self.settings.is_replica) and pool.reset_session
         self._pool.get_connection = self._hand_out
         forks.copies(self)
 
@@ -95,6 +96,19 @@ class MySQLConnectorGuard(Guard):
         self.lock.notify_all()
 
     # Hand-out. Worker side, or a thread that the application has started.
+
+    def hand_out_for(self, replica: Guard) -> bool:
+        if not isinstance(replica, MySQLConnectorGuard):
+            return False
+        self._pool.get_connection = self._hand_out_of_either
+        return True
+
+    def _hand_out_of_either(self) -> PooledMySQLConnection:
+        replica = replica_of(current_or_none())
+        if replica is None:
+            return self._hand_out()
+        assert isinstance(replica.guard, MySQLConnectorGuard)
+        return replica.hand_out(replica.guard._hand_out, self._hand_out)
 
     def _hand_out(self) -> PooledMySQLConnection:
         request = self.ask()

@@ -13,13 +13,14 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg_pool import ConnectionPool
 
 from threadbridge.common import forks
-from threadbridge.crossing.current import TrackedRequest
+from threadbridge.crossing.current import TrackedRequest, current_or_none
 from threadbridge.database.borrow import HeldConnection, borrow_of
 from threadbridge.database.driver import ConnectionSettings
 from threadbridge.database.guard import Guard, GuardOptions, nobody_asked
 from threadbridge.database.pools.kind import check_free, check_names
 from threadbridge.database.pools.psycopg_connection import guarded
 from threadbridge.database.pools.psycopg_hand_out import HELD, HandOut
+from threadbridge.database.replica import replica_of
 from threadbridge.database.tracked_connection import TrackedConnection
 
 
@@ -111,6 +112,27 @@ class PsycopgPoolGuard(Guard):
         return self._class.connect(pool.conninfo() if callable(pool.conninfo) else conninfo, **{**given, **kwargs})
 
     # Hand-out. Worker side, or a thread that the application has started.
+
+    def hand_out_for(self, replica: Guard) -> bool:
+        if not isinstance(replica, PsycopgPoolGuard):
+            return False
+        pool: Any = self._pool
+        pool.getconn, pool.putconn = self._getconn_of_either, self._putconn_of_either
+        return True
+
+    def _getconn_of_either(self, timeout: float | None = None) -> Any:
+        replica = replica_of(current_or_none())
+        if replica is None:
+            return self._getconn(timeout)
+        assert isinstance(replica.guard, PsycopgPoolGuard)
+        other = replica.guard._getconn
+        return replica.hand_out(lambda: other(timeout), lambda: self._getconn(timeout))
+
+    def _putconn_of_either(self, conn: Any) -> None:
+        held: PoolConnection | None = getattr(conn, HELD, None)
+        guard = self if held is None else held.guard
+        assert isinstance(guard, PsycopgPoolGuard)
+        guard._hand_out.put(conn)
 
     def _getconn(self, timeout: float | None = None) -> Any:
         self._this_thread.request = self.ask()

@@ -14,7 +14,7 @@ from sqlalchemy import Engine, event, exc
 from sqlalchemy.pool import QueuePool, SingletonThreadPool
 
 from threadbridge.common import forks
-from threadbridge.crossing.current import TrackedRequest
+from threadbridge.crossing.current import TrackedRequest, current_or_none
 from threadbridge.database.borrow import HeldConnection
 from threadbridge.database.driver import ConnectionSettings
 from threadbridge.database.guard import Guard, GuardOptions, nobody_asked
@@ -22,6 +22,7 @@ from threadbridge.database.pools.kind import check_free
 from threadbridge.database.pools.sqlalchemy_check import check, describe, size_of
 from threadbridge.database.pools.sqlalchemy_connections import EngineConnection, EngineConnections
 from threadbridge.database.pools.sqlalchemy_statements import EngineStatements
+from threadbridge.database.replica import replica_of
 from threadbridge.database.waiting_line import CountingLine
 
 
@@ -75,6 +76,7 @@ class SQLAlchemyGuard(Guard):
         ]
         for target, name, listener in self._events:
             event.listen(target, name, listener)
+        self._hand_out = self._connect
         self._wrap(engine.pool)
         self._statements.wrap_dialect()
         forks.copies(self)
@@ -136,9 +138,26 @@ class SQLAlchemyGuard(Guard):
 
     # Hand-out. Worker side, or a thread that the application has started.
 
+    def hand_out_for(self, replica: Guard) -> bool:
+        if not isinstance(replica, SQLAlchemyGuard):
+            return False
+        self._connections.find_those_of(replica._connections)
+        self._hand_out = self._connect_to_either
+        pool: Any = self._engine.pool
+        pool.connect = functools.partial(self._hand_out, pool)
+        return True
+
+    def _connect_to_either(self, pool: Any) -> Any:
+        replica = None if self._connections.is_apart else replica_of(current_or_none())
+        if replica is None:
+            return self._connect(pool)
+        assert isinstance(replica.guard, SQLAlchemyGuard)
+        other = replica.guard._engine.pool
+        return replica.hand_out(other.connect, lambda: self._connect(pool))
+
     def _wrap(self, pool: Any) -> Any:
         """Make the pool, and those that replace it when the engine is disposed of, ask this guard."""
-        pool.connect = functools.partial(self._connect, pool)
+        pool.connect = functools.partial(self._hand_out, pool)
         recreate = pool.recreate
         # Not by the event `engine_disposed`: an engine with such events is slower at each statement.
         pool.recreate = lambda: self._wrap(recreate())

@@ -54,6 +54,11 @@ class EngineConnections:
         """Forget all connections, in a forked process."""
         self._made.clear()
 
+    def find_those_of(self, other: EngineConnections) -> None:
+        """From now on, `get` finds the other engine's connections, too, since this one hands them out."""
+        self._made.update(other._made)
+        other._made = self._made
+
     def get(self, connection: Any) -> EngineConnection | None:
         """What the guard keeps of a connection of the driver's; None if it has not got it."""
         return self._made.get(id(connection))
