@@ -52,6 +52,13 @@ def test_unknown_host_headers_are_refused(quiet_site: Site, host: str) -> None:
     assert stop.status_code == 421
 
 
+def test_probes_without_a_host_header_are_answered(quiet_site: Site) -> None:
+    """As HAProxy's checks are, which speak HTTP/1.0."""
+    with socket.create_connection(("127.0.0.1", quiet_site.admin_port), timeout=30) as client:
+        client.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
+        assert client.makefile("rb").readline().startswith(b"HTTP/1.1 200")
+
+
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:1", "127.0.0.1:1", "[::1]:9000", "127.9.9.9"])
 def test_its_own_host_names_are_accepted(quiet_site: Site, host: str) -> None:
     assert quiet_site.admin("/healthz", headers={"Host": host}).status_code == 200
