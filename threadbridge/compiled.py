@@ -22,6 +22,7 @@ MODULES = (
     "crossing.fair_queue",
     "crossing.hop",
     "crossing.lanes",
+    "crossing.load",
     "crossing.outgoing_response",
     "crossing.request_body",
     "crossing.recent_use",

@@ -1,0 +1,76 @@
+"""How much more a process can serve, in the forms that load balancers read. Loop side."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+
+from threadbridge.crossing.lanes import Lane
+
+# The seconds of waiting that halve a weight: less, nobody notices.
+HALVED_AFTER = 0.1
+# Seconds between two looks for the report, and over which its figures are averaged: Envoy uses the latest report once a
+# second, however untypical the moment was.
+LOOK_EVERY = 0.1
+AVERAGED_OVER = 2.0
+# Envoy ignores reports without any utilization.
+LEAST_UTILIZATION = 0.01
+
+
+def weight(lanes: Sequence[Lane]) -> int:
+    """Return how many per cent of its usual share of requests a process can take, from 1 to 100.
+
+    It is that of the lane with the least: the share of the threads that long requests leave, less if short ones wait.
+    Short requests that run do not count, since a balancer sees those that it sends: two that count the same load
+    would swing between the hosts.
+    """
+    least = 1.0
+    for lane in lanes:
+        share, wait = lane.spare()
+        least = min(least, share / (1 + wait / HALVED_AFTER))
+    # Not 0: HAProxy would stop sending requests.
+    return max(1, math.floor(100 * least + 0.5))
+
+
+class LoadReport:
+    """A header field in the form of ORCA (Open Request Cost Aggregation), from which Envoy computes weights.
+
+    ``application_utilization`` is that of the lane with the most requests for each thread, waiting ones included;
+    ``rps_fractional`` and ``eps`` are the responses a second, and those of them with a status of 500 or more. Envoy's
+    parser: https://github.com/envoyproxy/envoy/blob/main/source/common/orca/orca_parser.cc
+    """
+
+    def __init__(self, lanes: Sequence[Lane]) -> None:
+        self._lanes = lanes
+        # Of the responses since the last look.
+        self._responses = self._errors = 0
+        self._looked_at = time.monotonic()
+        self._utilization = self._rate = self._error_rate = 0.0
+        self._line = b""
+
+    def line_after(self, status: int) -> bytes:
+        """Count a response with this status; return the line of the header, with its CRLF."""
+        self._responses += 1
+        if status >= 500:
+            self._errors += 1
+        now = time.monotonic()
+        if now - self._looked_at >= LOOK_EVERY or not self._line:
+            self._look(now)
+        return self._line
+
+    def _look(self, now: float) -> None:
+        passed = max(now - self._looked_at, LOOK_EVERY)
+        self._looked_at = now
+        latest = 1 - math.exp(-passed / AVERAGED_OVER)
+        utilization = 0.0
+        for lane in self._lanes:
+            utilization = max(utilization, (lane.busy + lane.queued) / lane.threads)
+        self._utilization += (utilization - self._utilization) * latest
+        self._rate += (self._responses / passed - self._rate) * latest
+        self._error_rate += (self._errors / passed - self._error_rate) * latest
+        self._responses = self._errors = 0
+        self._line = (
+            f"endpoint-load-metrics: TEXT application_utilization={max(LEAST_UTILIZATION, self._utilization):.3f},"
+            f"rps_fractional={self._rate:.3f},eps={self._error_rate:.3f}\r\n"
+        ).encode()
