@@ -24,6 +24,7 @@ MODULES = (
     "crossing.lanes",
     "crossing.load",
     "crossing.outgoing_response",
+    "crossing.pace",
     "crossing.request_body",
     "crossing.recent_use",
     "crossing.routes",

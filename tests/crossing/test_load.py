@@ -61,7 +61,7 @@ def figures(server: BridgeThread, path: str = "/") -> tuple[float, ...]:
 
 
 def general(bridge: Bridge) -> int:
-    return weight(bridge.lane_choice.general)
+    return weight(bridge.lane_choice.general, bridge.shared.costs)
 
 
 @pytest.fixture
@@ -81,21 +81,21 @@ def waiting(lane: Lane, route: Cell | None, costs: Costs | None, count: int) -> 
 
 def test_short_requests_that_wait_lower_the_weight(costs: Costs) -> None:
     lane = Lane("one", threads=4, costs=costs)
-    assert weight([lane]) == 100
+    assert weight([lane], None) == 100
     short = route_that_costs(0.04)
     waiting(lane, short, costs, 10)
     # 10 x 0.04 s / 4 threads: as long as halves it.
-    assert weight([lane]) == 50
+    assert weight([lane], None) == 50
     waiting(lane, short, costs, 30)
-    assert weight([lane]) == 20
+    assert weight([lane], None) == 20
     # The lane with the least counts.
-    assert weight([Lane("other", threads=4), lane, Lane("idle", threads=4)]) == 20
+    assert weight([Lane("other", threads=4), lane, Lane("idle", threads=4)], None) == 20
 
 
 def test_long_requests_that_wait_do_not(costs: Costs) -> None:
     lane = Lane("one", threads=4, costs=costs)
     waiting(lane, route_that_costs(5.0), costs, 20)
-    assert weight([lane]) == 100
+    assert weight([lane], None) == 100
 
 
 def test_where_costs_do_not_matter_all_that_wait_do() -> None:
@@ -110,7 +110,7 @@ def test_where_costs_do_not_matter_all_that_wait_do() -> None:
     wait_until(lambda: lane.busy == 0, "what a request takes is known")
     waiting(lane, None, None, 3)
     # 3 x 0.2 s, if the machine is not too busy.
-    assert 5 <= weight([lane]) <= 15
+    assert 5 <= weight([lane], None) <= 15
     lane.close()
 
 

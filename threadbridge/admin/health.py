@@ -86,7 +86,7 @@ class Health:
         if asks_database and not guards:
             findings.append("database: there is no pool to ask")
             ready = False
-        return Readiness(ready, False, tuple(findings), weight(bridge.lane_choice.general))
+        return Readiness(ready, False, tuple(findings), weight(bridge.lane_choice.general, bridge.shared.costs))
 
     def _of(self, guard: Guard) -> DatabaseHealth:
         return self._databases.setdefault(guard, DatabaseHealth())

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Sequence
 
+from threadbridge.crossing.costs import Costs
 from threadbridge.crossing.lanes import Lane
 
 # The seconds of waiting that halve a weight: less, nobody notices.
@@ -18,35 +19,40 @@ AVERAGED_OVER = 2.0
 LEAST_UTILIZATION = 0.01
 
 
-def weight(lanes: Sequence[Lane]) -> int:
+def weight(lanes: Sequence[Lane], costs: Costs | None) -> int:
     """Return how many per cent of its usual share of requests a process can take, from 1 to 100.
 
     It is that of the lane with the least: the share of the threads that long requests leave, less if short ones wait.
-    Short requests that run do not count, since a balancer sees those that it sends: two that count the same load
-    would swing between the hosts.
+    With ``costs``, it is less if requests take longer than usual. Short requests that run do not count, since a
+    balancer sees those that it sends: if both counted them, the load would swing between the hosts.
     """
-    least = 1.0
+    share = 1.0
     for lane in lanes:
-        share, wait = lane.spare()
-        least = min(least, share / (1 + wait / HALVED_AFTER))
+        spare, wait = lane.spare()
+        share = min(share, spare / (1 + wait / HALVED_AFTER))
+    if costs is not None:
+        share *= costs.pace.share
     # Not 0: HAProxy would stop sending requests.
-    return max(1, math.floor(100 * least + 0.5))
+    return max(1, round(100 * share))
 
 
 class LoadReport:
     """A header field in the form of ORCA (Open Request Cost Aggregation), from which Envoy computes weights.
 
-    ``application_utilization`` is that of the lane with the most requests for each thread, waiting ones included;
+    ``application_utilization`` is the number of requests for each thread, waiting ones included, of the lane with the
+    most, divided by the `weight`: what counts less in one engine must not count more in the other.
     ``rps_fractional`` and ``eps`` are the responses a second, and those of them with a status of 500 or more. Envoy's
     parser: https://github.com/envoyproxy/envoy/blob/main/source/common/orca/orca_parser.cc
     """
 
-    def __init__(self, lanes: Sequence[Lane]) -> None:
+    def __init__(self, lanes: Sequence[Lane], costs: Costs | None) -> None:
         self._lanes = lanes
+        self._costs = costs
         # Of the responses since the last look.
         self._responses = self._errors = 0
         self._looked_at = time.monotonic()
-        self._utilization = self._rate = self._error_rate = 0.0
+        self._rate = self._error_rate = 0.0
+        self._utilization = LEAST_UTILIZATION
         self._line = b""
 
     def line_after(self, status: int) -> bytes:
@@ -66,11 +72,12 @@ class LoadReport:
         utilization = 0.0
         for lane in self._lanes:
             utilization = max(utilization, (lane.busy + lane.queued) / lane.threads)
+        utilization = max(LEAST_UTILIZATION, utilization) * 100 / weight(self._lanes, self._costs)
         self._utilization += (utilization - self._utilization) * latest
         self._rate += (self._responses / passed - self._rate) * latest
         self._error_rate += (self._errors / passed - self._error_rate) * latest
         self._responses = self._errors = 0
         self._line = (
-            f"endpoint-load-metrics: TEXT application_utilization={max(LEAST_UTILIZATION, self._utilization):.3f},"
+            f"endpoint-load-metrics: TEXT application_utilization={self._utilization:.3f},"
             f"rps_fractional={self._rate:.3f},eps={self._error_rate:.3f}\r\n"
         ).encode()

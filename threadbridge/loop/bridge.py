@@ -121,7 +121,7 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         self.servers: list[ConnectionServer] = []
         self.spool = Spool(values["spool_size"], Memory(values["memory_size"]), Memory(values["memory_size"]))
         self.exchanges = Exchanges(self.lanes, cancellation, self.telemetry, self.desk, values["queue_timeout"])
-        load_report = LoadReport(self.lane_choice.general) if values["load_report"] else None
+        load_report = LoadReport(self.lane_choice.general, learned) if values["load_report"] else None
         self.shared = Shared(self.spool, routes, learned, cancellation, self._call, self.exchanges.ended, load_report)
         self.forwarding = Forwarding(self.lanes)
         self._admission = Admission(
