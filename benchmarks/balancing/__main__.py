@@ -32,7 +32,7 @@ from tests.support.processes import ROOT, private_mariadb
 # Short requests a second, at random moments, of so many clients.
 RATE, CLIENTS = 120.0, 40
 # Seconds of a measurement, of which the first are the time to notice a trouble.
-SECONDS, QUICK_SECONDS, NOTICED_AFTER = 30.0, 18.0, 10.0
+SECONDS, QUICK_SECONDS, NOTICED_AFTER = 30.0, 16.0, 8.0
 # Times the 99th percentile in a healthy fleet.
 LIMIT = 2.0
 PAGE = ROOT / "docs" / "balancers.md"

@@ -42,15 +42,13 @@ def _envoy(policy: str) -> dict[str, str]:
 
 CONFIGURATIONS = (
     Configuration("nginx, round robin", Nginx, {"    least_conn;\n": "", "error timeout http_503": "error timeout"}),
-    Configuration("nginx, least_conn", Nginx, {"error timeout http_503": "error timeout"}),
-    Configuration("nginx, example", Nginx),
+    Configuration("nginx, example: least_conn, 503 counts", Nginx),
     Configuration("HAProxy, round robin", HAProxy, _haproxy("roundrobin") | _AGENT | _READY | _REPEATS),
     Configuration("HAProxy, leastconn", HAProxy, _haproxy("leastconn") | _AGENT | _READY | _REPEATS),
     Configuration("HAProxy, leastconn, `/readyz`", HAProxy, _haproxy("leastconn") | _AGENT),
     Configuration("HAProxy, leastconn, `/readyz`, agent", HAProxy, _haproxy("leastconn")),
-    Configuration("HAProxy, random(2), `/readyz`, agent", HAProxy, _haproxy("random(2)")),
-    Configuration("HAProxy, round robin, `/readyz`, agent", HAProxy, _haproxy("roundrobin")),
+    Configuration("HAProxy, example: random(2), `/readyz`, agent", HAProxy, recommended=True),
     Configuration("Envoy, round robin", Envoy, _envoy("ROUND_ROBIN")),
     Configuration("Envoy, least request", Envoy, _envoy("LEAST_REQUEST")),
-    Configuration("Envoy, example", Envoy, recommended=True),
+    Configuration("Envoy, example: weights from load reports", Envoy, recommended=True),
 )

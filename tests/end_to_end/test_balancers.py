@@ -166,7 +166,8 @@ def test_a_client_reaches_one_host_while_that_is_healthy(engine: Any, fleet: Fle
 
 def test_haproxy_follows_the_agents(fleet: Fleet, tmp_path: Path) -> None:
     one, _, last = fleet.hosts
-    with HAProxy(fleet, tmp_path) as balancer, ExitStack() as stack:
+    changes = {"agent-inter 1s": "agent-inter 100ms", "inter 2s fall": "inter 500ms fall"}
+    with HAProxy(fleet, tmp_path, changes) as balancer, ExitStack() as stack:
         wait_until(lambda: set(balancer.servers().values()) == {("UP", 100)}, "all have their full weight")
         with Held(one, tmp_path, threads=3):
             wait_until(lambda: balancer.servers()["app1"] == ("UP", 25), "the one has a quarter")
@@ -190,6 +191,16 @@ def test_haproxy_follows_the_agents(fleet: Fleet, tmp_path: Path) -> None:
             last.start()
             last.wait()
         wait_until(lambda: balancer.servers()["app3"][0] == "UP", "it is back, and nobody had to say so")
+
+
+def test_haproxy_uses_all_hosts_if_none_is_ready(fleet: Fleet, tmp_path: Path) -> None:
+    # As if the checks of all hosts failed.
+    changes = {"uri /readyz": "uri /nothing", "inter 2s fall": "inter 200ms fall"}
+    with HAProxy(fleet, tmp_path, changes) as balancer:
+        wait_until(lambda: {status for status, _ in balancer.servers().values()} == {"DOWN"}, "all are down")
+        answers = [ask(balancer) for _ in range(6)]
+        assert {answer.status for answer in answers} == {200}
+        assert {answer.host for answer in answers} == {"app1", "app2", "app3"}
 
 
 @pytest.mark.skipif("FLEETS" not in os.environ, reason="takes half a minute: FLEETS=1")
