@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.balancers import Balancer, Envoy, Fleet, HAProxy, Host, Nginx, envoy_program
 from tests.support.inprocess import wait_until
@@ -191,6 +193,34 @@ def test_haproxy_follows_the_agents(fleet: Fleet, tmp_path: Path) -> None:
             last.start()
             last.wait()
         wait_until(lambda: balancer.servers()["app3"][0] == "UP", "it is back, and nobody had to say so")
+
+
+def refused(fleet: Fleet) -> float:
+    """How many requests the hosts have refused so far."""
+    texts = [requests.get(f"http://{host.address}:{host.ports.operators}/metrics", timeout=30) for host in fleet.hosts]
+    return sum(
+        sample.value
+        for text in texts
+        for family in text_string_to_metric_families(text.text)
+        for sample in family.samples
+        if sample.name == "threadbridge_requests_total" and sample.labels["ending"] == "shed"
+    )
+
+
+# The most that the hosts may be asked for a hundred requests: nginx asks two hosts; HAProxy three, until 20 have failed.
+@pytest.mark.parametrize(("engine", "most"), [(HAProxy, 100 + 2 * 25), (Nginx, 200)])
+def test_a_full_fleet_is_not_asked_for_ever(engine: Any, most: int, fleet: Fleet, tmp_path: Path) -> None:
+    with engine(fleet, tmp_path) as balancer, ExitStack() as stack:
+        wait_until(lambda: is_spread(balancer), "all hosts are used")
+        for host in fleet.hosts:
+            stack.enter_context(Held(host, tmp_path))
+        before, called = refused(fleet), len(calls(fleet))
+        answers = [ask(balancer) for _ in range(100)]
+        assert {answer.status for answer in answers} == {503}
+        assert 100 < refused(fleet) - before <= most
+        assert len(calls(fleet)) == called
+    if engine is Nginx:
+        assert any(" 503, 503 ran=no " in line for line in balancer.access_log())
 
 
 def test_haproxy_uses_all_hosts_if_none_is_ready(fleet: Fleet, tmp_path: Path) -> None:
