@@ -207,7 +207,7 @@ def refused(fleet: Fleet) -> float:
     )
 
 
-# The most that the hosts may be asked for a hundred requests: nginx asks two hosts; HAProxy three, until 20 have failed.
+# How often hosts are asked for a hundred requests at most: two by nginx; three by HAProxy, until 20 have failed.
 @pytest.mark.parametrize(("engine", "most"), [(HAProxy, 100 + 2 * 25), (Nginx, 200)])
 def test_a_full_fleet_is_not_asked_for_ever(engine: Any, most: int, fleet: Fleet, tmp_path: Path) -> None:
     with engine(fleet, tmp_path) as balancer, ExitStack() as stack:
