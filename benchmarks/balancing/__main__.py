@@ -173,12 +173,12 @@ def row(configuration: Configuration, measured: Mapping[str, Measured]) -> str:
     cells = [configuration.name, f"{1000 * healthy:.0f} ms"]
     for trouble in TROUBLES:
         first, then = measured[trouble.name]
-        cells.append(f"{shown(first, healthy)}; {shown(then, healthy)}")
+        cells.append(f"{shown(first)}; {shown(then)}")
     return f"| {' | '.join(cells)} |"
 
 
-def shown(figures: Figures, healthy: float) -> str:
-    text = f"{figures.p99 / healthy:.1f}"
+def shown(figures: Figures) -> str:
+    text = f"{1000 * figures.p99:.0f} ms"
     if figures.refused:
         text += f", {100 * figures.refused:.2g} %"
     return f"{text}, {100 * figures.failed:.2g} % failed" if figures.failed > 1e-9 else text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from wsgiref.types import StartResponse, WSGIEnvironment
 
@@ -16,7 +17,7 @@ from tests.support.schedule_model import Job, route_that_costs
 from threadbridge import Bridge, HTTPServer, Lane
 from threadbridge.crossing.cost_cells import Cell
 from threadbridge.crossing.costs import Costs
-from threadbridge.crossing.load import weight
+from threadbridge.crossing.load import LoadReport, weight
 from threadbridge.crossing.schedule import Schedule
 
 REPORT = re.compile(r"TEXT application_utilization=([0-9.]+),rps_fractional=([0-9.]+),eps=([0-9.]+)").fullmatch
@@ -157,21 +158,52 @@ def test_the_report_has_what_envoy_computes_weights_from() -> None:
     app = Application()
     with BridgeThread(app, threads=4, load_report=True, lanes=[Lane("own", "/own*", threads=1)]) as server:
         utilization, rate, errors = figures(server)
-        assert 0.01 <= utilization < 0.1 and rate > 0 and errors == 0
+        assert 0 < utilization < 0.1 and rate > 0 and errors == 0
         wait_until(lambda: figures(server, "/fails")[2] > 0, "errors are counted")
+        wait_until(lambda: figures(server)[0] < 0.1, "short requests take next to nothing")
         clients = [server.send(b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n") for _ in range(3)]
-        seen: list[float] = []
-
-        def rises() -> bool:
-            seen.append(figures(server)[0])
-            return seen[-1] > 0.3
-
-        wait_until(rises, "three of four threads are busy")
-        assert max(seen) <= 1.0
+        wait_until(lambda: server.bridge.lanes[-1].busy == 3, "they run")
+        began = time.monotonic()
+        wait_until(lambda: general(server.bridge) == 25, "a quarter of the threads is left")
         app.gate.set()
-        wait_until(lambda: figures(server)[0] < 0.25, "none is busy")
         for client in clients:
+            assert client.recv(65536).startswith(b"HTTP/1.1 200")
             client.close()
+        took = 3 * (time.monotonic() - began)
+        wait_until(lambda: general(server.bridge) == 100, "all threads are free")
+        # Of four threads, over two seconds; some of it is forgotten already.
+        wait_until(lambda: figures(server)[0] > 0.4 * took / 4 / 2, "their time is counted")
+
+
+def test_less_weight_is_more_utilization() -> None:
+    lanes = [Lane("one", threads=4)]
+    report = LoadReport(lanes, None)
+    gate = threading.Event()
+
+    class Slow(Job):
+        def run(self) -> None:
+            assert gate.wait(30)
+
+    def utilization() -> float:
+        # A second has passed.
+        report._looked_at = time.monotonic() - 1.0
+        match = REPORT(report.line_after(200, 0.1).decode().strip().partition(": ")[2])
+        assert match is not None
+        return float(match[1])
+
+    for _ in range(30):
+        utilization()
+    # 0.1 s for each response, one a second, of four threads.
+    assert utilization() == pytest.approx(0.025, rel=0.05)
+    for _ in range(3):
+        queue_job(lanes[0], Slow(None, "client"))
+    wait_until(lambda: weight(lanes, None) == 25, "three threads are held")
+    assert utilization() == pytest.approx(0.1, rel=0.05)
+    queue_job(lanes[0], Slow(None, "client"))
+    wait_until(lambda: weight(lanes, None) == 1, "all are")
+    assert utilization() == pytest.approx(0.5, rel=0.05)
+    gate.set()
+    lanes[0].close()
 
 
 def test_the_bridge_s_own_responses_have_it_too() -> None:

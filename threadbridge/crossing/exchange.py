@@ -347,7 +347,7 @@ class Exchange(OutgoingResponse):
     def _write_head(self, head: ResponseHead, body: bytes) -> Future[None] | None:
         report = self.shared.load_report
         if report is not None:
-            line = report.line_after(head.status)
+            line = report.line_after(head.status, time.monotonic() - self.run_at if self.run_at else 0.0)
             if self.peer_is_trusted:
                 head = head._replace(lines=head.lines + line)
         return super()._write_head(head, body)

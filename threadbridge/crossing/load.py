@@ -16,7 +16,9 @@ HALVED_AFTER = 0.1
 LOOK_EVERY = 0.1
 AVERAGED_OVER = 2.0
 # Envoy ignores reports without any utilization.
-LEAST_UTILIZATION = 0.01
+LEAST_UTILIZATION = 0.00001
+# The least weight that reports take into account.
+LEAST_REPORTED = 5
 
 
 def weight(lanes: Sequence[Lane], costs: Costs | None) -> int:
@@ -39,25 +41,27 @@ def weight(lanes: Sequence[Lane], costs: Costs | None) -> int:
 class LoadReport:
     """A header field in the form of ORCA (Open Request Cost Aggregation), from which Envoy computes weights.
 
-    ``application_utilization`` is the number of requests for each thread, waiting ones included, of the lane with the
-    most, divided by the `weight`: what counts less in one engine must not count more in the other.
-    ``rps_fractional`` and ``eps`` are the responses a second, and those of them with a status of 500 or more. Envoy's
-    parser: https://github.com/envoyproxy/envoy/blob/main/source/common/orca/orca_parser.cc
+    ``rps_fractional`` and ``eps`` are the responses a second, and those of them with a status of 500 or more.
+    ``application_utilization`` is the share of the threads' time that these responses took, divided by the `weight`.
+    Envoy divides the first by the last, so a host that gets few requests is not taken for one that can take few.
+    Envoy's parser: https://github.com/envoyproxy/envoy/blob/main/source/common/orca/orca_parser.cc
     """
 
     def __init__(self, lanes: Sequence[Lane], costs: Costs | None) -> None:
         self._lanes = lanes
         self._costs = costs
-        # Of the responses since the last look.
+        self._threads = sum([lane.threads for lane in lanes])
+        # Of the responses since the last look, and each second on average.
         self._responses = self._errors = 0
+        self._seconds = 0.0
+        self._rate = self._error_rate = self._used = 0.0
         self._looked_at = time.monotonic()
-        self._rate = self._error_rate = 0.0
-        self._utilization = LEAST_UTILIZATION
         self._line = b""
 
-    def line_after(self, status: int) -> bytes:
-        """Count a response with this status; return the line of the header, with its CRLF."""
+    def line_after(self, status: int, seconds: float) -> bytes:
+        """Count a response, which took a thread for so long; return the line of the header, with its CRLF."""
         self._responses += 1
+        self._seconds += seconds
         if status >= 500:
             self._errors += 1
         now = time.monotonic()
@@ -69,15 +73,15 @@ class LoadReport:
         passed = max(now - self._looked_at, LOOK_EVERY)
         self._looked_at = now
         latest = 1 - math.exp(-passed / AVERAGED_OVER)
-        utilization = 0.0
-        for lane in self._lanes:
-            utilization = max(utilization, (lane.busy + lane.queued) / lane.threads)
-        utilization = max(LEAST_UTILIZATION, utilization) * 100 / weight(self._lanes, self._costs)
-        self._utilization += (utilization - self._utilization) * latest
         self._rate += (self._responses / passed - self._rate) * latest
         self._error_rate += (self._errors / passed - self._error_rate) * latest
+        self._used += (self._seconds / passed - self._used) * latest
         self._responses = self._errors = 0
+        self._seconds = 0.0
+        # A slow host's responses take longer, so it is counted twice: it must still get enough to show a change.
+        share = max(LEAST_REPORTED, weight(self._lanes, self._costs)) / 100
+        utilization = max(LEAST_UTILIZATION, self._used / self._threads / share)
         self._line = (
-            f"endpoint-load-metrics: TEXT application_utilization={self._utilization:.3f},"
+            f"endpoint-load-metrics: TEXT application_utilization={utilization:.5f},"
             f"rps_fractional={self._rate:.3f},eps={self._error_rate:.3f}\r\n"
         ).encode()
