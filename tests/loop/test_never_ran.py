@@ -5,8 +5,9 @@ from __future__ import annotations
 import http.client
 import socket
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 from wsgiref.types import StartResponse, WSGIEnvironment
 
@@ -23,7 +24,7 @@ GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 
 
 class Application:
-    """Counts its calls; /slow waits for the gate, /503 is refused by the application, /outage by its database."""
+    """Notes its calls; /slow waits for the gate, /work takes 0.1 s, /503 and /outage fail."""
 
     def __init__(self) -> None:
         self.gate = threading.Event()
@@ -35,6 +36,8 @@ class Application:
         self.calls.append(path)
         if path == "/slow":
             assert self.gate.wait(30)
+        elif path == "/work":
+            time.sleep(0.1)
         elif path == "/outage":
             self.pool.connection()
         start_response("503 Full" if path == "/503" else "200 OK", [("Content-Type", "text/plain")])
@@ -83,11 +86,22 @@ def test_a_wait_that_was_too_long(app: Application) -> None:
 
 
 def test_a_wait_that_would_be_too_long(app: Application) -> None:
-    with full(app, queue_timeout=0.3) as server:
-        server.bridge.lanes[0].expected_wait = lambda job: 1.0  # type: ignore[method-assign]
-        assert_never_ran(server.request("POST", body=b"a")[0])
-        assert server.bridge.lanes[0].refused_early == 1
-    assert app.calls == ["/slow"]
+    with BridgeThread(app, threads=1, queue_timeout=1.0) as server, ExitStack() as stack:
+        for _ in range(8):
+            # It is learned that these take 0.1 s.
+            server.request("POST", "/work", b"a")
+        slow = stack.enter_context(server.send(b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n"))
+        wait_until(lambda: app.calls[-1] == "/slow", "it runs")
+        waiting = [stack.enter_context(server.connect()) for _ in range(30)]
+        for client in waiting:
+            client.sendall(b"POST /work HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\na")
+        wait_until(lambda: server.bridge.lanes[0].refused_early > 0, "the last ones would wait for too long")
+        for client in waiting:
+            # The others have waited for a second.
+            assert_never_ran(answer(client))
+        app.gate.set()
+        assert slow.recv(65536).startswith(b"HTTP/1.1 200")
+    assert app.calls == ["/work"] * 8 + ["/slow"]
 
 
 @pytest.mark.parametrize("end", [Exchanges.stop, lambda exchanges, each: exchanges.abandon([each])])
