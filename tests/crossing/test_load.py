@@ -15,9 +15,10 @@ from tests.support.inprocess import BridgeThread, queue_job, wait_until
 from tests.support.raw_server import RawServer, answering
 from tests.support.schedule_model import Job, route_that_costs
 from threadbridge import Bridge, HTTPServer, Lane
-from threadbridge.crossing.cost_cells import Cell
+from threadbridge.crossing.cost_cells import Cell, scaled
 from threadbridge.crossing.costs import Costs
 from threadbridge.crossing.load import LoadReport, weight
+from threadbridge.crossing.pace import Usual
 from threadbridge.crossing.schedule import Schedule
 
 REPORT = re.compile(r"TEXT application_utilization=([0-9.]+),rps_fractional=([0-9.]+),eps=([0-9.]+)").fullmatch
@@ -91,6 +92,16 @@ def test_short_requests_that_wait_lower_the_weight(costs: Costs) -> None:
     assert weight([lane], None) == 20
     # The lane with the least counts.
     assert weight([Lane("other", threads=4), lane, Lane("idle", threads=4)], None) == 20
+
+
+def test_a_slow_host_has_less_weight(costs: Costs) -> None:
+    lane, usual, now = Lane("one", threads=4, costs=costs), Usual(), 1000.0
+    for seconds, weights in ((0.01, range(100, 101)), (0.02, range(50, 90)), (0.04, range(1, 2))):
+        for _ in range(100):
+            costs.pace.add(usual, scaled(seconds), now - 0.1, now)
+            now += 0.1
+        assert weight([lane], costs) in weights
+    assert weight([lane], None) == 100
 
 
 def test_long_requests_that_wait_do_not(costs: Costs) -> None:

@@ -61,6 +61,14 @@ def test_a_host_that_stays_slow_is_taken_as_it_is() -> None:
     assert clock.run(3 * USUAL, factor=4) == 1
 
 
+def test_an_earlier_trouble_is_forgotten() -> None:
+    clock = Clock(50)
+    clock.run(10)
+    clock.run(20, factor=4)
+    clock.run(10)
+    assert clock.run(10, factor=4) < 0.3
+
+
 def test_more_of_the_slow_requests_do_not_make_a_host_slow() -> None:
     clock = Clock(50)
     clock.run(60)

@@ -7,7 +7,9 @@ import math
 # Seconds that make what is recent, and how many requests at least.
 RECENT = 2.0
 FEWEST = 10
-# Seconds in which what is usual for a route follows: a host that stays slow is taken as it is after some minutes.
+# What is usual for a route is the average of its first requests, and then follows in so many seconds: a host that stays
+# slow is taken as it is after some minutes.
+FIRST = 100
 USUAL = 600.0
 # One request counts as so many times as slow as usual at most, as a logarithm.
 MOST = 2.0
@@ -38,11 +40,12 @@ class Pace:
         """Count a request of a route; ``took`` is a logarithm, ``last`` when the route had its latest request."""
         difference = took - usual.mean
         usual.count += 1
-        usual.mean += difference * min(1.0, max(1 / usual.count, min(now - last, USUAL / FEWEST) / USUAL))
+        passed = max(0.0, min(now - last, USUAL / FEWEST))
+        usual.mean += difference * (1 / usual.count if usual.count <= FIRST else passed / USUAL)
         if usual.count <= FEWEST:
             # Nothing is usual yet.
             return
-        # The clock may have been set back.
+        # The clock may have been set back, here and above.
         passed = max(0.0, now - self._at)
         self._at = now
         self._recent += (max(-MOST, min(MOST, difference)) - self._recent) * min(1 / FEWEST, passed / RECENT)
