@@ -165,7 +165,8 @@ class Frontend:
             return None
         except FrontendError as error:
             return Readiness(False, False, (str(error),))
-        return Readiness(found["ready"], found["draining"], tuple(map(loggable, found["findings"])))
+        findings = tuple(map(loggable, found["findings"]))
+        return Readiness(found["ready"], found["draining"], findings, found.get("weight", 100))
 
     def close(self) -> None:
         """Cancel all requests to it."""

@@ -62,7 +62,7 @@ _KIND = {
 }
 TABLES = {"tables": [{"key": str, "rows": [_KIND]}]}
 STOPPED = {"stopped": int}
-READINESS = {"ready": bool, "draining": bool, "findings": [str]}
+READINESS = {"ready": bool, "draining": bool, "findings": [str], "weight?": int}
 
 
 class FrontendError(Exception):

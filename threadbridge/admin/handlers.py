@@ -17,6 +17,7 @@ from threadbridge.admin.access import SESSION_DAYS, Access, loggable
 from threadbridge.admin.authorization import HEADERS, SESSION, AdminHandler, FrontendHandler, OperatorHandler
 from threadbridge.admin.console import Console
 from threadbridge.admin.frontend import answers_of
+from threadbridge.admin.health import weight_of
 
 logger = logging.getLogger("threadbridge.admin")
 
@@ -135,7 +136,8 @@ class HealthHandler(AdminHandler):
 class ReadyHandler(AdminHandler):
     """Whether requests should be sent here: 200 or 503, and one line for each check.
 
-    Covers all processes that serve together, or with ``process=own`` this one.
+    Covers all processes that serve together, or with ``process=own`` this one. With ``min_weight=20``, 503 also if they
+    can take less than 20 % of their usual share of requests.
     """
 
     async def get(self) -> None:
@@ -144,9 +146,18 @@ class ReadyHandler(AdminHandler):
         processes = await self.console.readiness_of_all(frontends, self.flag("db"))
         # They share the application's port: a client may reach any of those that are not draining.
         serving = [found for _, found in processes if not found.draining]
-        self.set_status(200 if serving and all(found.ready for found in serving) else 503)
+        is_ready = bool(serving) and all(found.ready for found in serving)
         prefix = "process {}: " if len(processes) > 1 else ""
-        self.text("".join(f"{prefix.format(pid)}{line}\n" for pid, found in processes for line in found.findings))
+        lines = [f"{prefix.format(pid)}{line}\n" for pid, found in processes for line in found.findings]
+        least = self.get_query_argument("min_weight", "")
+        if least:
+            if not (least.isascii() and least.isdigit() and int(least) <= 100):
+                raise HTTPError(400, f"min_weight={least}: expected a percentage, such as min_weight=20")
+            weight = weight_of(serving)
+            is_ready = is_ready and weight >= int(least)
+            lines.append(f"weight: {weight}%{f', less than {least}%' if weight < int(least) else ''}\n")
+        self.set_status(200 if is_ready else 503)
+        self.text("".join(lines))
 
 
 class HostReadyHandler(FrontendHandler):

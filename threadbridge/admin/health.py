@@ -9,10 +9,12 @@ import socket
 import threading
 import time
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from threadbridge.common.threads import NOT_STARTED
+from threadbridge.crossing.load import weight
 from threadbridge.loop.bridge import Bridge
 
 if TYPE_CHECKING:
@@ -38,6 +40,13 @@ class Readiness:
     draining: bool
     # The results of the checks, a line each.
     findings: tuple[str, ...]
+    # How many per cent of its usual share of requests it can take; see `threadbridge.crossing.load`.
+    weight: int = 100
+
+
+def weight_of(processes: Sequence[Readiness]) -> int:
+    """Return the weight of a server with these processes, over which its system spreads connections; 0 for none."""
+    return round(sum(found.weight for found in processes) / max(1, len(processes)))
 
 
 class Health:
@@ -82,7 +91,7 @@ class Health:
         if asks_database and not guards:
             findings.append("database: there is no pool to ask")
             ready = False
-        return Readiness(ready, False, tuple(findings))
+        return Readiness(ready, False, tuple(findings), weight(bridge.lane_choice.general, bridge.shared.costs))
 
     def _of(self, guard: Guard) -> DatabaseHealth:
         return self._databases.setdefault(guard, DatabaseHealth())

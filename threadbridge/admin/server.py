@@ -1,4 +1,4 @@
-"""The operators' port of one process: its sockets and HTTP servers."""
+"""The operators' port of one process, and the port of HAProxy's agent-check: their sockets and servers."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from tornado.iostream import IOStream
 from tornado.netutil import ssl_wrap_socket
 
 from threadbridge.admin.access import Access
+from threadbridge.admin.agent import Agent
 from threadbridge.admin.console import Console
 from threadbridge.admin.frontends import Frontends
 from threadbridge.admin.handlers import application
@@ -25,7 +26,7 @@ from threadbridge.http.stream import QuietSSLStream
 from threadbridge.loop.bridge import Bridge
 from threadbridge.settings.table import Settings
 from threadbridge.sockets.inheritance import Inheritance
-from threadbridge.sockets.listeners import bind_admin, describe
+from threadbridge.sockets.listeners import bind_admin, bind_agent, describe
 
 logger = logging.getLogger("threadbridge")
 
@@ -89,7 +90,7 @@ class _LimitedServer(HTTPServer):
 
 
 class AdminServer:
-    """Serves the operators' port of a bridge, and the Unix socket by which processes of this host ask it.
+    """Serves the operators' port of a bridge, the Unix socket by which processes of this host ask it, and the agent.
 
     Raises ``ValueError`` for unusable settings: ``admin_...``, ``run_directory`` or ``trusted_proxies``.
     """
@@ -98,6 +99,7 @@ class AdminServer:
         self._settings = settings
         self._inheritance = inheritance
         self._sockets: Sequence[socket.socket] = ()
+        self._agent_sockets: Sequence[socket.socket] = ()
         self._access = Access(
             settings["admin_address"],
             settings["admin_token_file"],
@@ -116,11 +118,13 @@ class AdminServer:
         self.console = Console(bridge, self.frontends)
         self._servers: list[HTTPServer] = []
         self._unix: tuple[socket.socket, Callable[[], None]] | None = None
+        self._agent: Agent | None = None
 
     def listen(self) -> None:
-        """Bind the address, unless the supervisor has done so; raises ``OSError``."""
+        """Bind the addresses, unless the supervisor has done so; raises ``OSError``."""
         inherited = self._inheritance
         self._sockets = bind_admin(self._settings) if inherited is None else inherited.admin_listeners
+        self._agent_sockets = bind_agent(self._settings) if inherited is None else inherited.agent_listeners
         self._unix = self.frontends.bind()
 
     @property
@@ -136,6 +140,8 @@ class AdminServer:
             self._serve(self._sockets, is_local=False)
         if self._unix is not None:
             self._serve([self._unix[0]], is_local=True)
+        if self._agent_sockets:
+            self._agent = Agent(self.console, self._agent_sockets)
 
     def _serve(self, sockets: Sequence[socket.socket], *, is_local: bool) -> None:
         server = _LimitedServer(
@@ -154,9 +160,11 @@ class AdminServer:
         self.console.draining = True
 
     def leave_port(self) -> None:
-        """Stop listening for operators, so that another process can; connections stay open."""
+        """Stop listening for operators and the agent-check, so that another process can; connections stay open."""
         if self._sockets:
             self._servers[0].stop()
+        if self._agent is not None:
+            self._agent.close()
 
     async def close(self) -> None:
         """Stop serving, and close all connections."""
@@ -165,6 +173,8 @@ class AdminServer:
             self._unix[1]()
         for server in self._servers:
             server.stop()
+        if self._agent is not None:
+            self._agent.close()
         await self.console.close(CLOSE_TIME)
         closing = [asyncio.create_task(server.close_all_connections()) for server in self._servers]
         if closing:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 
+from threadbridge.crossing.pace import Usual
+
 # Costs are compared by natural logarithms: 20 s differs from 2 s as 0.2 s from 20 ms. Differences of less than so many
 # seconds hardly count: threads wait as long for each other.
 NOISE = 0.002
@@ -68,8 +70,9 @@ class Cell:
         # What estimates are made of, kept for the loop.
         self.usual = CHEAP
         self.cautious = TRUSTED
-        # Of a route's cell: when a request was last learned from, by `time.time`.
+        # Of a route's cell: when a request was last learned from, by `time.time`, and what they take in the long run.
         self.last = 0.0
+        self.long_run: Usual | None = None
         # Whether its route is not known any more; then it learns no parameters, which nobody would forget again.
         self.is_forgotten = False
 

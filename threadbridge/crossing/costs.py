@@ -19,6 +19,7 @@ from threadbridge.crossing.cost_cells import (
     scaled,
 )
 from threadbridge.crossing.estimate import CLIENT, Estimate
+from threadbridge.crossing.pace import Pace, Usual
 
 # The average of a parameter's value has told a cost better, or worse, than the average of all if it was nearer to it,
 # or farther off, by more than TOLD; this is looked at where one of the two was off by more than FAR_OFF. A parameter
@@ -56,6 +57,8 @@ class Costs:
         self.learned = 0
         # Whether a value of a known route found no room.
         self.lacks_room = False
+        # Whether they take longer than usual.
+        self.pace = Pace()
         self.lock = threading.Lock()
 
     def estimate(self, estimate: Estimate) -> None:
@@ -91,10 +94,15 @@ class Costs:
 
     def learn(self, estimate: Estimate, seconds: float, database: float = 0.0) -> None:
         """Take in that this request has held its thread for so long, and the database for so much of it."""
-        if estimate.route is not None:
+        route = estimate.route
+        if route is not None:
+            now = time.time()
             with self.lock:
-                self._learn(estimate, estimate.route, max(seconds, SHORTEST), database)
-                estimate.route.last = time.time()
+                self._learn(estimate, route, max(seconds, SHORTEST), database)
+                if route.long_run is None:
+                    route.long_run = Usual()
+                self.pace.add(route.long_run, scaled(seconds), route.last, now)
+                route.last = now
                 self.learned += 1
 
     def _learn(self, estimate: Estimate, route: Cell, seconds: float, database: float) -> None:

@@ -9,6 +9,7 @@ import math
 import os
 import threading
 import time
+from asyncio import Future
 from collections.abc import Callable
 from http import HTTPStatus
 
@@ -22,6 +23,7 @@ from threadbridge.crossing.current import TrackedRequest
 from threadbridge.crossing.estimate import Estimate
 from threadbridge.crossing.hop import Hop
 from threadbridge.crossing.lanes import Lane
+from threadbridge.crossing.load import LoadReport
 from threadbridge.crossing.outgoing_response import Connection, OutgoingResponse
 from threadbridge.crossing.replicas import Replica, change_cookie
 from threadbridge.crossing.request_body import RequestBody
@@ -46,6 +48,7 @@ class Shared:
 
     :param call: calls the application for an exchange and hands over the response; never raises. Worker side.
     :param ended: called once for each exchange, when nothing more can reach its client. Loop side.
+    :param load_report: for the responses to trusted peers; None if they get none. Loop side.
     """
 
     # Set before the first exchange is made.
@@ -59,6 +62,7 @@ class Shared:
         cancellation: Cancellation,
         call: Callable[[Exchange], None],
         ended: Callable[[Exchange], None],
+        load_report: LoadReport | None,
     ) -> None:
         self.spool = spool
         self.routes = routes
@@ -69,6 +73,7 @@ class Shared:
         self.ended = ended
         # Those from which requests may read: their clients are told when they have changed something.
         self.replicas: tuple[Replica, ...] = ()
+        self.load_report = load_report
         # Whether other processes may run the same application (``wsgi.multiprocess``).
         self.is_multiprocess = True
 
@@ -90,6 +95,8 @@ class Exchange(OutgoingResponse):
     peer: ClientAddress
     client = ""
     is_probe = False
+    # Whether the other end of its connection is trusted with the load report.
+    peer_is_trusted = False
     # Whether the remote lane of another bridge has sent it, and the seconds that it has left in that case.
     is_forwarded = False
     time_left = math.inf
@@ -349,6 +356,14 @@ class Exchange(OutgoingResponse):
         self._write_head(head, b"" if self.is_head else body)
         self.connection.finish()
         self._end(status.value)
+
+    def _write_head(self, head: ResponseHead, body: bytes) -> Future[None] | None:
+        report = self.shared.load_report
+        if report is not None:
+            line = report.line_after(head.status, time.monotonic() - self.run_at if self.run_at else 0.0)
+            if self.peer_is_trusted:
+                head = head._replace(lines=head.lines + line)
+        return super()._write_head(head, body)
 
     def _end(self, status: int) -> None:
         super()._end(status)

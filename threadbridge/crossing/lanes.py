@@ -167,6 +167,16 @@ class Lane:
         """The number of requests so far that have run for much longer than was expected. Either side."""
         return self._schedule.outgrown
 
+    def spare(self) -> tuple[float, float]:
+        """Return the share of the threads that long requests leave, and the seconds that a short one would wait.
+
+        Either side.
+        """
+        with self._lock:
+            held = self._schedule.held(time.monotonic())
+            work = self._schedule.short_work() or self._service_time * len(self._schedule)
+        return max(0.0, 1 - held / self.threads), work / self.threads
+
     @property
     def free(self) -> int:
         """The number of further requests that could run now. Either side."""

@@ -22,6 +22,8 @@ DEFINED_EVERY = 0.1
 # which one whose cost is not known has outgrown it anyway.
 OUTGROWN = 2.0
 JUDGED_AFTER = 0.05
+# Seconds after which a job holds its thread for so long that short ones must do without, whatever was expected of it.
+HELD_AFTER = 0.5
 
 
 class Job(Protocol):
@@ -285,6 +287,18 @@ class Schedule:
             level = running.level if job.estimate.level < SHORT else job.estimate.level
             still_running.append((min(level, UNKNOWN - 1), 2 * (now - running.started)))
         self.limit, self._to_keep = self._use.short(still_running, self._connections, self._most_kept, now)
+
+    def held(self, now: float) -> int:
+        """Return how many of the running jobs are long, or have run for `HELD_AFTER`."""
+        limit = self.limit if self._costs is not None else UNKNOWN
+        held = 0
+        for running in self._running.values():
+            held += limit <= running.level < UNKNOWN or now - running.started >= HELD_AFTER
+        return held
+
+    def short_work(self) -> float:
+        """Return the seconds that the waiting short jobs are expected to take; 0.0 if costs do not matter."""
+        return sum(self._work[: self.limit])
 
     def drop(self, job: Job) -> None:
         """Count a job that runs as one that does not, without learning from it."""

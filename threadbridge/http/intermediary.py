@@ -28,6 +28,8 @@ _OWN = (
     *("X-Real-Ip", "X-Scheme", "X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "Forwarded"),
 )
 _LEFT_OUT = frozenset({*_OWN, *("-".join(map(str.capitalize, name.split("-"))) for name in HOP_BY_HOP)})
+# What is left out of responses. The load is that of the other host, of which it tells only this one.
+_NOT_FOR_CLIENTS = HOP_BY_HOP | {"endpoint-load-metrics"}
 # A request with one of these methods has a content, though an empty one (RFC 9110, section 8.6).
 _WITH_CONTENT = frozenset({"POST", "PUT", "PATCH"})
 
@@ -78,10 +80,10 @@ def forwarded_request(
 
 def forwarded_response(response: Response) -> ResponseHead:
     """Return the head of a response that another host has sent, for the client."""
-    left_out = HOP_BY_HOP
+    left_out = _NOT_FOR_CLIENTS
     connection = response.value_of("connection")
     if connection:
-        left_out = HOP_BY_HOP | _options(connection)
+        left_out = _NOT_FOR_CLIENTS | _options(connection)
     fields = [
         (name, value)
         for name, value in response.fields

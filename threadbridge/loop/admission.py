@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import cast
 from wsgiref.types import WSGIEnvironment
 
@@ -20,7 +20,7 @@ from threadbridge.crossing.outgoing_response import Connection
 from threadbridge.crossing.replicas import READING_METHODS, Replica, changed_at
 from threadbridge.crossing.routes import Route
 from threadbridge.crossing.states import State
-from threadbridge.http.forwarded import ForwardedHeaders, client_of, peer_of, remove_forwarded
+from threadbridge.http.forwarded import ForwardedHeaders, TrustedProxies, client_of, peer_of, remove_forwarded
 from threadbridge.http.intermediary import MAX_HOPS, SENT_BY_LANE, TIME_LEFT, hops, is_sent_by_lane, seconds_left
 from threadbridge.http.server import RequestContext
 from threadbridge.loop.exchanges import Exchanges
@@ -40,6 +40,7 @@ class Admission:
     :param forwarded: reads what trusted proxies say of clients; None to believe none.
     :param replica_for: whether a long request may read from a replica, by its environ; None: only those for the lanes'
         paths.
+    :param trusted_proxies: those who get the load report.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Admission:
         client_key: Callable[[httputil.HTTPHeaders, str], str] | None,
         forwarded: ForwardedHeaders | None,
         replica_for: Callable[[WSGIEnvironment], object] | None,
+        trusted_proxies: Sequence[str],
     ) -> None:
         self._shared = shared
         self._choice = choice
@@ -65,6 +67,7 @@ class Admission:
         self._replica_for = replica_for
         self._failed, self._looped = RepeatedLog(logger), RepeatedLog(logger)
         self._forwarded = forwarded
+        self._is_trusted = TrustedProxies(trusted_proxies).include
         self._lanes_to_wake: set[Lane] = set()
 
     def admit(
@@ -75,6 +78,8 @@ class Admission:
         context = connection.context
         peer = context.peer if isinstance(context, RequestContext) else peer_of(context)
         exchange.peer = peer
+        if self._shared.load_report is not None:
+            exchange.peer_is_trusted = self._is_trusted(peer.address)
         if self._forwarded is not None:
             exchange.peer = self._forwarded.client_of(peer, headers)
             exchange.id = self._forwarded.request_id_of(peer, headers) or exchange.id

@@ -14,6 +14,7 @@ from threadbridge.crossing.cancellation import Cancellation
 from threadbridge.crossing.costs import Costs
 from threadbridge.crossing.exchange import Exchange, Shared
 from threadbridge.crossing.hop import Hop
+from threadbridge.crossing.load import LoadReport
 from threadbridge.crossing.routes import Routes
 from threadbridge.crossing.spool import Spool
 from threadbridge.database.desk import Desk
@@ -123,7 +124,8 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         self.servers: list[ConnectionServer] = []
         self.spool = Spool(values["spool_size"], Memory(values["memory_size"]), Memory(values["memory_size"]))
         self.exchanges = Exchanges(self.lanes, cancellation, self.telemetry, self.desk, values["queue_timeout"])
-        self.shared = Shared(self.spool, routes, learned, cancellation, self._call, self.exchanges.ended)
+        load_report = LoadReport(self.lane_choice.general, learned) if values["load_report"] else None
+        self.shared = Shared(self.spool, routes, learned, cancellation, self._call, self.exchanges.ended, load_report)
         self.shared.replicas = self.desk.replicas
         self.forwarding = Forwarding(self.lanes)
         self._admission = Admission(
@@ -136,6 +138,7 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
             client_key=values["client_key"],
             forwarded=forwarded,
             replica_for=values["replica_for"],
+            trusted_proxies=self.trusted_proxies,
         )
         self._hop: Hop | None = None
 

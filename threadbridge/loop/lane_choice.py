@@ -75,7 +75,9 @@ class LaneChoice:
         self.replica = next((lane for lane in self._explicit if lane.replica is not None), None)
         self.long = Lane("long", queue=queue, upstream=long_upstream) if long_upstream else None
         longs = [self.long] if self.long is not None else []
-        self.all = (*self._explicit, *longs, *([self._quick] if self._has_pool else []), *mains)
+        # Those for all paths.
+        self.general = (*([self._quick] if self._has_pool else []), *mains)
+        self.all = (*self._explicit, *longs, *self.general)
         names = [lane.name for lane in self.all]
         for name in names:
             if names.count(name) > 1:

@@ -35,6 +35,7 @@ class Child:
         number: int,
         listeners: Sequence[socket.socket],
         admin_listeners: Sequence[socket.socket],
+        agent_listeners: Sequence[socket.socket],
         run_directory: str | None,
         *,
         failures: int,
@@ -58,7 +59,15 @@ class Child:
         self._channel.setblocking(False)
         self._stacks_file = os.memfd_create("stacks")
         inheritance = Inheritance(
-            number, os.getpid(), theirs, listeners, admin_listeners, run_directory, self._stacks_file, start_limit
+            number,
+            os.getpid(),
+            theirs,
+            listeners,
+            admin_listeners,
+            run_directory,
+            self._stacks_file,
+            start_limit,
+            agent_listeners=agent_listeners,
         )
         env = {name: text for name, text in os.environ.items() if name not in MANAGERS_VARIABLES}
         with theirs:

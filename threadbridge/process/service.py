@@ -116,7 +116,7 @@ class Service:
         self._tls = tls_context(certfile, settings["keyfile"]) if certfile else None
         directory = inheritance.run_directory if inheritance is not None else settings["run_directory"]
         self._admin: AdminServer | None = None
-        if settings["admin_port"] is not None or directory is not None:
+        if settings["admin_port"] is not None or settings["agent_port"] is not None or directory is not None:
             # Imported here because it takes more than a megabyte.
             from threadbridge.admin.server import AdminServer
 

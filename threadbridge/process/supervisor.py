@@ -28,7 +28,7 @@ from threadbridge.process.standard_error import say
 from threadbridge.process.systemd import feed_watchdog, notify
 from threadbridge.settings.table import Settings, grace_period
 from threadbridge.sockets.inheritance import REOPEN, STOP_NOW
-from threadbridge.sockets.listeners import bind, bind_admin, describe, leave_new_connections_to_others
+from threadbridge.sockets.listeners import bind, bind_admin, bind_agent, describe, leave_new_connections_to_others
 
 logger = logging.getLogger("threadbridge")
 
@@ -53,6 +53,7 @@ class Supervisor:
         # For each process, in the order of their numbers.
         self._listeners: list[list[socket.socket]] = []
         self._admin_listeners: list[socket.socket] = []
+        self._agent_listeners: list[socket.socket] = []
         self._remove_socket_file: Callable[[], None] = lambda: None
         self._run_directory = settings["run_directory"]
         # Whether any process has ever accepted connections.
@@ -66,12 +67,13 @@ class Supervisor:
         """Bind the address. Raises ``OSError``."""
         self._listeners, self._remove_socket_file = bind(self._settings, self._count)
         self._admin_listeners = bind_admin(self._settings)
+        self._agent_listeners = bind_agent(self._settings)
 
     def run(self) -> int:
         """Serve until a signal comes; return the exit status: 0 if all requests were answered."""
         with ExitStack() as stack:
-            if self._admin_listeners and self._run_directory is None:
-                # Through it the process that an operator reaches finds the others, to show them too.
+            if (self._admin_listeners or self._agent_listeners) and self._run_directory is None:
+                # Through it the process that an operator or HAProxy reaches finds the others, to show them too.
                 self._run_directory = stack.enter_context(TemporaryDirectory(prefix="threadbridge-"))
             warn_of_replaced_handlers()
             asyncio.run(self._live())
@@ -131,6 +133,7 @@ class Supervisor:
                 number,
                 self._listeners[number - 1],
                 self._admin_listeners,
+                self._agent_listeners,
                 self._run_directory,
                 failures=failures,
                 start_limit=START_FACTOR * self._settings["watchdog"],
@@ -243,7 +246,7 @@ class Supervisor:
                 leave_new_connections_to_others(listener)
             # The processes still have it, and accept the connections that have arrived.
             listener.close()
-        for listener in self._admin_listeners:
+        for listener in (*self._admin_listeners, *self._agent_listeners):
             listener.close()
         notify("STOPPING=1", f"STATUS=Stopping {len(self._children)} processes")
         if all(await asyncio.gather(*map(self._end, self._children))):

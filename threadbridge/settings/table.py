@@ -189,6 +189,12 @@ class BridgeSettings(TypedDict, total=False):
         "KiB or more go to the disk. Beyond it, the largest request that is still arriving is answered 503. Unread "
         "responses may take the same amount again; beyond it they go to the disk.",
     ]
+    load_report: Annotated[
+        bool,
+        False,
+        "Add the header endpoint-load-metrics (ORCA) to responses, by which Envoy can balance the load: see "
+        "balancers.md. Only loopback, Unix sockets and trusted_proxies get it.",
+    ]
     access_log: Annotated[bool, True, "Write a line to the access log, at level info, when a request has ended."]
     slow_log: Annotated[
         float,
@@ -362,6 +368,14 @@ class Settings(BridgeSettings, total=False):
         "Host names under which a proxy offers the operators' port, such as ops.example.com. Requests with another "
         "Host header than these, the port's address or loopback are refused.",
     ]
+    agent_port: Annotated[
+        int | None,
+        number(1, 65535),
+        None,
+        "The port on which HAProxy's agent-check reads how much more this server can take, such as up 37%: see "
+        "balancers.md.",
+    ]
+    agent_address: Annotated[str, "127.0.0.1", "The address that agent_port listens on; empty for all interfaces."]
     run_directory: Annotated[
         OptionalPath,
         None,

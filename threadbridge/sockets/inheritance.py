@@ -37,6 +37,7 @@ class Inheritance(NamedTuple):
     :param stacks_file: descriptor of a file, shared with the supervisor, to which `faulthandler` writes.
     :param start_limit: seconds until a process that does not accept connections yet is killed; 0 for never.
     :param started_event: descriptor of the ``eventfd`` that `started` sets; -1 in the supervisor.
+    :param agent_listeners: the sockets for HAProxy's agent-check, which all processes share.
     """
 
     number: int
@@ -48,6 +49,8 @@ class Inheritance(NamedTuple):
     stacks_file: int
     start_limit: float
     started_event: int = -1
+    # An old supervisor, of an earlier version, has none.
+    agent_listeners: Sequence[socket.socket] = ()
 
     def log_file(self, path: str) -> str:
         """Return the log file of this process: for ``app.log``, ``app-1.log``."""
@@ -65,7 +68,8 @@ class Inheritance(NamedTuple):
 
     def descriptors(self) -> list[int]:
         """Return the file descriptors to pass to the process."""
-        return [each.fileno() for each in (self.channel, *self.listeners, *self.admin_listeners)] + [self.stacks_file]
+        sockets = (self.channel, *self.listeners, *self.admin_listeners, *self.agent_listeners)
+        return [each.fileno() for each in sockets] + [self.stacks_file]
 
     def as_text(self) -> str:
         """Return the value of the environment variable `VARIABLE`, which `take_inheritance` reads."""
@@ -83,8 +87,8 @@ def take_inheritance() -> Inheritance | None:
     if text is None:
         return None
     parts = json.loads(text)
-    for name in ("listeners", "admin_listeners"):
-        parts[name] = [_socket(descriptor) for descriptor in parts[name]]
+    for name in ("listeners", "admin_listeners", "agent_listeners"):
+        parts[name] = [_socket(descriptor) for descriptor in parts.get(name, ())]
     inheritance = Inheritance(**{**parts, "channel": _socket(parts["channel"]), "started_event": os.eventfd(0)})
     os.set_inheritable(inheritance.stacks_file, False)
     if not faulthandler.is_enabled():

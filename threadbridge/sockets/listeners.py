@@ -52,7 +52,15 @@ def bind(settings: Settings, processes: int = 1) -> tuple[list[list[socket.socke
 
 def bind_admin(settings: Settings) -> list[socket.socket]:
     """Listen for operators, if ``admin_port`` is set. Raises ``OSError``, with the address as its file name."""
-    address, port = settings["admin_address"], settings["admin_port"]
+    return _bind_if_set(settings["admin_address"], settings["admin_port"])
+
+
+def bind_agent(settings: Settings) -> list[socket.socket]:
+    """Listen for HAProxy's agent-check, if ``agent_port`` is set. Raises as `bind_admin`."""
+    return _bind_if_set(settings["agent_address"], settings["agent_port"])
+
+
+def _bind_if_set(address: str, port: int | None) -> list[socket.socket]:
     if port is None:
         return []
     try:
