@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import logging
-import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from types import ModuleType
@@ -19,38 +17,13 @@ from threadbridge.database.driver_connection import is_guarded
 from threadbridge.database.drivers import database_of
 from threadbridge.database.drivers.connecting import is_noting
 from threadbridge.database.guard import Guard, GuardOptions, nobody_asked
-from threadbridge.database.tracked_connection import TrackedConnection
-from threadbridge.sql.mask import masked
-from threadbridge.sql.statements import MAX_TEXT, text_of
-
-logger = logging.getLogger("threadbridge")
+from threadbridge.database.pools.driver_connections import DriverConnections
+from threadbridge.sql.statements import text_of
 
 # The modules of the classes ``Connection``, by the driver.
 MODULES = {"MySQLdb": "MySQLdb.connections", "pymysql": "pymysql.connections"}
 # The arguments that say which server is meant, and the positions of the first two.
 _SERVER = ("host", "user", "port", "unix_socket", "read_default_file", "read_default_group")
-
-
-class _Connection(TrackedConnection):
-    """A connection that the application has made."""
-
-    def __init__(self, guard: Guard, connection: Any) -> None:
-        super().__init__(guard)
-        # The application closes it, perhaps by forgetting it.
-        self.connection = weakref.ref(connection)
-
-    @property
-    def rowcount(self) -> int:
-        connection: Any = self.connection()
-        return int(connection.affected_rows())
-
-    @property
-    def may_be_open(self) -> bool:
-        return self._session.may_be_open
-
-    def recorded(self, sql: str) -> str:
-        """See `TrackedConnection`. The driver's class gets statements with their values in them."""
-        return masked(sql[:MAX_TEXT])
 
 
 class DriverGuard(Guard):
@@ -91,8 +64,9 @@ class DriverGuard(Guard):
         # Which server and user the guard's connections have; None until the first is made.
         self._server: tuple[object, ...] | None = None
         self._own = {name: vars(self._class).get(name) for name in _REPLACED}
-        self._methods = {name: getattr(self._class, name) for name in _REPLACED}
-        for name, method in self._methods.items():
+        methods = {name: getattr(self._class, name) for name in _REPLACED}
+        self._connections = DriverConnections(self, methods["rollback"])
+        for name, method in methods.items():
             setattr(self._class, name, _replacement(self, method, getattr(self, _REPLACED[name])))
         forks.copies(self)
 
@@ -130,64 +104,46 @@ class DriverGuard(Guard):
         if request is None or not self._is_ours(connection):
             method(connection, *args, **kwargs)
         else:
-            self._take(connection, request, lambda: method(connection, *args, **kwargs))
+            self._connections.take(connection, request, lambda: method(connection, *args, **kwargs))
             self.keep_control()
 
     def _query(self, method: Callable[..., Any], connection: Any, sql: Any, *args: Any, **kwargs: Any) -> Any:
         request = current_or_none()
         if request is None:
             return method(connection, sql, *args, **kwargs)
-        held = self._held(connection)
+        held = self._connections.held(connection)
         if held is not None:
             call = functools.partial(method, connection, sql, *args, **kwargs)
             return held.execute(text_of(sql, None), held, call)
         if is_guarded(connection) or not self._is_ours(connection):
             return method(connection, sql, *args, **kwargs)
         self.ask()
-        self._take(connection, request, lambda: None)
+        self._connections.take(connection, request, lambda: None)
         # The connection's own method now, by which its session sees the statement.
         return connection.query(sql, *args, **kwargs)
 
     def _commit(self, method: Callable[..., Any], connection: Any) -> None:
-        held = self._held(connection)
+        held = self._connections.held(connection)
         if held is None:
             method(connection)
         else:
             held.commit_by(lambda: method(connection))
 
     def _rollback(self, method: Callable[..., Any], connection: Any) -> None:
-        held = self._held(connection)
+        held = self._connections.held(connection)
         if held is None:
             method(connection)
         else:
             held.roll_back_by(lambda: method(connection))
 
     def _close(self, method: Callable[..., Any], connection: Any) -> None:
-        held: _Connection | None = getattr(connection, "threadbridge_held", None)
-        if held is not None:
-            if self.defer(lambda: self._close(method, connection), is_hand_back=True):
-                return
-            held.is_idle = True
-            self.end_borrows(held.borrows)
-            held.note_rollback()
-            connection.threadbridge_held = None
+        is_known = getattr(connection, "threadbridge_held", None) is not None
+        if is_known and self.defer(lambda: self._close(method, connection), is_hand_back=True):
+            return
+        self._connections.release(connection)
         method(connection)
 
     # Who holds which connection.
-
-    def _held(self, connection: Any) -> _Connection | None:
-        """What the guard keeps of the connection; None if it has not got it, or no request is served."""
-        held: _Connection | None = getattr(connection, "threadbridge_held", None)
-        if held is None or current_or_none() is None:
-            return None
-        if held.number != connection.thread_id():
-            # The driver has connected again, as PyMySQL's ``ping`` does.
-            self.end_borrows(held.borrows)
-            held.note_rollback()
-            request = current_or_none()
-            if request is not None:
-                self._take(connection, request, lambda: None)
-        return connection.threadbridge_held  # type: ignore[no-any-return]
 
     def _is_ours(self, connection: Any) -> bool:
         """Whether the connection was made while the guard was there, and leads to its server."""
@@ -208,46 +164,10 @@ class DriverGuard(Guard):
                 self.connections.begin(before.directory)
         return server == self._server
 
-    def _take(self, connection: Any, request: TrackedRequest, connect: Callable[[], None]) -> None:
-        """Lend a connection to the request, and connect or examine it. Raises what the driver raises."""
-        connection.threadbridge_held = None
-        held = _Connection(self, connection)
-
-        def made() -> Any:
-            connect()
-            return connection
-
-        with self.lock:
-            self.lend(held, request)
-        try:
-            held.make(made)
-        except BaseException as error:
-            self.note_failure(error)
-            self.end_borrows(held.borrows)
-            raise
-        held.use()
-        connection.threadbridge_held = held
-
     def lend(self, connection: HeldConnection, request: TrackedRequest) -> Borrow:
         borrow = super().lend(connection, request)
-        request.at_end[self] = lambda: self._finish(request)
+        request.at_end[self] = lambda: self._connections.finish(request, list(self._by_request.get(request, ())))
         return borrow
-
-    def _finish(self, request: TrackedRequest) -> None:
-        borrows = list(self._by_request.get(request, ()))
-        self.end_borrows(borrows)
-        for borrow in borrows:
-            held = borrow.connection
-            if request.cancelled and isinstance(held, _Connection) and not held.borrows:
-                self._roll_back(held)
-
-    def _roll_back(self, held: _Connection) -> None:
-        connection = held.connection()
-        try:
-            if connection is not None and held.may_be_open:
-                held.roll_back_by(lambda: self._methods["rollback"](connection))
-        except Exception as error:  # noqa: BLE001 - whatever the driver raises: the connection is lost, or was closed
-            logger.debug("a connection of a cancelled request cannot roll back: %r", error)
 
 
 # The methods that are replaced, and by which of the guard's.
