@@ -399,8 +399,12 @@ class Guard(abc.ABC):
         """Leave the task to another thread if this one must not wait for the database; returns whether it must not."""
         if not self.must_not_wait(is_hand_back=is_hand_back):
             return False
-        self._background.do(task)
+        self.leave_to_background(task)
         return True
+
+    def leave_to_background(self, task: Callable[[], None]) -> None:
+        """Leave the task to a thread that may wait for the database, once there is one. Any thread."""
+        self._background.do(task)
 
     def do_later(self, task: Callable[[], None]) -> None:
         """Leave the task to a thread that may wait for the database. Any thread, but not during a collection."""

@@ -17,7 +17,8 @@ from threadbridge.database.driver_connection import DriverConnection
 from threadbridge.database.drivers.connecting import noting_unfinished
 from threadbridge.database.guard import Guard
 from threadbridge.database.stopper import Orphan
-from threadbridge.sql.statements import Statements
+from threadbridge.sql.mask import masked
+from threadbridge.sql.statements import MAX_TEXT, Statements
 from threadbridge.sql.transaction import Effect, Transaction
 
 logger = logging.getLogger("threadbridge")
@@ -33,6 +34,9 @@ class TrackedConnection:
 
     `Guard` owns the attributes that `HeldConnection` names; the thread that uses the connection owns the rest.
     """
+
+    # Whether the texts of statements have their values in them, which are not recorded.
+    has_values = False
 
     def __init__(self, guard: Guard) -> None:
         self.guard = guard
@@ -123,7 +127,7 @@ class TrackedConnection:
         if request.cancelled and _ROLLBACK(sql) is not None:
             return call(*args) if borrow is None else borrow.unstopped(call, *args)
         statements = request.statements
-        statement = statements.begin(self.recorded(sql), self.number)
+        statement = statements.begin(masked(sql[:MAX_TEXT]) if self.has_values else sql, self.number)
         try:
             result = call(*args) if borrow is None else borrow.execute(call, *args)
         except BaseException as error:
@@ -139,10 +143,6 @@ class TrackedConnection:
                 # Otherwise the effects of all further statements, even of plain queries, would be determined.
                 self.end_transaction()
         return result
-
-    def recorded(self, sql: str) -> str:
-        """The text to record for a statement, without values."""
-        return sql
 
     def begin_unobserved(self) -> Borrow | None:
         """Prepare for a method that may change data and whose end is not observed; returns the borrow, if any."""

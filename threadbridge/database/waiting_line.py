@@ -19,14 +19,15 @@ class WaitingLine:
     def __init__(self, guard: Guard, has_free: Callable[[], bool]) -> None:
         self._guard = guard
         self._has_free = has_free
-        self._line: deque[object] = deque()
+        # A place for each thread, the first in front.
+        self.line: deque[object] = deque()
 
     def __len__(self) -> int:
-        return len(self._line)
+        return len(self.line)
 
     def clear(self) -> None:
         """Forget all threads, in a forked process."""
-        self._line.clear()
+        self.line.clear()
 
     def wait_turn(
         self, request: TrackedRequest | None, latest: float | None, too_late: Callable[[], Exception]
@@ -36,16 +37,16 @@ class WaitingLine:
         :param latest: see `wait`.
         """
         # A request that holds a connection already may be the one that all others wait for.
-        if self._has_free() and (not self._line or self._guard.holds(request)):
+        if self._has_free() and (not self.line or self._guard.holds(request)):
             return
         place = object()
-        self._line.append(place)
+        self.line.append(place)
         try:
-            while not (self._has_free() and self._line[0] is place):
+            while not (self._has_free() and self.line[0] is place):
                 if not self.wait(latest):
                     raise too_late()
         finally:
-            self._line.remove(place)
+            self.line.remove(place)
             # There may be a connection for the next in line too.
             self._guard.lock.notify_all()
 

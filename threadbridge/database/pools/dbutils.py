@@ -136,7 +136,8 @@ class DBUtilsGuard(Guard):
     def _dedicated(self, request: TrackedRequest | None) -> Any:
         pool = self._pool
         with pool._lock:
-            if self._line or not self._has_free():
+            # Not its length, which takes a call.
+            if self._line.line or not self._has_free():
                 self._line.wait_turn(request, self._latest(request), pooled_db.TooManyConnectionsError)
             # The one that came back last: it is the least likely to have been closed by the server.
             is_idle = bool(pool._idle_cache)
@@ -198,7 +199,8 @@ class DBUtilsGuard(Guard):
 
     def _cache(self, steady: Any) -> None:
         # A deferred one is closed: a cursor that was forgotten with it may still have rows to fetch.
-        if self.defer(lambda: self._discard(steady), is_hand_back=True):
+        if self.must_not_wait(is_hand_back=True):
+            self.leave_to_background(lambda: self._discard(steady))
             return
         pool = self._pool
         # One that was handed out before this guard existed is closed.

@@ -91,7 +91,9 @@ class GuardedCursor(SteadyDBCursor):  # type: ignore[misc]
         if self._lease != self._con.lease:
             # The connection is back in the pool, and may be in use by another thread.
             self._closed = True
-        elif not self._con.guard.defer(super().close):
+        elif self._con.guard.must_not_wait():
+            self._con.guard.leave_to_background(super().close)
+        else:
             super().close()
 
 

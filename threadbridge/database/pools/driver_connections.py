@@ -11,14 +11,15 @@ from threadbridge.crossing.current import TrackedRequest, current_or_none
 from threadbridge.database.borrow import Borrow
 from threadbridge.database.guard import Guard
 from threadbridge.database.tracked_connection import TrackedConnection
-from threadbridge.sql.mask import masked
-from threadbridge.sql.statements import MAX_TEXT
 
 logger = logging.getLogger("threadbridge")
 
 
 class UnpooledConnection(TrackedConnection):
     """A connection that the application has made."""
+
+    # The driver's class gets them so.
+    has_values = True
 
     def __init__(self, guard: Guard, connection: Any) -> None:
         super().__init__(guard)
@@ -33,10 +34,6 @@ class UnpooledConnection(TrackedConnection):
     @property
     def may_be_open(self) -> bool:
         return self._session.may_be_open
-
-    def recorded(self, sql: str) -> str:
-        """See `TrackedConnection`. The driver's class gets statements with their values in them."""
-        return masked(sql[:MAX_TEXT])
 
 
 class DriverConnections:
