@@ -130,7 +130,7 @@ def test_threads_get_connections_in_the_order_in_which_they_asked(make: Make) ->
         workers = []
         for number in range(5):
             workers.append(in_request(functools.partial(serve, number))[1])
-            wait_until(lambda: len(guard._line._line) == len(workers), "it waits")
+            wait_until(lambda: len(guard._line) == len(workers), "it waits")
     for worker in workers:
         worker.join()
     assert order == [0, 1, 2, 3, 4]
