@@ -43,6 +43,8 @@ class CostSharing:
         self._keeper = keeper
         self._frontends = frontends
         self._on_first = on_first
+        # The module's own state belongs to the application, which may seed it: all hosts would ask the same one.
+        self._random = random.Random()
         self._silent, self._unusable = RepeatedLog(logger, 600), RepeatedLog(logger, 600)
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -63,7 +65,7 @@ class CostSharing:
         hosts = await self._frontends.on_other_hosts()
         problems = []
         reader = await _in_thread(self._keeper.directory_id)
-        for host in random.sample(hosts, len(hosts)):
+        for host in self._random.sample(hosts, len(hosts)):
             query = urlencode({"application": self._keeper.application, "reader": reader})
             try:
                 text = await host.ask(f"/local/costs?{query}", limit=TIME_LIMIT)
