@@ -32,7 +32,7 @@ from tests.support.inprocess import wait_until
 from tests.support.processes import free_port, private_mariadb
 from tests.support.requests_in_threads import running
 from tests.support.supervised import Supervised
-from threadbridge import Bridge
+from threadbridge import Bridge, Lane
 from threadbridge.admin import health
 from threadbridge.admin.health import DATABASE_LIMIT, LATELY, MOST_CHECKS, DatabaseHealth, Health, Readiness
 from threadbridge.database.pools.dbutils import DBUtilsGuard
@@ -402,6 +402,14 @@ def test_each_pool_s_database_is_judged_and_those_made_later_make_no_process_unr
     bridge.close()
     assert (found.ready, found.findings[:3]) == (True, healthy)
     assert found.findings[3].startswith("database 2: OperationalError: (2002")
+
+
+def test_what_is_no_reason_comes_last() -> None:
+    far = Lane("far", "/far/*", upstream=["http://127.0.0.1:1"])
+    bridge = Bridge(page, threads=1, lanes=[far])
+    found = asyncio.run(Health(bridge).readiness(draining=False, asks_database=True))
+    bridge.close()
+    assert found.findings == ("lane default: ok", "database: there is no pool to ask", "lane far: ok")
 
 
 def test_health_does_not_keep_a_pool_that_the_application_has_dropped(make_pool: Callable[..., Any]) -> None:

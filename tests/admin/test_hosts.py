@@ -335,6 +335,26 @@ def test_all_addresses_of_a_name_are_hosts(tmp_path: Path) -> None:
         assert shown() == ["web2", "web3", "web4"]
 
 
+# Looking a name up never ends, as if no name server answered.
+SILENT_NAMES = (
+    "import pathlib, socket, threading",
+    "look_up = socket.getaddrinfo",
+    "def wait(name, *rest, **options):",
+    "    if name != 'silent.test': return look_up(name, *rest, **options)",
+    "    pathlib.Path('asked').touch()",
+    "    threading.Event().wait()",
+    "socket.getaddrinfo = wait",
+)
+
+
+def test_a_name_server_that_is_silent_does_not_delay_the_end(tmp_path: Path) -> None:
+    skip_without_namespaces()
+    with Host(tmp_path, 2, free_port(), "--admin_peers=dns+silent.test:18000", lines=SILENT_NAMES) as host:
+        wait_until((host.directory / "asked").exists, "it is looked up", 30)
+        assert host.admin("/requests.json").json()["hosts"][0]["name"] == "web2"
+        assert host.stop() == 0
+
+
 def test_unusable_certificates_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty.pem").touch()
     cases = {

@@ -159,6 +159,29 @@ def test_a_request_is_found_on_any_host_and_stopped_there(browser: Chrome, hosts
         hosts[1].finish("other")
 
 
+SLOW_ANSWERS = """
+const { fetch } = window;
+window.fetch = async (...parameters) => {
+  const answer = await fetch(...parameters);
+  await new Promise((resolve) => setTimeout(resolve, 1500));
+  return answer;
+};
+"""
+
+
+def test_what_is_searched_for_is_shown_even_if_hosts_answer_slowly(browser: Chrome, hosts: list[Host]) -> None:
+    # Longer than the second after which the page asks again.
+    browser.execute_script(SLOW_ANSWERS)
+    field = browser.find_element(By.ID, "search")
+    for name in ("nothing", "-and-nothing"):
+        field.send_keys(name)
+        wait_for(browser, lambda browser: texts(browser, "#shown") == ["Looking for requests …"])
+        wait_for(
+            browser,
+            lambda browser: texts(browser, "#shown") == ["No request with this id. 2 did not answer."],
+        )
+
+
 def test_a_host_without_an_answer_is_shown_without_figures(browser: Chrome, hosts: list[Host]) -> None:
     lost = hosts[1].process
     with ExitStack() as stack:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import shutil
 import socket
@@ -44,24 +45,33 @@ def counter(tmp_path: Path) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
     process.wait()
 
 
-def test_quotas_hold_for_all_hosts_and_their_loss_stops_nobody(counter: tuple[int, subprocess.Popen[bytes]]) -> None:
+def test_quotas_hold_for_all_hosts_and_their_loss_stops_nobody(
+    counter: tuple[int, subprocess.Popen[bytes]], tmp_path: Path
+) -> None:
     port, process = counter
+    tenants = tmp_path / "tenants.json"
+    tenants.write_text(json.dumps({name: f"password of {name}" for name in ("one", "another", "third")}))
     with ExitStack() as stack:
         command = ("-m", "threadbridge", "flask_quotas:app", "--port={port}")
-        environment = {"QUOTAS": f"redis://127.0.0.1:{port}"}
+        environment = {"QUOTAS": f"redis://127.0.0.1:{port}", "TENANTS": str(tenants)}
         hosts = [
             stack.enter_context(Frontend(command, env=environment, cwd=ROOT / "docs" / "examples")) for _ in range(2)
         ]
         turns = itertools.cycle(hosts)
 
-        def ask(tenant: str) -> requests.Response:
-            return requests.get(f"{next(turns).url}/export", auth=(tenant, ""), timeout=30)
+        def ask(tenant: str, password: str = "") -> requests.Response:
+            credentials = (tenant, password or f"password of {tenant}")
+            return requests.get(f"{next(turns).url}/export", auth=credentials, timeout=30)
 
         answers = [ask("one") for _ in range(12)]
         assert [answer.status_code for answer in answers] == [200] * 5 + [429] * 7
         assert 3000 < int(answers[-1].headers["Retry-After"]) <= 3600
         # Another tenant has a quota of its own, and what has none is served.
         assert ask("another").status_code == 200
+        # Nobody uses up another one's quota, or gets more by invented names.
+        invented = [ask(name, "a guess").status_code for name in ("another", "third", "one", "x", "y", "127.0.0.1")]
+        assert invented == [200] * 5 + [429]
+        assert [ask("another").status_code for _ in range(5)] == [200] * 4 + [429]
         assert requests.get(f"{hosts[0].url}/", auth=("one", ""), timeout=30).status_code == 200
         process.kill()
         process.wait()

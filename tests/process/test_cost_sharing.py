@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -200,6 +201,26 @@ def test_a_host_that_answers_late_does_not_delay_the_start(tmp_path: Path) -> No
                 assert new.stop() == 0
         finally:
             go_on.set()
+
+
+RANDOM = """
+import random
+
+random.seed(7)
+
+def app(environ, start_response):
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [repr(random.random()).encode()]
+"""
+
+
+def test_the_application_gets_the_random_numbers_of_its_seed(tmp_path: Path) -> None:
+    with impostor(lambda: b"") as (address, asked):
+        new = host(tmp_path, 2, free_port(), address, "127.0.0.9:1")
+        (new.directory / "site_app.py").write_text(RANDOM)
+        with new:
+            wait_until(lambda: len(asked) >= 3, "it chooses whom to ask")
+            assert requests.get(new.url, timeout=20).text == repr(random.Random(7).random())
 
 
 # The part that reads and writes.

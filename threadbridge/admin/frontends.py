@@ -9,7 +9,6 @@ import re
 import socket
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from threadbridge.admin.proof import Proof
 from threadbridge.admin.tls import Tls
 from threadbridge.common.private_directory import private_directory
 from threadbridge.common.repeated_log import RepeatedLog
-from threadbridge.common.threads import NOT_STARTED
+from threadbridge.common.threads import NOT_STARTED, in_thread
 from threadbridge.sockets.listeners import bind_unix_socket
 
 logger = logging.getLogger("threadbridge")
@@ -106,11 +105,7 @@ class Frontends:
 
     async def _refresh(self) -> None:
         try:
-            # A new executor each time, because its thread ends with it.
-            reading = asyncio.get_running_loop().run_in_executor(
-                ThreadPoolExecutor(1, "threadbridge-peers"), self._peers.read
-            )
-            peers, self.problems = await reading
+            peers, self.problems = await in_thread(self._peers.read, "threadbridge-peers")
         except NOT_STARTED as error:
             self.problems = [("admin_peers", f"no thread can be started to read the list: {error}")]
         else:

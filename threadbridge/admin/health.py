@@ -67,17 +67,6 @@ class Health:
         bridge, desk = self._bridge, self._bridge.desk
         can_run = {lane.name: bridge.exchanges.can_run(lane) for lane in bridge.lanes if not lane.upstream}
         findings = [f"lane {name}: {'ok' if can else 'no thread can run'}" for name, can in can_run.items()]
-        # No reason to send requests of the other lanes elsewhere: all frontends would have it at the same time.
-        findings += [
-            f"lane {lane.name}: {'ok' if bridge.forwarding.is_up(lane) else 'no host answers'}"
-            for lane in bridge.lanes
-            if lane.upstream
-        ]
-        # There is always the primary.
-        findings += [
-            f"replica of lane {replica.lane}: {'ok' if replica.may_read(0.0) else f'not read from, {replica.problem}'}"
-            for replica in desk.replicas
-        ]
         ready = all(can_run.values())
         guards = list(desk)
         problems = await asyncio.gather(
@@ -91,6 +80,18 @@ class Health:
         if asks_database and not guards:
             findings.append("database: there is no pool to ask")
             ready = False
+        # What follows is no reason for a 503. It comes last, because HAProxy's page shows only the beginning.
+        # Requests of the other lanes are not sent elsewhere for this: all frontends would have it at the same time.
+        findings += [
+            f"lane {lane.name}: {'ok' if bridge.forwarding.is_up(lane) else 'no host answers'}"
+            for lane in bridge.lanes
+            if lane.upstream
+        ]
+        # There is always the primary.
+        findings += [
+            f"replica of lane {replica.lane}: {'ok' if replica.may_read(0.0) else f'not read from, {replica.problem}'}"
+            for replica in desk.replicas
+        ]
         return Readiness(ready, False, tuple(findings), weight(bridge.lane_choice.general, bridge.shared.costs))
 
     def _of(self, guard: Guard) -> DatabaseHealth:

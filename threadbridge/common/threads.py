@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import faulthandler
 import gc
 import logging
@@ -10,10 +11,15 @@ import re
 import tempfile
 import threading
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import TypeVar
 
 from threadbridge.common.repeated_log import RepeatedLog
 
 logger = logging.getLogger("threadbridge")
+
+_Result = TypeVar("_Result")
 
 # What `threading.Thread.start` raises when no thread can be started for the moment.
 NOT_STARTED = (RuntimeError, MemoryError)
@@ -45,6 +51,35 @@ def stacks() -> dict[int, str]:
         text = file.read().decode(errors="backslashreplace")
     found = re.findall(r"hread 0x([0-9a-f]+).*\n((?:  .*\n)*)", text)
     return {int(number, 16): calls.rstrip() for number, calls in found}
+
+
+async def in_thread(function: Callable[[], _Result], name: str) -> _Result:
+    """Return what the function returns in a new thread of this name, which does not keep the process from ending.
+
+    Python waits for the threads of its executors, even if they wait for a name server or a file system that has gone.
+    Raises one of `NOT_STARTED` if the thread cannot be started, and what the function raises. Loop side.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[_Result] = loop.create_future()
+
+    def end(set_outcome: Callable[[], None]) -> None:
+        # It may have been cancelled.
+        if not done.done():
+            set_outcome()
+
+    def run() -> None:
+        outcome: Callable[[], None]
+        try:
+            result = function()
+            outcome = partial(done.set_result, result)
+        except BaseException as error:  # noqa: BLE001 - it goes to who waits
+            outcome = partial(done.set_exception, error)
+        # The loop may have been closed meanwhile.
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(end, outcome)
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return await done
 
 
 class BackgroundThread:

@@ -25,7 +25,7 @@ from threadbridge.crossing.hop import Hop
 from threadbridge.crossing.lanes import Lane
 from threadbridge.crossing.load import LoadReport
 from threadbridge.crossing.outgoing_response import Connection, OutgoingResponse
-from threadbridge.crossing.replicas import Replica, change_cookie
+from threadbridge.crossing.replicas import Replica, change_cookie, changed_at
 from threadbridge.crossing.request_body import RequestBody
 from threadbridge.crossing.response_body import KEPT, Buffer, Channel, FileSource, piece_size
 from threadbridge.crossing.routes import Routes
@@ -275,7 +275,9 @@ class Exchange(OutgoingResponse):
         if not self.shared.replicas:
             return None
         outcome = self.running.statements.outcome
-        return None if outcome in UNCHANGED else change_cookie(self.shared.replicas, outcome == "committed")
+        if outcome in UNCHANGED:
+            return None
+        return change_cookie(self.shared.replicas, outcome == "committed", changed_at(self.headers))
 
     def _send_large(self, head: ResponseHead, body: bytes) -> None:
         try:

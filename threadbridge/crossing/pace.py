@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-# Seconds that make what is recent, and how many requests at least.
+# What is recent: so many seconds, but at least so many requests.
 RECENT = 2.0
 FEWEST = 10
 # What is usual for a route is the average of its first requests, and then follows in so many seconds: a host that stays
@@ -13,7 +13,7 @@ FIRST = 100
 USUAL = 600.0
 # One request counts as so many times as slow as usual at most, as a logarithm.
 MOST = 2.0
-# So many times as slow as usual is nothing unusual; a host that is so much slower should get next to nothing.
+# Up to the first slowdown, a host gets its full share; from the second on, next to nothing.
 TOLERATED = 1.5
 TOO_SLOW = 3.0
 
@@ -27,7 +27,7 @@ class Usual:
 
 
 class Pace:
-    """How many times as long as is usual for their routes requests take at present. Its owner locks it.
+    """How slow requests are at present, compared with what is usual for their routes. Its owner locks it.
 
     It is the average of the logarithms: no balancer can tell whether a host is slow or has got the slow requests.
     """

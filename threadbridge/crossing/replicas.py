@@ -47,14 +47,18 @@ def changed_at(headers: HTTPHeaders) -> float:
     return 0.0 if found is None else int(found[1]) / 1000
 
 
-def change_cookie(replicas: Iterable[Replica], is_committed: bool) -> str:
+def change_cookie(replicas: Iterable[Replica], is_committed: bool, earlier: float) -> str:
     """The value of ``Set-Cookie`` for a request that has changed something. Either side.
 
     If a transaction is still open, nobody knows when it will be committed: the cookie counts as long again.
+
+    :param earlier: what `changed_at` says of the request. If it counts for longer, it stays.
     """
     known = tuple(replicas)
     now, lag = max(each.now for each in known), max(each.max_lag for each in known)
-    at = now if is_committed else now + lag
+    latest = now + lag
+    # A client may have invented a time that is later still.
+    at = max(now, min(earlier, latest)) if is_committed else latest
     # Later, a replica without the change would be too far behind for all. Rounded up, as is the time.
     age = math.ceil(at - now + lag) + 1
     return f"{COOKIE}={math.ceil(1000 * at)}; Max-Age={age}; Path=/; HttpOnly; SameSite=Lax"

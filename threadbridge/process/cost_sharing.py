@@ -11,13 +11,12 @@ import contextlib
 import logging
 import random
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
 from threadbridge.common.repeated_log import RepeatedLog
-from threadbridge.common.threads import NOT_STARTED
+from threadbridge.common.threads import NOT_STARTED, in_thread
 from threadbridge.process.cost_keeper import CostKeeper
 
 if TYPE_CHECKING:
@@ -30,7 +29,8 @@ INTERVAL = 60.0
 # Seconds that another host may take to answer.
 TIME_LIMIT = 5.0
 
-_Result = TypeVar("_Result")
+# The name of the threads that read and write.
+THREAD = "threadbridge-costs"
 
 
 class CostSharing:
@@ -43,6 +43,8 @@ class CostSharing:
         self._keeper = keeper
         self._frontends = frontends
         self._on_first = on_first
+        # The module's own state belongs to the application, which may seed it: all hosts would ask the same one.
+        self._random = random.Random()
         self._silent, self._unusable = RepeatedLog(logger, 600), RepeatedLog(logger, 600)
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -62,8 +64,8 @@ class CostSharing:
 
         hosts = await self._frontends.on_other_hosts()
         problems = []
-        reader = await _in_thread(self._keeper.directory_id)
-        for host in random.sample(hosts, len(hosts)):
+        reader = await in_thread(self._keeper.directory_id, THREAD)
+        for host in self._random.sample(hosts, len(hosts)):
             query = urlencode({"application": self._keeper.application, "reader": reader})
             try:
                 text = await host.ask(f"/local/costs?{query}", limit=TIME_LIMIT)
@@ -74,7 +76,7 @@ class CostSharing:
                 continue
             is_first = not self._keeper.knows_any
             try:
-                await _in_thread(partial(self._keeper.learn_from, text))
+                await in_thread(partial(self._keeper.learn_from, text), THREAD)
             except ValueError as error:
                 self._unusable.log(logging.WARNING, "cannot use what %s knows of requests' costs: %s", host.name, error)
                 continue
@@ -90,10 +92,4 @@ class CostSharing:
 
     async def answer(self, application: str, reader: str) -> bytes | None:
         """What this host has learned, for the host ``reader``; None if that has another application, or is this one."""
-        return await _in_thread(partial(self._keeper.text_for, application, reader))
-
-
-async def _in_thread(function: Callable[[], _Result]) -> _Result:
-    # A new executor each time, because its thread ends with it.
-    executor = ThreadPoolExecutor(1, "threadbridge-costs")
-    return await asyncio.get_running_loop().run_in_executor(executor, function)
+        return await in_thread(partial(self._keeper.text_for, application, reader), THREAD)

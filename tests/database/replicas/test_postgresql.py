@@ -19,6 +19,7 @@ from tests.database.replicas.test_stale_reads import Client
 from tests.support.inprocess import BridgeThread, wait_until
 from tests.support.postgresql import private_postgresql, private_standby
 from threadbridge import Lane
+from threadbridge.database.drivers.postgresql_replication import PostgreSQLReplication, end_of_last_record
 
 _notes = itertools.count(1)
 WHERE = "CASE WHEN pg_is_in_recovery() THEN 'standby' ELSE 'primary' END"
@@ -117,6 +118,35 @@ def test_reports_read_from_the_standby_and_miss_nothing(
         administrator.execute("SELECT pg_wal_replay_resume()")
         administrator.close()
         application.close()
+
+
+def test_a_standby_is_not_behind_after_the_end_of_a_segment(both: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    primary, standby = (psycopg.connect(autocommit=True, **each) for each in both)
+    with primary, standby:
+        replication = PostgreSQLReplication()
+
+        # So that it writes nothing by itself soon.
+        primary.execute("CHECKPOINT")
+        primary.execute("SELECT pg_switch_wal()")
+        _, position = replication.position(primary)
+        assert replication.has_reached(standby, position, 10)
+
+
+@pytest.mark.parametrize(
+    ("position", "expected"),
+    [
+        # A segment's first page has a longer header, which a record never ends in.
+        ("1/5000028", "1/5000000"),
+        ("1/5000018", "1/5000018"),
+        ("0/5002018", "0/5002000"),
+        # A record that began on the page before ends here.
+        ("0/5002020", "0/5002020"),
+        ("0/5002028", "0/5002028"),
+        ("0/5002000", "0/5002000"),
+    ],
+)
+def test_a_position_after_a_header_is_the_end_of_the_record_before_it(position: str, expected: str) -> None:
+    assert end_of_last_record(position, 8192, 16 * 2**20) == expected
 
 
 def test_a_change_on_the_standby_is_refused(

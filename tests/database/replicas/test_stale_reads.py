@@ -82,6 +82,10 @@ def test_only_who_has_changed_something_gets_the_cookie(serve: Serve) -> None:
         # 7 s and one for each time that is rounded.
         assert attributes["max-age"] == "8"
         assert (attributes["path"], attributes["samesite"], attributes["httponly"]) == ("/", "Lax", True)
+        # An earlier one that counts for longer stays, but not one that has been invented.
+        client.cookie = f"{COOKIE}=999999999999999"
+        client.ask(f"/orders/{next(_orders)}", "POST")
+        assert SimpleCookie(client.set_cookie)[COOKIE]["max-age"] == "15"
         client.close()
 
 
@@ -201,8 +205,14 @@ def test_the_cookie_outlives_every_replica_that_may_lack_the_change(
     is_committed: bool, expected: tuple[str, str]
 ) -> None:
     """If the transaction is still open when the response begins, the cookie counts as long again."""
-    cookie = SimpleCookie(change_cookie([_Known(1000.25, 5.0), _Known(1000.2, 10.0)], is_committed))[COOKIE]
+    cookie = SimpleCookie(change_cookie([_Known(1000.25, 5.0), _Known(1000.2, 10.0)], is_committed, 999.0))[COOKIE]
     assert (cookie.value, cookie["max-age"]) == expected
+
+
+@pytest.mark.parametrize(("earlier", "expected"), [(0.0, "1000000"), (1004.5, "1004500"), (1e9, "1010000")])
+def test_a_later_change_does_not_shorten_what_an_open_transaction_needs(earlier: float, expected: str) -> None:
+    cookie = SimpleCookie(change_cookie([_Known(1000.0, 10.0)], True, earlier))[COOKIE]
+    assert cookie.value == expected
 
 
 @pytest.mark.parametrize(

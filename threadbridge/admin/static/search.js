@@ -2,6 +2,9 @@
 
 import { duration, element, number, setText } from './elements.js';
 
+// Seconds after which an answer is not awaited any more: hosts that do not answer delay it by 2 s.
+const TOO_LATE = 10;
+
 export class Search {
   // `show` is called with each answer, and with null once all requests are to be listed again.
   constructor(field, only, list, show) {
@@ -12,7 +15,9 @@ export class Search {
     this.id = '';
     this.host = '';
     this.found = null;
-    this.asking = 0;
+    // The number of the search, and whether an answer to it is awaited.
+    this.turn = 0;
+    this.waits = false;
     field.addEventListener('input', () => this.change(field.value.trim(), this.host));
     field.form.addEventListener('submit', (event) => event.preventDefault());
     only.addEventListener('click', () => {
@@ -34,6 +39,8 @@ export class Search {
     this.id = id;
     this.host = host;
     this.found = null;
+    this.turn += 1;
+    this.waits = false;
     this.only.hidden = !host;
     setText(this.only, `Only on ${host} ×`);
     this.list.replaceChildren();
@@ -42,14 +49,17 @@ export class Search {
   }
 
   async ask() {
-    if (!this.active) return;
-    this.asking += 1;
-    const turn = this.asking;
+    // It may take longer than the second after which the page asks again.
+    if (!this.active || this.waits) return;
+    this.waits = true;
+    const { turn } = this;
     const query = new URLSearchParams({ id: this.id, host: this.host });
-    const answer = await fetch(`requests.json?${query}`).catch(() => null);
+    const answer = await fetch(`requests.json?${query}`, { signal: AbortSignal.timeout(TOO_LATE * 1000) }).catch(() => null);
     const found = answer !== null && answer.ok ? await answer.json().catch(() => null) : null;
     // Another one may have been asked for meanwhile.
-    if (found === null || turn !== this.asking || !this.active) return;
+    if (turn !== this.turn) return;
+    this.waits = false;
+    if (found === null) return;
     this.found = found;
     if (this.id) this.showEnded(found);
     this.show(found);
