@@ -35,8 +35,9 @@ from threadbridge.process.signals import hold_signals, on_signal, warn_of_replac
 from threadbridge.process.standard_error import say
 from threadbridge.process.systemd import feed_watchdog, notify
 from threadbridge.settings.table import BridgeSettings, Settings, from_keywords, grace_period
+from threadbridge.sockets.certificates import tls_context
 from threadbridge.sockets.inheritance import MESSAGE_SIZE, REOPEN, STOP, STOP_NOW, Inheritance, take_inheritance
-from threadbridge.sockets.listeners import bind, describe, leave_new_connections_to_others, tls_context
+from threadbridge.sockets.listeners import Listeners, bind, describe
 
 if TYPE_CHECKING:
     from threadbridge.admin.server import AdminServer
@@ -125,8 +126,9 @@ class Service:
         if costs is not None:
             # Not the inherited directory, which this supervisor may have created, and the next one would not find.
             self._costs = CostKeeper(costs, self.bridge.shared.routes, settings["run_directory"], name)
+        # The supervisor has those of its processes.
+        self._listeners = Listeners()
         self._sockets: list[socket.socket] = []
-        self._remove_socket_file: Callable[[], None] = lambda: None
         self._stop_by = 0.0
         self._inheritance = inheritance
         self._tell = inheritance.tell if inheritance is not None else notify
@@ -136,7 +138,8 @@ class Service:
         if self._inheritance is not None:
             self._sockets = list(self._inheritance.listeners)
         else:
-            [self._sockets], self._remove_socket_file = bind(self._settings)
+            self._listeners = bind(self._settings)
+            [self._sockets] = self._listeners.of_process
         if self._admin is not None:
             self._admin.listen()
 
@@ -232,16 +235,14 @@ class Service:
             await stop.wait()
         finally:
             # While this process still listens, so that no other process takes the file for an abandoned one.
-            self._remove_socket_file()
+            self._listeners.remove_files()
             if self._admin is not None:
                 self._admin.drain()
 
         grace = grace_period(self._settings)
         self._stop_by = time.monotonic() + grace
         self._tell("STOPPING=1", f"STATUS=Stopping, {len(bridge.exchanges.open)} requests to answer")
-        if self._settings["reuse_port"] and self._inheritance is None:
-            for listener in self._sockets:
-                leave_new_connections_to_others(listener)
+        self._listeners.leave_new_connections_to_others()
         server.stop()
         drained = asyncio.create_task(self._drain(server))
         stopped_now = asyncio.create_task(stop_now.wait())

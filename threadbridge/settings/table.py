@@ -13,6 +13,7 @@ from threadbridge.crossing.lanes import Lane
 from threadbridge.http.forwarded import ClientHeaders
 from threadbridge.http.limits import MEMORY_SIZE, Limits
 from threadbridge.settings.values import (
+    ADDRESSES,
     FLAG,
     FUNCTION,
     LANES,
@@ -249,6 +250,14 @@ class Settings(BridgeSettings, total=False):
     unix_socket: Annotated[OptionalPath, None, "Listen on a Unix socket at this path instead of an address and port."]
     unix_socket_mode: Annotated[
         int, PERMISSIONS, 0o600, "The permissions of the Unix socket, octal; users with write permission can connect."
+    ]
+    bind: Annotated[
+        Sequence[str],
+        ADDRESSES,
+        (),
+        "Listen on these addresses instead: HOST:PORT, [IPV6]:PORT, :PORT for all interfaces, unix:PATH, or fd:N for a "
+        "listening socket that the process has inherited. Sockets that systemd passes (LISTEN_FDS) take the place of "
+        "address, port and unix_socket; see operating.md.",
     ]
     reuse_port: Annotated[
         bool, False, "Share the port with processes that set this; a new one can start before the old one stops."
@@ -572,3 +581,6 @@ def _check_combinations(values: Mapping[str, object], origins: Mapping[str, str]
     for name in ("address", "port", "reuse_port"):
         if values.get("unix_socket") and origins.get(name, "default") == origins["unix_socket"] != "default":
             raise SettingError(f"unix_socket and {name}: give one of them, a Unix socket has no {name}")
+    for name in ("address", "port", "unix_socket"):
+        if values.get("bind") and origins.get(name, "default") == origins["bind"] != "default":
+            raise SettingError(f"bind and {name}: give one of them; bind=HOST:PORT or unix:PATH says the same")
