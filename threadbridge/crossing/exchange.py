@@ -84,6 +84,9 @@ class Exchange(OutgoingResponse):
     # Set on admission.
     lane: Lane
     peer: ClientAddress
+    # ``SCRIPT_NAME`` and ``PATH_INFO`` of the environ.
+    script_name = ""
+    path_info = ""
     client = ""
     is_probe = False
     # Whether the remote lane of another bridge has sent it, and the seconds that it has left in that case.

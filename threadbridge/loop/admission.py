@@ -21,6 +21,7 @@ from threadbridge.crossing.states import State
 from threadbridge.http.forwarded import ForwardedHeaders, client_of, peer_of, remove_forwarded
 from threadbridge.http.intermediary import MAX_HOPS, SENT_BY_LANE, TIME_LEFT, hops, is_sent_by_lane, seconds_left
 from threadbridge.http.server import RequestContext
+from threadbridge.http.url_prefix import UrlPrefix
 from threadbridge.loop.exchanges import Exchanges
 from threadbridge.loop.forwarding import Forwarding
 from threadbridge.loop.lane_choice import LaneChoice
@@ -36,6 +37,7 @@ class Admission:
     :param queue_timeout: seconds that a request may wait; one that would wait for longer is refused at once.
     :param forwarding: sends the requests of remote lanes to other hosts.
     :param forwarded: reads what trusted proxies say of clients; None to believe none.
+    :param prefix: divides paths; None if the application is not below a prefix.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class Admission:
         *,
         client_key: Callable[[httputil.HTTPHeaders, str], str] | None,
         forwarded: ForwardedHeaders | None,
+        prefix: UrlPrefix | None,
     ) -> None:
         self._shared = shared
         self._choice = choice
@@ -59,6 +62,7 @@ class Admission:
         self._client_key = client_key
         self._key_failed, self._looped = RepeatedLog(logger), RepeatedLog(logger)
         self._forwarded = forwarded
+        self._prefix = prefix
         self._lanes_to_wake: set[Lane] = set()
 
     def admit(
@@ -77,6 +81,10 @@ class Admission:
                 exchange.time_left = seconds_left(headers)
         exchange.client = client_of(exchange.peer.address) if self._client_key is None else self._key_of(exchange)
         path = path_info_of(start_line.path)
+        if self._prefix is not None:
+            is_trusted = self._forwarded is not None and self._forwarded.trusts(peer)
+            exchange.script_name, path = self._prefix.split(path, headers, is_trusted)
+        exchange.path_info = path
         exchange.lane, route, exchange.is_probe = self._choice.choose(start_line.method, path, exchange.is_forwarded)
         exchange.running = TrackedRequest(exchange.id, None, route, exchange.client)
         exchange.running.lane = exchange.lane

@@ -21,6 +21,7 @@ from threadbridge.http.connection import HTTP1Connection
 from threadbridge.http.forwarded import ForwardedHeaders
 from threadbridge.http.limits import Memory
 from threadbridge.http.server import ConnectionServer
+from threadbridge.http.url_prefix import UrlPrefix
 from threadbridge.loop.admission import Admission
 from threadbridge.loop.exchanges import Exchanges
 from threadbridge.loop.foreign_connection import ForeignConnection
@@ -68,6 +69,7 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         learned = costs if values["schedule"] == "cost" else None
         self.trusted_proxies = tuple(values["trusted_proxies"])
         forwarded = ForwardedHeaders(self.trusted_proxies, values["client_address"]) if values["xheaders"] else None
+        root_path, header = values["root_path"], values["prefix_header"]
         statement_limit = values["statement_limit"]
         if statement_limit is None:
             statement_limit = longest_deadline(values) + STATEMENT_MARGIN
@@ -131,6 +133,7 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
             values["queue_timeout"],
             client_key=values["client_key"],
             forwarded=forwarded,
+            prefix=UrlPrefix(root_path, header) if root_path or header != "none" else None,
         )
         self._hop: Hop | None = None
 

@@ -12,6 +12,7 @@ from tornado.httputil import HTTPHeaders
 from threadbridge.crossing.lanes import Lane
 from threadbridge.http.forwarded import ClientHeaders
 from threadbridge.http.limits import MEMORY_SIZE, Limits
+from threadbridge.http.url_prefix import PrefixHeader
 from threadbridge.settings.values import (
     ADDRESSES,
     FLAG,
@@ -21,6 +22,7 @@ from threadbridge.settings.values import (
     POOL,
     TEXT,
     TEXTS,
+    URL_PREFIX,
     Bytes,
     Kind,
     OptionalPath,
@@ -161,6 +163,20 @@ class BridgeSettings(TypedDict, total=False):
         "two; if both are present and contradict each other, neither counts.",
     ]
     trusted_proxies: Annotated[Sequence[str], (), "Addresses and networks (10.0.0.0/8) of further proxies to trust."]
+    root_path: Annotated[
+        str,
+        URL_PREFIX,
+        "",
+        "The URL prefix below which clients reach the application, such as /shop: it becomes SCRIPT_NAME, and is removed "
+        "from the path if the proxy has not done so. Patterns such as those of lanes are matched without it.",
+    ]
+    prefix_header: Annotated[
+        PrefixHeader,
+        "none",
+        "With xheaders: the header in which the proxy names the prefix, in place of root_path. The proxy must set or "
+        "remove it in all requests, as otherwise clients can. x-forwarded-prefix is for proxies that have removed the "
+        "prefix from the path; with x-script-name it may still be there.",
+    ]
     spool_size: Annotated[
         int,
         size(0),
@@ -576,6 +592,8 @@ def _check_combinations(values: Mapping[str, object], origins: Mapping[str, str]
         raise SettingError("idempotent_paths and idempotency_store: give both, or neither")
     if values["long_upstream"] and values["schedule"] != "cost":
         raise SettingError("long_upstream needs schedule=cost: without it, no request is known to be long")
+    if values["prefix_header"] != "none" and not values["xheaders"]:
+        raise SettingError("prefix_header needs xheaders: without it, no proxy is believed")
     if values.get("keyfile") and not values["certfile"]:
         raise SettingError("keyfile without certfile: give the certificate too, or leave the key out")
     for name in ("address", "port", "reuse_port"):

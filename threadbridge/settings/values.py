@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple
 
 from threadbridge.crossing.lanes import Lane
+from threadbridge.http.url_prefix import is_prefix
 
 _UNITS = {"G": 1024**3, "M": 1024**2, "k": 1024, "": 1}
 # What may stand for a pool instead of an import path.
@@ -191,6 +192,11 @@ TEXTS = Kind(
     read=_read_list,
     show=",".join,
     is_list=True,
+)
+URL_PREFIX = Kind(
+    "a path without a slash at its end, such as /shop",
+    "PATH",
+    lambda value: isinstance(value, str) and is_prefix(value),
 )
 ADDRESSES = Kind(
     _EXPECTED_ADDRESS,
