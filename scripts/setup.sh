@@ -60,6 +60,7 @@ need_mariadb() {
 
 need_test_tools() {
     need "nginx" has nginx
+    need "libnginx-mod-stream" test -e /usr/lib/nginx/modules/ngx_stream_module.so
     need "chromium fonts-dejavu-core" has chromium
     need "chromium-driver" has chromedriver
     need "postgresql" has_postgresql

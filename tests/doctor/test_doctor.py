@@ -60,9 +60,8 @@ def test_each_subject_is_explained() -> None:
     explained = re.search(r"\| subject \|.*?\n\n", page, re.DOTALL)
     assert explained is not None
     rows = [row.split("|")[1].strip() for row in explained[0].strip().splitlines()[2:]]
-    subjects = {*NO_DATABASE, *MYSQL, "nginx", "log directory", "log file", "socket directory", "other hosts"} - {
-        "versions"
-    }
+    of_surroundings = {"nginx", "log directory", "log file", "socket directory", "other hosts", "memory", "processors"}
+    subjects = {*NO_DATABASE, *MYSQL, *of_surroundings} - {"versions"}
     assert sorted(", ".join(rows).split(", ")) == sorted(subjects)
 
 

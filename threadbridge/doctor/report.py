@@ -20,6 +20,7 @@ from threadbridge.crossing.spool import PART_PER_CLIENT
 from threadbridge.database.guard import Guard
 from threadbridge.database.pools.kind import FoundPool, PoolLoad
 from threadbridge.doctor import Finding, Level, error, ok, warning
+from threadbridge.doctor.container import check_control_group, own_control_group, resident_memory
 from threadbridge.doctor.database import check_database, server_of
 from threadbridge.doctor.load import Load
 from threadbridge.doctor.nginx import NginxConfigError, read_timeouts
@@ -88,6 +89,9 @@ def examine(settings: CommandLineSettings, bridge: Bridge, found: ApplicationPoo
     yield "hot path", _hot_path()
     yield "queues", _queues(settings, lanes)
     yield "open files", _files(lanes, sum(sizes.values()))
+    yield from check_control_group(
+        own_control_group(), settings["processes"], settings["memory_size"], resident_memory()
+    )
     hosts = list(dict.fromkeys(origin for lane in lanes for origin in lane.upstream))
     if hosts:
         yield "other hosts", _hosts(hosts)

@@ -24,12 +24,13 @@ from threadbridge.http.connections import Connections
 from threadbridge.http.forwarded import peer_of
 from threadbridge.http.limits import DRAIN_LINGER, WORTH_REFUSING, Limits, Memory
 from threadbridge.http.parser import LOGGED
+from threadbridge.http.proxy_protocol import BadProxyHeader, ProxiedSSLStream, ProxiedStream, ProxyHeader
 from threadbridge.http.request_rules import TOO_MANY_CONNECTIONS, BadRequest
 from threadbridge.http.server_connection import HTTP1ServerConnection
 from threadbridge.http.stream import PushSSLStream, PushStream
 
 logger = logging.getLogger("threadbridge")
-_out_of_memory, _failed = RepeatedLog(logger), RepeatedLog(logger)
+_out_of_memory, _failed, _bad_header = RepeatedLog(logger), RepeatedLog(logger), RepeatedLog(logger)
 
 # Time limits are accurate to about this many seconds: one look at all connections costs less than a timer for each.
 SWEEP_INTERVAL = 1.0
@@ -72,6 +73,7 @@ class ConnectionServer:
     :param refused: called for each request that was refused before it began, see `Telemetry.refused`.
     :param memory: the account of incoming requests; ``unread`` is that of responses. By default new ones.
     :param trusted_proxies: see `TrustedProxies`, which also says what is raised.
+    :param proxy_protocol: whether connections of trusted proxies begin with a header that names the client.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class ConnectionServer:
         memory: Memory | None = None,
         unread: Memory | None = None,
         trusted_proxies: Iterable[str] = (),
+        proxy_protocol: bool = False,
     ) -> None:
         self.start_request = start_request
         self.refused = refused
@@ -94,6 +97,7 @@ class ConnectionServer:
         # Number of refused connections, by the resource that ran out.
         self.refused_connections = {"descriptors": 0, "connections": 0, "client": 0}
         self.connections = Connections(limits.max_connections, limits.max_connections_per_client, trusted_proxies)
+        self._proxy_protocol = proxy_protocol
         self._listeners: dict[socket.socket, Acceptor] = {}
         self._all_closed = asyncio.Event()
         self._sweeping: asyncio.TimerHandle | None = None
@@ -116,13 +120,15 @@ class ConnectionServer:
         if reason is not None:
             self._refuse(reason, connection, address)
             return
+        # The others are not trusted, so a header would not count.
+        is_proxied = self._proxy_protocol and not client
         stream: PushStream
         try:
             if self.ssl_options is None:
-                stream = PushStream(connection)
+                stream = ProxiedStream(connection) if is_proxied else PushStream(connection)
             else:
                 wrapped = ssl_wrap_socket(connection, self.ssl_options, server_side=True, do_handshake_on_connect=False)
-                stream = PushSSLStream(wrapped)
+                stream = ProxiedSSLStream(wrapped) if is_proxied else PushSSLStream(wrapped)
         except OSError as error:
             logger.info("a client from %s left before it was served: %s", address, error)
             connection.close()
@@ -130,9 +136,41 @@ class ConnectionServer:
         # Otherwise each piece of a stream waits until the client acknowledges the one before, which takes 40 ms.
         stream.set_nodelay(True)
         self._all_closed.clear()
-        self.connections.add(HTTP1ServerConnection(stream, self.context_of(stream, address), self), client)
+        accepted = HTTP1ServerConnection(stream, self.context_of(stream, address), self)
+        self.connections.add(accepted, client)
+        if isinstance(stream, ProxiedStream):
+            stream.expect_header(partial(self._on_proxy_header, accepted), partial(self._on_bad_proxy_header, accepted))
         if self._sweeping is None:
             self._sweep()
+
+    def _on_proxy_header(self, connection: HTTP1ServerConnection, header: ProxyHeader) -> None:
+        """Take the client that a trusted proxy names for the other end of the connection."""
+        if header.client is None:
+            return
+        protocol = "https" if header.is_tls or self.ssl_options is not None else "http"
+        connection.context = RequestContext(header.client, protocol, header.server_port)
+        client = self.connections.client_of(header.client)
+        # It was counted as the proxy's, without a limit of its own.
+        self.connections.discard(connection)
+        reason = self.connections.make_room_for(client)
+        self.connections.add(connection, client)
+        if reason is not None:
+            self.refused_connections[reason] += 1
+            self._refuse_connection(connection, TOO_MANY_CONNECTIONS)
+
+    def _on_bad_proxy_header(self, connection: HTTP1ServerConnection, error: BadProxyHeader) -> None:
+        message = (
+            "refused a connection from the trusted proxy %s: %s; with proxy_protocol, all its connections need one"
+        )
+        _bad_header.log(logging.WARNING, message, connection.context, error)
+        self._refuse_connection(connection, BadRequest(400, "expected the PROXY protocol's header"))
+
+    def _refuse_connection(self, connection: HTTP1ServerConnection, error: BadRequest) -> None:
+        if self.ssl_options is None:
+            connection.refuse(error)
+        else:
+            # Before the handshake, no answer is possible.
+            connection.close()
 
     def _refuse(self, reason: str, connection: socket.socket, address: Any) -> None:
         self.refused_connections[reason] += 1

@@ -31,12 +31,12 @@ from threadbridge.process.affinity import keep_together
 from threadbridge.process.application_pools import ApplicationPools
 from threadbridge.process.cost_keeper import CostKeeper
 from threadbridge.process.heartbeat import Heartbeat, open_stderr
-from threadbridge.process.signals import hold_signals, on_signal, warn_of_replaced_handlers
+from threadbridge.process.signals import hold_signals, on_signal, pause, warn_of_replaced_handlers
 from threadbridge.process.standard_error import say
 from threadbridge.process.systemd import feed_watchdog, notify
 from threadbridge.settings.table import BridgeSettings, Settings, from_keywords, grace_period
 from threadbridge.sockets.certificates import tls_context
-from threadbridge.sockets.inheritance import MESSAGE_SIZE, REOPEN, STOP, STOP_NOW, Inheritance, take_inheritance
+from threadbridge.sockets.inheritance import DRAIN, MESSAGE_SIZE, REOPEN, STOP, STOP_NOW, Inheritance, take_inheritance
 from threadbridge.sockets.listeners import Listeners, bind, describe
 
 if TYPE_CHECKING:
@@ -178,7 +178,8 @@ class Service:
     async def _live(self) -> bool:
         """Serve until a signal comes; return whether everything ended within the grace period."""
         loop = asyncio.get_running_loop()
-        stop, stop_now = asyncio.Event(), asyncio.Event()
+        # The second ends the drain delay, the third the grace period.
+        stop, stop_accepting, stop_now = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
         # Signals only: one to all processes makes the supervisor give an order as well.
         came: list[signal.Signals] = []
@@ -191,9 +192,18 @@ class Service:
         def on_stop_signal(number: signal.Signals) -> None:
             if came:
                 logger.warning("%s again: stopping at once", number.name)
-                stop_now.set()
+                on_stop_now()
             came.append(number)
             on_stop(number.name)
+
+        def on_order_to_stop() -> None:
+            # The supervisor has waited for the drain delay itself, or replaces this process.
+            stop_accepting.set()
+            on_stop("supervisor")
+
+        def on_stop_now() -> None:
+            stop_accepting.set()
+            stop_now.set()
 
         for number in (signal.SIGTERM, signal.SIGINT):
             on_signal(number, on_stop_signal, number)
@@ -201,12 +211,24 @@ class Service:
         # By default it would end the process, and it may be sent to all processes of a service.
         on_signal(signal.SIGUSR2, logger.warning, "SIGUSR2: only the supervisor (--processes) can reload")
         if self._inheritance is not None:
-            orders = {STOP: lambda: on_stop("supervisor"), STOP_NOW: stop_now.set, REOPEN: logs.reopen_log_files}
+            orders = {
+                DRAIN: self._become_unready,
+                STOP: on_order_to_stop,
+                STOP_NOW: on_stop_now,
+                REOPEN: logs.reopen_log_files,
+            }
             loop.add_reader(self._inheritance.channel, self._obey, self._inheritance.channel, orders)
 
         bridge, spool, proxies = self.bridge, self.bridge.spool, self._settings["trusted_proxies"]
         server = ConnectionServer(
-            bridge.start_request, bridge.telemetry.refused, self._limits, self._tls, spool.memory, spool.unread, proxies
+            bridge.start_request,
+            bridge.telemetry.refused,
+            self._limits,
+            self._tls,
+            spool.memory,
+            spool.unread,
+            proxies,
+            self._settings["proxy_protocol"],
         )
         bridge.servers.append(server)
         server.add_sockets(self._sockets)
@@ -233,15 +255,16 @@ class Service:
                 for refusal in self.pools.refusals:
                     logger.warning("pool: %s", refusal)
             await stop.wait()
+            self._become_unready()
+            self._tell("STOPPING=1", f"STATUS=Stopping, {len(bridge.exchanges.open)} requests to answer")
+            await pause(self._settings["drain_delay"], stop_accepting)
         finally:
             # While this process still listens, so that no other process takes the file for an abandoned one.
             self._listeners.remove_files()
-            if self._admin is not None:
-                self._admin.drain()
+            self._become_unready()
 
         grace = grace_period(self._settings)
         self._stop_by = time.monotonic() + grace
-        self._tell("STOPPING=1", f"STATUS=Stopping, {len(bridge.exchanges.open)} requests to answer")
         self._listeners.leave_new_connections_to_others()
         server.stop()
         drained = asyncio.create_task(self._drain(server))
@@ -273,6 +296,10 @@ class Service:
         bridge.exchanges.watch.process_ends()
         logger.info("stopped, every request is answered")
         return True
+
+    def _become_unready(self) -> None:
+        if self._admin is not None:
+            self._admin.drain()
 
     def _cancel_what_is_left(self) -> bool:
         """Refuse waiting requests and cancel running ones, whatever their method; return whether there were any."""

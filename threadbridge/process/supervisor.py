@@ -22,11 +22,11 @@ from tempfile import TemporaryDirectory
 from threadbridge.process.application_pools import close_idle_connections
 from threadbridge.process.child import Child
 from threadbridge.process.logs import in_format, reopen_log_files
-from threadbridge.process.signals import on_signal, warn_of_replaced_handlers
+from threadbridge.process.signals import on_signal, pause, warn_of_replaced_handlers
 from threadbridge.process.standard_error import say
 from threadbridge.process.systemd import feed_watchdog, notify
 from threadbridge.settings.table import Settings, grace_period
-from threadbridge.sockets.inheritance import REOPEN, STOP_NOW
+from threadbridge.sockets.inheritance import DRAIN, REOPEN, STOP_NOW
 from threadbridge.sockets.listeners import Listeners, bind, bind_admin, describe
 
 logger = logging.getLogger("threadbridge")
@@ -232,6 +232,11 @@ class Supervisor:
     async def _end_all(self) -> None:
         # Starts nothing more, also after an exception in this class.
         self._stop.set()
+        notify("STOPPING=1", f"STATUS=Stopping {len(self._children)} processes")
+        if self._works and not self._status:
+            for child in self._children:
+                child.tell(DRAIN)
+            await pause(self._settings["drain_delay"], self._stop_now)
         # While the sockets still listen, so that no other process takes the file for an abandoned one.
         self._listeners.remove_files()
         self._listeners.leave_new_connections_to_others()
@@ -239,7 +244,6 @@ class Supervisor:
         self._listeners.close()
         for listener in self._admin_listeners:
             listener.close()
-        notify("STOPPING=1", f"STATUS=Stopping {len(self._children)} processes")
         if all(await asyncio.gather(*map(self._end, self._children))):
             logger.info("all processes have ended")
         else:

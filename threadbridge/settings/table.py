@@ -167,8 +167,8 @@ class BridgeSettings(TypedDict, total=False):
         str,
         URL_PREFIX,
         "",
-        "The URL prefix below which clients reach the application, such as /shop: it becomes SCRIPT_NAME, and is removed "
-        "from the path if the proxy has not done so. Patterns such as those of lanes are matched without it.",
+        "The URL prefix below which clients reach the application, such as /shop: it becomes SCRIPT_NAME, and is "
+        "removed from the path if the proxy has not done so. Patterns such as those of lanes are matched without it.",
     ]
     prefix_header: Annotated[
         PrefixHeader,
@@ -278,6 +278,12 @@ class Settings(BridgeSettings, total=False):
     reuse_port: Annotated[
         bool, False, "Share the port with processes that set this; a new one can start before the old one stops."
     ]
+    proxy_protocol: Annotated[
+        bool,
+        False,
+        "Connections from loopback, a Unix socket or trusted_proxies begin with a header of the PROXY protocol, "
+        "version 1 or 2, which names the client; one without it is refused. Other connections have none.",
+    ]
     certfile: Annotated[OptionalPath, None, "Serve HTTPS with the certificate chain in this PEM file."]
     keyfile: Annotated[OptionalPath, None, "The PEM file with the certificate's key, if certfile does not contain it."]
     grace: Annotated[
@@ -286,6 +292,13 @@ class Settings(BridgeSettings, total=False):
         None,
         "How long running and queued requests may take after SIGTERM; then they are cut. Default: 10 s more than the "
         "longest deadline, so that no request is cut before its deadline.",
+    ]
+    drain_delay: Annotated[
+        float,
+        seconds(0),
+        0.0,
+        "How long new requests are still accepted after SIGTERM, while /readyz of admin_port already answers 503: the "
+        "time that load balancers need to send them elsewhere. grace begins afterwards.",
     ]
     max_connections: Annotated[
         int | None,
@@ -352,8 +365,8 @@ class Settings(BridgeSettings, total=False):
     admin_names: Annotated[
         Sequence[str],
         (),
-        "Host names under which a proxy offers the operators' port, such as ops.example.com. Requests with another "
-        "Host header than these, the port's address or loopback are refused.",
+        "Host names of the operators' port, such as a proxy's, ops.example.com, or a Kubernetes Service's, "
+        "shop.default.svc. Requests with another Host header than these, the port's address or loopback are refused.",
     ]
     run_directory: Annotated[
         OptionalPath,
@@ -449,7 +462,7 @@ def _setting(hint: Any) -> Setting:
 
 ALL = {name: _setting(hint) for name, hint in get_type_hints(CommandLineSettings, include_extras=True).items()}
 # The options that are not named like their settings, because each gives one item of a list.
-_OPTIONS = {"lanes": "lane", "idempotent_paths": "idempotent_path"}
+_OPTIONS = {"lanes": "lane", "idempotent_paths": "idempotent_path", "admin_names": "admin_host"}
 
 
 def option_name(name: str) -> str:
