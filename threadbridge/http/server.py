@@ -7,10 +7,10 @@ import logging
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
-from ssl import SSLContext
+from ssl import CERT_NONE, SSLContext
 from typing import Any, TypeAlias
 
 from tornado.httputil import HTTPConnection, HTTPMessageDelegate
@@ -42,7 +42,10 @@ Refused: TypeAlias = Callable[[Any, str, int, int], None]
 
 
 class RequestContext:
-    """Where a connection's requests come from: ``request.connection.context`` in handlers. It never changes."""
+    """Where a connection's requests come from: ``request.connection.context`` in handlers.
+
+    It does not change once the first request has arrived.
+    """
 
     def __init__(self, address: Any, protocol: str, server_port: str) -> None:
         # The client's, as `socket.socket.accept` gives it.
@@ -51,6 +54,8 @@ class RequestContext:
         self.server_port = server_port
         self.remote_ip: str = address[0] if isinstance(address, tuple) else "0.0.0.0"
         self.peer = peer_of(self)
+        # If the server asks for clients' certificates: see `tls_variables`.
+        self.tls_variables: Mapping[str, str] = {}
 
     def __str__(self) -> str:
         return self.remote_ip if isinstance(self.address, tuple) else str(self.address)
@@ -138,10 +143,24 @@ class ConnectionServer:
         self._all_closed.clear()
         accepted = HTTP1ServerConnection(stream, self.context_of(stream, address), self)
         self.connections.add(accepted, client)
+        if isinstance(stream, PushSSLStream) and self._asks_for_certificates:
+            stream.on_handshake = partial(self._on_handshake, accepted, stream)
         if isinstance(stream, ProxiedStream):
             stream.expect_header(partial(self._on_proxy_header, accepted), partial(self._on_bad_proxy_header, accepted))
         if self._sweeping is None:
             self._sweep()
+
+    @property
+    def _asks_for_certificates(self) -> bool:
+        # Tornado's servers accept a dictionary of arguments, too.
+        return isinstance(self.ssl_options, SSLContext) and self.ssl_options.verify_mode != CERT_NONE
+
+    def _on_handshake(self, connection: HTTP1ServerConnection, stream: PushSSLStream) -> None:
+        # Not at the top: few servers ask for certificates.
+        from threadbridge.http.client_certificate import tls_variables
+
+        context: Any = connection.context
+        context.tls_variables = tls_variables(stream.socket)
 
     def _on_proxy_header(self, connection: HTTP1ServerConnection, header: ProxyHeader) -> None:
         """Take the client that a trusted proxy names for the other end of the connection."""

@@ -198,6 +198,9 @@ class PushStream(IOStream):
 class PushSSLStream(SSLIOStream, PushStream):
     """A `PushStream` with TLS. A read takes whole records, so none stays where the kernel does not see it."""
 
+    # Called when the handshake is complete.
+    on_handshake: Callable[[], None] | None = None
+
     # During the handshake the events that it waits for change.
     _handle_events = PushStream._handle_rarer_events
 
@@ -206,13 +209,17 @@ class PushSSLStream(SSLIOStream, PushStream):
         try:
             self.socket.do_handshake()
         except (SSLWantReadError, SSLWantWriteError):
-            pass
+            # The next line asks again, and notes which of them it is.
+            super()._do_ssl_handshake()
+            return
         except (OSError, AttributeError) as error:
             # The rest are clients that left: port checks, or resets before the TLS socket was made.
             if isinstance(error, SSLError) and not isinstance(error, (SSLEOFError, SSLZeroReturnError)):
                 _handshake_log.log(logging.INFO, "a TLS handshake failed: %s", error)
             self.close(exc_info=error)
             return
+        if self.on_handshake is not None:
+            self.on_handshake()
         super()._do_ssl_handshake()
 
     def _send_at_once(self, pieces: Sequence[bytes | memoryview]) -> int:

@@ -35,13 +35,13 @@ from threadbridge.process.signals import hold_signals, on_signal, pause, warn_of
 from threadbridge.process.standard_error import say
 from threadbridge.process.systemd import feed_watchdog, notify
 from threadbridge.settings.table import BridgeSettings, Settings, from_keywords, grace_period
-from threadbridge.sockets.certificates import tls_context
 from threadbridge.sockets.inheritance import DRAIN, MESSAGE_SIZE, REOPEN, STOP, STOP_NOW, Inheritance, take_inheritance
 from threadbridge.sockets.listeners import Listeners, bind, describe
 
 if TYPE_CHECKING:
     from threadbridge.admin.server import AdminServer
     from threadbridge.process.supervisor import Supervisor
+    from threadbridge.sockets.certificates import Certificates
 
 logger = logging.getLogger("threadbridge")
 
@@ -112,8 +112,12 @@ class Service:
         self.bridge.shared.is_multiprocess = inheritance is not None or settings["reuse_port"]
         self._loop_factory = _loop_factory(settings["loop"])
         self._limits = Limits(**{field.name: values[field.name] for field in fields(Limits)})
-        certfile = settings["certfile"]
-        self._tls = tls_context(certfile, settings["keyfile"]) if certfile else None
+        self._certificates: Certificates | None = None
+        if settings["certfile"] is not None:
+            # Not at the top: most processes serve HTTP behind a proxy.
+            from threadbridge.sockets.certificates import Certificates
+
+            self._certificates = Certificates(settings)
         directory = inheritance.run_directory if inheritance is not None else settings["run_directory"]
         self._admin: AdminServer | None = None
         if settings["admin_port"] is not None or directory is not None:
@@ -129,6 +133,8 @@ class Service:
         # The supervisor has those of its processes.
         self._listeners = Listeners()
         self._sockets: list[socket.socket] = []
+        # Set in `run`.
+        self._server: ConnectionServer | None = None
         self._stop_by = 0.0
         self._inheritance = inheritance
         self._tell = inheritance.tell if inheritance is not None else notify
@@ -207,7 +213,7 @@ class Service:
 
         for number in (signal.SIGTERM, signal.SIGINT):
             on_signal(number, on_stop_signal, number)
-        on_signal(signal.SIGHUP, logs.reopen_log_files)
+        on_signal(signal.SIGHUP, self._read_again)
         # By default it would end the process, and it may be sent to all processes of a service.
         on_signal(signal.SIGUSR2, logger.warning, "SIGUSR2: only the supervisor (--processes) can reload")
         if self._inheritance is not None:
@@ -215,16 +221,16 @@ class Service:
                 DRAIN: self._become_unready,
                 STOP: on_order_to_stop,
                 STOP_NOW: on_stop_now,
-                REOPEN: logs.reopen_log_files,
+                REOPEN: self._read_again,
             }
             loop.add_reader(self._inheritance.channel, self._obey, self._inheritance.channel, orders)
 
         bridge, spool, proxies = self.bridge, self.bridge.spool, self._settings["trusted_proxies"]
-        server = ConnectionServer(
+        server = self._server = ConnectionServer(
             bridge.start_request,
             bridge.telemetry.refused,
             self._limits,
-            self._tls,
+            self._certificates.context if self._certificates is not None else None,
             spool.memory,
             spool.unread,
             proxies,
@@ -232,7 +238,7 @@ class Service:
         )
         bridge.servers.append(server)
         server.add_sockets(self._sockets)
-        places = [describe(listener, "https" if self._tls else "http") for listener in self._sockets]
+        places = [describe(listener, "https" if self._certificates else "http") for listener in self._sockets]
         if self._admin is not None:
             self._admin.start(places)
         if self._settings["affinity"] == "auto":
@@ -296,6 +302,13 @@ class Service:
         bridge.exchanges.watch.process_ends()
         logger.info("stopped, every request is answered")
         return True
+
+    def _read_again(self) -> None:
+        """Open the log files again, and read the certificates: on SIGHUP, as their tools send it after a change."""
+        logs.reopen_log_files()
+        if self._certificates is not None and self._server is not None:
+            self._certificates.reload()
+            self._server.ssl_options = self._certificates.context
 
     def _become_unready(self) -> None:
         if self._admin is not None:

@@ -286,6 +286,30 @@ class Settings(BridgeSettings, total=False):
     ]
     certfile: Annotated[OptionalPath, None, "Serve HTTPS with the certificate chain in this PEM file."]
     keyfile: Annotated[OptionalPath, None, "The PEM file with the certificate's key, if certfile does not contain it."]
+    keyfile_password_file: Annotated[
+        OptionalPath,
+        None,
+        "The file, readable by its user alone, with the password of the keys, if they are encrypted.",
+    ]
+    sni_certificates: Annotated[
+        Sequence[str],
+        (),
+        "Certificates for clients that ask for a certain host name (SNI), each NAME:CERTFILE or NAME:CERTFILE:KEYFILE, "
+        "such as *.example.com:/etc/tls/example.pem. Others get certfile.",
+    ]
+    tls_minimum: Annotated[Literal["1.2", "1.3"], "1.2", "The lowest version of TLS."]
+    tls_ciphers: Annotated[
+        str, "", "The cipher suites of TLS 1.2, as `openssl ciphers` expects them; by default those of Python."
+    ]
+    client_certificates: Annotated[
+        Literal["none", "optional", "required"],
+        "none",
+        "Whether clients are asked for a certificate that an authority of client_ca_file has signed. With optional, "
+        "those without one are served, too. The application finds it in the environ, see operating.md.",
+    ]
+    client_ca_file: Annotated[
+        OptionalPath, None, "The PEM file with the certificates of the authorities for client_certificates."
+    ]
     grace: Annotated[
         float | None,
         seconds(0),
@@ -462,7 +486,12 @@ def _setting(hint: Any) -> Setting:
 
 ALL = {name: _setting(hint) for name, hint in get_type_hints(CommandLineSettings, include_extras=True).items()}
 # The options that are not named like their settings, because each gives one item of a list.
-_OPTIONS = {"lanes": "lane", "idempotent_paths": "idempotent_path", "admin_names": "admin_host"}
+_OPTIONS = {
+    "lanes": "lane",
+    "idempotent_paths": "idempotent_path",
+    "admin_names": "admin_host",
+    "sni_certificates": "sni",
+}
 
 
 def option_name(name: str) -> str:
@@ -609,6 +638,11 @@ def _check_combinations(values: Mapping[str, object], origins: Mapping[str, str]
         raise SettingError("prefix_header needs xheaders: without it, no proxy is believed")
     if values.get("keyfile") and not values["certfile"]:
         raise SettingError("keyfile without certfile: give the certificate too, or leave the key out")
+    for name in ("keyfile_password_file", "sni_certificates", "client_ca_file"):
+        if values.get(name) and not values["certfile"]:
+            raise SettingError(f"{name} without certfile: give the certificate too, or leave {name} out")
+    if (values.get("client_certificates", "none") != "none") != bool(values.get("client_ca_file")):
+        raise SettingError("client_certificates and client_ca_file: give both, or neither")
     for name in ("address", "port", "reuse_port"):
         if values.get("unix_socket") and origins.get(name, "default") == origins["unix_socket"] != "default":
             raise SettingError(f"unix_socket and {name}: give one of them, a Unix socket has no {name}")

@@ -64,6 +64,7 @@ def environ_of(exchange: Exchange) -> WSGIEnvironment:
         environ["REMOTE_PORT"] = exchange.peer.port
     if scheme == "https":
         environ["HTTPS"] = "on"
+        environ.update(getattr(exchange.connection.context, "tls_variables", ()))
     for name, value in headers.get_all():
         key = _variable(name)
         if key is None:
