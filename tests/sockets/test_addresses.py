@@ -161,7 +161,7 @@ def test_systemds_sockets_outlive_the_process_and_no_connection_is_refused(tmp_p
         client = threading.Thread(target=ask, args=(f"http://127.0.0.1:{first.getsockname()[1]}/",))
         pids = []
         try:
-            for _ in range(3):
+            for _ in range(2):
                 with Passed(tmp_path, "--port=1", sockets=[first, second]) as server:
                     pids.append(server.process.pid)
                     if not client.is_alive():

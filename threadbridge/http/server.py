@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 from ssl import CERT_NONE, SSLContext
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from tornado.httputil import HTTPConnection, HTTPMessageDelegate
 from tornado.iostream import IOStream
@@ -24,10 +24,12 @@ from threadbridge.http.connections import Connections
 from threadbridge.http.forwarded import peer_of
 from threadbridge.http.limits import DRAIN_LINGER, WORTH_REFUSING, Limits, Memory
 from threadbridge.http.parser import LOGGED
-from threadbridge.http.proxy_protocol import BadProxyHeader, ProxiedSSLStream, ProxiedStream, ProxyHeader
 from threadbridge.http.request_rules import TOO_MANY_CONNECTIONS, BadRequest
 from threadbridge.http.server_connection import HTTP1ServerConnection
 from threadbridge.http.stream import PushSSLStream, PushStream
+
+if TYPE_CHECKING:
+    from threadbridge.http.proxy_protocol import BadProxyHeader, ProxiedStream, ProxyHeader
 
 logger = logging.getLogger("threadbridge")
 _out_of_memory, _failed, _bad_header = RepeatedLog(logger), RepeatedLog(logger), RepeatedLog(logger)
@@ -125,15 +127,21 @@ class ConnectionServer:
         if reason is not None:
             self._refuse(reason, connection, address)
             return
+        plain, over_tls = PushStream, PushSSLStream
         # The others are not trusted, so a header would not count.
         is_proxied = self._proxy_protocol and not client
+        if is_proxied:
+            # Not at the top: few servers need it.
+            from threadbridge.http.proxy_protocol import ProxiedSSLStream, ProxiedStream
+
+            plain, over_tls = ProxiedStream, ProxiedSSLStream
         stream: PushStream
         try:
             if self.ssl_options is None:
-                stream = ProxiedStream(connection) if is_proxied else PushStream(connection)
+                stream = plain(connection)
             else:
                 wrapped = ssl_wrap_socket(connection, self.ssl_options, server_side=True, do_handshake_on_connect=False)
-                stream = ProxiedSSLStream(wrapped) if is_proxied else PushSSLStream(wrapped)
+                stream = over_tls(wrapped)
         except OSError as error:
             logger.info("a client from %s left before it was served: %s", address, error)
             connection.close()
@@ -145,8 +153,10 @@ class ConnectionServer:
         self.connections.add(accepted, client)
         if isinstance(stream, PushSSLStream) and self._asks_for_certificates:
             stream.on_handshake = partial(self._on_handshake, accepted, stream)
-        if isinstance(stream, ProxiedStream):
-            stream.expect_header(partial(self._on_proxy_header, accepted), partial(self._on_bad_proxy_header, accepted))
+        if is_proxied:
+            proxied = cast("ProxiedStream", stream)
+            on_bad = partial(self._on_bad_proxy_header, accepted)
+            proxied.expect_header(partial(self._on_proxy_header, accepted), on_bad)
         if self._sweeping is None:
             self._sweep()
 
