@@ -65,6 +65,7 @@ has_redis() {
 
 need_test_tools() {
     need "nginx" has nginx
+    need "libnginx-mod-stream" test -e /usr/lib/nginx/modules/ngx_stream_module.so
     need "chromium fonts-dejavu-core" has chromium
     need "chromium-driver" has chromedriver
     need "postgresql" has_postgresql

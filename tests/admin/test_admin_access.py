@@ -260,7 +260,10 @@ def test_guesses_are_limited_per_client_and_in_total(monkeypatch: pytest.MonkeyP
 
 
 def test_login_works_behind_an_https_proxy_under_admin_names(tmp_path: Path, token_file: Path) -> None:
-    with Site(tmp_path, f"--admin_token_file={token_file}", "--admin_names=ops.example.com") as site:
+    with Site(
+        tmp_path, f"--admin_token_file={token_file}", "--admin_host=ops.example.com", "--admin_names=shop.svc"
+    ) as site:
+        assert site.admin("/healthz", headers={"Host": "shop.svc:9000"}).status_code == 200
         browser = {"Host": "ops.example.com", "Origin": "https://ops.example.com"}
         proxied = {**browser, "X-Forwarded-Proto": "https", "X-Forwarded-For": "192.0.2.7"}
         answered = site.admin("/login", "POST", data={"token": TOKEN}, headers=proxied)

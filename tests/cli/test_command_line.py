@@ -96,7 +96,7 @@ def test_the_environment_can_name_the_config_file(directory: Path) -> None:
     [
         ["--log-file-prefix=a.log", "--xheaders", "--lane=a:/a:1", "--lane=b:/b:2", "site_app:app"],
         ["site_app:app", "--log_file_prefix", "a.log", "--xheaders=yes", "--lane=a:/a:1,b:/b:2"],
-        ["-log_file_prefix=a.log", "-xheaders=t", "site_app:app", "--lane", "a:/a:1", "--lane=b:/b:2"],
+        ["-log_file_prefix=a.log", "-xheaders=t", "site_app:app", "--lane", "a:/a:1", "--lanes=b:/b:2"],
     ],
 )
 def test_options_in_every_spelling(directory: Path, arguments: list[str]) -> None:

@@ -60,16 +60,8 @@ def test_each_subject_is_explained() -> None:
     explained = re.search(r"\| subject \|.*?\n\n", page, re.DOTALL)
     assert explained is not None
     rows = [row.split("|")[1].strip() for row in explained[0].strip().splitlines()[2:]]
-    subjects = {
-        *NO_DATABASE,
-        *MYSQL,
-        "nginx",
-        "log directory",
-        "log file",
-        "socket directory",
-        "other hosts",
-        "replica",
-    } - {"versions"}
+    of_surroundings = {"nginx", "log directory", "log file", "socket directory", "other hosts", "memory", "processors"}
+    subjects = {*NO_DATABASE, *MYSQL, *of_surroundings, "replica"} - {"versions"}
     assert sorted(", ".join(rows).split(", ")) == sorted(subjects)
 
 
@@ -162,9 +154,10 @@ def test_log_file_belongs_to_another_user(mariadb: dict[str, str], tmp_path: Pat
 def test_directory_of_the_unix_socket_is_not_a_directory(mariadb: dict[str, str], tmp_path: Path) -> None:
     assert check(mariadb, f"--unix_socket={tmp_path}/a.sock").bad == {}
     (tmp_path / "file").touch()
-    report = check(mariadb, f"--unix_socket={tmp_path}/file/a.sock")
-    assert report.bad == {"socket directory": "error"}
-    assert "Not a directory" in report.message("socket directory")
+    for option in (f"--unix_socket={tmp_path}/file/a.sock", f"--bind=unix:{tmp_path}/file/a.sock"):
+        report = check(mariadb, option)
+        assert report.bad == {"socket directory": "error"}
+        assert "Not a directory" in report.message("socket directory")
 
 
 # nginx.

@@ -88,7 +88,8 @@ def test_one_source_counts_and_the_others_are_kept_from_the_application(
 
 def test_headers_of_a_stranger_are_kept_from_the_application() -> None:
     headers = HTTPHeaders()
-    for line in [*ALL, "X-Forwarded-Host: a.example", "X-Other: 1"]:
+    of_proxies = ["X-Forwarded-Host: a.example", "X-Forwarded-Prefix: /evil", "X-Script-Name: /evil"]
+    for line in [*ALL, *of_proxies, "X-Other: 1"]:
         headers.parse_line(line)
     stranger = ClientAddress("192.0.2.1", "http", "5")
     assert ForwardedHeaders().client_of(stranger, headers) == stranger

@@ -62,7 +62,7 @@ def test_a_unix_socket_is_shared_and_removed(tmp_path: Path) -> None:
 
 
 def test_the_kernel_spreads_connections_over_the_processes() -> None:
-    [mine], [theirs] = bind(from_keywords({"port": 0}), 2)[0]
+    [mine], [theirs] = bind(from_keywords({"port": 0}), 2).of_process
     with mine, theirs:
         clients = [socket.create_connection(mine.getsockname()) for _ in range(64)]
         for client in clients:

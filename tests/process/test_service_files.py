@@ -22,6 +22,7 @@ from tests.support.processes import ROOT, Frontend
 from threadbridge.settings.table import ALL
 
 UNIT = ROOT / "scripts" / "service" / "myapplication@.service"
+SOCKET_UNIT = UNIT.with_suffix(".socket")
 LOGROTATE = ROOT / "scripts" / "service" / "logrotate.conf"
 
 
@@ -64,6 +65,24 @@ def test_systemd_accepts_the_unit(unit: Path) -> None:
         ["systemd-analyze", "verify", "--man=no", unit], capture_output=True, text=True, timeout=30, check=False
     )
     assert (verified.returncode, verified.stdout + verified.stderr) == (0, "")
+
+
+def test_systemd_accepts_the_socket_of_the_unit(unit: Path) -> None:
+    # Of one port: without a number, the address could not be read.
+    socket_unit = unit.with_name(SOCKET_UNIT.name.replace("@", "@8000"))
+    socket_unit.write_text(SOCKET_UNIT.read_text())
+    unit = unit.rename(socket_unit.with_suffix(".service"))
+    verified = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", socket_unit, unit],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (verified.returncode, verified.stdout + verified.stderr) == (0, "")
+    # It is the address on which the frontend would listen without it.
+    assert f"ListenStream={ALL['address'].default}:%i\n" in socket_unit.read_text()
+    assert "--port=%i" in directive("ExecStart")
 
 
 def test_systemd_finds_the_service_well_shut_in(unit: Path) -> None:

@@ -240,4 +240,4 @@ def test_a_certificate_that_cannot_be_used_is_one_clear_line(
     assert ended.returncode == 2
     [line] = ended.stderr.splitlines()
     assert line.startswith(f"python -m threadbridge: certfile {certificate / certfile} and keyfile")
-    assert "expected a certificate and its key, unencrypted, in PEM files" in line
+    assert "expected a certificate and its key in PEM files, unencrypted or with the password in" in line

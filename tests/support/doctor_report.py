@@ -89,10 +89,10 @@ def check(env: dict[str, str], *arguments: str, **options: Any) -> Report:
     return Report(run_check(["run.py", "--json", *arguments], env, **options))
 
 
-def check_without_pool(directory: Path, *arguments: str) -> Report:
+def check_without_pool(directory: Path, *arguments: str, **options: Any) -> Report:
     (directory / "site_app.py").write_text(SITE)
     command = ["-m", "threadbridge", "site_app:app", "--threads=1", "--json", *arguments]
-    return Report(run_check(command, {}, cwd=directory))
+    return Report(run_check(command, {}, cwd=directory, **options))
 
 
 def allow_many_files() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
-import os
 import re
 import socket
 import time
@@ -18,6 +17,7 @@ from tornado.httputil import HTTPServerRequest
 
 from threadbridge.admin.proof import Proof
 from threadbridge.admin.throttle import Throttle
+from threadbridge.common.private_file import read_private_file
 from threadbridge.http.forwarded import ClientAddress, ForwardedHeaders
 
 SHORTEST_TOKEN = 16
@@ -142,17 +142,7 @@ def _name(name: str) -> str:
 
 
 def _token(path: str) -> str:
-    try:
-        with open(path, encoding="ascii") as file:
-            status = os.fstat(file.fileno())
-            token = file.read().strip()
-    except OSError as error:
-        raise ValueError(f"admin_token_file {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ValueError(f"admin_token_file {path}: expected ASCII characters") from None
-    # systemd makes its credentials readable for the group root, through an access control list; the group is empty.
-    if status.st_mode & (0o037 if status.st_gid == 0 else 0o077):
-        raise ValueError(f"admin_token_file {path}: other users may read or change it; chmod 600 {path}")
+    token = read_private_file(path, "admin_token_file")
     if len(token) < SHORTEST_TOKEN:
         problem = f"the token has {len(token)} characters; give {SHORTEST_TOKEN} or more"
     elif len(set(token)) < FEWEST_CHARACTERS:

@@ -91,7 +91,9 @@ class AdminHandler(RequestHandler):
         # Only programs that speak HTTP/1.0 send none, such as HAProxy's checks; browsers always do.
         host = self.request.headers.get("Host")
         if host is not None and not self.is_proven and not self.access.knows_host(host, self.local_address[0]):
-            raise HTTPError(421, "unknown Host header; use admin_address, localhost or one of admin_names")
+            raise HTTPError(
+                421, "unknown Host header; use the port's address or localhost, or add the name with --admin_host"
+            )
         origin = self.request.headers.get("Origin")
         if origin is not None and origin != f"{self.access.client_of(self.request).scheme}://{host}":
             raise HTTPError(403, "pages of other sites may not ask here")

@@ -8,7 +8,6 @@ import ssl
 from collections.abc import Callable, Sequence
 
 from threadbridge.common.repeated_log import RepeatedLog
-from threadbridge.sockets.listeners import tls_context
 
 logger = logging.getLogger("threadbridge")
 
@@ -60,7 +59,7 @@ class Tls:
         self._server: _Context | None = None
         if certfile is not None:
             files = [certfile, keyfile] if keyfile is not None else [certfile]
-            self._server = _Context(lambda: tls_context(certfile, keyfile, "admin_"), files)
+            self._server = _Context(lambda: _server_context(certfile, keyfile), files)
         # Without a file it takes a megabyte, and is made when it is needed.
         self._client = None if cafile is None else _Context(self._client_context, [cafile])
 
@@ -87,3 +86,16 @@ class Tls:
                 f"admin_cafile {self._cafile}: {error.strerror or error}; expected the certificates of authorities "
                 "in a PEM file"
             ) from None
+
+
+def _server_context(certfile: str, keyfile: str | None) -> ssl.SSLContext:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        # Without a password, OpenSSL would ask for that of an encrypted key at the terminal.
+        context.load_cert_chain(certfile, keyfile, password="")
+    except OSError as error:
+        files = f"admin_certfile {certfile}" + (f" and admin_keyfile {keyfile}" if keyfile else "")
+        raise ValueError(
+            f"{files}: {error.strerror or error}; expected a certificate and its key, unencrypted, in PEM files"
+        ) from None
+    return context

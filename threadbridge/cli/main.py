@@ -96,7 +96,7 @@ def _listen_and_run(program: str, settings: CommandLineSettings, service: Servic
     try:
         service.listen()
     except OSError as error:
-        where = error.filename or settings["unix_socket"] or f"{settings['address']}:{settings['port']}"
+        where = error.filename or settings["run_directory"]
         print(f"{program}: cannot listen on {where}: {error.strerror or error}", file=sys.stderr)
         return 1
     return service.run()

@@ -89,5 +89,11 @@ def _spelled_for_click(arguments: Sequence[str]) -> Iterator[str]:
     flags = {option_name(name) for name, setting in ALL.items() if setting.kind is FLAG}
     for argument in arguments:
         spelled = f"-{argument}" if re.match(r"-[A-Za-z][\w-]", argument) else argument
-        is_flag = spelled.startswith("--") and spelled[2:].replace("-", "_") in flags
-        yield f"{spelled}=true" if is_flag else spelled
+        if spelled.startswith("--"):
+            name, equals, text = spelled[2:].partition("=")
+            name = name.replace("-", "_")
+            # Options that are named like one item of a list are accepted under the list's name, too.
+            spelled = f"--{option_name(name)}{equals}{text}"
+            if name in flags and not equals:
+                spelled += "=true"
+        yield spelled

@@ -93,6 +93,9 @@ class Exchange(OutgoingResponse):
     # Set on admission.
     lane: Lane
     peer: ClientAddress
+    # ``SCRIPT_NAME`` and ``PATH_INFO`` of the environ.
+    script_name = ""
+    path_info = ""
     client = ""
     is_probe = False
     # Whether the other end of its connection is trusted with the load report.

@@ -20,6 +20,7 @@ from threadbridge.crossing.spool import PART_PER_CLIENT
 from threadbridge.database.guard import Guard
 from threadbridge.database.pools.kind import FoundPool, PoolLoad
 from threadbridge.doctor import Finding, Level, error, ok, warning
+from threadbridge.doctor.container import check_control_group, own_control_group, resident_memory
 from threadbridge.doctor.database import check_database, server_of
 from threadbridge.doctor.load import Load
 from threadbridge.doctor.nginx import NginxConfigError, read_timeouts
@@ -27,6 +28,7 @@ from threadbridge.http.client_connection import CONNECT_TIME, Origin
 from threadbridge.loop.bridge import Bridge
 from threadbridge.process.application_pools import ApplicationPools
 from threadbridge.settings.table import ALL, CommandLineSettings, Resolved
+from threadbridge.settings.values import address_of
 
 # Files that a process has open besides connections of clients and to the database: logs, listeners, the event loop's.
 OWN_FILES = 50
@@ -77,7 +79,8 @@ def check(resolved: Resolved, settings: CommandLineSettings, bridge: Bridge, fou
 def examine(settings: CommandLineSettings, bridge: Bridge, found: ApplicationPools) -> Iterator[tuple[str, Finding]]:
     """Run all checks, the quick ones first: subjects and findings."""
     lanes, guards = bridge.lanes, list(bridge.desk)
-    log, unix_socket = settings["log_file_prefix"], settings["unix_socket"]
+    log = settings["log_file_prefix"]
+    unix_sockets = [settings["unix_socket"], *(address_of(text).path for text in settings["bind"])]
     deadline = max(lane.deadline or settings["deadline"] for lane in lanes)
     # A pool without a limit has at most one for each thread.
     sizes = {guard: guard.size or sum(lane.threads for lane in lanes) for guard in guards}
@@ -88,14 +91,17 @@ def examine(settings: CommandLineSettings, bridge: Bridge, found: ApplicationPoo
     yield "hot path", _hot_path()
     yield "queues", _queues(settings, lanes)
     yield "open files", _files(lanes, sum(sizes.values()))
+    yield from check_control_group(
+        own_control_group(), settings["processes"], settings["memory_size"], resident_memory()
+    )
     hosts = list(dict.fromkeys(origin for lane in lanes for origin in lane.upstream))
     if hosts:
         yield "other hosts", _hosts(hosts)
     yield "uploads", _uploads(settings["max_body_size"], settings["spool_size"])
     if log is not None:
         yield _log(log)
-    if unix_socket is not None:
-        yield "socket directory", _directory(os.path.dirname(os.path.abspath(unix_socket)), "the Unix socket")
+    for directory in dict.fromkeys(os.path.dirname(os.path.abspath(path)) for path in unix_sockets if path):
+        yield "socket directory", _directory(directory, "the Unix socket")
     yield "temporary files", _directory(None, "large bodies", "; the variable TMPDIR sets the directory")
     if settings["nginx_config"] is not None:
         yield "nginx", _nginx(settings["nginx_config"], deadline)

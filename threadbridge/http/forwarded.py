@@ -203,7 +203,8 @@ class ForwardedHeaders:
 
 def remove_forwarded(headers: HTTPHeaders) -> None:
     """Remove what only a proxy may say of a client."""
-    for name in [name for name in headers if name in _NAMES or name.startswith("X-Forwarded-")]:
+    names = (*_NAMES, "X-Script-Name")
+    for name in [name for name in headers if name in names or name.startswith("X-Forwarded-")]:
         del headers[name]
 
 

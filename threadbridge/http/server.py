@@ -7,11 +7,11 @@ import logging
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
-from ssl import SSLContext
-from typing import Any, TypeAlias
+from ssl import CERT_NONE, SSLContext
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from tornado.httputil import HTTPConnection, HTTPMessageDelegate
 from tornado.iostream import IOStream
@@ -28,8 +28,11 @@ from threadbridge.http.request_rules import TOO_MANY_CONNECTIONS, BadRequest
 from threadbridge.http.server_connection import HTTP1ServerConnection
 from threadbridge.http.stream import PushSSLStream, PushStream
 
+if TYPE_CHECKING:
+    from threadbridge.http.proxy_protocol import BadProxyHeader, ProxiedStream, ProxyHeader
+
 logger = logging.getLogger("threadbridge")
-_out_of_memory, _failed = RepeatedLog(logger), RepeatedLog(logger)
+_out_of_memory, _failed, _bad_header = RepeatedLog(logger), RepeatedLog(logger), RepeatedLog(logger)
 
 # Time limits are accurate to about this many seconds: one look at all connections costs less than a timer for each.
 SWEEP_INTERVAL = 1.0
@@ -41,7 +44,10 @@ Refused: TypeAlias = Callable[[Any, str, int, int], None]
 
 
 class RequestContext:
-    """Where a connection's requests come from: ``request.connection.context`` in handlers. It never changes."""
+    """Where a connection's requests come from: ``request.connection.context`` in handlers.
+
+    It does not change once the first request has arrived.
+    """
 
     def __init__(self, address: Any, protocol: str, server_port: str) -> None:
         # The client's, as `socket.socket.accept` gives it.
@@ -50,6 +56,8 @@ class RequestContext:
         self.server_port = server_port
         self.remote_ip: str = address[0] if isinstance(address, tuple) else "0.0.0.0"
         self.peer = peer_of(self)
+        # If the server asks for clients' certificates: see `tls_variables`.
+        self.tls_variables: Mapping[str, str] = {}
 
     def __str__(self) -> str:
         return self.remote_ip if isinstance(self.address, tuple) else str(self.address)
@@ -72,6 +80,7 @@ class ConnectionServer:
     :param refused: called for each request that was refused before it began, see `Telemetry.refused`.
     :param memory: the account of incoming requests; ``unread`` is that of responses. By default new ones.
     :param trusted_proxies: see `TrustedProxies`, which also says what is raised.
+    :param proxy_protocol: whether connections of trusted proxies begin with a header that names the client.
     """
 
     def __init__(
@@ -83,6 +92,7 @@ class ConnectionServer:
         memory: Memory | None = None,
         unread: Memory | None = None,
         trusted_proxies: Iterable[str] = (),
+        proxy_protocol: bool = False,
     ) -> None:
         self.start_request = start_request
         self.refused = refused
@@ -94,6 +104,7 @@ class ConnectionServer:
         # Number of refused connections, by the resource that ran out.
         self.refused_connections = {"descriptors": 0, "connections": 0, "client": 0}
         self.connections = Connections(limits.max_connections, limits.max_connections_per_client, trusted_proxies)
+        self._proxy_protocol = proxy_protocol
         self._listeners: dict[socket.socket, Acceptor] = {}
         self._all_closed = asyncio.Event()
         self._sweeping: asyncio.TimerHandle | None = None
@@ -116,13 +127,21 @@ class ConnectionServer:
         if reason is not None:
             self._refuse(reason, connection, address)
             return
+        plain, over_tls = PushStream, PushSSLStream
+        # The others are not trusted, so a header would not count.
+        is_proxied = self._proxy_protocol and not client
+        if is_proxied:
+            # Not at the top: few servers need it.
+            from threadbridge.http.proxy_protocol import ProxiedSSLStream, ProxiedStream
+
+            plain, over_tls = ProxiedStream, ProxiedSSLStream
         stream: PushStream
         try:
             if self.ssl_options is None:
-                stream = PushStream(connection)
+                stream = plain(connection)
             else:
                 wrapped = ssl_wrap_socket(connection, self.ssl_options, server_side=True, do_handshake_on_connect=False)
-                stream = PushSSLStream(wrapped)
+                stream = over_tls(wrapped)
         except OSError as error:
             logger.info("a client from %s left before it was served: %s", address, error)
             connection.close()
@@ -130,9 +149,57 @@ class ConnectionServer:
         # Otherwise each piece of a stream waits until the client acknowledges the one before, which takes 40 ms.
         stream.set_nodelay(True)
         self._all_closed.clear()
-        self.connections.add(HTTP1ServerConnection(stream, self.context_of(stream, address), self), client)
+        accepted = HTTP1ServerConnection(stream, self.context_of(stream, address), self)
+        self.connections.add(accepted, client)
+        if isinstance(stream, PushSSLStream) and self._asks_for_certificates:
+            stream.on_handshake = partial(self._on_handshake, accepted, stream)
+        if is_proxied:
+            proxied = cast("ProxiedStream", stream)
+            on_bad = partial(self._on_bad_proxy_header, accepted)
+            proxied.expect_header(partial(self._on_proxy_header, accepted), on_bad)
         if self._sweeping is None:
             self._sweep()
+
+    @property
+    def _asks_for_certificates(self) -> bool:
+        # Tornado's servers accept a dictionary of arguments, too.
+        return isinstance(self.ssl_options, SSLContext) and self.ssl_options.verify_mode != CERT_NONE
+
+    def _on_handshake(self, connection: HTTP1ServerConnection, stream: PushSSLStream) -> None:
+        # Not at the top: few servers ask for certificates.
+        from threadbridge.http.client_certificate import tls_variables
+
+        context: Any = connection.context
+        context.tls_variables = tls_variables(stream.socket)
+
+    def _on_proxy_header(self, connection: HTTP1ServerConnection, header: ProxyHeader) -> None:
+        """Take the client that a trusted proxy names for the other end of the connection."""
+        if header.client is None:
+            return
+        protocol = "https" if header.is_tls or self.ssl_options is not None else "http"
+        connection.context = RequestContext(header.client, protocol, header.server_port)
+        client = self.connections.client_of(header.client)
+        # It was counted as the proxy's, without a limit of its own.
+        self.connections.discard(connection)
+        reason = self.connections.make_room_for(client)
+        self.connections.add(connection, client)
+        if reason is not None:
+            self.refused_connections[reason] += 1
+            self._refuse_connection(connection, TOO_MANY_CONNECTIONS)
+
+    def _on_bad_proxy_header(self, connection: HTTP1ServerConnection, error: BadProxyHeader) -> None:
+        message = (
+            "refused a connection from the trusted proxy %s: %s; with proxy_protocol, all its connections need one"
+        )
+        _bad_header.log(logging.WARNING, message, connection.context, error)
+        self._refuse_connection(connection, BadRequest(400, "expected the PROXY protocol's header"))
+
+    def _refuse_connection(self, connection: HTTP1ServerConnection, error: BadRequest) -> None:
+        if self.ssl_options is None:
+            connection.refuse(error)
+        else:
+            # Before the handshake, no answer is possible.
+            connection.close()
 
     def _refuse(self, reason: str, connection: socket.socket, address: Any) -> None:
         self.refused_connections[reason] += 1

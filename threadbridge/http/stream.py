@@ -198,18 +198,25 @@ class PushStream(IOStream):
 class QuietSSLStream(SSLIOStream):
     """An `SSLIOStream` that logs few of the handshakes that fail: any client can cause thousands."""
 
+    # Called when the handshake is complete.
+    on_handshake: Callable[[], None] | None = None
+
     def _do_ssl_handshake(self) -> None:
         # `SSLIOStream` would log a warning for each.
         try:
             self.socket.do_handshake()
         except (SSLWantReadError, SSLWantWriteError):
-            pass
+            # The next line asks again, and notes which of them it is.
+            super()._do_ssl_handshake()
+            return
         except (OSError, AttributeError) as error:
             # The rest are clients that left: port checks, or resets before the TLS socket was made.
             if isinstance(error, SSLError) and not isinstance(error, (SSLEOFError, SSLZeroReturnError)):
                 _handshake_log.log(logging.INFO, "a TLS handshake failed: %s", error)
             self.close(exc_info=error)
             return
+        if self.on_handshake is not None:
+            self.on_handshake()
         super()._do_ssl_handshake()
 
 

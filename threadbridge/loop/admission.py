@@ -23,6 +23,7 @@ from threadbridge.crossing.states import State
 from threadbridge.http.forwarded import ForwardedHeaders, TrustedProxies, client_of, peer_of, remove_forwarded
 from threadbridge.http.intermediary import MAX_HOPS, SENT_BY_LANE, TIME_LEFT, hops, is_sent_by_lane, seconds_left
 from threadbridge.http.server import RequestContext
+from threadbridge.http.url_prefix import UrlPrefix
 from threadbridge.loop.exchanges import Exchanges
 from threadbridge.loop.forwarding import Forwarding
 from threadbridge.loop.lane_choice import LaneChoice
@@ -41,6 +42,7 @@ class Admission:
     :param replica_for: whether a long request may read from a replica, by its environ; None: only those for the lanes'
         paths.
     :param trusted_proxies: those who get the load report.
+    :param prefix: divides paths; None if the application is not below a prefix.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Admission:
         forwarded: ForwardedHeaders | None,
         replica_for: Callable[[WSGIEnvironment], object] | None,
         trusted_proxies: Sequence[str],
+        prefix: UrlPrefix | None,
     ) -> None:
         self._shared = shared
         self._choice = choice
@@ -68,6 +71,7 @@ class Admission:
         self._failed, self._looped = RepeatedLog(logger), RepeatedLog(logger)
         self._forwarded = forwarded
         self._is_trusted = TrustedProxies(trusted_proxies).include
+        self._prefix = prefix
         self._lanes_to_wake: set[Lane] = set()
 
     def admit(
@@ -88,6 +92,10 @@ class Admission:
                 exchange.time_left = seconds_left(headers)
         exchange.client = client_of(exchange.peer.address) if self._client_key is None else self._key_of(exchange)
         path = path_info_of(start_line.path)
+        if self._prefix is not None:
+            is_trusted = self._forwarded is not None and self._forwarded.trusts(peer)
+            exchange.script_name, path = self._prefix.split(path, headers, is_trusted)
+        exchange.path_info = path
         exchange.lane, route, exchange.is_probe = self._choice.choose(start_line.method, path, exchange.is_forwarded)
         exchange.running = TrackedRequest(exchange.id, None, route, exchange.client)
         exchange.running.lane = exchange.lane

@@ -22,6 +22,7 @@ from threadbridge.http.connection import HTTP1Connection
 from threadbridge.http.forwarded import ForwardedHeaders
 from threadbridge.http.limits import Memory
 from threadbridge.http.server import ConnectionServer
+from threadbridge.http.url_prefix import UrlPrefix
 from threadbridge.loop.admission import Admission
 from threadbridge.loop.exchanges import Exchanges
 from threadbridge.loop.foreign_connection import ForeignConnection
@@ -69,6 +70,7 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         learned = costs if values["schedule"] == "cost" else None
         self.trusted_proxies = tuple(values["trusted_proxies"])
         forwarded = ForwardedHeaders(self.trusted_proxies, values["client_address"]) if values["xheaders"] else None
+        root_path, header = values["root_path"], values["prefix_header"]
         statement_limit = values["statement_limit"]
         if statement_limit is None:
             statement_limit = longest_deadline(values) + STATEMENT_MARGIN
@@ -139,6 +141,7 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
             forwarded=forwarded,
             replica_for=values["replica_for"],
             trusted_proxies=self.trusted_proxies,
+            prefix=UrlPrefix(root_path, header) if root_path or header != "none" else None,
         )
         self._hop: Hop | None = None
 

@@ -32,16 +32,17 @@ from threadbridge.process.application_pools import ApplicationPools
 from threadbridge.process.cost_keeper import CostKeeper
 from threadbridge.process.cost_sharing import CostSharing
 from threadbridge.process.heartbeat import Heartbeat, open_stderr
-from threadbridge.process.signals import hold_signals, on_signal, warn_of_replaced_handlers
+from threadbridge.process.signals import hold_signals, on_signal, pause, warn_of_replaced_handlers
 from threadbridge.process.standard_error import say
 from threadbridge.process.systemd import feed_watchdog, notify
 from threadbridge.settings.table import BridgeSettings, Settings, from_keywords, grace_period
-from threadbridge.sockets.inheritance import MESSAGE_SIZE, REOPEN, STOP, STOP_NOW, Inheritance, take_inheritance
-from threadbridge.sockets.listeners import bind, describe, leave_new_connections_to_others, tls_context
+from threadbridge.sockets.inheritance import DRAIN, MESSAGE_SIZE, REOPEN, STOP, STOP_NOW, Inheritance, take_inheritance
+from threadbridge.sockets.listeners import Listeners, bind, describe
 
 if TYPE_CHECKING:
     from threadbridge.admin.server import AdminServer
     from threadbridge.process.supervisor import Supervisor
+    from threadbridge.sockets.certificates import Certificates
 
 logger = logging.getLogger("threadbridge")
 
@@ -60,9 +61,9 @@ def serve(
     Call it in the main thread, which becomes the loop's. The keywords are the settings in docs/settings.md. Without
     ``pool``, the application's pools are found, see docs/pools.md; ``pool="none"`` turns that off. The signal closes
     the port, and running and queued requests are answered: status 0. Requests left when ``grace`` is over, or at a
-    second signal, are cut off: status 1. SIGHUP reopens the log files. With ``processes``, each of them runs the
-    program from its beginning to this call, and this process supervises them; SIGUSR2 replaces all of them, one after
-    the other.
+    second signal, are cut off: status 1. SIGHUP reopens the log files and reads certificates again. With
+    ``processes``, each of them runs the program from its beginning to this call, and this process supervises them;
+    SIGUSR2 replaces all of them, one after the other.
 
     ``on_start`` is called on the loop, in each process that serves, once connections are accepted. `serve` runs a loop
     of its own: callbacks scheduled before the call, such as a `tornado.ioloop.PeriodicCallback`, never run.
@@ -112,8 +113,12 @@ class Service:
         self.bridge.shared.is_multiprocess = inheritance is not None or settings["reuse_port"]
         self._loop_factory = _loop_factory(settings["loop"])
         self._limits = Limits(**{field.name: values[field.name] for field in fields(Limits)})
-        certfile = settings["certfile"]
-        self._tls = tls_context(certfile, settings["keyfile"]) if certfile else None
+        self._certificates: Certificates | None = None
+        if settings["certfile"] is not None:
+            # Not at the top: most processes serve HTTP behind a proxy.
+            from threadbridge.sockets.certificates import Certificates
+
+            self._certificates = Certificates(settings)
         directory = inheritance.run_directory if inheritance is not None else settings["run_directory"]
         self._admin: AdminServer | None = None
         if settings["admin_port"] is not None or settings["agent_port"] is not None or directory is not None:
@@ -130,8 +135,11 @@ class Service:
         if self._costs is not None and self._admin is not None:
             self._sharing = CostSharing(self._costs, self._admin.frontends, self._expect_short)
             self._admin.console.costs = self._sharing.answer
+        # The supervisor has those of its processes.
+        self._listeners = Listeners()
         self._sockets: list[socket.socket] = []
-        self._remove_socket_file: Callable[[], None] = lambda: None
+        # Set in `run`.
+        self._server: ConnectionServer | None = None
         self._stop_by = 0.0
         self._inheritance = inheritance
         self._tell = inheritance.tell if inheritance is not None else notify
@@ -141,7 +149,8 @@ class Service:
         if self._inheritance is not None:
             self._sockets = list(self._inheritance.listeners)
         else:
-            [self._sockets], self._remove_socket_file = bind(self._settings)
+            self._listeners = bind(self._settings)
+            [self._sockets] = self._listeners.of_process
         if self._admin is not None:
             self._admin.listen()
 
@@ -179,7 +188,8 @@ class Service:
     async def _live(self) -> bool:
         """Serve until a signal comes; return whether everything ended within the grace period."""
         loop = asyncio.get_running_loop()
-        stop, stop_now = asyncio.Event(), asyncio.Event()
+        # The second ends the drain delay, the third the grace period.
+        stop, stop_accepting, stop_now = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
         # Signals only: one to all processes makes the supervisor give an order as well.
         came: list[signal.Signals] = []
@@ -192,26 +202,47 @@ class Service:
         def on_stop_signal(number: signal.Signals) -> None:
             if came:
                 logger.warning("%s again: stopping at once", number.name)
-                stop_now.set()
+                on_stop_now()
             came.append(number)
             on_stop(number.name)
 
+        def on_order_to_stop() -> None:
+            # The supervisor has waited for the drain delay itself, or replaces this process.
+            stop_accepting.set()
+            on_stop("supervisor")
+
+        def on_stop_now() -> None:
+            stop_accepting.set()
+            stop_now.set()
+
         for number in (signal.SIGTERM, signal.SIGINT):
             on_signal(number, on_stop_signal, number)
-        on_signal(signal.SIGHUP, logs.reopen_log_files)
+        on_signal(signal.SIGHUP, self._read_again)
         # By default it would end the process, and it may be sent to all processes of a service.
         on_signal(signal.SIGUSR2, logger.warning, "SIGUSR2: only the supervisor (--processes) can reload")
         if self._inheritance is not None:
-            orders = {STOP: lambda: on_stop("supervisor"), STOP_NOW: stop_now.set, REOPEN: logs.reopen_log_files}
+            orders = {
+                DRAIN: self._become_unready,
+                STOP: on_order_to_stop,
+                STOP_NOW: on_stop_now,
+                REOPEN: self._read_again,
+            }
             loop.add_reader(self._inheritance.channel, self._obey, self._inheritance.channel, orders)
 
         bridge, spool, proxies = self.bridge, self.bridge.spool, self._settings["trusted_proxies"]
-        server = ConnectionServer(
-            bridge.start_request, bridge.telemetry.refused, self._limits, self._tls, spool.memory, spool.unread, proxies
+        server = self._server = ConnectionServer(
+            bridge.start_request,
+            bridge.telemetry.refused,
+            self._limits,
+            self._certificates.context if self._certificates is not None else None,
+            spool.memory,
+            spool.unread,
+            proxies,
+            self._settings["proxy_protocol"],
         )
         bridge.servers.append(server)
         server.add_sockets(self._sockets)
-        places = [describe(listener, "https" if self._tls else "http") for listener in self._sockets]
+        places = [describe(listener, "https" if self._certificates else "http") for listener in self._sockets]
         if self._admin is not None:
             self._admin.start(places)
         if self._settings["affinity"] == "auto":
@@ -241,18 +272,17 @@ class Service:
                 for refusal in self.pools.refusals:
                     logger.warning("pool: %s", refusal)
             await stop.wait()
+            self._become_unready()
+            self._tell("STOPPING=1", f"STATUS=Stopping, {len(bridge.exchanges.open)} requests to answer")
+            await pause(self._settings["drain_delay"], stop_accepting)
         finally:
             # While this process still listens, so that no other process takes the file for an abandoned one.
-            self._remove_socket_file()
-            if self._admin is not None:
-                self._admin.drain()
+            self._listeners.remove_files()
+            self._become_unready()
 
         grace = grace_period(self._settings)
         self._stop_by = time.monotonic() + grace
-        self._tell("STOPPING=1", f"STATUS=Stopping, {len(bridge.exchanges.open)} requests to answer")
-        if self._settings["reuse_port"] and self._inheritance is None:
-            for listener in self._sockets:
-                leave_new_connections_to_others(listener)
+        self._listeners.leave_new_connections_to_others()
         server.stop()
         drained = asyncio.create_task(self._drain(server))
         stopped_now = asyncio.create_task(stop_now.wait())
@@ -284,6 +314,17 @@ class Service:
         bridge.exchanges.watch.process_ends()
         logger.info("stopped, every request is answered")
         return True
+
+    def _read_again(self) -> None:
+        """Open the log files again, and read the certificates: on SIGHUP, as their tools send it after a change."""
+        logs.reopen_log_files()
+        if self._certificates is not None and self._server is not None:
+            self._certificates.reload()
+            self._server.ssl_options = self._certificates.context
+
+    def _become_unready(self) -> None:
+        if self._admin is not None:
+            self._admin.drain()
 
     def _cancel_what_is_left(self) -> bool:
         """Refuse waiting requests and cancel running ones, whatever their method; return whether there were any."""

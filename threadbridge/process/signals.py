@@ -1,4 +1,4 @@
-"""The signals of a serving process: SIGTERM, SIGINT, SIGHUP and SIGUSR2. Main thread."""
+"""The signals of a serving process: SIGTERM, SIGINT, SIGHUP and SIGUSR2; waits that they end. Main thread."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import logging
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 
 from threadbridge.common import forks
@@ -36,6 +37,13 @@ def on_signal(number: signal.Signals, callback: Callable[..., None], *args: obje
     if number in _came_early:
         _came_early.discard(number)
         callback(*args)
+
+
+async def pause(seconds: float, until: asyncio.Event) -> None:
+    """Wait for this time, or until the event is set."""
+    if seconds:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(until.wait(), seconds)
 
 
 def warn_of_replaced_handlers() -> None:

@@ -16,19 +16,18 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from tempfile import TemporaryDirectory
 
 from threadbridge.process.application_pools import close_idle_connections
 from threadbridge.process.child import Child
 from threadbridge.process.logs import in_format, reopen_log_files
-from threadbridge.process.signals import on_signal, warn_of_replaced_handlers
+from threadbridge.process.signals import on_signal, pause, warn_of_replaced_handlers
 from threadbridge.process.standard_error import say
 from threadbridge.process.systemd import feed_watchdog, notify
 from threadbridge.settings.table import Settings, grace_period
-from threadbridge.sockets.inheritance import REOPEN, STOP_NOW
-from threadbridge.sockets.listeners import bind, bind_admin, bind_agent, describe, leave_new_connections_to_others
+from threadbridge.sockets.inheritance import DRAIN, REOPEN, STOP_NOW
+from threadbridge.sockets.listeners import Listeners, bind, bind_admin, bind_agent, describe
 
 logger = logging.getLogger("threadbridge")
 
@@ -50,11 +49,9 @@ class Supervisor:
         self._settings = settings
         self._count = settings["processes"]
         self._children: set[Child] = set()
-        # For each process, in the order of their numbers.
-        self._listeners: list[list[socket.socket]] = []
+        self._listeners = Listeners()
         self._admin_listeners: list[socket.socket] = []
         self._agent_listeners: list[socket.socket] = []
-        self._remove_socket_file: Callable[[], None] = lambda: None
         self._run_directory = settings["run_directory"]
         # Whether any process has ever accepted connections.
         self._works = False
@@ -65,7 +62,7 @@ class Supervisor:
 
     def listen(self) -> None:
         """Bind the address. Raises ``OSError``."""
-        self._listeners, self._remove_socket_file = bind(self._settings, self._count)
+        self._listeners = bind(self._settings, self._count)
         self._admin_listeners = bind_admin(self._settings)
         self._agent_listeners = bind_agent(self._settings)
 
@@ -120,7 +117,7 @@ class Supervisor:
             self._replace(number, failures=0)
         await self._complete.wait()
         scheme = "https" if self._settings["certfile"] else "http"
-        places = " and ".join(describe(listener, scheme) for listener in self._listeners[0])
+        places = " and ".join(describe(listener, scheme) for listener in self._listeners.of_process[0])
         admin_scheme = "https" if self._settings["admin_certfile"] else "http"
         operators = "".join(f", operators: {describe(listener, admin_scheme)}" for listener in self._admin_listeners)
         say(in_format(f"Serving on {places} (pid {os.getpid()}, {self._count} processes{operators})"))
@@ -131,7 +128,7 @@ class Supervisor:
         try:
             child = Child(
                 number,
-                self._listeners[number - 1],
+                self._listeners.of_process[number - 1],
                 self._admin_listeners,
                 self._agent_listeners,
                 self._run_directory,
@@ -239,16 +236,18 @@ class Supervisor:
     async def _end_all(self) -> None:
         # Starts nothing more, also after an exception in this class.
         self._stop.set()
+        notify("STOPPING=1", f"STATUS=Stopping {len(self._children)} processes")
+        if self._works and not self._status:
+            for child in self._children:
+                child.tell(DRAIN)
+            await pause(self._settings["drain_delay"], self._stop_now)
         # While the sockets still listen, so that no other process takes the file for an abandoned one.
-        self._remove_socket_file()
-        for listener in {listener for listeners in self._listeners for listener in listeners}:
-            if self._settings["reuse_port"]:
-                leave_new_connections_to_others(listener)
-            # The processes still have it, and accept the connections that have arrived.
-            listener.close()
+        self._listeners.remove_files()
+        self._listeners.leave_new_connections_to_others()
+        # The processes still have them, and accept the connections that have arrived.
+        self._listeners.close()
         for listener in (*self._admin_listeners, *self._agent_listeners):
             listener.close()
-        notify("STOPPING=1", f"STATUS=Stopping {len(self._children)} processes")
         if all(await asyncio.gather(*map(self._end, self._children))):
             logger.info("all processes have ended")
         else:

@@ -13,7 +13,9 @@ from tornado.httputil import HTTPHeaders
 from threadbridge.crossing.lanes import Lane
 from threadbridge.http.forwarded import ClientHeaders
 from threadbridge.http.limits import MEMORY_SIZE, Limits
+from threadbridge.http.url_prefix import PrefixHeader
 from threadbridge.settings.values import (
+    ADDRESSES,
     FLAG,
     FUNCTION,
     LANES,
@@ -21,6 +23,7 @@ from threadbridge.settings.values import (
     POOL,
     TEXT,
     TEXTS,
+    URL_PREFIX,
     Bytes,
     Kind,
     OptionalPath,
@@ -176,6 +179,20 @@ class BridgeSettings(TypedDict, total=False):
         "two; if both are present and contradict each other, neither counts.",
     ]
     trusted_proxies: Annotated[Sequence[str], (), "Addresses and networks (10.0.0.0/8) of further proxies to trust."]
+    root_path: Annotated[
+        str,
+        URL_PREFIX,
+        "",
+        "The URL prefix below which clients reach the application, such as /shop: it becomes SCRIPT_NAME, and is "
+        "removed from the path if the proxy has not done so. Patterns such as those of lanes are matched without it.",
+    ]
+    prefix_header: Annotated[
+        PrefixHeader,
+        "none",
+        "With xheaders: the header in which the proxy names the prefix, in place of root_path. The proxy must set or "
+        "remove it in all requests, as otherwise clients can. x-forwarded-prefix is for proxies that have removed the "
+        "prefix from the path; with x-script-name it may still be there.",
+    ]
     spool_size: Annotated[
         int,
         size(0),
@@ -272,17 +289,62 @@ class Settings(BridgeSettings, total=False):
     unix_socket_mode: Annotated[
         int, PERMISSIONS, 0o600, "The permissions of the Unix socket, octal; users with write permission can connect."
     ]
+    bind: Annotated[
+        Sequence[str],
+        ADDRESSES,
+        (),
+        "Listen on these addresses instead: HOST:PORT, [IPV6]:PORT, :PORT for all interfaces, unix:PATH, or fd:N for a "
+        "listening socket that the process has inherited. Sockets that systemd passes (LISTEN_FDS) take the place of "
+        "address, port and unix_socket; see operating.md.",
+    ]
     reuse_port: Annotated[
         bool, False, "Share the port with processes that set this; a new one can start before the old one stops."
     ]
+    proxy_protocol: Annotated[
+        bool,
+        False,
+        "Connections from loopback, a Unix socket or trusted_proxies begin with a header of the PROXY protocol, "
+        "version 1 or 2, which names the client; one without it is refused. Other connections have none.",
+    ]
     certfile: Annotated[OptionalPath, None, "Serve HTTPS with the certificate chain in this PEM file."]
     keyfile: Annotated[OptionalPath, None, "The PEM file with the certificate's key, if certfile does not contain it."]
+    keyfile_password_file: Annotated[
+        OptionalPath,
+        None,
+        "The file, readable by its user alone, with the password of the keys, if they are encrypted.",
+    ]
+    sni_certificates: Annotated[
+        Sequence[str],
+        (),
+        "Certificates for clients that ask for a certain host name (SNI), each NAME:CERTFILE or NAME:CERTFILE:KEYFILE, "
+        "such as *.example.com:/etc/tls/example.pem. Others get certfile.",
+    ]
+    tls_minimum: Annotated[Literal["1.2", "1.3"], "1.2", "The lowest version of TLS."]
+    tls_ciphers: Annotated[
+        str, "", "The cipher suites of TLS 1.2, as `openssl ciphers` expects them; by default those of Python."
+    ]
+    client_certificates: Annotated[
+        Literal["none", "optional", "required"],
+        "none",
+        "Whether clients are asked for a certificate that an authority of client_ca_file has signed. With optional, "
+        "those without one are served, too. The application finds it in the environ, see operating.md.",
+    ]
+    client_ca_file: Annotated[
+        OptionalPath, None, "The PEM file with the certificates of the authorities for client_certificates."
+    ]
     grace: Annotated[
         float | None,
         seconds(0),
         None,
         "How long running and queued requests may take after SIGTERM; then they are cut. Default: 10 s more than the "
         "longest deadline, so that no request is cut before its deadline.",
+    ]
+    drain_delay: Annotated[
+        float,
+        seconds(0),
+        0.0,
+        "How long new requests are still accepted after SIGTERM, while /readyz of admin_port already answers 503: the "
+        "time that load balancers need to send them elsewhere. grace begins afterwards.",
     ]
     max_connections: Annotated[
         int | None,
@@ -365,8 +427,8 @@ class Settings(BridgeSettings, total=False):
     admin_names: Annotated[
         Sequence[str],
         (),
-        "Host names under which a proxy offers the operators' port, such as ops.example.com. Requests with another "
-        "Host header than these, the port's address or loopback are refused.",
+        "Host names of the operators' port, such as a proxy's, ops.example.com, or a Kubernetes Service's, "
+        "shop.default.svc. Requests with another Host header than these, the port's address or loopback are refused.",
     ]
     agent_port: Annotated[
         int | None,
@@ -470,7 +532,12 @@ def _setting(hint: Any) -> Setting:
 
 ALL = {name: _setting(hint) for name, hint in get_type_hints(CommandLineSettings, include_extras=True).items()}
 # The options that are not named like their settings, because each gives one item of a list.
-_OPTIONS = {"lanes": "lane", "idempotent_paths": "idempotent_path"}
+_OPTIONS = {
+    "lanes": "lane",
+    "idempotent_paths": "idempotent_path",
+    "admin_names": "admin_host",
+    "sni_certificates": "sni",
+}
 
 
 def option_name(name: str) -> str:
@@ -622,6 +689,16 @@ def _check_combinations(values: Mapping[str, object], origins: Mapping[str, str]
         raise SettingError("keyfile without certfile: give the certificate too, or leave the key out")
     if values.get("admin_keyfile") and not values["admin_certfile"]:
         raise SettingError("admin_keyfile without admin_certfile: give the certificate too, or leave the key out")
+    if values["prefix_header"] != "none" and not values["xheaders"]:
+        raise SettingError("prefix_header needs xheaders: without it, no proxy is believed")
+    for name in ("keyfile_password_file", "sni_certificates", "client_ca_file"):
+        if values.get(name) and not values["certfile"]:
+            raise SettingError(f"{name} without certfile: give the certificate too, or leave {name} out")
+    if (values.get("client_certificates", "none") != "none") != bool(values.get("client_ca_file")):
+        raise SettingError("client_certificates and client_ca_file: give both, or neither")
     for name in ("address", "port", "reuse_port"):
         if values.get("unix_socket") and origins.get(name, "default") == origins["unix_socket"] != "default":
             raise SettingError(f"unix_socket and {name}: give one of them, a Unix socket has no {name}")
+    for name in ("address", "port", "unix_socket"):
+        if values.get("bind") and origins.get(name, "default") == origins["bind"] != "default":
+            raise SettingError(f"bind and {name}: give one of them; bind=HOST:PORT or unix:PATH says the same")

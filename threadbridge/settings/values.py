@@ -6,9 +6,10 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from threadbridge.crossing.lanes import Lane
+from threadbridge.http.url_prefix import is_prefix
 
 _UNITS = {"G": 1024**3, "M": 1024**2, "k": 1024, "": 1}
 # What may stand for a pool instead of an import path.
@@ -149,6 +150,37 @@ def _show_object(value: object) -> str:
     return value if isinstance(value, str) else getattr(value, "__name__", type(value).__name__)
 
 
+_EXPECTED_ADDRESS = "HOST:PORT, [IPV6]:PORT, :PORT for all interfaces, unix:PATH, or fd:N for an inherited socket"
+
+
+class Address(NamedTuple):
+    """Where to listen: a TCP port of a host ("" for all interfaces), a Unix socket's path, or a file descriptor."""
+
+    host: str = ""
+    port: int = 0
+    path: str | None = None
+    descriptor: int | None = None
+
+
+def address_of(text: str) -> Address:
+    """The address that a text such as ``127.0.0.1:8000`` or ``unix:/run/shop.sock`` names; raises ``ValueError``."""
+    if match := re.fullmatch(r"unix:(?://)?(.+)", text, re.DOTALL):
+        return Address(path=match[1])
+    if match := re.fullmatch(r"fd:(?://)?([0-9]{1,9})", text):
+        return Address(descriptor=int(match[1]))
+    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+(?:%[\w.-]+)?)\]|([\w.-]*)):([0-9]{1,5})", text)
+    if match is None or int(match[3]) > 65535:
+        raise ValueError(f"{text!r}: expected {_EXPECTED_ADDRESS}")
+    return Address(match[1] or match[2] or "", int(match[3]))
+
+
+def _is_address(text: object) -> bool:
+    try:
+        return isinstance(text, str) and bool(address_of(text))
+    except ValueError:
+        return False
+
+
 TEXT = Kind("a text", "TEXT", lambda value: isinstance(value, str))
 PATH = Kind("a path", "PATH", lambda value: isinstance(value, str) and value != "")
 FLAG = Kind(
@@ -170,6 +202,19 @@ TEXTS = Kind(
     "a list of texts",
     "A,B,...",
     lambda value: isinstance(value, (list, tuple)) and all(isinstance(part, str) for part in value),
+    read=_read_list,
+    show=",".join,
+    is_list=True,
+)
+URL_PREFIX = Kind(
+    "a path without a slash at its end, such as /shop",
+    "PATH",
+    lambda value: isinstance(value, str) and is_prefix(value),
+)
+ADDRESSES = Kind(
+    _EXPECTED_ADDRESS,
+    "ADDRESS",
+    lambda value: isinstance(value, (list, tuple)) and all(map(_is_address, value)),
     read=_read_list,
     show=",".join,
     is_list=True,

@@ -21,8 +21,8 @@ logger = logging.getLogger("threadbridge")
 VARIABLE = "THREADBRIDGE_INHERITANCE"
 
 # The supervisor's messages, unchanged from earlier versions: after an update, an old supervisor starts new processes.
-# When the channel ends, so has the supervisor.
-STOP, STOP_NOW, REOPEN = b"stop", b"hurry", b"reopen"
+# When the channel ends, so has the supervisor. DRAIN announces STOP.
+DRAIN, STOP, STOP_NOW, REOPEN = b"drain", b"stop", b"hurry", b"reopen"
 MESSAGE_SIZE = 4096
 
 

@@ -1,11 +1,10 @@
-"""Opens listening sockets: TCP, Unix, TLS."""
+"""Opens listening sockets: TCP and Unix sockets."""
 
 from __future__ import annotations
 
 import errno
 import os
 import socket
-import ssl
 import stat
 import struct
 import sys
@@ -16,6 +15,8 @@ from contextlib import suppress
 from tornado import netutil
 
 from threadbridge.settings.table import Settings
+from threadbridge.settings.values import Address, address_of
+from threadbridge.sockets.passed import inherited_socket, sockets_from_systemd
 
 # How many connections may wait to be accepted, as after a restart. Linux allows 4096 (net.core.somaxconn).
 BACKLOG = 1024
@@ -31,23 +32,95 @@ _DROP_SYN = (
 )
 
 
-def bind(settings: Settings, processes: int = 1) -> tuple[list[list[socket.socket]], Callable[[], None]]:
-    """Listen at the configured address; returns each process's sockets, and a function that removes a socket file.
+class Listeners:
+    """The listening sockets of a server's processes. Belongs to the main thread of the process that opened them."""
 
-    The kernel spreads TCP connections over the processes; they share a Unix socket. Raises ``OSError``.
+    def __init__(self, processes: int = 1) -> None:
+        # For each process, in the order of their numbers.
+        self.of_process: list[list[socket.socket]] = [[] for _ in range(processes)]
+        # Those that may share their port with other servers.
+        self._shared: list[socket.socket] = []
+        self._removals: list[Callable[[], None]] = []
+
+    def add(self, address: Address, *, mode: int, reuse_port: bool) -> None:
+        """Listen at this address, too; raises ``OSError``, with the address as its file name.
+
+        The kernel spreads TCP connections over the processes; they share a Unix socket or an inherited one.
+        """
+        try:
+            if address.path is not None:
+                listener, remove = bind_unix_socket(address.path, mode)
+                self._removals.append(remove)
+                self.add_shared(listener)
+            elif address.descriptor is not None:
+                self.add_shared(inherited_socket(address.descriptor))
+            else:
+                self._add_port(address, reuse_port)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror or str(error), _shown(address)) from None
+
+    def _add_port(self, address: Address, reuse_port: bool) -> None:
+        first = netutil.bind_sockets(address.port, address.host, backlog=BACKLOG, reuse_port=reuse_port)
+        self.of_process[0] += first
+        if len(self.of_process) > 1:
+            # Only now, so that listening fails on a port on which strangers listen with SO_REUSEPORT.
+            for listener in first:
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        port = first[0].getsockname()[1]
+        for listeners in self.of_process[1:]:
+            listeners += netutil.bind_sockets(port, address.host, backlog=BACKLOG, reuse_port=True)
+        if reuse_port:
+            self._shared += [listener for listeners in self.of_process for listener in listeners]
+
+    def add_shared(self, listener: socket.socket) -> None:
+        """Let all processes accept connections from this socket."""
+        for listeners in self.of_process:
+            listeners.append(listener)
+
+    def remove_files(self) -> None:
+        """Remove the files of Unix sockets, unless they have been replaced; does nothing in a forked process."""
+        for remove in self._removals:
+            remove()
+
+    def leave_new_connections_to_others(self) -> None:
+        """Leave new connections to the other servers on ports with ``reuse_port``: these are about to be closed."""
+        for listener in self._shared:
+            leave_new_connections_to_others(listener)
+
+    def close(self) -> None:
+        """Close all sockets in this process."""
+        for listener in {listener for listeners in self.of_process for listener in listeners}:
+            listener.close()
+
+
+def bind(settings: Settings, processes: int = 1) -> Listeners:
+    """Listen at the configured addresses, and on the sockets that systemd has passed to this process.
+
+    Raises ``OSError``, with the address as its file name.
     """
-    path, address = settings["unix_socket"], settings["address"]
-    if path is not None:
-        listener, remove = bind_unix_socket(path, settings["unix_socket_mode"])
-        return [[listener]] * processes, remove
-    first = netutil.bind_sockets(settings["port"], address, backlog=BACKLOG, reuse_port=settings["reuse_port"])
-    if processes > 1:
-        # Only now, so that listening fails on a port on which strangers listen with SO_REUSEPORT.
-        for listener in first:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    port = first[0].getsockname()[1]
-    others = [netutil.bind_sockets(port, address, backlog=BACKLOG, reuse_port=True) for _ in range(processes - 1)]
-    return [first, *others], lambda: None
+    listeners = Listeners(processes)
+    addresses = [address_of(text) for text in settings["bind"]]
+    try:
+        passed = sockets_from_systemd()
+        for listener in passed:
+            listeners.add_shared(listener)
+        if not addresses and not passed:
+            addresses = [Address(settings["address"], settings["port"], settings["unix_socket"])]
+        for address in addresses:
+            listeners.add(address, mode=settings["unix_socket_mode"], reuse_port=settings["reuse_port"])
+    except OSError:
+        listeners.remove_files()
+        listeners.close()
+        raise
+    return listeners
+
+
+def _shown(address: Address) -> str:
+    if address.path is not None:
+        return address.path
+    if address.descriptor is not None:
+        return f"fd:{address.descriptor}"
+    return f"[{address.host}]:{address.port}" if ":" in address.host else f"{address.host}:{address.port}"
 
 
 def bind_admin(settings: Settings) -> list[socket.socket]:
@@ -123,26 +196,12 @@ def leave_new_connections_to_others(listener: socket.socket) -> None:
         listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, description)
 
 
-def tls_context(certfile: str, keyfile: str | None, prefix: str = "") -> ssl.SSLContext:
-    """Return a context for TLS 1.2 or later; raises ``ValueError`` if the certificate or the key cannot be used.
-
-    The prefix is that of the settings' names.
-    """
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    try:
-        # Without a password, OpenSSL would ask for that of an encrypted key at the terminal.
-        context.load_cert_chain(certfile, keyfile, password="")
-    except OSError as error:
-        files = f"{prefix}certfile {certfile}" + (f" and {prefix}keyfile {keyfile}" if keyfile else "")
-        raise ValueError(
-            f"{files}: {error.strerror or error}; expected a certificate and its key, unencrypted, in PEM files"
-        ) from None
-    return context
-
-
 def describe(listener: socket.socket, scheme: str) -> str:
     """Return where a socket can be reached: a URL, or ``unix:`` and a path."""
     name = listener.getsockname()
+    if isinstance(name, bytes):
+        # Linux's abstract sockets, names without a file.
+        return f"unix:@{name[1:].decode(errors='replace')}"
     if isinstance(name, str):
         return f"unix:{name}"
     host, port = name[:2]

@@ -13,7 +13,6 @@ from threadbridge.crossing.exchange import Exchange
 from threadbridge.crossing.states import State
 
 _BASE: dict[str, Any] = {
-    "SCRIPT_NAME": "",
     "SERVER_SOFTWARE": "threadbridge",
     "wsgi.version": (1, 0),
     "wsgi.multithread": True,
@@ -45,7 +44,8 @@ def environ_of(exchange: Exchange) -> WSGIEnvironment:
     environ = {
         **_BASE,
         "REQUEST_METHOD": method,
-        "PATH_INFO": path_info_of(target),
+        "SCRIPT_NAME": exchange.script_name,
+        "PATH_INFO": exchange.path_info,
         "QUERY_STRING": query,
         "REQUEST_URI": target,
         "RAW_URI": target,
@@ -64,6 +64,7 @@ def environ_of(exchange: Exchange) -> WSGIEnvironment:
         environ["REMOTE_PORT"] = exchange.peer.port
     if scheme == "https":
         environ["HTTPS"] = "on"
+        environ.update(getattr(exchange.connection.context, "tls_variables", ()))
     for name, value in headers.get_all():
         key = _variable(name)
         if key is None:

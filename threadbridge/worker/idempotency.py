@@ -62,7 +62,7 @@ class Idempotency:
         # The other methods are idempotent (RFC 9110, section 9.2.2).
         if sent is None or environ["REQUEST_METHOD"] not in ("POST", "PATCH"):
             return self._application(environ, start_response)
-        path = (environ["SCRIPT_NAME"] + environ["PATH_INFO"]).encode("latin-1").decode(errors="replace")
+        path = environ["PATH_INFO"].encode("latin-1").decode(errors="replace")
         if not self._matches(path):
             return self._application(environ, start_response)
         key = _key(sent)
