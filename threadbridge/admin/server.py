@@ -78,7 +78,7 @@ class AdminServer:
     def __init__(self, bridge: Bridge, settings: Settings, inheritance: Inheritance | None = None) -> None:
         self._settings = settings
         self._inheritance = inheritance
-        self._sockets: Sequence[socket.socket] = ()
+        self.sockets: Sequence[socket.socket] = ()
         self._access = Access(
             settings["admin_address"],
             settings["admin_token_file"],
@@ -96,23 +96,23 @@ class AdminServer:
         self._servers: list[HTTPServer] = []
         self._unix: tuple[socket.socket, Callable[[], None]] | None = None
 
-    def listen(self) -> None:
-        """Bind the address, unless the supervisor has done so; raises ``OSError``."""
+    def listen(self, kept: Sequence[socket.socket] = ()) -> None:
+        """Bind the address, unless the supervisor has done so, or sockets were kept; raises ``OSError``."""
         inherited = self._inheritance
-        self._sockets = bind_admin(self._settings) if inherited is None else inherited.admin_listeners
+        self.sockets = (kept or bind_admin(self._settings)) if inherited is None else inherited.admin_listeners
         self._unix = self._frontends.bind()
 
     @property
     def address(self) -> str:
         """The URL at which operators reach this process; "" if only other processes do."""
-        return " and ".join(describe(listener, "http") for listener in self._sockets)
+        return " and ".join(describe(listener, "http") for listener in self.sockets)
 
     def start(self, addresses: Sequence[str]) -> None:
         """Start to serve; the addresses are those of the application."""
         self._console.addresses = addresses
         self._console.admin_address = self.address
-        if self._sockets:
-            self._serve(self._sockets, is_local=False)
+        if self.sockets:
+            self._serve(self.sockets, is_local=False)
         if self._unix is not None:
             self._serve([self._unix[0]], is_local=True)
 
@@ -132,7 +132,7 @@ class AdminServer:
 
     def leave_port(self) -> None:
         """Stop listening for operators, so that another process can; connections stay open."""
-        if self._sockets:
+        if self.sockets:
             self._servers[0].stop()
 
     async def close(self) -> None:

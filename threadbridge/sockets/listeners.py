@@ -77,10 +77,17 @@ def bind_unix_socket(path: str, mode: int) -> tuple[socket.socket, Callable[[], 
         # Nobody can connect before `listen`.
         os.chmod(path, mode)
         listener.listen(BACKLOG)
-        made, owner = os.stat(path), os.getpid()
+        return listener, removal_of(path)
     except OSError:
         listener.close()
         raise
+
+
+def removal_of(path: str | None) -> Callable[[], None]:
+    """A function that removes a socket's file, if another has not replaced it; with None, it does nothing."""
+    if path is None:
+        return lambda: None
+    made, owner = os.stat(path), os.getpid()
 
     def remove() -> None:
         # A forked process has a copy of this function, but not of the socket.
@@ -88,7 +95,7 @@ def bind_unix_socket(path: str, mode: int) -> tuple[socket.socket, Callable[[], 
             if os.getpid() == owner and os.path.samestat(os.lstat(path), made):
                 os.unlink(path)
 
-    return listener, remove
+    return remove
 
 
 def _is_abandoned(path: str) -> bool:

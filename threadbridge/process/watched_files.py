@@ -1,0 +1,164 @@
+"""The files of an application under development: finds out which of them have changed. A thread of its own.
+
+`watchfiles` only says when to look again; what counts is always the comparison of the files with what they were. So the
+two ways, with it and without it, find the same changes.
+"""
+
+from __future__ import annotations
+
+import glob
+import logging
+import os
+import re
+import sys
+import sysconfig
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from fnmatch import translate
+from pathlib import Path
+
+logger = logging.getLogger("threadbridge")
+
+# Sources, the templates of Django, Jinja, Mako and Chameleon, and what `threadbridge dev` reads at its start. Any file
+# below a directory of the name `TEMPLATES` counts as a template too.
+NAMES = ("*.py", "*.html", "*.htm", "*.jinja", "*.jinja2", "*.j2", "*.mako", "*.pt", ".env", ".flaskenv")
+TEMPLATES = "templates"
+# Seconds between two looks without `watchfiles`; looking may take a tenth of the time.
+INTERVAL = 0.3
+# Milliseconds between two looks with it at the few files that it does not watch, and how long it collects changes.
+TIMEOUT = 500
+DEBOUNCE = 50
+
+Mark = tuple[int, int, int]
+
+
+class WatchedFiles:
+    """The files below the directories from which the application is imported, and those that the settings include.
+
+    The directories are the current one and those of ``sys.path``, but no installed packages, hidden directories,
+    virtual environments or ``node_modules``. Imported modules that are elsewhere count too, unless they are installed.
+
+    :param include: patterns of further files: of names, such as ``*.toml``, below these directories; of paths, if they
+        contain a slash; or directories, with all that is in them.
+    """
+
+    def __init__(self, include: Sequence[str]) -> None:
+        self._installed = tuple({os.path.join(path, "") for path in sysconfig.get_paths().values()})
+        self._paths = [os.path.abspath(each) for each in include if "/" in each or os.path.isdir(each)]
+        names = [*NAMES, *(each for each in include if "/" not in each and not os.path.isdir(each))]
+        self._names = re.compile("|".join(map(translate, names)))
+        self.directories = list(dict.fromkeys(map(os.path.realpath, filter(self._is_own, ["", *sys.path]))))
+        # The files in these, and others; of the latter, a new one is no change, but a module that has been imported.
+        self._found = dict(self._marks(self._in_directories()))
+        self._elsewhere = dict(self._marks(self._others()))
+
+    def changes(self, *, only_others: bool = False) -> list[str]:
+        """The files changed, made or removed since the last look; with ``only_others``, those outside the directories."""
+        changed = []
+        if not only_others:
+            found = dict(self._marks(self._in_directories()))
+            changed = [path for path in {**self._found, **found} if self._found.get(path) != found.get(path)]
+            self._found = found
+        others = dict(self._marks(self._others()))
+        changed += [path for path, mark in self._elsewhere.items() if others.get(path) != mark]
+        self._elsewhere = others
+        return changed
+
+    def may_matter(self, path: str) -> bool:
+        """Whether a change of this file, or perhaps directory, is worth a look."""
+        if self._names.match(os.path.basename(path)) or f"/{TEMPLATES}/" in path:
+            return True
+        # It may have been a directory, if it is gone.
+        return os.path.isdir(path) or not os.path.exists(path)
+
+    def _is_own(self, directory: str) -> bool:
+        path = os.path.realpath(directory)
+        if path in ("/", str(Path.home())):
+            return False
+        return os.path.isdir(path) and not self._is_installed(os.path.join(path, ""))
+
+    def _is_installed(self, path: str) -> bool:
+        return path.startswith(self._installed) or "/site-packages/" in path or "/dist-packages/" in path
+
+    def _in_directories(self) -> Iterator[str]:
+        for top in self.directories:
+            for directory, inner, names in os.walk(top):
+                inner[:] = [name for name in inner if self._is_entered(os.path.join(directory, name), name)]
+                has_templates = TEMPLATES in directory.removeprefix(top).split("/")
+                for name in names:
+                    if has_templates or self._names.match(name):
+                        yield os.path.join(directory, name)
+
+    def _is_entered(self, path: str, name: str) -> bool:
+        if name.startswith(".") or name in ("__pycache__", "node_modules") or path in self.directories:
+            return False
+        return not (os.path.exists(os.path.join(path, "pyvenv.cfg")) or self._is_installed(os.path.join(path, "")))
+
+    def _others(self) -> Iterator[str]:
+        for module in list(sys.modules.values()):
+            file = getattr(module, "__dict__", {}).get("__file__")
+            if isinstance(file, str) and file.endswith(".py") and not self._is_installed(os.path.abspath(file)):
+                path = os.path.realpath(file)
+                if path not in self._found:
+                    yield path
+        for pattern in self._paths:
+            for path in glob.iglob(pattern, recursive=True, include_hidden=True):
+                if os.path.isdir(path):
+                    yield from (
+                        os.path.join(directory, name) for directory, _, names in os.walk(path) for name in names
+                    )
+                else:
+                    yield path
+
+    @staticmethod
+    def _marks(paths: Iterator[str]) -> Iterator[tuple[str, Mark]]:
+        for path in paths:
+            # It may have been removed just now.
+            with suppress(OSError):
+                found = os.stat(path)
+                yield path, (found.st_mtime_ns, found.st_size, found.st_ino)
+
+
+def wait_for_changes(files: WatchedFiles, stop: threading.Event) -> list[str]:
+    """Wait until files have changed, and return their paths; none once ``stop`` is set."""
+    try:
+        from watchfiles import watch
+    except ImportError:
+        return _poll(files, stop)
+    # It would log each event.
+    logging.getLogger("watchfiles").setLevel(logging.WARNING)
+    try:
+        is_first = True
+        for events in watch(
+            *files.directories,
+            watch_filter=lambda _, path: files.may_matter(path),
+            debounce=DEBOUNCE,
+            rust_timeout=TIMEOUT,
+            yield_on_timeout=True,
+            stop_event=stop,
+            raise_interrupt=False,
+            ignore_permission_denied=True,
+        ):
+            # At first, for what has changed before it began to watch.
+            changed = files.changes(only_others=not events and not is_first)
+            is_first = False
+            if changed:
+                return changed
+    except (OSError, RuntimeError) as error:
+        # Such as the limit of inotify watches.
+        logger.warning("reload: watchfiles cannot watch the files, so they are looked at again and again: %s", error)
+        return _poll(files, stop)
+    return []
+
+
+def _poll(files: WatchedFiles, stop: threading.Event) -> list[str]:
+    pause = INTERVAL
+    while not stop.wait(pause):
+        began = time.monotonic()
+        changed = files.changes()
+        if changed:
+            return changed
+        pause = max(INTERVAL, 9 * (time.monotonic() - began))
+    return []
