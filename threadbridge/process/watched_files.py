@@ -50,12 +50,14 @@ class WatchedFiles:
         names = [*NAMES, *(each for each in include if "/" not in each and not os.path.isdir(each))]
         self._names = re.compile("|".join(map(translate, names)))
         self.directories = list(dict.fromkeys(map(os.path.realpath, filter(self._is_own, ["", *sys.path]))))
+        # These and the directories below them, as of the last look.
+        self.entered: list[str] = []
         # The files in these, and others; of the latter, a new one is no change, but a module that has been imported.
         self._found = dict(self._marks(self._in_directories()))
         self._elsewhere = dict(self._marks(self._others()))
 
     def changes(self, *, only_others: bool = False) -> list[str]:
-        """The files changed, made or removed since the last look; with ``only_others``, those outside the directories."""
+        """The files changed, made or removed since the last look; ``only_others``: those outside the directories."""
         changed = []
         if not only_others:
             found = dict(self._marks(self._in_directories()))
@@ -83,9 +85,11 @@ class WatchedFiles:
         return path.startswith(self._installed) or "/site-packages/" in path or "/dist-packages/" in path
 
     def _in_directories(self) -> Iterator[str]:
+        self.entered = []
         for top in self.directories:
             for directory, inner, names in os.walk(top):
                 inner[:] = [name for name in inner if self._is_entered(os.path.join(directory, name), name)]
+                self.entered.append(directory)
                 has_templates = TEMPLATES in directory.removeprefix(top).split("/")
                 for name in names:
                     if has_templates or self._names.match(name):
@@ -130,22 +134,28 @@ def wait_for_changes(files: WatchedFiles, stop: threading.Event) -> list[str]:
     # It would log each event.
     logging.getLogger("watchfiles").setLevel(logging.WARNING)
     try:
-        is_first = True
-        for events in watch(
-            *files.directories,
-            watch_filter=lambda _, path: files.may_matter(path),
-            debounce=DEBOUNCE,
-            rust_timeout=TIMEOUT,
-            yield_on_timeout=True,
-            stop_event=stop,
-            raise_interrupt=False,
-            ignore_permission_denied=True,
-        ):
-            # At first, for what has changed before it began to watch.
-            changed = files.changes(only_others=not events and not is_first)
-            is_first = False
-            if changed:
-                return changed
+        while not stop.is_set():
+            entered = files.entered
+            is_first = True
+            for events in watch(
+                *entered,
+                watch_filter=lambda _, path: files.may_matter(path),
+                debounce=DEBOUNCE,
+                rust_timeout=TIMEOUT,
+                yield_on_timeout=True,
+                stop_event=stop,
+                raise_interrupt=False,
+                # It would watch node_modules and virtual environments too.
+                recursive=False,
+                ignore_permission_denied=True,
+            ):
+                # At first, for what has changed before it began to watch.
+                changed = files.changes(only_others=not events and not is_first)
+                is_first = False
+                if changed:
+                    return changed
+                if files.entered != entered:
+                    break
     except (OSError, RuntimeError) as error:
         # Such as the limit of inotify watches.
         logger.warning("reload: watchfiles cannot watch the files, so they are looked at again and again: %s", error)

@@ -1,0 +1,302 @@
+"""``--reload``: files of a real application are edited while a real server serves it."""
+
+from __future__ import annotations
+
+import os
+import pty
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import requests
+
+from tests.support.inprocess import wait_until
+from tests.support.processes import ROOT, Frontend
+from tests.support.site_process import ask_on_its_own, entered
+
+FACTORY = """
+import os
+import flask
+
+def create_app(word, *, mark="!"):
+    app = flask.Flask(__name__)
+
+    @app.get("/")
+    def index():
+        return flask.render_template("index.html", word=word + mark, pid=os.getpid())
+
+    return app
+"""
+
+# /slow?FLAG makes FLAG.entered, and goes on when FLAG is there.
+PLAIN = """
+import atexit, os, time
+from threadbridge import current
+
+atexit.register(lambda: open("ended", "a").write("ended "))
+
+def app(environ, start_response):
+    flag = environ["QUERY_STRING"]
+    if environ["PATH_INFO"] == "/slow":
+        current().on_cancel(lambda: open(flag + ".cancelled", "w").close())
+        open(flag + ".entered", "w").close()
+        while not (os.path.exists(flag) or os.path.exists(flag + ".cancelled")):
+            time.sleep(0.01)
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [b"version 1, pid %d" % os.getpid()]
+"""
+
+WITHOUT_WATCHFILES = "raise ImportError('not for this test')\n"
+
+
+class Site(Frontend):
+    """``python -m threadbridge --reload`` in this directory, which is not below the source tree."""
+
+    def __init__(self, directory: Path, application: str, *arguments: str, watches: bool = True) -> None:
+        if not watches:
+            (directory / "watchfiles.py").write_text(WITHOUT_WATCHFILES)
+        command = ("-m", "threadbridge", application, "--port={port}", "--reload", *arguments)
+        super().__init__(command, cwd=directory)
+        # Not the source tree as a directory of the application's: others may be editing it.
+        del self.env["PYTHONPATH"]
+
+    def page(self, accept: str = "*/*") -> requests.Response:
+        return requests.get(self.url, timeout=30, headers={"Accept": accept})
+
+    def wait_for(self, text: str) -> requests.Response:
+        """The first page with this text."""
+        found: list[requests.Response] = []
+
+        def is_there() -> bool:
+            found[:] = [self.page()]
+            return text in found[0].text
+
+        wait_until(is_there, f"{text}; {self.output()}")
+        return found[0]
+
+
+def edit(file: Path, old: str, new: str) -> None:
+    """As editors do: a new file takes the old one's place."""
+    text = file.read_text()
+    assert old in text
+    draft = file.with_name(f".{file.name}.draft")
+    draft.write_text(text.replace(old, new))
+    draft.rename(file)
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> Iterator[Site]:
+    (tmp_path / "shop.py").write_text(PLAIN)
+    with Site(tmp_path, "shop:app", "--threads=4") as site:
+        yield site
+
+
+@pytest.mark.parametrize("watches", [True, False], ids=["watchfiles", "polling"])
+def test_sources_templates_and_included_files_are_served_anew_by_the_same_process(
+    tmp_path: Path, watches: bool
+) -> None:
+    package = tmp_path / "shop"
+    (package / "templates").mkdir(parents=True)
+    (package / "templates" / "index.html").write_text("template 1: {{ word }} {{ pid }}")
+    (package / "__init__.py").write_text(FACTORY)
+    (tmp_path / "shop.toml").write_text("")
+    outside = tmp_path.parent / f"{tmp_path.name}-outside"
+    outside.mkdir()
+    (outside / "texts.po").write_text("")
+    include = ("--reload_include=*.toml", f"--reload_include={outside}/*.po")
+    with Site(tmp_path, 'shop:create_app("hello", mark="?")', *include, watches=watches) as site:
+        page = site.page().text
+        assert page == f"template 1: hello? {site.process.pid}"
+        edit(package / "templates" / "index.html", "template 1", "template 2")
+        assert site.wait_for("template 2").text == f"template 2: hello? {site.process.pid}"
+        edit(package / "__init__.py", "word + mark", "word + word")
+        assert site.wait_for("hellohello").text == f"template 2: hellohello {site.process.pid}"
+        # A directory that is new, and one that is in it.
+        (package / "parts" / "inner").mkdir(parents=True)
+        (package / "parts" / "inner" / "more.py").write_text("")
+        wait_until(lambda: "more.py changed" in site.output(), site.output())
+        for number, file in enumerate((tmp_path / "shop.toml", outside / "texts.po")):
+            wait_until(lambda number=number: site.output().count("Serving on") == 4 + number, site.output())  # type: ignore[misc]
+            file.write_text("changed")
+            wait_until(lambda file=file: f"{file.name} changed" in site.output(), site.output())  # type: ignore[misc]
+        # What is installed, hidden or of no kind that matters is left alone.
+        wait_until(lambda: site.output().count("Serving on") == 6, site.output())
+        for name in ("notes.txt", ".hidden/module.py", "node_modules/module.py", "venv/module.py"):
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / "venv").mkdir(exist_ok=True)
+            (tmp_path / "venv" / "pyvenv.cfg").touch()
+            (tmp_path / name).write_text("")
+        # Whatever those cause has come by the time that this has.
+        edit(package / "__init__.py", "word + word", "'last'")
+        site.wait_for("last")
+        assert site.output().count(": reload: stopping") == 6
+        assert site.stop() == 0
+
+
+def test_no_connection_is_refused_and_no_request_lost_during_reloads(plain: Site) -> None:
+    answers: list[str] = []
+    failures: list[Exception] = []
+    enough = threading.Event()
+
+    def ask() -> None:
+        while not enough.is_set():
+            try:
+                # A connection of its own each.
+                answers.append(plain.page().text)
+            except requests.RequestException as error:
+                failures.append(error)
+
+    askers = [threading.Thread(target=ask) for _ in range(3)]
+    for asker in askers:
+        asker.start()
+    try:
+        for version in range(1, 4):
+            edit(plain.cwd / "shop.py", f"version {version}", f"version {version + 1}")
+            wait_until(lambda wanted=f"version {version + 1}": wanted in "".join(answers[-1:]), plain.output())  # type: ignore[misc]
+    finally:
+        enough.set()
+        for asker in askers:
+            asker.join()
+    assert failures == []
+    assert {answer.partition(",")[0] for answer in answers} == {f"version {number}" for number in range(1, 5)}
+    assert {answer.partition("pid ")[2] for answer in answers} == {str(plain.process.pid)}
+    # The application's own end has run each time.
+    assert (plain.cwd / "ended").read_text() == 3 * "ended "
+
+
+def test_requests_may_end_and_those_that_do_not_are_cancelled(plain: Site) -> None:
+    flag = plain.cwd / "flag"
+    with closing(ask_on_its_own(plain.port, f"/slow?{flag}")) as client:
+        wait_until(lambda: entered(flag), "it runs")
+        edit(plain.cwd / "shop.py", "version 1", "version 2")
+        plain.wait_for("version 2")
+        # It was told, and has not been left to run on in a process that nobody sees.
+        assert flag.with_name("flag.cancelled").exists()
+        assert client.recv(1000).startswith((b"HTTP/1.1 503", b"HTTP/1.1 200", b""))
+
+
+def test_errors_of_the_application_are_shown_until_they_are_mended(plain: Site) -> None:
+    shop = plain.cwd / "shop.py"
+    mistakes = (
+        ("def app(", "def app((", "SyntaxError"),
+        ("import atexit, os", "import atexit, os, not_there_at_all", "ModuleNotFoundError"),
+        ("def app(", "raise SystemExit('<over>')\ndef app(", "SystemExit: <over>"),
+        ("def app(", "def other(", "has no attribute 'app'"),
+    )
+    for right, wrong, shown in mistakes:
+        edit(shop, right, wrong)
+        page = plain.wait_for(shown)
+        assert page.status_code == 500 and page.headers["Content-Type"].startswith("text/plain")
+        assert shown in plain.output() and "waiting until a file changes" in plain.output()
+        # Where the mistake is, and nothing of the server's own.
+        assert "threadbridge/cli" not in page.text and "importlib" not in page.text
+        html = plain.page("text/html").text
+        assert "<h1>The application cannot be loaded</h1>" in html and "<over>" not in html
+        edit(shop, wrong, right)
+        plain.wait_for("version 1")
+    assert 'File "' in plain.output()
+    assert plain.stop() == 0
+
+
+def test_it_may_begin_with_an_error(tmp_path: Path) -> None:
+    (tmp_path / "shop.py").write_text(PLAIN.replace("def app(", "1 / 0\n\ndef app("))
+    with Site(tmp_path, "shop:app") as site:
+        assert "ZeroDivisionError" in site.page().text
+        edit(tmp_path / "shop.py", "1 / 0", "")
+        site.wait_for("version 1")
+
+
+def test_a_socket_of_a_library_does_not_outlive_the_reload(plain: Site) -> None:
+    # As those of C libraries are, this one is inherited by programs.
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        connect = f"import socket; kept = socket.create_connection(('127.0.0.1', {port})); kept.set_inheritable(True)\n"
+        edit(plain.cwd / "shop.py", "import atexit", f"{connect}import atexit")
+        first, _ = listener.accept()
+        plain.wait_for("version 1")
+        edit(plain.cwd / "shop.py", connect, "")
+        with first:
+            first.settimeout(30)
+            assert first.recv(1) == b""
+
+
+def test_a_unix_socket_is_kept_and_removed_at_the_end(tmp_path: Path) -> None:
+    (tmp_path / "shop.py").write_text(PLAIN)
+    path = tmp_path / "s"
+    site = Site(tmp_path, "shop:app")
+    site.command = [part for part in site.command if not part.startswith("--port")] + [f"--unix_socket={path}"]
+    site.process = subprocess.Popen(site.command, env=site.env, cwd=site.cwd, stdout=site._output, stderr=2)
+    wait_until(lambda: "Serving on" in site.output(), "it serves")
+    number = path.stat().st_ino
+    edit(tmp_path / "shop.py", "version 1", "version 2")
+    wait_until(lambda: site.output().count("Serving on") == 2, "it serves again")
+    assert path.stat().st_ino == number
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(30)
+        client.connect(str(path))
+        client.sendall(b"GET / HTTP/1.0\r\nHost: a\r\n\r\n")
+        assert b"200 OK" in client.recv(1000)
+    assert site.stop() == 0
+    assert not path.exists()
+
+
+def test_pdb_reads_from_the_terminal_before_and_after_a_reload(tmp_path: Path) -> None:
+    (tmp_path / "shop.py").write_text(PLAIN.replace("    start_response(", "    breakpoint()\n    start_response("))
+    site = Site(tmp_path, "shop:app", "--threads=1")
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(tmp_path)
+        os.execve(site.command[0], site.command, {**site.env, "PYTHONPATH": "", "TERM": "xterm"})
+    seen = bytearray()
+
+    def read() -> None:
+        while True:
+            try:
+                seen.extend(os.read(terminal, 10000))
+            except OSError:
+                return
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        for version in (1, 2):
+            wait_until(lambda version=version: seen.count(b"Serving on") == version, seen.decode)  # type: ignore[misc,arg-type]
+            with closing(ask_on_its_own(site.port, "/")) as client:
+                wait_until(lambda version=version: seen.count(b"(Pdb)") >= version, "pdb asks")  # type: ignore[misc]
+                if version == 1:
+                    # Now the terminal is in the mode in which pdb reads a line, and the process is replaced.
+                    edit(tmp_path / "shop.py", "version 1", "version 2")
+                    continue
+                os.write(terminal, b"p 'in ' + 'pdb'\n")
+                wait_until(lambda: b"'in pdb'" in seen, "pdb has answered")
+                os.write(terminal, b"c\n")
+                assert b"version 2" in b"".join(iter(lambda client=client: client.recv(1000), b""))  # type: ignore[misc]
+        # What is typed is shown, by the terminal itself.
+        del seen[:]
+        os.write(terminal, b"echoed\n")
+        wait_until(lambda: b"echoed" in seen, "the terminal echoes")
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        reader.join()
+        os.close(terminal)
+
+
+def test_what_cannot_be_reloaded_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "shop.py").write_text(PLAIN)
+    (tmp_path / "own.py").write_text("import shop, threadbridge\nraise SystemExit(threadbridge.run(shop.app))\n")
+    for command, reason in (
+        (["-m", "threadbridge", "shop:app", "--reload", "--processes=2"], "reload needs processes=1"),
+        (["own.py", "--reload"], "tornado.autoreload"),
+    ):
+        env = {**os.environ, "PYTHONPATH": str(ROOT)}
+        ended = subprocess.run(
+            [sys.executable, *command], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=30
+        )
+        assert ended.returncode == 2 and reason in ended.stderr and "Traceback" not in ended.stderr
