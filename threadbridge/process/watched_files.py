@@ -26,7 +26,7 @@ logger = logging.getLogger("threadbridge")
 NAMES = ("*.py", "*.html", "*.htm", "*.jinja", "*.jinja2", "*.j2", "*.mako", "*.pt", ".env", ".flaskenv")
 TEMPLATES = "templates"
 # Seconds between two looks without `watchfiles`; looking may take a tenth of the time.
-INTERVAL = 0.3
+INTERVAL = 0.2
 # Milliseconds between two looks with it at the few files that it does not watch, and how long it collects changes.
 TIMEOUT = 500
 DEBOUNCE = 50
