@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import pty
 import re
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.support.development import FLASK, Development
+from tests.support.development import FLASK, Development, Terminal
 from tests.support.inprocess import wait_until
 from tests.support.processes import free_port
 
@@ -103,40 +98,14 @@ def test_what_a_developer_may_not_expect_is_said(shop: Path) -> None:
 @pytest.mark.parametrize(("variables", "colors"), [({}, True), ({"NO_COLOR": "1"}, False)])
 def test_a_terminal_shows_colors_unless_told_not_to(shop: Path, variables: dict[str, str], colors: bool) -> None:
     site = Development(shop, "threadbridge", "dev", "shop:create_app()", "--port={port}")
-    with terminal_of(site.command, {**site.env, "TERM": "xterm-256color", **variables}, shop) as seen:
-        wait_until(lambda: b"Serving on" in seen, seen.decode)  # type: ignore[arg-type]
+    with Terminal(site.command, {**site.env, "TERM": "xterm-256color", **variables}, shop) as terminal:
+        seen = terminal.seen
+        wait_until(lambda: b"Serving on" in seen, "it serves")
         assert site.page("/orders").status_code == 200
         wait_until(lambda: b"N+1" in seen, "the request is shown")
     assert (b"\x1b[32m200\x1b[0m" in seen) is colors
     assert (b"\x1b[35m    N+1" in seen) is colors
     assert (b"\x1b" in seen) is colors
-
-
-@contextmanager
-def terminal_of(command: Sequence[str], env: dict[str, str], directory: Path) -> Iterator[bytearray]:
-    """What a process shows in a terminal of its own; it is killed at the end."""
-    pid, terminal = pty.fork()
-    if pid == 0:
-        os.chdir(directory)
-        os.execve(command[0], command, env)
-    seen = bytearray()
-
-    def read() -> None:
-        while True:
-            try:
-                seen.extend(os.read(terminal, 10000))
-            except OSError:
-                return
-
-    reader = threading.Thread(target=read)
-    reader.start()
-    try:
-        yield seen
-    finally:
-        os.kill(pid, 9)
-        os.waitpid(pid, 0)
-        reader.join()
-        os.close(terminal)
 
 
 def test_flask_has_a_command(shop: Path) -> None:

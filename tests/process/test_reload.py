@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import pty
-import signal
 import socket
 import subprocess
 import sys
@@ -16,6 +14,7 @@ from pathlib import Path
 import pytest
 import requests
 
+from tests.support.development import Terminal
 from tests.support.inprocess import wait_until
 from tests.support.processes import ROOT, Frontend
 from tests.support.site_process import ask_on_its_own, entered
@@ -242,43 +241,22 @@ def test_a_unix_socket_is_kept_and_removed_at_the_end(tmp_path: Path) -> None:
 def test_pdb_reads_from_the_terminal_before_and_after_a_reload(tmp_path: Path) -> None:
     (tmp_path / "shop.py").write_text(PLAIN.replace("    start_response(", "    breakpoint()\n    start_response("))
     site = Site(tmp_path, "shop:app", "--threads=1")
-    pid, terminal = pty.fork()
-    if pid == 0:
-        os.chdir(tmp_path)
-        os.execve(site.command[0], site.command, {**site.env, "PYTHONPATH": "", "TERM": "xterm"})
-    seen = bytearray()
-
-    def read() -> None:
-        while True:
-            try:
-                seen.extend(os.read(terminal, 10000))
-            except OSError:
-                return
-
-    reader = threading.Thread(target=read)
-    reader.start()
-    try:
-        for version in (1, 2):
-            wait_until(lambda version=version: seen.count(b"Serving on") == version, seen.decode)  # type: ignore[misc,arg-type]
-            with closing(ask_on_its_own(site.port, "/")) as client:
-                wait_until(lambda version=version: seen.count(b"(Pdb)") >= version, "pdb asks")  # type: ignore[misc]
-                if version == 1:
-                    # Now the terminal is in the mode in which pdb reads a line, and the process is replaced.
-                    edit(tmp_path / "shop.py", "version 1", "version 2")
-                    continue
-                os.write(terminal, b"p 'in ' + 'pdb'\n")
-                wait_until(lambda: b"'in pdb'" in seen, "pdb has answered")
-                os.write(terminal, b"c\n")
-                assert b"version 2" in b"".join(iter(lambda client=client: client.recv(1000), b""))  # type: ignore[misc]
-        # What is typed is shown, by the terminal itself.
-        del seen[:]
-        os.write(terminal, b"echoed\n")
-        wait_until(lambda: b"echoed" in seen, "the terminal echoes")
-    finally:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-        reader.join()
-        os.close(terminal)
+    with Terminal(site.command, {**site.env, "TERM": "xterm"}, tmp_path) as terminal:
+        seen = terminal.seen
+        wait_until(lambda: b"Serving on" in seen, "it serves")
+        with closing(ask_on_its_own(site.port, "/")):
+            wait_until(lambda: b"(Pdb)" in seen, "pdb asks")
+            # Now the terminal is in the mode in which pdb reads a line, and shows nothing that is typed by itself.
+            edit(tmp_path / "shop.py", "version 1", "version 2")
+            wait_until(lambda: seen.count(b"Serving on") == 2, "it serves again")
+        terminal.type("shown by the terminal")
+        wait_until(lambda: b"shown by the terminal" in seen, "the terminal echoes")
+        with closing(ask_on_its_own(site.port, "/")) as client:
+            wait_until(lambda: seen.count(b"(Pdb)") >= 2, "pdb asks")
+            terminal.type("p 'in ' + 'pdb'")
+            wait_until(lambda: b"'in pdb'" in seen, "pdb has answered")
+            terminal.type("c")
+            assert b"version 2" in b"".join(iter(lambda: client.recv(1000), b""))
 
 
 def test_what_cannot_be_reloaded_is_refused(tmp_path: Path) -> None:

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import pty
+import signal
 import sys
+import threading
+from contextlib import suppress
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 import requests
 
@@ -72,3 +79,37 @@ class Development(Frontend):
         """The first page with this text."""
         wait_until(lambda: text in self.page().text, f"{text}; {self.output()}")
         return self.page().text
+
+
+class Terminal:
+    """A process with a terminal of its own, which is killed at the end; ``seen`` is what it has shown there."""
+
+    def __init__(self, command: list[str], env: dict[str, str], directory: Path) -> None:
+        self.seen = bytearray()
+        self.pid, self._descriptor = pty.fork()
+        if self.pid == 0:
+            os.chdir(directory)
+            os.execve(command[0], command, env)
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        # An error means that no process has the terminal any more.
+        with suppress(OSError):
+            while True:
+                self.seen.extend(os.read(self._descriptor, 10_000))
+
+    def type(self, text: str) -> None:
+        """Type a line."""
+        os.write(self._descriptor, f"{text}\n".encode())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+        self._reader.join()
+        os.close(self._descriptor)
