@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -127,6 +128,7 @@ def test_sources_templates_and_included_files_are_served_anew_by_the_same_proces
             wait_until(lambda file=file: f"{file.name} changed: reload" in site.output(), site.output())  # type: ignore[misc]
             wait_until(lambda number=number: site.output().count("Serving on") == number, site.output())  # type: ignore[misc]
         assert site.output().count("changed: reload") == 4
+        assert all(text not in site.output() for text in ("notes.txt", "module.py", "more files"))
         assert site.page().text == f"template 2: hello? {site.process.pid}"
         assert site.stop() == 0
 
@@ -171,6 +173,23 @@ def test_requests_may_end_and_those_that_do_not_are_cancelled(plain: Site) -> No
         # It was told, and has not been left to run on in a process that nobody sees.
         assert flag.with_name("flag.cancelled").exists()
         assert client.recv(1000).startswith((b"HTTP/1.1 503", b"HTTP/1.1 200", b""))
+
+
+def test_a_signal_closes_the_port_that_a_reload_keeps(plain: Site) -> None:
+    flag = plain.cwd / "flag"
+    with closing(ask_on_its_own(plain.port, f"/slow?{flag}")) as client:
+        wait_until(lambda: entered(flag), "it runs")
+        plain.process.send_signal(signal.SIGTERM)
+
+        def is_refused() -> bool:
+            with socket.socket() as probe:
+                return probe.connect_ex(("127.0.0.1", plain.port)) != 0
+
+        wait_until(is_refused, "the port is closed")
+        assert plain.process.poll() is None
+        flag.touch()
+        assert b"200 OK" in client.recv(1000)
+    assert plain.process.wait(30) == 0
 
 
 def test_errors_of_the_application_are_shown_until_they_are_mended(plain: Site) -> None:

@@ -52,21 +52,22 @@ class WatchedFiles:
         self.directories = list(dict.fromkeys(map(os.path.realpath, filter(self._is_own, ["", *sys.path]))))
         # These and the directories below them, as of the last look.
         self.entered: list[str] = []
-        # The files in these, and others; of the latter, a new one is no change, but a module that has been imported.
+        # The files in these, those that are included, and modules that are elsewhere. A new one of these was imported.
         self._found = dict(self._marks(self._in_directories()))
-        self._elsewhere = dict(self._marks(self._others()))
+        self._included = dict(self._marks(self._by_pattern()))
+        self._modules = dict(self._marks(self._imported()))
 
     def changes(self, *, only_others: bool = False) -> list[str]:
         """The files changed, made or removed since the last look; ``only_others``: those outside the directories."""
         changed = []
         if not only_others:
-            found = dict(self._marks(self._in_directories()))
-            changed = [path for path in {**self._found, **found} if self._found.get(path) != found.get(path)]
-            self._found = found
-        others = dict(self._marks(self._others()))
-        changed += [path for path, mark in self._elsewhere.items() if others.get(path) != mark]
-        self._elsewhere = others
-        return changed
+            before, self._found = self._found, dict(self._marks(self._in_directories()))
+            changed += _differing(before, self._found)
+        before, self._included = self._included, dict(self._marks(self._by_pattern()))
+        changed += _differing(before, self._included)
+        before, self._modules = self._modules, dict(self._marks(self._imported()))
+        changed += [path for path in _differing(before, self._modules) if path in before]
+        return list(dict.fromkeys(changed))
 
     def may_matter(self, path: str) -> bool:
         """Whether a change of this file, or perhaps directory, is worth a look."""
@@ -100,13 +101,15 @@ class WatchedFiles:
             return False
         return not (os.path.exists(os.path.join(path, "pyvenv.cfg")) or self._is_installed(os.path.join(path, "")))
 
-    def _others(self) -> Iterator[str]:
+    def _imported(self) -> Iterator[str]:
         for module in list(sys.modules.values()):
             file = getattr(module, "__dict__", {}).get("__file__")
             if isinstance(file, str) and file.endswith(".py") and not self._is_installed(os.path.abspath(file)):
                 path = os.path.realpath(file)
                 if path not in self._found:
                     yield path
+
+    def _by_pattern(self) -> Iterator[str]:
         for pattern in self._paths:
             for path in glob.iglob(pattern, recursive=True, include_hidden=True):
                 if os.path.isdir(path):
@@ -123,6 +126,10 @@ class WatchedFiles:
             with suppress(OSError):
                 found = os.stat(path)
                 yield path, (found.st_mtime_ns, found.st_size, found.st_ino)
+
+
+def _differing(before: dict[str, Mark], after: dict[str, Mark]) -> list[str]:
+    return [path for path in {**before, **after} if before.get(path) != after.get(path)]
 
 
 def wait_for_changes(files: WatchedFiles, stop: threading.Event) -> list[str]:
