@@ -79,13 +79,17 @@ def test_each_request_has_a_line_with_its_sql(shop: Path) -> None:
 
 def test_environment_files_are_read_and_read_again(shop: Path) -> None:
     port = free_port()
-    (shop / ".env").write_text(f"GREETING=hello\nTHREADBRIDGE_PORT={port}\nFLASK_DEBUG=0\n")
+    # Above the directory in which it starts.
+    file = shop / ".env"
+    file.write_text(f"GREETING=hello\nTHREADBRIDGE_PORT={port}\nFLASK_DEBUG=0\n")
+    (shop / "below").mkdir()
+    shop = (shop / "shop.py").rename(shop / "below" / "shop.py").parent
     site = Development(shop, "threadbridge", "dev", "shop:create_app()", FLASK_DEBUG="1")
     site.port, site.url = port, f"http://127.0.0.1:{port}"
     with site:
         # The environment takes precedence over the file.
         assert site.page().text == f"hello True {site.process.pid}"
-        (shop / ".env").write_text(f"GREETING=goodbye\nTHREADBRIDGE_PORT={port}\n")
+        file.write_text(f"GREETING=goodbye\nTHREADBRIDGE_PORT={port}\n")
         assert site.wait_for("goodbye") == f"goodbye True {site.process.pid}"
 
 

@@ -268,13 +268,13 @@ def test_pdb_reads_from_the_terminal_before_and_after_a_reload(tmp_path: Path) -
             # Now the terminal is in the mode in which pdb reads a line, and shows nothing that is typed by itself.
             edit(tmp_path / "shop.py", "version 1", "version 2")
             wait_until(lambda: seen.count(b"Serving on") == 2, "it serves again")
-        terminal.type("shown by the terminal")
+        terminal.enter("shown by the terminal")
         wait_until(lambda: b"shown by the terminal" in seen, "the terminal echoes")
         with closing(ask_on_its_own(site.port, "/")) as client:
             wait_until(lambda: seen.count(b"(Pdb)") >= 2, "pdb asks")
-            terminal.type("p 'in ' + 'pdb'")
+            terminal.enter("p 'in ' + 'pdb'")
             wait_until(lambda: b"'in pdb'" in seen, "pdb has answered")
-            terminal.type("c")
+            terminal.enter("c")
             assert b"version 2" in b"".join(iter(lambda: client.recv(1000), b""))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import sysconfig
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.inprocess import wait_until
-from threadbridge.process import watched_files
-from threadbridge.process.watched_files import WatchedFiles, wait_for_changes
+from threadbridge.process.watched_files import INSTALLED, WatchedFiles, wait_for_changes
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     directory = tmp_path / "project"
     directory.mkdir()
     monkeypatch.chdir(directory)
-    monkeypatch.setattr(sys, "path", [str(directory), *watched_files.sysconfig.get_paths().values()])
+    monkeypatch.setattr(sys, "path", [str(directory), *map(sysconfig.get_path, INSTALLED)])
     return directory
 
 

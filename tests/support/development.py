@@ -99,7 +99,7 @@ class Terminal:
             while True:
                 self.seen.extend(os.read(self._descriptor, 10_000))
 
-    def type(self, text: str) -> None:
+    def enter(self, text: str) -> None:
         """Type a line."""
         os.write(self._descriptor, f"{text}\n".encode())
 

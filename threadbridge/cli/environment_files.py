@@ -10,18 +10,18 @@ from contextlib import suppress
 FILES = (".env", ".flaskenv")
 
 
-def load_environment_files() -> None:
-    """Set the variables in these files, found in this directory or the nearest one above it; others take precedence."""
+def load_environment_files() -> list[str]:
+    """Set the variables in these files, in this directory or the nearest one above it, unless set; return the paths."""
     try:
         import dotenv
     except ImportError:
         if any(map(os.path.isfile, FILES)):
             print("note: there is a file .env or .flaskenv, but python-dotenv is not installed", file=sys.stderr)
-        return
-    for name in FILES:
-        path = dotenv.find_dotenv(name, usecwd=True)
-        if path:
-            dotenv.load_dotenv(path, encoding="utf-8")
+        return []
+    paths = [path for name in FILES if (path := dotenv.find_dotenv(name, usecwd=True))]
+    for path in paths:
+        dotenv.load_dotenv(path, encoding="utf-8")
+    return paths
 
 
 def without_environment_files(environment: Mapping[str, str]) -> dict[str, str]:

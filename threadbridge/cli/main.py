@@ -57,8 +57,8 @@ def main() -> int:
         from threadbridge.cli.environment_files import load_environment_files
 
         before = dict(os.environ)
-        load_environment_files()
-        return _run(f"{program} dev", None, DEVELOPERS, sys.argv[2:], before)
+        read = load_environment_files()
+        return _run(f"{program} dev", None, DEVELOPERS, sys.argv[2:], before, read)
     return _run(program, None, {}, sys.argv[1:], os.environ)
 
 
@@ -77,8 +77,12 @@ def _run(
     defaults: CommandLineSettings,
     arguments: Sequence[str],
     environment: Mapping[str, str],
+    environment_files: Sequence[str] = (),
 ) -> int:
-    """See `run`; without an application the arguments name it. The environment is that before any file was read."""
+    """See `run`; without an application, the arguments name it.
+
+    :param environment: as it was before the files were read.
+    """
     try:
         options, path = read_arguments(program, arguments, defaults, names_application=application is None)
         if application is None and not path:
@@ -109,7 +113,7 @@ def _run(
             from threadbridge.process.reloader import Reloader
 
             # Before the application is imported: its files may change while that lasts.
-            reloader = Reloader(settings["reload_include"], environment)
+            reloader = Reloader([*settings["reload_include"], *environment_files], environment)
         if supervises:
             # Not at the top: the processes that serve do not need it. Only they load the application.
             from threadbridge.process.supervisor import Supervisor
@@ -132,7 +136,7 @@ def _run(
         return 128 + signal.SIGINT
     if not isinstance(service, Service):
         return _listen_and_run(program, settings, service)
-    if settings["develop"]:
+    if settings["develop"] and not settings["check"]:
         from threadbridge.process.development import begin
 
         begin(service.bridge, settings)

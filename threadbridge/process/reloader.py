@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 
 from threadbridge.common import forks
 from threadbridge.common.threads import NOT_STARTED
+from threadbridge.process import logs
 from threadbridge.process.watched_files import WatchedFiles, wait_for_changes
 
 logger = logging.getLogger("threadbridge")
@@ -94,6 +95,9 @@ class Reloader:
         if not self._is_due:
             return
         logging.shutdown()
+        for _, handler in logs.installed:
+            # A call of `logging.config` has made `logging.shutdown` forget it.
+            handler.flush()
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError, ValueError):
                 stream.flush()

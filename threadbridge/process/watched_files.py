@@ -31,6 +31,9 @@ INTERVAL = 0.2
 TIMEOUT = 500
 DEBOUNCE = 50
 
+# The places of `sysconfig` where Python and packages are installed.
+INSTALLED = ("stdlib", "platstdlib", "purelib", "platlib", "scripts")
+
 Mark = tuple[int, int, int]
 
 
@@ -45,7 +48,7 @@ class WatchedFiles:
     """
 
     def __init__(self, include: Sequence[str]) -> None:
-        self._installed = tuple({os.path.join(path, "") for path in sysconfig.get_paths().values()})
+        self._installed = tuple({os.path.join(sysconfig.get_path(name), "") for name in INSTALLED})
         self._paths = [os.path.abspath(each) for each in include if "/" in each or os.path.isdir(each)]
         names = [*NAMES, *(each for each in include if "/" not in each and not os.path.isdir(each))]
         self._names = re.compile("|".join(map(translate, names)))
