@@ -52,15 +52,11 @@ def app(environ, start_response):
     return [b"version 1, pid %d" % os.getpid()]
 """
 
-WITHOUT_WATCHFILES = "raise ImportError('not for this test')\n"
-
 
 class Site(Frontend):
     """``python -m threadbridge --reload`` in this directory, which is not below the source tree."""
 
-    def __init__(self, directory: Path, application: str, *arguments: str, watches: bool = True) -> None:
-        if not watches:
-            (directory / "watchfiles.py").write_text(WITHOUT_WATCHFILES)
+    def __init__(self, directory: Path, application: str, *arguments: str) -> None:
         command = ("-m", "threadbridge", application, "--port={port}", "--reload", *arguments)
         super().__init__(command, cwd=directory)
         # Not the source tree as a directory of the application's: others may be editing it.
@@ -97,10 +93,7 @@ def plain(tmp_path: Path) -> Iterator[Site]:
         yield site
 
 
-@pytest.mark.parametrize("watches", [True, False], ids=["watchfiles", "polling"])
-def test_sources_templates_and_included_files_are_served_anew_by_the_same_process(
-    tmp_path: Path, watches: bool
-) -> None:
+def test_sources_templates_and_included_files_are_served_anew_by_the_same_process(tmp_path: Path) -> None:
     package = tmp_path / "shop"
     (package / "templates").mkdir(parents=True)
     (package / "templates" / "index.html").write_text("template 1: {{ word }} {{ pid }}")
@@ -109,7 +102,7 @@ def test_sources_templates_and_included_files_are_served_anew_by_the_same_proces
     outside.mkdir()
     (outside / "texts.po").write_text("")
     include = ("--reload_include=*.toml", f"--reload_include={outside}/*.po")
-    with Site(tmp_path, 'shop:create_app("hello", mark="?")', *include, watches=watches) as site:
+    with Site(tmp_path, 'shop:create_app("hello", mark="?")', *include) as site:
         assert site.page().text == f"template 1: hello? {site.process.pid}"
         edit(package / "templates" / "index.html", "template 1", "template 2")
         assert site.wait_for("template 2").text == f"template 2: hello? {site.process.pid}"
@@ -192,35 +185,30 @@ def test_a_signal_closes_the_port_that_a_reload_keeps(plain: Site) -> None:
     assert plain.process.wait(30) == 0
 
 
-def test_errors_of_the_application_are_shown_until_they_are_mended(plain: Site) -> None:
-    shop = plain.cwd / "shop.py"
+def test_errors_of_the_application_are_shown_until_they_are_mended(tmp_path: Path) -> None:
+    shop = tmp_path / "shop.py"
     mistakes = (
         ("def app(", "def app((", "SyntaxError"),
         ("import atexit, os", "import atexit, os, not_there_at_all", "ModuleNotFoundError"),
         ("def app(", "raise SystemExit('<over>')\ndef app(", "SystemExit: <over>"),
         ("def app(", "def other(", "has no attribute 'app'"),
     )
-    for right, wrong, shown in mistakes:
-        shop.write_text(PLAIN.replace(right, wrong, 1))
-        page = plain.wait_for(shown)
-        assert page.status_code == 500 and page.headers["Content-Type"].startswith("text/plain")
-        assert shown in plain.output() and "waiting until a file changes" in plain.output()
-        # Where the mistake is, and nothing of the server's own.
-        assert "threadbridge/cli" not in page.text and "importlib" not in page.text
-        html = plain.page("text/html").text
-        assert "<h1>The application cannot be loaded</h1>" in html and "<over>" not in html
-    shop.write_text(PLAIN)
-    plain.wait_for("version 1")
-    assert 'File "' in plain.output()
-    assert plain.stop() == 0
-
-
-def test_it_may_begin_with_an_error(tmp_path: Path) -> None:
-    (tmp_path / "shop.py").write_text(PLAIN.replace("def app(", "1 / 0\n\ndef app("))
+    # It may begin with one.
+    shop.write_text(PLAIN.replace(*mistakes[0][:2]))
     with Site(tmp_path, "shop:app") as site:
-        assert "ZeroDivisionError" in site.page().text
-        edit(tmp_path / "shop.py", "1 / 0", "")
+        for right, wrong, shown in mistakes:
+            shop.write_text(PLAIN.replace(right, wrong, 1))
+            page = site.wait_for(shown)
+            assert page.status_code == 500 and page.headers["Content-Type"].startswith("text/plain")
+            assert shown in site.output() and "waiting until a file changes" in site.output()
+            # Where the mistake is, and nothing of the server's own.
+            assert "threadbridge/cli" not in page.text and "importlib" not in page.text
+            html = site.page("text/html").text
+            assert "<h1>The application cannot be loaded</h1>" in html and "<over>" not in html
+        assert 'File "' in site.output()
+        shop.write_text(PLAIN)
         site.wait_for("version 1")
+        assert site.stop() == 0
 
 
 def test_a_socket_of_a_library_does_not_outlive_the_reload(plain: Site) -> None:
