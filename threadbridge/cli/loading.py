@@ -95,5 +95,7 @@ def _with_traceback(text: str) -> ApplicationError:
     while frames is not None and frames.tb_frame.f_globals.get("__name__", "").partition(".")[0] in _LOADERS:
         frames = frames.tb_next
     made = ApplicationError(text)
-    made.traceback = "".join(traceback.format_exception(kind, error, frames))
+    # Python leaves this line out if no frame is left, as for an error in the syntax.
+    head = "Traceback (most recent call last):\n" if frames is None else ""
+    made.traceback = head + "".join(traceback.format_exception(kind, error, frames))
     return made
