@@ -12,7 +12,7 @@ import requests
 
 from tests.support.doctor_report import Report, run_check
 from tests.support.supervised import Supervised
-from threadbridge.cli.loading import load_application
+from threadbridge.cli.loading import ApplicationError, load_application
 from threadbridge.settings.values import SettingError
 
 SITE = """
@@ -98,10 +98,10 @@ def test_a_mistake_is_named(expression: str, message: str) -> None:
     assert str(raised.value).startswith(f"factory_site:{expression}: {message}")
 
 
-def test_an_error_in_the_factory_is_shown_with_its_place(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SettingError):
+def test_an_error_in_the_factory_is_shown_with_its_place() -> None:
+    with pytest.raises(ApplicationError) as error:
         load_application("factory_site:broken({})")
-    assert "in broken\n    return config" in capsys.readouterr().err
+    assert "in broken\n    return config" in error.value.traceback
 
 
 @pytest.mark.parametrize(

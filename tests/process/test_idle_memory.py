@@ -45,10 +45,21 @@ FOR_OPERATORS = {
 FOR_TLS = {"threadbridge.sockets.certificates", "threadbridge.http.client_certificate"}
 FOR_STREAMS_OF_PROXIES = {"threadbridge.http.proxy_protocol"}
 FOR_METRICS = {"threadbridge.admin.metrics", "prometheus_client"}
+FOR_DEVELOPMENT = {
+    "threadbridge.process.reloader",
+    "threadbridge.process.watched_files",
+    "threadbridge.process.development",
+    "threadbridge.telemetry.recent",
+    "threadbridge.telemetry.repetitions",
+    "threadbridge.cli.stand_in",
+    "threadbridge.cli.environment_files",
+    "watchfiles",
+    "dotenv",
+}
 # Heavy, and easily taken in with another.
 FOR_NOTHING = {"ctypes", "unittest", "pydoc", "argparse", "sqlite3", "xml", "tornado.options", "tornado.testing"}
 FOR_OTHERS = FOR_CHECK | FOR_POOLS | FOR_SEVERAL_PROCESSES | FOR_CONFIG_FILES | FOR_METRICS
-FOR_OTHERS |= FOR_HANDLERS_OF_TORNADO | FOR_TLS | FOR_STREAMS_OF_PROXIES | FOR_NOTHING
+FOR_OTHERS |= FOR_DEVELOPMENT | FOR_HANDLERS_OF_TORNADO | FOR_TLS | FOR_STREAMS_OF_PROXIES | FOR_NOTHING
 
 
 @pytest.mark.parametrize(

@@ -115,6 +115,12 @@ class Console:
         """What all processes have learned, as one table."""
         return merged(await self.tables(await self.frontends.all()))
 
+    def recent(self) -> list[dict[str, Any]] | None:
+        """The latest requests of this process with their SQL, for JSON; None except during development."""
+        self._bridge.telemetry.flush()
+        recent = self._bridge.telemetry.recent
+        return None if recent is None else recent.as_json()
+
     async def _event(self) -> bytes:
         """`everything` as a server-sent event."""
         return b"data: " + json.dumps(await self.everything(), separators=(",", ":")).encode() + b"\n\n"

@@ -113,6 +113,13 @@ class RequestsHandler(OperatorHandler):
         self.json(document)
 
 
+class RecentHandler(OperatorHandler):
+    """During development: the latest requests of this process with their SQL; otherwise null."""
+
+    async def get(self) -> None:
+        self.json({"recent": self.console.recent()})
+
+
 class CancelHandler(OperatorHandler):
     """Stops the request with this key, or all with this id, in any process: clients get 503 or 504."""
 
@@ -240,6 +247,7 @@ ROUTES: Sequence[tuple[str, type[RequestHandler]]] = (
     (r"/login", LoginHandler),
     (r"/events", EventsHandler),
     (r"/requests\.json", RequestsHandler),
+    (r"/recent\.json", RecentHandler),
     (r"/requests/([^/]+)/cancel", CancelHandler),
     (r"/healthz", HealthHandler),
     (r"/readyz", ReadyHandler),

@@ -98,7 +98,7 @@ class AdminServer:
     def __init__(self, bridge: Bridge, settings: Settings, inheritance: Inheritance | None = None) -> None:
         self._settings = settings
         self._inheritance = inheritance
-        self._sockets: Sequence[socket.socket] = ()
+        self.sockets: Sequence[socket.socket] = ()
         self._agent_sockets: Sequence[socket.socket] = ()
         self._access = Access(
             settings["admin_address"],
@@ -120,24 +120,24 @@ class AdminServer:
         self._unix: tuple[socket.socket, Callable[[], None]] | None = None
         self._agent: Agent | None = None
 
-    def listen(self) -> None:
-        """Bind the addresses, unless the supervisor has done so; raises ``OSError``."""
+    def listen(self, kept: Sequence[socket.socket] = ()) -> None:
+        """Bind the addresses, unless the supervisor has done so, or sockets were kept; raises ``OSError``."""
         inherited = self._inheritance
-        self._sockets = bind_admin(self._settings) if inherited is None else inherited.admin_listeners
+        self.sockets = (kept or bind_admin(self._settings)) if inherited is None else inherited.admin_listeners
         self._agent_sockets = bind_agent(self._settings) if inherited is None else inherited.agent_listeners
         self._unix = self.frontends.bind()
 
     @property
     def address(self) -> str:
         """The URL at which operators reach this process; "" if only other processes do."""
-        return " and ".join(describe(listener, self._tls.scheme) for listener in self._sockets)
+        return " and ".join(describe(listener, self._tls.scheme) for listener in self.sockets)
 
     def start(self, addresses: Sequence[str]) -> None:
         """Start to serve; the addresses are those of the application."""
         self.console.addresses = addresses
         self.console.admin_address = self.address
-        if self._sockets:
-            self._serve(self._sockets, is_local=False)
+        if self.sockets:
+            self._serve(self.sockets, is_local=False)
         if self._unix is not None:
             self._serve([self._unix[0]], is_local=True)
         if self._agent_sockets:
@@ -161,7 +161,7 @@ class AdminServer:
 
     def leave_port(self) -> None:
         """Stop listening for operators and the agent-check, so that another process can; connections stay open."""
-        if self._sockets:
+        if self.sockets:
             self._servers[0].stop()
         if self._agent is not None:
             self._agent.close()

@@ -6,10 +6,20 @@ import ast
 import importlib
 import inspect
 import operator
+import sys
 import traceback
 from typing import Any
 
 from threadbridge.settings.values import SettingError
+
+# Modules whose frames come before the application's in a traceback.
+_LOADERS = (__name__.partition(".")[0], "importlib")
+
+
+class ApplicationError(SettingError):
+    """The application cannot be loaded, through a mistake in its files; ``traceback`` is "" if it says nothing more."""
+
+    traceback = ""
 
 
 def load_application(path: str) -> Any:
@@ -43,19 +53,20 @@ def load_application(path: str) -> Any:
 
 def _made_by(factory: Any, name: str, args: list[Any], kwargs: dict[str, Any], path: str) -> Any:
     if not callable(factory):
-        raise SettingError(f"{path}: {name} is not callable; leave out the parentheses if it is the application")
+        raise ApplicationError(f"{path}: {name} is not callable; leave out the parentheses if it is the application")
     try:
         inspect.signature(factory).bind(*args, **kwargs)
     except TypeError as error:
-        raise SettingError(f"{path}: {name}{inspect.signature(factory)} cannot be called like this: {error}") from None
+        raise ApplicationError(
+            f"{path}: {name}{inspect.signature(factory)} cannot be called like this: {error}"
+        ) from None
     except ValueError:
         # A callable written in C may have no signature.
         pass
     try:
         return factory(*args, **kwargs)
     except Exception as error:  # noqa: BLE001 - whatever the application raises, it is shown with its place
-        traceback.print_exc()
-        raise SettingError(f"{path}: {name} raised {type(error).__name__}: {error}") from None
+        raise _with_traceback(f"{path}: {name} raised {type(error).__name__}: {error}") from None
 
 
 def load_object(path: str, label: str) -> Any:
@@ -66,12 +77,25 @@ def load_object(path: str, label: str) -> Any:
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # noqa: BLE001 - whatever the module raises, it cannot be imported
+        text = f"{label}: cannot import {module_name}: {type(error).__name__}: {error}"
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         if missing is None or not f"{module_name}.".startswith(f"{missing}."):
             # A mistake inside the module: show where.
-            traceback.print_exc()
-        raise SettingError(f"{label}: cannot import {module_name}: {type(error).__name__}: {error}") from None
+            raise _with_traceback(text) from None
+        raise ApplicationError(text) from None
     try:
         return operator.attrgetter(attributes)(module)
     except AttributeError as error:
-        raise SettingError(f"{label}: {error}") from None
+        raise ApplicationError(f"{label}: {error}") from None
+
+
+def _with_traceback(text: str) -> ApplicationError:
+    """An error with the traceback of the exception that is being handled, from the application's first line on."""
+    kind, error, frames = sys.exc_info()
+    while frames is not None and frames.tb_frame.f_globals.get("__name__", "").partition(".")[0] in _LOADERS:
+        frames = frames.tb_next
+    made = ApplicationError(text)
+    # Python leaves this line out if no frame is left, as for an error in the syntax.
+    head = "Traceback (most recent call last):\n" if frames is None else ""
+    made.traceback = head + "".join(traceback.format_exception(kind, error, frames))
+    return made

@@ -7,11 +7,12 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack, cast
 from wsgiref.types import WSGIApplication
 
-from threadbridge.cli.loading import load_application, load_object
+from threadbridge.cli.loading import ApplicationError, load_application, load_object
 from threadbridge.cli.options import read_arguments
 from threadbridge.common.threads import NOT_STARTED
 from threadbridge.crossing.lanes import Lane
@@ -23,15 +24,43 @@ from threadbridge.settings.values import ImportPath, SettingError
 from threadbridge.sockets.inheritance import take_inheritance
 
 if TYPE_CHECKING:
+    from threadbridge.process.reloader import Reloader
     from threadbridge.process.supervisor import Supervisor
 
 logger = logging.getLogger("threadbridge")
 
+# The defaults of ``threadbridge dev``. A request may stand still for an hour in a debugger, and so may all threads.
+DEVELOPERS: CommandLineSettings = {
+    "develop": True,
+    "reload": True,
+    "admin_port": 0,
+    "deadline": 3600.0,
+    "watchdog": 0,
+    "grace": 2.0,
+    # The readable log has the SQL of slow requests.
+    "slow_log": 0,
+    "slow_log_parameters": True,
+}
+
 
 def main() -> int:
-    """Serve the application that the command line names: ``threadbridge MODULE:APP``, or ``python -m threadbridge``."""
+    """Serve the application that the command line names: ``threadbridge MODULE:APP``, or ``python -m threadbridge``.
+
+    ``threadbridge dev MODULE:APP`` does so with the defaults for development.
+    """
     name = Path(sys.argv[0]).name
-    return _run("python -m threadbridge" if name == "__main__.py" else name, None, {})
+    program = "python -m threadbridge" if name == "__main__.py" else name
+    if not sys.flags.safe_path and os.getcwd() not in sys.path and "" not in sys.path:
+        # As ``python -m`` does: the application is mostly in the current directory.
+        sys.path.insert(0, os.getcwd())
+    if sys.argv[1:2] == ["dev"]:
+        # Not at the top: it is for development only.
+        from threadbridge.cli.environment_files import load_environment_files
+
+        before = dict(os.environ)
+        read = load_environment_files()
+        return _run(f"{program} dev", None, DEVELOPERS, sys.argv[2:], before, read)
+    return _run(program, None, {}, sys.argv[1:], os.environ)
 
 
 def run(application: WSGIApplication, **defaults: Unpack[CommandLineSettings]) -> int:
@@ -40,12 +69,23 @@ def run(application: WSGIApplication, **defaults: Unpack[CommandLineSettings]) -
     The keywords are the program's defaults. The status is 2 for an unusable setting, and 1 if the address cannot be
     listened on or if requests were cut at the end of the grace period; for ``--check``, see `doctor.report.check`.
     """
-    return _run(Path(sys.argv[0]).name, application, defaults)
+    return _run(Path(sys.argv[0]).name, application, defaults, sys.argv[1:], os.environ)
 
 
-def _run(program: str, application: WSGIApplication | None, defaults: CommandLineSettings) -> int:
+def _run(
+    program: str,
+    application: WSGIApplication | None,
+    defaults: CommandLineSettings,
+    arguments: Sequence[str],
+    environment: Mapping[str, str],
+    environment_files: Sequence[str] = (),
+) -> int:
+    """See `run`; without an application, the arguments name it.
+
+    :param environment: as it was before the files were read.
+    """
     try:
-        options, path = read_arguments(program, sys.argv[1:], defaults, names_application=application is None)
+        options, path = read_arguments(program, arguments, defaults, names_application=application is None)
         if application is None and not path:
             raise SettingError("MODULE:APP is missing: name the WSGI application, such as myapplication:app")
         resolved = resolve(options, os.environ, defaults)
@@ -64,17 +104,32 @@ def _run(program: str, application: WSGIApplication | None, defaults: CommandLin
             except OSError as error:
                 raise SettingError(f"{resolved.label('log_file_prefix')}: {error.strerror}") from None
             hold_signals()
+        reloader = None
+        if settings["reload"] and not settings["check"]:
+            if application is not None:
+                raise SettingError(
+                    "reload: only with MODULE:APP on the command line of threadbridge, which goes on when the "
+                    "application cannot be imported; a program of your own can use tornado.autoreload"
+                )
+            from threadbridge.process.reloader import Reloader
+
+            # Before the application is imported: its files may change while that lasts.
+            reloader = Reloader([*settings["reload_include"], *environment_files], environment)
         if supervises:
             # Not at the top: the processes that serve do not need it. Only they load the application.
             from threadbridge.process.supervisor import Supervisor
 
             service: Service | Supervisor = Supervisor(settings)
+        elif reloader is not None:
+            service = _service_or_stand_in(path, resolved, reloader)
         else:
             if application is None:
                 application = cast(WSGIApplication, load_application(path))
             with_objects = _with_objects(resolved)
             service = Service(application, with_objects, inheritance, name=path)
     except ValueError as error:
+        if isinstance(error, ApplicationError):
+            print(error.traceback, end="", file=sys.stderr)
         print(f"{program}: {error}; see --help", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -82,6 +137,10 @@ def _run(program: str, application: WSGIApplication | None, defaults: CommandLin
         return 128 + signal.SIGINT
     if not isinstance(service, Service):
         return _listen_and_run(program, settings, service)
+    if settings["develop"] and not settings["check"]:
+        from threadbridge.process.development import begin
+
+        begin(service.bridge, settings)
     if settings["check"]:
         # Not at the top: a server does not need it.
         from threadbridge.doctor.report import check
@@ -90,6 +149,24 @@ def _run(program: str, application: WSGIApplication | None, defaults: CommandLin
     status = _listen_and_run(program, settings, service)
     _end_within(service.grace_left)
     return status
+
+
+def _service_or_stand_in(path: str, resolved: Resolved, reloader: Reloader) -> Service:
+    """The service; if the application cannot be loaded, one that shows why. Raises `SettingError` if nothing can."""
+    name, tracebacks = "", ""
+    try:
+        application = cast(WSGIApplication, load_application(path))
+        return Service(application, _with_objects(resolved), name=path, reloader=reloader)
+    except ApplicationError as error:
+        name, tracebacks = str(error), error.traceback
+    except SystemExit as error:
+        name = f"{path}: the application ended the process while it was imported: SystemExit: {error}"
+    # Not at the top: few processes need it.
+    from threadbridge.cli.stand_in import stand_in
+
+    logger.error("%s; waiting until a file changes%s", name, f"\n{tracebacks.rstrip()}" if tracebacks else "")
+    values = {**resolved.values, "pool": "none", "client_key": None}
+    return Service(stand_in(name, tracebacks), cast(CommandLineSettings, values), name=path, reloader=reloader)
 
 
 def _listen_and_run(program: str, settings: CommandLineSettings, service: Service | Supervisor) -> int:

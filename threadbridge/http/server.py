@@ -266,14 +266,14 @@ class ConnectionServer:
             listener.close()
         self._listeners.clear()
 
-    async def drain(self) -> None:
-        """Answer requests that arrive within `DRAIN_LINGER` seconds; return when every connection is closed.
+    async def drain(self, linger: float = DRAIN_LINGER) -> None:
+        """Answer requests that arrive within ``linger`` seconds; return when every connection is closed.
 
         Responses from now on carry ``Connection: close``.
         """
         self.draining = True
         if self.connections:
-            await asyncio.sleep(DRAIN_LINGER)
+            await asyncio.sleep(linger)
         for connection in list(self.connections):
             connection.close_idle()
         if self.connections:

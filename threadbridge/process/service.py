@@ -22,7 +22,7 @@ from tornado.ioloop import IOLoop
 
 from threadbridge.common.threads import NOT_STARTED
 from threadbridge.compiled import is_compiled
-from threadbridge.http.limits import Limits
+from threadbridge.http.limits import DRAIN_LINGER, Limits
 from threadbridge.http.server import ConnectionServer
 from threadbridge.http.stream import check_tornado
 from threadbridge.loop.bridge import Bridge
@@ -41,6 +41,7 @@ from threadbridge.sockets.listeners import Listeners, bind, describe
 
 if TYPE_CHECKING:
     from threadbridge.admin.server import AdminServer
+    from threadbridge.process.reloader import Reloader
     from threadbridge.process.supervisor import Supervisor
     from threadbridge.sockets.certificates import Certificates
 
@@ -48,6 +49,10 @@ logger = logging.getLogger("threadbridge")
 
 # Seconds that cancelled requests get to stop their work, such as queries in the database.
 CANCEL_TIME = 1.0
+# Before the process is replaced because the application's files have changed: seconds that requests get to end, and
+# for which others may arrive on connections that are open.
+RELOAD_GRACE = 0.5
+RELOAD_LINGER = 0.05
 
 
 def serve(
@@ -95,10 +100,12 @@ class Service:
         inheritance: Inheritance | None = None,
         on_start: Callable[[], object] | None = None,
         name: str = "",
+        reloader: Reloader | None = None,
     ) -> None:
         """Raises ``ValueError``.
 
         :param name: the application's import path, if the command line gives one.
+        :param reloader: if given, the process is replaced when the application's files change.
         """
         check_tornado()
         self._settings = settings
@@ -142,17 +149,26 @@ class Service:
         self._server: ConnectionServer | None = None
         self._stop_by = 0.0
         self._inheritance = inheritance
+        self._reloader = reloader
+        # Whether it stops to be replaced.
+        self._reloads = False
         self._tell = inheritance.tell if inheritance is not None else notify
 
     def listen(self) -> None:
         """Bind the address, unless the supervisor has. Raises ``OSError``."""
+        reloader = self._reloader
         if self._inheritance is not None:
             self._sockets = list(self._inheritance.listeners)
+        elif reloader is not None and reloader.listeners:
+            self._listeners.keep(reloader.listeners, self._settings)
+            [self._sockets] = self._listeners.of_process
         else:
             self._listeners = bind(self._settings)
             [self._sockets] = self._listeners.of_process
         if self._admin is not None:
-            self._admin.listen()
+            self._admin.listen(reloader.admin_listeners if reloader is not None else ())
+        if reloader is not None:
+            reloader.keep(self._sockets, self._admin.sockets if self._admin is not None else ())
 
     def run(self) -> int:
         """Serve until a signal comes; return the exit status, or end the process if requests or threads are left."""
@@ -175,6 +191,11 @@ class Service:
         hold_signals()
         if self._costs is not None:
             self._costs.save_last()
+        if self._reloader is not None:
+            if self._reloads:
+                self._reloader.replace()
+            # A signal may have come when it was about to be replaced.
+            self._listeners.remove_files()
         if not has_ended:
             # The interpreter would wait for the remaining threads, however long their queries take.
             end_process()
@@ -200,6 +221,8 @@ class Service:
                 stop.set()
 
         def on_stop_signal(number: signal.Signals) -> None:
+            # Even if it is about to be replaced.
+            self._reloads = False
             if came:
                 logger.warning("%s again: stopping at once", number.name)
                 on_stop_now()
@@ -259,6 +282,7 @@ class Service:
         if self._sharing is not None and self._settings["admin_peers"] and is_first:
             sharing = asyncio.create_task(self._sharing.run(stop))
         heartbeat = self._start_heartbeat()
+        reloading = asyncio.create_task(self._reload_when_changed(on_stop)) if self._reloader is not None else None
         try:
             if self._on_start is not None:
                 self._on_start()
@@ -274,15 +298,19 @@ class Service:
             await stop.wait()
             self._become_unready()
             self._tell("STOPPING=1", f"STATUS=Stopping, {len(bridge.exchanges.open)} requests to answer")
-            await pause(self._settings["drain_delay"], stop_accepting)
+            await pause(0.0 if self._reloads else self._settings["drain_delay"], stop_accepting)
         finally:
-            # While this process still listens, so that no other process takes the file for an abandoned one.
-            self._listeners.remove_files()
+            if not self._reloads:
+                # While this process still listens, so that no other process takes the file for an abandoned one.
+                self._listeners.remove_files()
+                if self._reloader is not None:
+                    self._reloader.release()
             self._become_unready()
 
-        grace = grace_period(self._settings)
+        grace = RELOAD_GRACE if self._reloads else grace_period(self._settings)
         self._stop_by = time.monotonic() + grace
-        self._listeners.leave_new_connections_to_others()
+        if not self._reloads:
+            self._listeners.leave_new_connections_to_others()
         server.stop()
         drained = asyncio.create_task(self._drain(server))
         stopped_now = asyncio.create_task(stop_now.wait())
@@ -293,6 +321,8 @@ class Service:
             if task is not None:
                 task.cancel()
         heartbeat.stop()
+        if reloading is not None:
+            reloading.cancel()
         if drained.done():
             drained.result()
         has_cut = self._cancel_what_is_left()
@@ -379,8 +409,15 @@ class Service:
                 # The next supervisor binds the same port while this process still answers.
                 self._admin.leave_port()
 
+    async def _reload_when_changed(self, on_stop: Callable[[str], None]) -> None:
+        assert self._reloader is not None
+        changed = await asyncio.wrap_future(self._reloader.changed)
+        self._reloads = True
+        more = f" and {len(changed) - 3} more files" if len(changed) > 3 else ""
+        on_stop(f"{', '.join(changed[:3])}{more} changed: reload")
+
     async def _drain(self, server: ConnectionServer) -> None:
-        await server.drain()
+        await server.drain(RELOAD_LINGER if self._reloads else DRAIN_LINGER)
         await self.bridge.forwarding.drain()
         self.bridge.close()
         try:

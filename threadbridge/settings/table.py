@@ -36,8 +36,11 @@ from threadbridge.settings.values import (
 )
 
 ENVIRONMENT_PREFIX = "THREADBRIDGE_"
-# For building, for running the sources instead of the compiled modules, and from a supervisor to its processes.
-OTHER_VARIABLES = frozenset({"THREADBRIDGE_COMPILE", "THREADBRIDGE_COMPILED", "THREADBRIDGE_INHERITANCE"})
+# For building, for running the sources instead of the compiled modules, from a supervisor to its processes, and from a
+# process to itself.
+OTHER_VARIABLES = frozenset(
+    {"THREADBRIDGE_COMPILE", "THREADBRIDGE_COMPILED", "THREADBRIDGE_INHERITANCE", "THREADBRIDGE_RELOAD"}
+)
 # Seconds to send the last response and to call `close()` of the application's result.
 GRACE_MARGIN = 10.0
 
@@ -460,6 +463,24 @@ class CommandLineSettings(Settings, total=False):
         "status 0 if all is well, 1 after warnings, 2 after errors.",
     ]
     json: Annotated[bool, False, "With check: print JSON."]
+    develop: Annotated[
+        bool,
+        False,
+        "For development, see developing.md: log each request in a readable line with its slow and repeated SQL, "
+        "instead of the access log's format, and show the SQL of recent requests on the operators' page.",
+    ]
+    reload: Annotated[
+        bool,
+        False,
+        "For development: start the application again when a source, a template or one of reload_include changes, see "
+        "developing.md. Only on the command line with MODULE:APP, and with one process.",
+    ]
+    reload_include: Annotated[
+        Sequence[str],
+        (),
+        "With reload: further files. A name such as *.toml is looked for in the application's directories; a path such "
+        "as etc/shop.ini or texts/*.po, or a directory, is relative to the current directory.",
+    ]
     frontends: Annotated[
         int, number(1), 1, "With check: how many servers like this one, each with all its processes, use the database."
     ]
@@ -685,6 +706,8 @@ def _check_combinations(values: Mapping[str, object], origins: Mapping[str, str]
             raise SettingError("replica_for needs schedule=cost: without it, no request is known to be long")
         if not any(lane.pool is not None for lane in cast(Sequence[Lane], values["lanes"])):
             raise SettingError("replica_for needs a lane with a replica's pool, such as --lane=long::4:shop:replica")
+    if values.get("reload") and cast(int, values["processes"]) > 1:
+        raise SettingError("reload needs processes=1: it is for development, where one process can be debugged")
     if values.get("keyfile") and not values["certfile"]:
         raise SettingError("keyfile without certfile: give the certificate too, or leave the key out")
     if values.get("admin_keyfile") and not values["admin_certfile"]:

@@ -9,7 +9,7 @@ import stat
 import struct
 import sys
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from tornado import netutil
@@ -76,6 +76,15 @@ class Listeners:
         """Let all processes accept connections from this socket."""
         for listeners in self.of_process:
             listeners.append(listener)
+
+    def keep(self, listeners: Sequence[socket.socket], settings: Settings) -> None:
+        """Go on with the sockets of these settings, which this process had before it started again."""
+        for listener in listeners:
+            self.add_shared(listener)
+        paths = [address_of(text).path for text in settings["bind"]] or [settings["unix_socket"]]
+        self._removals += [removal_of(path) for path in paths if path is not None]
+        if settings["reuse_port"]:
+            self._shared += [each for each in listeners if each.family != socket.AF_UNIX]
 
     def remove_files(self) -> None:
         """Remove the files of Unix sockets, unless they have been replaced; does nothing in a forked process."""
@@ -158,10 +167,15 @@ def bind_unix_socket(path: str, mode: int) -> tuple[socket.socket, Callable[[], 
         # Nobody can connect before `listen`.
         os.chmod(path, mode)
         listener.listen(BACKLOG)
-        made, owner = os.stat(path), os.getpid()
+        return listener, removal_of(path)
     except OSError:
         listener.close()
         raise
+
+
+def removal_of(path: str) -> Callable[[], None]:
+    """A function that removes a socket's file, if another has not replaced it."""
+    made, owner = os.stat(path), os.getpid()
 
     def remove() -> None:
         # A forked process has a copy of this function, but not of the socket.
@@ -169,7 +183,7 @@ def bind_unix_socket(path: str, mode: int) -> tuple[socket.socket, Callable[[], 
             if os.getpid() == owner and os.path.samestat(os.lstat(path), made):
                 os.unlink(path)
 
-    return listener, remove
+    return remove
 
 
 def _is_abandoned(path: str) -> bool:

@@ -21,7 +21,7 @@ class AccessLines:
     """The message of a log record that stands for one request or several. Any thread."""
 
     def __init__(self, records: Sequence[Record]) -> None:
-        self._records = records
+        self.records = records
         # Kept because handlers that limit the size of their file format each record twice.
         self._text = ""
         self._json = ""
@@ -36,7 +36,7 @@ class AccessLines:
         if not self._text:
             lines = []
             second, stamp = 0, ""
-            for record in self._records:
+            for record in self.records:
                 ended_at = int(record.started_at + record.total)
                 if ended_at != second:
                     second, moment = ended_at, time.localtime(ended_at)
@@ -50,7 +50,7 @@ class AccessLines:
         """A JSON object for each request, one a line."""
         if not self._json:
             lines = []
-            for record in self._records:
+            for record in self.records:
                 head = {"time": iso_time(record.started_at + record.total), "level": "info", "logger": access_log.name}
                 lines.append(json.dumps({**head, **fields(record)}))
             self._json = "\n".join(lines)

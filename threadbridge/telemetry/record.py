@@ -65,6 +65,8 @@ class Record:
     upstream_error = ""
     # The latest statements of a slow request, which may still run; None if it was not slow.
     slow_statements: tuple[Statement, ...] | None = None
+    # The latest statements of any request; None except during development.
+    all_statements: tuple[Statement, ...] | None = None
     # When the request's head was complete, in seconds since 1970.
     started_at = 0.0
 

@@ -6,13 +6,16 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from threadbridge.common.repeated_log import RepeatedLog
 from threadbridge.crossing.exchange import Exchange
 from threadbridge.crossing.states import State
 from threadbridge.http.forwarded import peer_of
 from threadbridge.telemetry.record import Record, record_of
+
+if TYPE_CHECKING:
+    from threadbridge.telemetry.recent import RecentRequests
 
 logger = logging.getLogger("threadbridge")
 
@@ -31,6 +34,8 @@ class Telemetry:
         self._readers: list[Callable[[Sequence[Record]], None]] = []
         self._timer: asyncio.TimerHandle | None = None
         self._failed = RepeatedLog(logger)
+        # Set during development: all statements are kept then, not only those of slow requests.
+        self.recent: RecentRequests | None = None
 
     def subscribe(self, reader: Callable[[Sequence[Record]], None]) -> None:
         """Call the reader with all records from now on, in order."""
@@ -40,6 +45,8 @@ class Telemetry:
         """Make and return the record of an exchange that has ended."""
         # At once, while its memory is in the processor's caches; the next request may use it again.
         record = record_of(exchange, self._slow_after)
+        if self.recent is not None:
+            record.all_statements = tuple(exchange.running.statements.latest)
         self._add(record)
         return record
 
