@@ -35,6 +35,7 @@ MODULES = (
     "http.intermediary",
     "http.parser",
     "http.request_rules",
+    "http.request_start",
     "http.response_head",
     "http.response_parser",
     "http.server_connection",

@@ -65,6 +65,8 @@ class Shared:
         self.cancellation = cancellation
         self.call = call
         self.ended = ended
+        # Whether responses have a ``Server-Timing``.
+        self.tells_timing = False
         # Whether other processes may run the same application (``wsgi.multiprocess``).
         self.is_multiprocess = True
 
@@ -89,6 +91,8 @@ class Exchange(OutgoingResponse):
     # Whether the remote lane of another bridge has sent it, and the seconds that it has left in that case.
     is_forwarded = False
     time_left = math.inf
+    # The seconds from when it came to the first proxy until its head was complete here; -1.0 if unknown.
+    before = -1.0
     running: TrackedRequest
     # Once it is queued, its lane's schedule changes it, under the lane's lock.
     estimate: Estimate
@@ -297,6 +301,17 @@ class Exchange(OutgoingResponse):
             self.upstream_error = "proxy_loop_detected"
             self._answer_plainly(HTTPStatus.BAD_GATEWAY)
 
+    def server_timing(self) -> str:
+        """The value of ``Server-Timing`` (W3C) for a response that begins now: milliseconds. Either side."""
+        now = time.monotonic()
+        run_at = self.run_at or now
+        times = [("before", self.before)] if self.before >= 0.0 else []
+        if self.queued_at:
+            times.append(("wait", run_at - self.queued_at))
+        if self.run_at:
+            times += [("run", now - run_at), ("database", self.running.statements.seconds_until(now))]
+        return ", ".join(f"{name};dur={1000 * seconds:.1f}" for name, seconds in times)
+
     def _begin_response(self) -> None:
         # Before the response: the client's next request on this route should find its lane.
         self.running.is_answered = True
@@ -330,6 +345,8 @@ class Exchange(OutgoingResponse):
             fields.append(("Retry-After", str(self.lane.retry_after(self))))
         if self.state is State.SHED:
             fields.append(NEVER_RAN)
+        if self.shared.tells_timing and self.queued_at:
+            fields.append(("Server-Timing", self.server_timing()))
         if self.upstream_error:
             fields.append(("Proxy-Status", f"{PSEUDONYM}; error={self.upstream_error}"))
         head = response_head(status.value, status.phrase, fields, len(body))

@@ -20,6 +20,7 @@ from threadbridge.crossing.routes import Route
 from threadbridge.crossing.states import State
 from threadbridge.http.forwarded import ForwardedHeaders, client_of, peer_of, remove_forwarded
 from threadbridge.http.intermediary import MAX_HOPS, SENT_BY_LANE, TIME_LEFT, hops, is_sent_by_lane, seconds_left
+from threadbridge.http.request_start import REQUEST_START, RequestStarts
 from threadbridge.http.server import RequestContext
 from threadbridge.loop.exchanges import Exchanges
 from threadbridge.loop.forwarding import Forwarding
@@ -59,6 +60,7 @@ class Admission:
         self._client_key = client_key
         self._key_failed, self._looped = RepeatedLog(logger), RepeatedLog(logger)
         self._forwarded = forwarded
+        self._starts = RequestStarts()
         self._lanes_to_wake: set[Lane] = set()
 
     def admit(
@@ -75,6 +77,9 @@ class Admission:
             if (SENT_BY_LANE in headers or TIME_LEFT in headers) and self._forwarded.trusts(peer):
                 exchange.is_forwarded = is_sent_by_lane(headers)
                 exchange.time_left = seconds_left(headers)
+            if REQUEST_START in headers and self._forwarded.trusts(peer):
+                is_local = self._forwarded.is_local(peer)
+                exchange.before = self._starts.waited(peer.address, is_local=is_local, value=headers[REQUEST_START])
         exchange.client = client_of(exchange.peer.address) if self._client_key is None else self._key_of(exchange)
         path = path_info_of(start_line.path)
         exchange.lane, route, exchange.is_probe = self._choice.choose(start_line.method, path, exchange.is_forwarded)
@@ -132,7 +137,7 @@ class Admission:
             exchange.refuse_loop()
         elif exchange.move(State.QUEUED):
             exchange.queued_at = time.monotonic()
-            limit = exchange.queued_at + (exchange.lane.deadline or self._deadline)
+            limit = exchange.queued_at + self._time_of(exchange)
             exchange.running.deadline = min(limit, exchange.started + exchange.time_left)
             exchange.connection.set_close_callback(exchange.on_connection_close)
             if exchange.lane.upstream:
@@ -162,9 +167,15 @@ class Admission:
             cast(Exchange, displaced).shed()
         return displaced is not None
 
+    def _time_of(self, exchange: Exchange) -> float:
+        """Return the seconds from its end until a request's response must begin."""
+        seconds = exchange.lane.deadline or self._deadline
+        # At most half: should clocks differ after all, requests can still be answered.
+        return seconds if exchange.before <= 0.0 else max(seconds - exchange.before, seconds / 2)
+
     def _waits_too_long(self, exchange: Exchange) -> bool:
         """Return whether the request would be refused, or expire, while it waits: then better at once."""
-        limit = min(self._queue_timeout, exchange.lane.deadline or self._deadline)
+        limit = min(self._queue_timeout, self._time_of(exchange))
         if exchange.time_left < limit:
             # Its client has waited since then.
             limit = max(0.0, exchange.time_left - (time.monotonic() - exchange.started))

@@ -121,6 +121,7 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         self.spool = Spool(values["spool_size"], Memory(values["memory_size"]), Memory(values["memory_size"]))
         self.exchanges = Exchanges(self.lanes, cancellation, self.telemetry, self.desk, values["queue_timeout"])
         self.shared = Shared(self.spool, routes, learned, cancellation, self._call, self.exchanges.ended)
+        self.shared.tells_timing = values["server_timing"]
         self.forwarding = Forwarding(self.lanes)
         self._admission = Admission(
             self.shared,

@@ -149,8 +149,9 @@ class BridgeSettings(TypedDict, total=False):
     xheaders: Annotated[
         bool,
         False,
-        "Believe a proxy's headers about the client's address and scheme, its X-Request-ID, and the time that is left "
-        "(see fleet.md), if the proxy connects from loopback, through a Unix socket or from one of trusted_proxies.",
+        "Believe a proxy's headers about the client's address and scheme, its X-Request-ID, its X-Request-Start (see "
+        "tracing.md), and the time that is left (see fleet.md), if the proxy connects from loopback, through a Unix socket "
+        "or from one of trusted_proxies.",
     ]
     client_address: Annotated[
         ClientHeaders,
@@ -186,6 +187,12 @@ class BridgeSettings(TypedDict, total=False):
         False,
         "Show the strings and numbers in the text of statements in the slow log; otherwise each is replaced by a "
         "?. Values that the application passes to the driver separately from the text are never logged.",
+    ]
+    server_timing: Annotated[
+        bool,
+        False,
+        "Tell clients in the header Server-Timing how many milliseconds a request has waited and run, and spent in the "
+        "database; browsers' developer tools show them.",
     ]
     idempotent_paths: Annotated[
         Sequence[str],
