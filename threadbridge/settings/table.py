@@ -150,8 +150,8 @@ class BridgeSettings(TypedDict, total=False):
         bool,
         False,
         "Believe a proxy's headers about the client's address and scheme, its X-Request-ID, its X-Request-Start (see "
-        "tracing.md), and the time that is left (see fleet.md), if the proxy connects from loopback, through a Unix socket "
-        "or from one of trusted_proxies.",
+        "tracing.md), and the time that is left (see fleet.md), if the proxy connects from loopback, through a Unix "
+        "socket or from one of trusted_proxies.",
     ]
     client_address: Annotated[
         ClientHeaders,
