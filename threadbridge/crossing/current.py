@@ -10,6 +10,7 @@ from threadbridge.common import forks
 from threadbridge.common.repeated_log import RepeatedLog
 from threadbridge.crossing.lanes import Lane
 from threadbridge.crossing.routes import Route
+from threadbridge.crossing.trace import RequestTrace
 from threadbridge.sql.statements import Statements
 
 logger = logging.getLogger("threadbridge")
@@ -87,10 +88,12 @@ class TrackedRequest(RunningRequest):
     becomes true when its response begins: it has no deadline from then on. The worker calls the functions in `at_end`
     when the application's call has ended. `lane` is the one whose thread runs it, and `also_in` are the lanes of other
     pools that it has asked for a connection; the loop sets the first before the request runs, the worker the second.
+    `trace` is None if nothing is traced.
     """
 
     lane: Lane | None = None
     also_in: tuple[Lane, ...] = ()
+    trace: RequestTrace | None = None
 
     def __init__(self, request_id: str, deadline: float | None, route: Route | None = None, client: str = "") -> None:
         super().__init__(request_id, deadline)

@@ -190,6 +190,9 @@ class Exchange(OutgoingResponse):
         self.thread_id = threading.get_ident()
         self.run_at = time.monotonic()
         self.running.enter()
+        trace = self.running.trace
+        if trace is not None:
+            trace.enter(self.queued_at, self.lane.name)
         try:
             self.shared.call(self)
             self.shared.routes.ran(self.running.route, self.is_probe)
@@ -197,6 +200,8 @@ class Exchange(OutgoingResponse):
             if self._hop.is_copy:
                 leave()
             try:
+                if trace is not None:
+                    trace.leave()
                 self.running.leave()
             finally:
                 try:

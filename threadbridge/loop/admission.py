@@ -85,6 +85,11 @@ class Admission:
         exchange.lane, route, exchange.is_probe = self._choice.choose(start_line.method, path, exchange.is_forwarded)
         exchange.running = TrackedRequest(exchange.id, None, route, exchange.client)
         exchange.running.lane = exchange.lane
+        tracing = self._exchanges.tracing
+        if tracing is not None:
+            # As for other headers: strangers could have everything recorded.
+            is_trusted = self._forwarded is not None and self._forwarded.trusts(peer)
+            exchange.running.trace = tracing.begin(exchange, is_trusted=is_trusted)
         exchange.estimate = self._estimate_of(exchange, route, path)
         self._exchanges.add(exchange)
         if not exchange.lane.has_room_for(exchange):
@@ -144,6 +149,8 @@ class Admission:
                 if self._forwarded is None:
                     # Here nothing is trusted, but the other host trusts this one.
                     remove_forwarded(exchange.headers)
+                if self._exchanges.tracing is not None:
+                    self._exchanges.tracing.pass_on(exchange)
                 self._forwarding.forward(exchange)
             else:
                 self._put(exchange)

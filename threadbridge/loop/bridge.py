@@ -120,6 +120,11 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         self.servers: list[ConnectionServer] = []
         self.spool = Spool(values["spool_size"], Memory(values["memory_size"]), Memory(values["memory_size"]))
         self.exchanges = Exchanges(self.lanes, cancellation, self.telemetry, self.desk, values["queue_timeout"])
+        if values["otel"]:
+            # Not above: it takes megabytes.
+            from threadbridge.telemetry.tracing import Tracing
+
+            self.exchanges.tracing = Tracing()
         self.shared = Shared(self.spool, routes, learned, cancellation, self._call, self.exchanges.ended)
         self.shared.tells_timing = values["server_timing"]
         self.forwarding = Forwarding(self.lanes)
@@ -164,6 +169,11 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
     def _is_outage(self, error: BaseException) -> bool:
         return self.desk.is_outage(error)
 
+    def flush_traces(self) -> None:
+        """Export the traces that have ended, within a few seconds. Any thread but the loop's."""
+        if self.exchanges.tracing is not None:
+            self.exchanges.tracing.flush()
+
     def close(self) -> None:
         """End all requests as if their clients had left, and let the threads end."""
         self.exchanges.cut()
@@ -184,4 +194,5 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         self.shared.cancellation.threads.shutdown(wait=False)
         if self._idempotency is not None:
             self._idempotency.close()
+        self.flush_traces()
         self.desk.leave()

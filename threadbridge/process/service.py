@@ -163,6 +163,7 @@ class Service:
         if self._costs is not None:
             self._costs.save_last()
         if not has_ended:
+            self.bridge.flush_traces()
             # The interpreter would wait for the remaining threads, however long their queries take.
             end_process()
         return 0

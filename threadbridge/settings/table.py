@@ -136,7 +136,10 @@ class BridgeSettings(TypedDict, total=False):
         "cancelled, unless its response is being sent.",
     ]
     tag_queries: Annotated[
-        bool, False, "Begin statements with a comment naming their request, /* ID */, for the database's process list."
+        bool,
+        False,
+        "Begin statements with a comment naming their request, /* ID */, for the database's process list; with otel, a "
+        "second one names the trace, /*traceparent='...'*/.",
     ]
     client_key: Annotated[
         Callable[[HTTPHeaders, str], str] | None,
@@ -187,6 +190,12 @@ class BridgeSettings(TypedDict, total=False):
         False,
         "Show the strings and numbers in the text of statements in the slow log; otherwise each is replaced by a "
         "?. Values that the application passes to the driver separately from the text are never logged.",
+    ]
+    otel: Annotated[
+        bool,
+        False,
+        "Trace requests and their SQL with OpenTelemetry, which its own environment variables, OTEL_..., configure; "
+        "see tracing.md.",
     ]
     server_timing: Annotated[
         bool,

@@ -65,6 +65,8 @@ class Record:
     # In a remote lane: the host to which it was sent last, and the error type (RFC 9209, section 2.3) if that failed.
     upstream = ""
     upstream_error = ""
+    # The request's span as W3C Trace Context writes it; "" if it is not traced.
+    traceparent = ""
     # The latest statements of a slow request, which may still run; None if it was not slow.
     slow_statements: tuple[Statement, ...] | None = None
     # When the request's head was complete, in seconds since 1970.
@@ -116,6 +118,9 @@ def record_of(exchange: Exchange, slow_after: float) -> Record:
         if cost_class == "long" and run_at and exchange.status < 500 and not estimate.pinned:
             record.overestimated = ended_at - run_at < SHORT_SECONDS and exchange.state is State.DONE
     record.started_at = time.time() - total
+    trace = exchange.running.trace
+    if trace is not None:
+        record.traceparent = trace.traceparent
     upstream = exchange.upstream
     if upstream or exchange.upstream_error:
         record.upstream = upstream
