@@ -22,7 +22,8 @@ def provider_of_environment(environment: Mapping[str, str] = os.environ) -> Trac
     The packages themselves read all variables but two: how many spans are recorded (``OTEL_TRACES_SAMPLER``), where
     they are sent (``OTEL_EXPORTER_OTLP_ENDPOINT``), and others.
     """
-    provider = TracerProvider()
+    # The bridge exports what is left, and does not wait for a collector that does not answer.
+    provider = TracerProvider(shutdown_on_exit=False)
     exporter = environment.get("OTEL_TRACES_EXPORTER", "otlp") or "otlp"
     if exporter == "none":
         return provider
