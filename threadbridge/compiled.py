@@ -54,6 +54,7 @@ MODULES = (
     "telemetry.access_log",
     "telemetry.history",
     "telemetry.record",
+    "telemetry.sampling",
     "telemetry.totals",
     "worker.environ",
     "worker.wsgi",

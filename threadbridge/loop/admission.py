@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from tornado import httputil
 
@@ -18,14 +18,18 @@ from threadbridge.crossing.lanes import Lane
 from threadbridge.crossing.outgoing_response import Connection
 from threadbridge.crossing.routes import Route
 from threadbridge.crossing.states import State
-from threadbridge.http.forwarded import ForwardedHeaders, client_of, peer_of, remove_forwarded
+from threadbridge.http.forwarded import ClientAddress, ForwardedHeaders, client_of, peer_of, remove_forwarded
 from threadbridge.http.intermediary import MAX_HOPS, SENT_BY_LANE, TIME_LEFT, hops, is_sent_by_lane, seconds_left
 from threadbridge.http.request_start import REQUEST_START, RequestStarts
 from threadbridge.http.server import RequestContext
 from threadbridge.loop.exchanges import Exchanges
 from threadbridge.loop.forwarding import Forwarding
 from threadbridge.loop.lane_choice import LaneChoice
+from threadbridge.telemetry.sampling import Sampling
 from threadbridge.worker.environ import path_info_of
+
+if TYPE_CHECKING:
+    from threadbridge.telemetry.tracing import Tracing
 
 logger = logging.getLogger("threadbridge")
 
@@ -61,6 +65,7 @@ class Admission:
         self._key_failed, self._looped = RepeatedLog(logger), RepeatedLog(logger)
         self._forwarded = forwarded
         self._starts = RequestStarts()
+        self._sampling = Sampling(1.0) if exchanges.tracing is None else exchanges.tracing.sampling
         self._lanes_to_wake: set[Lane] = set()
 
     def admit(
@@ -85,16 +90,22 @@ class Admission:
         exchange.lane, route, exchange.is_probe = self._choice.choose(start_line.method, path, exchange.is_forwarded)
         exchange.running = TrackedRequest(exchange.id, None, route, exchange.client)
         exchange.running.lane = exchange.lane
-        tracing = self._exchanges.tracing
-        if tracing is not None:
-            # As for other headers: strangers could have everything recorded.
-            is_trusted = self._forwarded is not None and self._forwarded.trusts(peer)
-            exchange.running.trace = tracing.begin(exchange, is_trusted=is_trusted)
+        if self._exchanges.tracing is not None:
+            self._begin_trace(self._exchanges.tracing, exchange, peer)
         exchange.estimate = self._estimate_of(exchange, route, path)
         self._exchanges.add(exchange)
         if not exchange.lane.has_room_for(exchange):
             exchange.shed()
         return exchange
+
+    def _begin_trace(self, tracing: Tracing, exchange: Exchange, peer: ClientAddress) -> None:
+        # As for other headers: strangers could have everything recorded.
+        is_trusted = self._forwarded is not None and self._forwarded.trusts(peer)
+        has_parent = is_trusted and tracing.has_parent(exchange.headers)
+        if has_parent or self._sampling.takes():
+            exchange.running.trace = tracing.begin(exchange, has_parent=has_parent)
+        else:
+            exchange.running.trace = tracing.unrecorded
 
     def _estimate_of(self, exchange: Exchange, route: Route | None, path: str) -> Estimate:
         costs = self._shared.costs

@@ -9,16 +9,26 @@ import re
 import threading
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from copy import copy
+from hashlib import blake2b
+from random import Random
+from typing import TYPE_CHECKING, Any, cast
 
+from tornado.httputil import HTTPHeaders
+
+from threadbridge.crossing.current import names_for_logs
 from threadbridge.crossing.exchange import Exchange
+from threadbridge.crossing.trace import RequestTrace
 from threadbridge.sql.mask import masked
 from threadbridge.sql.statements import Statement
+from threadbridge.telemetry.sampling import Sampling
 
 try:
     from opentelemetry import context as contexts
     from opentelemetry import propagate, trace
-    from opentelemetry.trace import Span, SpanContext, SpanKind, Status, StatusCode
+    from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
+    from opentelemetry.sdk.trace.sampling import ALWAYS_ON, TraceIdRatioBased
+    from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 except ImportError as error:
     raise ValueError(f"otel: {error}; pip install 'threadbridge[otel]'") from None
 
@@ -33,6 +43,12 @@ FLUSH_TIME = 3.0
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "QUERY"})
 # Parts of URLs that give access to whoever knows them, by the conventions.
 _SECRET = re.compile(r"(?<![^&;])(AWSAccessKeyId|Signature|sig|X-Goog-Signature)=[^&]*")
+# The samplers by the names that they have for operators, with the ratio.
+_RATIO = re.compile(
+    r"(?:ParentBased\{root:)?TraceIdRatioBased\{([0-9.e-]+)\}(?:,remoteParentSampled:AlwaysOnSampler,"
+    r"remoteParentNotSampled:AlwaysOffSampler,localParentSampled:AlwaysOnSampler,"
+    r"localParentNotSampled:AlwaysOffSampler\})?"
+).fullmatch
 # What a statement does, and to which tables: words are enough, as this is only a name.
 _VERB = re.compile(r"(?:\s|\(|(?>/\*.*?\*/)|--[^\n]*\n)*+([A-Za-z]+)", re.DOTALL).match
 _TABLES = re.compile(r"\b(?:FROM|JOIN|INTO|UPDATE|TABLE)\s+([\w.`\"$]+)", re.IGNORECASE).findall
@@ -52,21 +68,30 @@ class Tracing:
             from threadbridge.telemetry.trace_export import provider_of_environment
 
             trace.set_tracer_provider(provider_of_environment())
-        self.tracer = trace.get_tracer("threadbridge", schema_url="https://opentelemetry.io/schemas/1.37.0")
+        provider = trace.get_tracer_provider()
+        self._tracer = trace.get_tracer("threadbridge", schema_url="https://opentelemetry.io/schemas/1.37.0")
+        # The SDK takes 10 µs to find that a request is not recorded, a third of what such a request may take in all. So
+        # for its usual sampler, which records a share of the requests without a parent, that is decided here.
+        description = getattr(provider, "sampler", None) and provider.sampler.get_description()  # type: ignore[attr-defined]
+        ratio = _RATIO(description or "")
+        self.sampling = Sampling(float(ratio[1]) if ratio else 1.0)
+        self._recording = _recording(self._tracer, float(ratio[1])) if ratio else self._tracer
+        self.unrecorded: RequestTrace = Unrecorded()
         # ``traceparent`` and others, unless OTEL_PROPAGATORS names other formats.
         self._fields = [name for name in propagate.get_global_textmap().fields if name != "tracestate"]
         self._none = contexts.Context()
 
-    def begin(self, exchange: Exchange, *, is_trusted: bool) -> Trace:
-        """Begin the span of a request whose head has come. Loop side.
+    def has_parent(self, headers: HTTPHeaders) -> bool:
+        """Return whether a request's headers name the trace that it belongs to. Loop side."""
+        return any(name in headers for name in self._fields)
 
-        :param is_trusted: whether the trace that its headers name is continued.
-        """
-        headers, line = exchange.headers, exchange.start_line
-        parent = self._none
-        is_continued = is_trusted and any(name in headers for name in self._fields)
-        if is_continued:
-            parent = propagate.extract({name.lower(): value for name, value in headers.get_all()}, self._none)
+    def begin(self, exchange: Exchange, *, has_parent: bool) -> Trace:
+        """Begin the span of a request whose head has come, and that is to be recorded or has a parent. Loop side."""
+        line = exchange.start_line
+        parent, tracer = self._none, self._recording
+        if has_parent:
+            carrier = {name.lower(): value for name, value in exchange.headers.get_all()}
+            parent, tracer = propagate.extract(carrier, self._none), self._tracer
         method = line.method if line.method in _METHODS else "_OTHER"
         # Samplers see only these.
         attributes = {
@@ -75,13 +100,14 @@ class Tracing:
             "url.scheme": exchange.peer.scheme,
         }
         name = method if method != "_OTHER" else "HTTP"
-        span = self.tracer.start_span(name, parent, SpanKind.SERVER, attributes)
-        return Trace(self.tracer, span, trace.set_span_in_context(span, parent), is_continued)
+        span = tracer.start_span(name, parent, SpanKind.SERVER, attributes)
+        return Trace(self._tracer, span, trace.set_span_in_context(span, parent), has_parent)
 
     def pass_on(self, exchange: Exchange) -> None:
         """Let another host continue the trace of a request that is forwarded to it. Loop side."""
         request = exchange.running.trace
-        assert isinstance(request, Trace)
+        if not isinstance(request, Trace):
+            return
         fields: dict[str, str] = {}
         propagate.inject(fields, request.context)
         for name, value in fields.items():
@@ -90,10 +116,9 @@ class Tracing:
     def finish(self, exchange: Exchange) -> None:
         """End the span of a request that has ended. Loop side."""
         request = exchange.running.trace
-        assert isinstance(request, Trace)
-        span = request.span
-        if not span.is_recording():
+        if not isinstance(request, Trace) or not request.span.is_recording():
             return
+        span = request.span
         if exchange.queued_at and not exchange.run_at:
             request.note_wait(exchange.queued_at, exchange.lane.name)
         span.set_attributes(_attributes(exchange))
@@ -209,6 +234,63 @@ class Trace:
         elif statement.rows >= 0:
             span.set_attribute("threadbridge.rows", statement.rows)
         span.end()
+
+
+class _UnrecordedSpan(NonRecordingSpan):
+    """The span of whichever request this code runs for, which the application's own spans see: not recorded."""
+
+    def __init__(self) -> None:
+        super().__init__(trace.INVALID_SPAN_CONTEXT)
+
+    def get_span_context(self) -> SpanContext:
+        # Few ask. It is the same for all who do, also in the application's threads, and no other request's.
+        request_id, _ = names_for_logs()
+        if not request_id:
+            return trace.INVALID_SPAN_CONTEXT
+        digest = blake2b(request_id.encode(), digest_size=24).digest()
+        ids = int.from_bytes(digest[:16]), int.from_bytes(digest[16:])
+        return SpanContext(*ids, is_remote=False, trace_flags=TraceFlags(TraceFlags.DEFAULT))
+
+
+class Unrecorded:
+    """The trace of all requests that are not recorded and have no parent: a `RequestTrace`."""
+
+    traceparent = current_traceparent = ""
+
+    def __init__(self) -> None:
+        self._context = trace.set_span_in_context(_UnrecordedSpan(), contexts.Context())
+
+    def enter(self, queued_at: float, lane: str) -> None:
+        # Never detached: each request attaches its own.
+        contexts.attach(self._context)
+
+    def leave(self) -> None:
+        pass
+
+    def begin_statement(self, statement: Statement, database: Mapping[str, str | int]) -> None:
+        return None
+
+    def end_statement(self, begun: object, statement: Statement) -> None:
+        pass
+
+
+class _SampledIds(RandomIdGenerator):
+    """Trace ids that a sampler of this ratio records, so that others with the same ratio record them too."""
+
+    def __init__(self, ratio: float) -> None:
+        self._random = Random()
+        # At least 1, for ids other than 0.
+        self._bound = max(2, TraceIdRatioBased.get_bound_for_rate(ratio))
+
+    def generate_trace_id(self) -> int:
+        return (self._random.getrandbits(64) << 64) + self._random.randrange(1, self._bound)
+
+
+def _recording(tracer: trace.Tracer, ratio: float) -> trace.Tracer:
+    """A tracer like this one, which records every span that has no parent."""
+    recording: Any = copy(tracer)
+    recording.sampler, recording.id_generator = ALWAYS_ON, _SampledIds(ratio)
+    return cast(trace.Tracer, recording)
 
 
 def _traceparent(context: SpanContext) -> str:
