@@ -67,6 +67,41 @@ def test_spans_are_exported_and_named_in_the_logs(tmp_path: Path) -> None:
     assert lines["stopped, every request is answered"]["request_id"] == ""
 
 
+SAMPLED_APPLICATION = """
+from opentelemetry import trace
+
+def app(environ, start_response):
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    context = trace.get_current_span().get_span_context()
+    with trace.get_tracer("app").start_as_current_span("own"):
+        pass
+    return [f"{context.is_valid} {context.trace_flags.sampled} {context.trace_id:032x}".encode()]
+"""
+
+
+def test_a_share_of_the_requests_is_recorded(tmp_path: Path) -> None:
+    (tmp_path / "sampled_app.py").write_text(SAMPLED_APPLICATION)
+    with Receiver() as receiver:
+        variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.url, "OTEL_TRACES_SAMPLER": "parentbased_traceidratio"}
+        variables |= {"OTEL_TRACES_SAMPLER_ARG": "0.3"}
+        command = ("-m", "threadbridge", "sampled_app:app", "--threads=2", "--port={port}", "--otel")
+        with Frontend(command, env=variables, cwd=tmp_path) as site, requests.Session() as client:
+            answers = [client.get(site.url, timeout=30).text.split() for _ in range(200)]
+            assert site.stop() == 0
+        recorded = {trace_id for _, sampled, trace_id in answers if sampled == "True"}
+        # Seven standard deviations.
+        assert 15 < len(recorded) < 105
+        by_name = {
+            name: {each.trace_id.hex() for each in receiver.spans if each.name == name} for name in ("GET", "own")
+        }
+    # The application's spans are recorded with their requests, and only with them.
+    assert by_name == {"GET": recorded, "own": recorded}
+    assert all(valid == "True" for valid, _, _ in answers), "the application knows that it is not recorded"
+    assert len({trace_id for _, _, trace_id in answers}) == 200
+    # Another service with this ratio, which looks at the id alone, records them too.
+    assert all(int(trace_id[16:], 16) < 0.3 * 2**64 for trace_id in recorded)
+
+
 def test_a_collector_that_does_not_answer_holds_nothing_up(tmp_path: Path) -> None:
     with Receiver() as receiver:
         receiver.answers.clear()
