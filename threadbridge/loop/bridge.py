@@ -36,6 +36,8 @@ from threadbridge.telemetry.totals import Totals
 from threadbridge.worker.wsgi import call_application, check_application
 
 if TYPE_CHECKING:
+    from threadbridge.telemetry.statsd import Statsd
+    from threadbridge.telemetry.tracing import Tracing
     from threadbridge.worker.idempotency import Idempotency
 
 # Seconds beyond the longest deadline that a statement may take by default: the bridge tries to stop it first.
@@ -71,6 +73,18 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         statement_limit = values["statement_limit"]
         if statement_limit is None:
             statement_limit = longest_deadline(values) + STATEMENT_MARGIN
+        # Before the pools are guarded, since these may refuse their settings.
+        self._statsd: Statsd | None = None
+        if values["statsd"]:
+            from threadbridge.telemetry.statsd import Statsd
+
+            self._statsd = Statsd(values["statsd"])
+        tracing: Tracing | None = None
+        if values["otel"]:
+            # Not above: it takes megabytes.
+            from threadbridge.telemetry.tracing import Tracing
+
+            tracing = Tracing()
         self.desk = Desk(
             lambda guard, request: self._admission.asked(request, guard.key),
             tags_queries=values["tag_queries"],
@@ -115,16 +129,14 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
             self.telemetry.subscribe(write_access_log)
         if values["slow_log"]:
             self.telemetry.subscribe(partial(write_slow_log, values["slow_log_parameters"]))
+        if self._statsd is not None:
+            self.telemetry.subscribe(self._statsd)
         self.lag = LoopLag()
         # The servers whose requests come to this bridge.
         self.servers: list[ConnectionServer] = []
         self.spool = Spool(values["spool_size"], Memory(values["memory_size"]), Memory(values["memory_size"]))
         self.exchanges = Exchanges(self.lanes, cancellation, self.telemetry, self.desk, values["queue_timeout"])
-        if values["otel"]:
-            # Not above: it takes megabytes.
-            from threadbridge.telemetry.tracing import Tracing
-
-            self.exchanges.tracing = Tracing()
+        self.exchanges.tracing = tracing
         self.shared = Shared(self.spool, routes, learned, cancellation, self._call, self.exchanges.ended)
         self.shared.tells_timing = values["server_timing"]
         self.forwarding = Forwarding(self.lanes)
@@ -177,6 +189,8 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
     def close(self) -> None:
         """End all requests as if their clients had left, and let the threads end."""
         self.exchanges.cut()
+        if self._statsd is not None:
+            self._statsd.close()
         self.forwarding.close()
         if self._hop is not None:
             forks.serves_no_more(self._hop)

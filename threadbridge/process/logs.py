@@ -30,7 +30,16 @@ FORMAT = "%(color)s[%(levelname)1.1s %(asctime)s %(place)s%(in_request)s]%(end_c
 
 
 def set_up_logging(settings: CommandLineSettings) -> None:
-    """Set up the root logger as the settings say. Raises ``OSError`` if a log file cannot be opened."""
+    """Set up the root logger as the settings say.
+
+    Raises ``OSError`` if a log file cannot be opened, and `SettingError` if ``log_config`` cannot be used.
+    """
+    if settings["log_config"]:
+        # Not at the top: few processes have such a file.
+        from threadbridge.process.log_config import configure
+
+        configure(settings["log_config"])
+        return
     enable_pretty_logging(SimpleNamespace(**settings))
     blocks = may_block(sys.stderr, 2)
     for handler in list(logging.root.handlers):
@@ -241,7 +250,8 @@ def demote_errors_of_cancelled_requests() -> None:
 
     def make(*args: Any, **keywords: Any) -> logging.LogRecord:
         record = previous(*args, **keywords)
-        if record.levelno >= logging.ERROR and is_cancelled() and record.name.partition(".")[0] not in SERVERS:
+        # `logging.makeLogRecord` makes records without a level and a name, and then sets them.
+        if (record.levelno or 0) >= logging.ERROR and is_cancelled() and record.name.partition(".")[0] not in SERVERS:
             error = f": {record.exc_info[1]!r}" if record.exc_info and record.exc_info[1] is not None else ""
             note = f" (the request was cancelled){error}"
             record.msg = f"{record.msg}{note.replace('%', '%%') if record.args else note}"

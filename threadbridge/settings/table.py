@@ -197,6 +197,12 @@ class BridgeSettings(TypedDict, total=False):
         "Trace requests and their SQL with OpenTelemetry, which its own environment variables, OTEL_..., configure; "
         "see tracing.md.",
     ]
+    statsd: Annotated[
+        str,
+        "",
+        "Send the number of requests, their statuses and durations to the statsd server at this HOST:PORT, over UDP, "
+        "under gunicorn's names; see tracing.md.",
+    ]
     server_timing: Annotated[
         bool,
         False,
@@ -378,6 +384,12 @@ class CommandLineSettings(Settings, total=False):
         Literal["debug", "info", "warning", "error", "none"],
         "info",
         "Minimum level to log; none leaves logging to the application.",
+    ]
+    log_config: Annotated[
+        OptionalPath,
+        None,
+        "Configure logging by this file instead, .toml, .json or .yaml: the dictionary of logging.config.dictConfig; "
+        "see tracing.md.",
     ]
     log_json: Annotated[bool, False, "Log in JSON, one object a line."]
     log_to_stderr: Annotated[bool | None, FLAG, None, "Log to standard error; by default only if there is no log file."]
@@ -585,6 +597,9 @@ def _check_combinations(values: Mapping[str, object], origins: Mapping[str, str]
         raise SettingError("long_upstream needs schedule=cost: without it, no request is known to be long")
     if values.get("keyfile") and not values["certfile"]:
         raise SettingError("keyfile without certfile: give the certificate too, or leave the key out")
+    for name in ("log_json", "log_file_prefix", "log_to_stderr"):
+        if values.get("log_config") and values[name]:
+            raise SettingError(f"log_config and {name}: give one of them, the file says where logs go and how")
     for name in ("address", "port", "reuse_port"):
         if values.get("unix_socket") and origins.get(name, "default") == origins["unix_socket"] != "default":
             raise SettingError(f"unix_socket and {name}: give one of them, a Unix socket has no {name}")
