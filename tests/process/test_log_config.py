@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import socket
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
@@ -111,6 +115,49 @@ def test_syslog(tmp_path: Path) -> None:
     # User-level messages, warning and info (RFC 3164).
     assert "<12>shop: r-1 asked for /a\0" in received
     assert sum(each.startswith("<14>shop: r-1 127.0.0.1 - - [") for each in received) == 1
+
+
+SENTRY_APPLICATION = """
+import os
+import sentry_sdk
+
+sentry_sdk.init(dsn=os.environ["DSN"])
+
+def app(environ, start_response):
+    raise LookupError("as asked")
+"""
+
+
+def test_sentry(tmp_path: Path) -> None:
+    (tmp_path / "sentry_app.py").write_text(SENTRY_APPLICATION)
+    events: SimpleQueue[dict[str, Any]] = SimpleQueue()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            for line in gzip.decompress(body).splitlines():
+                found = json.loads(line)
+                if "exception" in found:
+                    events.put(found)
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *arguments: object) -> None:
+            """Not on the tests' standard error."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as receiver:
+        threading.Thread(target=receiver.serve_forever, daemon=True).start()
+        env = {"DSN": f"http://key@127.0.0.1:{receiver.server_port}/1"}
+        command = ("-m", "threadbridge", "sentry_app:app", "--threads=1", "--port={port}", "--xheaders")
+        with Frontend(command, env=env, cwd=tmp_path) as server:
+            assert requests.get(server.url, headers={"X-Request-ID": "r-1"}, timeout=30).status_code == 500
+            event = events.get(timeout=30)
+            assert server.stop() == 0
+        receiver.shutdown()
+    assert event["logger"] == "threadbridge" and event["level"] == "error"
+    assert event["logentry"]["params"] == ["r-1", "GET", "/"]
+    assert event["exception"]["values"][-1]["type"] == "LookupError"
+    assert event["extra"]["request_id"] == "r-1"
 
 
 @pytest.mark.parametrize(
