@@ -14,7 +14,7 @@ from threadbridge.settings.values import SettingError
 
 def _read_yaml(text: str) -> Any:
     try:
-        import yaml  # type: ignore[import-untyped, unused-ignore]
+        import yaml
     except ImportError:
         raise SettingError(
             "it is YAML, which needs the package PyYAML; pip install PyYAML, or use TOML or JSON"
