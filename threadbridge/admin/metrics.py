@@ -30,6 +30,7 @@ POOL = ("pool",)
 UPSTREAM = ("lane", "upstream")
 # By the attribute of `LaneTotals`.
 TIMES = (
+    ("before", "threadbridge_request_before_seconds", "How long requests were on their way, as their proxies tell."),
     ("wait", "threadbridge_request_wait_seconds", "How long requests waited for a thread."),
     ("run", "threadbridge_request_run_seconds", "How long requests ran in a thread until their response began."),
     ("database", "threadbridge_request_database_seconds", "Time in the database, for requests with statements."),

@@ -5,18 +5,23 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from contextvars import ContextVar
 
 from threadbridge.common import forks
 from threadbridge.common.repeated_log import RepeatedLog
 from threadbridge.crossing.lanes import Lane
 from threadbridge.crossing.replicas import Replica
 from threadbridge.crossing.routes import Route
+from threadbridge.crossing.trace import RequestTrace
 from threadbridge.sql.statements import Statements
 
 logger = logging.getLogger("threadbridge")
 _failed = RepeatedLog(logger)
 
 _thread = threading.local()
+# The id and the trace of the request, for logs: wherever the application takes its context (`contextvars`), such as
+# `asyncio.to_thread` does.
+_named: ContextVar[tuple[str, RequestTrace | None]] = ContextVar("threadbridge_request", default=("", None))
 
 
 class RunningRequest:
@@ -90,11 +95,13 @@ class TrackedRequest(RunningRequest):
     pools that it has asked for a connection; the loop sets the first before the request runs, the worker the second.
     `replica` is None unless the request may read from that of its lane, and `changed_at` is when its client has last
     changed something; the loop sets both before the request runs.
+    `trace` is None if nothing is traced.
     """
 
     lane: Lane | None = None
     also_in: tuple[Lane, ...] = ()
     changed_at = 0.0
+    trace: RequestTrace | None = None
 
     def __init__(self, request_id: str, deadline: float | None, route: Route | None = None, client: str = "") -> None:
         super().__init__(request_id, deadline)
@@ -158,10 +165,12 @@ class TrackedRequest(RunningRequest):
     def enter(self) -> None:
         """Make this the thread's current request. Worker side."""
         _thread.request = self
+        _named.set((self.id, self.trace))
 
     def leave(self) -> None:
         """End the application's call: no callback runs after this. Worker side."""
         _thread.request = None
+        _named.set(("", None))
         with self._lock:
             self._has_ended = True
             self._callbacks.clear()
@@ -175,6 +184,7 @@ def leave_request() -> None:
     """Forget the thread's request, in a forked process."""
     _thread.request = None
     _thread.is_cancelling = False
+    _named.set(("", None))
 
 
 forks.calls_first(leave_request)
@@ -184,6 +194,16 @@ def current_or_none() -> TrackedRequest | None:
     """Return the request that this thread serves, if there is one. Any thread."""
     request: TrackedRequest | None = getattr(_thread, "request", None)
     return request
+
+
+def names_for_logs() -> tuple[str, str]:
+    """Return the id of the request for which this code runs, and its ``traceparent``; each is "" if there is none.
+
+    In a thread that the application has started, this is known if the thread runs in the request's context: see
+    `contextvars.copy_context`. Any thread.
+    """
+    request_id, trace = _named.get()
+    return request_id, "" if trace is None else trace.traceparent
 
 
 def is_cancelled() -> bool:

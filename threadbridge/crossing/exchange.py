@@ -74,6 +74,8 @@ class Shared:
         # Those from which requests may read: their clients are told when they have changed something.
         self.replicas: tuple[Replica, ...] = ()
         self.load_report = load_report
+        # Whether responses have a ``Server-Timing``.
+        self.tells_timing = False
         # Whether other processes may run the same application (``wsgi.multiprocess``).
         self.is_multiprocess = True
 
@@ -103,6 +105,8 @@ class Exchange(OutgoingResponse):
     # Whether the remote lane of another bridge has sent it, and the seconds that it has left in that case.
     is_forwarded = False
     time_left = math.inf
+    # The seconds from when it came to the first proxy until its head was complete here; -1.0 if unknown.
+    before = -1.0
     running: TrackedRequest
     # Once it is queued, its lane's schedule changes it, under the lane's lock.
     estimate: Estimate
@@ -200,6 +204,9 @@ class Exchange(OutgoingResponse):
         self.thread_id = threading.get_ident()
         self.run_at = time.monotonic()
         self.running.enter()
+        trace = self.running.trace
+        if trace is not None:
+            trace.enter(self.queued_at, self.lane.name)
         try:
             self.shared.call(self)
             self.shared.routes.ran(self.running.route, self.is_probe)
@@ -207,6 +214,8 @@ class Exchange(OutgoingResponse):
             if self._hop.is_copy:
                 leave()
             try:
+                if trace is not None:
+                    trace.leave()
                 self.running.leave()
             finally:
                 try:
@@ -320,6 +329,17 @@ class Exchange(OutgoingResponse):
             self.upstream_error = "proxy_loop_detected"
             self._answer_plainly(HTTPStatus.BAD_GATEWAY)
 
+    def server_timing(self) -> str:
+        """The value of ``Server-Timing`` (W3C) for a response that begins now: milliseconds. Either side."""
+        now = time.monotonic()
+        run_at = self.run_at or now
+        times = [("before", self.before)] if self.before >= 0.0 else []
+        if self.queued_at:
+            times.append(("wait", run_at - self.queued_at))
+        if self.run_at:
+            times += [("run", now - run_at), ("database", self.running.statements.seconds_until(now))]
+        return ", ".join(f"{name};dur={1000 * seconds:.1f}" for name, seconds in times)
+
     def _begin_response(self) -> None:
         # Before the response: the client's next request on this route should find its lane.
         self.running.is_answered = True
@@ -355,6 +375,8 @@ class Exchange(OutgoingResponse):
             fields.append(NEVER_RAN)
         if (cookie := self.change_cookie()) is not None:
             fields.append(("Set-Cookie", cookie))
+        if self.shared.tells_timing and self.queued_at:
+            fields.append(("Server-Timing", self.server_timing()))
         if self.upstream_error:
             fields.append(("Proxy-Status", f"{PSEUDONYM}; error={self.upstream_error}"))
         head = response_head(status.value, status.phrase, fields, len(body))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from contextvars import copy_context
 from typing import Any
 
 from threadbridge.common.forks import leave
@@ -22,6 +23,8 @@ class Hop:
         self.loop = loop
         # Whether this process is a fork of the one that has the loop.
         self.is_copy = False
+        # The loop's own: a worker's, which names its request, would spread to everything that a callback schedules.
+        self._context = copy_context()
         self._posted: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
         self._waking = False
 
@@ -36,7 +39,7 @@ class Hop:
         if not self._waking:
             self._waking = True
             try:
-                self.loop.call_soon_threadsafe(self._deliver)
+                self.loop.call_soon_threadsafe(self._deliver, context=self._context)
             except RuntimeError:
                 self._waking = False
                 raise

@@ -35,19 +35,37 @@ class UnsupportedDriver(Exception):
     """This version of a driver lacks what is needed to stop its queries."""
 
 
+def _place(parameters: Mapping[str, Any]) -> list[Any]:
+    """The database, the host or Unix socket, and the port that these parameters name; None for each one missing."""
+    return [
+        next((parameters[name] for name in names if parameters.get(name)), None)
+        for names in (("database", "db", "dbname"), ("unix_socket", "host"), ("port",))
+    ]
+
+
 def name_of(driver: str, settings: ConnectionSettings, parameters: Mapping[str, Any]) -> str:
     """The database in the log, by the parameters that lead to it, for example ``database 'shop' at 10.0.0.3:3307``."""
     if settings.name:
         return settings.name
-    database, host, port = (
-        next((parameters[name] for name in names if parameters.get(name)), None)
-        for names in (("database", "db", "dbname"), ("unix_socket", "host"), ("port",))
-    )
+    database, host, port = _place(parameters)
     name = f"the {driver} database" if database is None else f"database {database!r}"
     if host is None:
         return name
     is_path = str(host).startswith("/")
     return f"{name} at {host}" if port is None or is_path else f"{name} at {host}:{port}"
+
+
+def attributes_of(system: str, parameters: Mapping[str, Any]) -> dict[str, str | int]:
+    """The database in traces, by the names of OpenTelemetry's conventions; ``system`` is what they call its kind."""
+    database, host, port = _place(parameters)
+    found: dict[str, str | int] = {"db.system.name": system}
+    if database is not None:
+        found["db.namespace"] = str(database)
+    if host is not None:
+        found["server.address"] = str(host)
+        if str(port).isdigit() and not str(host).startswith("/"):
+            found["server.port"] = int(port)
+    return found
 
 
 class StopFailed(Exception):
@@ -170,6 +188,8 @@ class Database(Protocol):
     driver: str
     # The database in the log, without its password: see `name_of`.
     name: str
+    # The database in traces: see `attributes_of`. An implementation may leave it out.
+    attributes: Mapping[str, str | int]
     identity: type[Any]
     # Arguments of ``connect`` that apply unless the pool's settings contain them.
     defaults: Mapping[str, Any]

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from threadbridge.common.repeated_log import RepeatedLog
@@ -26,6 +26,8 @@ _refused = RepeatedLog(logger)
 
 # Characters that could end the comment that names a request, or be a parameter's placeholder in it.
 _NOT_IN_TAG = re.compile(r"[^A-Za-z0-9._:-]")
+# What traces are told of a database whose driver is not supported, or tells nothing.
+_UNKNOWN: Mapping[str, str | int] = {"db.system.name": "other_sql"}
 _ROLLBACK = re.compile(r"\s*rollback\b", re.IGNORECASE).match
 
 
@@ -128,14 +130,20 @@ class TrackedConnection:
             return call(*args) if borrow is None else borrow.unstopped(call, *args)
         statements = request.statements
         statement = statements.begin(masked(sql[:MAX_TEXT]) if self.has_values else sql, self.number)
+        trace = request.trace
+        begun = None if trace is None else trace.begin_statement(statement, self._attributes)
         try:
             result = call(*args) if borrow is None else borrow.execute(call, *args)
         except BaseException as error:
             statements.end(statement, error=type(error).__name__)
+            if trace is not None:
+                trace.end_statement(begun, statement)
             if borrow is None or not borrow.has_refused:
                 self.note_failure(statements, sql, error, is_many=is_many)
             raise
         statements.end(statement, rows=_rows(cursor))
+        if trace is not None:
+            trace.end_statement(begun, statement)
         guard.last_success = statement.ended
         if not self._session.only_reads:
             self._changes.record(self._session.effect(sql), statements)
@@ -252,6 +260,11 @@ class TrackedConnection:
         """The connection's number in the database's process list, if that is known. Any thread."""
         return self._current.identity.number if self._current and self._current.identity else None
 
+    @property
+    def _attributes(self) -> Mapping[str, str | int]:
+        """The database in traces."""
+        return getattr(self._current and self._current.database, "attributes", _UNKNOWN)
+
     def driver_connections(self) -> set[DriverConnection]:
         """See `HeldConnection`."""
         return {each for each in (self._current, self._newest) if each is not None}
@@ -262,9 +275,16 @@ class TrackedConnection:
 
 
 def _tag() -> str:
-    """The comment that names the request that this thread serves, and a space; "" if it serves none."""
+    """The comment that names the request that this thread serves, and a space; "" if it serves none.
+
+    If the request is traced, a second one names the statement's span, as sqlcommenter writes it.
+    """
     request = current_or_none()
-    return "" if request is None else f"/* {_NOT_IN_TAG.sub('', request.id)} */ "
+    if request is None:
+        return ""
+    tag = f"/* {_NOT_IN_TAG.sub('', request.id)} */ "
+    traceparent = "" if request.trace is None else request.trace.current_traceparent
+    return f"{tag}/*traceparent='{traceparent}'*/ " if traceparent else tag
 
 
 def _rows(cursor: Any) -> int:

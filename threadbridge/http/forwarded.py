@@ -126,6 +126,7 @@ class ForwardedHeaders:
         self._removed = [name for name in _NAMES if name not in _KEPT[source]]
         self._contradictions = RepeatedLog(logger)
         self._is_trusted = TrustedProxies(trusted_proxies).include
+        self._is_loopback = TrustedProxies(()).include
         self._addresses = {"X-Real-Ip": _last_address, "X-Forwarded-For": _cached(self._nearest)}
 
     def _nearest(self, forwarded_for: str) -> str:
@@ -164,6 +165,10 @@ class ForwardedHeaders:
     def trusts(self, peer: ClientAddress) -> bool:
         """Return whether a peer is a trusted proxy."""
         return self._is_trusted(peer.address)
+
+    def is_local(self, peer: ClientAddress) -> bool:
+        """Return whether a peer is a process of this host."""
+        return self._is_loopback(peer.address)
 
     def request_id_of(self, peer: ClientAddress, headers: HTTPHeaders) -> str:
         """Return a trusted proxy's ``X-Request-ID``; "" if there is none, or it is unfit for logs and URLs."""

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import TYPE_CHECKING, cast
 from wsgiref.types import WSGIEnvironment
 
 from tornado import httputil
@@ -20,14 +20,26 @@ from threadbridge.crossing.outgoing_response import Connection
 from threadbridge.crossing.replicas import READING_METHODS, Replica, changed_at
 from threadbridge.crossing.routes import Route
 from threadbridge.crossing.states import State
-from threadbridge.http.forwarded import ForwardedHeaders, TrustedProxies, client_of, peer_of, remove_forwarded
+from threadbridge.http.forwarded import (
+    ClientAddress,
+    ForwardedHeaders,
+    TrustedProxies,
+    client_of,
+    peer_of,
+    remove_forwarded,
+)
 from threadbridge.http.intermediary import MAX_HOPS, SENT_BY_LANE, TIME_LEFT, hops, is_sent_by_lane, seconds_left
+from threadbridge.http.request_start import REQUEST_START, RequestStarts
 from threadbridge.http.server import RequestContext
 from threadbridge.http.url_prefix import UrlPrefix
 from threadbridge.loop.exchanges import Exchanges
 from threadbridge.loop.forwarding import Forwarding
 from threadbridge.loop.lane_choice import LaneChoice
+from threadbridge.telemetry.sampling import Sampling
 from threadbridge.worker.environ import environ_of, path_info_of
+
+if TYPE_CHECKING:
+    from threadbridge.telemetry.tracing import Tracing
 
 logger = logging.getLogger("threadbridge")
 
@@ -72,6 +84,8 @@ class Admission:
         self._forwarded = forwarded
         self._is_trusted = TrustedProxies(trusted_proxies).include
         self._prefix = prefix
+        self._starts = RequestStarts()
+        self._sampling = Sampling(1.0) if exchanges.tracing is None else exchanges.tracing.sampling
         self._lanes_to_wake: set[Lane] = set()
 
     def admit(
@@ -90,6 +104,9 @@ class Admission:
             if (SENT_BY_LANE in headers or TIME_LEFT in headers) and self._forwarded.trusts(peer):
                 exchange.is_forwarded = is_sent_by_lane(headers)
                 exchange.time_left = seconds_left(headers)
+            if REQUEST_START in headers and self._forwarded.trusts(peer):
+                is_local = self._forwarded.is_local(peer)
+                exchange.before = self._starts.waited(peer.address, is_local=is_local, value=headers[REQUEST_START])
         exchange.client = client_of(exchange.peer.address) if self._client_key is None else self._key_of(exchange)
         path = path_info_of(start_line.path)
         if self._prefix is not None:
@@ -101,11 +118,22 @@ class Admission:
         exchange.running.lane = exchange.lane
         if exchange.lane.replica is not None:
             self._let_read(exchange, exchange.lane.replica)
+        if self._exchanges.tracing is not None:
+            self._begin_trace(self._exchanges.tracing, exchange, peer)
         exchange.estimate = self._estimate_of(exchange, route, path)
         self._exchanges.add(exchange)
         if not exchange.lane.has_room_for(exchange):
             exchange.shed()
         return exchange
+
+    def _begin_trace(self, tracing: Tracing, exchange: Exchange, peer: ClientAddress) -> None:
+        # As for other headers: strangers could have everything recorded.
+        is_trusted = self._forwarded is not None and self._forwarded.trusts(peer)
+        has_parent = is_trusted and tracing.has_parent(exchange.headers)
+        if has_parent or self._sampling.takes():
+            exchange.running.trace = tracing.begin(exchange, has_parent=has_parent)
+        else:
+            exchange.running.trace = tracing.unrecorded
 
     def _estimate_of(self, exchange: Exchange, route: Route | None, path: str) -> Estimate:
         costs = self._shared.costs
@@ -154,13 +182,15 @@ class Admission:
             exchange.refuse_loop()
         elif exchange.move(State.QUEUED):
             exchange.queued_at = time.monotonic()
-            limit = exchange.queued_at + (exchange.lane.deadline or self._deadline)
+            limit = exchange.queued_at + self._time_of(exchange)
             exchange.running.deadline = min(limit, exchange.started + exchange.time_left)
             exchange.connection.set_close_callback(exchange.on_connection_close)
             if exchange.lane.upstream:
                 if self._forwarded is None:
                     # Here nothing is trusted, but the other host trusts this one.
                     remove_forwarded(exchange.headers)
+                if self._exchanges.tracing is not None:
+                    self._exchanges.tracing.pass_on(exchange)
                 self._forwarding.forward(exchange)
             else:
                 self._put(exchange)
@@ -220,9 +250,15 @@ class Admission:
             cast(Exchange, displaced).shed()
         return displaced is not None
 
+    def _time_of(self, exchange: Exchange) -> float:
+        """Return the seconds from its end until a request's response must begin."""
+        seconds = exchange.lane.deadline or self._deadline
+        # At most half: should clocks differ after all, requests can still be answered.
+        return seconds if exchange.before <= 0.0 else max(seconds - exchange.before, seconds / 2)
+
     def _waits_too_long(self, exchange: Exchange) -> bool:
         """Return whether the request would be refused, or expire, while it waits: then better at once."""
-        limit = min(self._queue_timeout, exchange.lane.deadline or self._deadline)
+        limit = min(self._queue_timeout, self._time_of(exchange))
         if exchange.time_left < limit:
             # Its client has waited since then.
             limit = max(0.0, exchange.time_left - (time.monotonic() - exchange.started))

@@ -38,6 +38,8 @@ from threadbridge.telemetry.totals import Totals
 from threadbridge.worker.wsgi import call_application, check_application
 
 if TYPE_CHECKING:
+    from threadbridge.telemetry.statsd import Statsd
+    from threadbridge.telemetry.tracing import Tracing
     from threadbridge.worker.idempotency import Idempotency
 
 # Seconds beyond the longest deadline that a statement may take by default: the bridge tries to stop it first.
@@ -74,6 +76,18 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         statement_limit = values["statement_limit"]
         if statement_limit is None:
             statement_limit = longest_deadline(values) + STATEMENT_MARGIN
+        # Before the pools are guarded, since these may refuse their settings.
+        self._statsd: Statsd | None = None
+        if values["statsd"]:
+            from threadbridge.telemetry.statsd import Statsd
+
+            self._statsd = Statsd(values["statsd"])
+        tracing: Tracing | None = None
+        if values["otel"]:
+            # Not above: it takes megabytes.
+            from threadbridge.telemetry.tracing import Tracing
+
+            tracing = Tracing()
         self.desk = Desk(
             lambda guard, request: self._admission.asked(request, guard.key),
             tags_queries=values["tag_queries"],
@@ -121,14 +135,18 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
             self.telemetry.subscribe(write_access_log)
         if values["slow_log"]:
             self.telemetry.subscribe(partial(write_slow_log, values["slow_log_parameters"]))
+        if self._statsd is not None:
+            self.telemetry.subscribe(self._statsd)
         self.lag = LoopLag()
         # The servers whose requests come to this bridge.
         self.servers: list[ConnectionServer] = []
         self.spool = Spool(values["spool_size"], Memory(values["memory_size"]), Memory(values["memory_size"]))
         self.exchanges = Exchanges(self.lanes, cancellation, self.telemetry, self.desk, values["queue_timeout"])
+        self.exchanges.tracing = tracing
         load_report = LoadReport(self.lane_choice.general, learned) if values["load_report"] else None
         self.shared = Shared(self.spool, routes, learned, cancellation, self._call, self.exchanges.ended, load_report)
         self.shared.replicas = self.desk.replicas
+        self.shared.tells_timing = values["server_timing"]
         self.forwarding = Forwarding(self.lanes)
         self._admission = Admission(
             self.shared,
@@ -175,9 +193,16 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
     def _is_outage(self, error: BaseException) -> bool:
         return self.desk.is_outage(error)
 
+    def flush_traces(self) -> None:
+        """Export the traces that have ended, within a few seconds. Any thread but the loop's."""
+        if self.exchanges.tracing is not None:
+            self.exchanges.tracing.flush()
+
     def close(self) -> None:
         """End all requests as if their clients had left, and let the threads end."""
         self.exchanges.cut()
+        if self._statsd is not None:
+            self._statsd.close()
         self.forwarding.close()
         if self._hop is not None:
             forks.serves_no_more(self._hop)
@@ -195,4 +220,5 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         self.shared.cancellation.threads.shutdown(wait=False)
         if self._idempotency is not None:
             self._idempotency.close()
+        self.flush_traces()
         self.desk.leave()

@@ -14,6 +14,7 @@ from threadbridge.telemetry.telemetry import Telemetry
 
 if TYPE_CHECKING:
     from threadbridge.database.desk import Desk
+    from threadbridge.telemetry.tracing import Tracing
 
 # Seconds after which a thread that has not come back from an ended request is no longer expected to.
 LATE_AFTER = 2.0
@@ -31,6 +32,8 @@ class Exchanges:
         queue_timeout: float,
     ) -> None:
         self.open: set[Exchange] = set()
+        # Makes a span of each request. Set before the first one.
+        self.tracing: Tracing | None = None
         self._lanes = lanes
         self._cancellation = cancellation
         self._telemetry = telemetry
@@ -47,6 +50,8 @@ class Exchanges:
         # Looked at before the record is made: a record made after the thread's return has the final outcome.
         has_come_back = exchange.worker_is_done
         record = self._telemetry.finished(exchange)
+        if self.tracing is not None:
+            self.tracing.finish(exchange)
         if not has_come_back:
             self.watch.await_return(exchange, record)
 

@@ -13,7 +13,7 @@ from tornado.log import LogFormatter, access_log, enable_pretty_logging
 
 from threadbridge.common.repeated_log import RepeatedLog
 from threadbridge.compiled import is_compiled
-from threadbridge.crossing.current import current_or_none, is_cancelled
+from threadbridge.crossing.current import is_cancelled, names_for_logs
 from threadbridge.process.standard_error import StandardError, may_block
 from threadbridge.settings.table import CommandLineSettings
 from threadbridge.telemetry.access_log import AccessLines, iso_time
@@ -30,7 +30,16 @@ FORMAT = "%(color)s[%(levelname)1.1s %(asctime)s %(place)s%(in_request)s]%(end_c
 
 
 def set_up_logging(settings: CommandLineSettings) -> None:
-    """Set up the root logger as the settings say. Raises ``OSError`` if a log file cannot be opened."""
+    """Set up the root logger as the settings say.
+
+    Raises ``OSError`` if a log file cannot be opened, and `SettingError` if ``log_config`` cannot be used.
+    """
+    if settings["log_config"]:
+        # Not at the top: few processes have such a file.
+        from threadbridge.process.log_config import configure
+
+        configure(settings["log_config"])
+        return
     enable_pretty_logging(SimpleNamespace(**settings))
     blocks = may_block(sys.stderr, 2)
     for handler in list(logging.root.handlers):
@@ -106,14 +115,17 @@ class AccessLogFilter:
 
 
 class RequestIds(logging.Filter):
-    """Sets ``request_id`` on log records: the id of the thread's request, or "". For your own handlers too."""
+    """Sets ``request_id`` and ``traceparent`` on log records: the request's names, or "". For your own handlers too."""
 
     knows_access_lines = True
 
     def filter(self, record: logging.LogRecord) -> bool:
         """See `logging.Filter`."""
+        request_id, traceparent = names_for_logs()
         if not hasattr(record, "request_id"):
-            record.request_id = getattr(current_or_none(), "id", "")
+            record.request_id = request_id
+        if not hasattr(record, "traceparent"):
+            record.traceparent = traceparent
         return True
 
 
@@ -135,7 +147,8 @@ class TextFormatter(LogFormatter):
             return record.msg.text
         request_id = getattr(record, "request_id", "")
         record.place = _place(record) or record.name
-        record.in_request = f" {request_id}" if request_id else ""
+        traceparent = getattr(record, "traceparent", "")
+        record.in_request = "".join(f" {name}" for name in (request_id, traceparent) if name)
         return super().format(record)
 
 
@@ -154,6 +167,8 @@ class JSONFormatter(logging.Formatter):
             "logger": record.name,
             "request_id": getattr(record, "request_id", ""),
         }
+        if traceparent := getattr(record, "traceparent", ""):
+            fields["traceparent"] = traceparent
         if isinstance(record.msg, SlowRequest):
             fields |= {"message": "slow request", **record.msg.fields()}
         else:
@@ -235,7 +250,8 @@ def demote_errors_of_cancelled_requests() -> None:
 
     def make(*args: Any, **keywords: Any) -> logging.LogRecord:
         record = previous(*args, **keywords)
-        if record.levelno >= logging.ERROR and is_cancelled() and record.name.partition(".")[0] not in SERVERS:
+        # `logging.makeLogRecord` makes records without a level and a name, and then sets them.
+        if (record.levelno or 0) >= logging.ERROR and is_cancelled() and record.name.partition(".")[0] not in SERVERS:
             error = f": {record.exc_info[1]!r}" if record.exc_info and record.exc_info[1] is not None else ""
             note = f" (the request was cancelled){error}"
             record.msg = f"{record.msg}{note.replace('%', '%%') if record.args else note}"

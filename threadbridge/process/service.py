@@ -197,6 +197,7 @@ class Service:
             # A signal may have come when it was about to be replaced.
             self._listeners.remove_files()
         if not has_ended:
+            self.bridge.flush_traces()
             # The interpreter would wait for the remaining threads, however long their queries take.
             end_process()
         return 0

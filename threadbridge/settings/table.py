@@ -158,7 +158,10 @@ class BridgeSettings(TypedDict, total=False):
         "cancelled, unless its response is being sent.",
     ]
     tag_queries: Annotated[
-        bool, False, "Begin statements with a comment naming their request, /* ID */, for the database's process list."
+        bool,
+        False,
+        "Begin statements with a comment naming their request, /* ID */, for the database's process list; with otel, a "
+        "second one names the trace, /*traceparent='...'*/.",
     ]
     client_key: Annotated[
         Callable[[HTTPHeaders, str], str] | None,
@@ -171,8 +174,9 @@ class BridgeSettings(TypedDict, total=False):
     xheaders: Annotated[
         bool,
         False,
-        "Believe a proxy's headers about the client's address and scheme, its X-Request-ID, and the time that is left "
-        "(see fleet.md), if the proxy connects from loopback, through a Unix socket or from one of trusted_proxies.",
+        "Believe a proxy's headers about the client's address and scheme, its X-Request-ID, its X-Request-Start (see "
+        "tracing.md), and the time that is left (see fleet.md), if the proxy connects from loopback, through a Unix "
+        "socket or from one of trusted_proxies.",
     ]
     client_address: Annotated[
         ClientHeaders,
@@ -228,6 +232,24 @@ class BridgeSettings(TypedDict, total=False):
         False,
         "Show the strings and numbers in the text of statements in the slow log; otherwise each is replaced by a "
         "?. Values that the application passes to the driver separately from the text are never logged.",
+    ]
+    otel: Annotated[
+        bool,
+        False,
+        "Trace requests and their SQL with OpenTelemetry, which its own environment variables, OTEL_..., configure; "
+        "see tracing.md.",
+    ]
+    statsd: Annotated[
+        str,
+        "",
+        "Send the number of requests, their statuses and durations to the statsd server at this HOST:PORT, over UDP, "
+        "under gunicorn's names; see tracing.md.",
+    ]
+    server_timing: Annotated[
+        bool,
+        False,
+        "Tell clients in the header Server-Timing how many milliseconds a request has waited and run, and spent in the "
+        "database; browsers' developer tools show them.",
     ]
     idempotent_paths: Annotated[
         Sequence[str],
@@ -492,6 +514,12 @@ class CommandLineSettings(Settings, total=False):
         "info",
         "Minimum level to log; none leaves logging to the application.",
     ]
+    log_config: Annotated[
+        OptionalPath,
+        None,
+        "Configure logging by this file instead, .toml, .json or .yaml: the dictionary of logging.config.dictConfig; "
+        "see tracing.md.",
+    ]
     log_json: Annotated[bool, False, "Log in JSON, one object a line."]
     log_to_stderr: Annotated[bool | None, FLAG, None, "Log to standard error; by default only if there is no log file."]
     log_file_prefix: Annotated[
@@ -719,6 +747,9 @@ def _check_combinations(values: Mapping[str, object], origins: Mapping[str, str]
             raise SettingError(f"{name} without certfile: give the certificate too, or leave {name} out")
     if (values.get("client_certificates", "none") != "none") != bool(values.get("client_ca_file")):
         raise SettingError("client_certificates and client_ca_file: give both, or neither")
+    for name in ("log_json", "log_file_prefix", "log_to_stderr"):
+        if values.get("log_config") and values[name]:
+            raise SettingError(f"log_config and {name}: give one of them, the file says where logs go and how")
     for name in ("address", "port", "reuse_port"):
         if values.get("unix_socket") and origins.get(name, "default") == origins["unix_socket"] != "default":
             raise SettingError(f"unix_socket and {name}: give one of them, a Unix socket has no {name}")

@@ -82,6 +82,11 @@ class Statements:
         statement.ended = time.monotonic()
         self.seconds += statement.ended - statement.started
 
+    def seconds_until(self, now: float) -> float:
+        """Their total time until ``now``, that of a statement which is still running included."""
+        latest = self.latest[-1] if self.latest else None
+        return self.seconds if latest is None or latest.ended else self.seconds + max(0.0, now - latest.started)
+
     @property
     def outcome(self) -> str:
         """What became of the request's changes to the data, as far as is known now.

@@ -122,6 +122,8 @@ def _line(record: Record, stamp: str) -> str:
     cost = f" class={record.cost_class} expected={_milliseconds(record.expected)}" if record.cost_class else ""
     outgrown = " outgrown=1" if record.outgrown else ""
     changes = "" if record.changes == "none" else f" changes={as_field(record.changes)}"
+    before = f" before={_milliseconds(record.before)}" if record.before >= 0.0 else ""
+    trace = f" traceparent={record.traceparent}" if record.traceparent else ""
     upstream = f" upstream={record.upstream}" if record.upstream else ""
     if record.upstream_error:
         upstream += f" upstream_error={record.upstream_error}"
@@ -129,7 +131,7 @@ def _line(record: Record, stamp: str) -> str:
         f'{client} - - [{stamp}] "{request}" {record.status} {record.sent} "{referer}" "{agent}" '
         f"id={record.id or '-'} lane={record.lane or '-'} wait={_milliseconds(record.wait)} "
         f"run={_milliseconds(record.run)} database={_milliseconds(record.database)} ending={record.ending}"
-        f"{cost}{outgrown}{changes}{upstream}"
+        f"{cost}{outgrown}{changes}{upstream}{before}{trace}"
     )
 
 
@@ -152,6 +154,7 @@ def fields(record: Record) -> dict[str, object]:
         "referer": record.referer,
         "user_agent": record.user_agent,
         "lane": record.lane,
+        "before_ms": round(1000 * record.before, 1) if record.before >= 0.0 else None,
         "wait_ms": round(1000 * record.wait, 1),
         "run_ms": round(1000 * record.run, 1),
         "database_ms": round(1000 * record.database, 1),
@@ -164,6 +167,7 @@ def fields(record: Record) -> dict[str, object]:
         "outgrown": record.outgrown,
         "upstream": record.upstream,
         "upstream_error": record.upstream_error,
+        "traceparent": record.traceparent,
     }
 
 

@@ -40,6 +40,8 @@ class Record:
     ending = ""
     # The lane's name; "" if it was refused unread.
     lane = ""
+    # From when it came to the first proxy until its head was complete here; -1.0 if no proxy tells.
+    before = -1.0
     has_waited = False
     has_run = False
     # From the end of the request until a thread took it, or until it ended without.
@@ -63,6 +65,8 @@ class Record:
     # In a remote lane: the host to which it was sent last, and the error type (RFC 9209, section 2.3) if that failed.
     upstream = ""
     upstream_error = ""
+    # The request's span as W3C Trace Context writes it; "" if it is not traced.
+    traceparent = ""
     # The latest statements of a slow request, which may still run; None if it was not slow.
     slow_statements: tuple[Statement, ...] | None = None
     # The latest statements of any request; None except during development.
@@ -99,6 +103,8 @@ def record_of(exchange: Exchange, slow_after: float) -> Record:
     record.sent = exchange.sent
     record.ending = str(exchange.state)
     record.lane = exchange.lane.name
+    if exchange.before >= 0.0:
+        record.before = exchange.before
     record.has_waited = queued_at > 0.0
     record.has_run = run_at > 0.0
     record.wait = wait
@@ -114,17 +120,17 @@ def record_of(exchange: Exchange, slow_after: float) -> Record:
         if cost_class == "long" and run_at and exchange.status < 500 and not estimate.pinned:
             record.overestimated = ended_at - run_at < SHORT_SECONDS and exchange.state is State.DONE
     record.started_at = time.time() - total
+    trace = exchange.running.trace
+    if trace is not None:
+        record.traceparent = trace.traceparent
     upstream = exchange.upstream
     if upstream or exchange.upstream_error:
         record.upstream = upstream
         record.upstream_error = exchange.upstream_error
     statements = exchange.running.statements
     if statements.latest:
-        latest = statements.latest[-1]
-        # A statement that is still running counts up to the end of the request.
-        running = 0.0 if latest.ended else max(0.0, ended_at - latest.started)
         record.statements = statements.count
-        record.database = statements.seconds + running
+        record.database = statements.seconds_until(ended_at)
         record.changes = statements.outcome
     if wait + run >= slow_after or record.database >= slow_after:
         record.slow_statements = tuple(statements.latest)

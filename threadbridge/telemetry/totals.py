@@ -43,6 +43,8 @@ class LaneTotals:
         self.wait_by_class = {name: Distribution() for name in COST_CLASSES}
         self.run_by_class = {name: Distribution() for name in COST_CLASSES}
         self.database = Distribution()
+        # Of requests whose proxy tells when they came to it.
+        self.before = Distribution()
         self.statements = 0
         # How many were expected to be long and were short.
         self.overestimated = 0
@@ -84,6 +86,8 @@ class Totals:
             if record.has_waited:
                 lane = self.lanes[record.lane]
                 lane.wait_by_class[record.cost_class].add(record.wait)
+                if record.before >= 0.0:
+                    lane.before.add(record.before)
                 if record.has_run:
                     lane.run_by_class[record.cost_class].add(record.run)
                     lane.overestimated += record.overestimated

@@ -292,6 +292,9 @@ class Call:
             self._fields.append(("X-Request-ID", self._exchange.id))
         if (cookie := self._exchange.change_cookie()) is not None:
             self._fields.append(("Set-Cookie", cookie))
+        if self._exchange.shared.tells_timing:
+            # In addition to the application's own: the fields form a list.
+            self._fields.append(("Server-Timing", self._exchange.server_timing()))
         # Always: 204 has no length (RFC 9110, section 8.6), and 205 an empty body (15.3.6).
         if self._status == 204:
             self._length = None

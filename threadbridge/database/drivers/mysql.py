@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from threadbridge.database.driver import ConnectionSettings, Session, StopFailed, name_of
+from threadbridge.database.driver import ConnectionSettings, Session, StopFailed, attributes_of, name_of
 from threadbridge.database.drivers.control_connection import ControlConnection, ControlsByServer, execute
 from threadbridge.database.drivers.mysql_control import POSITIONAL, ServerControls, verify
 from threadbridge.database.drivers.mysql_drivers import DRIVERS
@@ -55,7 +55,12 @@ class MySQL:
         network = ("read_timeout", "write_timeout") if self._driver.has_network_timeouts else ()
         self.timeouts: Mapping[str, Any] = dict.fromkeys((connecting, *network), CONTROL_TIMEOUT)
         # The drivers' positional parameters; their own names for them differ.
-        self.name = name_of(driver, settings, {**dict(zip(POSITIONAL, settings.args, strict=False)), **settings.kwargs})
+        parameters = {**dict(zip(POSITIONAL, settings.args, strict=False)), **settings.kwargs}
+        self.name = name_of(driver, settings, parameters)
+        # The others tell no difference between the two.
+        self.attributes: Mapping[str, str | int] = attributes_of(
+            "mariadb" if driver == "mariadb" else "mysql", parameters
+        )
         # Without this, the driver would wait for a silent server or network forever.
         self.defaults: Mapping[str, Any] = {connecting: CONNECT_TIMEOUT}
         if settings.statement_limit:

@@ -12,7 +12,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from threadbridge.database.driver import ConnectionSettings, Session, StopFailed, name_of
+from threadbridge.database.driver import ConnectionSettings, Session, StopFailed, attributes_of, name_of
 from threadbridge.database.drivers.control_connection import (
     ControlConnection,
     ControlConnections,
@@ -88,7 +88,9 @@ class PostgreSQL:
         self._canceled: type[Exception] = importlib.import_module(f"{driver}.errors").QueryCanceled
         self._settings = settings
         self.driver = driver
-        self.name = name_of(driver, settings, _parameters(driver, settings))
+        parameters = _parameters(driver, settings)
+        self.name = name_of(driver, settings, parameters)
+        self.attributes: Mapping[str, str | int] = attributes_of("postgresql", parameters)
         # Without this, the driver would wait for a silent server or network for minutes, or forever.
         self.defaults: Mapping[str, Any] = {} if _has_timeout(settings) else {"connect_timeout": CONNECT_TIMEOUT}
         self.controls = ControlsByServer(self._error)

@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from threadbridge.database.driver import ConnectionSettings, Session, name_of
+from threadbridge.database.driver import ConnectionSettings, Session, attributes_of, name_of
 from threadbridge.database.drivers.sqlite_session import SQLiteSession
 
 # The file, its directory or its disk cannot be used. That another connection has locked it (SQLITE_BUSY) is no outage.
@@ -29,6 +29,7 @@ class SQLite:
         self.driver = driver
         parameters = {**dict(zip(("database",), settings.args, strict=False)), **settings.kwargs}
         self.name = name_of(driver, settings, parameters)
+        self.attributes: Mapping[str, str | int] = attributes_of("sqlite", parameters)
         # A pool hands its connections from thread to thread.
         is_given = len(settings.args) > _SAME_THREAD
         self.defaults: Mapping[str, Any] = {} if is_given else {"check_same_thread": False}
