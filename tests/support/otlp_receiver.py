@@ -8,9 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Self
 
-from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 
@@ -19,7 +17,6 @@ class Receiver:
 
     def __init__(self) -> None:
         self.spans: list[Span] = []
-        self.metrics: dict[str, Metric] = {}
         # By the service's name.
         self.services: set[str] = set()
         self.answers = threading.Event()
@@ -53,11 +50,6 @@ class Receiver:
                 self._note(resource.resource.attributes)
                 for scope in resource.scope_spans:
                     self.spans += scope.spans
-        elif path == "/v1/metrics":
-            for each in ExportMetricsServiceRequest.FromString(body).resource_metrics:
-                self._note(each.resource.attributes)
-                for scope_of_metrics in each.scope_metrics:
-                    self.metrics.update({metric.name: metric for metric in scope_of_metrics.metrics})
 
     def _note(self, attributes: object) -> None:
         for attribute in attributes:  # type: ignore[attr-defined]
