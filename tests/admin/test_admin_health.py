@@ -415,12 +415,15 @@ def test_what_is_no_reason_comes_last() -> None:
 def test_health_does_not_keep_a_pool_that_the_application_has_dropped(make_pool: Callable[..., Any]) -> None:
     bridge = Bridge(page, pool=make_pool())
     health = Health(bridge)
-    bridge.desk.add(PooledDB(sqlite3, database=":memory:"))
+    pools = [PooledDB(sqlite3, database=":memory:")]
+    bridge.desk.add(pools[0])
 
     async def judge() -> None:
         for expected in (2, 1):
             assert (await health.readiness(draining=False, asks_database=True)).ready
             assert len(list(bridge.desk)) == expected
+            # The application drops it.
+            pools.clear()
             gc.collect()
 
     asyncio.run(judge())

@@ -364,7 +364,7 @@ def test_a_silent_database_holds_up_only_its_own_requests_and_not_forever(
         settings = {**connect_settings(own_mariadb, line.path), "connect_timeout": 3}
         pool = PooledDB(MySQLdb, maxconnections=CONNECTIONS, **settings)
         application = Application(pool)
-        with BridgeThread(application, pool=pool, deadline=2) as server:
+        with BridgeThread(application, pool=pool, deadline=2, schedule="fair") as server:
             # Two connections are ready, one is in the middle of a query.
             connections = [pool.connection(), pool.connection()]
             for connection in connections:

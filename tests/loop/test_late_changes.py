@@ -202,6 +202,8 @@ def test_an_answer_given_before_the_changes_were_rolled_back_is_told(
 
     with BridgeThread(application, pool=payments.pool) as server:
         assert server.request("POST")[1] == b"paid"
+        # Or its thread might come back before the record is made.
+        wait_until(lambda: len(lines(caplog)) == 1, "it is in the access log")
         payments.go_on.set()
         wait_until(lambda: len(told(caplog)) == 1, "the end is told")
     assert "status 200 and changes=open" in told(caplog)[0] and told(caplog)[0].endswith("changes=rolled-back")

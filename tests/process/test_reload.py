@@ -157,6 +157,18 @@ def test_no_connection_is_refused_and_no_request_lost_during_reloads(plain: Site
     assert (plain.cwd / "ended").read_text() == 2 * "ended "
 
 
+def test_a_change_within_the_same_second_counts(plain: Site) -> None:
+    """Python's cached bytecode is told apart by the second and the size."""
+    source = plain.cwd / "shop.py"
+    for version in range(1, 3):
+        changed = source.with_suffix(".new")
+        changed.write_text(source.read_text().replace(f"version {version}", f"version {version + 1}"))
+        before = source.stat()
+        os.utime(changed, ns=(before.st_atime_ns, before.st_mtime_ns // 10**9 * 10**9 + version))
+        changed.replace(source)
+        plain.wait_for(f"version {version + 1}")
+
+
 def test_requests_may_end_and_those_that_do_not_are_cancelled(plain: Site) -> None:
     flag = plain.cwd / "flag"
     with closing(ask_on_its_own(plain.port, f"/slow?{flag}")) as client:

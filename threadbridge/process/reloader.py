@@ -7,6 +7,7 @@ debugger of an editor, which follows it. Clients that connect meanwhile wait in 
 from __future__ import annotations
 
 import atexit
+import importlib.util
 import json
 import logging
 import os
@@ -64,6 +65,10 @@ class Reloader:
         except Exception:
             logger.exception("reload: the files are no longer watched")
             return
+        for path in changed:
+            # Python would take it for that of the changed source if both are of the same second and size.
+            with suppress(OSError, ValueError):
+                os.unlink(importlib.util.cache_from_source(path))
         # It is cancelled when the process ends.
         if changed and self.changed.set_running_or_notify_cancel():
             self.changed.set_result([os.path.relpath(path, self._directory) for path in changed])
