@@ -213,7 +213,8 @@ def test_requests_do_not_notice_that_nothing_can_be_written(tmp_path: Path) -> N
         run.unlink()
         wait_until(lambda: counts(run) == {"/": 5}, "it is tried again")
         [line] = warnings_of(server)
-        assert re.search(r"cannot save .*threadbridge-\d+: File exists", line), line
+        # The second, if it tried between the two.
+        assert re.search(r"cannot save .*threadbridge-\d+: (File exists|No such file)", line), line
         assert server.stop() == 0
 
 
