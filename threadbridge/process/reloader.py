@@ -28,8 +28,6 @@ logger = logging.getLogger("threadbridge")
 
 # From a process to itself: the numbers of the listening sockets.
 VARIABLE = "THREADBRIDGE_RELOAD"
-# Seconds that requests get to end before a reload; then they are cancelled.
-GRACE = 0.5
 # Seconds that the functions registered with `atexit` may take.
 END_TIME = 1.0
 

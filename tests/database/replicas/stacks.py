@@ -69,6 +69,17 @@ class Stack:
         return [" ".join(map(str, found[0] if found else ["none"])).encode()]
 
 
+def _execute(lent: Any, statements: Sequence[str]) -> Sequence[Sequence[Any]]:
+    """The rows of the last statement; mysql-connector wants those of the others fetched, too."""
+    rows: Sequence[Sequence[Any]] = ()
+    with closing(lent) as connection, closing(connection.cursor()) as cursor:
+        for statement in statements:
+            cursor.execute(statement)
+            rows = cursor.fetchall() if cursor.description else ()
+        connection.commit()
+    return rows
+
+
 class DBUtils(Stack):
     """The application knows only the pool of the primary."""
 
@@ -78,12 +89,7 @@ class DBUtils(Stack):
         )
 
     def execute(self, *statements: str) -> Sequence[Sequence[Any]]:
-        with closing(self.primary.connection()) as connection, closing(connection.cursor()) as cursor:
-            for statement in statements:
-                cursor.execute(statement)
-            rows: Sequence[Sequence[Any]] = cursor.fetchall() if cursor.description else ()
-            connection.commit()
-        return rows
+        return _execute(self.primary.connection(), statements)
 
     def close(self) -> None:
         self.primary.close()
@@ -122,12 +128,7 @@ class MySQLConnector(Stack):
         )
 
     def execute(self, *statements: str) -> Sequence[Sequence[Any]]:
-        with closing(self.primary.get_connection()) as connection, closing(connection.cursor()) as cursor:
-            for statement in statements:
-                cursor.execute(statement)
-                rows: Sequence[Sequence[Any]] = cursor.fetchall() if cursor.description else ()
-            connection.commit()
-        return rows
+        return _execute(self.primary.get_connection(), statements)
 
     def close(self) -> None:
         for pool in (self.primary, self.replica):
