@@ -1,8 +1,10 @@
-"""The application for servers of the asynchronous interface, in a2wsgi's wrapper."""
+"""The application that ``APPLICATION`` names, in a2wsgi's wrapper: for servers of the asynchronous interface."""
+
+import os
+from pkgutil import resolve_name
 
 from a2wsgi import WSGIMiddleware  # type: ignore[import-not-found]
 
 from benchmarks import THREADS
-from benchmarks.application import app
 
-application = WSGIMiddleware(app, workers=THREADS)
+application = WSGIMiddleware(resolve_name(os.environ["APPLICATION"]), workers=THREADS)

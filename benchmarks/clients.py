@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import socket
+import ssl
 import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -19,8 +20,14 @@ class Refused(Exception):
     """The server has answered with another status than 200."""
 
 
-def connect(port: int, seconds: float = LIMIT) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", port), timeout=max(seconds, 0.001))
+def connect(port: int, seconds: float = LIMIT, *, tls: bool = False) -> socket.socket:
+    client = socket.create_connection(("127.0.0.1", port), timeout=max(seconds, 0.001))
+    if not tls:
+        return client
+    # The certificate is the benchmark's own.
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context.wrap_socket(client)
 
 
 def head(path: str, method: str = "GET", length: int | None = None) -> bytes:
@@ -55,10 +62,10 @@ def answer_within(client: socket.socket, seconds: float) -> bytes:
     return read_answer(client)
 
 
-def ask(port: int, path: str, seconds: float = LIMIT) -> float:
+def ask(port: int, path: str, seconds: float = LIMIT, *, tls: bool = False) -> float:
     """How long a new client waits for the whole answer; raises ``TimeoutError`` when it is longer than ``seconds``."""
     began = time.monotonic()
-    with connect(port, seconds) as client:
+    with connect(port, seconds, tls=tls) as client:
         client.sendall(head(path))
         answer_within(client, seconds)
     return time.monotonic() - began
@@ -74,9 +81,9 @@ def wait(port: int, path: str = "/") -> float:
     return statistics.median(waits)
 
 
-def keeps_connection(port: int, method: str, path: str, body: int) -> bool:
+def keeps_connection(port: int, method: str, path: str, body: int, *, tls: bool = False) -> bool:
     """Whether the server leaves the connection open after its answer. Raises as `read_answer` does."""
-    with connect(port) as client:
+    with connect(port, tls=tls) as client:
         client.sendall(head(path, method, body if method == "POST" else None) + bytes(body))
         read_answer(client)
         # One that closes does so at once.
@@ -87,10 +94,10 @@ def keeps_connection(port: int, method: str, path: str, body: int) -> bool:
             return True
 
 
-def at_once(port: int, path: str, clients: int) -> None:
+def at_once(port: int, path: str, clients: int, *, tls: bool = False) -> None:
     """Have so many clients ask at the same moment, and wait for all answers; raises as `ask` does."""
     with ThreadPoolExecutor(clients) as executor:
-        list(executor.map(lambda _: ask(port, path), range(clients)))
+        list(executor.map(lambda _: ask(port, path, tls=tls), range(clients)))
 
 
 def is_open(client: socket.socket) -> bool:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from benchmarks import chart, wrk
 from benchmarks.contenders import BOUND, BY_NAME, CONTENDERS, ON_REQUEST, THREADBRIDGE, Contender
-from benchmarks.database import fill
+from benchmarks.database import fill, with_url
 from benchmarks.environment import prepare
 from benchmarks.hazards.figures import table
 from benchmarks.report import as_json, facts, markdown
@@ -64,7 +64,7 @@ def main() -> int:
     memory: dict[str, list[list[Footprint]]] = {}
     with private_mariadb() as variables:
         fill(variables)
-        bench = Bench(environment, variables, cannot, contenders)
+        bench = Bench(environment, with_url(variables), cannot, contenders)
         if MEMORY in options.only:
             memory = measure_memory(bench, min(options.rounds, MEMORY_STARTS))
         for number in range(options.rounds if workloads else 0):
@@ -137,9 +137,10 @@ def estimate(options: argparse.Namespace, workloads: Sequence[Workload]) -> floa
     """How many seconds it will take."""
     servers = len(unbound(options.contenders))
     bound = len(options.contenders) - servers
-    groups = len({workload.logged for workload in workloads})
     seconds = sum((workload.seconds + MEASUREMENT) * (servers + bound * workload.with_bound) for workload in workloads)
-    total: float = options.rounds * (seconds + START * groups * (servers + bound))
+    setups = {workload.setup for workload in workloads}
+    with_bound = {workload.setup for workload in workloads if workload.with_bound}
+    total: float = options.rounds * (seconds + START * (len(setups) * servers + len(with_bound) * bound))
     if MEMORY in options.only:
         total += min(options.rounds, MEMORY_STARTS) * servers * START
     if HAZARDS in options.only:

@@ -18,9 +18,29 @@ MOST_CONNECTIONS = 6000
 IDLE_SECONDS = 75
 
 MODULE = "benchmarks.application"
+SQLALCHEMY = "benchmarks.stacks.flask_application"
+DJANGO = "benchmarks.stacks.django_application"
 # Behind a middleware that writes the access log.
 LOGGED_APPLICATION = "benchmarks.logged:app"
 PYTHON = "{environment}/bin/python"
+TLS_FILES = ("--certfile={certfile}", "--keyfile={keyfile}")
+
+
+class Setup(NamedTuple):
+    """How all servers are set up for a load.
+
+    :param module: where the application, ``app``, is.
+    :param logged: whether they write an access log.
+    :param tls: whether they serve HTTPS.
+    """
+
+    module: str = MODULE
+    logged: bool = False
+    tls: bool = False
+
+
+# The application over HTTP, without an access log.
+PLAIN = Setup()
 
 
 class Contender(NamedTuple):
@@ -29,8 +49,10 @@ class Contender(NamedTuple):
     :param name: what it is called on the command line and in results.
     :param packages: what has to be installed beside the application.
     :param command: how it is started, with ``{port}`` in place of the port, ``{environment}`` in place of the
-        virtual environment's directory, ``{application}`` in place of the application and ``{pool}`` in place of its
-        pool.
+        virtual environment's directory and ``{application}`` in place of the application.
+    :param plain: what is added to serve HTTP.
+    :param tls: what is added to serve HTTPS, with files in place of ``{certfile}`` and ``{keyfile}``; nothing if its
+        command line has no TLS.
     :param quiet: what is added to have no access log.
     :param logged: what is added to have one.
     :param logged_application: what it serves when it has one.
@@ -43,6 +65,8 @@ class Contender(NamedTuple):
     title: str
     packages: tuple[str, ...]
     command: tuple[str, ...]
+    plain: tuple[str, ...] = ()
+    tls: tuple[str, ...] = ()
     quiet: tuple[str, ...] = ()
     logged: tuple[str, ...] = ()
     logged_application: str = f"{MODULE}:app"
@@ -59,7 +83,8 @@ THREADBRIDGE = Contender(
     "threadbridge",
     "threadbridge",
     (),
-    (PYTHON, "-m", "threadbridge", "{application}", "--pool={pool}", "--port={port}"),
+    (PYTHON, "-m", "threadbridge", "{application}", "--port={port}"),
+    tls=TLS_FILES,
     quiet=("--access_log=false",),
     refusing=(f"--queue={QUEUE}",),
 )
@@ -72,14 +97,15 @@ GTHREAD = Contender(
         *(PYTHON, "-m", "gunicorn", "{application}", "--bind=127.0.0.1:{port}"),
         *("--worker-class=gthread", "--workers=1", f"--threads={THREADS}"),
     ),
+    tls=TLS_FILES,
     logged=("--access-logfile=-",),
     patient=(f"--worker-connections={MOST_CONNECTIONS}", f"--keep-alive={IDLE_SECONDS}"),
 )
 
 CONTENDERS = (
     THREADBRIDGE,
-    Contender("wsgicontainer", "WSGIContainer", (), of_ours("wsgicontainer"), logged=("--access_log",)),
-    Contender("executor", "WSGIContainer(executor)", (), of_ours("executor"), logged=("--access_log",)),
+    Contender("wsgicontainer", "WSGIContainer", (), of_ours("wsgicontainer"), tls=TLS_FILES, logged=("--access_log",)),
+    Contender("executor", "WSGIContainer(executor)", (), of_ours("executor"), tls=TLS_FILES, logged=("--access_log",)),
     GTHREAD,
     Contender(
         "waitress",
@@ -117,6 +143,8 @@ CONTENDERS = (
             *(PYTHON, "-m", "granian", "--interface=wsgi", "--host=127.0.0.1", "--port={port}"),
             *("--workers=1", f"--blocking-threads={THREADS}", "{application}"),
         ),
+        # It takes no lower version by default; the others agree on the same one with wrk.
+        tls=("--ssl-certificate={certfile}", "--ssl-keyfile={keyfile}"),
         logged=("--access-log",),
         patient=(f"--backlog={MOST_CONNECTIONS}", f"--backpressure={MOST_CONNECTIONS}"),
     ),
@@ -125,13 +153,15 @@ CONTENDERS = (
         "uWSGI",
         ("uWSGI",),
         (
-            *("{environment}/bin/uwsgi", "--http=127.0.0.1:{port}", "--http-keepalive", "--http-auto-chunked"),
+            *("{environment}/bin/uwsgi", "--http-keepalive", "--http-auto-chunked"),
             *("--module={application}", "--virtualenv={environment}", f"--listen={BACKLOG}"),
             *("--master", "--processes=1", f"--threads={THREADS}"),
             *("--need-app", "--strict", "--single-interpreter", "--vacuum"),
             # Without it SIGTERM means to load everything anew.
             "--hook-master-start=unix_signal:15 gracefully_kill_them_all",
         ),
+        plain=("--http=127.0.0.1:{port}",),
+        tls=("--https=127.0.0.1:{port},{certfile},{keyfile}",),
         quiet=("--disable-logging",),
     ),
     Contender(
@@ -139,6 +169,7 @@ CONTENDERS = (
         "uvicorn + a2wsgi",
         ("uvicorn", "a2wsgi", "uvloop"),
         (PYTHON, "-m", "uvicorn", "benchmarks.asgi:application", "--host=127.0.0.1", "--port={port}"),
+        tls=("--ssl-certfile={certfile}", "--ssl-keyfile={keyfile}"),
         quiet=("--no-access-log",),
         refusing=(f"--limit-concurrency={THREADS + QUEUE}",),
         patient=(f"--timeout-keep-alive={IDLE_SECONDS}",),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import MySQLdb
+import sqlalchemy
 
 
 class Sleeping(NamedTuple):
@@ -27,6 +28,18 @@ def connect(variables: Mapping[str, str]) -> Any:
         database=variables["MYSQL_DATABASE"],
         autocommit=True,
     )
+
+
+def with_url(variables: Mapping[str, str]) -> dict[str, str]:
+    """The variables, with the database's URL for SQLAlchemy."""
+    url = sqlalchemy.URL.create(
+        "mysql+mysqldb",
+        variables["MYSQL_USER"],
+        Path(variables["MYSQL_PASSWORD_FILE"]).read_text(encoding="utf-8").strip(),
+        database=variables["MYSQL_DATABASE"],
+        query={"unix_socket": variables["MYSQL_UNIX_SOCKET"]},
+    )
+    return {**variables, "DATABASE_URL": url.render_as_string(hide_password=False)}
 
 
 def fill(variables: Mapping[str, str]) -> None:

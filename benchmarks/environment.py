@@ -40,7 +40,9 @@ def prepare(contenders: Sequence[Contender]) -> tuple[Path, dict[str, str]]:
     wanted = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "setup.cfg", CONSTRAINTS, REQUIREMENTS))
     if stamp.exists() and stamp.read_text(encoding="utf-8") == wanted:
         return DIRECTORY, {}
-    application = install("the application", ["--editable", f"{ROOT}[application,fast]"])
+    application = install(
+        "the application", ["--editable", f"{ROOT}[application,fast,django,sqlalchemy]", "Flask-SQLAlchemy"]
+    )
     if application.returncode:
         print(application.stdout)
         application.check_returncode()

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import http.client
 import random
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 from benchmarks import THREADS
 from benchmarks.clients import Refused, at_once, keeps_connection
-from benchmarks.contenders import Contender
+from benchmarks.contenders import PLAIN, Contender, Setup
 from benchmarks.subject import CannotStart, Footprint, Memory, Subject, running
 from benchmarks.workloads import HELLO, Workload
 from benchmarks.wrk import Load, Measured, NoAnswers, run
+from tests.support.front_proxies import nginx_with
+from tests.support.processes import free_port
 
 MEMORY_STARTS = 3
 # Seconds: what is done under load only, such as compiling a regular expression or choosing a processor, is done then.
@@ -74,14 +77,14 @@ class Bench(NamedTuple):
     cannot: Mapping[str, str]
     contenders: Sequence[Contender]
 
-    def start(self, contender: Contender, stack: ExitStack, *, logged: bool) -> Subject:
+    def start(self, contender: Contender, stack: ExitStack, setup: Setup = PLAIN) -> Subject:
         """A server whose threads and database connections are there, and that has been under load for a moment."""
         if contender.name in self.cannot:
             raise CannotStart("it cannot be installed")
-        subject = stack.enter_context(running(contender, self.environment, self.variables, logged=logged))
+        subject = stack.enter_context(running(contender, self.environment, self.variables, setup=setup))
         try:
-            at_once(subject.port, "/query?seconds=0.05", THREADS)
-            run(subject.port, Load(HELLO, 64), WARM_UP)
+            at_once(subject.port, "/query?seconds=0.05", THREADS, tls=setup.tls)
+            run(subject.port, Load(HELLO, 64), WARM_UP, tls=setup.tls)
         except NoAnswers as error:
             raise CannotStart("it answers nobody under load") from error
         except (OSError, http.client.HTTPException, Refused) as error:
@@ -92,15 +95,19 @@ class Bench(NamedTuple):
         self, number: int, workloads: Mapping[str, Workload], results: Mapping[str, Mapping[str, Series]]
     ) -> None:
         """Measure each server once under each load; add it to the results."""
-        for logged in (False, True):
-            chosen = {name: workload for name, workload in workloads.items() if workload.logged is logged}
-            if not chosen:
-                continue
+        for setup in dict.fromkeys(workload.setup for workload in workloads.values()):
+            chosen = {name: workload for name, workload in workloads.items() if workload.setup == setup}
+            with_bound = any(workload.with_bound for workload in chosen.values())
             with ExitStack() as stack:
                 subjects: dict[str, Subject | str] = {}
                 for contender in self.contenders:
+                    if contender.is_bound and not with_bound:
+                        continue
+                    if setup.tls and not contender.tls:
+                        subjects[contender.name] = "no TLS by its command line"
+                        continue
                     try:
-                        subjects[contender.name] = self.start(contender, stack, logged=logged)
+                        subjects[contender.name] = self.start(contender, stack, setup)
                     except CannotStart as error:
                         print(f"  {contender.name} does not start: {error!s:.500}", flush=True)
                         subjects[contender.name] = "does not start"
@@ -122,7 +129,7 @@ class Bench(NamedTuple):
         """The memory of each of the server's processes, when it has answered many and now nobody asks."""
         # Alone: what is shared with other servers would be counted less.
         with ExitStack() as stack:
-            subject = self.start(contender, stack, logged=False)
+            subject = self.start(contender, stack)
             return subject.footprints()
 
 
@@ -132,14 +139,22 @@ def measure(subject: Subject | str, workload: Workload, series: Series) -> None:
         series.fail(subject)
         return
     load = workload.load
+    with ExitStack() as stack:
+        port = stack.enter_context(nginx_before(subject.port)) if workload.through_nginx else subject.port
+        put(subject, port, load, workload.seconds, series)
+
+
+def put(subject: Subject, port: int, load: Load, seconds: int, series: Series) -> None:
+    """Put the load on the port, behind which the server is; add what came of it to the series."""
     try:
-        # It compiles the template too, and the like.
-        kept = keeps_connection(subject.port, load.method, load.path, load.body)
+        for path in (load.path, *load.others):
+            # It compiles the template too, and the like.
+            kept = keeps_connection(port, load.method, path, load.body, tls=subject.tls)
         if load.keep_alive and not kept:
             series.remark("closes connections")
         memory = Memory(subject)
         before = subject.processor_seconds()
-        measured = run(subject.port, load, workload.seconds)
+        measured = run(port, load, seconds, tls=subject.tls)
         processor = subject.processor_seconds() - before
         growth = memory.peak_growth
     except TimeoutError:
@@ -152,3 +167,26 @@ def measure(subject: Subject | str, workload: Workload, series: Series) -> None:
         series.fail(type(error).__name__)
     else:
         series.samples.append(Sample(measured, processor * 1_000_000 / measured.requests, growth))
+
+
+@contextmanager
+def nginx_before(port: int) -> Iterator[int]:
+    """nginx with one process, which keeps connections to the server; the port where it listens."""
+    own_port = free_port()
+    configuration = f"""http {{
+        upstream server {{ server 127.0.0.1:{port}; keepalive 128; }}
+        server {{
+            listen 127.0.0.1:{own_port} backlog=1024;
+            keepalive_requests 1000000;
+            location / {{
+                proxy_pass http://server;
+                proxy_http_version 1.1;
+                proxy_set_header Connection "";
+                proxy_set_header Host $http_host;
+                proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
+                proxy_set_header X-Forwarded-Proto $scheme;
+            }}
+        }}
+    }}"""
+    with TemporaryDirectory() as directory, nginx_with(Path(directory), own_port, configuration):
+        yield own_port

@@ -28,7 +28,8 @@ def executor(application: WSGIApplication, options: argparse.Namespace) -> None:
 async def serve_container(container: WSGIContainer, options: argparse.Namespace) -> None:
     if options.access_log:
         enable_pretty_logging()
-    HTTPServer(container).listen(options.port, "127.0.0.1", backlog=BACKLOG)
+    tls = {"certfile": options.certfile, "keyfile": options.keyfile} if options.certfile else None
+    HTTPServer(container, ssl_options=tls).listen(options.port, "127.0.0.1", backlog=BACKLOG)
     await asyncio.Event().wait()
 
 
@@ -67,6 +68,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=10, help="how many requests run at once (default %(default)s)")
     parser.add_argument("--port", type=int, default=8000, help="TCP port on loopback (default %(default)s)")
     parser.add_argument("--access_log", action="store_true", help="log each request to standard error")
+    parser.add_argument("--certfile", help="serve HTTPS with this certificate; not Twisted")
+    parser.add_argument("--keyfile", help="its key")
     options = parser.parse_args()
     SERVERS[options.server](resolve_name(options.application), options)
 

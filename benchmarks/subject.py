@@ -11,11 +11,13 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 from benchmarks.clients import Refused, ask
-from benchmarks.contenders import MODULE, Contender
+from benchmarks.contenders import PLAIN, Contender, Setup
 from benchmarks.database import ProcessList
+from tests.support.hosts import Authority
 from tests.support.processes import Frontend
 
 SLOW = 3.0
@@ -46,10 +48,11 @@ class Footprint(NamedTuple):
 
 
 class Subject:
-    """A server that runs. ``port`` is where it listens, ``process`` its first process."""
+    """A server that runs. ``port`` is where it listens, with TLS if ``tls``; ``process`` is its first process."""
 
-    def __init__(self, frontend: Frontend, variables: Mapping[str, str]) -> None:
+    def __init__(self, frontend: Frontend, variables: Mapping[str, str], *, tls: bool = False) -> None:
         self.port = frontend.port
+        self.tls = tls
         self.process: subprocess.Popen[bytes] = frontend.process
         # How long its slow queries take; by this the database's list tells them from those of another server.
         self.slow = round(SLOW + next(_numbers) / 10_000, 4)
@@ -127,28 +130,32 @@ def running(
     environment: Path,
     variables: Mapping[str, str],
     extra: tuple[str, ...] = (),
-    *,
-    logged: bool = False,
-    module: str = MODULE,
+    setup: Setup = PLAIN,
 ) -> Iterator[Subject]:
     """Start a server, wait until it answers, and end all its processes after the block. Raises `CannotStart`.
 
     :param extra: what is added to its command line.
-    :param logged: whether it writes an access log.
-    :param module: where the application, ``app``, and its ``pool`` are.
     """
     with ExitStack() as stack:
-        frontend = Frontend(("{port}",), env=variables)
-        application = contender.logged_application if logged else f"{module}:app"
+        application = contender.logged_application if setup.logged else f"{setup.module}:app"
+        frontend = Frontend(("{port}",), env={**variables, "APPLICATION": application})
+        certfile = keyfile = ""
+        if setup.tls:
+            authority = Authority(Path(stack.enter_context(TemporaryDirectory()), "tls"))
+            certfile, keyfile = map(str, authority.sign("server", "IP:127.0.0.1"))
+        log = contender.logged if setup.logged else contender.quiet
+        scheme = contender.tls if setup.tls else contender.plain
         frontend.command = [
-            part.format(port=frontend.port, environment=environment, application=application, pool=f"{module}:pool")
-            for part in (*contender.command, *(contender.logged if logged else contender.quiet), *extra)
+            part.format(
+                port=frontend.port, environment=environment, application=application, certfile=certfile, keyfile=keyfile
+            )
+            for part in (*contender.command, *scheme, *log, *extra)
         ]
         try:
             stack.enter_context(frontend)
         except (RuntimeError, OSError) as error:
             raise CannotStart(str(error)) from error
-        subject = Subject(frontend, variables)
+        subject = Subject(frontend, variables, tls=setup.tls)
         stack.callback(end, subject)
         wait_for_answer(subject, frontend)
         yield subject
@@ -158,7 +165,7 @@ def wait_for_answer(subject: Subject, frontend: Frontend) -> None:
     give_up = time.monotonic() + STARTS_WITHIN
     while True:
         try:
-            ask(subject.port, "/started", seconds=give_up - time.monotonic())
+            ask(subject.port, "/started", give_up - time.monotonic(), tls=subject.tls)
             return
         except (OSError, http.client.HTTPException, Refused) as error:
             if subject.process.poll() is not None or time.monotonic() > give_up:

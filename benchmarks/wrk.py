@@ -17,6 +17,7 @@ TIMEOUT = 10
 class Load(NamedTuple):
     """What is asked for, again and again on each connection as soon as the last answer is there.
 
+    :param others: paths that are asked for in turn with ``path``.
     :param body: the bytes that each request brings.
     :param keep_alive: whether a connection is used again; otherwise each request has one of its own.
     """
@@ -26,6 +27,7 @@ class Load(NamedTuple):
     method: str = "GET"
     body: int = 0
     keep_alive: bool = True
+    others: tuple[str, ...] = ()
 
 
 class Measured(NamedTuple):
@@ -50,13 +52,14 @@ def require() -> None:
         sys.exit("wrk is not installed; on Debian: apt-get install wrk")
 
 
-def run(port: int, load: Load, seconds: int) -> Measured:
+def run(port: int, load: Load, seconds: int, *, tls: bool = False) -> Measured:
     """Put the load on a server of this machine for so long. Raises `NoAnswers`."""
     command = ["wrk", "--threads=1", f"--connections={load.connections}", f"--duration={seconds}s"]
     command += [f"--timeout={TIMEOUT}s", f"--script={SCRIPT}"]
     if not load.keep_alive:
         command.append("--header=Connection: close")
-    command += [f"http://127.0.0.1:{port}{load.path}", "--", load.method, str(load.body)]
+    scheme = "https" if tls else "http"
+    command += [f"{scheme}://127.0.0.1:{port}{load.path}", "--", load.method, str(load.body), load.path, *load.others]
     finished = subprocess.run(command, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     lines = [line for line in finished.stdout.splitlines() if line.startswith("JSON ")]
     if finished.returncode or not lines:

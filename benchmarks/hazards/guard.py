@@ -17,9 +17,7 @@ from benchmarks.wrk import Load, run
 SELECT = Load("/row?id=500", connections=64)
 ROUNDS = 5
 SECONDS = 3
-UNGUARDED = THREADBRIDGE._replace(
-    command=tuple(f"--threads={THREADS}" if part.startswith("--pool=") else part for part in THREADBRIDGE.command)
-)
+UNGUARDED = THREADBRIDGE._replace(command=(*THREADBRIDGE.command, "--pool=none", f"--threads={THREADS}"))
 
 
 def guard(environment: Path, variables: Mapping[str, str]) -> Figures:

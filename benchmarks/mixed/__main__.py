@@ -19,7 +19,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.contenders import BY_NAME, THREADBRIDGE, Contender
+from benchmarks.contenders import BY_NAME, THREADBRIDGE, Contender, Setup
 from benchmarks.environment import prepare
 from benchmarks.mixed import application, long_clients, reports
 from benchmarks.mixed.picture import picture
@@ -160,7 +160,7 @@ class Bench(NamedTuple):
         """Its port."""
         try:
             return stack.enter_context(
-                running(server, self.environment, self.variables, module=application.__name__)
+                running(server, self.environment, self.variables, setup=Setup(application.__name__))
             ).port
         except CannotStart as error:
             sys.exit(f"{server.name} does not start: {error}")

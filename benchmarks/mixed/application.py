@@ -11,8 +11,6 @@ from flask import request
 from benchmarks.database import connect
 from myapplication import app, db
 
-pool = db.pool
-
 SHORT, LONG, CHANGING = "short", "long", "changing"
 SHORT_SECONDS = 0.002
 # A period of more days is a long query.

@@ -18,15 +18,16 @@ from typing import NamedTuple
 import sqlalchemy
 
 from benchmarks.clients import LIMIT, ask, send
-from benchmarks.contenders import BY_NAME, PYTHON, THREADBRIDGE, Contender
-from benchmarks.stacks.queries import LONG_SECONDS, Witness
+from benchmarks.contenders import BY_NAME, DJANGO, SQLALCHEMY, THREADBRIDGE, Contender, Setup
+from benchmarks.database import with_url
+from benchmarks.stacks.queries import LONG_SECONDS
+from benchmarks.stacks.witness import Witness
 from benchmarks.subject import running
 from benchmarks.traffic import Traffic
 from tests.support.postgresql import private_postgresql
 from tests.support.processes import private_mariadb
 
-OURS = THREADBRIDGE._replace(command=(PYTHON, "-m", "threadbridge", "{application}", "--port={port}"))
-SERVERS = (OURS, BY_NAME["executor"])
+SERVERS = (THREADBRIDGE, BY_NAME["executor"])
 
 SLOW, LEAVING, LONG_CLIENTS = 20, 40, 30
 # Seconds of the third measurement, its beginning in which costs are learned, and the time between short queries.
@@ -60,25 +61,16 @@ class Measured(NamedTuple):
 
 
 def cases(mariadb: Mapping[str, str], postgresql: Mapping[str, str]) -> list[Case]:
-    password = Path(mariadb["MYSQL_PASSWORD_FILE"]).read_text(encoding="utf-8").strip()
-    mysql_url = sqlalchemy.URL.create(
-        "mysql+mysqldb",
-        mariadb["MYSQL_USER"],
-        password,
-        database=mariadb["MYSQL_DATABASE"],
-        query={"unix_socket": mariadb["MYSQL_UNIX_SOCKET"]},
-    ).render_as_string(hide_password=False)
     postgresql_url = sqlalchemy.URL.create(
         "postgresql+psycopg",
         postgresql["PGUSER"],
         database=postgresql["PGDATABASE"],
         query={"host": postgresql["PGHOST"]},
     ).render_as_string()
-    flask, django = "benchmarks.stacks.flask_application", "benchmarks.stacks.django_application"
     return [
-        Case("Flask-SQLAlchemy, mysqlclient", flask, "mysql", {**mariadb, "DATABASE_URL": mysql_url}),
-        Case("Django, mysqlclient", django, "mysql", mariadb),
-        Case("Flask-SQLAlchemy, psycopg 3", flask, "postgresql", {**postgresql, "DATABASE_URL": postgresql_url}),
+        Case("Flask-SQLAlchemy, mysqlclient", SQLALCHEMY, "mysql", with_url(mariadb)),
+        Case("Django, mysqlclient", DJANGO, "mysql", mariadb),
+        Case("Flask-SQLAlchemy, psycopg 3", SQLALCHEMY, "postgresql", {**postgresql, "DATABASE_URL": postgresql_url}),
     ]
 
 
@@ -95,7 +87,7 @@ def measure(server: Contender, case: Case) -> Measured:
 @contextmanager
 def started(server: Contender, case: Case) -> Iterator[int]:
     """Its port."""
-    with running(server, Path(sys.prefix), case.variables, module=case.module) as subject:
+    with running(server, Path(sys.prefix), case.variables, setup=Setup(case.module)) as subject:
         # What a server learns, it has learned from earlier requests.
         for path in ("/started", "/short", "/started"):
             ask(subject.port, path)
@@ -170,7 +162,7 @@ def main() -> int:
                     f"| {got.left} | {1000 * got.short:,.0f} ms |",
                     flush=True,
                 )
-                if server is OURS and (
+                if server is THREADBRIDGE and (
                     got.page > MOST_PAGE or got.next > MOST_NEXT or got.left or got.short > MOST_SHORT
                 ):
                     missed.append(case.title)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import django
 from django.conf import settings
 from django.core.wsgi import get_wsgi_application
-from django.db import connection
-from django.http import HttpResponse
+from django.db import connection, models
+from django.http import HttpRequest, HttpResponse
 from django.urls import path
 
 from benchmarks.stacks.queries import QUERIES
@@ -30,6 +31,19 @@ settings.configure(
     },
 )
 queries = QUERIES["mysql"]
+# The model needs the settings.
+django.setup()
+
+
+class Word(models.Model):  # type: ignore[misc]
+    """What `benchmarks.compare` reads."""
+
+    word = models.CharField(max_length=20)
+
+    class Meta:
+        app_label = "benchmarks"
+        db_table = "words"
+        managed = False
 
 
 def run(sql: str) -> HttpResponse:
@@ -38,7 +52,20 @@ def run(sql: str) -> HttpResponse:
         return HttpResponse(str(cursor.fetchone()[0]))
 
 
+def row(request: HttpRequest) -> HttpResponse:
+    return HttpResponse(Word.objects.get(id=request.GET["id"]).word)
+
+
+def query(request: HttpRequest) -> HttpResponse:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT SLEEP(%s)", (float(request.GET["seconds"]),))
+        return HttpResponse(str(cursor.fetchone()[0]))
+
+
 urlpatterns = [
+    path("", lambda request: HttpResponse("Hello, world!\n")),
+    path("row", row),
+    path("query", query),
     path("started", lambda request: HttpResponse("started\n")),
     path("short", lambda request: run(queries.short)),
     path("long", lambda request: run(queries.long)),

@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 import sqlalchemy
-from flask import Flask
+from flask import Flask, request
 from flask_sqlalchemy import SQLAlchemy
 
 from benchmarks import THREADS
@@ -17,6 +17,25 @@ app = Flask(__name__)
 app.config["SQLALCHEMY_DATABASE_URI"] = os.environ["DATABASE_URL"]
 app.config["SQLALCHEMY_ENGINE_OPTIONS"] = {"pool_size": THREADS, "max_overflow": 0}
 db = SQLAlchemy(app)
+
+
+class Word(db.Model):  # type: ignore[name-defined,misc]
+    """What `benchmarks.compare` reads."""
+
+    __tablename__ = "words"
+
+    id = db.Column(db.Integer, primary_key=True)
+    word = db.Column(db.String(20), nullable=False)
+
+
+@app.get("/row")
+def row() -> str:
+    return str(db.session.get_one(Word, int(request.args["id"])).word)
+
+
+@app.get("/query")
+def query() -> str:
+    return str(db.session.execute(sqlalchemy.text("SELECT SLEEP(:seconds)"), dict(request.args)).scalar_one())
 
 
 def run(sql: str) -> str:

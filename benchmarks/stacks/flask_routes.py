@@ -12,6 +12,7 @@ from benchmarks.stacks.queries import Queries
 def add_routes(app: Flask, queries: Queries, run: Callable[[str], str]) -> None:
     """Add a page without a query, and one for each query, which ``run`` executes."""
 
+    @app.get("/")
     @app.get("/started")
     def started() -> str:
         return "started\n"

@@ -1,14 +1,9 @@
-"""The queries of the applications, for each kind of database; and the lock for which some of them wait."""
+"""The queries of the applications, for each kind of database."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
-
-import MySQLdb
-import psycopg
-
-from benchmarks.database import connect
+from typing import NamedTuple
 
 LONG_SECONDS = 3.0
 
@@ -42,31 +37,3 @@ QUERIES: Mapping[str, Queries] = {
         "AND pid <> pg_backend_pid()",
     ),
 }
-
-
-class Witness:
-    """A connection beside the application's that holds the lock."""
-
-    def __init__(self, kind: str, variables: Mapping[str, str]) -> None:
-        self._queries = QUERIES[kind]
-        self._connection: MySQLdb.Connection | psycopg.Connection = (
-            connect(variables)
-            if kind == "mysql"
-            else psycopg.connect(
-                host=variables["PGHOST"], user=variables["PGUSER"], dbname=variables["PGDATABASE"], autocommit=True
-            )
-        )
-        self._row(self._queries.hold)
-
-    def _row(self, sql: str) -> Any:
-        cursor = self._connection.cursor()
-        cursor.execute(sql)
-        return cursor.fetchone()
-
-    @property
-    def blocked(self) -> int:
-        """How many queries wait for the lock."""
-        return int(self._row(self._queries.waiting)[0])
-
-    def close(self) -> None:
-        self._connection.close()

@@ -12,7 +12,8 @@ import requests
 import sqlalchemy
 
 from benchmarks import THREADS
-from benchmarks.stacks.queries import QUERIES, Witness
+from benchmarks.stacks.queries import QUERIES
+from benchmarks.stacks.witness import Witness
 from tests.support.admin_site import FROM_PAGE, Site, answer
 from tests.support.databases import connect_settings
 from tests.support.inprocess import wait_until
