@@ -134,40 +134,34 @@ def test_a_flask_sqlalchemy_that_differs_is_refused() -> None:
         pools_in(db)
 
 
-@pytest.fixture
-def listened(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Removes what `watch_for_pools` adds to the class."""
-    listeners: list[Any] = []
-    original = event.listen
-
-    def listen(target: Any, name: str, function: Any, **options: Any) -> None:
-        if target is Engine:
-            listeners.append((target, name, function))
-        original(target, name, function, **options)
-
-    monkeypatch.setattr(event, "listen", listen)
-    yield
-    for each in listeners:
-        event.remove(*each)
-
-
-@pytest.mark.usefixtures("listened")
-def test_an_engine_that_is_made_later_is_reported_at_its_first_use(tmp_path: Path) -> None:
+@pytest.mark.parametrize("disposes", [False, True])
+def test_an_engine_that_is_made_later_is_reported_before_its_first_connection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, disposes: bool
+) -> None:
+    # What it changes is changed back.
+    monkeypatch.setattr(Engine, "__init__", Engine.__init__)
     later: list[Any] = []
-    watch_for_pools([], lambda found: later.append(weakref.ref(found.pool)))
+    connections: list[object] = []
+    watch_for_pools([], lambda found: later.append((weakref.ref(found.pool), len(connections))))
     engine = file_engine(tmp_path)
+    event.listen(engine.pool, "connect", lambda connection, record: connections.append(connection))
+    if disposes:
+        engine.dispose()
     assert later == []
     for _ in range(2):
         with engine.connect() as connection:
             assert connection.execute(text("SELECT 42")).scalar() == 42
-    assert [reference() for reference in later] == [engine]
+    assert [(reference(), count) for reference, count in later] == [(engine, 0)]
+    assert len(connections) == 1
+    assert "connect" not in engine.pool.__dict__
     # An engine for each tenant, dropped again.
     engine.dispose()
     del engine, connection
+    connections.clear()
 
     def is_gone() -> bool:
         gc.collect()
-        return [reference() for reference in later] == [None]
+        return [reference() for reference, _ in later] == [None]
 
     wait_until(is_gone, "it is gone")
 

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from sqlalchemy import Connection, Engine, event
+from sqlalchemy import Engine
 from sqlalchemy.engine.base import OptionEngine
 from sqlalchemy.pool import NullPool, QueuePool
 
 from threadbridge.crossing.current import TrackedRequest
 from threadbridge.database.guard import Guard
-from threadbridge.database.pools.kind import Advice, PoolLoad, check_names, closed_while_idle, waits_too_long
+from threadbridge.database.pools.kind import (
+    Advice,
+    PoolLoad,
+    check_names,
+    closed_while_idle,
+    waits_too_long,
+    watch_constructor,
+)
 from threadbridge.database.pools.sqlalchemy import SQLAlchemyGuard
 from threadbridge.database.pools.sqlalchemy_check import check, size_of
 from threadbridge.database.pools.sqlalchemy_check import describe as name_of
@@ -61,13 +69,31 @@ def guard(pool: Any, on_ask: Callable[[Guard, TrackedRequest], None], **options:
 
 
 def watch(on_new: Callable[[Any], None]) -> None:
-    """An engine is noticed when it connects: the first connection of a new one is not guarded."""
+    """An engine counts as new when it is first asked for a connection: before that, it is not complete.
 
-    def on_connect(connection: Connection) -> None:
-        for engine in pools_of(connection.engine).values():
-            on_new(engine)
+    Not by the event ``engine_connect``: with that, each statement of all engines takes longer.
+    """
+    lock = threading.Lock()
 
-    event.listen(Engine, "engine_connect", on_connect)
+    def wrap(engine: Engine, pool: Any) -> Any:
+        recreate = pool.recreate
+
+        def connect() -> Any:
+            with lock:
+                if pool.__dict__.get("connect") is connect:
+                    del pool.connect, pool.recreate
+                    on_new(engine)
+            return engine.pool.connect()
+
+        # When it is disposed of before, the engine gets another pool.
+        pool.connect, pool.recreate = connect, lambda: wrap(engine, recreate())
+        return pool
+
+    def on_made(engine: Engine) -> None:
+        if pools_of(engine):
+            wrap(engine, engine.pool)
+
+    watch_constructor(Engine, on_made)
 
 
 def close_idle(pool: Any) -> None:
