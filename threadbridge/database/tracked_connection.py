@@ -246,6 +246,14 @@ class TrackedConnection:
         self._session.ended_transaction()
 
     @property
+    def may_have_transaction(self) -> bool:
+        """Whether a transaction may be open, by what was sent since the last commit or rollback."""
+        try:
+            return self._session.may_be_open
+        except Exception:  # noqa: BLE001 - whatever the driver raises: a closed connection cannot tell
+            return True
+
+    @property
     def has_changed_session(self) -> bool:
         """Whether variables, temporary tables, locks or settings may differ from those when it was made."""
         try:

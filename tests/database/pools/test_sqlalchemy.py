@@ -343,6 +343,40 @@ def test_a_session_of_a_cancelled_request_is_rolled_back_and_the_next_one_reads_
         assert session.get_one(Account, 1).amount == 100
 
 
+def test_only_what_is_open_is_rolled_back(make: Make, witness: Witness) -> None:
+    engine, _ = make()
+
+    def rollbacks() -> int:
+        with closing(engine.raw_connection()) as connection, closing(connection.cursor()) as cursor:
+            cursor.execute("SHOW SESSION STATUS LIKE 'Com_rollback'")
+            [(_, count)] = cursor.fetchall()
+            return int(count)
+
+    def read() -> None:
+        with Session(engine) as session:
+            session.execute(sa.text("SELECT 42"))
+
+    def change() -> None:
+        with Session(engine) as session, session.begin():
+            session.execute(sa.text("INSERT INTO notes VALUES ('committed')"))
+
+    for use, expected in ((read, 1), (change, 0), (lambda: engine.raw_connection().close(), 0)):
+        before = rollbacks()
+        for _ in range(3):
+            use()
+        # One ends what `rollbacks` has read.
+        assert rollbacks() - before == 3 * expected + 1, use
+
+
+def test_what_a_raw_connection_leaves_open_is_rolled_back(make: Make, witness: Witness) -> None:
+    engine, _ = make()
+    for _ in range(2):
+        with closing(engine.raw_connection()) as connection, closing(connection.cursor()) as cursor:
+            cursor.execute("INSERT INTO notes VALUES ('left open')")
+    assert ask(engine, "SELECT COUNT(*) FROM notes WHERE note = 'left open'") == 0
+    assert witness.notes == []
+
+
 def test_engines_with_options_of_their_own_share_the_guard(make: Make) -> None:
     engine, guard = make()
     other = engine.execution_options(isolation_level="AUTOCOMMIT")

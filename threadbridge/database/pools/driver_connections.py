@@ -31,10 +31,6 @@ class UnpooledConnection(TrackedConnection):
         connection: Any = self.connection()
         return int(connection.affected_rows())
 
-    @property
-    def may_be_open(self) -> bool:
-        return self._session.may_be_open
-
 
 class DriverConnections:
     """Lends the driver's connections to requests. Worker side, or a thread that the application has started.
@@ -99,7 +95,7 @@ class DriverConnections:
     def _clean(self, held: UnpooledConnection) -> None:
         connection = held.connection()
         try:
-            if connection is not None and held.may_be_open:
+            if connection is not None and held.may_have_transaction:
                 held.roll_back_by(lambda: self._roll_back(connection))
         except Exception as error:  # noqa: BLE001 - whatever the driver raises: the connection is lost, or was closed
             logger.debug("a connection of a cancelled request cannot roll back: %r", error)

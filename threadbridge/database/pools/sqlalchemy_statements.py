@@ -88,6 +88,9 @@ class EngineStatements:
         elif held.must_close and held.is_idle:
             # It is closed next, and the database rolls back then.
             held.note_rollback()
+        elif held.is_idle and not held.may_have_transaction:
+            # The pool rolls back each connection that comes back, also after a commit or rollback of the application's.
+            pass
         elif self._guard.must_not_wait():
             held.must_close = True
             held.note_rollback()
