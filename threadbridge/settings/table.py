@@ -206,7 +206,8 @@ class BridgeSettings(TypedDict, total=False):
         Sequence[str],
         MOUNTS,
         (),
-        "Serve the files below a directory at a URL prefix, without the application: see files.md.",
+        "Serve the files below a directory to requests for paths with this prefix, without the application, such as "
+        "/static/:shop/static: see files.md.",
     ]
     x_sendfile: Annotated[
         Sequence[str],
@@ -219,8 +220,7 @@ class BridgeSettings(TypedDict, total=False):
         Sequence[str],
         MOUNTS,
         (),
-        "The same for X-Accel-Redirect, whose paths are divided into a prefix and the name of a file below a "
-        "directory.",
+        "The same for the header X-Accel-Redirect: paths with this prefix stand for the files below the directory.",
     ]
     spool_size: Annotated[
         int,

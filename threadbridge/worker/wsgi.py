@@ -146,8 +146,7 @@ class Call:
             if isinstance(result, (list, tuple)):
                 self._send_list(result)
             elif self._files is not None and self._files.is_file(result):
-                if self._fields is None:
-                    raise ApplicationError(NO_HEAD)
+                assert self._fields is not None
                 self._send_response(self._files.respond(self._exchange, result, self._status, self._fields))
             elif not (isinstance(result, FileWrapper) and self._send_wrapped(result)):
                 self._send_iterable(result)
