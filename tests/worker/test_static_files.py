@@ -18,6 +18,7 @@ from tornado.web import Application, FallbackHandler
 
 from tests.support.inprocess import BridgeThread, wait_until
 from threadbridge import Bridge, HTTPServer
+from threadbridge.http.preconditions import seconds_of
 from threadbridge.telemetry.record import Record
 
 CSS = b"body { color: teal }\n" * 20
@@ -151,37 +152,53 @@ def test_the_index_of_a_directory(server: BridgeThread) -> None:
         assert server.request(path=path)[0].status == 404, path
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        "/static/missing.css",
-        "/static/../secret",
-        "/static/%2e%2e/secret",
-        "/static/..%2fsecret",
-        "/static/manual/../../secret",
-        "/static/manual/../a.css",
-        "/static//etc/passwd",
-        "/static/%2fetc/passwd",
-        "/static/a.css%00",
-        "/static/" + 300 * "a",
-        "/static/out",
-        "/static/outside/secret",
-        "/static/.env",
-        "/static/.git/config",
-        "/static/pipe",
-    ],
-)
-def test_what_is_not_served(server: BridgeThread, directory: Path, path: str) -> None:
+def test_what_is_not_served(server: BridgeThread, directory: Path) -> None:
     (directory / "out").symlink_to(directory.parent / "secret")
     (directory / "outside").symlink_to(directory.parent)
     (directory / ".env").write_bytes(b"secret")
     (directory / ".git").mkdir()
     (directory / ".git" / "config").write_bytes(b"secret")
     os.mkfifo(directory / "pipe")
-    request = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
-    answer = server.exchange(request.encode())
-    assert answer.split(b" ", 2)[1] == (b"403" if path.endswith("pipe") else b"404")
-    assert b"secret" not in answer and b"root:" not in answer
+    answers = {}
+    for name in (
+        *("missing.css", 300 * "a", "a.css%00"),
+        *("../secret", "%2e%2e/secret", "..%2fsecret", "manual/../../secret", "manual/../a.css"),
+        *("/etc/passwd", "%2fetc/passwd", f"{directory}/a.css"),
+        *("out", "outside/secret", ".env", ".git/config", "pipe"),
+    ):
+        request = f"GET /static/{name} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        answer = server.exchange(request.encode())
+        assert b"secret" not in answer and b"root:" not in answer and CSS not in answer, name
+        answers[name] = answer.split(b" ", 2)[1]
+    assert answers == dict.fromkeys(answers, b"404") | {"pipe": b"403"}
+
+
+def test_a_link_that_takes_the_place_of_a_directory_meanwhile_leads_nowhere(
+    server: BridgeThread, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outside = directory.parent / "outside"
+    outside.mkdir()
+    (outside / "index.html").write_bytes(b"secret")
+    resolve = os.path.realpath
+
+    def resolve_and_replace(path: str) -> str:
+        resolved = resolve(path)
+        if resolved.endswith("manual/index.html"):
+            (directory / "manual").rename(directory / "old")
+            (directory / "manual").symlink_to(outside)
+        return resolved
+
+    monkeypatch.setattr(os.path, "realpath", resolve_and_replace)
+    response, body = server.request(path="/static/manual/index.html")
+    assert (directory / "manual").is_symlink()
+    assert response.status == 404 and b"secret" not in body
+
+
+def test_a_file_from_the_future_was_modified_now(server: BridgeThread, directory: Path) -> None:
+    os.utime(directory / "a.css", (4_000_000_000, 4_000_000_000))
+    response, _ = server.request(path="/static/a.css")
+    modified, date = (seconds_of(response.headers[name]) for name in ("Last-Modified", "Date"))
+    assert modified is not None and date is not None and modified <= date
 
 
 def test_links_within_the_directory_and_of_the_directory_are_followed(tmp_path: Path) -> None:
