@@ -100,6 +100,16 @@ def test_the_file_replaces_the_body(
     assert (response.status, body) == (200, b"") and response.headers["Content-Length"] == str(len(content))
 
 
+def test_the_file_replaces_one_that_the_application_returns(directory: Path) -> None:
+    def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        start_response("200 OK", [named("path", directory, "small.txt")])
+        wrapped: Iterable[bytes] = environ["wsgi.file_wrapper"]((directory / "report.pdf").open("rb"))
+        return wrapped
+
+    with BridgeThread(app, threads=1, x_sendfile=[str(directory)]) as server:
+        assert server.request()[1] == SMALL
+
+
 def test_the_applications_validators_count(app: Naming, server: BridgeThread, directory: Path) -> None:
     date = "Sun, 06 Nov 1994 08:49:37 GMT"
     app.headers = [named("path", directory, "report.pdf"), ("ETag", '"v1"'), ("Last-Modified", date)]
@@ -242,3 +252,7 @@ def test_flasks_send_file(directory: Path, headers: dict[str, str], status: int,
         if status < 300:
             assert response.headers["Content-Disposition"] == "attachment; filename=report.pdf"
             assert response.headers["X-Sendfile"] is None
+            assert response.headers.get_all("Accept-Ranges") == ["bytes"]
+        if status == 206:
+            # Flask has evaluated the range, too.
+            assert response.headers.get_all("Content-Range") == [f"bytes 10-19/{len(CONTENT)}"]

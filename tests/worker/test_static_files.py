@@ -133,6 +133,15 @@ def test_compressed_copies(server: BridgeThread, directory: Path, accepted: str,
     assert response.status == 304 and response.headers["Vary"] == "Accept-Encoding"
 
 
+def test_copies_of_the_same_size_and_age_have_their_own_tags(server: BridgeThread, directory: Path) -> None:
+    for suffix in ("", ".gz", ".br"):
+        (directory / f"a.css{suffix}").write_bytes(CSS)
+        os.utime(directory / f"a.css{suffix}", (1_600_000_000, 1_600_000_000))
+    accepted = ("", "gzip", "br")
+    responses = [server.request(path="/static/a.css", headers={"Accept-Encoding": each})[0] for each in accepted]
+    assert len({response.headers["ETag"] for response in responses}) == 3
+
+
 def test_a_copy_older_than_its_original_is_not_sent(server: BridgeThread, directory: Path) -> None:
     copy = directory / "a.css.gz"
     copy.write_bytes(gzip.compress(b"old"))
