@@ -21,13 +21,14 @@ from threadbridge.crossing.cancellation import Cancellation
 from threadbridge.crossing.costs import Costs
 from threadbridge.crossing.current import TrackedRequest
 from threadbridge.crossing.estimate import Estimate
+from threadbridge.crossing.file_source import FileSource
 from threadbridge.crossing.hop import Hop
 from threadbridge.crossing.lanes import Lane
 from threadbridge.crossing.load import LoadReport
 from threadbridge.crossing.outgoing_response import Connection, OutgoingResponse
 from threadbridge.crossing.replicas import Replica, change_cookie, changed_at
 from threadbridge.crossing.request_body import RequestBody
-from threadbridge.crossing.response_body import KEPT, Buffer, Channel, FileSource, piece_size
+from threadbridge.crossing.response_body import KEPT, Buffer, Channel, piece_size
 from threadbridge.crossing.routes import Routes
 from threadbridge.crossing.spool import Spool
 from threadbridge.crossing.states import State

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from threadbridge.common.repeated_log import RepeatedLog
+from threadbridge.crossing.file_source import FilePiece, FileSource
 from threadbridge.crossing.response_body import Buffer, Source
 from threadbridge.crossing.spool import Spool
 from threadbridge.crossing.states import ENDINGS, MOVES, State
@@ -35,6 +36,11 @@ class Connection(Protocol):
 
     def send(self, pieces: Sequence[Buffer]) -> Future[None] | None: ...
 
+    @property
+    def sends_files(self) -> bool: ...
+
+    def send_file(self, descriptor: int, offset: int, size: int) -> tuple[int, Future[None] | None]: ...
+
     def finish(self) -> None: ...
 
     def close(self) -> None: ...
@@ -54,7 +60,7 @@ class OutgoingResponse:
     ended_at = 0.0
     # Bytes of the response's body given to the connection.
     sent = 0
-    _source: Source | None = None
+    _source: Source | FileSource | None = None
 
     def __init__(self, connection: Connection, spool: Spool) -> None:
         self.state = State.RECEIVING
@@ -76,7 +82,7 @@ class OutgoingResponse:
         """Whether nothing more can reach the client. Either side."""
         return self.state in ENDINGS
 
-    def send_head(self, head: ResponseHead, body: bytes, source: Source | None) -> None:
+    def send_head(self, head: ResponseHead, body: bytes, source: Source | FileSource | None) -> None:
         """Send a response: the whole of it, or its beginning and then what the source has; unless it has ended."""
         if not self.move(State.RESPONDING):
             if source is not None:
@@ -119,7 +125,9 @@ class OutgoingResponse:
         taken = self._source.take()
         if taken is None:
             return
-        if callable(taken):
+        if isinstance(taken, FilePiece):
+            self._send_piece(taken)
+        elif callable(taken):
             loop = asyncio.get_running_loop()
             try:
                 loop.run_in_executor(self.spool.threads, taken).add_done_callback(self._on_read)
@@ -143,6 +151,13 @@ class OutgoingResponse:
             _unreadable.log(logging.ERROR, "request %s: cannot read the rest of its response: %s", self.id, error)
             if self.move(State.FAILED):
                 self._cut()
+
+    def _send_piece(self, piece: FilePiece) -> None:
+        sent, written = self.connection.send_file(piece.descriptor, piece.offset, piece.size)
+        self.sent += sent
+        assert isinstance(self._source, FileSource)
+        self._source.sent(sent)
+        self._pump_after(written)
 
     def _send(self, pieces: Sequence[Buffer]) -> None:
         self.sent += sum(map(len, pieces))

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import logging
-import os
-import stat
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from types import BuiltinMethodType
-from typing import IO, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
 from threadbridge.crossing.spool import BlockFile, ClosedFileError, Spool
 from threadbridge.http.limits import SMALL_PIECE
@@ -232,58 +228,3 @@ class Channel:
         file, self._file = self._file, None
         if file is not None:
             self._spool.clear_up(file.close)
-
-
-class FileSource:
-    """A regular file that is sent without a worker, from its current position and at most ``limit`` bytes of it.
-
-    Its descriptor is duplicated: the application may close its own at once. Raises ``OSError`` for any other object.
-    Made on the worker side.
-    """
-
-    def __init__(self, spool: Spool, file: IO[bytes], limit: int | None) -> None:
-        if not _reads_plainly(file):
-            raise io.UnsupportedOperation("its read() may give other bytes than the file has")
-        descriptor = file.fileno()
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise io.UnsupportedOperation("not a regular file")
-        self._offset = file.tell()
-        self.size = max(0, status.st_size - self._offset)
-        if limit is not None:
-            self.size = min(self.size, limit)
-        self._remaining = self.size
-        self._spool = spool
-        self._descriptor = os.dup(descriptor)
-        # Held while a disk thread reads: the descriptor must not be closed meanwhile, and be another file's.
-        self._lock = threading.Lock()
-
-    def take(self) -> Taken:
-        return self._read if self._remaining else ()
-
-    def _read(self) -> bytes:
-        with self._lock:
-            if self._descriptor < 0:
-                return b""
-            data = os.pread(self._descriptor, min(piece_size(self._spool), self._remaining), self._offset)
-        if not data:
-            raise EOFError(f"the file ended {self._remaining} bytes early: it became shorter while it was being sent")
-        self._offset += len(data)
-        self._remaining -= len(data)
-        return data
-
-    def close(self) -> None:
-        self._spool.clear_up(self._close)
-
-    def _close(self) -> None:
-        with self._lock:
-            os.close(self._descriptor)
-            self._descriptor = -1
-
-
-def _reads_plainly(file: IO[bytes]) -> bool:
-    """Return whether `read` gives the file's own bytes: a `gzip.GzipFile` has a descriptor, too, of compressed ones."""
-    read = file.read
-    reader = read.__self__ if isinstance(read, BuiltinMethodType) else None
-    raw = reader.raw if isinstance(reader, (io.BufferedReader, io.BufferedRandom)) else reader
-    return isinstance(raw, io.FileIO)

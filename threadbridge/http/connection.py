@@ -141,6 +141,28 @@ class HTTP1Connection:
         """Write pieces of the body; returns what `send_unframed` does; ``ValueError`` beyond the ``Content-Length``."""
         return self.send_unframed(*self._framed(*pieces))
 
+    @property
+    def sends_files(self) -> bool:
+        """Whether `send_file` works."""
+        return self.stream.sends_files
+
+    def send_file(self, descriptor: int, offset: int, size: int) -> tuple[int, Future[None] | None]:
+        """Write a part of a file as the next bytes of a body of known length, if nothing waits to be written.
+
+        Returns the number of bytes that have left at once, and None if these are all; otherwise a future that is done
+        when more can be written.
+        """
+        assert self._remaining is not None and size <= self._remaining
+        try:
+            sent, written = self.stream.send_file(descriptor, offset, size)
+        except StreamClosedError as error:
+            return 0, self._failed(error)
+        self._remaining -= sent
+        if written is not None:
+            self._wait_for(written, 0)
+        self._written = written
+        return sent, written
+
     def write(self, chunk: bytes) -> Future[None]:
         """See `tornado.httputil.HTTPConnection`; the future is done when the piece has left."""
         return self.send((chunk,)) or self._done()
@@ -194,19 +216,26 @@ class HTTP1Connection:
         try:
             written = self.stream.send(*pieces)
         except StreamClosedError as error:
-            written = Future(loop=self._loop)
-            written.set_exception(error)
-            # Retrieve it, or asyncio would log that it never was.
-            written.exception()
-            self._written = written
-            return written
+            return self._failed(error)
         if written is not None:
-            if self._sending is None:
-                self._sending = Sending(self.stream, self._unread, self._limits)
-            self.deadline = self._sending.wait(self._loop.time(), sum(map(len, pieces)))
-            written.add_done_callback(self._on_flushed)
+            self._wait_for(written, sum(map(len, pieces)))
         self._written = written
         return written
+
+    def _failed(self, error: StreamClosedError) -> Future[None]:
+        written: Future[None] = Future(loop=self._loop)
+        written.set_exception(error)
+        # Retrieve it, or asyncio would log that it never was.
+        written.exception()
+        self._written = written
+        return written
+
+    def _wait_for(self, written: Future[None], size: int) -> None:
+        """Begin the client's time to take what has not left yet, of which ``size`` bytes are in memory."""
+        if self._sending is None:
+            self._sending = Sending(self.stream, self._unread, self._limits)
+        self.deadline = self._sending.wait(self._loop.time(), size)
+        written.add_done_callback(self._on_flushed)
 
     def _on_flushed(self, written: Future[None]) -> None:
         if self.stream.closed() or self.stream.writing():

@@ -31,6 +31,7 @@ from threadbridge.loop.lane_choice import LaneChoice
 from threadbridge.loop.receiver import Receiver
 from threadbridge.loop.watch import LoopLag
 from threadbridge.settings.table import BridgeSettings, for_bridge, longest_deadline
+from threadbridge.settings.values import mount_of
 from threadbridge.telemetry.access_log import write as write_access_log
 from threadbridge.telemetry.slow_log import write as write_slow_log
 from threadbridge.telemetry.telemetry import Telemetry
@@ -40,7 +41,9 @@ from threadbridge.worker.wsgi import call_application, check_application
 if TYPE_CHECKING:
     from threadbridge.telemetry.statsd import Statsd
     from threadbridge.telemetry.tracing import Tracing
+    from threadbridge.worker.file_sending import FileSending
     from threadbridge.worker.idempotency import Idempotency
+    from threadbridge.worker.static_files import StaticFiles
 
 # Seconds beyond the longest deadline that a statement may take by default: the bridge tries to stop it first.
 STATEMENT_MARGIN = 30.0
@@ -88,6 +91,16 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
             from threadbridge.telemetry.tracing import Tracing
 
             tracing = Tracing()
+        static, accel = [*map(mount_of, values["static"])], [*map(mount_of, values["x_accel_redirect"])]
+        self._files: FileSending | None = None
+        self._static_files: StaticFiles | None = None
+        if static or accel or values["x_sendfile"]:
+            # Not above: few processes send files.
+            from threadbridge.worker.file_sending import FileSending
+            from threadbridge.worker.static_files import StaticFiles
+
+            self._files = FileSending(values["x_sendfile"], accel)
+            self._static_files = StaticFiles(static)
         self.desk = Desk(
             lambda guard, request: self._admission.asked(request, guard.key),
             tags_queries=values["tag_queries"],
@@ -111,6 +124,7 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
                 short_paths=values["short_paths"],
                 long_paths=values["long_paths"],
                 long_upstream=values["long_upstream"],
+                static=[mount.prefix for mount in static],
             )
         except ValueError:
             # Another bridge may guard the pools.
@@ -187,8 +201,12 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         receiver.receive_all(request.body)
 
     def _call(self, exchange: Exchange) -> None:
-        """Call the application. Worker side."""
-        call_application(self.application, exchange, self._is_outage)
+        """Call the application, or serve a static file. Worker side."""
+        if exchange.lane is self.lane_choice.static:
+            assert self._static_files is not None
+            call_application(self._static_files, exchange, self._is_outage, self._files)
+        else:
+            call_application(self.application, exchange, self._is_outage, self._files)
 
     def _is_outage(self, error: BaseException) -> bool:
         return self.desk.is_outage(error)

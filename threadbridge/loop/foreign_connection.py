@@ -35,6 +35,13 @@ class ForeignConnection:
     def send(self, pieces: Sequence[Buffer]) -> Future[None]:
         return cast("Future[None]", self._connection.write(b"".join(pieces)))
 
+    @property
+    def sends_files(self) -> bool:
+        return False
+
+    def send_file(self, descriptor: int, offset: int, size: int) -> tuple[int, Future[None] | None]:
+        raise NotImplementedError("other servers' connections send no files: see sends_files")
+
     def finish(self) -> None:
         self._connection.finish()
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from threadbridge.crossing.costs import Costs
 from threadbridge.crossing.lanes import Lane, compiled
 from threadbridge.crossing.routes import Route, Routes
+from threadbridge.crossing.spool import DISK_THREADS
 
 if TYPE_CHECKING:
     from threadbridge.database.guard import Guard
@@ -32,6 +33,7 @@ class LaneChoice:
     :param costs: what requests cost, for all but the lanes for certain paths; None: there clients take turns, too.
     :param short_paths: patterns of paths whose requests count as short; those of ``long_paths`` count as long.
     :param long_upstream: the URLs of the hosts for long requests.
+    :param static: prefixes of paths whose requests are not for the application; a lane called ``static`` has them.
 
     Raises ``ValueError`` when two lanes have the same name, or when nothing says how wide a lane is.
     """
@@ -48,8 +50,13 @@ class LaneChoice:
         short_paths: Sequence[str],
         long_paths: Sequence[str],
         long_upstream: Sequence[str] = (),
+        static: Sequence[str] = (),
     ) -> None:
         self._explicit = tuple(lanes)
+        self._static_prefixes = tuple(static)
+        self.static: Lane | None = None
+        if static:
+            self.static = Lane("static", f"{static[0]}*", threads=DISK_THREADS, queue=queue)
         self._routes = routes
         self._is_pinned = bool(short_paths or long_paths)
         self._is_short, self._is_long = compiled(*short_paths), compiled(*long_paths)
@@ -74,10 +81,10 @@ class LaneChoice:
         # For long requests that may read from a replica.
         self.replica = next((lane for lane in self._explicit if lane.replica is not None), None)
         self.long = Lane("long", queue=queue, upstream=long_upstream) if long_upstream else None
-        longs = [self.long] if self.long is not None else []
+        others = [lane for lane in (self.long, self.static) if lane is not None]
         # Those for all paths.
         self.general = (*([self._quick] if self._has_pool else []), *mains)
-        self.all = (*self._explicit, *longs, *self.general)
+        self.all = (*self._explicit, *others, *self.general)
         names = [lane.name for lane in self.all]
         for name in names:
             if names.count(name) > 1:
@@ -88,6 +95,8 @@ class LaneChoice:
 
         A request that another bridge has forwarded does not go to a remote lane.
         """
+        if self.static is not None and path.startswith(self._static_prefixes):
+            return self.static, None, False
         for lane in self._explicit:
             if not (is_forwarded and lane.upstream) and lane.matches(path):
                 return lane, None, False

@@ -16,9 +16,11 @@ from threadbridge.http.limits import MEMORY_SIZE, Limits
 from threadbridge.http.url_prefix import PrefixHeader
 from threadbridge.settings.values import (
     ADDRESSES,
+    DIRECTORIES,
     FLAG,
     FUNCTION,
     LANES,
+    MOUNTS,
     PERMISSIONS,
     POOL,
     TEXT,
@@ -199,6 +201,26 @@ class BridgeSettings(TypedDict, total=False):
         "With xheaders: the header in which the proxy names the prefix, in place of root_path. The proxy must set or "
         "remove it in all requests, as otherwise clients can. x-forwarded-prefix is for proxies that have removed the "
         "prefix from the path; with x-script-name it may still be there.",
+    ]
+    static: Annotated[
+        Sequence[str],
+        MOUNTS,
+        (),
+        "Serve the files below a directory to requests for paths with this prefix, without the application, such as "
+        "/static/:shop/static: see files.md.",
+    ]
+    x_sendfile: Annotated[
+        Sequence[str],
+        DIRECTORIES,
+        (),
+        "Directories below which the application may name a file in the header X-Sendfile, which is sent in place of "
+        "its response's body: see files.md. Without any, the header is passed on to the proxy.",
+    ]
+    x_accel_redirect: Annotated[
+        Sequence[str],
+        MOUNTS,
+        (),
+        "The same for the header X-Accel-Redirect: paths with this prefix stand for the files below the directory.",
     ]
     spool_size: Annotated[
         int,

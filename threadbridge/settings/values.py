@@ -153,6 +153,9 @@ def _show_object(value: object) -> str:
 _EXPECTED_ADDRESS = "HOST:PORT, [IPV6]:PORT, :PORT for all interfaces, unix:PATH, or fd:N for an inherited socket"
 
 
+_EXPECTED_MOUNT = "/PREFIX/:DIRECTORY, such as /static/:shop/static"
+
+
 class Address(NamedTuple):
     """Where to listen: a TCP port of a host ("" for all interfaces), a Unix socket's path, or a file descriptor."""
 
@@ -177,6 +180,28 @@ def address_of(text: str) -> Address:
 def _is_address(text: object) -> bool:
     try:
         return isinstance(text, str) and bool(address_of(text))
+    except ValueError:
+        return False
+
+
+class Mount(NamedTuple):
+    """A directory whose files have paths that begin with a prefix, such as ``/static/``, as ``PATH_INFO`` has it."""
+
+    prefix: str
+    directory: str
+
+
+def mount_of(text: str) -> Mount:
+    """The mount that a text such as ``/static/:shop/static`` names; raises ``ValueError``."""
+    prefix, _, directory = text.partition(":")
+    if not (len(prefix) > 1 and prefix.endswith("/") and is_prefix(prefix[:-1]) and directory):
+        raise ValueError(f"{text!r}: expected {_EXPECTED_MOUNT}")
+    return Mount(prefix, directory)
+
+
+def _is_mount(text: object) -> bool:
+    try:
+        return isinstance(text, str) and bool(mount_of(text))
     except ValueError:
         return False
 
@@ -215,6 +240,22 @@ ADDRESSES = Kind(
     _EXPECTED_ADDRESS,
     "ADDRESS",
     lambda value: isinstance(value, (list, tuple)) and all(map(_is_address, value)),
+    read=_read_list,
+    show=",".join,
+    is_list=True,
+)
+MOUNTS = Kind(
+    _EXPECTED_MOUNT,
+    "/PREFIX/:DIRECTORY",
+    lambda value: isinstance(value, (list, tuple)) and all(map(_is_mount, value)),
+    read=_read_list,
+    show=",".join,
+    is_list=True,
+)
+DIRECTORIES = Kind(
+    "a list of directories",
+    "DIRECTORY",
+    lambda value: isinstance(value, (list, tuple)) and all(isinstance(part, str) and part for part in value),
     read=_read_list,
     show=",".join,
     is_list=True,

@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
+import os
 import re
 from collections.abc import Callable
-from typing import Any
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
 from wsgiref.types import WSGIApplication
 from wsgiref.util import FileWrapper
 
@@ -15,10 +17,15 @@ from threadbridge.common.forks import leave
 from threadbridge.common.repeated_log import RepeatedLog
 from threadbridge.crossing.current import TrackedRequest
 from threadbridge.crossing.exchange import Exchange
-from threadbridge.crossing.response_body import KEPT, MEMORY_LIMIT, ClientDisconnected, FileSource
+from threadbridge.crossing.file_source import FileSource, plain_file
+from threadbridge.crossing.response_body import KEPT, MEMORY_LIMIT, ClientDisconnected
 from threadbridge.http.response_head import HOP_BY_HOP, ResponseHead, http_date, response_head
 from threadbridge.sql.statements import UNCHANGED
 from threadbridge.worker.environ import environ_of
+
+if TYPE_CHECKING:
+    from threadbridge.worker.file_response import FileResponse
+    from threadbridge.worker.file_sending import FileSending
 
 logger = logging.getLogger("threadbridge")
 _outage, _excess = RepeatedLog(logger), RepeatedLog(logger)
@@ -59,15 +66,20 @@ def check_application(application: object) -> None:
 
 
 def call_application(
-    application: WSGIApplication, exchange: Exchange, is_outage: Callable[[BaseException], bool]
+    application: WSGIApplication,
+    exchange: Exchange,
+    is_outage: Callable[[BaseException], bool],
+    files: FileSending | None = None,
 ) -> None:
     """Call the application for an exchange and send its response.
+
+    :param files: sends the files that the application returns or names; None: it knows of none.
 
     Never raises: errors are logged, with a traceback unless they follow from the request's cancellation or an outage of
     the database. The client gets a 500, after an outage a 503 if the request has changed nothing, or a cut connection
     if the head has been sent.
     """
-    call = Call(exchange)
+    call = Call(exchange, files)
     try:
         call.run(application)
     except ClientDisconnected:
@@ -110,9 +122,12 @@ def may_be_repeated(request: TrackedRequest, outage: BaseException | None) -> bo
 class Call:
     """A call of a WSGI application, whose values may be of any type: they are checked here, in PEP 3333's terms."""
 
-    def __init__(self, exchange: Exchange) -> None:
+    def __init__(self, exchange: Exchange, files: FileSending | None) -> None:
         self.complete = False
         self._exchange = exchange
+        self._files = files
+        # The header by which the application has named a file, in lower case, and its value.
+        self._redirect: tuple[str, str] | None = None
         self._status = 0
         self._reason = ""
         # The headers given to `start_response`, without Content-Length.
@@ -130,7 +145,10 @@ class Call:
         try:
             if isinstance(result, (list, tuple)):
                 self._send_list(result)
-            elif not (isinstance(result, FileWrapper) and self._send_file(result)):
+            elif self._files is not None and self._files.is_file(result):
+                assert self._fields is not None
+                self._send_response(self._files.respond(self._exchange, result, self._status, self._fields))
+            elif not (isinstance(result, FileWrapper) and self._send_wrapped(result)):
                 self._send_iterable(result)
         finally:
             close = getattr(result, "close", None)
@@ -165,29 +183,57 @@ class Call:
                 self._send(chunk)
         self._finish()
 
-    def _send_file(self, wrapper: FileWrapper) -> bool:
+    def _send_wrapped(self, wrapper: FileWrapper) -> bool:
         """Send a regular file without this thread (PEP 3333, "Optional Platform-Specific File Handling")."""
-        if self._head_sent or not self._has_body:
+        if self._head_sent or not self._has_body or self._redirect is not None:
             return False
         if self._fields is None:
             raise ApplicationError(NO_HEAD)
         try:
-            file = FileSource(self._exchange.spool, wrapper.filelike, self._remaining)
+            descriptor, offset, size = plain_file(wrapper.filelike)
         except (AttributeError, OSError):
             # Only file-like: it is read by its methods.
             return False
         if self._remaining is None:
-            self._announce(file.size)
-        elif file.size < self._remaining:
-            file.close()
+            self._announce(size)
+        elif size < self._remaining:
             raise ApplicationError(
-                f"the file has {file.size} bytes from its position on, but Content-Length is {self._remaining}"
+                f"the file has {size} bytes from its position on, but Content-Length is {self._remaining}"
             )
+        else:
+            size = self._remaining
         head = self._head_to_send()
         assert head is not None
         self.complete = True
-        self._exchange.respond_with_file(head, file)
+        # The application may close its own at once.
+        self._respond_with(head, os.dup(descriptor), offset, size)
         return True
+
+    def _respond_with(self, head: ResponseHead, descriptor: int, offset: int, size: int) -> None:
+        exchange = self._exchange
+        source = FileSource(exchange.spool, descriptor, offset, size, may_send=exchange.connection.sends_files)
+        exchange.respond_with_file(head, source)
+
+    def _send_redirect(self, header: str, value: str) -> None:
+        """Send the file that the application has named in place of its body."""
+        assert self._files is not None and self._fields is not None
+        self._send_response(self._files.redirect(self._exchange, header, value, self._status, self._fields))
+
+    def _send_response(self, response: FileResponse) -> None:
+        if response.status != self._status:
+            self._status, self._reason = response.status, HTTPStatus(response.status).phrase
+        self._fields, self._length = response.fields, response.length
+        self._names = {name.lower() for name, _ in response.fields}
+        head = self._head_to_send()
+        assert head is not None
+        self.complete = True
+        # The application may go on with a body of its own, which is not sent.
+        self._has_body = False
+        if response.descriptor < 0:
+            self._exchange.respond(head, response.body)
+        else:
+            assert response.length is not None
+            self._respond_with(head, response.descriptor, response.offset, response.length)
 
     def _start_response(self, status: Any, headers: Any, exc_info: Any = None) -> Callable[[bytes], object]:
         if exc_info is not None:
@@ -204,6 +250,7 @@ class Call:
         self._has_body = not self._exchange.is_head and self._status not in (204, 205, 304)
         self._fields = []
         self._names = set()
+        self._redirect = None
         self._length = self._remaining = None
         for name, value in headers:
             if not (isinstance(name, str) and isinstance(value, str)):
@@ -222,6 +269,9 @@ class Call:
                 if self._length is not None and self._length != int(value):
                     raise ApplicationError(f"Content-Length is {self._length} and {value}; give it once")
                 self._length = self._remaining = int(value)
+            elif self._files is not None and small in self._files.headers:
+                if self._status not in (204, 205, 304, 412, 416):
+                    self._redirect = small, value.strip(" \t")
             else:
                 # Django's cookies begin with a space, which does not belong to the value (RFC 9110, section 5.5).
                 self._fields.append((name, value.strip(" \t")))
@@ -236,6 +286,9 @@ class Call:
 
     def _send(self, data: bytes) -> None:
         """Send a piece of the body, with the head before the first."""
+        if self._redirect is not None:
+            self._send_redirect(*self._redirect)
+            return
         head = self._head_to_send()
         if not self._has_body:
             data = b""
@@ -262,7 +315,9 @@ class Call:
         """End the response."""
         if self.complete:
             return
-        if self._head_sent:
+        if self._redirect is not None:
+            self._send_redirect(*self._redirect)
+        elif self._head_sent:
             if self._remaining:
                 raise ApplicationError(f"the body is {self._remaining} bytes shorter than its Content-Length")
             self._exchange.end_stream()
