@@ -220,6 +220,12 @@ class BridgeSettings(TypedDict, total=False):
         "balancers.md. Only loopback, Unix sockets and trusted_proxies get it.",
     ]
     access_log: Annotated[bool, True, "Write a line to the access log, at level info, when a request has ended."]
+    access_log_format: Annotated[
+        str,
+        "",
+        "Write the lines of the access log in this format, with gunicorn's atoms, such as '%(h)s \"%(r)s\" %(s)s "
+        "%({x-request-id}i)s'; see tracing.md. By default, they are in the combined format with more fields.",
+    ]
     slow_log: Annotated[
         float,
         seconds(0),
@@ -750,6 +756,8 @@ def _check_combinations(values: Mapping[str, object], origins: Mapping[str, str]
     for name in ("log_json", "log_file_prefix", "log_to_stderr"):
         if values.get("log_config") and values[name]:
             raise SettingError(f"log_config and {name}: give one of them, the file says where logs go and how")
+    if values.get("log_json") and values["access_log_format"]:
+        raise SettingError("log_json and access_log_format: give one of them, JSON has no format")
     for name in ("address", "port", "reuse_port"):
         if values.get("unix_socket") and origins.get(name, "default") == origins["unix_socket"] != "default":
             raise SettingError(f"unix_socket and {name}: give one of them, a Unix socket has no {name}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
 from threadbridge.crossing.exchange import Exchange
 from threadbridge.crossing.recent_use import BOUNDS, SHORT
@@ -71,6 +72,8 @@ class Record:
     slow_statements: tuple[Statement, ...] | None = None
     # The latest statements of any request; None except during development.
     all_statements: tuple[Statement, ...] | None = None
+    # What only the access log's own format shows, by the names there.
+    kept: Mapping[str, str | int | float] | None = None
     # When the request's head was complete, in seconds since 1970.
     started_at = 0.0
 

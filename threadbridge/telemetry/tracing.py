@@ -8,8 +8,9 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import copy
+from functools import partial
 from hashlib import blake2b
 from random import Random
 from typing import TYPE_CHECKING, Any, cast
@@ -18,7 +19,6 @@ from tornado.httputil import HTTPHeaders
 
 from threadbridge.crossing.current import names_for_logs
 from threadbridge.crossing.exchange import Exchange
-from threadbridge.crossing.trace import RequestTrace
 from threadbridge.sql.mask import masked
 from threadbridge.sql.statements import Statement
 from threadbridge.telemetry.sampling import Sampling
@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 
     from opentelemetry.context import Context
 
+# Seconds from which on a wait has a span. For shorter ones the attribute is enough: a span costs as much as the
+# request's own.
+SHORTEST_WAIT = 0.001
 # Seconds that the export of what is left may take when the process ends.
 FLUSH_TIME = 3.0
 
@@ -76,7 +79,10 @@ class Tracing:
         ratio = _RATIO(description or "")
         self.sampling = Sampling(float(ratio[1]) if ratio else 1.0)
         self._recording = _recording(self._tracer, float(ratio[1])) if ratio else self._tracer
-        self.unrecorded: RequestTrace = Unrecorded()
+        # What the application's own instrumentation sees in requests that are not recorded and have no parent. Never
+        # detached: each request attaches its own.
+        unrecorded = trace.set_span_in_context(_UnrecordedSpan(), contexts.Context())
+        self.enter_unrecorded: Callable[[], object] = partial(contexts.attach, unrecorded)
         # ``traceparent`` and others, unless OTEL_PROPAGATORS names other formats.
         self._fields = [name for name in propagate.get_global_textmap().fields if name != "tracestate"]
         self._none = contexts.Context()
@@ -164,13 +170,15 @@ def _attributes(exchange: Exchange) -> dict[str, str | int | float]:
         found["user_agent.original"] = headers["User-Agent"]
     if exchange.upstream:
         found["threadbridge.upstream"] = exchange.upstream
+    if exchange.queued_at:
+        found["threadbridge.wait"] = (exchange.run_at or exchange.ended_at) - exchange.queued_at
     if exchange.before >= 0.0:
         found["threadbridge.before"] = exchange.before
     return found
 
 
 class Trace:
-    """The trace of one request: a `RequestTrace`.
+    """The trace of one request: a `threadbridge.crossing.trace.RequestTrace`.
 
     The loop begins and ends the span; the worker owns the rest.
     """
@@ -194,8 +202,11 @@ class Trace:
         return _traceparent(current) if current.trace_flags.sampled else ""
 
     def note_wait(self, queued_at: float, lane: str) -> None:
-        """Add a span for the wait in the lane, until now. Either side."""
-        began = time.time_ns() - int(1e9 * (time.monotonic() - queued_at))
+        """Add a span for the wait in the lane, until now, unless it was short. Either side."""
+        wait = time.monotonic() - queued_at
+        if wait < SHORTEST_WAIT:
+            return
+        began = time.time_ns() - int(1e9 * wait)
         attributes = {"threadbridge.lane": lane}
         self._tracer.start_span("wait for a thread", self.context, attributes=attributes, start_time=began).end()
 
@@ -250,28 +261,6 @@ class _UnrecordedSpan(NonRecordingSpan):
         digest = blake2b(request_id.encode(), digest_size=24).digest()
         ids = int.from_bytes(digest[:16]), int.from_bytes(digest[16:])
         return SpanContext(*ids, is_remote=False, trace_flags=TraceFlags(TraceFlags.DEFAULT))
-
-
-class Unrecorded:
-    """The trace of all requests that are not recorded and have no parent: a `RequestTrace`."""
-
-    traceparent = current_traceparent = ""
-
-    def __init__(self) -> None:
-        self._context = trace.set_span_in_context(_UnrecordedSpan(), contexts.Context())
-
-    def enter(self, queued_at: float, lane: str) -> None:
-        # Never detached: each request attaches its own.
-        contexts.attach(self._context)
-
-    def leave(self) -> None:
-        pass
-
-    def begin_statement(self, statement: Statement, database: Mapping[str, str | int]) -> None:
-        return None
-
-    def end_statement(self, begun: object, statement: Statement) -> None:
-        pass
 
 
 class _SampledIds(RandomIdGenerator):
