@@ -13,7 +13,7 @@ import requests
 
 from tests.support.otlp_receiver import Receiver
 from tests.support.processes import ROOT, Frontend
-from threadbridge.telemetry.trace_export import provider_of_environment
+from threadbridge.telemetry.otlp import provider_of_environment
 
 APPLICATION = """
 import asyncio, contextvars, logging, sys, threading
@@ -106,7 +106,7 @@ def test_a_collector_that_does_not_answer_holds_nothing_up(tmp_path: Path) -> No
     with Receiver() as receiver:
         receiver.answers.clear()
         variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.url, "OTEL_BSP_SCHEDULE_DELAY": "10"}
-        variables["OTEL_EXPORTER_OTLP_TIMEOUT"] = "60000"
+        variables |= {"OTEL_EXPORTER_OTLP_TIMEOUT": "60000", "OTEL_METRICS_EXPORTER": "none"}
         with Site(tmp_path, "--otel", **variables) as site:
             for _ in range(20):
                 assert requests.get(site.url, timeout=30).status_code == 200

@@ -242,8 +242,8 @@ class BridgeSettings(TypedDict, total=False):
     otel: Annotated[
         bool,
         False,
-        "Trace requests and their SQL with OpenTelemetry, which its own environment variables, OTEL_..., configure; "
-        "see tracing.md.",
+        "Trace requests and their SQL, and export metrics, with OpenTelemetry, which its own environment variables, "
+        "OTEL_..., configure; see tracing.md.",
     ]
     statsd: Annotated[
         str,

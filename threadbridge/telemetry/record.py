@@ -32,6 +32,8 @@ class Record:
     method = ""
     target = ""
     version = ""
+    # "http" or "https", as the client sees it.
+    scheme = ""
     referer = ""
     user_agent = ""
     status = 0
@@ -91,7 +93,9 @@ def record_of(exchange: Exchange, slow_after: float) -> Record:
     run = answered_at - run_at if run_at else 0.0
     record.id = exchange.id
     record.key = exchange.key
-    record.client = exchange.peer.address
+    peer = exchange.peer
+    record.client = peer.address
+    record.scheme = peer.scheme
     line = exchange.start_line
     record.method = line.method
     record.target = line.path

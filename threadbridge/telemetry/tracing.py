@@ -6,7 +6,6 @@ https://opentelemetry.io/docs/specs/semconv/http/http-spans/ and https://opentel
 from __future__ import annotations
 
 import re
-import threading
 import time
 from collections.abc import Callable, Mapping
 from copy import copy
@@ -21,6 +20,7 @@ from threadbridge.crossing.current import names_for_logs
 from threadbridge.crossing.exchange import Exchange
 from threadbridge.sql.mask import masked
 from threadbridge.sql.statements import Statement
+from threadbridge.telemetry.http_metrics import METHODS, known_method
 from threadbridge.telemetry.sampling import Sampling
 
 try:
@@ -40,10 +40,7 @@ if TYPE_CHECKING:
 # Seconds from which on a wait has a span. For shorter ones the attribute is enough: a span costs as much as the
 # request's own.
 SHORTEST_WAIT = 0.001
-# Seconds that the export of what is left may take when the process ends.
-FLUSH_TIME = 3.0
 
-_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "QUERY"})
 # Parts of URLs that give access to whoever knows them, by the conventions.
 _SECRET = re.compile(r"(?<![^&;])(AWSAccessKeyId|Signature|sig|X-Goog-Signature)=[^&]*")
 # The samplers by the names that they have for operators, with the ratio.
@@ -68,7 +65,7 @@ class Tracing:
     def __init__(self) -> None:
         if isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
             # Not above: the application may use another one.
-            from threadbridge.telemetry.trace_export import provider_of_environment
+            from threadbridge.telemetry.otlp import provider_of_environment
 
             trace.set_tracer_provider(provider_of_environment())
         provider = trace.get_tracer_provider()
@@ -98,7 +95,7 @@ class Tracing:
         if has_parent:
             carrier = {name.lower(): value for name, value in exchange.headers.get_all()}
             parent, tracer = propagate.extract(carrier, self._none), self._tracer
-        method = line.method if line.method in _METHODS else "_OTHER"
+        method = known_method(line.method)
         # Samplers see only these.
         attributes = {
             "http.request.method": method,
@@ -134,13 +131,12 @@ class Tracing:
         span.end()
 
     def flush(self) -> None:
-        """Export what has ended, within `FLUSH_TIME`. Any thread but the loop's."""
+        """Export what has ended, within a few seconds. Any thread but the loop's."""
         flush = getattr(trace.get_tracer_provider(), "force_flush", None)
         if flush is not None:
-            # It does not keep to a time limit while the collector does not answer.
-            flushing = threading.Thread(target=flush, name="threadbridge-traces", daemon=True)
-            flushing.start()
-            flushing.join(FLUSH_TIME)
+            from threadbridge.telemetry.otlp import call_within_flush_time
+
+            call_within_flush_time(flush)
 
 
 def _attributes(exchange: Exchange) -> dict[str, str | int | float]:
@@ -152,7 +148,7 @@ def _attributes(exchange: Exchange) -> dict[str, str | int | float]:
         "threadbridge.lane": exchange.lane.name,
         "threadbridge.ending": str(exchange.state),
     }
-    if line.method not in _METHODS:
+    if line.method not in METHODS:
         found["http.request.method_original"] = line.method
     query = line.path.partition("?")[2]
     if query:
