@@ -56,7 +56,7 @@ def total(metrics: list[dict[str, Metric]], name: str) -> float:
     """The sum of a counter, or the count of a histogram, over all of these and all labels."""
     found = [each[name] for each in metrics if name in each]
     numbers = [point.as_double or point.as_int for each in found for point in each.sum.data_points]
-    return float(sum(numbers)) + sum(point.count for each in found for point in each.histogram.data_points)
+    return float(sum(numbers) + sum(point.count for each in found for point in each.histogram.data_points))
 
 
 def test_what_prometheus_reads_and_the_conventions_for_http(tmp_path: Path) -> None:

@@ -160,8 +160,8 @@ class BridgeSettings(TypedDict, total=False):
     tag_queries: Annotated[
         bool,
         False,
-        "Begin statements with a comment naming their request, /* ID */, for the database's process list; with otel, a "
-        "second one names the trace, /*traceparent='...'*/.",
+        "Begin statements with a comment naming their request, /* ID */, for the database's process list; with otel, "
+        "one at the end names the trace, /*traceparent='...'*/.",
     ]
     client_key: Annotated[
         Callable[[HTTPHeaders, str], str] | None,
