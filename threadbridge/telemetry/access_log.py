@@ -73,7 +73,7 @@ def write(records: Sequence[Record], line: Callable[[Record, str], str] | None =
     for group in [records] if is_one else [[record] for record in records]:
         # Not `access_log.info`: it looks for the calling function, which is not on Python's stack when compiled.
         log_record = access_log.makeRecord(
-            access_log.name, logging.INFO, "access_log.py", 0, AccessLines(group, line), (), None
+            access_log.name, logging.INFO, "access_log.py", 0, AccessLines(group, line), (), None, "write"
         )
         if not is_one:
             record = group[0]
