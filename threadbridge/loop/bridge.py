@@ -82,7 +82,7 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         if values["statsd"]:
             from threadbridge.telemetry.statsd import Statsd
 
-            self._statsd = Statsd(values["statsd"])
+            self._statsd = Statsd(values["statsd"], values["statsd_prefix"], values["dogstatsd_tags"])
         access_format: AccessFormat | None = None
         if values["access_log_format"]:
             from threadbridge.telemetry.access_format import AccessFormat

@@ -251,6 +251,10 @@ class BridgeSettings(TypedDict, total=False):
         "Send the number of requests, their statuses and durations to the statsd server at this HOST:PORT, over UDP, "
         "under gunicorn's names; see tracing.md.",
     ]
+    statsd_prefix: Annotated[str, "", "Put this and a dot before the names for statsd."]
+    dogstatsd_tags: Annotated[
+        str, "", "Add these tags to all that is sent to statsd, as DogStatsD wants them: env:prod,team:shop."
+    ]
     server_timing: Annotated[
         bool,
         False,
@@ -753,6 +757,9 @@ def _check_combinations(values: Mapping[str, object], origins: Mapping[str, str]
             raise SettingError(f"{name} without certfile: give the certificate too, or leave {name} out")
     if (values.get("client_certificates", "none") != "none") != bool(values.get("client_ca_file")):
         raise SettingError("client_certificates and client_ca_file: give both, or neither")
+    for name in ("statsd_prefix", "dogstatsd_tags"):
+        if values[name] and not values["statsd"]:
+            raise SettingError(f"{name} without statsd: give the server's address too, or leave {name} out")
     for name in ("log_json", "log_file_prefix", "log_to_stderr"):
         if values.get("log_config") and values[name]:
             raise SettingError(f"log_config and {name}: give one of them, the file says where logs go and how")
