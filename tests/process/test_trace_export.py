@@ -106,7 +106,7 @@ def test_a_collector_that_does_not_answer_holds_nothing_up(tmp_path: Path) -> No
     with Receiver() as receiver:
         receiver.answers.clear()
         variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.url, "OTEL_BSP_SCHEDULE_DELAY": "10"}
-        variables |= {"OTEL_EXPORTER_OTLP_TIMEOUT": "60000", "OTEL_METRICS_EXPORTER": "none"}
+        variables |= {"OTEL_EXPORTER_OTLP_TIMEOUT": "60000", "OTEL_METRIC_EXPORT_INTERVAL": "10"}
         with Site(tmp_path, "--otel", **variables) as site:
             for _ in range(20):
                 assert requests.get(site.url, timeout=30).status_code == 200
