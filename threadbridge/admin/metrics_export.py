@@ -91,8 +91,8 @@ class MetricsExport:
         assert self._loop is not None
         if not self._loop.is_running():
             # It has ended, so no one else uses what it owned.
-            return asyncio.run(self._read_on_loop())
-        future = asyncio.run_coroutine_threadsafe(self._read_on_loop(), self._loop)
+            return asyncio.run(self._read_on_loop(has_ended=True))
+        future = asyncio.run_coroutine_threadsafe(self._read_on_loop(has_ended=False), self._loop)
         try:
             return future.result(LOOP_TIME)
         except TookTooLong:
@@ -100,10 +100,10 @@ class MetricsExport:
             self._failed.log(logging.WARNING, "metrics are not exported: the loop was held up for %g s", LOOP_TIME)
             return []
 
-    async def _read_on_loop(self) -> list[Points]:
-        found = await self._health.readiness(draining=False, asks_database=False)
-        # First, since it hands all records to their readers.
-        shown = [_points_of(family) for family in families(self._bridge, found.ready)]
+    async def _read_on_loop(self, *, has_ended: bool) -> list[Points]:
+        found = await self._health.readiness(draining=has_ended, asks_database=False)
+        # First, since it hands all records to their readers. To end is no fault.
+        shown = [_points_of(family) for family in families(self._bridge, found.ready or found.draining)]
         self._active = dict.fromkeys(self._active, 0) | active_requests(self._bridge.exchanges.open)
         active = Points("http.server.active_requests", "Number of active HTTP server requests.", "sum", "{request}")
         active.numbers = [

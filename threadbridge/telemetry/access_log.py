@@ -101,6 +101,8 @@ def _only_own_handlers_see_it() -> bool:
 
 def escaped(text: str) -> str:
     """The text as nginx logs it: quotes, backslashes and all but printable ASCII as ``\\xHH``. Any thread."""
+    if _is_plain(text):
+        return text
     # A request's head is decoded as latin-1, so that each character is a byte.
     return "".join(
         character if _is_plain(character) else f"\\x{byte:02X}"
