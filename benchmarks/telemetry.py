@@ -1,8 +1,8 @@
-"""What logs, metrics and the operators' page cost: processor time for a request of hello, with them and without.
+"""What logs, metrics, traces and the operators' page cost: processor time for a request of hello, with and without.
 
-``python -m benchmarks.telemetry`` runs three servers beside each other: one that records nothing, one that writes its
-logs, and one whose page is open besides. In each round all get the same load in turn, so that a disturbance of the
-machine meets all of them.
+``python -m benchmarks.telemetry`` runs servers beside each other: one that records nothing, one that writes its logs,
+and one whose page is open besides; one without logs, and one that sends the traces of 1 % and its metrics over OTLP
+besides. In each round all get the same load in turn, so that a disturbance of the machine meets all of them.
 """
 
 from __future__ import annotations
@@ -20,12 +20,16 @@ from statistics import median
 
 from benchmarks import wrk
 from benchmarks.subject import Subject
+from tests.support.otlp_receiver import Receiver
 from tests.support.processes import Frontend, free_port
 from tests.support.records import record
 from threadbridge.cli.main import main as serve
 from threadbridge.telemetry.telemetry import Telemetry
 
-WITHOUT, LOGS, PAGE = "without", "logs", "logs and open page"
+WITHOUT, LOGS, PAGE, SILENT, TRACES = "without", "logs", "logs and open page", "no logs", "no logs, traces of 1 %"
+# With which each is compared.
+BASES = {TRACES: SILENT}
+SAMPLING = {"OTEL_TRACES_SAMPLER": "parentbased_traceidratio", "OTEL_TRACES_SAMPLER_ARG": "0.01"}
 SERVE_WITHOUT = "serve-without"
 APPLICATION = ("benchmarks.application:app", "--threads=10", "--port={port}")
 HELLO = wrk.Load("/", 32)
@@ -41,10 +45,16 @@ def main() -> int:
         commands = {
             WITHOUT: ("-m", "benchmarks.telemetry", SERVE_WITHOUT, *APPLICATION, *silent),
             LOGS: ("-m", "threadbridge", *APPLICATION, f"{log}.1.log"),
+            SILENT: ("-m", "threadbridge", *APPLICATION, *silent),
+            TRACES: ("-m", "threadbridge", *APPLICATION, *silent, "--otel"),
             PAGE: ("-m", "threadbridge", *APPLICATION, f"{log}.2.log", f"--admin_port={admin_port}"),
         }
+        collector = {**SAMPLING, "OTEL_EXPORTER_OTLP_ENDPOINT": stack.enter_context(Receiver()).url}
         with on_one_processor():
-            servers = {name: Subject(stack.enter_context(Frontend(command)), {}) for name, command in commands.items()}
+            servers = {
+                name: Subject(stack.enter_context(Frontend(command, env=collector)), {})
+                for name, command in commands.items()
+            }
         page = ["curl", "--silent", "--no-buffer", f"http://127.0.0.1:{admin_port}/events"]
         stack.callback(subprocess.Popen(page, stdout=subprocess.DEVNULL).kill)
         costs: dict[str, list[float]] = {name: [] for name in servers}
@@ -79,11 +89,13 @@ def microseconds(server: Subject, seconds: int) -> float:
 
 
 def report(costs: Mapping[str, Sequence[float]]) -> None:
-    print(f"{'':20} {'us a request':>12} {'ratio':>6}  of each round")
+    print(f"{'':24} {'us a request':>12} {'ratio':>6}  of each round, to {WITHOUT} or the one in brackets")
     for name, of_rounds in costs.items():
-        ratios = [one / bare for one, bare in zip(of_rounds, costs[WITHOUT], strict=True)]
+        base = BASES.get(name, WITHOUT)
+        ratios = [one / bare for one, bare in zip(of_rounds, costs[base], strict=True)]
         each = " ".join(f"{ratio:.3f}" for ratio in ratios)
-        print(f"{name:20} {median(of_rounds):12.1f} {median(ratios):6.3f}  {each}")
+        brackets = f" ({base})" if name in BASES else ""
+        print(f"{name:24} {median(of_rounds):12.1f} {median(ratios):6.3f}  {each}{brackets}")
 
 
 def parsed() -> argparse.Namespace:

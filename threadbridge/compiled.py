@@ -56,6 +56,7 @@ MODULES = (
     "sql.statements",
     "telemetry.access_log",
     "telemetry.history",
+    "telemetry.http_metrics",
     "telemetry.record",
     "telemetry.sampling",
     "telemetry.totals",

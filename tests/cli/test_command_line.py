@@ -196,6 +196,14 @@ def test_the_version_is_that_of_the_package(directory: Path) -> None:
         (["site_app:app", "--threads=1", "--lane=a:b:1"], "--lane=a:b:1: lane a: the pattern 'b' matches no path"),
         (["site_app:app", "--threads=1", "--xheaders", "--trusted_proxies=proxy"], "trusted proxy 'proxy': expected"),
         (["site_app:app", "--keyfile=key.pem"], "keyfile without certfile"),
+        (
+            ["site_app:app", "--log_json", "--access_log_format=%(h)s"],
+            "log_json and access_log_format: give one of them",
+        ),
+        (
+            ["site_app:app", "--threads=1", "--access_log_format=%(z)s"],
+            "access_log_format: there is no %(z)s; there are h, ",
+        ),
         (["site_app:app", "--threads=1", "--certfile=no.pem"], "certfile no.pem: No such file or directory"),
         (["site_app:app", "--unix_socket=s", "--port=1"], "unix_socket and port: give one of them"),
         (["site_app:app", "--config=no.toml"], "cannot read the config file no.toml: No such file or directory"),

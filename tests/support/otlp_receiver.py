@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import gzip
 import threading
+from collections.abc import Callable, Iterable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Self
 
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.common.v1.common_pb2 import KeyValue
+from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 
@@ -17,7 +21,9 @@ class Receiver:
 
     def __init__(self) -> None:
         self.spans: list[Span] = []
-        # By the service's name.
+        # The process (``service.instance.id``), and the metrics by their names; under the lock of the condition.
+        self.exports: list[tuple[str, dict[str, Metric]]] = []
+        self.metrics_came = threading.Condition()
         self.services: set[str] = set()
         self.answers = threading.Event()
         self.answers.set()
@@ -50,11 +56,28 @@ class Receiver:
                 self._note(resource.resource.attributes)
                 for scope in resource.scope_spans:
                     self.spans += scope.spans
+        if path == "/v1/metrics":
+            for described in ExportMetricsServiceRequest.FromString(body).resource_metrics:
+                instance = self._note(described.resource.attributes)
+                with self.metrics_came:
+                    metrics = {each.name: each for part in described.scope_metrics for each in part.metrics}
+                    self.exports.append((instance, metrics))
+                    self.metrics_came.notify_all()
 
-    def _note(self, attributes: object) -> None:
-        for attribute in attributes:  # type: ignore[attr-defined]
-            if attribute.key == "service.name":
-                self.services.add(attribute.value.string_value)
+    @property
+    def latest(self) -> list[dict[str, Metric]]:
+        """The latest metrics of each process."""
+        return list(dict(self.exports).values())
+
+    def wait_for_metrics(self, condition: Callable[[], bool]) -> None:
+        """Return as soon as this holds for what has come."""
+        with self.metrics_came:
+            assert self.metrics_came.wait_for(condition, 30), self.exports[-1:]
+
+    def _note(self, attributes: Iterable[KeyValue]) -> str:
+        found = {each.key: each.value.string_value for each in attributes}
+        self.services.add(found["service.name"])
+        return found["service.instance.id"]
 
     def __enter__(self) -> Self:
         self._thread.start()

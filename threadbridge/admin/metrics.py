@@ -55,16 +55,21 @@ TIMES_BY_CLASS = (
 
 
 def exposition(bridge: Bridge, is_ready: bool) -> bytes:
+    """All metrics of a bridge and its process in Prometheus' text format."""
+    return generate_latest(_Families(families(bridge, is_ready)))
+
+
+def families(bridge: Bridge, is_ready: bool) -> list[Metric]:
     """All metrics of a bridge and its process, including every request that has ended by now."""
     bridge.telemetry.flush()
-    families = [*_of_requests(bridge), *_of_process(bridge, is_ready), *ProcessCollector(registry=None).collect()]
+    found = [*_of_requests(bridge), *_of_process(bridge, is_ready), *ProcessCollector(registry=None).collect()]
     if any(bridge.desk):
-        families += _of_pools(bridge.desk)
+        found += _of_pools(bridge.desk)
     if bridge.desk.replicas:
-        families += _of_replicas(bridge.desk.replicas)
+        found += _of_replicas(bridge.desk.replicas)
     if bridge.forwarding.upstreams:
-        families += _of_hosts(bridge.forwarding)
-    return generate_latest(_Families(families))
+        found += _of_hosts(bridge.forwarding)
+    return found
 
 
 def merged(texts: Sequence[bytes]) -> bytes:

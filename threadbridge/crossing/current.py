@@ -95,7 +95,7 @@ class TrackedRequest(RunningRequest):
     pools that it has asked for a connection; the loop sets the first before the request runs, the worker the second.
     `replica` is None unless the request may read from that of its lane, and `changed_at` is when its client has last
     changed something; the loop sets both before the request runs.
-    `trace` is None if nothing is traced.
+    `trace` is None unless the request is recorded, or continues a trace.
     """
 
     lane: Lane | None = None

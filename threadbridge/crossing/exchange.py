@@ -12,6 +12,7 @@ import time
 from asyncio import Future
 from collections.abc import Callable
 from http import HTTPStatus
+from wsgiref.types import WSGIEnvironment
 
 from tornado import httputil
 
@@ -75,8 +76,12 @@ class Shared:
         # Those from which requests may read: their clients are told when they have changed something.
         self.replicas: tuple[Replica, ...] = ()
         self.load_report = load_report
+        # Called before a request that has no trace, if others have one. Worker side.
+        self.enter_untraced: Callable[[], object] | None = None
         # Whether responses have a ``Server-Timing``.
         self.tells_timing = False
+        # Whether the exchanges keep their environ, for the access log.
+        self.keeps_environ = False
         # Whether other processes may run the same application (``wsgi.multiprocess``).
         self.is_multiprocess = True
 
@@ -121,6 +126,8 @@ class Exchange(OutgoingResponse):
     # In a remote lane: the host to which it was sent last, and the error type (RFC 9209, section 2.3) if that failed.
     upstream = ""
     upstream_error = ""
+    # That of the application's call, which the worker sets if it is kept.
+    environ: WSGIEnvironment | None = None
     _forget_cancel: Callable[[], None]
     _channel: Channel | None = None
 
@@ -208,6 +215,8 @@ class Exchange(OutgoingResponse):
         trace = self.running.trace
         if trace is not None:
             trace.enter(self.queued_at, self.lane.name)
+        elif self.shared.enter_untraced is not None:
+            self.shared.enter_untraced()
         try:
             self.shared.call(self)
             self.shared.routes.ran(self.running.route, self.is_probe)

@@ -60,6 +60,8 @@ class OutgoingResponse:
     ended_at = 0.0
     # Bytes of the response's body given to the connection.
     sent = 0
+    # Its status line and fields, once it has begun.
+    head_lines = b""
     _source: Source | FileSource | None = None
 
     def __init__(self, connection: Connection, spool: Spool) -> None:
@@ -106,6 +108,7 @@ class OutgoingResponse:
 
     def _write_head(self, head: ResponseHead, body: bytes) -> Future[None] | None:
         self.status = head.status
+        self.head_lines = head.lines
         self.answered_at = time.monotonic()
         self.sent = len(body)
         return self.connection.send_head(head, body)

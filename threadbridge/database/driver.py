@@ -9,6 +9,9 @@ from typing import Any, Protocol, runtime_checkable
 from threadbridge.sql.effects import only_reads
 from threadbridge.sql.transaction import Effect
 
+# Returns a statement with comments added. Worker side.
+Tag = Callable[[Any], Any]
+
 
 @dataclass(frozen=True)
 class ConnectionSettings:
@@ -205,8 +208,8 @@ class Database(Protocol):
     def identify(self, connection: Any) -> Any:
         """The identity of a connection that was just made; None if it ends with its process, like a file's."""
 
-    def prepare(self, connection: Any, identity: Any, comment: Callable[[], str] | None) -> Session:
-        """Start observing what is sent on the connection; ``comment`` gives the text to put before each statement."""
+    def prepare(self, connection: Any, identity: Any, tag: Tag | None) -> Session:
+        """Start observing what is sent on the connection; ``tag`` adds comments to each."""
 
     def keep_control(self, server: str) -> None:
         """Make or check the control connection to a server, if `stop_query` or `kill` will need one.

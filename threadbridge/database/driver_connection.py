@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from threadbridge.common import forks
-from threadbridge.database.driver import Database, Identity, Session
+from threadbridge.database.driver import Database, Identity, Session, Tag
 from threadbridge.database.predecessors import ConnectionList, Entry
 from threadbridge.database.stopper import Orphan
 
@@ -54,14 +54,14 @@ class DriverConnection:
         """Whether this is about the driver's object ``connection``."""
         return self._connection() is connection
 
-    def prepare(self, listed: ConnectionList, comment: Callable[[], str] | None = None) -> None:
+    def prepare(self, listed: ConnectionList, tag: Tag | None = None) -> None:
         """Identify the connection, list it, and start observing what is sent on it. Raises what the driver raises."""
         connection = self._connection()
         identity = self.database.identify(connection)
         if identity is not None:
             self._entry = listed.enter(self.database, identity)
         self.identity = identity
-        self.session = self.database.prepare(connection, identity, comment)
+        self.session = self.database.prepare(connection, identity, tag)
         self._is_prepared = True
 
     @property

@@ -17,6 +17,7 @@ from threadbridge.database.driver_connection import DriverConnection
 from threadbridge.database.drivers.connecting import noting_unfinished
 from threadbridge.database.guard import Guard
 from threadbridge.database.stopper import Orphan
+from threadbridge.database.tags import tagged
 from threadbridge.sql.mask import masked
 from threadbridge.sql.statements import MAX_TEXT, Statements
 from threadbridge.sql.transaction import Effect, Transaction
@@ -24,8 +25,6 @@ from threadbridge.sql.transaction import Effect, Transaction
 logger = logging.getLogger("threadbridge")
 _refused = RepeatedLog(logger)
 
-# Characters that could end the comment that names a request, or be a parameter's placeholder in it.
-_NOT_IN_TAG = re.compile(r"[^A-Za-z0-9._:-]")
 # What traces are told of a database whose driver is not supported, or tells nothing.
 _UNKNOWN: Mapping[str, str | int] = {"db.system.name": "other_sql"}
 _ROLLBACK = re.compile(r"\s*rollback\b", re.IGNORECASE).match
@@ -67,7 +66,7 @@ class TrackedConnection:
             try:
                 self.note_unfinished(made)
                 if self._newest is not None and self._newest is not self._current:
-                    self._newest.prepare(self.guard.connections, _tag if self.guard.tags_queries else None)
+                    self._newest.prepare(self.guard.connections, tagged if self.guard.tags_queries else None)
                     self.guard.note_made(self._newest)
             except BaseException:
                 made.close()
@@ -280,19 +279,6 @@ class TrackedConnection:
     def sever(self) -> Sequence[Orphan]:
         """See `DriverConnection.sever`. Any thread."""
         return [orphan for each in self.driver_connections() if (orphan := each.sever()) is not None]
-
-
-def _tag() -> str:
-    """The comment that names the request that this thread serves, and a space; "" if it serves none.
-
-    If the request is traced, a second one names the statement's span, as sqlcommenter writes it.
-    """
-    request = current_or_none()
-    if request is None:
-        return ""
-    tag = f"/* {_NOT_IN_TAG.sub('', request.id)} */ "
-    traceparent = "" if request.trace is None else request.trace.current_traceparent
-    return f"{tag}/*traceparent='{traceparent}'*/ " if traceparent else tag
 
 
 def _rows(cursor: Any) -> int:

@@ -132,8 +132,6 @@ class Admission:
         has_parent = is_trusted and tracing.has_parent(exchange.headers)
         if has_parent or self._sampling.takes():
             exchange.running.trace = tracing.begin(exchange, has_parent=has_parent)
-        else:
-            exchange.running.trace = tracing.unrecorded
 
     def _estimate_of(self, exchange: Exchange, route: Route | None, path: str) -> Estimate:
         costs = self._shared.costs

@@ -39,6 +39,7 @@ from threadbridge.telemetry.totals import Totals
 from threadbridge.worker.wsgi import call_application, check_application
 
 if TYPE_CHECKING:
+    from threadbridge.telemetry.access_format import AccessFormat
     from threadbridge.telemetry.statsd import Statsd
     from threadbridge.telemetry.tracing import Tracing
     from threadbridge.worker.file_sending import FileSending
@@ -84,7 +85,12 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         if values["statsd"]:
             from threadbridge.telemetry.statsd import Statsd
 
-            self._statsd = Statsd(values["statsd"])
+            self._statsd = Statsd(values["statsd"], values["statsd_prefix"], values["dogstatsd_tags"])
+        access_format: AccessFormat | None = None
+        if values["access_log_format"]:
+            from threadbridge.telemetry.access_format import AccessFormat
+
+            access_format = AccessFormat(values["access_log_format"])
         tracing: Tracing | None = None
         if values["otel"]:
             # Not above: it takes megabytes.
@@ -146,7 +152,11 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         self.totals = Totals([lane.name for lane in self.lanes])
         self.telemetry.subscribe(self.totals.read)
         if values["access_log"]:
-            self.telemetry.subscribe(write_access_log)
+            if access_format is None:
+                self.telemetry.subscribe(write_access_log)
+            else:
+                self.telemetry.keep = access_format.keep
+                self.telemetry.subscribe(partial(write_access_log, line=access_format.line))
         if values["slow_log"]:
             self.telemetry.subscribe(partial(write_slow_log, values["slow_log_parameters"]))
         if self._statsd is not None:
@@ -159,7 +169,10 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         self.exchanges.tracing = tracing
         load_report = LoadReport(self.lane_choice.general, learned) if values["load_report"] else None
         self.shared = Shared(self.spool, routes, learned, cancellation, self._call, self.exchanges.ended, load_report)
+        self.shared.keeps_environ = access_format is not None and access_format.needs_environ
         self.shared.replicas = self.desk.replicas
+        if tracing is not None:
+            self.shared.enter_untraced = tracing.enter_unrecorded
         self.shared.tells_timing = values["server_timing"]
         self.forwarding = Forwarding(self.lanes)
         self._admission = Admission(

@@ -50,7 +50,7 @@ class Exchanges:
         # Looked at before the record is made: a record made after the thread's return has the final outcome.
         has_come_back = exchange.worker_is_done
         record = self._telemetry.finished(exchange)
-        if self.tracing is not None:
+        if self.tracing is not None and exchange.running.trace is not None:
             self.tracing.finish(exchange)
         if not has_come_back:
             self.watch.await_return(exchange, record)

@@ -67,7 +67,7 @@ class DevelopmentFormatter(logs.TextFormatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """See `logging.Formatter`."""
-        if isinstance(record.msg, AccessLines):
+        if isinstance(record.msg, AccessLines) and record.msg.line is None:
             return "\n".join(line for each in record.msg.records for line in self._lines(each))
         return super().format(record)
 

@@ -40,6 +40,7 @@ from threadbridge.sockets.inheritance import DRAIN, MESSAGE_SIZE, REOPEN, STOP, 
 from threadbridge.sockets.listeners import Listeners, bind, describe
 
 if TYPE_CHECKING:
+    from threadbridge.admin.metrics_export import MetricsExport
     from threadbridge.admin.server import AdminServer
     from threadbridge.process.reloader import Reloader
     from threadbridge.process.supervisor import Supervisor
@@ -145,6 +146,12 @@ class Service:
         # The supervisor has those of its processes.
         self._listeners = Listeners()
         self._sockets: list[socket.socket] = []
+        self._metrics: MetricsExport | None = None
+        if settings["otel"]:
+            # Not at the top: it takes megabytes.
+            from threadbridge.admin.metrics_export import MetricsExport
+
+            self._metrics = MetricsExport(self.bridge)
         # Set in `run`.
         self._server: ConnectionServer | None = None
         self._stop_by = 0.0
@@ -186,6 +193,8 @@ class Service:
         _warn_of_idle_loops()
         with asyncio.Runner(loop_factory=self._loop_factory) as runner:
             has_ended = runner.run(self._live())
+        if self._metrics is not None:
+            self._metrics.close()
         self.pools.close()
         # The loop no longer handles them, and the process may still wait for the application's own threads.
         hold_signals()
@@ -275,6 +284,8 @@ class Service:
         bridge.desk.begin(self._settings["run_directory"])
         # Before the first request, which may be for one of them.
         bridge.desk.watch_replicas()
+        if self._metrics is not None:
+            self._metrics.start()
         feeding = asyncio.create_task(feed_watchdog())
         keeping = asyncio.create_task(self._costs.keep(stop)) if self._costs is not None else None
         sharing: asyncio.Task[None] | None = None

@@ -18,6 +18,8 @@ from typing import TextIO
 
 from threadbridge.common.threads import NOT_STARTED
 
+# By the levels of `logging`: those of syslog, which systemd reads at the beginning of each line (``sd-daemon(3)``).
+PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6), (0, 7))
 # Bytes of lines that are kept for a reader that stands still.
 KEPT_SIZE = 4 * 1024**2
 # Seconds that the process, when it starts and when it ends, waits for a reader.
@@ -34,6 +36,15 @@ def may_block(stream: TextIO | None, descriptor: int) -> bool:
         # It is closed, or the application has replaced it.
         return False
     return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or os.isatty(descriptor)
+
+
+def goes_to_journal(descriptor: int) -> bool:
+    """Whether systemd has connected this file descriptor with the journal."""
+    try:
+        status = os.fstat(descriptor)
+    except OSError:
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
 
 
 def say(line: str) -> None:
@@ -61,6 +72,7 @@ class StandardError(logging.Handler):
         self._lost = 0
         self._has_thread = False
         self._owner = os.getpid()
+        self._has_priorities = goes_to_journal(2)
         assert self.lock is not None
         self._changed = threading.Condition(self.lock)
         # `logging.shutdown` flushes it too, unless a call of `logging.config` has made that forget it.
@@ -85,7 +97,11 @@ class StandardError(logging.Handler):
             self._keep(text)
 
     def _encoded(self, record: logging.LogRecord) -> bytes:
-        return f"{self.format(record)}\n".encode(errors="backslashreplace")
+        text = self.format(record)
+        if self._has_priorities:
+            prefix = next(f"<{priority}>" for level, priority in PRIORITIES if record.levelno >= level)
+            text = "\n".join(f"{prefix}{line}" for line in text.split("\n"))
+        return f"{text}\n".encode(errors="backslashreplace")
 
     def _keep(self, text: bytes) -> None:
         self._waiting.append(text)

@@ -18,6 +18,7 @@ import socket
 import time
 from contextlib import ExitStack
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 from threadbridge.process.application_pools import close_idle_connections
 from threadbridge.process.child import Child
@@ -29,6 +30,9 @@ from threadbridge.settings.table import Settings, grace_period
 from threadbridge.sockets.inheritance import DRAIN, REOPEN, STOP_NOW
 from threadbridge.sockets.listeners import Listeners, bind, bind_admin, bind_agent, describe
 
+if TYPE_CHECKING:
+    from threadbridge.telemetry.statsd import Statsd
+
 logger = logging.getLogger("threadbridge")
 
 # A process ends too soon if it does so before it accepts connections, or at most this many seconds after.
@@ -38,6 +42,8 @@ SOON = 10.0
 DELAYS = (0.0, 0.5, 1.0, 2.0, 4.0)
 # A process may take this many times as long to start as its event loop may stand still.
 START_FACTOR = 4
+# Seconds between two reports of their number to the statsd server.
+STATSD_INTERVAL = 1.0
 # Seconds that a process gets to end by itself, after its grace period.
 PATIENCE = 5.0
 
@@ -53,6 +59,12 @@ class Supervisor:
         self._admin_listeners: list[socket.socket] = []
         self._agent_listeners: list[socket.socket] = []
         self._run_directory = settings["run_directory"]
+        self._statsd: Statsd | None = None
+        if settings["statsd"]:
+            # Not at the top: few have such a server.
+            from threadbridge.telemetry.statsd import Statsd
+
+            self._statsd = Statsd(settings["statsd"], settings["statsd_prefix"], settings["dogstatsd_tags"])
         # Whether any process has ever accepted connections.
         self._works = False
         self._status = 0
@@ -83,7 +95,13 @@ class Supervisor:
         on_signal(signal.SIGUSR2, self._reload.set)
         try:
             async with asyncio.TaskGroup() as group:
-                lives = (self._start_all(), self._reload_when_told(), self._watch(), feed_watchdog())
+                lives = (
+                    self._start_all(),
+                    self._reload_when_told(),
+                    self._watch(),
+                    self._tell_statsd(),
+                    feed_watchdog(),
+                )
                 tasks = [group.create_task(each) for each in lives]
                 await self._stop.wait()
                 for task in tasks:
@@ -232,6 +250,12 @@ class Supervisor:
                         *(child, stalled_for, START_FACTOR, limit),
                     )
                 child.kill()
+
+    async def _tell_statsd(self) -> None:
+        """Send the number of processes that serve to the statsd server, if there is one; they send the rest."""
+        while self._statsd is not None:
+            self._statsd.gauge("gunicorn.workers", sum(child.is_ready for child in self._children))
+            await asyncio.sleep(STATSD_INTERVAL)
 
     async def _end_all(self) -> None:
         # Starts nothing more, also after an exception in this class.

@@ -162,8 +162,8 @@ class BridgeSettings(TypedDict, total=False):
     tag_queries: Annotated[
         bool,
         False,
-        "Begin statements with a comment naming their request, /* ID */, for the database's process list; with otel, a "
-        "second one names the trace, /*traceparent='...'*/.",
+        "Begin statements with a comment naming their request, /* ID */, for the database's process list; with otel, "
+        "one at the end names the trace, /*traceparent='...'*/.",
     ]
     client_key: Annotated[
         Callable[[HTTPHeaders, str], str] | None,
@@ -242,6 +242,12 @@ class BridgeSettings(TypedDict, total=False):
         "balancers.md. Only loopback, Unix sockets and trusted_proxies get it.",
     ]
     access_log: Annotated[bool, True, "Write a line to the access log, at level info, when a request has ended."]
+    access_log_format: Annotated[
+        str,
+        "",
+        "Write the lines of the access log in this format, with gunicorn's atoms, such as '%(h)s \"%(r)s\" %(s)s "
+        "%({x-request-id}i)s'; see tracing.md. By default, they are in the combined format with more fields.",
+    ]
     slow_log: Annotated[
         float,
         seconds(0),
@@ -258,14 +264,18 @@ class BridgeSettings(TypedDict, total=False):
     otel: Annotated[
         bool,
         False,
-        "Trace requests and their SQL with OpenTelemetry, which its own environment variables, OTEL_..., configure; "
-        "see tracing.md.",
+        "Trace requests and their SQL, and export metrics, with OpenTelemetry, which its own environment variables, "
+        "OTEL_..., configure; see tracing.md.",
     ]
     statsd: Annotated[
         str,
         "",
         "Send the number of requests, their statuses and durations to the statsd server at this HOST:PORT, over UDP, "
         "under gunicorn's names; see tracing.md.",
+    ]
+    statsd_prefix: Annotated[str, "", "Put this and a dot before the names for statsd."]
+    dogstatsd_tags: Annotated[
+        str, "", "Add these tags to all that is sent to statsd, as DogStatsD wants them: env:prod,team:shop."
     ]
     server_timing: Annotated[
         bool,
@@ -769,9 +779,14 @@ def _check_combinations(values: Mapping[str, object], origins: Mapping[str, str]
             raise SettingError(f"{name} without certfile: give the certificate too, or leave {name} out")
     if (values.get("client_certificates", "none") != "none") != bool(values.get("client_ca_file")):
         raise SettingError("client_certificates and client_ca_file: give both, or neither")
+    for name in ("statsd_prefix", "dogstatsd_tags"):
+        if values[name] and not values["statsd"]:
+            raise SettingError(f"{name} without statsd: give the server's address too, or leave {name} out")
     for name in ("log_json", "log_file_prefix", "log_to_stderr"):
         if values.get("log_config") and values[name]:
             raise SettingError(f"log_config and {name}: give one of them, the file says where logs go and how")
+    if values.get("log_json") and values["access_log_format"]:
+        raise SettingError("log_json and access_log_format: give one of them, JSON has no format")
     for name in ("address", "port", "reuse_port"):
         if values.get("unix_socket") and origins.get(name, "default") == origins["unix_socket"] != "default":
             raise SettingError(f"unix_socket and {name}: give one of them, a Unix socket has no {name}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
 from threadbridge.crossing.exchange import Exchange
 from threadbridge.crossing.recent_use import BOUNDS, SHORT
@@ -31,6 +32,8 @@ class Record:
     method = ""
     target = ""
     version = ""
+    # "http" or "https", as the client sees it.
+    scheme = ""
     referer = ""
     user_agent = ""
     status = 0
@@ -71,6 +74,8 @@ class Record:
     slow_statements: tuple[Statement, ...] | None = None
     # The latest statements of any request; None except during development.
     all_statements: tuple[Statement, ...] | None = None
+    # What only the access log's own format shows, by the names there.
+    kept: Mapping[str, str | int | float] | None = None
     # When the request's head was complete, in seconds since 1970.
     started_at = 0.0
 
@@ -88,7 +93,9 @@ def record_of(exchange: Exchange, slow_after: float) -> Record:
     run = answered_at - run_at if run_at else 0.0
     record.id = exchange.id
     record.key = exchange.key
-    record.client = exchange.peer.address
+    peer = exchange.peer
+    record.client = peer.address
+    record.scheme = peer.scheme
     line = exchange.start_line
     record.method = line.method
     record.target = line.path

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import logging
+import re
 import socket
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from threadbridge.common.repeated_log import RepeatedLog
-from threadbridge.telemetry.record import Record
+
+if TYPE_CHECKING:
+    from threadbridge.telemetry.record import Record
 
 logger = logging.getLogger("threadbridge")
 
+# What would end a name, or a line, or begin another field of it.
+_PREFIX = re.compile(r"[A-Za-z0-9_./-]*").fullmatch
+_TAGS = re.compile(r"[^|\s]*").fullmatch
 # Bytes of a datagram that no Ethernet has to divide.
 LARGEST = 1432
 
@@ -19,10 +26,20 @@ LARGEST = 1432
 class Statsd:
     """Sends the telemetry's records to a statsd server, over UDP: nothing waits for it. A reader; loop side.
 
-    :param address: ``HOST:PORT``. Raises ``ValueError`` if that is no address.
+    :param address: ``HOST:PORT``.
+    :param prefix: comes before each name, with a dot.
+    :param tags: DogStatsD's, such as ``env:prod,team:shop``.
+
+    Raises ``ValueError`` for what cannot be used.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, prefix: str = "", tags: str = "") -> None:
+        if not _PREFIX(prefix):
+            raise ValueError(f"statsd_prefix={prefix!r}: expected letters, digits, and any of _./-")
+        if not _TAGS(tags):
+            raise ValueError(f"dogstatsd_tags={tags!r}: expected tags such as env:prod,team:shop, without | and spaces")
+        self._prefix = f"{prefix.rstrip('.')}." if prefix else ""
+        self._suffix = f"|#{tags}" if tags else ""
         host, _, port = address.rpartition(":")
         try:
             if not host or not port.isdigit():
@@ -37,7 +54,14 @@ class Statsd:
         self._failed = RepeatedLog(logger)
 
     def __call__(self, records: Sequence[Record]) -> None:
-        for datagram in _datagrams(_lines(records)):
+        self._send(_lines(records))
+
+    def gauge(self, name: str, value: int) -> None:
+        """Send the present value of something that goes up and down."""
+        self._send([f"{name}:{value}|g"])
+
+    def _send(self, lines: Iterable[str]) -> None:
+        for datagram in _datagrams(f"{self._prefix}{line}{self._suffix}" for line in lines):
             try:
                 # Not connected: one that nobody receives must not make the next one fail.
                 self._socket.sendto(datagram, self._where)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from threadbridge.common.repeated_log import RepeatedLog
@@ -34,6 +34,8 @@ class Telemetry:
         self._readers: list[Callable[[Sequence[Record]], None]] = []
         self._timer: asyncio.TimerHandle | None = None
         self._failed = RepeatedLog(logger)
+        # Reads of an exchange what records do not have, for the access log's own format.
+        self.keep: Callable[[Exchange], Mapping[str, str | int | float]] | None = None
         # Set during development: all statements are kept then, not only those of slow requests.
         self.recent: RecentRequests | None = None
 
@@ -47,6 +49,10 @@ class Telemetry:
         record = record_of(exchange, self._slow_after)
         if self.recent is not None:
             record.all_statements = tuple(exchange.running.statements.latest)
+        if self.keep is not None:
+            record.kept = self.keep(exchange)
+            # It refers to the exchange.
+            exchange.environ = None
         self._add(record)
         return record
 

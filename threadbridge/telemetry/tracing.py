@@ -6,10 +6,10 @@ https://opentelemetry.io/docs/specs/semconv/http/http-spans/ and https://opentel
 from __future__ import annotations
 
 import re
-import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import copy
+from functools import partial
 from hashlib import blake2b
 from random import Random
 from typing import TYPE_CHECKING, Any, cast
@@ -18,9 +18,9 @@ from tornado.httputil import HTTPHeaders
 
 from threadbridge.crossing.current import names_for_logs
 from threadbridge.crossing.exchange import Exchange
-from threadbridge.crossing.trace import RequestTrace
 from threadbridge.sql.mask import masked
 from threadbridge.sql.statements import Statement
+from threadbridge.telemetry.http_metrics import METHODS, known_method
 from threadbridge.telemetry.sampling import Sampling
 
 try:
@@ -37,10 +37,10 @@ if TYPE_CHECKING:
 
     from opentelemetry.context import Context
 
-# Seconds that the export of what is left may take when the process ends.
-FLUSH_TIME = 3.0
+# Seconds from which on a wait has a span. For shorter ones the attribute is enough: a span costs as much as the
+# request's own.
+SHORTEST_WAIT = 0.001
 
-_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "QUERY"})
 # Parts of URLs that give access to whoever knows them, by the conventions.
 _SECRET = re.compile(r"(?<![^&;])(AWSAccessKeyId|Signature|sig|X-Goog-Signature)=[^&]*")
 # The samplers by the names that they have for operators, with the ratio.
@@ -65,7 +65,7 @@ class Tracing:
     def __init__(self) -> None:
         if isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
             # Not above: the application may use another one.
-            from threadbridge.telemetry.trace_export import provider_of_environment
+            from threadbridge.telemetry.otlp import provider_of_environment
 
             trace.set_tracer_provider(provider_of_environment())
         provider = trace.get_tracer_provider()
@@ -76,7 +76,10 @@ class Tracing:
         ratio = _RATIO(description or "")
         self.sampling = Sampling(float(ratio[1]) if ratio else 1.0)
         self._recording = _recording(self._tracer, float(ratio[1])) if ratio else self._tracer
-        self.unrecorded: RequestTrace = Unrecorded()
+        # What the application's own instrumentation sees in requests that are not recorded and have no parent. Never
+        # detached: each request attaches its own.
+        unrecorded = trace.set_span_in_context(_UnrecordedSpan(), contexts.Context())
+        self.enter_unrecorded: Callable[[], object] = partial(contexts.attach, unrecorded)
         # ``traceparent`` and others, unless OTEL_PROPAGATORS names other formats.
         self._fields = [name for name in propagate.get_global_textmap().fields if name != "tracestate"]
         self._none = contexts.Context()
@@ -92,7 +95,7 @@ class Tracing:
         if has_parent:
             carrier = {name.lower(): value for name, value in exchange.headers.get_all()}
             parent, tracer = propagate.extract(carrier, self._none), self._tracer
-        method = line.method if line.method in _METHODS else "_OTHER"
+        method = known_method(line.method)
         # Samplers see only these.
         attributes = {
             "http.request.method": method,
@@ -128,13 +131,12 @@ class Tracing:
         span.end()
 
     def flush(self) -> None:
-        """Export what has ended, within `FLUSH_TIME`. Any thread but the loop's."""
+        """Export what has ended, within a few seconds. Any thread but the loop's."""
         flush = getattr(trace.get_tracer_provider(), "force_flush", None)
         if flush is not None:
-            # It does not keep to a time limit while the collector does not answer.
-            flushing = threading.Thread(target=flush, name="threadbridge-traces", daemon=True)
-            flushing.start()
-            flushing.join(FLUSH_TIME)
+            from threadbridge.telemetry.otlp import call_within_flush_time
+
+            call_within_flush_time(flush)
 
 
 def _attributes(exchange: Exchange) -> dict[str, str | int | float]:
@@ -146,7 +148,7 @@ def _attributes(exchange: Exchange) -> dict[str, str | int | float]:
         "threadbridge.lane": exchange.lane.name,
         "threadbridge.ending": str(exchange.state),
     }
-    if line.method not in _METHODS:
+    if line.method not in METHODS:
         found["http.request.method_original"] = line.method
     query = line.path.partition("?")[2]
     if query:
@@ -164,13 +166,15 @@ def _attributes(exchange: Exchange) -> dict[str, str | int | float]:
         found["user_agent.original"] = headers["User-Agent"]
     if exchange.upstream:
         found["threadbridge.upstream"] = exchange.upstream
+    if exchange.queued_at:
+        found["threadbridge.wait"] = (exchange.run_at or exchange.ended_at) - exchange.queued_at
     if exchange.before >= 0.0:
         found["threadbridge.before"] = exchange.before
     return found
 
 
 class Trace:
-    """The trace of one request: a `RequestTrace`.
+    """The trace of one request: a `threadbridge.crossing.trace.RequestTrace`.
 
     The loop begins and ends the span; the worker owns the rest.
     """
@@ -194,8 +198,11 @@ class Trace:
         return _traceparent(current) if current.trace_flags.sampled else ""
 
     def note_wait(self, queued_at: float, lane: str) -> None:
-        """Add a span for the wait in the lane, until now. Either side."""
-        began = time.time_ns() - int(1e9 * (time.monotonic() - queued_at))
+        """Add a span for the wait in the lane, until now, unless it was short. Either side."""
+        wait = time.monotonic() - queued_at
+        if wait < SHORTEST_WAIT:
+            return
+        began = time.time_ns() - int(1e9 * wait)
         attributes = {"threadbridge.lane": lane}
         self._tracer.start_span("wait for a thread", self.context, attributes=attributes, start_time=began).end()
 
@@ -250,28 +257,6 @@ class _UnrecordedSpan(NonRecordingSpan):
         digest = blake2b(request_id.encode(), digest_size=24).digest()
         ids = int.from_bytes(digest[:16]), int.from_bytes(digest[16:])
         return SpanContext(*ids, is_remote=False, trace_flags=TraceFlags(TraceFlags.DEFAULT))
-
-
-class Unrecorded:
-    """The trace of all requests that are not recorded and have no parent: a `RequestTrace`."""
-
-    traceparent = current_traceparent = ""
-
-    def __init__(self) -> None:
-        self._context = trace.set_span_in_context(_UnrecordedSpan(), contexts.Context())
-
-    def enter(self, queued_at: float, lane: str) -> None:
-        # Never detached: each request attaches its own.
-        contexts.attach(self._context)
-
-    def leave(self) -> None:
-        pass
-
-    def begin_statement(self, statement: Statement, database: Mapping[str, str | int]) -> None:
-        return None
-
-    def end_statement(self, begun: object, statement: Statement) -> None:
-        pass
 
 
 class _SampledIds(RandomIdGenerator):

@@ -141,7 +141,10 @@ class Call:
 
     def run(self, application: WSGIApplication) -> None:
         """Call the application and send its response; raises its exceptions, and `ApplicationError`."""
-        result: Any = application(environ_of(self._exchange), self._start_response)
+        environ = environ_of(self._exchange)
+        if self._exchange.shared.keeps_environ:
+            self._exchange.environ = environ
+        result: Any = application(environ, self._start_response)
         try:
             if isinstance(result, (list, tuple)):
                 self._send_list(result)

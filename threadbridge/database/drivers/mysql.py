@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from threadbridge.database.driver import ConnectionSettings, Session, StopFailed, attributes_of, name_of
+from threadbridge.database.driver import ConnectionSettings, Session, StopFailed, Tag, attributes_of, name_of
 from threadbridge.database.drivers.control_connection import ControlConnection, ControlsByServer, execute
 from threadbridge.database.drivers.mysql_control import POSITIONAL, ServerControls, verify
 from threadbridge.database.drivers.mysql_drivers import DRIVERS
@@ -23,6 +23,7 @@ from threadbridge.database.drivers.mysql_errors import (
 from threadbridge.database.drivers.mysql_identity import Identity, Server, Variables, tagged_identity
 from threadbridge.database.drivers.mysql_replication import MySQLReplication
 from threadbridge.database.drivers.mysql_session import MySQLSession
+from threadbridge.database.tags import preceded_by
 
 # Seconds to connect, unless the pool's settings contain a time.
 CONNECT_TIMEOUT = 10
@@ -104,7 +105,7 @@ class MySQL:
             return ""
         return f"a proxy with connection ids of its own is in between, and {problem}"
 
-    def prepare(self, connection: Any, identity: Identity, comment: Callable[[], str] | None) -> Session:
+    def prepare(self, connection: Any, identity: Identity, tag: Tag | None) -> Session:
         """With a statement limit, costs two round trips for each connection made."""
         without_limit = None
         if self._settings.is_replica:
@@ -114,12 +115,12 @@ class MySQL:
         elif self._limit:
             self._set_limit_behind_proxy(connection)
         if identity.tag:
-            tag, further = f"/* {identity.tag} */ ", comment or (lambda: "")
+            further = tag
 
-            def comment() -> str:
-                return tag + further()
+            def tag(sql: Any) -> Any:
+                return preceded_by(f"/* {identity.tag} */ ", sql if further is None else further(sql))
 
-        return MySQLSession(connection, self._driver, comment, without_limit)
+        return MySQLSession(connection, self._driver, tag, without_limit)
 
     def replication(self) -> MySQLReplication:
         """See `ReplicatedDatabase`."""

@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+from threadbridge.database.driver import Tag
 from threadbridge.database.drivers.mysql_drivers import MySQLDriver
 from threadbridge.database.drivers.mysql_errors import number_of
 from threadbridge.sql.effects import bare, in_words, may_change_session, only_reads
@@ -77,14 +78,14 @@ class MySQLSession:
         self,
         connection: Any,
         driver: MySQLDriver,
-        comment: Callable[[], str] | None,
+        tag: Tag | None,
         without_limit: tuple[bytes, bytes] | None,
     ) -> None:
         # No reference cycle: a connection that is forgotten is closed at once.
         self._connection = weakref.ref(connection)
         self._get_autocommit = driver.autocommits
         self._send_rollback = driver.send_rollback
-        self._comment = comment
+        self._tag = tag
         # Whether rows of a cursor arrive while they are fetched; the first word of a query, and its replacement that
         # lifts the time limit for these cursors.
         self._unbuffers = driver.is_unbuffered
@@ -132,9 +133,8 @@ class MySQLSession:
             size = len(word)
             if text[:size].lower() == word:
                 sql = replacement + text[size:]
-        if self._comment is not None:
-            comment = self._comment()
-            sql = comment + sql if isinstance(sql, str) else comment.encode() + sql
+        if self._tag is not None:
+            sql = self._tag(sql)
         assert self._send is not None
         return self._send(self._connection(), sql, *args, **kwargs)
 

@@ -7,12 +7,12 @@ import importlib
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from threadbridge.database.driver import ConnectionSettings, Session, StopFailed, attributes_of, name_of
+from threadbridge.database.driver import ConnectionSettings, Session, StopFailed, Tag, attributes_of, name_of
 from threadbridge.database.drivers.control_connection import (
     ControlConnection,
     ControlConnections,
@@ -125,10 +125,10 @@ class PostgreSQL:
         info = connection.info
         return not (identity.started and identity.address) or identity.address == f"{info.hostaddr}:{info.port}"
 
-    def prepare(self, connection: Any, identity: Identity, comment: Callable[[], str] | None) -> Session:
+    def prepare(self, connection: Any, identity: Identity, tag: Tag | None) -> Session:
         """Statements that are the driver's objects get no comment."""
-        if comment is not None:
-            _tag(connection, comment)
+        if tag is not None:
+            _tag(connection, tag)
         return PostgreSQLSession(connection)
 
     def replication(self) -> PostgreSQLReplication:
@@ -240,24 +240,18 @@ def _has_timeout(settings: ConnectionSettings) -> bool:
     return any(_TIMEOUT_OR_SERVICE(text) for text in _connection_strings(settings))
 
 
-def _tag(connection: Any, comment: Callable[[], str]) -> None:
+def _tag(connection: Any, tag: Tag) -> None:
     # With psycopg2, it is None at first.
     kind: Any = connection.cursor_factory or importlib.import_module("psycopg2.extensions").cursor
 
     class TaggingCursor(kind):  # type: ignore[misc]
         def execute(self, query: Any, *args: Any, **kwargs: Any) -> Any:
-            return super().execute(_tagged(query, comment), *args, **kwargs)
+            return super().execute(tag(query), *args, **kwargs)
 
         def executemany(self, query: Any, *args: Any, **kwargs: Any) -> Any:
-            return super().executemany(_tagged(query, comment), *args, **kwargs)
+            return super().executemany(tag(query), *args, **kwargs)
 
     connection.cursor_factory = TaggingCursor
-
-
-def _tagged(query: Any, comment: Callable[[], str]) -> Any:
-    if isinstance(query, str):
-        return comment() + query
-    return comment().encode() + query if isinstance(query, bytes) else query
 
 
 def _sqlstate(error: BaseException) -> str | None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from threadbridge.database.driver import ConnectionSettings, Session, attributes_of, name_of
+from threadbridge.database.driver import ConnectionSettings, Session, Tag, attributes_of, name_of
 from threadbridge.database.drivers.sqlite_session import SQLiteSession
 
 # The file, its directory or its disk cannot be used. That another connection has locked it (SQLITE_BUSY) is no outage.
@@ -40,8 +40,8 @@ class SQLite:
     def identify(self, connection: Any) -> None:
         return None
 
-    def prepare(self, connection: Any, identity: None, comment: Callable[[], str] | None) -> Session:
-        """The comment is of no use, as there is no server with a list of statements."""
+    def prepare(self, connection: Any, identity: None, tag: Tag | None) -> Session:
+        """The comments are of no use, as there is no server with a list of statements."""
         return SQLiteSession(connection)
 
     def keep_control(self, server: str) -> None:
