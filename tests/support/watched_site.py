@@ -1,0 +1,148 @@
+"""A frontend with an operators' port, under an ordinary load, for Prometheus to watch."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from urllib.parse import quote
+
+import requests
+
+from tests.support.processes import MARIADB_SCRIPT, Frontend, free_port, private_mariadb
+from tests.support.replication import Server, replicated
+
+# How long a client waits between two requests, in seconds.
+PAUSE = 0.05
+
+
+class WatchedSite(Frontend):
+    """``python -m threadbridge breakable:app``, whose source is a copy in this directory: a test may break it."""
+
+    def __init__(
+        self, directory: Path, mariadb: Mapping[str, str], *arguments: str, env: Mapping[str, str] | None = None
+    ) -> None:
+        self.directory = directory
+        self.admin_port = free_port()
+        self.source = directory / "breakable.py"
+        self.source.write_text((Path(__file__).parent / "applications" / "breakable.py").read_text())
+        self.mariadb = mariadb
+        # What it may need besides, for a test to break.
+        self.upstream: WatchedSite | None = None
+        self.replica: Server | None = None
+        options = ("--pool=breakable:pool", "--port={port}", f"--admin_port={self.admin_port}", *arguments)
+        super().__init__(
+            ("-m", "threadbridge", "breakable:app", *options), env={**mariadb, **(env or {})}, cwd=directory
+        )
+        self._certificate = directory / "site.pem"
+        if self._certificate.exists():
+            self.url = self.url.replace("http", "https")
+
+    def start(self) -> None:
+        super().start()
+        # Now the server knows that these requests need the pool.
+        for path in ("/short", "/sql?SELECT 1"):
+            self.get(path)
+
+    def get(self, target: str, timeout: float = 60, client: str = "127.0.0.1") -> requests.Response:
+        """Ask; `client` is the address that a proxy would name."""
+        headers = {"X-Real-IP": client, "Connection": "close"}
+        url = f"{self.url}{quote(target, safe='/?')}"
+        return requests.get(url, timeout=timeout, headers=headers, verify=str(self._certificate))
+
+    def leave(self, target: str, seconds: float) -> None:
+        """Ask, and leave without having been answered."""
+        with suppress(requests.RequestException):
+            self.get(target, timeout=seconds)
+
+    def connect(self, head: str) -> socket.socket:
+        """A connection on which this part of a request's head has been sent."""
+        client = socket.create_connection(("127.0.0.1", self.port), timeout=60)
+        client.sendall(head.encode())
+        return client
+
+    @contextmanager
+    def repeating(self, *actions: Callable[[], object], times: int = 1) -> Iterator[None]:
+        """Do each of these again and again in that many threads of its own; what fails does not matter."""
+        done = threading.Event()
+
+        def repeat(action: Callable[[], object]) -> None:
+            while not done.wait(PAUSE):
+                with suppress(requests.RequestException, OSError):
+                    action()
+
+        threads = [threading.Thread(target=repeat, args=(action,)) for action in actions for _ in range(times)]
+        for thread in threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            for thread in threads:
+                thread.join()
+
+    @contextmanager
+    def under_load(self, *targets: str) -> Iterator[None]:
+        """Under an ordinary load: two kinds of short requests, and these."""
+        paths = ("/", "/short", *targets)
+
+        def asks(path: str) -> Callable[[], object]:
+            return lambda: self.get(path)
+
+        with self.repeating(*map(asks, paths)):
+            yield
+
+    @property
+    def database(self) -> Path:
+        """The directory of its database."""
+        return Path(self.mariadb["MYSQL_UNIX_SOCKET"]).parent
+
+    def set_database(self, order: str) -> None:
+        """``start`` or ``stop`` its database."""
+        subprocess.run([MARIADB_SCRIPT, order, self.database], check=True)
+
+    def as_root(self, sql: str) -> None:
+        """Let the database's administrator do this."""
+        command = ["mariadb", "--no-defaults", f"--socket={self.mariadb['MYSQL_UNIX_SOCKET']}", "--user=root"]
+        subprocess.run([*command, f"--execute={sql}"], check=True)
+
+
+@contextmanager
+def site(directory: Path, *arguments: str) -> Iterator[WatchedSite]:
+    """A site with its own database."""
+    with private_mariadb() as mariadb, WatchedSite(directory, mariadb, *arguments) as found:
+        yield found
+
+
+@contextmanager
+def site_with_remote_lane(directory: Path, *arguments: str) -> Iterator[WatchedSite]:
+    """A site with a lane for /far/ whose requests another site runs."""
+    (directory / "upstream").mkdir()
+    with site(directory / "upstream") as upstream, private_mariadb() as mariadb:
+        lane = f"--lane=far:/far/*:{upstream.url}"
+        with WatchedSite(directory, mariadb, lane, *arguments) as found:
+            found.upstream = upstream
+            yield found
+
+
+@contextmanager
+def site_with_replica(directory: Path, *arguments: str) -> Iterator[WatchedSite]:
+    """A site with a lane for /reports/ whose requests read from a replica of its database."""
+    with replicated() as (primary, replica):
+        (directory / "replica.json").write_text(json.dumps(replica.settings))
+        (directory / "password").write_text(primary.settings["password"])
+        mariadb = {
+            "MYSQL_UNIX_SOCKET": primary.settings["unix_socket"],
+            "MYSQL_USER": primary.settings["user"],
+            "MYSQL_DATABASE": primary.settings["database"],
+            "MYSQL_PASSWORD_FILE": str(directory / "password"),
+        }
+        lane = "--lane=reports:/reports/*:2:breakable:replica"
+        env = {"REPLICA_SETTINGS": str(directory / "replica.json")}
+        with WatchedSite(directory, mariadb, lane, *arguments, env=env) as found:
+            found.replica = replica
+            yield found
