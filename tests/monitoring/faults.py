@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import resource
 import signal
-import subprocess
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.support.watched_site import WatchedSite, site_with_remote_lane, site_with_replica
+import MySQLdb
+
+from tests.support.watched_site import (
+    WatchedSite,
+    https_site,
+    make_certificate,
+    site_with_remote_lane,
+    site_with_replica,
+)
 from tests.support.watched_site import site as plain_site
 
 SLEEP = "/sql?SELECT SLEEP(3)"
@@ -142,16 +149,21 @@ def the_application_keeps_its_connections(site: WatchedSite) -> Iterator[None]:
 )
 def the_database_accepts_no_connection_to_stop_queries(site: WatchedSite) -> Iterator[None]:
     user = site.mariadb["MYSQL_USER"]
-    site.as_root(f"ALTER USER {user}@localhost ACCOUNT LOCK")
-    with site.repeating(lambda: site.leave("/sql?SELECT SLEEP(5)", 0.3)):
+    with site.repeating(lambda: site.leave("/sql?SELECT SLEEP(100)", 0.3), times=3):
+        site.as_root("ALTER USER %s@localhost ACCOUNT LOCK", user)
+        # Among them, the one that the server keeps for this.
+        idle = "SELECT id FROM information_schema.processlist WHERE user = %s AND command = 'Sleep'"
+        for (number,) in site.as_root(idle, user):
+            with suppress(MySQLdb.OperationalError):
+                site.as_root("KILL %s", number)
         yield
-    site.as_root(f"ALTER USER {user}@localhost ACCOUNT UNLOCK")
+    site.as_root("ALTER USER %s@localhost ACCOUNT UNLOCK", user)
 
 
 @causes("ConnectionsLost", also=["ServerErrors"])
 def connections_are_ended_while_idle(site: WatchedSite) -> Iterator[None]:
     user = site.mariadb["MYSQL_USER"]
-    with site.repeating(lambda: site.as_root(f"KILL USER {user}"), times=2):
+    with site.repeating(lambda: site.as_root("KILL USER %s", user), times=2):
         yield
 
 
@@ -201,28 +213,6 @@ def the_replica_is_down(site: WatchedSite) -> Iterator[None]:
         site.replica.kill()
         yield
         site.replica.start()
-
-
-def make_certificate(directory: Path, days: int = 90) -> None:
-    """A certificate for 127.0.0.1 that expires in so many days."""
-    subprocess.run(
-        [
-            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-noenc"),
-            *("-days", f"{days}", "-subj", "/CN=tests", "-addext", "subjectAltName=IP:127.0.0.1"),
-            *("-keyout", "site.key", "-out", "site.pem"),
-        ],
-        cwd=directory,
-        check=True,
-        capture_output=True,
-    )
-
-
-@contextmanager
-def https_site(directory: Path) -> Iterator[WatchedSite]:
-    """A site that serves HTTPS."""
-    make_certificate(directory)
-    with plain_site(directory, "--certfile=site.pem", "--keyfile=site.key") as site:
-        yield site
 
 
 @causes("CertificateExpires", site=https_site)

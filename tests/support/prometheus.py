@@ -114,6 +114,11 @@ class Prometheus:
         result = self._get("query", query=expression)["result"]
         return [(sample["metric"], float(sample["value"][1])) for sample in result]
 
+    def range(self, expression: str) -> list[tuple[Mapping[str, str], list[float]]]:
+        """The labels of all series that the expression has had, and their values at each interval."""
+        found = self._get("query_range", query=expression, start=self._begun, end=time.time(), step=INTERVAL)
+        return [(series["metric"], [float(value) for _, value in series["values"]]) for series in found["result"]]
+
     @property
     def firing(self) -> set[str]:
         """The names of the alerts that fire now."""

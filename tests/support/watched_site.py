@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import socket
+import ssl
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
+import MySQLdb
 import requests
 
 from tests.support.processes import MARIADB_SCRIPT, Frontend, free_port, private_mariadb
@@ -50,7 +54,7 @@ class WatchedSite(Frontend):
 
     def get(self, target: str, timeout: float = 60, client: str = "127.0.0.1") -> requests.Response:
         """Ask; `client` is the address that a proxy would name."""
-        headers = {"X-Real-IP": client, "Connection": "close"}
+        headers = {"X-Real-IP": client, "X-Request-Start": f"t={time.time():.3f}", "Connection": "close"}
         url = f"{self.url}{quote(target, safe='/?')}"
         return requests.get(url, timeout=timeout, headers=headers, verify=str(self._certificate))
 
@@ -62,6 +66,10 @@ class WatchedSite(Frontend):
     def connect(self, head: str) -> socket.socket:
         """A connection on which this part of a request's head has been sent."""
         client = socket.create_connection(("127.0.0.1", self.port), timeout=60)
+        if self._certificate.exists():
+            client = ssl.create_default_context(cafile=str(self._certificate)).wrap_socket(
+                client, server_hostname="127.0.0.1"
+            )
         client.sendall(head.encode())
         return client
 
@@ -72,7 +80,7 @@ class WatchedSite(Frontend):
 
         def repeat(action: Callable[[], object]) -> None:
             while not done.wait(PAUSE):
-                with suppress(requests.RequestException, OSError):
+                with suppress(requests.RequestException, OSError, MySQLdb.Error):
                     action()
 
         threads = [threading.Thread(target=repeat, args=(action,)) for action in actions for _ in range(times)]
@@ -105,10 +113,12 @@ class WatchedSite(Frontend):
         """``start`` or ``stop`` its database."""
         subprocess.run([MARIADB_SCRIPT, order, self.database], check=True)
 
-    def as_root(self, sql: str) -> None:
-        """Let the database's administrator do this."""
-        command = ["mariadb", "--no-defaults", f"--socket={self.mariadb['MYSQL_UNIX_SOCKET']}", "--user=root"]
-        subprocess.run([*command, f"--execute={sql}"], check=True)
+    def as_root(self, sql: str, *parameters: object) -> tuple[tuple[Any, ...], ...]:
+        """What a statement of the database's administrator gives."""
+        settings = {"unix_socket": self.mariadb["MYSQL_UNIX_SOCKET"], "user": "root", "autocommit": True}
+        with closing(MySQLdb.connect(**settings)) as connection, connection.cursor() as cursor:
+            cursor.execute(sql, parameters or None)
+            return tuple(cursor.fetchall())
 
 
 @contextmanager
@@ -121,12 +131,9 @@ def site(directory: Path, *arguments: str) -> Iterator[WatchedSite]:
 @contextmanager
 def site_with_remote_lane(directory: Path, *arguments: str) -> Iterator[WatchedSite]:
     """A site with a lane for /far/ whose requests another site runs."""
-    (directory / "upstream").mkdir()
-    with site(directory / "upstream") as upstream, private_mariadb() as mariadb:
-        lane = f"--lane=far:/far/*:{upstream.url}"
-        with WatchedSite(directory, mariadb, lane, *arguments) as found:
-            found.upstream = upstream
-            yield found
+    with _upstream(directory) as upstream, site(directory, _far(upstream), *arguments) as found:
+        found.upstream = upstream
+        yield found
 
 
 @contextmanager
@@ -146,3 +153,50 @@ def site_with_replica(directory: Path, *arguments: str) -> Iterator[WatchedSite]
         with WatchedSite(directory, mariadb, lane, *arguments, env=env) as found:
             found.replica = replica
             yield found
+
+
+@contextmanager
+def https_site(directory: Path, *arguments: str) -> Iterator[WatchedSite]:
+    """A site that serves HTTPS."""
+    make_certificate(directory)
+    with site(directory, *HTTPS, *arguments) as found:
+        yield found
+
+
+@contextmanager
+def site_with_everything(directory: Path, *arguments: str) -> Iterator[WatchedSite]:
+    """A site with HTTPS, two processes, a remote lane, a lane with a replica, and a lane of its own for /quick/."""
+    with _upstream(directory) as upstream:
+        make_certificate(directory)
+        options = (*HTTPS, "--processes=2", _far(upstream), "--lane=quick-ones:/quick/*:2", *arguments)
+        with site_with_replica(directory, *options) as found:
+            found.upstream = upstream
+            yield found
+
+
+@contextmanager
+def _upstream(directory: Path) -> Iterator[WatchedSite]:
+    (directory / "upstream").mkdir()
+    with site(directory / "upstream") as upstream:
+        yield upstream
+
+
+def _far(upstream: WatchedSite) -> str:
+    return f"--lane=far:/far/*:{upstream.url}"
+
+
+HTTPS = ("--certfile=site.pem", "--keyfile=site.key")
+
+
+def make_certificate(directory: Path, days: int = 90) -> None:
+    """A certificate for 127.0.0.1 that expires in so many days."""
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-noenc"),
+            *("-days", f"{days}", "-subj", "/CN=tests", "-addext", "subjectAltName=IP:127.0.0.1"),
+            *("-keyout", "site.key", "-out", "site.pem"),
+        ],
+        cwd=directory,
+        check=True,
+        capture_output=True,
+    )
