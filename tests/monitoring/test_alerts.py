@@ -1,4 +1,4 @@
-"""Each alert fires when its fault is there, never before, and no longer than it lasts: a real Prometheus says so."""
+"""Each alert fires when its fault is there, not before, and ends after it: a real Prometheus says so."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.monitoring.faults import FAULTS
+from tests.monitoring.faults import FAULTS, OF_BUSY_MACHINE
 from tests.support.prometheus import Prometheus, program
 
 pytestmark = pytest.mark.skipif(
@@ -28,7 +28,7 @@ def test_alerts_fire_while_their_fault_lasts(name: str, tmp_path: Path) -> None:
         site.under_load(),
     ):
         prometheus.evaluate_for(QUIET)
-        assert prometheus.fired == {}
+        assert prometheus.fired.keys() <= OF_BUSY_MACHINE - fault.alerts
         begun = time.time()
         with fault.make(site):
             prometheus.wait_for(fault.alerts)
@@ -39,4 +39,4 @@ def test_alerts_fire_while_their_fault_lasts(name: str, tmp_path: Path) -> None:
         print(f"fired after {took:.0f} s, ended {time.time() - begun - took:.0f} s after the fault")
         fired = prometheus.fired
         assert fault.alerts <= fired.keys() <= fault.alerts | fault.also, site.output()
-        assert min(fired.values()) >= begun
+        assert all(fired[name] >= begun for name in fault.alerts)

@@ -6,8 +6,9 @@ import json
 import math
 import os
 import re
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,7 +23,8 @@ pytestmark = pytest.mark.skipif(
     reason="takes minutes; runs with MONITORING=1, as root, after scripts/setup.sh test",
 )
 DASHBOARD = json.loads((EXAMPLES / "grafana.json").read_text())
-TARGETS = [(panel["title"], target) for panel in DASHBOARD["panels"] for target in panel.get("targets", ())]
+Target = dict[str, str]
+TARGETS: list[Target] = [target for panel in DASHBOARD["panels"] for target in panel.get("targets", ())]
 # What stands in queries for the variables that Grafana replaces.
 VARIABLES = {"$job": "myapplication", "$instance": ".*", "$__rate_interval": "10s"}
 MENDED = "mended"
@@ -41,8 +43,8 @@ SHOWN_BY = {
     "threadbridge_last_reload_successful": "the_new_version_does_not_start",
 }
 SETTINGS = ("--xheaders=true", "--max_connections=40", "--spool_size=16M", "--memory_size=2M")
-# Shown, but perhaps as zero: predictions, and what follows from them, depend on the machine's speed; idle connections are
-# closed for others only if there are any.
+# Shown, but perhaps as zero: predictions, and what follows from them, depend on the machine's speed, and only idle
+# connections are closed for others.
 PERHAPS_ZERO = {
     "threadbridge_kept_threads",
     "threadbridge_requests_overestimated_total",
@@ -73,33 +75,29 @@ def load(site: WatchedSite) -> Iterator[None]:
         yield
 
 
-def wait_for_values(prometheus: Prometheus, targets: list[tuple[str, dict[str, str]]]) -> None:
-    """Return when each of these queries has had a finite value above zero, and its legend the labels that it names."""
+def wait_for_values(prometheus: Prometheus, targets: Sequence[Target]) -> None:
+    """Return when each of these queries has had a finite value, above zero unless it is perhaps zero."""
     give_up = time.monotonic() + LIMIT
-    left = targets
-    while left:
-        missing = []
-        for title, target in left:
-            found = prometheus.range(as_sent(target["expr"]))
-            may_be_zero = metrics_in(target["expr"]) & PERHAPS_ZERO
-            shown = [
-                labels
-                for labels, values in found
-                if any(math.isfinite(value) and (value > 0 or may_be_zero) for value in values)
-            ]
-            for labels in shown:
-                assert set(re.findall(r"{{(\w+)}}", target["legendFormat"])) <= labels.keys(), title
-            if not shown:
-                missing.append((title, target))
-        left = missing
-        assert time.monotonic() < give_up, [(title, target["expr"]) for title, target in left]
+    while missing := [target["expr"] for target in targets if not is_shown(prometheus, target)]:
+        assert time.monotonic() < give_up, missing
+        time.sleep(0.5)
+
+
+def is_shown(prometheus: Prometheus, target: Target) -> bool:
+    """Whether this query has had such a value; its legend must name labels that are there."""
+    least = 0.0 if metrics_in(target["expr"]) & PERHAPS_ZERO else sys.float_info.min
+    for labels, values in prometheus.range(as_sent(target["expr"])):
+        if any(math.isfinite(value) and value >= least for value in values):
+            assert set(re.findall(r"{{(\w+)}}", target["legendFormat"])) <= labels.keys(), target
+            return True
+    return False
 
 
 def test_every_panel_shows_data(tmp_path: Path) -> None:
-    of_fault: dict[str, list[tuple[str, dict[str, str]]]] = {}
-    for title, target in TARGETS:
+    of_fault: dict[str, list[Target]] = {}
+    for target in TARGETS:
         faults = {SHOWN_BY[metric] for metric in metrics_in(target["expr"]) & SHOWN_BY.keys()}
-        of_fault.setdefault(faults.pop() if faults else "", []).append((title, target))
+        of_fault.setdefault(faults.pop() if faults else "", []).append(target)
     assert of_fault.keys() - {""} == set(SHOWN_BY.values())
     after = of_fault.pop(MENDED)
     with (

@@ -38,7 +38,8 @@ class WatchedSite(Frontend):
         # What it may need besides, for a test to break.
         self.upstream: WatchedSite | None = None
         self.replica: Server | None = None
-        options = ("--pool=breakable:pool", "--port={port}", f"--admin_port={self.admin_port}", *arguments)
+        ports = ("--port={port}", f"--admin_port={self.admin_port}")
+        options = ("--pool=breakable:pool", *ports, "--access_log=false", *arguments)
         super().__init__(
             ("-m", "threadbridge", "breakable:app", *options), env={**mariadb, **(env or {})}, cwd=directory
         )
@@ -122,22 +123,24 @@ class WatchedSite(Frontend):
 
 
 @contextmanager
-def site(directory: Path, *arguments: str) -> Iterator[WatchedSite]:
+def site(directory: Path, *arguments: str, env: Mapping[str, str] | None = None) -> Iterator[WatchedSite]:
     """A site with its own database."""
-    with private_mariadb() as mariadb, WatchedSite(directory, mariadb, *arguments) as found:
+    with private_mariadb() as mariadb, WatchedSite(directory, mariadb, *arguments, env=env) as found:
         yield found
 
 
 @contextmanager
-def site_with_remote_lane(directory: Path, *arguments: str) -> Iterator[WatchedSite]:
+def site_with_remote_lane(
+    directory: Path, *arguments: str, env: Mapping[str, str] | None = None
+) -> Iterator[WatchedSite]:
     """A site with a lane for /far/ whose requests another site runs."""
-    with _upstream(directory) as upstream, site(directory, _far(upstream), *arguments) as found:
+    with _upstream(directory) as upstream, site(directory, _far(upstream), *arguments, env=env) as found:
         found.upstream = upstream
         yield found
 
 
 @contextmanager
-def site_with_replica(directory: Path, *arguments: str) -> Iterator[WatchedSite]:
+def site_with_replica(directory: Path, *arguments: str, env: Mapping[str, str] | None = None) -> Iterator[WatchedSite]:
     """A site with a lane for /reports/ whose requests read from a replica of its database."""
     with replicated() as (primary, replica):
         (directory / "replica.json").write_text(json.dumps(replica.settings))
@@ -149,27 +152,29 @@ def site_with_replica(directory: Path, *arguments: str) -> Iterator[WatchedSite]
             "MYSQL_PASSWORD_FILE": str(directory / "password"),
         }
         lane = "--lane=reports:/reports/*:2:breakable:replica"
-        env = {"REPLICA_SETTINGS": str(directory / "replica.json")}
+        env = {**(env or {}), "REPLICA_SETTINGS": str(directory / "replica.json")}
         with WatchedSite(directory, mariadb, lane, *arguments, env=env) as found:
             found.replica = replica
             yield found
 
 
 @contextmanager
-def https_site(directory: Path, *arguments: str) -> Iterator[WatchedSite]:
+def https_site(directory: Path, *arguments: str, env: Mapping[str, str] | None = None) -> Iterator[WatchedSite]:
     """A site that serves HTTPS."""
     make_certificate(directory)
-    with site(directory, *HTTPS, *arguments) as found:
+    with site(directory, *HTTPS, *arguments, env=env) as found:
         yield found
 
 
 @contextmanager
-def site_with_everything(directory: Path, *arguments: str) -> Iterator[WatchedSite]:
+def site_with_everything(
+    directory: Path, *arguments: str, env: Mapping[str, str] | None = None
+) -> Iterator[WatchedSite]:
     """A site with HTTPS, two processes, a remote lane, a lane with a replica, and a lane of its own for /quick/."""
     with _upstream(directory) as upstream:
         make_certificate(directory)
         options = (*HTTPS, "--processes=2", _far(upstream), "--lane=quick-ones:/quick/*:2", *arguments)
-        with site_with_replica(directory, *options) as found:
+        with site_with_replica(directory, *options, env=env) as found:
             found.upstream = upstream
             yield found
 

@@ -19,7 +19,7 @@ from dbutils.pooled_db import PooledDB
 from tests.support.applications.mysql_settings import settings
 
 # Fewer than four connections: none is kept for short requests.
-pool = PooledDB(MySQLdb, maxconnections=int(os.environ.get("POOL_SIZE", "3")), blocking=True, **settings())
+pool = PooledDB(MySQLdb, maxconnections=3, blocking=True, ping=int(os.environ.get("POOL_PING", "1")), **settings())
 # The path of a file with the replica's settings, if there is one.
 REPLICA = os.environ.get("REPLICA_SETTINGS")
 replica = REPLICA and PooledDB(MySQLdb, maxconnections=2, blocking=True, **json.loads(Path(REPLICA).read_text()))
