@@ -94,7 +94,8 @@ fetch_files() {
     mkdir -p "$1"
     (
         cd "$1"
-        apt-get -q download "$2"
+        # The package lists may be old, or missing.
+        apt-get -q download "$2" || { apt-get update && apt-get -q download "$2"; }
         dpkg-deb --extract "$2"_*.deb .
         rm "$2"_*.deb
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,13 +51,12 @@ def causes(
     also: Sequence[str] = (),
     site: Callable[..., AbstractContextManager[WatchedSite]] = plain_site,
     arguments: Sequence[str] = (),
-    env: Mapping[str, str] | None = None,
 ) -> Callable[[Callable[[WatchedSite], Iterator[None]]], None]:
     """Enter a fault that makes these alerts fire."""
 
     def enter(make: Callable[[WatchedSite], Iterator[None]]) -> None:
         def site_in(directory: Path) -> AbstractContextManager[WatchedSite]:
-            return site(directory, *arguments, env=env)
+            return site(directory, *arguments)
 
         may_fire = frozenset({*also, *OF_BUSY_MACHINE} - {*alerts})
         FAULTS[make.__name__] = Fault(contextmanager(make), frozenset(alerts), may_fire, site_in)
@@ -169,9 +168,10 @@ def the_database_accepts_no_connection_to_stop_queries(site: WatchedSite) -> Ite
     site.as_root("ALTER USER %s@localhost ACCOUNT UNLOCK", user)
 
 
-@causes("ConnectionsLost", also=["ServerErrors"], env={"POOL_PING": "0"})
-def connections_are_ended_while_idle(site: WatchedSite) -> Iterator[None]:
-    with site.repeating(lambda: site.as_root("KILL USER %s", site.mariadb["MYSQL_USER"])):
+@causes("ConnectionsLost", also=["ServerErrors"])
+def connections_are_ended_before_they_are_used(site: WatchedSite) -> Iterator[None]:
+    user = site.mariadb["MYSQL_USER"]
+    with site.repeating(lambda: site.get("/late"), times=3), site.repeating(lambda: site.as_root("KILL USER %s", user)):
         yield
 
 
@@ -204,7 +204,7 @@ def clients_do_not_read_their_responses(site: WatchedSite) -> Iterator[None]:
         yield
 
 
-@causes("UpstreamDown", site=site_with_remote_lane)
+@causes("UpstreamDown", also=["RequestsShed"], site=site_with_remote_lane)
 def the_other_host_is_down(site: WatchedSite) -> Iterator[None]:
     assert site.upstream is not None
     with site.repeating(lambda: site.get("/far/")):

@@ -35,7 +35,7 @@ SHOWN_BY = {
     "threadbridge_connections_not_ended": "the_database_accepts_no_connection_to_stop_queries",
     # As soon as the fault is mended.
     "threadbridge_connections_killed_total": MENDED,
-    "threadbridge_query_reruns_total": "connections_are_ended_while_idle",
+    "threadbridge_query_reruns_total": "connections_are_ended_before_they_are_used",
     "threadbridge_stuck_threads": "a_request_cannot_be_stopped",
     "threadbridge_connections_refused_total": "clients_never_finish_their_requests",
     "threadbridge_spool_bytes": "clients_do_not_read_their_responses",

@@ -123,9 +123,9 @@ class WatchedSite(Frontend):
 
 
 @contextmanager
-def site(directory: Path, *arguments: str, env: Mapping[str, str] | None = None) -> Iterator[WatchedSite]:
+def site(directory: Path, *arguments: str) -> Iterator[WatchedSite]:
     """A site with its own database."""
-    with private_mariadb() as mariadb, WatchedSite(directory, mariadb, *arguments, env=env) as found:
+    with private_mariadb() as mariadb, WatchedSite(directory, mariadb, *arguments) as found:
         yield found
 
 
@@ -134,13 +134,13 @@ def site_with_remote_lane(
     directory: Path, *arguments: str, env: Mapping[str, str] | None = None
 ) -> Iterator[WatchedSite]:
     """A site with a lane for /far/ whose requests another site runs."""
-    with _upstream(directory) as upstream, site(directory, _far(upstream), *arguments, env=env) as found:
+    with _upstream(directory) as upstream, site(directory, _far(upstream), *arguments) as found:
         found.upstream = upstream
         yield found
 
 
 @contextmanager
-def site_with_replica(directory: Path, *arguments: str, env: Mapping[str, str] | None = None) -> Iterator[WatchedSite]:
+def site_with_replica(directory: Path, *arguments: str) -> Iterator[WatchedSite]:
     """A site with a lane for /reports/ whose requests read from a replica of its database."""
     with replicated() as (primary, replica):
         (directory / "replica.json").write_text(json.dumps(replica.settings))
@@ -152,17 +152,17 @@ def site_with_replica(directory: Path, *arguments: str, env: Mapping[str, str] |
             "MYSQL_PASSWORD_FILE": str(directory / "password"),
         }
         lane = "--lane=reports:/reports/*:2:breakable:replica"
-        env = {**(env or {}), "REPLICA_SETTINGS": str(directory / "replica.json")}
+        env = {"REPLICA_SETTINGS": str(directory / "replica.json")}
         with WatchedSite(directory, mariadb, lane, *arguments, env=env) as found:
             found.replica = replica
             yield found
 
 
 @contextmanager
-def https_site(directory: Path, *arguments: str, env: Mapping[str, str] | None = None) -> Iterator[WatchedSite]:
+def https_site(directory: Path, *arguments: str) -> Iterator[WatchedSite]:
     """A site that serves HTTPS."""
     make_certificate(directory)
-    with site(directory, *HTTPS, *arguments, env=env) as found:
+    with site(directory, *HTTPS, *arguments) as found:
         yield found
 
 
@@ -174,7 +174,7 @@ def site_with_everything(
     with _upstream(directory) as upstream:
         make_certificate(directory)
         options = (*HTTPS, "--processes=2", _far(upstream), "--lane=quick-ones:/quick/*:2", *arguments)
-        with site_with_replica(directory, *options, env=env) as found:
+        with site_with_replica(directory, *options) as found:
             found.upstream = upstream
             yield found
 

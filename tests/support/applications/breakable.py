@@ -19,7 +19,7 @@ from dbutils.pooled_db import PooledDB
 from tests.support.applications.mysql_settings import settings
 
 # Fewer than four connections: none is kept for short requests.
-pool = PooledDB(MySQLdb, maxconnections=3, blocking=True, ping=int(os.environ.get("POOL_PING", "1")), **settings())
+pool = PooledDB(MySQLdb, maxconnections=3, blocking=True, **settings())
 # The path of a file with the replica's settings, if there is one.
 REPLICA = os.environ.get("REPLICA_SETTINGS")
 replica = REPLICA and PooledDB(MySQLdb, maxconnections=2, blocking=True, **json.loads(Path(REPLICA).read_text()))
@@ -28,8 +28,9 @@ _kept: list[Any] = []
 _files: list[int] = []
 
 
-def _query(sql: str) -> None:
+def _query(sql: str, after: float = 0.0) -> None:
     with closing(pool.connection()) as connection, closing(connection.cursor()) as cursor:
+        time.sleep(after)
         cursor.execute(sql)
         cursor.fetchall()
 
@@ -47,6 +48,8 @@ def app(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
         _query(text)
     elif path == "/short":
         _query("SELECT 1")
+    elif path == "/late":
+        _query("SELECT 1", after=0.1)
     elif path == "/error":
         raise LookupError("as the test wants it")
     elif path == "/crash":
