@@ -170,6 +170,16 @@ def test_when_certificates_expire(tmp_path: Path, pki: Path) -> None:
     assert Certificates(from_keywords(settings)).expirations == {str(tmp_path / "late.pem"): late, str(chain): soon}
 
 
+def test_a_certificate_in_another_form_is_served_even_if_its_end_is_not_known(
+    tmp_path: Path, pki: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trusted = tmp_path / "trusted.pem"
+    subprocess.run(["openssl", "x509", "-trustout", "-in", pki / "default.pem", "-out", trusted], check=True)
+    settings = Settings(certfile=str(trusted), keyfile=str(pki / "default.key"))
+    assert Certificates(from_keywords(settings)).expirations == {}
+    assert f"certfile {trusted}: cannot tell when it expires: it has no block CERTIFICATE" in caplog.text
+
+
 def test_a_failed_reload_is_known_until_one_works(tmp_path: Path, pki: Path) -> None:
     for end in ("pem", "key"):
         shutil.copy(pki / f"default.{end}", tmp_path / f"live.{end}")

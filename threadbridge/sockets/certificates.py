@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-import math
 import re
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +20,8 @@ _VERIFY = {"none": ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL, "required": ssl
 _NAME = re.compile(r"(?:\*\.)?[a-z0-9_-]+(?:\.[a-z0-9_-]+)*").fullmatch
 
 _PEM = re.compile(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
+# Tags in DER.
+_VERSION = 0xA0
 _GENERALIZED_TIME = 0x18
 
 
@@ -64,7 +65,7 @@ class Certificates:
         # Without a password, OpenSSL would ask for that of an encrypted key at the terminal.
         password = "" if file is None else read_private_file(file, "keyfile_password_file")
         contexts = {each.name: self._context(each, password) for each in self._certificates}
-        self.expirations = {each.certfile: _expiration(each.certfile) for each in self._certificates}
+        self.expirations = _expirations(each.certfile for each in self._certificates)
         default = contexts[""]
         if len(contexts) > 1:
 
@@ -111,21 +112,30 @@ class Certificates:
         return context
 
 
-def _expiration(certfile: str) -> float:
-    """When the first certificate in this file to expire does so, in seconds since 1970; infinite if it has none."""
-    blocks = _PEM.findall(Path(certfile).read_text(errors="replace"))
-    return min((_not_after(ssl.PEM_cert_to_DER_cert(block)) for block in blocks), default=math.inf)
+def _expirations(certfiles: Iterable[str]) -> dict[str, float]:
+    """When the first certificate in each file to expire does so, in seconds since 1970."""
+    found: dict[str, float] = {}
+    for certfile in certfiles:
+        try:
+            blocks = _PEM.findall(Path(certfile).read_text(errors="replace"))
+            if not blocks:
+                raise ValueError("it has no block CERTIFICATE")
+            found[certfile] = min(_not_after(ssl.PEM_cert_to_DER_cert(block)) for block in blocks)
+        except (OSError, ValueError, IndexError) as error:
+            # OpenSSL has accepted it, so it can be served all the same.
+            logger.warning("certfile %s: cannot tell when it expires: %s", certfile, error)
+    return found
 
 
 def _not_after(certificate: bytes) -> float:
     """When a certificate expires: RFC 5280, section 4.1, in DER. `ssl` tells it only of the other side's."""
-    _, inner = next(_elements(certificate))
-    _, to_be_signed = next(_elements(inner))
+    [(_, inner)] = _elements(certificate)
+    (_, to_be_signed), *_ = _elements(inner)
     # The version, which has a tag of its own, may be missing: then come serial number, algorithm, issuer, validity.
-    fields = [content for tag, content in _elements(to_be_signed) if tag != 0xA0]
+    fields = [content for tag, content in _elements(to_be_signed) if tag != _VERSION]
     _, (tag, text) = _elements(fields[3])
-    digits = text.decode() if tag == _GENERALIZED_TIME else f"20{text.decode()}"
-    return datetime.strptime(digits, "%Y%m%d%H%M%SZ").replace(tzinfo=UTC).timestamp()
+    year = "%Y" if tag == _GENERALIZED_TIME else "%y"
+    return datetime.strptime(text.decode(), f"{year}%m%d%H%M%SZ").replace(tzinfo=UTC).timestamp()
 
 
 def _elements(content: bytes) -> Iterator[tuple[int, bytes]]:
