@@ -30,7 +30,7 @@ class Fault:
     """What breaks, and what must then be heard.
 
     :param alerts: that must fire.
-    :param also: that may fire too, since the fault is one of theirs as well.
+    :param also: that may fire too, since the fault is one of theirs as well, or the machine is busy.
     :param make: the fault is there inside its block, and mended after it.
     :param site: makes the frontend that it needs, in a directory.
     """
@@ -42,7 +42,7 @@ class Fault:
 
 
 FAULTS: dict[str, Fault] = {}
-# What else may fire at any time: a machine on which many tests run is as slow as that.
+# May fire at any time: a machine on which many tests run is as slow as that.
 OF_BUSY_MACHINE = frozenset({"FrontendDown", "LoopHeldUp"})
 
 
@@ -72,7 +72,7 @@ def the_frontend_is_killed(site: WatchedSite) -> Iterator[None]:
     site.start()
 
 
-@causes("FrontendDown", also=["LoopHeldUp"])
+@causes("FrontendDown")
 def the_frontend_hangs(site: WatchedSite) -> Iterator[None]:
     site.process.send_signal(signal.SIGSTOP)
     yield
@@ -92,13 +92,13 @@ def the_application_fails(site: WatchedSite) -> Iterator[None]:
         yield
 
 
-@causes("ProcessesFail", also=["NotReady", "FrontendDown", "ServerErrors"], arguments=["--processes=2"])
+@causes("ProcessesFail", also=["NotReady", "ServerErrors"], arguments=["--processes=2"])
 def processes_crash(site: WatchedSite) -> Iterator[None]:
     site.leave("/crash", 60)
     yield
 
 
-@causes("ProcessesFail", also=["FrontendDown"])
+@causes("ProcessesFail")
 def a_single_process_crashes(site: WatchedSite) -> Iterator[None]:
     def crash() -> None:
         site.leave("/crash", 60)

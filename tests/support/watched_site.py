@@ -53,9 +53,9 @@ class WatchedSite(Frontend):
         for path in ("/short", "/sql?SELECT 1"):
             self.get(path)
 
-    def get(self, target: str, timeout: float = 60, client: str = "127.0.0.1") -> requests.Response:
-        """Ask; `client` is the address that a proxy would name."""
-        headers = {"X-Real-IP": client, "X-Request-Start": f"t={time.time():.3f}", "Connection": "close"}
+    def get(self, target: str, timeout: float = 60) -> requests.Response:
+        """Ask, as a proxy does that says when it got the request."""
+        headers = {"X-Request-Start": f"t={time.time():.3f}", "Connection": "close"}
         url = f"{self.url}{quote(target, safe='/?')}"
         return requests.get(url, timeout=timeout, headers=headers, verify=str(self._certificate))
 
@@ -105,14 +105,9 @@ class WatchedSite(Frontend):
         with self.repeating(*map(asks, paths)):
             yield
 
-    @property
-    def database(self) -> Path:
-        """The directory of its database."""
-        return Path(self.mariadb["MYSQL_UNIX_SOCKET"]).parent
-
     def set_database(self, order: str) -> None:
         """``start`` or ``stop`` its database."""
-        subprocess.run([MARIADB_SCRIPT, order, self.database], check=True)
+        subprocess.run([MARIADB_SCRIPT, order, Path(self.mariadb["MYSQL_UNIX_SOCKET"]).parent], check=True)
 
     def as_root(self, sql: str, *parameters: object) -> tuple[tuple[Any, ...], ...]:
         """What a statement of the database's administrator gives."""
