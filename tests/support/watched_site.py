@@ -66,7 +66,11 @@ class WatchedSite(Frontend):
 
     def connect(self, head: str) -> socket.socket:
         """A connection on which this part of a request's head has been sent."""
-        client = socket.create_connection(("127.0.0.1", self.port), timeout=60)
+        client = socket.socket()
+        client.settimeout(60)
+        # What its client does not read stays in the server.
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(("127.0.0.1", self.port))
         if self._certificate.exists():
             client = ssl.create_default_context(cafile=str(self._certificate)).wrap_socket(
                 client, server_hostname="127.0.0.1"

@@ -48,6 +48,9 @@ def app(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
         _query(text)
     elif path == "/short":
         _query("SELECT 1")
+    elif path == "/far/":
+        # Long enough to be seen while it runs.
+        time.sleep(0.2)
     elif path == "/late":
         _query("SELECT 1", after=0.1)
     elif path == "/error":
