@@ -86,20 +86,28 @@ need_cluster_tools() {
     need "iproute2" has ip
 }
 
-# By these, a node of a cluster gets its data from another. Debian has them in mariadb-server, which would also start a
-# server, so only the files are taken.
-fetch_sst_scripts() {
-    [ ! -e build/galera/usr/bin/wsrep_sst_rsync ] || return 0
-    has apt-get || die "wsrep_sst_rsync is missing: copy it and wsrep_sst_common to build/galera/usr/bin"
-    echo "Taking the scripts of Galera from Debian's package mariadb-server"
-    rm -rf build/galera
-    mkdir -p build/galera
+# Takes only the files of Debian's package $2 to $1/, since installing it would also start a server.
+fetch_files() {
+    has apt-get || die "the files of Debian's package $2 are missing: copy them to $1/"
+    echo "Taking the files of Debian's package $2"
+    rm -rf "$1"
+    mkdir -p "$1"
     (
-        cd build/galera
-        apt-get -q download mariadb-server
-        dpkg-deb --extract mariadb-server_*.deb .
-        rm mariadb-server_*.deb
+        cd "$1"
+        # The package lists may be old, or missing.
+        apt-get -q download "$2" || { apt-get update && apt-get -q download "$2"; }
+        dpkg-deb --extract "$2"_*.deb .
+        rm "$2"_*.deb
     )
+}
+
+# By these, a node of a cluster gets its data from another.
+fetch_sst_scripts() {
+    [ -e build/galera/usr/bin/wsrep_sst_rsync ] || fetch_files build/galera mariadb-server
+}
+
+fetch_prometheus() {
+    has prometheus || [ -e build/prometheus/usr/bin/prometheus ] || fetch_files build/prometheus prometheus
 }
 
 install_packages() {
@@ -228,6 +236,9 @@ esac
 [ -z "$missing" ] || install_packages
 [ $up_to_date = yes ] || install_project
 compile_hot_path
+case $* in
+test | clusters) fetch_prometheus ;;
+esac
 case $* in
 clusters | fleet) fetch_sst_scripts ;;
 esac

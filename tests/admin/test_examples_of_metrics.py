@@ -5,19 +5,27 @@ from __future__ import annotations
 import json
 import re
 import sqlite3
+import subprocess
+from pathlib import Path
 from wsgiref.types import StartResponse, WSGIEnvironment
 
 import pytest
 from dbutils.pooled_db import PooledDB
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.monitoring.faults import FAULTS
 from tests.support.processes import ROOT
+from tests.support.prometheus import EXAMPLES, program
+from tests.support.watched_site import make_certificate
 from threadbridge import Bridge, Lane
 from threadbridge.admin.metrics import exposition
 from threadbridge.crossing.states import ENDINGS
+from threadbridge.settings.table import Settings, from_keywords
+from threadbridge.sockets.certificates import Certificates
+from threadbridge.sockets.inheritance import Supervision
 
-ALERTS = (ROOT / "docs" / "examples" / "alerts.yml").read_text()
-DASHBOARD = (ROOT / "docs" / "examples" / "grafana.json").read_text()
+ALERTS = (EXAMPLES / "alerts.yml").read_text()
+DASHBOARD = (EXAMPLES / "grafana.json").read_text()
 PAGE = (ROOT / "docs" / "operating.md").read_text()
 RUNBOOK = (ROOT / "docs" / "runbook.md").read_text()
 
@@ -31,16 +39,26 @@ def application(environ: WSGIEnvironment, start_response: StartResponse) -> list
 
 
 @pytest.fixture(scope="module")
-def samples() -> dict[str, set[str]]:
-    """The label names of all samples of a bridge with a pool, a replica and a remote lane, by the sample's name."""
+def exposed(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """All metrics that there are: of a process of a supervisor with HTTPS, a pool, a replica and a remote lane."""
+    directory = tmp_path_factory.mktemp("https")
+    make_certificate(directory)
+    files = Settings(certfile=str(directory / "site.pem"), keyfile=str(directory / "site.key"))
     pool, replica = (PooledDB(sqlite3, maxconnections=1, database=":memory:") for _ in range(2))
     lanes = [Lane("far", "/far/*", upstream=["http://127.0.0.1:1"]), Lane("near", "/near/*", threads=1, pool=replica)]
     bridge = Bridge(application, pool=pool, lanes=lanes)
+    text = exposition(bridge, True, Supervision(processes=2), Certificates(from_keywords(files))).decode()
+    bridge.close()
+    return text
+
+
+@pytest.fixture(scope="module")
+def samples(exposed: str) -> dict[str, set[str]]:
+    """The label names of all samples, by the sample's name."""
     found: dict[str, set[str]] = {}
-    for family in text_string_to_metric_families(exposition(bridge, is_ready=True).decode()):
+    for family in text_string_to_metric_families(exposed):
         for sample in family.samples:
             found.setdefault(sample.name, set()).update(sample.labels)
-    bridge.close()
     return found
 
 
@@ -60,9 +78,36 @@ def test_alerts_and_dashboard_use_existing_metrics(samples: dict[str, set[str]])
             labels = set(re.findall(r"(\w+)=", matchers)) - {"job", "instance"}
             assert labels <= samples[name], expression
             for grouped in re.findall(r"by \(([^)]*)\)", expression):
-                assert set(grouped.split(", ")) - {"instance"} <= samples[name], expression
+                assert set(grouped.split(", ")) - {"job", "instance"} <= samples[name], expression
         for ending in re.findall(r'ending=~?"([a-z|]+)"', expression):
             assert set(ending.split("|")) <= {state.value for state in ENDINGS}, expression
+
+
+def promtool(*arguments: str | Path, text: str = "") -> None:
+    tool = program("promtool")
+    assert tool is not None, "promtool is missing: run scripts/setup.sh test"
+    done = subprocess.run([tool, *arguments], input=text, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_prometheus_accepts_the_configuration_and_the_alerts() -> None:
+    promtool("check", "config", "--lint-fatal", EXAMPLES / "prometheus.yml")
+
+
+def test_the_metrics_follow_the_conventions_of_prometheus(exposed: str) -> None:
+    promtool("check", "metrics", text=exposed)
+
+
+def test_each_alert_says_what_to_do_and_is_made_to_fire() -> None:
+    alerts = ALERTS.split("- alert: ")[1:]
+    assert {alert.partition("\n")[0] for alert in alerts} == set().union(*(fault.alerts for fault in FAULTS.values()))
+    for alert in alerts:
+        assert re.search(r"severity: (page|warn)\b", alert), alert
+        assert re.search(r'summary: ".*{{ \$labels.instance }}.*: \w', alert), alert
+        [(page, section)] = re.findall(r"runbook: docs/(\w+)\.md#([\w-]+)$", alert, re.MULTILINE)
+        headings = re.findall(r"^##+ (.*)$", (ROOT / "docs" / f"{page}.md").read_text(), re.MULTILINE)
+        anchors = {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+        assert section in anchors, alert
 
 
 def test_the_runbook_covers_each_alert_and_uses_existing_metrics(

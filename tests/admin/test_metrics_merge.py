@@ -18,6 +18,11 @@ def of_process(number: int) -> bytes:
     Gauge("busy", "Threads at work.", registry=registry).set(10 * number)
     Gauge("process_start_time_seconds", "When it began.", registry=registry).set(1000 + number)
     Gauge("a_replica_lag_seconds", "How far it is behind.", registry=registry).set(number)
+    # What a supervisor or the same files say to all; some have not heard the latest.
+    Gauge("threadbridge_processes", "That should be ready.", registry=registry).set(2 + (number == 2))
+    Counter("threadbridge_process_failures", "Replaced.", registry=registry).inc(number)
+    Gauge("a_last_reload_successful", "Whether it was.", registry=registry).set(number != 4)
+    Gauge("an_expiration_timestamp_seconds", "When it expires.", registry=registry).set(100 - number)
     Info("build", "What it is.", registry=registry).info({"version": "1"})
     seconds = Histogram("seconds", "How long it took.\nIn all.", ["lane"], buckets=(0.1, 1), registry=registry)
     for _ in range(number):
@@ -43,6 +48,10 @@ def test_samples_with_equal_name_and_labels_are_summed() -> None:
         ("busy", ""): 70,
         ("process_start_time_seconds", ""): 1001,
         ("a_replica_lag_seconds", ""): 4,
+        ("threadbridge_processes", ""): 3,
+        ("threadbridge_process_failures_total", ""): 4,
+        ("a_last_reload_successful", ""): 0,
+        ("an_expiration_timestamp_seconds", ""): 96,
         ("build_info", "1"): 1,
         ("seconds_bucket", 'a "quoted" \\ lane\n,0.1'): 0,
         ("seconds_bucket", 'a "quoted" \\ lane\n,1.0'): 7,

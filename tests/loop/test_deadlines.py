@@ -240,17 +240,18 @@ def test_a_stuck_thread_is_reported_once_with_its_stack_and_replaced(caplog: pyt
         )
         # Service goes on; the thread keeps its slot.
         assert response_to(server.queue("/next")).status == 200
-        wait_until(lambda: lane.busy == 1, "only the stuck one is at work")
+        wait_until(lambda: lane.busy == lane.stuck == 1, "only the stuck one is at work")
         # As many as the lane has are replaced, and no more; each is reported once.
         assert response_to(server.begin("/stubborn/2")).status == 504
         wait_until(lambda: len(stuck(caplog)) == 2, "the other is reported")
         assert "no spare thread is left in lane" in stuck(caplog)[1]
+        assert lane.stuck == 2
         assert response_to(server.queue("/not/served")).status == 504
         assert "/not/served" not in server.application.entered
         server.application.go_on.set()
         assert response_to(server.queue("/served")).status == 200
         wait_until(lambda: server.application.cancelled == ["ignored"] * 2, "both have come back")
-        wait_until(lambda: lane.busy == 0, "no thread too many")
+        wait_until(lambda: lane.busy == lane.stuck == 0, "no thread too many")
     assert len(stuck(caplog)) == 2
 
 

@@ -10,7 +10,11 @@ import socket
 import threading
 from pathlib import Path
 
+import requests
+from prometheus_client.parser import text_string_to_metric_families
+
 from tests.support.inprocess import wait_until
+from tests.support.processes import free_port
 from tests.support.site_process import entered
 from tests.support.supervised import Supervised, finish, pid_of, said
 
@@ -158,10 +162,31 @@ def test_a_reload_waits_for_what_runs_and_brings_the_new_version(tmp_path: Path)
 
 
 def test_a_reload_of_what_cannot_be_started_changes_nothing(tmp_path: Path) -> None:
-    with Supervised(tmp_path) as server:
+    admin = free_port()
+    with Supervised(tmp_path, f"--admin_port={admin}") as server:
+
+        def metrics() -> tuple[float, ...]:
+            """Processes that should be ready, those that were replaced, and whether the last reload worked."""
+            text = requests.get(f"http://127.0.0.1:{admin}/metrics", timeout=30).text
+            values = {
+                sample.name: sample.value for each in text_string_to_metric_families(text) for sample in each.samples
+            }
+            names = ("processes", "process_failures_total", "last_reload_successful")
+            return tuple(values[f"threadbridge_{name}"] for name in names)
+
         pids = server.wait_for_both()
+        assert metrics() == (2, 0, 1)
+        working = (tmp_path / "site_app.py").read_text()
         make_imports_fail(tmp_path)
         server.process.send_signal(signal.SIGUSR2)
         wait_until(said(server, "a new process could not be started: the old ones stay"), "the reload fails", 30)
         assert server.wait_for_both() == server.pids() == pids
+        assert metrics() == (2, 0, 0)
+        (tmp_path / "site_app.py").write_text(working)
+        os.kill(min(pids), signal.SIGKILL)
+        server.wait_for_both(without={min(pids)})
+        assert metrics() == (2, 1, 0)
+        server.process.send_signal(signal.SIGUSR2)
+        wait_until(said(server, "all processes are replaced"), "the reload works", 30)
+        assert metrics() == (2, 1, 1)
         assert server.stop() == 0

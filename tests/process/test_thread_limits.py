@@ -22,7 +22,7 @@ from tests.support.inprocess import wait_until
 from tests.support.processes import ROOT, free_port
 from tests.support.site_process import Process, entered
 from threadbridge.common.worker_threads import WorkerThreads
-from threadbridge.sockets.inheritance import VARIABLE, Inheritance
+from threadbridge.sockets.inheritance import VARIABLE, Inheritance, Supervision
 
 AS_SOMEBODY = ("setpriv", "--reuid=54321", "--inh-caps=+dac_override", "--ambient-caps=+dac_override")
 
@@ -183,9 +183,13 @@ def test_it_stops_without_another_thread(tmp_path: Path) -> None:
 
 def test_a_process_takes_what_its_supervisor_hands_it_without_another_thread() -> None:
     channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    stacks_file = os.memfd_create("stacks")
-    inheritance = Inheritance(7, os.getpid(), theirs, [], [], None, stacks_file, start_limit=0)
-    program = "from threadbridge.sockets.inheritance import take_inheritance; print(take_inheritance().number)"
+    stacks_file, supervision = os.memfd_create("stacks"), os.memfd_create("supervision")
+    Supervision(processes=9, failures=2, reloaded=False).write(supervision)
+    inheritance = Inheritance(7, os.getpid(), theirs, [], [], None, stacks_file, start_limit=0, supervision=supervision)
+    program = (
+        "from threadbridge.sockets.inheritance import Supervision, take_inheritance; inherited = take_inheritance(); "
+        "print(inherited.number, *Supervision.read(inherited.supervision))"
+    )
     command = ["prlimit", "--nproc=1:1", sys.executable, "-c", program]
     with channel, theirs:
         ended = subprocess.run(
@@ -197,7 +201,8 @@ def test_a_process_takes_what_its_supervisor_hands_it_without_another_thread() -
             timeout=30,
         )
     os.close(stacks_file)
-    assert ended.stdout == "7\n"
+    os.close(supervision)
+    assert ended.stdout == "7 9 2 False\n"
     [line] = ended.stderr.splitlines()
     assert line.startswith("cannot start the thread that notices the supervisor's death")
 

@@ -18,6 +18,8 @@ import pytest
 from tests.support.inprocess import wait_until
 from tests.support.processes import Frontend
 from tests.support.site_process import Process
+from threadbridge.settings.table import Settings, from_keywords
+from threadbridge.sockets.certificates import Certificates
 
 APPLICATION = """
 import json
@@ -149,6 +151,48 @@ def test_the_name_that_clients_ask_for_chooses_the_certificate(tmp_path: Path, p
         context.check_hostname = False
         for name in ("unknown.example", "x.y.shop.example", "shop.example"):
             assert subject(server, context, name) == "default", name
+
+
+def test_when_certificates_expire(tmp_path: Path, pki: Path) -> None:
+    """Also after 2049, when the form of dates in certificates changes; of several in a file, the first to expire."""
+    new = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -noenc -subj /CN=late -days 20000"
+    subprocess.run([*new.split(), "-keyout", "late.key", "-out", "late.pem"], cwd=tmp_path, check=True)
+    chain = tmp_path / "chain.pem"
+    chain.write_text((tmp_path / "late.pem").read_text() + (pki / "ca.pem").read_text())
+    late, soon = (
+        ssl.cert_time_to_seconds(as_openssl(path, "-enddate")) for path in (tmp_path / "late.pem", pki / "ca.pem")
+    )
+    settings = Settings(
+        certfile=str(tmp_path / "late.pem"),
+        keyfile=str(tmp_path / "late.key"),
+        sni_certificates=[f"a.example:{chain}:{tmp_path / 'late.key'}"],
+    )
+    assert Certificates(from_keywords(settings)).expirations == {str(tmp_path / "late.pem"): late, str(chain): soon}
+
+
+def test_a_certificate_in_another_form_is_served_even_if_its_end_is_not_known(
+    tmp_path: Path, pki: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trusted = tmp_path / "trusted.pem"
+    subprocess.run(["openssl", "x509", "-trustout", "-in", pki / "default.pem", "-out", trusted], check=True)
+    settings = Settings(certfile=str(trusted), keyfile=str(pki / "default.key"))
+    assert Certificates(from_keywords(settings)).expirations == {}
+    assert f"certfile {trusted}: cannot tell when it expires: it has no block CERTIFICATE" in caplog.text
+
+
+def test_a_failed_reload_is_known_until_one_works(tmp_path: Path, pki: Path) -> None:
+    for end in ("pem", "key"):
+        shutil.copy(pki / f"default.{end}", tmp_path / f"live.{end}")
+    files = Settings(certfile=str(tmp_path / "live.pem"), keyfile=str(tmp_path / "live.key"))
+    certificates = Certificates(from_keywords(files))
+    before = certificates.expirations
+    assert certificates.reloaded
+    shutil.copy(pki / "renewed.pem", tmp_path / "live.pem")
+    certificates.reload()
+    assert (certificates.reloaded, certificates.expirations) == (False, before)
+    shutil.copy(pki / "renewed.key", tmp_path / "live.key")
+    certificates.reload()
+    assert certificates.reloaded
 
 
 def test_sighup_reads_certificates_again(tmp_path: Path, pki: Path) -> None:

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from threadbridge.admin.events import Events
@@ -27,7 +27,11 @@ from threadbridge.common.private_directory import boot_id
 from threadbridge.common.repeated_log import RepeatedLog
 from threadbridge.common.threads import stacks
 from threadbridge.loop.bridge import Bridge
+from threadbridge.sockets.inheritance import Supervision
 from threadbridge.telemetry.history import History
+
+if TYPE_CHECKING:
+    from threadbridge.sockets.certificates import Certificates
 
 logger = logging.getLogger("threadbridge")
 
@@ -45,6 +49,9 @@ class Console:
         self.events = Events(self._event)
         # Gives what this host has learned of requests' costs, for a reader of the same application; None if nothing.
         self.costs: Callable[[str, str], Awaitable[bytes | None]] | None = None
+        # For the metrics: what the supervisor says, if there is one, and the certificates, if it serves HTTPS.
+        self.supervision: Callable[[], Supervision] | None = None
+        self.certificates: Certificates | None = None
         self._bridge = bridge
         self._history = History()
         self._health = Health(bridge)
@@ -134,7 +141,9 @@ class Console:
             self.readiness(asks_database=False), answers_of(frontends, "/local/metrics", limit=READINESS_LIMIT)
         )
         # Draining is not a fault.
-        own = metrics.exposition(self._bridge, found.ready or found.draining)
+        supervision = self.supervision() if self.supervision is not None else None
+        is_ready = found.ready or found.draining
+        own = metrics.exposition(self._bridge, is_ready, supervision, self.certificates)
         return metrics.merged([own, *others]) if others else own
 
     async def readiness(self, asks_database: bool) -> Readiness:

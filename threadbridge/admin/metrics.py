@@ -24,7 +24,12 @@ from threadbridge.telemetry.totals import BOUNDS, Distribution
 if TYPE_CHECKING:
     from threadbridge.database.desk import Desk
     from threadbridge.database.replica import Replica
+    from threadbridge.sockets.certificates import Certificates
+    from threadbridge.sockets.inheritance import Supervision
 
+# The ends of the names of samples that are not summed over processes.
+_SMALLEST = ("_created", "_start_time_seconds", "_expiration_timestamp_seconds", "_last_reload_successful")
+_LARGEST = ("_info", "_replica_lag_seconds", "threadbridge_processes", "threadbridge_process_failures_total")
 LANE = ("lane",)
 POOL = ("pool",)
 UPSTREAM = ("lane", "upstream")
@@ -39,6 +44,11 @@ TIMES = (
 LANES = (
     ("threads", "threadbridge_threads", "Threads of the lane."),
     ("busy", "threadbridge_busy_threads", "Threads of the lane at work."),
+    (
+        "stuck",
+        "threadbridge_stuck_threads",
+        "Threads of the lane that have not returned from requests that have ended.",
+    ),
     ("queued", "threadbridge_queued_requests", "Requests waiting for a thread."),
     ("queue", "threadbridge_queue_limit", "Requests that may wait for a thread."),
     ("kept", "threadbridge_kept_threads", "Connections, or threads, that long requests leave free for short ones."),
@@ -54,9 +64,19 @@ TIMES_BY_CLASS = (
 )
 
 
-def exposition(bridge: Bridge, is_ready: bool) -> bytes:
-    """All metrics of a bridge and its process in Prometheus' text format."""
-    return generate_latest(_Families(families(bridge, is_ready)))
+def exposition(
+    bridge: Bridge,
+    is_ready: bool,
+    supervision: Supervision | None = None,
+    certificates: Certificates | None = None,
+) -> bytes:
+    """All metrics of a bridge, its process and its service in Prometheus' text format.
+
+    :param supervision: what the process's supervisor says; None without one.
+    :param certificates: those of the server; None if it does not serve HTTPS.
+    """
+    found = [*families(bridge, is_ready), *_of_service(supervision, certificates)]
+    return generate_latest(_Families(found))
 
 
 def families(bridge: Bridge, is_ready: bool) -> list[Metric]:
@@ -97,10 +117,9 @@ class _Families(list[Metric], Collector):
 
 
 def _joined(name: str, one: float, other: float) -> float:
-    if name.endswith(("_created", "_start_time_seconds")):
+    if name.endswith(_SMALLEST):
         return min(one, other)
-    # Constants that only carry labels must not be summed, nor how far a replica is behind.
-    return max(one, other) if name.endswith(("_info", "_replica_lag_seconds")) else one + other
+    return max(one, other) if name.endswith(_LARGEST) else one + other
 
 
 def _of_requests(bridge: Bridge) -> list[Metric]:
@@ -259,6 +278,30 @@ def _of_process(bridge: Bridge, is_ready: bool) -> list[Metric]:
         Counter("threadbridge_connections_displaced", "Idle or slow connections closed for others.", displaced),
         build,
     ]
+
+
+def _of_service(supervision: Supervision | None, certificates: Certificates | None) -> list[Metric]:
+    """What is the same in all processes of a supervisor, and what the last orders to read something again led to."""
+    count = supervision.processes if supervision is not None else 1
+    families: list[Metric] = [Gauge("threadbridge_processes", "Processes that should be ready.", count)]
+    reloaded = Gauge(
+        "threadbridge_last_reload_successful",
+        "1 or 0: whether the application (SIGUSR2), or the certificates (SIGHUP), could be loaded when told to.",
+        labels=("subject",),
+    )
+    if supervision is not None:
+        failures = "Processes that the supervisor had to replace: they crashed, or hung and were killed."
+        families.append(Counter("threadbridge_process_failures", failures, supervision.failures))
+        reloaded.add_metric(("application",), supervision.reloaded)
+    if certificates is not None:
+        expirations = Gauge(
+            "threadbridge_certificate_expiration_timestamp_seconds",
+            "When the certificate in use expires, in seconds since 1970.",
+            labels=("certfile",),
+        )
+        families.append(_by_label(expirations, certificates.expirations))
+        reloaded.add_metric(("certificates",), certificates.reloaded)
+    return [*families, reloaded]
 
 
 def _by_label(family: Counter | Gauge, values: Mapping[str, float]) -> Metric:

@@ -142,6 +142,12 @@ class Lane:
             return len(self._running) if self.upstream else self._at_work
 
     @property
+    def stuck(self) -> int:
+        """The number of threads that have not returned although their requests have ended. Either side."""
+        with self._lock:
+            return len(self._replaced) + len(self._to_replace)
+
+    @property
     def queued(self) -> int:
         """The number of requests that wait for a thread. Either side."""
         return len(self._schedule)

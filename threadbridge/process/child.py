@@ -37,6 +37,7 @@ class Child:
         admin_listeners: Sequence[socket.socket],
         agent_listeners: Sequence[socket.socket],
         run_directory: str | None,
+        supervision: int,
         *,
         failures: int,
         start_limit: float,
@@ -68,6 +69,7 @@ class Child:
             self._stacks_file,
             start_limit,
             agent_listeners=agent_listeners,
+            supervision=supervision,
         )
         env = {name: text for name, text in os.environ.items() if name not in MANAGERS_VARIABLES}
         with theirs:

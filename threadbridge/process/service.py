@@ -134,6 +134,7 @@ class Service:
             from threadbridge.admin.server import AdminServer
 
             self._admin = AdminServer(self.bridge, settings, inheritance)
+            self._admin.console.certificates = self._certificates
         costs = self.bridge.shared.costs
         self._costs: CostKeeper | None = None
         if costs is not None:

@@ -27,7 +27,7 @@ from threadbridge.process.signals import on_signal, pause, warn_of_replaced_hand
 from threadbridge.process.standard_error import say
 from threadbridge.process.systemd import feed_watchdog, notify
 from threadbridge.settings.table import Settings, grace_period
-from threadbridge.sockets.inheritance import DRAIN, REOPEN, STOP_NOW
+from threadbridge.sockets.inheritance import DRAIN, REOPEN, STOP_NOW, Supervision
 from threadbridge.sockets.listeners import Listeners, bind, bind_admin, bind_agent, describe
 
 if TYPE_CHECKING:
@@ -67,6 +67,9 @@ class Supervisor:
             self._statsd = Statsd(settings["statsd"], settings["statsd_prefix"], settings["dogstatsd_tags"])
         # Whether any process has ever accepted connections.
         self._works = False
+        # For the processes' metrics, in a file that they inherit.
+        self._supervision_file = os.memfd_create("supervision")
+        self._tell_processes(Supervision(self._count))
         self._status = 0
         self._stop, self._stop_now, self._reload = asyncio.Event(), asyncio.Event(), asyncio.Event()
         # Set once all processes have accepted connections at the same time.
@@ -150,6 +153,7 @@ class Supervisor:
                 self._admin_listeners,
                 self._agent_listeners,
                 self._run_directory,
+                self._supervision_file,
                 failures=failures,
                 start_limit=START_FACTOR * self._settings["watchdog"],
                 on_change=self._on_change,
@@ -181,6 +185,9 @@ class Supervisor:
         if not self._works:
             self._give_up(child.status if child.status > 0 else 1)
             return
+        if self._present(child.number) is None:
+            # Otherwise a reload has failed, and the old process serves.
+            self._tell_processes(self._supervision._replace(failures=self._supervision.failures + 1))
         too_soon = child.ready_since is None or time.monotonic() - child.ready_since < SOON
         self._replace_later(child.number, child.failures + 1 if too_soon else 0)
 
@@ -195,6 +202,10 @@ class Supervisor:
         is_wanted = not self._stop.is_set() and self._present(number) is None
         if is_wanted and self._start(number, failures) is None:
             self._replace_later(number, failures + 1)
+
+    def _tell_processes(self, supervision: Supervision) -> None:
+        self._supervision = supervision
+        supervision.write(self._supervision_file)
 
     def _present(self, number: int) -> Child | None:
         """The process with this number that has not been told to stop."""
@@ -216,11 +227,13 @@ class Supervisor:
                 old = self._present(number)
                 if not await self._starts(number):
                     logger.error("a new process could not be started: the old ones stay")
+                    self._tell_processes(self._supervision._replace(reloaded=False))
                     break
                 if old is not None:
                     # Before the next starts: each process has its connections to the database.
                     await self._end(old)
             else:
+                self._tell_processes(self._supervision._replace(reloaded=True))
                 logger.info("all processes are replaced")
 
     async def _watch(self) -> None:

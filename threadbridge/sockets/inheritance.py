@@ -8,6 +8,7 @@ import logging
 import os
 import select
 import socket
+import struct
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
@@ -26,6 +27,31 @@ DRAIN, STOP, STOP_NOW, REOPEN = b"drain", b"stop", b"hurry", b"reopen"
 MESSAGE_SIZE = 4096
 
 
+class Supervision(NamedTuple):
+    """What a supervisor tells about all its processes, for their metrics.
+
+    :param processes: how many should serve.
+    :param failures: how many have ended without having been told to, or were killed because they hung.
+    :param reloaded: whether the last reload succeeded; true if there was none.
+    """
+
+    processes: int
+    failures: int = 0
+    reloaded: bool = True
+
+    def write(self, descriptor: int) -> None:
+        """Write it into the file that all processes inherit, over what was there. In the supervisor."""
+        os.pwrite(descriptor, _SUPERVISION.pack(*self), 0)
+
+    @classmethod
+    def read(cls, descriptor: int) -> Supervision:
+        """Read what the supervisor has written last. In a process of its."""
+        return cls(*_SUPERVISION.unpack(os.pread(descriptor, _SUPERVISION.size, 0)))
+
+
+_SUPERVISION = struct.Struct("QQ?")
+
+
 class Inheritance(NamedTuple):
     """What a supervisor hands to one of its processes.
 
@@ -38,6 +64,7 @@ class Inheritance(NamedTuple):
     :param start_limit: seconds until a process that does not accept connections yet is killed; 0 for never.
     :param started_event: descriptor of the ``eventfd`` that `started` sets; -1 in the supervisor.
     :param agent_listeners: the sockets for HAProxy's agent-check, which all processes share.
+    :param supervision: descriptor of a file in which the supervisor writes a `Supervision`; -1 if there is none.
     """
 
     number: int
@@ -51,6 +78,7 @@ class Inheritance(NamedTuple):
     started_event: int = -1
     # An old supervisor, of an earlier version, has none.
     agent_listeners: Sequence[socket.socket] = ()
+    supervision: int = -1
 
     def log_file(self, path: str) -> str:
         """Return the log file of this process: for ``app.log``, ``app-1.log``."""
@@ -69,7 +97,7 @@ class Inheritance(NamedTuple):
     def descriptors(self) -> list[int]:
         """Return the file descriptors to pass to the process."""
         sockets = (self.channel, *self.listeners, *self.admin_listeners, *self.agent_listeners)
-        return [each.fileno() for each in sockets] + [self.stacks_file]
+        return [each.fileno() for each in sockets] + [self.stacks_file, self.supervision]
 
     def as_text(self) -> str:
         """Return the value of the environment variable `VARIABLE`, which `take_inheritance` reads."""
@@ -90,7 +118,9 @@ def take_inheritance() -> Inheritance | None:
     for name in ("listeners", "admin_listeners", "agent_listeners"):
         parts[name] = [_socket(descriptor) for descriptor in parts.get(name, ())]
     inheritance = Inheritance(**{**parts, "channel": _socket(parts["channel"]), "started_event": os.eventfd(0)})
-    os.set_inheritable(inheritance.stacks_file, False)
+    for descriptor in (inheritance.stacks_file, inheritance.supervision):
+        if descriptor >= 0:
+            os.set_inheritable(descriptor, False)
     if not faulthandler.is_enabled():
         faulthandler.enable(inheritance.stacks_file)
     if inheritance.start_limit:

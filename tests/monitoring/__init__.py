@@ -1,0 +1,1 @@
+"""Prometheus watches frontends with the documented alerts and dashboard: on demand, with MONITORING=1."""
