@@ -16,8 +16,9 @@ from threadbridge.cli.loading import ApplicationError, load_application, load_ob
 from threadbridge.cli.options import read_arguments
 from threadbridge.common.threads import NOT_STARTED
 from threadbridge.crossing.lanes import Lane
+from threadbridge.process.ending import end_process
 from threadbridge.process.logs import set_up_logging
-from threadbridge.process.service import Service, end_process
+from threadbridge.process.service import Service
 from threadbridge.process.signals import hold_signals
 from threadbridge.settings.table import ALL, CommandLineSettings, Resolved, resolve
 from threadbridge.settings.values import ImportPath, SettingError

@@ -12,7 +12,6 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Unpack, cast
@@ -20,7 +19,6 @@ from wsgiref.types import WSGIApplication
 
 from tornado.ioloop import IOLoop
 
-from threadbridge.common.threads import NOT_STARTED
 from threadbridge.compiled import is_compiled
 from threadbridge.http.limits import DRAIN_LINGER, Limits
 from threadbridge.http.server import ConnectionServer
@@ -31,6 +29,7 @@ from threadbridge.process.affinity import keep_together
 from threadbridge.process.application_pools import ApplicationPools
 from threadbridge.process.cost_keeper import CostKeeper
 from threadbridge.process.cost_sharing import CostSharing
+from threadbridge.process.ending import answer_what_is_left, close, end_process
 from threadbridge.process.heartbeat import Heartbeat, open_stderr
 from threadbridge.process.signals import hold_signals, on_signal, pause, warn_of_replaced_handlers
 from threadbridge.process.standard_error import say
@@ -47,8 +46,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("threadbridge")
 
-# Seconds that cancelled requests get to stop their work, such as queries in the database.
-CANCEL_TIME = 1.0
 # Before the process is replaced because the application's files have changed: seconds that requests get to end, and
 # for which others may arrive on connections that are open.
 RELOAD_GRACE = 0.5
@@ -313,38 +310,15 @@ class Service:
         if not self._reloads:
             self._listeners.leave_new_connections_to_others()
         server.stop()
-        drained = asyncio.create_task(self._drain(server))
-        stopped_now = asyncio.create_task(stop_now.wait())
-        await asyncio.wait((drained, stopped_now), timeout=grace, return_when=asyncio.FIRST_COMPLETED)
-        stopped_now.cancel()
-        feeding.cancel()
-        for task in (keeping, sharing):
+        linger = RELOAD_LINGER if self._reloads else DRAIN_LINGER
+        has_cut = await answer_what_is_left(bridge, server, grace=grace, linger=linger, stop_now=stop_now)
+        for task in (feeding, keeping, sharing, reloading):
             if task is not None:
                 task.cancel()
         heartbeat.stop()
-        if reloading is not None:
-            reloading.cancel()
-        if drained.done():
-            drained.result()
-        has_cut = self._cancel_what_is_left()
-        if has_cut:
-            await asyncio.wait((drained,), timeout=CANCEL_TIME)
         if self._admin is not None:
             await self._admin.close()
-        busy = [lane for lane in bridge.lanes if lane.busy]
-        for lane in busy:
-            message = "stopped while threads of the lane %s were at work: %d"
-            if lane.upstream:
-                message = "stopped while other hosts ran requests of the lane %s: %d"
-            logger.error(message, lane.name, lane.busy)
-        if has_cut or busy:
-            bridge.exchanges.watch.process_ends()
-            bridge.exchanges.cut()
-            return False
-        bridge.close()
-        bridge.exchanges.watch.process_ends()
-        logger.info("stopped, every request is answered")
-        return True
+        return close(bridge, has_cut=has_cut)
 
     def _read_again(self) -> None:
         """Open the log files again, and read the certificates: on SIGHUP, as their tools send it after a change."""
@@ -356,17 +330,6 @@ class Service:
     def _become_unready(self) -> None:
         if self._admin is not None:
             self._admin.drain()
-
-    def _cancel_what_is_left(self) -> bool:
-        """Refuse waiting requests and cancel running ones, whatever their method; return whether there were any."""
-        left = self.bridge.exchanges.unfinished()
-        for exchange in left:
-            message = "stopped before request %s was answered: %s %s"
-            if exchange.ended:
-                message = "stopped while request %s, already ended for its client, still ran: %s %s"
-            logger.error(message, exchange.id, exchange.start_line.method, exchange.start_line.path)
-        self.bridge.exchanges.abandon(left)
-        return bool(left)
 
     def _expect_short(self) -> None:
         for lane in self.bridge.lanes:
@@ -417,19 +380,6 @@ class Service:
         more = f" and {len(changed) - 3} more files" if len(changed) > 3 else ""
         on_stop(f"{', '.join(changed[:3])}{more} changed: reload")
 
-    async def _drain(self, server: ConnectionServer) -> None:
-        await server.drain(RELOAD_LINGER if self._reloads else DRAIN_LINGER)
-        await self.bridge.forwarding.drain()
-        self.bridge.close()
-        try:
-            # Applications may go on after their response, in `close()`. Not in the loop's default executor: the runner
-            # would wait for a worker that never ends.
-            await asyncio.get_running_loop().run_in_executor(ThreadPoolExecutor(1), self.bridge.join)
-        except NOT_STARTED as error:
-            logger.warning("cannot start a thread to wait for the others, so polling them instead: %s", error)
-            while any(lane.busy for lane in self.bridge.lanes):
-                await asyncio.sleep(0.1)
-
 
 def _loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
     """The factory of the event loop ``asyncio`` or ``uvloop``; ``auto`` is uvloop where it is installed."""
@@ -451,13 +401,3 @@ def _warn_of_idle_loops() -> None:
                 "a loop of its own: schedule them in serve(..., on_start=...)"
             )
             return
-
-
-def end_process() -> None:
-    """End the process with status 1, whatever its threads are doing."""
-    logging.shutdown()
-    for _, handler in logs.installed:
-        # A call of `logging.config` has made `logging.shutdown` forget it.
-        handler.flush()
-    sys.stdout.flush()
-    os._exit(1)
