@@ -13,6 +13,7 @@ from threadbridge.common.threads import NOT_STARTED
 from threadbridge.http.server import ConnectionServer
 from threadbridge.loop.bridge import Bridge
 from threadbridge.process import logs
+from threadbridge.process.identity import remove_pid_file
 
 logger = logging.getLogger("threadbridge")
 
@@ -86,6 +87,7 @@ def _cancel_unfinished(bridge: Bridge) -> bool:
 
 def end_process() -> NoReturn:
     """End the process with status 1, whatever its threads are doing."""
+    remove_pid_file()
     logging.shutdown()
     for _, handler in logs.installed:
         # A call of `logging.config` has made `logging.shutdown` forget it.

@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Unpack, cast
@@ -33,16 +33,18 @@ from threadbridge.process.ending import answer_what_is_left, close, end_process
 from threadbridge.process.heartbeat import Heartbeat, open_stderr
 from threadbridge.process.signals import hold_signals, on_signal, pause, warn_of_replaced_handlers
 from threadbridge.process.standard_error import say
+from threadbridge.process.starting import prepare, run_to_its_end
 from threadbridge.process.systemd import feed_watchdog, notify
-from threadbridge.settings.table import BridgeSettings, Settings, from_keywords, grace_period
+from threadbridge.settings.table import BridgeSettings, Settings, from_keywords, grace_period, is_supervised
 from threadbridge.sockets.inheritance import DRAIN, MESSAGE_SIZE, REOPEN, STOP, STOP_NOW, Inheritance, take_inheritance
-from threadbridge.sockets.listeners import Listeners, bind, describe
+from threadbridge.sockets.listeners import BACKLOG, Listeners, bind, describe
 
 if TYPE_CHECKING:
     from threadbridge.admin.server import AdminServer
     from threadbridge.process.reloader import Reloader
     from threadbridge.process.supervisor import Supervisor
     from threadbridge.sockets.certificates import Certificates
+    from threadbridge.telemetry.record import Record
 
 logger = logging.getLogger("threadbridge")
 
@@ -52,12 +54,7 @@ RELOAD_GRACE = 0.5
 RELOAD_LINGER = 0.05
 
 
-def serve(
-    application: WSGIApplication,
-    *,
-    on_start: Callable[[], object] | None = None,
-    **settings: Unpack[Settings],
-) -> int:
+def serve(application: WSGIApplication, **settings: Unpack[Settings]) -> int:
     """Serve a WSGI application until SIGTERM or SIGINT; return the process's exit status.
 
     Call it in the main thread, which becomes the loop's. The keywords are the settings in docs/settings.md. Without
@@ -75,16 +72,21 @@ def serve(
     """
     values = from_keywords(settings)
     inheritance = take_inheritance()
+    if inheritance is not None and inheritance.preloads:
+        # Imported here because most processes do not need it.
+        from threadbridge.process.forking import fork_when_told
+
+        inheritance = fork_when_told(inheritance)
     service: Service | Supervisor
-    if values["processes"] > 1 and inheritance is None:
+    if is_supervised(values) and inheritance is None:
         # Imported here because processes that serve do not need it.
         from threadbridge.process.supervisor import Supervisor
 
         service = Supervisor(values)
     else:
-        service = Service(application, values, inheritance, on_start)
-    service.listen()
-    return service.run()
+        service = Service(application, values, inheritance)
+    prepare(service, values, inheritance)
+    return run_to_its_end(service, values, inheritance)
 
 
 class Service:
@@ -95,7 +97,6 @@ class Service:
         application: WSGIApplication,
         settings: Settings,
         inheritance: Inheritance | None = None,
-        on_start: Callable[[], object] | None = None,
         name: str = "",
         reloader: Reloader | None = None,
     ) -> None:
@@ -106,7 +107,6 @@ class Service:
         """
         check_tornado()
         self._settings = settings
-        self._on_start = on_start
         values = cast(Mapping[str, Any], settings)
         self.pools = ApplicationPools(settings)
         keywords = {name: values[name] for name in BridgeSettings.__annotations__}
@@ -149,6 +149,10 @@ class Service:
         self._reloader = reloader
         # Whether it stops to be replaced.
         self._reloads = False
+        # How many requests have ended; a supervisor replaces the process after `max_requests`.
+        self._answered = 0
+        if settings["max_requests"]:
+            self.bridge.telemetry.subscribe(self._count)
         self._tell = inheritance.tell if inheritance is not None else notify
 
     def listen(self) -> None:
@@ -156,6 +160,10 @@ class Service:
         reloader = self._reloader
         if self._inheritance is not None:
             self._sockets = list(self._inheritance.listeners)
+            for listener in self._sockets:
+                # Those of a process that has been added only now get connections.
+                if not listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                    listener.listen(BACKLOG)
         elif reloader is not None and reloader.listeners:
             self._listeners.keep(reloader.listeners, self._settings)
             [self._sockets] = self._listeners.of_process
@@ -167,11 +175,16 @@ class Service:
         if reloader is not None:
             reloader.keep(self._sockets, self._admin.sockets if self._admin is not None else ())
 
+    def give_up_root(self) -> None:
+        """See `Runnable`: processes that are to become another user have a supervisor, which has done so."""
+
     def run(self) -> int:
         """Serve until a signal comes; return the exit status, or end the process if requests or threads are left."""
         logs.restore_logging()
         logs.demote_errors_of_cancelled_requests()
         sys.setswitchinterval(self._settings["switch_interval"])
+        if self._settings["on_worker_start"] is not None:
+            self._settings["on_worker_start"]()
         if self._costs is not None:
             self._costs.load()
             if self._costs.knows_any:
@@ -186,6 +199,7 @@ class Service:
         self.pools.close()
         # The loop no longer handles them, and the process may still wait for the application's own threads.
         hold_signals()
+        self._call_on_worker_exit()
         if self._costs is not None:
             self._costs.save_last()
         if self._reloader is not None:
@@ -198,6 +212,13 @@ class Service:
             # The interpreter would wait for the remaining threads, however long their queries take.
             end_process()
         return 0
+
+    def _call_on_worker_exit(self) -> None:
+        if self._settings["on_worker_exit"] is not None:
+            try:
+                self._settings["on_worker_exit"]()
+            except Exception:
+                logger.exception("on_worker_exit has failed")
 
     @property
     def grace_left(self) -> float:
@@ -282,8 +303,8 @@ class Service:
         heartbeat = self._start_heartbeat()
         reloading = asyncio.create_task(self._reload_when_changed(on_stop)) if self._reloader is not None else None
         try:
-            if self._on_start is not None:
-                self._on_start()
+            if self._settings["on_start"] is not None:
+                self._settings["on_start"]()
             self._announce(" and ".join(places))
             how = "compiled" if is_compiled() else "not compiled"
             logger.info("Python %s, %s, on %s", sys.version.split()[0], how, type(loop).__module__.partition(".")[0])
@@ -331,6 +352,9 @@ class Service:
         if self._admin is not None:
             self._admin.drain()
 
+    def _count(self, records: Sequence[Record]) -> None:
+        self._answered += len(records)
+
     def _expect_short(self) -> None:
         for lane in self.bridge.lanes:
             lane.expect_short()
@@ -345,7 +369,7 @@ class Service:
 
         def on_beat() -> None:
             if inheritance is not None:
-                inheritance.tell("WATCHDOG=1")
+                inheritance.tell("WATCHDOG=1", f"REQUESTS={self._answered}")
             # Applications may configure logging at any time, such as in their first request.
             logs.restore_logging()
 

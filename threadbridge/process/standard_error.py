@@ -50,11 +50,17 @@ class StandardError(logging.Handler):
     At most `KEPT_SIZE` bytes wait for the reader. Further lines are dropped until half of that is free again.
 
     The handler's lock guards all state. Forked processes, where `logging` renews it, lack the thread and write
-    themselves.
+    themselves, unless they call `begin`.
     """
 
     def __init__(self) -> None:
         super().__init__()
+        self.begin()
+        # `logging.shutdown` flushes it too, unless a call of `logging.config` has made that forget it.
+        atexit.register(self.flush)
+
+    def begin(self) -> None:
+        """Write with a thread of this process from now on, also if it has been forked."""
         self._waiting: deque[bytes] = deque()
         # Bytes waiting or being written.
         self._size = 0
@@ -63,8 +69,6 @@ class StandardError(logging.Handler):
         self._owner = os.getpid()
         assert self.lock is not None
         self._changed = threading.Condition(self.lock)
-        # `logging.shutdown` flushes it too, unless a call of `logging.config` has made that forget it.
-        atexit.register(self.flush)
 
     def emit(self, record: logging.LogRecord) -> None:
         """See `logging.Handler`, which takes the lock."""
