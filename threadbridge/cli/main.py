@@ -18,7 +18,7 @@ from threadbridge.common.threads import NOT_STARTED
 from threadbridge.crossing.lanes import Lane
 from threadbridge.process.ending import end_process
 from threadbridge.process.logs import begin_in_fork, set_up_logging
-from threadbridge.process.service import Service
+from threadbridge.process.service import Service, import_rarely_used
 from threadbridge.process.signals import hold_signals
 from threadbridge.process.starting import prepare, run_to_its_end
 from threadbridge.settings.resolving import Resolved, resolve
@@ -134,9 +134,15 @@ def _run(
             if application is None:
                 application = cast(WSGIApplication, load_application(path))
             with_objects = _with_objects(resolved)
+            pools = None
             if inheritance is not None and inheritance.preloads:
-                inheritance = _forked(inheritance, resolved, log_file)
-            service = Service(application, with_objects, inheritance, name=path)
+                import_rarely_used(with_objects)
+                # Not at the top: only this process needs it.
+                from threadbridge.process.forking import fork_when_told
+
+                inheritance, pools = fork_when_told(inheritance, with_objects)
+                _log_in_fork(inheritance, resolved, log_file)
+            service = Service(application, with_objects, inheritance, name=path, pools=pools)
     except ValueError as error:
         if isinstance(error, ApplicationError):
             print(error.traceback, end="", file=sys.stderr)
@@ -200,17 +206,11 @@ def _listen_and_run(
     return run_to_its_end(service, settings, inheritance)
 
 
-def _forked(preloader: Inheritance, resolved: Resolved, log_file: str | None) -> Inheritance:
-    """Fork processes that serve, and return in each of them; see `fork_when_told`. Raises `SettingError`."""
-    # Not at the top: only this process needs it.
-    from threadbridge.process.forking import fork_when_told
-
-    inheritance = fork_when_told(preloader)
+def _log_in_fork(inheritance: Inheritance, resolved: Resolved, log_file: str | None) -> None:
     try:
         begin_in_fork(log_file and inheritance.log_file(log_file))
     except OSError as error:
         raise SettingError(f"{resolved.label('log_file_prefix')}: {error.strerror}") from None
-    return inheritance
 
 
 def _with_objects(resolved: Resolved) -> CommandLineSettings:

@@ -20,10 +20,11 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 
-from threadbridge.process.application_pools import close_idle_connections
+from threadbridge.process.application_pools import ApplicationPools, close_idle_connections
 from threadbridge.process.identity import set_title
 from threadbridge.process.logs import reopen_log_files
 from threadbridge.process.signals import forget_early_signals
+from threadbridge.settings.table import Settings
 from threadbridge.settings.values import SettingError
 from threadbridge.sockets.inheritance import REOPEN, START_THREAD, Inheritance, take_received
 
@@ -35,15 +36,18 @@ MESSAGE_SIZE, MOST_DESCRIPTORS = 65536, 253
 _RECEIVING = socket.MSG_CMSG_CLOEXEC
 
 
-def fork_when_told(preloader: Inheritance) -> Inheritance:
+def fork_when_told(preloader: Inheritance, settings: Settings) -> tuple[Inheritance, ApplicationPools]:
     """Fork a process whenever the supervisor wants one, and return in each of them, with what it inherits.
 
     The process itself ends here, once the supervisor has gone or lets it, and the processes have ended. Raises
-    `SettingError` if the application has threads or connections that forked processes could not use.
+    `SettingError` if the application has threads or connections that forked processes could not use, and ``ValueError``
+    for an unusable pool.
     """
     set_title("preloaded application")
     _refuse_threads()
     close_idle_connections()
+    # Not in each process: it looks at all objects, and so would copy their memory.
+    pools = ApplicationPools(settings)
     _refuse_connections()
     # From now on the channel says whether the supervisor lives, not the thread, which must not be there at a fork.
     preloader.started()
@@ -57,7 +61,7 @@ def fork_when_told(preloader: Inheritance) -> Inheritance:
     # Otherwise the first collection in each process would write to all objects, and so copy their memory.
     gc.collect()
     gc.freeze()
-    return _fork_in_turn(preloader.channel, handlers)
+    return _fork_in_turn(preloader.channel, handlers), pools
 
 
 def _fork_in_turn(channel: socket.socket, handlers: Mapping[signal.Signals, object]) -> Inheritance:

@@ -72,11 +72,13 @@ def serve(application: WSGIApplication, **settings: Unpack[Settings]) -> int:
     """
     values = from_keywords(settings)
     inheritance = take_inheritance()
+    pools: ApplicationPools | None = None
     if inheritance is not None and inheritance.preloads:
         # Imported here because most processes do not need it.
         from threadbridge.process.forking import fork_when_told
 
-        inheritance = fork_when_told(inheritance)
+        import_rarely_used(values)
+        inheritance, pools = fork_when_told(inheritance, values)
     service: Service | Supervisor
     if is_supervised(values) and inheritance is None:
         # Imported here because processes that serve do not need it.
@@ -84,7 +86,7 @@ def serve(application: WSGIApplication, **settings: Unpack[Settings]) -> int:
 
         service = Supervisor(values)
     else:
-        service = Service(application, values, inheritance)
+        service = Service(application, values, inheritance, pools=pools)
     prepare(service, values, inheritance)
     return run_to_its_end(service, values, inheritance)
 
@@ -99,16 +101,18 @@ class Service:
         inheritance: Inheritance | None = None,
         name: str = "",
         reloader: Reloader | None = None,
+        pools: ApplicationPools | None = None,
     ) -> None:
         """Raises ``ValueError``.
 
         :param name: the application's import path, if the command line gives one.
         :param reloader: if given, the process is replaced when the application's files change.
+        :param pools: the application's, if they have been looked for before this process was forked.
         """
         check_tornado()
         self._settings = settings
         values = cast(Mapping[str, Any], settings)
-        self.pools = ApplicationPools(settings)
+        self.pools = pools if pools is not None else ApplicationPools(settings)
         keywords = {name: values[name] for name in BridgeSettings.__annotations__}
         keywords |= {"pool": self.pools.found or None, "threads": self.pools.threads}
         self.bridge = Bridge(application, **keywords)
@@ -414,6 +418,17 @@ def _loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
     except ImportError:
         raise ValueError("loop=uvloop: uvloop is not installed; pip install uvloop, or give loop=asyncio") from None
     return uvloop.new_event_loop
+
+
+def import_rarely_used(settings: Settings) -> None:
+    """Import what a `Service` with these settings would: processes that are forked later share it."""
+    _loop_factory(settings["loop"])
+    if (
+        settings["admin_port"] is not None
+        or settings["agent_port"] is not None
+        or settings["run_directory"] is not None
+    ):
+        import threadbridge.admin.server  # noqa: F401
 
 
 def _warn_of_idle_loops() -> None:

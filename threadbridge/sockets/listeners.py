@@ -224,8 +224,9 @@ def removal_of(path: str) -> Callable[[], None]:
     made, owner = os.stat(path), os.getpid()
 
     def remove() -> None:
-        # A forked process has a copy of this function, but not of the socket.
-        with suppress(FileNotFoundError):
+        # A forked process has a copy of this function, but not of the socket. If the directory is root's, and this
+        # process has become another user, the next server replaces the file.
+        with suppress(FileNotFoundError, PermissionError):
             if os.getpid() == owner and os.path.samestat(os.lstat(path), made):
                 os.unlink(path)
 
