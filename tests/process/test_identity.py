@@ -117,17 +117,17 @@ def ids(pid: int) -> dict[str, str]:
 
 def as_anybody(server: Process) -> Process:
     """The same server with a Python that every user can run."""
-    nobody = ("setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups")
     for python in (sys.executable, "/usr/bin/python3", "/usr/local/bin/python3"):
         # A virtual environment of a Python below /root can only be used by root.
         packages = os.pathsep.join((str(ROOT), sysconfig.get_path("purelib")))
-        tried = subprocess.run(
-            [*nobody, python, "-c", "import sys, threadbridge; print(sys.version_info[:2])"],
-            env={"PYTHONPATH": packages},
-            capture_output=True,
-            text=True,
-        )
-        if tried.stdout == f"{sys.version_info[:2]}\n":
+        command = [python, "-c", "import sys, threadbridge; print(sys.version_info[:2])"]
+        try:
+            printed = subprocess.check_output(
+                command, env={"PYTHONPATH": packages}, user="nobody", group="nogroup", extra_groups=(), text=True
+            )
+        except (OSError, subprocess.CalledProcessError):
+            continue
+        if printed == f"{sys.version_info[:2]}\n":
             server.command[0] = python
             server.env |= {"PYTHONPATH": packages, "PYTHONDONTWRITEBYTECODE": "1"}
             return server

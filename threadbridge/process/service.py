@@ -62,7 +62,7 @@ def serve(application: WSGIApplication, **settings: Unpack[Settings]) -> int:
     the port, and running and queued requests are answered: status 0. Requests left when ``grace`` is over, or at a
     second signal, are cut off: status 1. SIGHUP reopens the log files and reads certificates again. With
     ``processes``, each of them runs the program from its beginning to this call, and this process supervises them;
-    SIGUSR2 replaces all of them, one after the other.
+    SIGUSR2 replaces all of them, one after the other. With ``preload``, one process does so and forks the others.
 
     ``on_start`` is called on the loop, in each process that serves, once connections are accepted. `serve` runs a loop
     of its own: callbacks scheduled before the call, such as a `tornado.ioloop.PeriodicCallback`, never run.
