@@ -158,7 +158,10 @@ def test_root_binds_a_low_port_and_becomes_another_user_for_good() -> None:
         paths = [place / "server.pid", place / "socket", place / "run", place / "logs" / "app.log"]
         arguments = ["--user=nobody", f"--bind=127.0.0.1:{port}", f"--bind=unix:{paths[1]}", f"--pid_file={paths[0]}"]
         arguments += [f"--run_directory={paths[2]}", f"--log_file_prefix={paths[3]}", "--processes=2"]
-        with as_anybody(Process(place, *arguments, port=port)) as server:
+        server = as_anybody(Process(place, *arguments, port=port))
+        with (place / "site_app.py").open("a") as file:
+            file.write('open("logs/home", "a").write(os.environ["HOME"] + "\\n")\n')
+        with server:
             pids = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
             assert len(pids) == 2
             for pid in (server.process.pid, *map(int, pids)):
@@ -168,7 +171,7 @@ def test_root_binds_a_low_port_and_becomes_another_user_for_good() -> None:
                 assert set(status["Groups"].split()) <= {str(nobody.pw_gid)}
                 assert int(status["CapPrm"], 16) == int(status["CapEff"], 16) == 0
             assert {path.stat().st_uid for path in paths} == {nobody.pw_uid}
-            assert b"HOME=/nonexistent" in Path(f"/proc/{pids[0]}/environ").read_bytes().split(b"\0")
+            assert (place / "logs" / "home").read_text() == 2 * f"{nobody.pw_dir}\n"
             assert finish(server.begin("/")) and ask_unix(paths[1])
             # It can renew them, but not listen on the low port once more.
             server.process.send_signal(signal.SIGUSR2)

@@ -55,8 +55,11 @@ def fork_when_told(preloader: Inheritance, settings: Settings) -> tuple[Inherita
         if thread.name == START_THREAD:
             thread.join()
     faulthandler.cancel_dump_traceback_later()
-    # Signals that are sent to all processes, by a terminal or a service manager, are for those that serve.
-    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGTERM, signal.SIGINT)}
+    # Signals that are sent to all processes, by a terminal or a service manager, are for the others.
+    others = (signal.SIGTERM, signal.SIGINT, signal.SIGTTIN, signal.SIGTTOU)
+    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in others}
+    # If the application ignores it, the kernel keeps no status of processes that have ended.
+    handlers[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     logger.info("the application is imported; its processes are forked from this one (pid %d)", os.getpid())
     # Otherwise the first collection in each process would write to all objects, and so copy their memory.
     gc.collect()

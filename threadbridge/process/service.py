@@ -267,6 +267,9 @@ class Service:
         # By default it would end the process, and it may be sent to all processes of a service.
         on_signal(signal.SIGUSR2, logger.warning, "SIGUSR2: only the supervisor (--processes) can reload")
         if self._inheritance is not None:
+            for number in (signal.SIGTTIN, signal.SIGTTOU):
+                # Likewise; it would be suspended.
+                on_signal(number, logger.warning, "%s: only the supervisor adds and removes processes", number.name)
             orders = {
                 DRAIN: self._become_unready,
                 STOP: on_order_to_stop,
