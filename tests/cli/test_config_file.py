@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from tests.support.supervised import Supervised
 from threadbridge import Lane
 from threadbridge.settings.resolving import resolve
 from threadbridge.settings.values import ImportPath, SettingError
+
+# Those that take long run on demand.
+on_demand = pytest.mark.skipif("RENEWING" not in os.environ, reason="takes long: set RENEWING=1")
 
 SETTINGS = """
 import os
@@ -118,6 +122,7 @@ def test_hooks_are_called_in_their_processes(tmp_path: Path) -> None:
         assert [line for line in notes(tmp_path) if line.endswith(f" {pid}")] == [f"{name} {pid}" for name in names]
 
 
+@on_demand
 def test_hooks_by_import_paths_in_one_process(tmp_path: Path) -> None:
     (tmp_path / "hooks.py").write_text(HOOKS)
     (tmp_path / "conf.toml").write_text('on_starting = "hooks:on_starting"\non_worker_exit = "hooks:on_worker_exit"\n')
@@ -128,6 +133,7 @@ def test_hooks_by_import_paths_in_one_process(tmp_path: Path) -> None:
     assert notes(tmp_path)[2:] == [f"worker_exit {pid}"]
 
 
+@on_demand
 def test_a_hook_that_fails_at_the_end_is_logged_and_at_the_start_ends_the_process(tmp_path: Path) -> None:
     (tmp_path / "conf.py").write_text("def on_worker_exit():\n    raise LookupError('as ordered')\n")
     with Process(tmp_path, "--port={port}", "--config=conf.py") as server:

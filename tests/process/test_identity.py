@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pwd
-import re
 import signal
 import socket
 import stat
@@ -24,6 +23,9 @@ from tests.support.site_process import Process
 from tests.support.supervised import Supervised, finish, said
 from threadbridge.process.identity import pid_files, remove_pid_file, write_pid_file
 from threadbridge.settings.values import SettingError
+
+# Those that take long run on demand.
+on_demand = pytest.mark.skipif("RENEWING" not in os.environ, reason="takes long: set RENEWING=1")
 
 # The pid file.
 
@@ -46,6 +48,7 @@ def test_the_pid_file_names_the_supervisor_and_keeps_a_second_server_away(tmp_pa
         assert not file.exists()
 
 
+@on_demand
 def test_the_pid_file_is_removed_when_requests_are_cut(tmp_path: Path, file: Path) -> None:
     with Process(tmp_path, "--port={port}", f"--pid_file={file}", "--grace=0") as server:
         assert file.read_text() == f"{server.process.pid}\n"
@@ -87,24 +90,6 @@ def test_another_servers_pid_file_is_left_alone(file: Path) -> None:
 def test_a_pid_file_that_cannot_be_written_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="No such file or directory"):
         write_pid_file(str(tmp_path / "missing" / "pid"))
-
-
-# Titles.
-
-
-def title(pid: int) -> str:
-    return Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").decode()
-
-
-def test_lists_of_processes_say_what_each_is_for(tmp_path: Path) -> None:
-    with Supervised(tmp_path, "--preload") as server:
-        server.wait_for_both()
-        assert re.match(r"threadbridge: supervisor: .*site_app:app", title(server.process.pid))
-        [preloader] = server.pids()
-        assert title(preloader).startswith("threadbridge: preloaded application: ")
-        children = Path(f"/proc/{preloader}/task/{preloader}/children").read_text().split()
-        assert {title(int(pid))[:23] for pid in children} == {"threadbridge: process 1", "threadbridge: process 2"}
-        assert server.stop() == 0
 
 
 # The user.
@@ -186,6 +171,7 @@ def test_root_binds_a_low_port_and_becomes_another_user_for_good() -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@on_demand
 def test_another_user_can_add_processes_on_a_high_port() -> None:
     with tempfile.TemporaryDirectory(prefix="t-") as directory:
         Path(directory).chmod(0o755)

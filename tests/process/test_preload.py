@@ -12,6 +12,9 @@ from tests.support.inprocess import wait_until
 from tests.support.load import Load
 from tests.support.supervised import Supervised, is_gone, said
 
+# Those that take long run on demand.
+on_demand = pytest.mark.skipif("RENEWING" not in os.environ, reason="takes long: set RENEWING=1")
+
 IMPORTED = """
 import os
 with open("imports", "a") as file:
@@ -41,11 +44,21 @@ class Preloaded(Supervised):
         return found
 
 
+def title(pid: int) -> str:
+    """What lists of processes show."""
+    return Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").decode()
+
+
 def test_the_application_is_imported_once_and_again_by_a_reload(tmp_path: Path) -> None:
     with Preloaded(tmp_path, f"--log_file_prefix={tmp_path / 'app.log'}") as server:
         first = server.wait_for_both()
         [preloader] = server.importers()
         assert server.pids() == {preloader} and server.serving() == first
+        assert title(server.process.pid).startswith("threadbridge: supervisor: ")
+        assert title(preloader).startswith("threadbridge: preloaded application: ")
+        assert {title(pid)[:23] for pid in first} == {"threadbridge: process 1", "threadbridge: process 2"}
+        # The command line follows.
+        assert all(" site_app:app " in title(pid) for pid in (server.process.pid, preloader, *first))
         with Load(server.port) as load:
             victim = min(first)
             os.kill(victim, signal.SIGTERM)
@@ -85,6 +98,7 @@ def test_a_version_that_cannot_be_imported_changes_nothing(tmp_path: Path) -> No
         assert server.stop() == 0
 
 
+@on_demand
 def test_the_processes_survive_the_one_that_has_forked_them(tmp_path: Path) -> None:
     with Preloaded(tmp_path) as server:
         first, [preloader] = server.wait_for_both(), server.importers()
@@ -101,6 +115,7 @@ def test_the_processes_survive_the_one_that_has_forked_them(tmp_path: Path) -> N
         assert all(is_gone(pid) for pid in (*first, new))
 
 
+@on_demand
 def test_when_the_supervisor_is_killed_all_end(tmp_path: Path) -> None:
     with Preloaded(tmp_path) as server:
         everybody = {*server.wait_for_both(), *server.importers()}
@@ -137,6 +152,7 @@ def test_what_forked_processes_could_not_use_is_refused(tmp_path: Path, code: st
     assert ended.stderr.count(message) == 1
 
 
+@on_demand
 def test_a_program_that_calls_serve_preloads_itself(tmp_path: Path) -> None:
     program = """
         import os, sys

@@ -14,7 +14,13 @@ from tests.support.load import Load
 from tests.support.supervised import Supervised, said
 from threadbridge.process.child import Child
 from threadbridge.process.renewal import YOUNG, Limits
+from threadbridge.process.supervisor import Supervisor
+from threadbridge.settings.resolving import resolve
 from threadbridge.settings.table import from_keywords
+from threadbridge.settings.values import SettingError
+
+# Those that take long run on demand.
+on_demand = pytest.mark.skipif("RENEWING" not in os.environ, reason="takes long: set RENEWING=1")
 
 MEGABYTE = 1024**2
 
@@ -61,6 +67,7 @@ def test_one_process_with_too_much_memory_is_replaced_without_a_gap(tmp_path: Pa
         assert server.stop() == 0
 
 
+@on_demand
 def test_one_supervised_process_is_replaced_when_it_dies_and_reloaded(tmp_path: Path) -> None:
     with Supervised(tmp_path, "--processes=1", "--supervised") as server:
         [first] = server.pids()
@@ -74,6 +81,7 @@ def test_one_supervised_process_is_replaced_when_it_dies_and_reloaded(tmp_path: 
         assert server.stop() == 0
 
 
+@on_demand
 def test_a_limit_that_cannot_be_kept_leaves_the_old_process_and_is_tried_again(tmp_path: Path) -> None:
     with Supervised(tmp_path, "--processes=1", "--max_age=0.5", YOUNG=0.0, INTERVAL=0.05, RETRY=0.2) as server:
         good = (tmp_path / "site_app.py").read_text()
@@ -126,15 +134,14 @@ def test_memory_that_is_shared_counts_in_part(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("settings", "message"),
     [
-        (["--max_requests_jitter=5"], "max_requests_jitter without max_requests: give both"),
-        (["--processes=1", "--max_age=60", "--reload"], "reload and max_age: give one of them"),
-        (["--user=no-such-user"], "user=no-such-user: there is no user of this name"),
-        (["--group=no-such-group"], "group=no-such-group: there is no group of this name"),
+        ({"max_requests_jitter": "5"}, "max_requests_jitter without max_requests: give both"),
+        ({"max_age": "60", "reload": "true"}, "reload and max_age: give one of them"),
+        ({"user": "no-such-user"}, "user=no-such-user: there is no user of this name"),
+        ({"group": "no-such-group"}, "group=no-such-group: there is no group of this name"),
     ],
 )
-def test_what_cannot_be_combined(tmp_path: Path, arguments: list[str], message: str) -> None:
-    ended = Supervised(tmp_path, *arguments).run_to_its_end()
-    assert ended.returncode == 2
-    assert message in ended.stderr
+def test_what_cannot_be_used(settings: dict[str, str], message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        Supervisor(resolve({name: [text] for name, text in settings.items()}, {}, {}).values)
