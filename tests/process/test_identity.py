@@ -140,7 +140,7 @@ def test_root_binds_a_low_port_and_becomes_another_user_for_good() -> None:
         place.chmod(0o755)
         (place / "logs").mkdir()
         os.chown(place / "logs", nobody.pw_uid, nobody.pw_gid)
-        paths = [place / "server.pid", place / "socket", place / "run", place / "logs" / "app.log"]
+        paths = [place / "server.pid", place / "logs" / "socket", place / "run", place / "logs" / "app.log"]
         arguments = ["--user=nobody", f"--bind=127.0.0.1:{port}", f"--bind=unix:{paths[1]}", f"--pid_file={paths[0]}"]
         arguments += [f"--run_directory={paths[2]}", f"--log_file_prefix={paths[3]}", "--processes=2"]
         server = as_anybody(Process(place, *arguments, port=port))

@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
+import requests
 
 from tests.support.inprocess import wait_until
 from tests.support.load import Load
@@ -74,7 +75,7 @@ def test_the_application_is_imported_once_and_again_by_a_reload(tmp_path: Path) 
         assert load.failures == []
         assert not server.serving() & second
         assert server.importers() == [preloader, *server.pids()]
-        # Each has its log files, and opens them again.
+        # Each has its log files.
         names = {"app.log", "app-1.log", "app-1.access.log", "app-2.log", "app-2.access.log"}
         assert {path.name for path in tmp_path.glob("app*")} == names
         assert "stopped, every request is answered" in (tmp_path / "app-1.log").read_text()
@@ -174,4 +175,61 @@ def test_a_program_that_calls_serve_preloads_itself(tmp_path: Path) -> None:
         supervisor, preloader = server.importers()
         assert (supervisor, {preloader}) == (server.process.pid, server.pids())
         assert server.wait_for_both() == server.serving()
+        assert server.stop() == 0
+
+
+POOLS = {
+    "SQLAlchemy": """
+import sqlalchemy
+import urllib.parse
+url = f"mysql+mysqldb://{user}:{urllib.parse.quote(password)}@localhost/?unix_socket={path}"
+engine = sqlalchemy.create_engine(url, pool_size=2, max_overflow=0)
+engine.connect().close()
+
+def identity():
+    with engine.connect() as connection:
+        return connection.execute(sqlalchemy.text("SELECT CONNECTION_ID()")).scalar()
+""",
+    "mysql-connector": """
+from mysql.connector.pooling import MySQLConnectionPool
+pool = MySQLConnectionPool(pool_size=2, user=user, password=password, unix_socket=path)
+
+def identity():
+    connection = pool.get_connection()
+    try:
+        cursor = connection.cursor()
+        cursor.execute("SELECT CONNECTION_ID()")
+        return cursor.fetchone()[0]
+    finally:
+        connection.close()
+""",
+}
+WITH_POOL = """
+import os
+from pathlib import Path
+user, path = os.environ["MYSQL_USER"], os.environ["MYSQL_UNIX_SOCKET"]
+password = Path(os.environ["MYSQL_PASSWORD_FILE"]).read_text().strip()
+{}
+imported = identity()
+
+def app(environ, start_response):
+    start_response("200 OK", [])
+    return [f"{{imported}} {{identity()}} {{os.getpid()}}".encode()]
+"""
+
+
+@pytest.mark.parametrize("kind", POOLS)
+def test_connections_that_a_pool_has_made_at_import_are_made_again_in_each_process(
+    kind: str, tmp_path: Path, mariadb: dict[str, str]
+) -> None:
+    server = Supervised(tmp_path, "--preload", env=mariadb)
+    (tmp_path / "site_app.py").write_text(WITH_POOL.format(POOLS[kind]))
+    with server:
+        answers = {}
+        while len(answers) < 2:
+            imported, used, pid = map(int, requests.get(server.url, timeout=30).text.split())
+            answers[pid] = used
+            assert used != imported
+        assert len(set(answers.values())) == 2
+        assert said(server, "pool: ", "2 connections")()
         assert server.stop() == 0

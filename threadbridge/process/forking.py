@@ -24,6 +24,7 @@ from threadbridge.process.application_pools import ApplicationPools, close_idle_
 from threadbridge.process.identity import set_title
 from threadbridge.process.logs import reopen_log_files
 from threadbridge.process.signals import forget_early_signals
+from threadbridge.process.standard_error import LOG_THREAD
 from threadbridge.settings.table import Settings
 from threadbridge.settings.values import SettingError
 from threadbridge.sockets.inheritance import REOPEN, START_THREAD, Inheritance, take_received
@@ -130,7 +131,7 @@ def _refuse_threads() -> None:
     theirs = [
         thread.name
         for thread in threading.enumerate()
-        if thread is not threading.main_thread() and not thread.name.startswith("threadbridge-")
+        if thread is not threading.main_thread() and thread.name not in (START_THREAD, LOG_THREAD)
     ]
     if theirs:
         raise SettingError(

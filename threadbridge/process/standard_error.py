@@ -22,6 +22,8 @@ from threadbridge.common.threads import NOT_STARTED
 KEPT_SIZE = 4 * 1024**2
 # Seconds that the process, when it starts and when it ends, waits for a reader.
 PATIENCE = 1.0
+# The name of the thread that writes.
+LOG_THREAD = "threadbridge-log"
 
 
 def may_block(stream: TextIO | None, descriptor: int) -> bool:
@@ -98,7 +100,7 @@ class StandardError(logging.Handler):
         if not self._has_thread:
             # If it cannot be started, the next record tries again.
             with suppress(*NOT_STARTED):
-                threading.Thread(target=self._work, name="threadbridge-log", daemon=True).start()
+                threading.Thread(target=self._work, name=LOG_THREAD, daemon=True).start()
                 self._has_thread = True
 
     def _log_loss(self) -> None:
