@@ -84,6 +84,7 @@ def test_the_application_is_imported_once_and_again_by_a_reload(tmp_path: Path) 
         assert "Traceback" not in server.output() + (tmp_path / "app.log").read_text()
 
 
+@on_demand
 def test_a_version_that_cannot_be_imported_changes_nothing(tmp_path: Path) -> None:
     with Preloaded(tmp_path) as server:
         first, [preloader] = server.wait_for_both(), server.importers()
@@ -141,7 +142,9 @@ connection = socket.create_connection(listener.getsockname())
             THREAD,
             "preload: the application has started threads when it was imported, which forked processes lack: refresher",
         ),
-        (CONNECTION, "preload: the application has opened connections when it was imported"),
+        pytest.param(
+            CONNECTION, "preload: the application has opened connections when it was imported", marks=on_demand
+        ),
     ],
 )
 def test_what_forked_processes_could_not_use_is_refused(tmp_path: Path, code: str, message: str) -> None:
@@ -218,6 +221,7 @@ def app(environ, start_response):
 """
 
 
+@on_demand
 @pytest.mark.parametrize("kind", POOLS)
 def test_connections_that_a_pool_has_made_at_import_are_made_again_in_each_process(
     kind: str, tmp_path: Path, mariadb: dict[str, str]
@@ -225,7 +229,7 @@ def test_connections_that_a_pool_has_made_at_import_are_made_again_in_each_proce
     server = Supervised(tmp_path, "--preload", env=mariadb)
     (tmp_path / "site_app.py").write_text(WITH_POOL.format(POOLS[kind]))
     with server:
-        answers = {}
+        answers: dict[int, int] = {}
         while len(answers) < 2:
             imported, used, pid = map(int, requests.get(server.url, timeout=30).text.split())
             answers[pid] = used
