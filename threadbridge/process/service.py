@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Unpack, cast
+from typing import TYPE_CHECKING, Any, cast
 from wsgiref.types import WSGIApplication
 
 from tornado.ioloop import IOLoop
@@ -33,16 +33,14 @@ from threadbridge.process.ending import answer_what_is_left, close, end_process
 from threadbridge.process.heartbeat import Heartbeat, open_stderr
 from threadbridge.process.signals import hold_signals, on_signal, pause, warn_of_replaced_handlers
 from threadbridge.process.standard_error import say
-from threadbridge.process.starting import prepare, run_to_its_end
 from threadbridge.process.systemd import feed_watchdog, notify
-from threadbridge.settings.table import BridgeSettings, Settings, from_keywords, grace_period, is_supervised
-from threadbridge.sockets.inheritance import DRAIN, MESSAGE_SIZE, REOPEN, STOP, STOP_NOW, Inheritance, take_inheritance
+from threadbridge.settings.table import BridgeSettings, Settings, grace_period
+from threadbridge.sockets.inheritance import DRAIN, MESSAGE_SIZE, REOPEN, STOP, STOP_NOW, Inheritance
 from threadbridge.sockets.listeners import BACKLOG, Listeners, bind, describe
 
 if TYPE_CHECKING:
     from threadbridge.admin.server import AdminServer
     from threadbridge.process.reloader import Reloader
-    from threadbridge.process.supervisor import Supervisor
     from threadbridge.sockets.certificates import Certificates
     from threadbridge.telemetry.record import Record
 
@@ -52,43 +50,6 @@ logger = logging.getLogger("threadbridge")
 # for which others may arrive on connections that are open.
 RELOAD_GRACE = 0.5
 RELOAD_LINGER = 0.05
-
-
-def serve(application: WSGIApplication, **settings: Unpack[Settings]) -> int:
-    """Serve a WSGI application until SIGTERM or SIGINT; return the process's exit status.
-
-    Call it in the main thread, which becomes the loop's. The keywords are the settings in docs/settings.md. Without
-    ``pool``, the application's pools are found, see docs/pools.md; ``pool="none"`` turns that off. The signal closes
-    the port, and running and queued requests are answered: status 0. Requests left when ``grace`` is over, or at a
-    second signal, are cut off: status 1. SIGHUP reopens the log files and reads certificates again. With
-    ``processes``, each of them runs the program from its beginning to this call, and this process supervises them;
-    SIGUSR2 replaces all of them, one after the other. With ``preload``, one process does so and forks the others.
-
-    ``on_start`` is called on the loop, in each process that serves, once connections are accepted. `serve` runs a loop
-    of its own: callbacks scheduled before the call, such as a `tornado.ioloop.PeriodicCallback`, never run.
-
-    Raises ``ValueError`` for an unusable setting, ``OSError`` if the address cannot be listened on, and what
-    ``on_start`` raises.
-    """
-    values = from_keywords(settings)
-    inheritance = take_inheritance()
-    pools: ApplicationPools | None = None
-    if inheritance is not None and inheritance.preloads:
-        # Imported here because most processes do not need it.
-        from threadbridge.process.forking import fork_when_told
-
-        import_rarely_used(values)
-        inheritance, pools = fork_when_told(inheritance, values)
-    service: Service | Supervisor
-    if is_supervised(values) and inheritance is None:
-        # Imported here because processes that serve do not need it.
-        from threadbridge.process.supervisor import Supervisor
-
-        service = Supervisor(values)
-    else:
-        service = Service(application, values, inheritance, pools=pools)
-    prepare(service, values, inheritance)
-    return run_to_its_end(service, values, inheritance)
 
 
 class Service:
