@@ -54,7 +54,9 @@ started_ports() {
 frontend_pid() {
     [ -s "$run/frontend.$1.pid" ] || return 1
     read -r pid <"$run/frontend.$1.pid"
-    tr '\0' '\n' 2>/dev/null <"/proc/$pid/cmdline" | grep -Fqx -e "--log_file_prefix=$logs/app.$1.log" && echo "$pid"
+    # The command line of a supervisor is a title, with spaces between the arguments.
+    { tr '\0' ' ' 2>/dev/null <"/proc/$pid/cmdline" && echo " "; } | grep -Fq -e "--log_file_prefix=$logs/app.$1.log " &&
+        echo "$pid"
 }
 
 # Whether process $1 is still running; a zombie is not.

@@ -11,7 +11,7 @@ prefer_compiled()
 from threadbridge.crossing.current import RunningRequest, current, is_cancelled, on_replica  # noqa: E402
 from threadbridge.crossing.lanes import Lane  # noqa: E402
 from threadbridge.loop.bridge import Bridge  # noqa: E402
-from threadbridge.process.service import serve  # noqa: E402
+from threadbridge.process.starting import serve  # noqa: E402
 
 if TYPE_CHECKING:
     from threadbridge.cli.main import run

@@ -178,7 +178,10 @@ def test_the_version_is_that_of_the_package(directory: Path) -> None:
         (["site_app:app", "--port"], "Option '--port' requires an argument"),
         (["site_app:app", "--client-key", "--port=1"], "--client_key=--port=1: expected MODULE:ATTRIBUTE"),
         (["site_app:app", "-"], "Got unexpected extra argument (-)"),
-        (["site_app:app", "--prot=1"], "No such option '--prot'. (Did you mean one of: '--otel', '--pool', '--port'?)"),
+        (
+            ["site_app:app", "--prot=1"],
+            "No such option '--prot'. (Did you mean one of: '--pool', '--port', '--preload'?)",
+        ),
         (["site_app:app", "--port=abc"], "--port=abc: expected a number from 0 to 65535"),
         (["site_app:app", "--port=65536"], "--port=65536: expected a number from 0 to 65535"),
         (["site_app:app", "--threads=0"], "--threads=0: expected a number of at least 1"),

@@ -30,6 +30,9 @@ FOR_POOLS = {
     "dbutils",
 }
 FOR_SEVERAL_PROCESSES = {"threadbridge.process.supervisor", "threadbridge.process.child"}
+FOR_SEVERAL_PROCESSES |= {
+    f"threadbridge.process.{name}" for name in ("forking", "preloader", "privileges", "program", "renewal", "watchdog")
+}
 FOR_CONFIG_FILES = {"tomllib"}
 FOR_HANDLERS_OF_TORNADO = {"threadbridge.loop.http_server"}
 FOR_OPERATORS = {

@@ -11,6 +11,7 @@ import tempfile
 from contextlib import closing
 from pathlib import Path
 
+import pytest
 import requests
 
 from tests.support.databases import Witness
@@ -133,14 +134,15 @@ if __name__ == "__main__":
 """
 
 
-def test_connections_made_by_importing_the_application_are_not_kept_in_the_supervisor(
-    tmp_path: Path, mariadb: dict[str, str]
+@pytest.mark.parametrize("options", [(), ("--preload",)])
+def test_connections_made_by_importing_the_application_are_kept_neither_in_the_supervisor_nor_by_forks(
+    options: tuple[str, ...], tmp_path: Path, mariadb: dict[str, str]
 ) -> None:
     (tmp_path / "program.py").write_text(PROGRAM)
     witness = Witness(mariadb)
     with closing(witness.connection):
         before = set(witness.connections)
-        with Frontend(("program.py", "--port={port}", "--processes=2"), env=mariadb, cwd=tmp_path) as server:
+        with Frontend(("program.py", "--port={port}", "--processes=2", *options), env=mariadb, cwd=tmp_path) as server:
             wait_until(lambda: "Serving on" in server.output(), "ready", 30)
             # A bridge makes its own anew when they are needed, so that the processes have none yet.
             wait_until(lambda: set(witness.connections) <= before, "all that the imports have made are closed")

@@ -12,6 +12,7 @@ from tornado.options import OptionParser
 
 from tests.support.processes import ROOT
 from threadbridge import Bridge, Lane, serve
+from threadbridge.settings.resolving import resolve
 from threadbridge.settings.table import (
     ALL,
     BridgeSettings,
@@ -19,7 +20,6 @@ from threadbridge.settings.table import (
     Settings,
     from_keywords,
     grace_period,
-    resolve,
 )
 from threadbridge.settings.values import ImportPath
 

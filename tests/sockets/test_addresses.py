@@ -37,7 +37,8 @@ class Passed(Process):
     """A process to which sockets are passed: as systemd does it, or under the numbers that they have here."""
 
     def __init__(self, directory: Path, *arguments: str, sockets: list[socket.socket], as_systemd: bool = True) -> None:
-        super().__init__(directory, *arguments)
+        # The title of a process would take the place of its variables in `/proc`.
+        super().__init__(directory, *arguments, env={"SPT_NOENV": "1"})
         self._numbers = [each.fileno() for each in sockets]
         if as_systemd:
             numbers = map(str, self._numbers)
@@ -188,7 +189,7 @@ def test_a_supervisor_shares_systemds_socket_and_hides_it_from_its_processes(tmp
         pid = int(requests.get(url, timeout=30).text.split()[1])
         assert pid != server.process.pid
         environment = Path(f"/proc/{pid}/environ").read_bytes()
-        assert b"LISTEN_" not in environment
+        assert b"SPT_NOENV" in environment and b"LISTEN_" not in environment
         assert server.stop() == 0
         # It still listens.
         socket.create_connection(listener.getsockname()).close()

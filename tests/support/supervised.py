@@ -15,8 +15,9 @@ from tests.support.site_process import Process
 PROGRAM = """
 import sys
 from threadbridge.cli import main as command_line
-from threadbridge.process import supervisor
-{}
+from threadbridge.process import renewal, supervisor
+for module in (renewal, supervisor):
+    vars(module).update({})
 sys.argv[0] = "program"
 sys.exit(command_line.main())
 """
@@ -25,7 +26,7 @@ sys.exit(command_line.main())
 class Supervised(Process):
     """Serves the small application of `tests.support.site_process` with two processes; ready when it has said so.
 
-    ``constants`` replace those of `threadbridge.process.supervisor`.
+    ``constants`` replace those of `threadbridge.process.supervisor` and `threadbridge.process.renewal`.
     """
 
     def __init__(
@@ -38,8 +39,7 @@ class Supervised(Process):
     ) -> None:
         super().__init__(directory, "--port={port}", "--processes=2", *arguments, env=env, port=port)
         if constants:
-            lines = [f"supervisor.{name} = {value!r}" for name, value in constants.items()]
-            (directory / "program.py").write_text(PROGRAM.format("\n".join(lines)))
+            (directory / "program.py").write_text(PROGRAM.format(constants))
             self.command = [sys.executable, "program.py", *self.command[3:]]
 
     def pids(self) -> set[int]:

@@ -16,12 +16,15 @@ from threadbridge.cli.loading import ApplicationError, load_application, load_ob
 from threadbridge.cli.options import read_arguments
 from threadbridge.common.threads import NOT_STARTED
 from threadbridge.crossing.lanes import Lane
-from threadbridge.process.logs import set_up_logging
-from threadbridge.process.service import Service, end_process
+from threadbridge.process.ending import end_process
+from threadbridge.process.logs import begin_in_fork, set_up_logging
+from threadbridge.process.service import Service, import_rarely_used
 from threadbridge.process.signals import hold_signals
-from threadbridge.settings.table import ALL, CommandLineSettings, Resolved, resolve
+from threadbridge.process.starting import prepare, run_to_its_end
+from threadbridge.settings.resolving import Resolved, resolve
+from threadbridge.settings.table import ALL, CommandLineSettings, is_supervised
 from threadbridge.settings.values import ImportPath, SettingError
-from threadbridge.sockets.inheritance import take_inheritance
+from threadbridge.sockets.inheritance import Inheritance, take_inheritance
 
 if TYPE_CHECKING:
     from threadbridge.process.reloader import Reloader
@@ -91,16 +94,18 @@ def _run(
         resolved = resolve(options, os.environ, defaults)
         settings = resolved.values
         inheritance = take_inheritance()
-        if inheritance is not None and settings["log_file_prefix"] is not None:
-            settings["log_file_prefix"] = inheritance.log_file(settings["log_file_prefix"])
-        supervises = settings["processes"] > 1 and inheritance is None and not settings["check"]
+        forks = inheritance is not None and inheritance.preloads
+        log_file = settings["log_file_prefix"]
+        if inheritance is not None and log_file is not None:
+            settings["log_file_prefix"] = inheritance.log_file(log_file)
+        supervises = is_supervised(settings) and inheritance is None and not settings["check"]
         if supervises:
             # The supervisor answers no requests.
             settings["access_log"] = False
         if not settings["check"]:
             # Before the application is imported, which may log and takes time.
             try:
-                set_up_logging(settings)
+                set_up_logging(settings, forks=forks)
             except OSError as error:
                 raise SettingError(f"{resolved.label('log_file_prefix')}: {error.strerror}") from None
             hold_signals()
@@ -120,13 +125,24 @@ def _run(
             from threadbridge.process.supervisor import Supervisor
 
             service: Service | Supervisor = Supervisor(settings)
+            if isinstance(settings["on_starting"], ImportPath):
+                label = resolved.label("on_starting")
+                settings["on_starting"] = ALL["on_starting"].check(load_object(settings["on_starting"], label), label)
         elif reloader is not None:
-            service = _service_or_stand_in(path, resolved, reloader)
+            service, with_objects = _service_or_stand_in(path, resolved, reloader)
         else:
             if application is None:
                 application = cast(WSGIApplication, load_application(path))
             with_objects = _with_objects(resolved)
-            service = Service(application, with_objects, inheritance, name=path)
+            pools = None
+            if inheritance is not None and inheritance.preloads:
+                import_rarely_used(with_objects)
+                # Not at the top: only this process needs it.
+                from threadbridge.process.forking import fork_when_told
+
+                inheritance, pools = fork_when_told(inheritance, with_objects)
+                _log_in_fork(inheritance, resolved, log_file)
+            service = Service(application, with_objects, inheritance, name=path, pools=pools)
     except ValueError as error:
         if isinstance(error, ApplicationError):
             print(error.traceback, end="", file=sys.stderr)
@@ -136,7 +152,7 @@ def _run(
         # While the application was imported; later the signal stops the service.
         return 128 + signal.SIGINT
     if not isinstance(service, Service):
-        return _listen_and_run(program, settings, service)
+        return _listen_and_run(program, settings, service, inheritance)
     if settings["develop"] and not settings["check"]:
         from threadbridge.process.development import begin
 
@@ -146,17 +162,21 @@ def _run(
         from threadbridge.doctor.report import check
 
         return check(resolved, with_objects, service.bridge, service.pools)
-    status = _listen_and_run(program, settings, service)
+    status = _listen_and_run(program, with_objects, service, inheritance)
     _end_within(service.grace_left)
     return status
 
 
-def _service_or_stand_in(path: str, resolved: Resolved, reloader: Reloader) -> Service:
-    """The service; if the application cannot be loaded, one that shows why. Raises `SettingError` if nothing can."""
+def _service_or_stand_in(path: str, resolved: Resolved, reloader: Reloader) -> tuple[Service, CommandLineSettings]:
+    """The service and its settings; if the application cannot be loaded, a service that shows why.
+
+    Raises `SettingError` if nothing can be served.
+    """
     name, tracebacks = "", ""
     try:
         application = cast(WSGIApplication, load_application(path))
-        return Service(application, _with_objects(resolved), name=path, reloader=reloader)
+        settings = _with_objects(resolved)
+        return Service(application, settings, name=path, reloader=reloader), settings
     except ApplicationError as error:
         name, tracebacks = str(error), error.traceback
     except SystemExit as error:
@@ -165,18 +185,32 @@ def _service_or_stand_in(path: str, resolved: Resolved, reloader: Reloader) -> S
     from threadbridge.cli.stand_in import stand_in
 
     logger.error("%s; waiting until a file changes%s", name, f"\n{tracebacks.rstrip()}" if tracebacks else "")
-    values = {**resolved.values, "pool": "none", "client_key": None}
-    return Service(stand_in(name, tracebacks), cast(CommandLineSettings, values), name=path, reloader=reloader)
+    # Functions may be in modules of the application.
+    values = {key: None if isinstance(value, ImportPath) else value for key, value in resolved.values.items()}
+    settings = cast(CommandLineSettings, {**values, "pool": "none"})
+    return Service(stand_in(name, tracebacks), settings, name=path, reloader=reloader), settings
 
 
-def _listen_and_run(program: str, settings: CommandLineSettings, service: Service | Supervisor) -> int:
+def _listen_and_run(
+    program: str, settings: CommandLineSettings, service: Service | Supervisor, inheritance: Inheritance | None
+) -> int:
     try:
-        service.listen()
+        prepare(service, settings, inheritance)
+    except SettingError as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        return 1
     except OSError as error:
         where = error.filename or settings["run_directory"]
         print(f"{program}: cannot listen on {where}: {error.strerror or error}", file=sys.stderr)
         return 1
-    return service.run()
+    return run_to_its_end(service, settings, inheritance)
+
+
+def _log_in_fork(inheritance: Inheritance, resolved: Resolved, log_file: str | None) -> None:
+    try:
+        begin_in_fork(log_file and inheritance.log_file(log_file))
+    except OSError as error:
+        raise SettingError(f"{resolved.label('log_file_prefix')}: {error.strerror}") from None
 
 
 def _with_objects(resolved: Resolved) -> CommandLineSettings:
@@ -186,7 +220,7 @@ def _with_objects(resolved: Resolved) -> CommandLineSettings:
         if isinstance(value, ImportPath):
             label = resolved.label(name)
             values[name] = ALL[name].check(load_object(value, label), label)
-    if resolved.origins["pool"] not in ("default", "program"):
+    if resolved.origins["pool"] not in ("default", "program") and isinstance(values["pool"], list):
         values["pool"] = [
             load_object(each, resolved.label("pool", [each])) if isinstance(each, ImportPath) else each
             for each in cast(list[str], values["pool"])

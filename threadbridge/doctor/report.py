@@ -27,7 +27,8 @@ from threadbridge.doctor.nginx import NginxConfigError, read_timeouts
 from threadbridge.http.client_connection import CONNECT_TIME, Origin
 from threadbridge.loop.bridge import Bridge
 from threadbridge.process.application_pools import ApplicationPools
-from threadbridge.settings.table import ALL, CommandLineSettings, Resolved
+from threadbridge.settings.resolving import Resolved
+from threadbridge.settings.table import ALL, CommandLineSettings
 from threadbridge.settings.values import address_of
 
 # Files that a process has open besides connections of clients and to the database: logs, listeners, the event loop's.

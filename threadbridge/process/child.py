@@ -5,33 +5,33 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from threadbridge.process.heartbeat import read_stacks
-from threadbridge.sockets.inheritance import MESSAGE_SIZE, STOP, VARIABLE, Inheritance
+from threadbridge.process.program import Launch
+from threadbridge.sockets.inheritance import MESSAGE_SIZE, STOP, Inheritance
 
 logger = logging.getLogger("threadbridge")
 
-# The service manager hears only from the supervisor.
-MANAGERS_VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC")
-
 
 class Child:
-    """A process that runs this program from its beginning, with an `Inheritance`; raises ``OSError``.
+    """A process that serves, with an `Inheritance`; raises ``OSError``.
 
+    :param launch: starts it.
     :param failures: how many of its predecessors in a row ended too soon.
+    :param max_requests: how many requests it is to answer, see `renewal`; 0 for any number.
     :param on_change: called when it accepts connections, and when it has ended.
     """
 
     def __init__(
         self,
+        launch: Launch,
         number: int,
         listeners: Sequence[socket.socket],
         admin_listeners: Sequence[socket.socket],
@@ -40,18 +40,24 @@ class Child:
         supervision: int,
         *,
         failures: int,
+        max_requests: int,
         start_limit: float,
         on_change: Callable[[Child], None],
     ) -> None:
         self.number = number
         self.failures = failures
+        self.max_requests = max_requests
+        # How many it has answered, as of when it was last heard.
+        self.requests = 0
+        # 0 until it is known.
+        self.pid = 0
         self.told_to_stop = False
         self.killed = False
         # The exit status; None while it runs.
         self.status: int | None = None
         # By `time.monotonic`: since when it accepts connections (None: not yet), and when it was last heard.
         self.ready_since: float | None = None
-        self.heard = time.monotonic()
+        self.started = self.heard = time.monotonic()
         # Set when it accepts connections, or has ended before it did.
         self.start_done = asyncio.Event()
         self.ended = asyncio.Event()
@@ -71,26 +77,17 @@ class Child:
             agent_listeners=agent_listeners,
             supervision=supervision,
         )
-        env = {name: text for name, text in os.environ.items() if name not in MANAGERS_VARIABLES}
         with theirs:
             try:
-                self._process = subprocess.Popen(
-                    [sys.executable, *sys.orig_argv[1:]],
-                    env={**env, VARIABLE: inheritance.as_text()},
-                    pass_fds=inheritance.descriptors(),
-                )
+                self._program = launch(inheritance, self._start, self._end)
             except OSError:
                 self._channel.close()
                 os.close(self._stacks_file)
                 raise
-        logger.info("%s starts", self)
-        self._pidfd = os.pidfd_open(self._process.pid)
-        loop = asyncio.get_running_loop()
-        loop.add_reader(self._pidfd, self._end)
-        loop.add_reader(self._channel, self._hear)
+        asyncio.get_running_loop().add_reader(self._channel, self._hear)
 
     def __str__(self) -> str:
-        return f"process {self.number} (pid {self._process.pid})"
+        return f"process {self.number} (pid {self.pid})"
 
     @property
     def is_ready(self) -> bool:
@@ -112,22 +109,26 @@ class Child:
             self.tell(STOP)
         else:
             # While it imports the application it heeds nothing but signals, and has no requests.
-            self._process.terminate()
+            self._program.signal(signal.SIGTERM)
 
     def kill(self) -> None:
         """Kill it, and log what it was doing as far as that is known."""
         if not self._log_stacks():
             with suppress(OSError):
-                if Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt":
+                if Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt":
                     logger.error("%s is suspended, by SIGSTOP or by a debugger", self)
         self.killed = True
-        self._process.kill()
+        self._program.signal(signal.SIGKILL)
 
     def _log_stacks(self) -> bool:
         stacks = read_stacks(self._stacks_file)
         if stacks:
             logger.error("%s, innermost calls first:\n%s", self, stacks)
         return bool(stacks)
+
+    def _start(self, pid: int) -> None:
+        self.pid = pid
+        logger.info("%s starts", self)
 
     def _hear(self) -> None:
         try:
@@ -138,19 +139,18 @@ class Child:
             asyncio.get_running_loop().remove_reader(self._channel)
             return
         self.heard = time.monotonic()
+        if answered := re.search(rb"^REQUESTS=(\d+)", message, re.MULTILINE):
+            self.requests = int(answered[1])
         if message.startswith(b"READY=1"):
             logger.info("%s accepts connections", self)
             self.ready_since = self.heard
             self.start_done.set()
             self._on_change(self)
 
-    def _end(self) -> None:
-        loop = asyncio.get_running_loop()
-        loop.remove_reader(self._pidfd)
-        os.close(self._pidfd)
-        loop.remove_reader(self._channel)
+    def _end(self, status: int) -> None:
+        asyncio.get_running_loop().remove_reader(self._channel)
         self._channel.close()
-        self.status = self._process.wait()
+        self.status = status
         how = f"killed by {signal.Signals(-self.status).name}" if self.status < 0 else f"status {self.status}"
         as_told = self.told_to_stop and (self.status == 0 or not self.is_ready)
         logger.log(logging.INFO if as_told else logging.ERROR, "%s ended: %s", self, how)

@@ -25,12 +25,16 @@ logger = logging.getLogger("threadbridge")
 SERVERS = ("threadbridge", "tornado", "asyncio")
 # The server's handlers, each with its logger.
 installed: list[tuple[logging.Logger, logging.Handler]] = []
+# The handler for what cannot be written to the log files, likewise.
+_apart: list[tuple[logging.Logger, logging.Handler]] = []
 
 FORMAT = "%(color)s[%(levelname)1.1s %(asctime)s %(place)s%(in_request)s]%(end_color)s %(message)s"
 
 
-def set_up_logging(settings: CommandLineSettings) -> None:
+def set_up_logging(settings: CommandLineSettings, *, forks: bool = False) -> None:
     """Set up the root logger as the settings say.
+
+    :param forks: whether the process does not serve, but forks those that do, see `begin_in_fork`.
 
     Raises ``OSError`` if a log file cannot be opened, and `SettingError` if ``log_config`` cannot be used.
     """
@@ -47,19 +51,42 @@ def set_up_logging(settings: CommandLineSettings) -> None:
             logging.root.removeHandler(handler)
             logging.root.addHandler(StandardError())
     if settings["log_file_prefix"] and settings["access_log"]:
-        _separate_access_log(settings, settings["log_file_prefix"])
+        _separate_access_log(settings, os.devnull if forks else access_log_path(settings["log_file_prefix"]))
     for each in (logger, access_log):
         # The application may set another level for the root logger.
         each.setLevel(logging.root.level)
     # Logs what cannot be written to the log files.
     apart = logging.Logger("threadbridge")
     apart.addHandler(StandardError() if blocks else logging.StreamHandler())
+    _apart[:] = [(apart, handler) for handler in apart.handlers]
     for handler in [*logging.root.handlers, *access_log.handlers, *apart.handlers]:
         handler.addFilter(RequestIds())
         if is_file := isinstance(handler, logging.FileHandler):
             _report_failures(handler, apart)
         handler.setFormatter(JSONFormatter() if settings["log_json"] else TextFormatter(FORMAT, color=not is_file))
     installed[:] = [(owner, handler) for owner in (logging.root, access_log) for handler in owner.handlers]
+
+
+def begin_in_fork(log_file_prefix: str | None) -> None:
+    """Log as a forked process that serves: to files of its own, if the logs go to files, and with threads of its own.
+
+    Raises ``OSError`` if a log file cannot be opened.
+    """
+    for owner, handler in [*installed, *_apart]:
+        if isinstance(handler, StandardError):
+            handler.begin()
+        elif isinstance(handler, logging.FileHandler) and log_file_prefix:
+            path = access_log_path(log_file_prefix) if owner is access_log else log_file_prefix
+            handler.baseFilename = os.path.abspath(path)
+            old = handler.setStream(handler._open())
+            if old is not None:
+                old.close()
+
+
+def log_file_descriptors() -> list[int]:
+    """The descriptors of the server's open log files."""
+    handlers = [handler for _, handler in installed if isinstance(handler, logging.FileHandler)]
+    return [handler.stream.fileno() for handler in handlers if handler.stream is not None]
 
 
 def in_format(message: str) -> str:
@@ -90,11 +117,11 @@ def access_log_path(log_file_prefix: str) -> str:
     return f"{log_file_prefix.removesuffix('.log')}.access.log"
 
 
-def _separate_access_log(settings: CommandLineSettings, log_file_prefix: str) -> None:
+def _separate_access_log(settings: CommandLineSettings, path: str) -> None:
     for handler in logging.root.handlers:
         if isinstance(handler, logging.FileHandler):
             handler.addFilter(AccessLogFilter(wanted=False))
-    files = {"log_file_prefix": access_log_path(log_file_prefix), "log_to_stderr": False}
+    files = {"log_file_prefix": path, "log_to_stderr": False}
     enable_pretty_logging(SimpleNamespace(**{**settings, **files}), access_log)
     for handler in access_log.handlers:
         # Programs read this file, and Tornado's own handlers, such as WebSockets, log there in another format.

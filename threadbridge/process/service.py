@@ -11,16 +11,14 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Unpack, cast
+from typing import TYPE_CHECKING, Any, cast
 from wsgiref.types import WSGIApplication
 
 from tornado.ioloop import IOLoop
 
-from threadbridge.common.threads import NOT_STARTED
 from threadbridge.compiled import is_compiled
 from threadbridge.http.limits import DRAIN_LINGER, Limits
 from threadbridge.http.server import ConnectionServer
@@ -31,64 +29,28 @@ from threadbridge.process.affinity import keep_together
 from threadbridge.process.application_pools import ApplicationPools
 from threadbridge.process.cost_keeper import CostKeeper
 from threadbridge.process.cost_sharing import CostSharing
+from threadbridge.process.ending import answer_what_is_left, close, end_process
 from threadbridge.process.heartbeat import Heartbeat, open_stderr
 from threadbridge.process.signals import hold_signals, on_signal, pause, warn_of_replaced_handlers
 from threadbridge.process.standard_error import say
 from threadbridge.process.systemd import feed_watchdog, notify
-from threadbridge.settings.table import BridgeSettings, Settings, from_keywords, grace_period
-from threadbridge.sockets.inheritance import DRAIN, MESSAGE_SIZE, REOPEN, STOP, STOP_NOW, Inheritance, take_inheritance
-from threadbridge.sockets.listeners import Listeners, bind, describe
+from threadbridge.settings.table import BridgeSettings, Settings, grace_period
+from threadbridge.sockets.inheritance import DRAIN, MESSAGE_SIZE, REOPEN, STOP, STOP_NOW, Inheritance
+from threadbridge.sockets.listeners import BACKLOG, Listeners, bind, describe
 
 if TYPE_CHECKING:
     from threadbridge.admin.metrics_export import MetricsExport
     from threadbridge.admin.server import AdminServer
     from threadbridge.process.reloader import Reloader
-    from threadbridge.process.supervisor import Supervisor
     from threadbridge.sockets.certificates import Certificates
+    from threadbridge.telemetry.record import Record
 
 logger = logging.getLogger("threadbridge")
 
-# Seconds that cancelled requests get to stop their work, such as queries in the database.
-CANCEL_TIME = 1.0
 # Before the process is replaced because the application's files have changed: seconds that requests get to end, and
 # for which others may arrive on connections that are open.
 RELOAD_GRACE = 0.5
 RELOAD_LINGER = 0.05
-
-
-def serve(
-    application: WSGIApplication,
-    *,
-    on_start: Callable[[], object] | None = None,
-    **settings: Unpack[Settings],
-) -> int:
-    """Serve a WSGI application until SIGTERM or SIGINT; return the process's exit status.
-
-    Call it in the main thread, which becomes the loop's. The keywords are the settings in docs/settings.md. Without
-    ``pool``, the application's pools are found, see docs/pools.md; ``pool="none"`` turns that off. The signal closes
-    the port, and running and queued requests are answered: status 0. Requests left when ``grace`` is over, or at a
-    second signal, are cut off: status 1. SIGHUP reopens the log files and reads certificates again. With
-    ``processes``, each of them runs the program from its beginning to this call, and this process supervises them;
-    SIGUSR2 replaces all of them, one after the other.
-
-    ``on_start`` is called on the loop, in each process that serves, once connections are accepted. `serve` runs a loop
-    of its own: callbacks scheduled before the call, such as a `tornado.ioloop.PeriodicCallback`, never run.
-
-    Raises ``ValueError`` for an unusable setting, ``OSError`` if the address cannot be listened on, and what
-    ``on_start`` raises.
-    """
-    values = from_keywords(settings)
-    inheritance = take_inheritance()
-    service: Service | Supervisor
-    if values["processes"] > 1 and inheritance is None:
-        # Imported here because processes that serve do not need it.
-        from threadbridge.process.supervisor import Supervisor
-
-        service = Supervisor(values)
-    else:
-        service = Service(application, values, inheritance, on_start)
-    service.listen()
-    return service.run()
 
 
 class Service:
@@ -99,20 +61,20 @@ class Service:
         application: WSGIApplication,
         settings: Settings,
         inheritance: Inheritance | None = None,
-        on_start: Callable[[], object] | None = None,
         name: str = "",
         reloader: Reloader | None = None,
+        pools: ApplicationPools | None = None,
     ) -> None:
         """Raises ``ValueError``.
 
         :param name: the application's import path, if the command line gives one.
         :param reloader: if given, the process is replaced when the application's files change.
+        :param pools: the application's, if they have been looked for before this process was forked.
         """
         check_tornado()
         self._settings = settings
-        self._on_start = on_start
         values = cast(Mapping[str, Any], settings)
-        self.pools = ApplicationPools(settings)
+        self.pools = pools if pools is not None else ApplicationPools(settings)
         keywords = {name: values[name] for name in BridgeSettings.__annotations__}
         keywords |= {"pool": self.pools.found or None, "threads": self.pools.threads}
         self.bridge = Bridge(application, **keywords)
@@ -160,6 +122,10 @@ class Service:
         self._reloader = reloader
         # Whether it stops to be replaced.
         self._reloads = False
+        # How many requests have ended; a supervisor replaces the process after `max_requests`.
+        self._answered = 0
+        if settings["max_requests"]:
+            self.bridge.telemetry.subscribe(self._count)
         self._tell = inheritance.tell if inheritance is not None else notify
 
     def listen(self) -> None:
@@ -167,6 +133,10 @@ class Service:
         reloader = self._reloader
         if self._inheritance is not None:
             self._sockets = list(self._inheritance.listeners)
+            for listener in self._sockets:
+                # Those of a process that has been added only now get connections.
+                if not listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                    listener.listen(BACKLOG)
         elif reloader is not None and reloader.listeners:
             self._listeners.keep(reloader.listeners, self._settings)
             [self._sockets] = self._listeners.of_process
@@ -178,11 +148,16 @@ class Service:
         if reloader is not None:
             reloader.keep(self._sockets, self._admin.sockets if self._admin is not None else ())
 
+    def give_up_root(self) -> None:
+        """See `Runnable`: processes that are to become another user have a supervisor, which has done so."""
+
     def run(self) -> int:
         """Serve until a signal comes; return the exit status, or end the process if requests or threads are left."""
         logs.restore_logging()
         logs.demote_errors_of_cancelled_requests()
         sys.setswitchinterval(self._settings["switch_interval"])
+        if self._settings["on_worker_start"] is not None:
+            self._settings["on_worker_start"]()
         if self._costs is not None:
             self._costs.load()
             if self._costs.knows_any:
@@ -199,6 +174,7 @@ class Service:
         self.pools.close()
         # The loop no longer handles them, and the process may still wait for the application's own threads.
         hold_signals()
+        self._call_on_worker_exit()
         if self._costs is not None:
             self._costs.save_last()
         if self._reloader is not None:
@@ -211,6 +187,13 @@ class Service:
             # The interpreter would wait for the remaining threads, however long their queries take.
             end_process()
         return 0
+
+    def _call_on_worker_exit(self) -> None:
+        if self._settings["on_worker_exit"] is not None:
+            try:
+                self._settings["on_worker_exit"]()
+            except Exception:
+                logger.exception("on_worker_exit has failed")
 
     @property
     def grace_left(self) -> float:
@@ -255,6 +238,9 @@ class Service:
         # By default it would end the process, and it may be sent to all processes of a service.
         on_signal(signal.SIGUSR2, logger.warning, "SIGUSR2: only the supervisor (--processes) can reload")
         if self._inheritance is not None:
+            for number in (signal.SIGTTIN, signal.SIGTTOU):
+                # Likewise; it would be suspended.
+                on_signal(number, logger.warning, "%s: only the supervisor adds and removes processes", number.name)
             orders = {
                 DRAIN: self._become_unready,
                 STOP: on_order_to_stop,
@@ -297,8 +283,8 @@ class Service:
         heartbeat = self._start_heartbeat()
         reloading = asyncio.create_task(self._reload_when_changed(on_stop)) if self._reloader is not None else None
         try:
-            if self._on_start is not None:
-                self._on_start()
+            if self._settings["on_start"] is not None:
+                self._settings["on_start"]()
             self._announce(" and ".join(places))
             how = "compiled" if is_compiled() else "not compiled"
             logger.info("Python %s, %s, on %s", sys.version.split()[0], how, type(loop).__module__.partition(".")[0])
@@ -325,38 +311,15 @@ class Service:
         if not self._reloads:
             self._listeners.leave_new_connections_to_others()
         server.stop()
-        drained = asyncio.create_task(self._drain(server))
-        stopped_now = asyncio.create_task(stop_now.wait())
-        await asyncio.wait((drained, stopped_now), timeout=grace, return_when=asyncio.FIRST_COMPLETED)
-        stopped_now.cancel()
-        feeding.cancel()
-        for task in (keeping, sharing):
+        linger = RELOAD_LINGER if self._reloads else DRAIN_LINGER
+        has_cut = await answer_what_is_left(bridge, server, grace=grace, linger=linger, stop_now=stop_now)
+        for task in (feeding, keeping, sharing, reloading):
             if task is not None:
                 task.cancel()
         heartbeat.stop()
-        if reloading is not None:
-            reloading.cancel()
-        if drained.done():
-            drained.result()
-        has_cut = self._cancel_what_is_left()
-        if has_cut:
-            await asyncio.wait((drained,), timeout=CANCEL_TIME)
         if self._admin is not None:
             await self._admin.close()
-        busy = [lane for lane in bridge.lanes if lane.busy]
-        for lane in busy:
-            message = "stopped while threads of the lane %s were at work: %d"
-            if lane.upstream:
-                message = "stopped while other hosts ran requests of the lane %s: %d"
-            logger.error(message, lane.name, lane.busy)
-        if has_cut or busy:
-            bridge.exchanges.watch.process_ends()
-            bridge.exchanges.cut()
-            return False
-        bridge.close()
-        bridge.exchanges.watch.process_ends()
-        logger.info("stopped, every request is answered")
-        return True
+        return close(bridge, has_cut=has_cut)
 
     def _read_again(self) -> None:
         """Open the log files again, and read the certificates: on SIGHUP, as their tools send it after a change."""
@@ -369,16 +332,8 @@ class Service:
         if self._admin is not None:
             self._admin.drain()
 
-    def _cancel_what_is_left(self) -> bool:
-        """Refuse waiting requests and cancel running ones, whatever their method; return whether there were any."""
-        left = self.bridge.exchanges.unfinished()
-        for exchange in left:
-            message = "stopped before request %s was answered: %s %s"
-            if exchange.ended:
-                message = "stopped while request %s, already ended for its client, still ran: %s %s"
-            logger.error(message, exchange.id, exchange.start_line.method, exchange.start_line.path)
-        self.bridge.exchanges.abandon(left)
-        return bool(left)
+    def _count(self, records: Sequence[Record]) -> None:
+        self._answered += len(records)
 
     def _expect_short(self) -> None:
         for lane in self.bridge.lanes:
@@ -394,7 +349,7 @@ class Service:
 
         def on_beat() -> None:
             if inheritance is not None:
-                inheritance.tell("WATCHDOG=1")
+                inheritance.tell("WATCHDOG=1", f"REQUESTS={self._answered}")
             # Applications may configure logging at any time, such as in their first request.
             logs.restore_logging()
 
@@ -429,19 +384,6 @@ class Service:
         more = f" and {len(changed) - 3} more files" if len(changed) > 3 else ""
         on_stop(f"{', '.join(changed[:3])}{more} changed: reload")
 
-    async def _drain(self, server: ConnectionServer) -> None:
-        await server.drain(RELOAD_LINGER if self._reloads else DRAIN_LINGER)
-        await self.bridge.forwarding.drain()
-        self.bridge.close()
-        try:
-            # Applications may go on after their response, in `close()`. Not in the loop's default executor: the runner
-            # would wait for a worker that never ends.
-            await asyncio.get_running_loop().run_in_executor(ThreadPoolExecutor(1), self.bridge.join)
-        except NOT_STARTED as error:
-            logger.warning("cannot start a thread to wait for the others, so polling them instead: %s", error)
-            while any(lane.busy for lane in self.bridge.lanes):
-                await asyncio.sleep(0.1)
-
 
 def _loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
     """The factory of the event loop ``asyncio`` or ``uvloop``; ``auto`` is uvloop where it is installed."""
@@ -454,6 +396,17 @@ def _loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
     return uvloop.new_event_loop
 
 
+def import_rarely_used(settings: Settings) -> None:
+    """Import what a `Service` with these settings would: processes that are forked later share it."""
+    _loop_factory(settings["loop"])
+    if (
+        settings["admin_port"] is not None
+        or settings["agent_port"] is not None
+        or settings["run_directory"] is not None
+    ):
+        import threadbridge.admin.server  # noqa: F401
+
+
 def _warn_of_idle_loops() -> None:
     # Tornado has no public way to ask: `IOLoop.current` creates a loop if there is none.
     for loop in getattr(IOLoop, "_ioloop_for_asyncio", ()):
@@ -463,13 +416,3 @@ def _warn_of_idle_loops() -> None:
                 "a loop of its own: schedule them in serve(..., on_start=...)"
             )
             return
-
-
-def end_process() -> None:
-    """End the process with status 1, whatever its threads are doing."""
-    logging.shutdown()
-    for _, handler in logs.installed:
-        # A call of `logging.config` has made `logging.shutdown` forget it.
-        handler.flush()
-    sys.stdout.flush()
-    os._exit(1)

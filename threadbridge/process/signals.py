@@ -25,6 +25,11 @@ def hold_signals() -> None:
             signal.signal(number, _remember)
 
 
+def forget_early_signals() -> None:
+    """Forget those that came before this process was forked: they were not for it."""
+    _came_early.clear()
+
+
 def _remember(number: int, frame: FrameType | None) -> None:
     _came_early.add(number)
 

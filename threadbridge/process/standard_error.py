@@ -24,6 +24,8 @@ PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (
 KEPT_SIZE = 4 * 1024**2
 # Seconds that the process, when it starts and when it ends, waits for a reader.
 PATIENCE = 1.0
+# The name of the thread that writes.
+LOG_THREAD = "threadbridge-log"
 
 
 def may_block(stream: TextIO | None, descriptor: int) -> bool:
@@ -61,11 +63,17 @@ class StandardError(logging.Handler):
     At most `KEPT_SIZE` bytes wait for the reader. Further lines are dropped until half of that is free again.
 
     The handler's lock guards all state. Forked processes, where `logging` renews it, lack the thread and write
-    themselves.
+    themselves, unless they call `begin`.
     """
 
     def __init__(self) -> None:
         super().__init__()
+        self.begin()
+        # `logging.shutdown` flushes it too, unless a call of `logging.config` has made that forget it.
+        atexit.register(self.flush)
+
+    def begin(self) -> None:
+        """Write with a thread of this process from now on, also if it has been forked."""
         self._waiting: deque[bytes] = deque()
         # Bytes waiting or being written.
         self._size = 0
@@ -75,8 +83,6 @@ class StandardError(logging.Handler):
         self._has_priorities = goes_to_journal(2)
         assert self.lock is not None
         self._changed = threading.Condition(self.lock)
-        # `logging.shutdown` flushes it too, unless a call of `logging.config` has made that forget it.
-        atexit.register(self.flush)
 
     def emit(self, record: logging.LogRecord) -> None:
         """See `logging.Handler`, which takes the lock."""
@@ -110,7 +116,7 @@ class StandardError(logging.Handler):
         if not self._has_thread:
             # If it cannot be started, the next record tries again.
             with suppress(*NOT_STARTED):
-                threading.Thread(target=self._work, name="threadbridge-log", daemon=True).start()
+                threading.Thread(target=self._work, name=LOG_THREAD, daemon=True).start()
                 self._has_thread = True
 
     def _log_loss(self) -> None:

@@ -1,7 +1,8 @@
 """Several processes on one port: starts them, replaces those that end, passes on the operators' signals.
 
 Each process runs the program from its beginning instead of being a fork of this one: it has its own connections, locks
-and threads, and after a reload the application's new version.
+and threads, and after a reload the application's new version. With ``preload``, another process runs the program from
+its beginning, and forks them (`preloader`).
 
 Each has its own listening socket, and the kernel spreads connections evenly over these (``SO_REUSEPORT``). With one
 socket for all, a loop that never blocks would accept more than its threads can serve. The sockets are the supervisor's:
@@ -11,23 +12,32 @@ connections that a process has not accepted when it ends wait for its successor,
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import signal
 import socket
 import time
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from threadbridge.process.application_pools import close_idle_connections
 from threadbridge.process.child import Child
-from threadbridge.process.logs import in_format, reopen_log_files
+from threadbridge.process.identity import pid_files
+from threadbridge.process.logs import in_format, log_file_descriptors, reopen_log_files
+from threadbridge.process.preloader import Preloader
+from threadbridge.process.privileges import Identity
+from threadbridge.process.program import Executed, Program
+from threadbridge.process.renewal import INTERVAL, RETRY, Limits
 from threadbridge.process.signals import on_signal, pause, warn_of_replaced_handlers
 from threadbridge.process.standard_error import say
 from threadbridge.process.systemd import feed_watchdog, notify
+from threadbridge.process.watchdog import START_FACTOR, kill_those_that_hang
 from threadbridge.settings.table import Settings, grace_period
-from threadbridge.sockets.inheritance import DRAIN, REOPEN, STOP_NOW, Supervision
+from threadbridge.sockets.inheritance import DRAIN, REOPEN, STOP_NOW, Inheritance, Supervision
 from threadbridge.sockets.listeners import Listeners, bind, bind_admin, bind_agent, describe
 
 if TYPE_CHECKING:
@@ -40,20 +50,30 @@ SOON = 10.0
 # Seconds until it is replaced, after each such end in a row; the last one repeats. They keep a process that cannot run
 # from taking the others' processor time, but are short since its share of the connections waits.
 DELAYS = (0.0, 0.5, 1.0, 2.0, 4.0)
-# A process may take this many times as long to start as its event loop may stand still.
-START_FACTOR = 4
 # Seconds between two reports of their number to the statsd server.
 STATSD_INTERVAL = 1.0
 # Seconds that a process gets to end by itself, after its grace period.
 PATIENCE = 5.0
+# Seconds for which a process that is to go accepts connections that clients have begun to make. For new ones, the
+# clients' systems try again after a second.
+LINGER = 0.5
+# Why a port cannot be bound again.
+ROOTS_PORTS = (
+    "; after the start, which root has made, no more processes can be added on ports below 1024: restart with a higher "
+    "number of processes"
+)
 
 
 class Supervisor:
     """A process that supervises others, which serve: construct, `listen`, `run`. It has its own loop."""
 
     def __init__(self, settings: Settings) -> None:
+        """Raises `SettingError`."""
         self._settings = settings
-        self._count = settings["processes"]
+        # How many processes there are, and how many there shall be.
+        self._count = self._wanted = settings["processes"]
+        self._identity = Identity(settings)
+        self._limits = Limits(settings)
         self._children: set[Child] = set()
         self._listeners = Listeners()
         self._admin_listeners: list[socket.socket] = []
@@ -72,6 +92,12 @@ class Supervisor:
         self._tell_processes(Supervision(self._count))
         self._status = 0
         self._stop, self._stop_now, self._reload = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._resize = asyncio.Event()
+        # Held while a process is replaced, added or removed: one at a time.
+        self._changing = asyncio.Lock()
+        # The process that forks the others, and all of its kind that have not ended.
+        self._preloader: Preloader | None = None
+        self._preloaders: set[Preloader] = set()
         # Set once all processes have accepted connections at the same time.
         self._complete = asyncio.Event()
 
@@ -80,6 +106,13 @@ class Supervisor:
         self._listeners = bind(self._settings, self._count)
         self._admin_listeners = bind_admin(self._settings)
         self._agent_listeners = bind_agent(self._settings)
+
+    def give_up_root(self) -> None:
+        """Become the user and group of the settings, who own what has been opened before. Raises `SettingError`."""
+        sockets = (*self._listeners.of_process, self._admin_listeners, self._agent_listeners)
+        descriptors = {each.fileno() for of_one in sockets for each in of_one}
+        paths: list[str | Path] = [*self._listeners.paths, *pid_files()]
+        self._identity.become({*descriptors, *log_file_descriptors()}, paths, self._run_directory)
 
     def run(self) -> int:
         """Serve until a signal comes; return the exit status: 0 if all requests were answered."""
@@ -96,16 +129,14 @@ class Supervisor:
             on_signal(number, self._on_stop, number)
         on_signal(signal.SIGHUP, self._reopen_log_files)
         on_signal(signal.SIGUSR2, self._reload.set)
+        on_signal(signal.SIGTTIN, self._resize_by, 1)
+        on_signal(signal.SIGTTOU, self._resize_by, -1)
         try:
             async with asyncio.TaskGroup() as group:
-                lives = (
-                    self._start_all(),
-                    self._reload_when_told(),
-                    self._watch(),
-                    self._tell_statsd(),
-                    feed_watchdog(),
-                )
-                tasks = [group.create_task(each) for each in lives]
+                watching = kill_those_that_hang(self._children, self._settings["watchdog"])
+                lives = (self._start_all(), watching, self._tell_statsd(), feed_watchdog())
+                changes = (self._reload_when_told(), self._resize_when_told(), self._renew_when_due())
+                tasks = [group.create_task(each) for each in (*lives, *changes)]
                 await self._stop.wait()
                 for task in tasks:
                     task.cancel()
@@ -126,6 +157,8 @@ class Supervisor:
         reopen_log_files()
         for child in self._children:
             child.tell(REOPEN)
+        for preloader in self._preloaders:
+            preloader.reopen_log_files()
 
     async def _start_all(self) -> None:
         # Only one at first, so that an error common to all is reported once.
@@ -137,17 +170,24 @@ class Supervisor:
         for number in range(2, self._count + 1):
             self._replace(number, failures=0)
         await self._complete.wait()
-        scheme = "https" if self._settings["certfile"] else "http"
-        places = " and ".join(describe(listener, scheme) for listener in self._listeners.of_process[0])
         admin_scheme = "https" if self._settings["admin_certfile"] else "http"
         operators = "".join(f", operators: {describe(listener, admin_scheme)}" for listener in self._admin_listeners)
-        say(in_format(f"Serving on {places} (pid {os.getpid()}, {self._count} processes{operators})"))
-        notify("READY=1", f"STATUS=Serving on {places} with {self._count} processes")
+        processes = f"{self._count} process{'es' if self._count > 1 else ''}"
+        say(in_format(f"Serving on {self._places()} (pid {os.getpid()}, {processes}{operators})"))
+        notify("READY=1", self._status_line())
+
+    def _places(self) -> str:
+        scheme = "https" if self._settings["certfile"] else "http"
+        return " and ".join(describe(listener, scheme) for listener in self._listeners.of_process[0])
+
+    def _status_line(self) -> str:
+        return f"STATUS=Serving on {self._places()} with {self._count} process{'es' if self._count > 1 else ''}"
 
     def _start(self, number: int, failures: int = 0) -> Child | None:
         """Start a process; return None if the system has no room for it."""
         try:
             child = Child(
+                self._fork if self._settings["preload"] else Executed,
                 number,
                 self._listeners.of_process[number - 1],
                 self._admin_listeners,
@@ -155,6 +195,7 @@ class Supervisor:
                 self._run_directory,
                 self._supervision_file,
                 failures=failures,
+                max_requests=self._limits.requests_of_next(),
                 start_limit=START_FACTOR * self._settings["watchdog"],
                 on_change=self._on_change,
             )
@@ -165,6 +206,15 @@ class Supervisor:
             return None
         self._children.add(child)
         return child
+
+    def _fork(
+        self, inheritance: Inheritance, on_start: Callable[[int], None], on_end: Callable[[int], None]
+    ) -> Program:
+        """See `Launch`."""
+        if self._preloader is None or self._preloader.ended.is_set():
+            self._preloader = Preloader(self._run_directory, START_FACTOR * self._settings["watchdog"])
+            self._preloaders = {each for each in self._preloaders if not each.ended.is_set()} | {self._preloader}
+        return self._preloader.fork(inheritance, on_start, on_end)
 
     async def _starts(self, number: int) -> bool:
         """Start a process; return whether it has come to accept connections."""
@@ -199,7 +249,7 @@ class Supervisor:
         asyncio.get_running_loop().call_later(delay, self._replace, number, failures)
 
     def _replace(self, number: int, failures: int) -> None:
-        is_wanted = not self._stop.is_set() and self._present(number) is None
+        is_wanted = not self._stop.is_set() and number <= self._count and self._present(number) is None
         if is_wanted and self._start(number, failures) is None:
             self._replace_later(number, failures + 1)
 
@@ -215,54 +265,106 @@ class Supervisor:
         self._status = max(self._status, status)
         self._stop.set()
 
+    async def _renew(self, number: int) -> bool:
+        """Replace a process, which serves until its successor does; return whether that could be started."""
+        # None has this number while its next start is delayed.
+        old = self._present(number)
+        if not await self._starts(number):
+            return False
+        if old is not None:
+            # Before another starts: each process has its connections to the database.
+            await self._end(old)
+        return True
+
     async def _reload_when_told(self) -> None:
-        """Replace all processes, one after the other; each serves until its successor does."""
+        """Replace all processes, one after the other."""
         await self._complete.wait()
         while True:
             await self._reload.wait()
             self._reload.clear()
-            logger.info("SIGUSR2: replacing all processes")
-            for number in range(1, self._count + 1):
-                # None has this number while its next start is delayed.
-                old = self._present(number)
-                if not await self._starts(number):
-                    logger.error("a new process could not be started: the old ones stay")
-                    self._tell_processes(self._supervision._replace(reloaded=False))
-                    break
-                if old is not None:
-                    # Before the next starts: each process has its connections to the database.
-                    await self._end(old)
-            else:
-                self._tell_processes(self._supervision._replace(reloaded=True))
-                logger.info("all processes are replaced")
-
-    async def _watch(self) -> None:
-        """Kill the processes that hang; `_on_change` replaces them."""
-        limit = self._settings["watchdog"]
-        looked_at = time.monotonic()
-        while limit:
-            interval = min(limit / 8, 1.0)
-            await asyncio.sleep(interval)
-            now = time.monotonic()
-            # If this process was late, the machine may have delayed the others too, as when it was suspended or is
-            # overloaded: that is not held against them.
-            late = max(0.0, now - looked_at - interval)
-            looked_at = now
-            for child in self._children:
-                child.heard = min(now, child.heard + late)
-                stalled_for = now - child.heard
-                patience = limit if child.is_ready else START_FACTOR * limit
-                if child.killed or child.told_to_stop or stalled_for < patience:
-                    continue
-                if child.is_ready:
-                    logger.error("%s: its event loop has stood still for %.0f s: killing it", child, stalled_for)
+            async with self._changing:
+                logger.info("SIGUSR2: replacing all processes")
+                # The next one has the application's new version.
+                preloader, self._preloader = self._preloader, None
+                number = 1
+                while number <= self._count and await self._renew(number):
+                    number += 1
+                succeeded = number > self._count
+                if succeeded:
+                    logger.info("all processes are replaced")
                 else:
-                    logger.error(
-                        "%s does not accept connections after %.0f s: killing it; a start may take %d times watchdog="
-                        "%g s, so raise that if the application needs longer",
-                        *(child, stalled_for, START_FACTOR, limit),
-                    )
-                child.kill()
+                    logger.error("a new process could not be started: the old ones stay")
+                self._tell_processes(self._supervision._replace(reloaded=succeeded))
+                if number == 1:
+                    preloader, self._preloader = self._preloader, preloader
+                if preloader is not None:
+                    preloader.retire()
+
+    async def _renew_when_due(self) -> None:
+        """Replace each process that has reached a limit."""
+        await self._complete.wait()
+        while self._limits.are_set:
+            await asyncio.sleep(INTERVAL)
+            for child in list(self._children):
+                reason = self._limits.exceeded(child)
+                async with self._changing:
+                    # Another change may have replaced it meanwhile.
+                    if not reason or self._present(child.number) is not child:
+                        continue
+                    logger.info("%s: %s: replacing it", child, reason)
+                    if await self._renew(child.number):
+                        continue
+                logger.error("no new process could be started in place of %s: next try in %g s", child, RETRY)
+                await asyncio.sleep(RETRY)
+
+    def _resize_by(self, difference: int) -> None:
+        name = "SIGTTIN" if difference > 0 else "SIGTTOU"
+        wanted = max(1, self._wanted + difference)
+        if wanted == self._wanted:
+            logger.warning("%s: there is only one process left, which stays", name)
+            return
+        self._wanted = wanted
+        self._tell_processes(self._supervision._replace(processes=wanted))
+        logger.info("%s: %d processes from now on, each with its own threads and database connections", name, wanted)
+        self._resize.set()
+
+    async def _resize_when_told(self) -> None:
+        """Add or remove processes, those with the highest numbers."""
+        await self._complete.wait()
+        while True:
+            await self._resize.wait()
+            self._resize.clear()
+            while self._count != self._wanted:
+                async with self._changing:
+                    if self._count < self._wanted:
+                        await self._add()
+                    else:
+                        await self._remove()
+                notify(self._status_line())
+
+    async def _add(self) -> None:
+        try:
+            self._listeners.add_process()
+        except OSError as error:
+            logger.error(
+                "cannot listen on %s for another process: %s%s",
+                *(error.filename, error.strerror, ROOTS_PORTS if error.errno == errno.EACCES else ""),
+            )
+            self._wanted = self._count
+            self._tell_processes(self._supervision._replace(processes=self._count))
+            return
+        self._count += 1
+        # If it does not start, it is tried again like any other.
+        await self._starts(self._count)
+
+    async def _remove(self) -> None:
+        number, self._count = self._count, self._count - 1
+        if self._listeners.remove_process():
+            # Until those are accepted that are being made.
+            await pause(LINGER, self._stop)
+        child = self._present(number)
+        if child is not None:
+            await self._end(child)
 
     async def _tell_statsd(self) -> None:
         """Send the number of processes that serve to the statsd server, if there is one; they send the rest."""
@@ -285,10 +387,21 @@ class Supervisor:
         self._listeners.close()
         for listener in (*self._admin_listeners, *self._agent_listeners):
             listener.close()
-        if all(await asyncio.gather(*map(self._end, self._children))):
+        have_answered = all(await asyncio.gather(*map(self._end, self._children)))
+        await asyncio.gather(*map(self._end_preloader, self._preloaders))
+        if have_answered:
             logger.info("all processes have ended")
         else:
             self._give_up(1)
+
+    async def _end_preloader(self, preloader: Preloader) -> None:
+        preloader.retire()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(preloader.ended.wait(), PATIENCE)
+        if not preloader.ended.is_set():
+            logger.error("%s did not end when told to: killing it", preloader)
+            preloader.kill()
+            await preloader.ended.wait()
 
     async def _end(self, child: Child) -> bool:
         """Make a process end; return whether it has answered all its requests."""

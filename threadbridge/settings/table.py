@@ -3,7 +3,7 @@
 Each is ``Annotated[type, kind, default, meaning]``; the kind of value is left out where the type implies it.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypedDict, cast, get_args, get_origin, get_type_hints
 from wsgiref.types import WSGIEnvironment
@@ -316,12 +316,85 @@ class Settings(BridgeSettings, total=False):
         "How many processes serve, each with its own threads, pool and queues. If more than one, another process "
         "supervises them, see operating.md.",
     ]
+    supervised: Annotated[
+        bool,
+        False,
+        "Let a supervisor start the process that serves, even if it is only one, and replace it when it dies or hangs; "
+        "SIGUSR2 then reloads. Several processes always have a supervisor, and so do those that the following settings "
+        "renew.",
+    ]
+    max_requests: Annotated[
+        int,
+        number(0),
+        0,
+        "Replace a process after about this many requests; 0 for never. Like the next three, it loses no request, and "
+        "only one process is replaced at a time: see renewing.md.",
+    ]
+    max_requests_jitter: Annotated[
+        int,
+        number(0),
+        0,
+        "Add a random number of requests, up to this, to max_requests, a different one for each process.",
+    ]
+    max_age: Annotated[float, seconds(0), 0.0, "Replace a process this long after its start; 0 for never."]
+    max_memory: Annotated[
+        int,
+        size(0),
+        0,
+        "Replace a process that has more memory than this; 0 for never. Memory that processes share counts in equal "
+        "parts (PSS).",
+    ]
+    preload: Annotated[
+        bool,
+        False,
+        "Import the application once, in a process of its own, and fork the processes that serve from that one, which "
+        "saves memory and makes their start fast. The application must not start threads when it is imported; see "
+        "renewing.md.",
+    ]
+    user: Annotated[
+        str,
+        TEXT,
+        "",
+        "Started as root: run as this user, by name or number, as soon as the addresses are bound, before the "
+        "application is imported. See renewing.md.",
+    ]
+    group: Annotated[str, TEXT, "", "Started as root: run as this group. Default: the groups of user."]
+    pid_file: Annotated[
+        OptionalPath,
+        None,
+        "Write the number of the process to which you send signals to this file, and remove the file at the end.",
+    ]
+    on_starting: Annotated[
+        Callable[[], object] | None,
+        FUNCTION,
+        None,
+        "A function that is called once, in the process that you start, before any process serves.",
+    ]
+    on_worker_start: Annotated[
+        Callable[[], object] | None,
+        FUNCTION,
+        None,
+        "A function that is called in each process that serves, in its main thread, before it accepts connections.",
+    ]
+    on_start: Annotated[
+        Callable[[], object] | None,
+        FUNCTION,
+        None,
+        "A function that is called on the loop in each process that serves, once it accepts connections. It must not "
+        "block.",
+    ]
+    on_worker_exit: Annotated[
+        Callable[[], object] | None,
+        FUNCTION,
+        None,
+        "A function that is called in each process that has served, in its main thread, after its last request.",
+    ]
     watchdog: Annotated[
         float,
         seconds(0),
         30.0,
         "How long a process's event loop may stand still. After half of this time the log says what each thread is "
-        "doing; after all of it, the process is killed and replaced if processes is more than 1. 0 turns it off.",
+        "doing; after all of it, the process is killed and replaced if it has a supervisor. 0 turns it off.",
     ]
     loop: Annotated[
         Literal["auto", "asyncio", "uvloop"],
@@ -509,7 +582,9 @@ class Settings(BridgeSettings, total=False):
 class CommandLineSettings(Settings, total=False):
     """All settings; for `serve`, the calling program sets up logging itself."""
 
-    config: Annotated[OptionalPath, None, "Read settings from this TOML file, such as port = 8000."]
+    config: Annotated[
+        OptionalPath, None, "Read settings from this file: TOML, or Python if it ends in .py, such as port = 8000."
+    ]
     check: Annotated[
         bool,
         False,
@@ -621,6 +696,10 @@ _OPTIONS = {
 }
 
 
+# Settings that need a supervisor, also for a single process.
+_OF_SUPERVISORS = ("supervised", "max_requests", "max_age", "max_memory", "preload", "user", "group")
+
+
 def option_name(name: str) -> str:
     """A setting's name on the command line, without the dashes."""
     return _OPTIONS.get(name, name)
@@ -637,6 +716,12 @@ def grace_period(settings: Settings) -> float:
     return longest_deadline(settings) + GRACE_MARGIN if grace is None else grace
 
 
+def is_supervised(settings: Settings) -> bool:
+    """Whether a supervisor starts the processes that serve: several, or one that it is to renew."""
+    values = cast(Mapping[str, object], settings)
+    return settings["processes"] > 1 or any(values[name] for name in _OF_SUPERVISORS)
+
+
 def from_keywords(keywords: Settings) -> Settings:
     """All settings of `serve`; raises `SettingError`, or ``TypeError`` for an unknown keyword."""
     return cast(Settings, _complete(Settings, keywords))
@@ -648,12 +733,13 @@ def for_bridge(keywords: BridgeSettings) -> BridgeSettings:
 
 
 def _complete(declaration: type, keywords: Mapping[str, object]) -> dict[str, object]:
-    values = _with_defaults(declaration, keywords)
-    _check_combinations(values, dict.fromkeys(keywords, "keyword"))
+    values = with_defaults(declaration, keywords)
+    check_combinations(values, dict.fromkeys(keywords, "keyword"))
     return values
 
 
-def _with_defaults(declaration: type, keywords: Mapping[str, object]) -> dict[str, object]:
+def with_defaults(declaration: type, keywords: Mapping[str, object]) -> dict[str, object]:
+    """All settings of this class, those that are not given by their defaults; raises as `from_keywords` does."""
     values = {name: ALL[name].default for name in declaration.__annotations__}
     for name, value in keywords.items():
         if name not in values:
@@ -662,101 +748,8 @@ def _with_defaults(declaration: type, keywords: Mapping[str, object]) -> dict[st
     return values
 
 
-@dataclass(frozen=True)
-class Resolved:
-    """All settings, and their origins.
-
-    An origin is ``default``, ``program``, ``environment``, ``command line``, or the path of the config file.
-    """
-
-    values: CommandLineSettings
-    origins: Mapping[str, str]
-
-    def label(self, name: str, value: object = None) -> str:
-        """How an error names this setting, or one value of its list: as the user wrote it."""
-        shown = cast(dict[str, object], self.values)[name] if value is None else value
-        return _label(self.origins[name], name, ALL[name].show(shown))
-
-
-def resolve(
-    options: Mapping[str, Sequence[str]], environment: Mapping[str, str], defaults: CommandLineSettings
-) -> Resolved:
-    """Combine the command line, the environment, the config file, ``defaults`` and the table; the first has precedence.
-
-    ``options`` has the texts given for each setting, in order. Raises `SettingError`.
-    """
-    values = _with_defaults(CommandLineSettings, defaults)
-    origins = {name: "program" if name in defaults else "default" for name in ALL}
-    variables = dict(_read_environment(environment))
-    given = [("environment", variables), ("command line", options)]
-    config = options.get("config") or variables.get("config")
-    if config is not None:
-        given.insert(0, (config[-1], dict(_read_file(config[-1]))))
-    for origin, texts in given:
-        for name, parts in texts.items():
-            # The items of a list add up; of other values the last one wins.
-            text = ",".join(parts) if ALL[name].kind.is_list else parts[-1]
-            values[name] = ALL[name].read(text, _label(origin, name, text))
-            origins[name] = origin
-    _check_combinations(values, origins)
-    settings = cast(CommandLineSettings, values)
-    if origins["lanes"] not in ("default", "program"):
-        for lane in settings["lanes"]:
-            lane.queue = settings["queue"]
-    return Resolved(settings, origins)
-
-
-def _label(origin: str, name: str, text: str) -> str:
-    if origin == "command line":
-        return f"--{option_name(name)}={text}"
-    if origin == "environment":
-        return f"{ENVIRONMENT_PREFIX}{name.upper()}={text}"
-    return f"{origin}: {name} = {text}"
-
-
-def _read_environment(environment: Mapping[str, str]) -> Iterator[tuple[str, Sequence[str]]]:
-    """The settings among the environment variables, as texts."""
-    for variable, text in environment.items():
-        if variable.startswith(ENVIRONMENT_PREFIX) and variable not in OTHER_VARIABLES:
-            name = variable.removeprefix(ENVIRONMENT_PREFIX).lower()
-            _check_name(name, variable, lambda near: ENVIRONMENT_PREFIX + near.upper())
-            yield name, [text]
-
-
-def _read_file(path: str) -> Iterator[tuple[str, Sequence[str]]]:
-    """The settings of a config file, as texts."""
-    # Not at the top: few processes have such a file, and the parser takes memory.
-    import tomllib
-
-    try:
-        with open(path, "rb") as file:
-            entries = tomllib.load(file)
-    except OSError as error:
-        raise SettingError(f"cannot read the config file {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingError(f"the config file {path} is not TOML: {error}") from None
-    for name, value in entries.items():
-        _check_name(name, f"{path}: {name}")
-        if name in ("config", "check", "json"):
-            raise SettingError(f"{path}: {name}: this setting cannot be given in a config file")
-        kind = ALL[name].kind
-        items = value if isinstance(value, list) and kind.is_list else [value]
-        if not all(type(item) in kind.in_file for item in items):
-            raise SettingError(f"{path}: {name} = {value!r}: expected {kind.expected}")
-        yield name, [str(item) for item in items]
-
-
-def _check_name(name: str, label: str, spelled: Callable[[str], str] = str) -> None:
-    if name not in ALL:
-        # Not at the top: few make this mistake.
-        from difflib import get_close_matches
-
-        near = get_close_matches(name, ALL, 1)
-        hint = f"; did you mean {spelled(near[0])}?" if near else ""
-        raise SettingError(f"{label}: there is no setting of this name{hint}")
-
-
-def _check_combinations(values: Mapping[str, object], origins: Mapping[str, str]) -> None:
+def check_combinations(values: Mapping[str, object], origins: Mapping[str, str]) -> None:
+    """Raise `SettingError` for settings that exclude each other, or of which one needs another."""
     if bool(values["idempotent_paths"]) != bool(values["idempotency_store"]):
         raise SettingError("idempotent_paths and idempotency_store: give both, or neither")
     if values["long_upstream"] and values["schedule"] != "cost":
@@ -766,8 +759,14 @@ def _check_combinations(values: Mapping[str, object], origins: Mapping[str, str]
             raise SettingError("replica_for needs schedule=cost: without it, no request is known to be long")
         if not any(lane.pool is not None for lane in cast(Sequence[Lane], values["lanes"])):
             raise SettingError("replica_for needs a lane with a replica's pool, such as --lane=long::4:shop:replica")
-    if values.get("reload") and cast(int, values["processes"]) > 1:
-        raise SettingError("reload needs processes=1: it is for development, where one process can be debugged")
+    if values.get("reload"):
+        if cast(int, values["processes"]) > 1:
+            raise SettingError("reload needs processes=1: it is for development, where one process can be debugged")
+        for name in _OF_SUPERVISORS:
+            if values[name]:
+                raise SettingError(f"reload and {name}: give one of them, reload is for one process without supervisor")
+    if values.get("max_requests_jitter") and not values["max_requests"]:
+        raise SettingError("max_requests_jitter without max_requests: give both, or leave the jitter out")
     if values.get("keyfile") and not values["certfile"]:
         raise SettingError("keyfile without certfile: give the certificate too, or leave the key out")
     if values.get("admin_keyfile") and not values["admin_certfile"]:

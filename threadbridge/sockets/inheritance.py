@@ -13,7 +13,7 @@ import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from threadbridge.common.threads import NOT_STARTED
 
@@ -25,6 +25,8 @@ VARIABLE = "THREADBRIDGE_INHERITANCE"
 # When the channel ends, so has the supervisor. DRAIN announces STOP.
 DRAIN, STOP, STOP_NOW, REOPEN = b"drain", b"stop", b"hurry", b"reopen"
 MESSAGE_SIZE = 4096
+# The name of the thread that watches a start.
+START_THREAD = "threadbridge-start"
 
 
 class Supervision(NamedTuple):
@@ -65,6 +67,7 @@ class Inheritance(NamedTuple):
     :param started_event: descriptor of the ``eventfd`` that `started` sets; -1 in the supervisor.
     :param agent_listeners: the sockets for HAProxy's agent-check, which all processes share.
     :param supervision: descriptor of a file in which the supervisor writes a `Supervision`; -1 if there is none.
+    :param preloads: whether the process does not serve, but imports the application and forks those that do.
     """
 
     number: int
@@ -79,9 +82,12 @@ class Inheritance(NamedTuple):
     # An old supervisor, of an earlier version, has none.
     agent_listeners: Sequence[socket.socket] = ()
     supervision: int = -1
+    preloads: bool = False
 
     def log_file(self, path: str) -> str:
-        """Return the log file of this process: for ``app.log``, ``app-1.log``."""
+        """Return the log file of this process: for ``app.log``, ``app-1.log``; the supervisor's if it preloads."""
+        if self.preloads:
+            return path
         return str(Path(path).with_stem(f"{Path(path).stem}-{self.number}"))
 
     def tell(self, *assignments: str) -> None:
@@ -97,7 +103,8 @@ class Inheritance(NamedTuple):
     def descriptors(self) -> list[int]:
         """Return the file descriptors to pass to the process."""
         sockets = (self.channel, *self.listeners, *self.admin_listeners, *self.agent_listeners)
-        return [each.fileno() for each in sockets] + [self.stacks_file, self.supervision]
+        files = [self.stacks_file] if self.supervision < 0 else [self.stacks_file, self.supervision]
+        return [each.fileno() for each in sockets] + files
 
     def as_text(self) -> str:
         """Return the value of the environment variable `VARIABLE`, which `take_inheritance` reads."""
@@ -112,9 +119,27 @@ def take_inheritance() -> Inheritance | None:
     hanging start, and the process ends if the supervisor dies: otherwise it would keep the port without serving.
     """
     text = os.environ.pop(VARIABLE, None)
-    if text is None:
-        return None
+    return None if text is None else _inherited(json.loads(text))
+
+
+def take_received(text: str, descriptors: Sequence[int]) -> Inheritance:
+    """Return what the supervisor has handed to this forked process; as `take_inheritance`.
+
+    :param descriptors: those of `Inheritance.descriptors`, with the numbers that they have in this process.
+    """
     parts = json.loads(text)
+    left = iter(descriptors)
+    parts["channel"] = next(left)
+    for name in ("listeners", "admin_listeners", "agent_listeners"):
+        parts[name] = [next(left) for _ in parts[name]]
+    parts["stacks_file"] = next(left)
+    parts["supervision"] = next(left, -1)
+    # Otherwise the stacks of its crash would go where those of the process go that has forked it.
+    faulthandler.disable()
+    return _inherited(parts)
+
+
+def _inherited(parts: dict[str, Any]) -> Inheritance:
     for name in ("listeners", "admin_listeners", "agent_listeners"):
         parts[name] = [_socket(descriptor) for descriptor in parts.get(name, ())]
     inheritance = Inheritance(**{**parts, "channel": _socket(parts["channel"]), "started_event": os.eventfd(0)})
@@ -125,7 +150,7 @@ def take_inheritance() -> Inheritance | None:
         faulthandler.enable(inheritance.stacks_file)
     if inheritance.start_limit:
         faulthandler.dump_traceback_later(0.5 * inheritance.start_limit, file=inheritance.stacks_file)
-    watch = threading.Thread(None, _end_with_supervisor, "threadbridge-start", (inheritance,), daemon=True)
+    watch = threading.Thread(None, _end_with_supervisor, START_THREAD, (inheritance,), daemon=True)
     try:
         watch.start()
     except NOT_STARTED as error:

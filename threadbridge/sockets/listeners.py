@@ -40,6 +40,10 @@ class Listeners:
         self.of_process: list[list[socket.socket]] = [[] for _ in range(processes)]
         # Those that may share their port with other servers.
         self._shared: list[socket.socket] = []
+        # Those that all processes have.
+        self._common: list[socket.socket] = []
+        # The files of Unix sockets.
+        self.paths: list[str] = []
         self._removals: list[Callable[[], None]] = []
 
     def add(self, address: Address, *, mode: int, reuse_port: bool) -> None:
@@ -51,6 +55,7 @@ class Listeners:
             if address.path is not None:
                 listener, remove = bind_unix_socket(address.path, mode)
                 self._removals.append(remove)
+                self.paths.append(address.path)
                 self.add_shared(listener)
             elif address.descriptor is not None:
                 self.add_shared(inherited_socket(address.descriptor))
@@ -74,8 +79,49 @@ class Listeners:
 
     def add_shared(self, listener: socket.socket) -> None:
         """Let all processes accept connections from this socket."""
+        self._common.append(listener)
         for listeners in self.of_process:
             listeners.append(listener)
+
+    def add_process(self) -> None:
+        """Bind sockets for another process, which listens on them itself once it is ready for connections.
+
+        Raises ``OSError``, with the address as its file name.
+        """
+        added = list(self._common)
+        for first in self.of_process[0]:
+            if first in self._common:
+                continue
+            # A single process has been alone on its port.
+            first.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            listener = socket.socket(first.family, socket.SOCK_STREAM)
+            added.append(listener)
+            listener.setblocking(False)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            if first.family == socket.AF_INET6:
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            try:
+                listener.bind(first.getsockname())
+            except OSError as error:
+                for each in set(added) - set(self._common):
+                    each.close()
+                raise OSError(error.errno, error.strerror, _shown(Address(*first.getsockname()[:2]))) from None
+            if first in self._shared:
+                self._shared.append(listener)
+        self.of_process.append(added)
+
+    def remove_process(self) -> bool:
+        """Close the sockets of the last process here, and leave new connections to the others.
+
+        The process still has them. Returns whether it has any of its own.
+        """
+        own = [listener for listener in self.of_process.pop() if listener not in self._common]
+        self._shared = [listener for listener in self._shared if listener not in own]
+        for listener in own:
+            leave_new_connections_to_others(listener)
+            listener.close()
+        return bool(own)
 
     def keep(self, listeners: Sequence[socket.socket], settings: Settings) -> None:
         """Go on with the sockets of these settings, which this process had before it started again."""
@@ -178,8 +224,9 @@ def removal_of(path: str) -> Callable[[], None]:
     made, owner = os.stat(path), os.getpid()
 
     def remove() -> None:
-        # A forked process has a copy of this function, but not of the socket.
-        with suppress(FileNotFoundError):
+        # A forked process has a copy of this function, but not of the socket. If the directory is root's, and this
+        # process has become another user, the next server replaces the file.
+        with suppress(FileNotFoundError, PermissionError):
             if os.getpid() == owner and os.path.samestat(os.lstat(path), made):
                 os.unlink(path)
 

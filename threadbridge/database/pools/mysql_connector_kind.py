@@ -36,8 +36,11 @@ def watch(on_new: Callable[[Any], None]) -> None:
 
 def close_idle(pool: Any) -> None:
     queue = pool._cnx_queue
-    while queue.qsize():
-        queue.get_nowait().close()
+    for _ in range(queue.qsize()):
+        connection = queue.get_nowait()
+        connection.close()
+        # The pool makes no others, but connects this one again for the one who gets it, as in a forked process.
+        queue.put_nowait(connection)
 
 
 def advice(pool: Any, load: PoolLoad) -> Iterator[Advice]:
