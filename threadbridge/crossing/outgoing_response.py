@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from threadbridge.common.repeated_log import RepeatedLog
 from threadbridge.crossing.response_body import Buffer, Source
+from threadbridge.crossing.socket_relay import SocketRelay
 from threadbridge.crossing.spool import Spool
 from threadbridge.crossing.states import ENDINGS, MOVES, State
 from threadbridge.http.response_head import ResponseHead
@@ -55,6 +56,8 @@ class OutgoingResponse:
     # Bytes of the response's body given to the connection.
     sent = 0
     _source: Source | None = None
+    # The socket that the application may take over, if the request asks for a WebSocket; set before it runs.
+    relay: SocketRelay | None = None
 
     def __init__(self, connection: Connection, spool: Spool) -> None:
         self.state = State.RECEIVING
@@ -132,6 +135,20 @@ class OutgoingResponse:
             self.connection.finish()
             self._on_complete()
 
+    def begin_relay(self) -> bool:
+        """Note that the application has taken over its socket, instead of a response; False if all has ended."""
+        if not self.move(State.RESPONDING):
+            return False
+        self._begin_response()
+        self.status = 101
+        self.answered_at = time.monotonic()
+        return True
+
+    def end_relay(self) -> None:
+        """End the connection that the application had taken over."""
+        self.connection.finish()
+        self._on_complete()
+
     def _on_read(self, data: Future[bytes]) -> None:
         # Always: asyncio logs exceptions that nothing has asked for.
         error = data.exception()
@@ -163,5 +180,8 @@ class OutgoingResponse:
     def _end(self, status: int) -> None:
         if self._source is not None:
             self._source.close()
+        if self.relay is not None:
+            self.sent += self.relay.sent
+            self.relay.close()
         self.status = status
         self.ended_at = time.monotonic()

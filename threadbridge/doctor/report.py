@@ -26,6 +26,7 @@ from threadbridge.doctor.load import Load
 from threadbridge.doctor.nginx import NginxConfigError, read_timeouts
 from threadbridge.http.client_connection import CONNECT_TIME, Origin
 from threadbridge.loop.bridge import Bridge
+from threadbridge.loop.lane_choice import WEBSOCKETS
 from threadbridge.process.application_pools import ApplicationPools
 from threadbridge.settings.table import ALL, CommandLineSettings, Resolved
 from threadbridge.settings.values import address_of
@@ -160,7 +161,8 @@ def _hot_path() -> Finding:
 
 
 def _queues(settings: CommandLineSettings, lanes: Sequence[Lane]) -> Finding:
-    closed = [lane.name for lane in lanes if lane.queue == 0]
+    # WebSockets have no queue by design.
+    closed = [lane.name for lane in lanes if lane.queue == 0 and lane.name != WEBSOCKETS]
     if closed:
         return warning(
             f"no queue in lane {', '.join(closed)}: while its threads are busy, every request is answered 503",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from functools import partial
 from typing import TYPE_CHECKING, Unpack, cast
 from wsgiref.types import WSGIApplication
@@ -44,6 +45,9 @@ if TYPE_CHECKING:
 
 # Seconds beyond the longest deadline that a statement may take by default: the bridge tries to stop it first.
 STATEMENT_MARGIN = 30.0
+# The library with which Flask-Sock and Flask-SocketIO speak WebSocket, and how many of them there may be by default.
+WEBSOCKET_LIBRARY = "simple_websocket"
+DEFAULT_WEBSOCKETS = 100
 
 
 class Bridge(httputil.HTTPServerConnectionDelegate):
@@ -76,6 +80,9 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         statement_limit = values["statement_limit"]
         if statement_limit is None:
             statement_limit = longest_deadline(values) + STATEMENT_MARGIN
+        websockets = values["websockets"]
+        if websockets is None and WEBSOCKET_LIBRARY not in sys.modules:
+            websockets = 0
         # Before the pools are guarded, since these may refuse their settings.
         self._statsd: Statsd | None = None
         if values["statsd"]:
@@ -111,6 +118,7 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
                 short_paths=values["short_paths"],
                 long_paths=values["long_paths"],
                 long_upstream=values["long_upstream"],
+                websockets=DEFAULT_WEBSOCKETS if websockets is None else websockets,
             )
         except ValueError:
             # Another bridge may guard the pools.

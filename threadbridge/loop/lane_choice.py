@@ -12,6 +12,8 @@ from threadbridge.crossing.routes import Route, Routes
 if TYPE_CHECKING:
     from threadbridge.database.guard import Guard
 
+# For WebSockets that the application speaks itself, each of which holds a thread as long as it is open.
+WEBSOCKETS = "websocket"
 # For requests that need no database, and for finding out whether a new route does. Short requests need few threads.
 QUICK_THREADS = 4
 
@@ -23,7 +25,8 @@ class LaneChoice:
     routes that do not ask for a connection go to a lane called ``quick``, and all others to the lane of their pool: it
     is called ``pool`` if there is one, and ``pool-KEY`` if there are several. A route that asks several pools goes to
     the lane of the one with the fewest connections; one of which nothing is known may go to that of the first. Requests
-    that are long as far as is known go to a remote lane called ``long``, if there are hosts for them.
+    that are long as far as is known go to a remote lane called ``long``, if there are hosts for them. Those that ask
+    for a WebSocket go to a lane called ``websocket``, if there is one, unless a lane for their path runs them here.
 
     :param lanes: lanes for certain paths; the first that matches is taken.
     :param threads: the width of the lanes for all other requests; None: each pool's size.
@@ -32,6 +35,7 @@ class LaneChoice:
     :param costs: what requests cost, for all but the lanes for certain paths; None: there clients take turns, too.
     :param short_paths: patterns of paths whose requests count as short; those of ``long_paths`` count as long.
     :param long_upstream: the URLs of the hosts for long requests.
+    :param websockets: how many WebSockets the application may speak itself at once.
 
     Raises ``ValueError`` when two lanes have the same name, or when nothing says how wide a lane is.
     """
@@ -48,6 +52,7 @@ class LaneChoice:
         short_paths: Sequence[str],
         long_paths: Sequence[str],
         long_upstream: Sequence[str] = (),
+        websockets: int = 0,
     ) -> None:
         self._explicit = tuple(lanes)
         self._routes = routes
@@ -75,22 +80,29 @@ class LaneChoice:
         self.replica = next((lane for lane in self._explicit if lane.replica is not None), None)
         self.long = Lane("long", queue=queue, upstream=long_upstream) if long_upstream else None
         longs = [self.long] if self.long is not None else []
+        # A client that has to wait for a thread would rather try again: there is no telling when one ends.
+        self.websockets = Lane(WEBSOCKETS, threads=websockets, queue=0) if websockets else None
+        sockets = [self.websockets] if self.websockets is not None else []
         # Those for all paths.
         self.general = (*([self._quick] if self._has_pool else []), *mains)
-        self.all = (*self._explicit, *longs, *self.general)
+        self.all = (*self._explicit, *longs, *sockets, *self.general)
         names = [lane.name for lane in self.all]
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"two lanes are named {name!r}; give each a name of its own")
 
-    def choose(self, method: str, path: str, is_forwarded: bool) -> tuple[Lane, Route | None, bool]:
+    def choose(
+        self, method: str, path: str, is_forwarded: bool, takes_socket: bool = False
+    ) -> tuple[Lane, Route | None, bool]:
         """Return the lane, the route to learn about, and whether the request finds out if that uses a pool.
 
-        A request that another bridge has forwarded does not go to a remote lane.
+        A request that another bridge has forwarded, or that takes over its connection, does not go to a remote lane.
         """
         for lane in self._explicit:
-            if not (is_forwarded and lane.upstream) and lane.matches(path):
+            if not ((is_forwarded or takes_socket) and lane.upstream) and lane.matches(path):
                 return lane, None, False
+        if takes_socket and self.websockets is not None:
+            return self.websockets, None, False
         route = self._routes.find(method, path)
         if route.uses_pool is None and self._has_pool and self.may_probe() and self._routes.begin_probe(route):
             return self._quick, route, True

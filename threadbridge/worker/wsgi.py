@@ -21,7 +21,7 @@ from threadbridge.sql.statements import UNCHANGED
 from threadbridge.worker.environ import environ_of
 
 logger = logging.getLogger("threadbridge")
-_outage, _excess = RepeatedLog(logger), RepeatedLog(logger)
+_outage, _excess, _no_socket = RepeatedLog(logger), RepeatedLog(logger), RepeatedLog(logger)
 
 # RFC 9110: a token (section 5.6.2), a field value (section 5.5), a reason phrase (RFC 9112, section 4). Clients treat
 # statuses from 600 on as 5xx (section 15).
@@ -84,7 +84,21 @@ def call_application(
         else:
             logger.exception("request %s failed: %s %s", exchange.id, *exchange.start_line[:2])
         if not call.complete:
+            explain_websocket(exchange)
             exchange.fail(may_be_repeated(exchange.running, outage))
+
+
+def explain_websocket(exchange: Exchange) -> None:
+    """Log the remedy if the application has failed because it was not offered its client's connection."""
+    if exchange.relay is None and exchange.headers.get("Upgrade", "").lower() == "websocket":
+        _no_socket.log(
+            logging.ERROR,
+            "request %s: the application failed to open a WebSocket: %s. If it needs its client's connection, as "
+            "simple-websocket does, set websockets=N, the number of them at once, and serve it with threadbridge's own "
+            "HTTP server: see docs/websockets.md",
+            exchange.id,
+            exchange.start_line.path,
+        )
 
 
 def outage_behind(error: BaseException, is_outage: Callable[[BaseException], bool]) -> BaseException | None:
@@ -126,9 +140,18 @@ class Call:
 
     def run(self, application: WSGIApplication) -> None:
         """Call the application and send its response; raises its exceptions, and `ApplicationError`."""
-        result: Any = application(environ_of(self._exchange), self._start_response)
+        environ = environ_of(self._exchange)
+        relay = self._exchange.relay
+        if relay is not None:
+            # The name under which simple-websocket looks for it first.
+            environ["werkzeug.socket"] = relay.open()
+        result: Any = application(environ, self._start_response)
         try:
-            if isinstance(result, (list, tuple)):
+            if relay is not None and relay.end(is_failed=self._status >= 500):
+                # What the application returns stands for the response that it has sent itself.
+                self.complete = True
+                self._exchange.response_status = 101
+            elif isinstance(result, (list, tuple)):
                 self._send_list(result)
             elif not (isinstance(result, FileWrapper) and self._send_file(result)):
                 self._send_iterable(result)
@@ -284,6 +307,8 @@ class Call:
         if self._fields is None:
             raise ApplicationError(NO_HEAD)
         self._head_sent = True
+        if self._status >= 500:
+            explain_websocket(self._exchange)
         if "date" not in self._names:
             self._fields.append(("Date", http_date()))
         if "server" not in self._names:
