@@ -245,6 +245,29 @@ def test_a_handler_that_does_not_read_holds_up_its_client_alone() -> None:
         sending.join()
 
 
+def test_a_connection_error_ends_a_websocket_without_a_word(caplog: pytest.LogCaptureFixture) -> None:
+    """So Flask-SocketIO ends each of its WebSockets; before the handshake, it is an error like others."""
+
+    def application(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        if environ["PATH_INFO"] == "/socket.io":
+            ws = Server.accept(environ)
+            ws.send("bye")
+            ws.close()
+        raise ConnectionError
+
+    records: list[Record] = []
+    with BridgeThread(application, threads=1, websockets=1, access_log=False) as server:
+        server.bridge.telemetry.subscribe(records.extend)
+        client = opened(server, "/socket.io")
+        assert client.recv() == "bye"
+        client.close()
+        assert endings(records, 1) == [(101, "done")]
+        assert not caplog.records
+        with pytest.raises(WebSocketBadStatusException, match="500"):
+            opened(server, "/other")
+        assert "Traceback" in caplog.text
+
+
 @pytest.mark.parametrize(("server_class", "websockets"), [(HTTPServer, 0), (TornadoHTTPServer, 5)])
 def test_without_the_socket_the_log_names_the_remedy(
     server_class: type[TornadoHTTPServer], websockets: int, caplog: pytest.LogCaptureFixture

@@ -16,6 +16,7 @@ from threadbridge.common.repeated_log import RepeatedLog
 from threadbridge.crossing.current import TrackedRequest
 from threadbridge.crossing.exchange import Exchange
 from threadbridge.crossing.response_body import KEPT, MEMORY_LIMIT, ClientDisconnected, FileSource
+from threadbridge.crossing.socket_relay import SocketRelay
 from threadbridge.http.response_head import HOP_BY_HOP, ResponseHead, http_date, response_head
 from threadbridge.sql.statements import UNCHANGED
 from threadbridge.worker.environ import environ_of
@@ -145,12 +146,17 @@ class Call:
         if relay is not None:
             # The name under which simple-websocket looks for it first.
             environ["werkzeug.socket"] = relay.open()
-        result: Any = application(environ, self._start_response)
         try:
-            if relay is not None and relay.end(is_failed=self._status >= 500):
-                # What the application returns stands for the response that it has sent itself.
-                self.complete = True
-                self._exchange.response_status = 101
+            result: Any = application(environ, self._start_response)
+        except ConnectionError:
+            # With this, which Werkzeug's server ignores, Flask-SocketIO ends a call whose socket it has used.
+            if relay is None or not self._has_taken_over(relay):
+                raise
+            return
+        try:
+            if relay is not None and self._has_taken_over(relay):
+                # What it returns stands for the response that it has sent itself.
+                pass
             elif isinstance(result, (list, tuple)):
                 self._send_list(result)
             elif not (isinstance(result, FileWrapper) and self._send_file(result)):
@@ -159,6 +165,14 @@ class Call:
             close = getattr(result, "close", None)
             if close is not None:
                 close()
+
+    def _has_taken_over(self, relay: SocketRelay) -> bool:
+        """Note that the call has ended; return whether the application has used its socket instead of a response."""
+        if not relay.end(is_failed=self._status >= 500):
+            return False
+        self.complete = True
+        self._exchange.response_status = 101
+        return True
 
     def _send_list(self, chunks: Any) -> None:
         """Send a complete body, with its length and in one hop."""
