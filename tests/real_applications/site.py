@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 import shutil
@@ -12,7 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import pytest
 import requests
@@ -54,10 +56,14 @@ class Visitor:
         self.session = requests.Session()
         self._varying = re.compile("|".join((re.escape(self.base), *self.varying)))
 
-    def ask(self, method: str, path: str, *, status: int = 200, **options: object) -> requests.Response:
+    def ask(self, method: str, path: str, *, status: int = 200, **options: Any) -> requests.Response:
         """Send a request, which must be answered with this status; redirects are not followed."""
         response: requests.Response = self.session.request(
-            method, self.base + path, allow_redirects=False, timeout=60, **options  # type: ignore[arg-type]
+            method,
+            self.base + path,
+            allow_redirects=False,
+            timeout=60,
+            **options,
         )
         assert response.status_code == status, (method, path, response.status_code, response.text[:2000])
         kind = response.headers.get("Content-Type", "")
@@ -65,9 +71,9 @@ class Visitor:
         self.answers.append(Answer(f"{method} {path}", response.status_code, kind, body))
         return response
 
-    def get(self, path: str, **options: object) -> str:
+    def get(self, path: str, **options: Any) -> str:
         """The text of a page that is there."""
-        return self.ask("GET", path, **options).text  # type: ignore[arg-type]
+        return self.ask("GET", path, **options).text
 
     def get_all_at_once(self, *paths: str) -> None:
         """Many clients ask for these pages at the same time, with this one's cookies; all get what one gets."""
@@ -79,9 +85,9 @@ class Visitor:
 
         def ask(number: int) -> None:
             path = paths[number % len(paths)]
-            response = requests.get(self.base + path, cookies=cookies, headers=self.session.headers, timeout=60)  # type: ignore[arg-type]
+            response = requests.get(self.base + path, cookies=cookies, headers=self.session.headers, timeout=60)
             assert response.status_code == 200, (path, response.text[:2000])
-            assert self._varying.sub("*", response.text) == expected[path]
+            assert self._varying.sub("*", response.text) == expected[path], path
 
         with ThreadPoolExecutor(CLIENTS) as threads:
             list(threads.map(ask, range(CLIENTS * TIMES)))
@@ -106,7 +112,10 @@ class Environment:
         if not self.python.exists():
             subprocess.run([sys.executable, "-m", "venv", directory], check=True)
         # Always: the sources may have changed. pip does nothing for the others if they are there.
-        for packages in (("--force-reinstall", "--no-deps", str(ROOT)), ("tornado", "httptools", "click", *requirements)):
+        for packages in (
+            ("--force-reinstall", "--no-deps", str(ROOT)),
+            ("tornado", "httptools", "click", *requirements),
+        ):
             subprocess.run([self.python, "-m", "pip", "install", "--quiet", "--quiet", *packages], check=True)
 
     def package(self, name: str) -> Path:
@@ -114,7 +123,7 @@ class Environment:
         [found] = (self.python.parent.parent / "lib").glob(f"python3*/site-packages/{name}")
         return found
 
-    def run(self, *command: str, cwd: Path, env: Mapping[str, str] = {}) -> str:  # noqa: B006 - it is only read
+    def run(self, *command: str, cwd: Path, env: Mapping[str, str] = MappingProxyType({})) -> str:
         """Run a program of the environment to its end."""
         return subprocess.run(
             [self.python, *command], cwd=cwd, env={**os.environ, **env}, check=True, capture_output=True, text=True
@@ -134,7 +143,7 @@ def assert_same(
     ours: Sequence[str],
     usual: Sequence[str],
     *,
-    env: Mapping[str, str] = {},  # noqa: B006 - it is only read
+    env: Mapping[str, str] = MappingProxyType({}),
     varying: Sequence[str] = (),
 ) -> str:
     """Visit an application behind both servers, each with a copy of the data; return what ours has logged.
@@ -161,5 +170,6 @@ def assert_same(
                 logged = server.output()
     assert len(answers[0]) == len(answers[1])
     for first, second in zip(*answers, strict=True):
-        assert first == second
+        difference = difflib.unified_diff(first.body.splitlines(), second.body.splitlines(), "ours", "usual", n=0)
+        assert first == second, f"{first[:3]} {second[:3]} {list(difference)[:20]}"
     return logged

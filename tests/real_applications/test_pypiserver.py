@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import zipfile
 from pathlib import Path
+from typing import Any
 
 from tests.real_applications.site import Environment, Visitor, assert_same, needs_applications
 
@@ -38,7 +39,10 @@ def test_pypiserver(tmp_path: Path) -> None:
         site.get("/")
         site.ask("GET", "/simple", status=301)
         assert "thing-1.0" in site.get("/simple/thing/")
-        upload = {"files": {"content": ("thing-2.0-py3-none-any.whl", second)}, "data": {":action": "file_upload"}}
+        upload: dict[str, Any] = {
+            "files": {"content": ("thing-2.0-py3-none-any.whl", second)},
+            "data": {":action": "file_upload"},
+        }
         site.ask("POST", "/", status=401, **upload)
         site.ask("POST", "/", auth=USER, **upload)
         site.ask("POST", "/", auth=USER, status=409, **upload)

@@ -1,4 +1,4 @@
-"""Wagtail, a content management system, with Django's admin: uploads, static files, CSRF. Its usual server is gunicorn."""
+"""Wagtail and Django's admin: uploads, static files, forms. Their usual server is gunicorn."""
 
 from __future__ import annotations
 
@@ -77,5 +77,10 @@ def test_wagtail_and_the_admin_of_django(tmp_path: Path) -> None:
         ("-m", "threadbridge", "mysite.wsgi:application", "--port={port}"),
         ("-m", "gunicorn", "mysite.wsgi:application", "--threads=10", "--bind=127.0.0.1:{port}"),
         env=settings,
-        varying=[r"\b[A-Za-z0-9]{64}\b", r"\b[A-Za-z0-9]{32}\b", r"\d+ minutes?", r"[0-2]?\d:\d\d(:\d\d)?( [ap]\.m\.)?"],
+        varying=[
+            r"\b[A-Za-z0-9]{64}\b",
+            r"\b[A-Za-z0-9]{32}\b",
+            r"\d+ minutes?",
+            r"[0-2]?\d:\d\d(:\d\d)?( [ap]\.m\.)?",
+        ],
     )
