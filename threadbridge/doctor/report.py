@@ -186,7 +186,9 @@ def _queues(settings: CommandLineSettings, lanes: Sequence[Lane]) -> Finding:
 
 
 def _files(lanes: Sequence[Lane], connections: int) -> Finding:
-    running = sum(lane.threads for lane in lanes) + connections + OWN_FILES
+    # A WebSocket takes three: its client's, and the two ends of the pair that joins it to the application.
+    clients = sum(lane.threads * (3 if lane.name == WEBSOCKETS else 1) for lane in lanes)
+    running = clients + connections + OWN_FILES
     # A request at another host takes two.
     needed = running + sum(lane.queue * (2 if lane.upstream else 1) for lane in lanes)
     limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
