@@ -28,7 +28,8 @@ from tests.support.hosts import Authority
 from tests.support.inprocess import BridgeThread, reset, wait_until
 from tests.support.processes import Frontend
 from threadbridge import HTTPServer
-from threadbridge.crossing.socket_relay import ClientFrames
+from threadbridge.crossing import socket_relay
+from threadbridge.crossing.socket_relay import ClientFrames, SocketRelay
 from threadbridge.telemetry.record import Record
 
 HANDSHAKE = (
@@ -37,6 +38,7 @@ HANDSHAKE = (
 )
 # More than fits into all sockets on the way.
 LARGE = 32 * 1024 * 1024
+SOME = 1024 * 1024
 
 
 class Site:
@@ -51,7 +53,7 @@ class Site:
         sock.route("/echo")(self.echo)
         sock.route("/goodbye", endpoint="goodbye")(lambda ws: ws.send("goodbye"))
         sock.route("/fail")(self.fail)
-        sock.route("/pour")(self.pour)
+        sock.route("/pour/<int:size>")(self.pour)
         self.application.add_url_rule("/page", "page", lambda: "a page")
 
     def echo(self, ws: Server) -> None:
@@ -67,8 +69,8 @@ class Site:
         ws.send("about to fail")
         raise ValueError("the handler's own")
 
-    def pour(self, ws: Server) -> None:
-        ws.send(bytes(LARGE))
+    def pour(self, ws: Server, size: int) -> None:
+        ws.send(bytes(size))
         self.sent.set()
 
 
@@ -208,7 +210,7 @@ def test_an_operator_can_end_a_websocket() -> None:
 
 def test_a_client_that_does_not_read_holds_up_its_handler_alone() -> None:
     site = Site()
-    with served(site) as (server, _), server.send(HANDSHAKE % b"/pour") as client:
+    with served(site) as (server, _), server.send(HANDSHAKE % (b"/pour/%d" % LARGE)) as client:
         wait_until(lambda: any(each.relay and each.relay.sent for each in server.bridge.exchanges.open), "it pours")
         [exchange] = server.bridge.exchanges.open
         relay = exchange.relay
@@ -225,6 +227,36 @@ def test_a_client_that_does_not_read_holds_up_its_handler_alone() -> None:
             assert part
             received += len(part)
         assert site.sent.wait(30)
+
+
+def test_what_a_handler_sends_last_reaches_a_slow_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if it needs longer than the end of a WebSocket may take otherwise."""
+    passed: list[SocketRelay] = []
+    give_up = SocketRelay._give_up
+
+    def noted(relay: SocketRelay) -> None:
+        passed.append(relay)
+        give_up(relay)
+
+    monkeypatch.setattr(socket_relay, "CLOSING_TIME", 0.05)
+    monkeypatch.setattr(SocketRelay, "_give_up", noted)
+    site = Site()
+    with served(site) as (server, _), socket.socket() as client:
+        # Both take less than is still on the way when the handler has ended.
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.settimeout(30)
+        client.connect(("127.0.0.1", server.port))
+        wait_until(lambda: bool(server.bridge.servers[0].connections), "the server has accepted the connection")
+        [connection] = server.bridge.servers[0].connections
+        connection.stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        client.sendall(HANDSHAKE % (b"/pour/%d" % SOME))
+        received = 0
+        while not site.sent.is_set():
+            received += len(client.recv(4096))
+        wait_until(lambda: len(passed) >= 2, "the time has passed twice")
+        while part := client.recv(65536):
+            received += len(part)
+        assert received > SOME
 
 
 def test_a_handler_that_does_not_read_holds_up_its_client_alone() -> None:

@@ -121,7 +121,15 @@ class SocketRelay:
 
     def _limit_closing(self) -> None:
         if self._closing is None:
-            self._closing = asyncio.get_running_loop().call_later(CLOSING_TIME, self._on_end)
+            self._closing = asyncio.get_running_loop().call_later(CLOSING_TIME, self._give_up)
+
+    def _give_up(self) -> None:
+        if self._is_flushing:
+            # A client that reads slowly has limits of its own.
+            self._closing = None
+            self._limit_closing()
+        else:
+            self._on_end()
 
     def close(self) -> None:
         """Close the server's end: the application reads the end of its socket. Loop side."""
