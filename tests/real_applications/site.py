@@ -132,7 +132,9 @@ class Environment:
     @contextmanager
     def serving(self, *command: str, cwd: Path, env: Mapping[str, str]) -> Iterator[Frontend]:
         """A server, inside the block."""
-        with Frontend(command, python=self.python, env={**env, "PYTHONPATH": ""}, cwd=cwd) as server:
+        # Otherwise the order of sets, in which some applications write attributes, would differ.
+        fixed = {"PYTHONPATH": "", "PYTHONHASHSEED": "0"}
+        with Frontend(command, python=self.python, env={**env, **fixed}, cwd=cwd) as server:
             yield server
 
 
