@@ -103,8 +103,14 @@ def hidden_field(page: str, name: str) -> str:
     raise AssertionError(f"no field {name} in: {page[:2000]}")
 
 
+class Large(Frontend):
+    """A server whose application has much to import."""
+
+    patience = 240.0
+
+
 class Environment:
-    """A virtual environment with this package, compiled or not, and an application from PyPI."""
+    """A virtual environment with this package and an application from PyPI."""
 
     def __init__(self, name: str, *requirements: str) -> None:
         directory = ENVIRONMENTS / name
@@ -134,7 +140,7 @@ class Environment:
         """A server, inside the block."""
         # Otherwise the order of sets, in which some applications write attributes, would differ.
         fixed = {"PYTHONPATH": "", "PYTHONHASHSEED": "0"}
-        with Frontend(command, python=self.python, env={**env, **fixed}, cwd=cwd) as server:
+        with Large(command, python=self.python, env={**env, **fixed}, cwd=cwd) as server:
             yield server
 
 

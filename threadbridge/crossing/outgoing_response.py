@@ -8,14 +8,16 @@ import threading
 import time
 from asyncio import Future
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from threadbridge.common.repeated_log import RepeatedLog
 from threadbridge.crossing.response_body import Buffer, Source
-from threadbridge.crossing.socket_relay import SocketRelay
 from threadbridge.crossing.spool import Spool
 from threadbridge.crossing.states import ENDINGS, MOVES, State
 from threadbridge.http.response_head import ResponseHead
+
+if TYPE_CHECKING:
+    from threadbridge.crossing.socket_relay import SocketRelay
 
 logger = logging.getLogger("threadbridge")
 

@@ -19,7 +19,6 @@ from threadbridge.crossing.lanes import Lane
 from threadbridge.crossing.outgoing_response import Connection
 from threadbridge.crossing.replicas import READING_METHODS, Replica, changed_at
 from threadbridge.crossing.routes import Route
-from threadbridge.crossing.socket_relay import SocketRelay, asks_for_websocket
 from threadbridge.crossing.states import State
 from threadbridge.http.connection import HTTP1Connection
 from threadbridge.http.forwarded import (
@@ -133,6 +132,11 @@ class Admission:
 
     def _offer_socket(self, exchange: Exchange, connection: Connection) -> bool:
         """Let the application take over the connection if the request asks for a WebSocket; return whether it may."""
+        if "Upgrade" not in exchange.headers:
+            return False
+        # Not above: few applications need it.
+        from threadbridge.crossing.socket_relay import SocketRelay, asks_for_websocket
+
         method, _, version = exchange.start_line
         if not isinstance(connection, HTTP1Connection) or not asks_for_websocket(method, version, exchange.headers):
             return False

@@ -7,7 +7,7 @@ import inspect
 import logging
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from wsgiref.types import WSGIApplication
 from wsgiref.util import FileWrapper
 
@@ -16,10 +16,12 @@ from threadbridge.common.repeated_log import RepeatedLog
 from threadbridge.crossing.current import TrackedRequest
 from threadbridge.crossing.exchange import Exchange
 from threadbridge.crossing.response_body import KEPT, MEMORY_LIMIT, ClientDisconnected, FileSource
-from threadbridge.crossing.socket_relay import SocketRelay
 from threadbridge.http.response_head import HOP_BY_HOP, ResponseHead, http_date, response_head
 from threadbridge.sql.statements import UNCHANGED
 from threadbridge.worker.environ import environ_of
+
+if TYPE_CHECKING:
+    from threadbridge.crossing.socket_relay import SocketRelay
 
 logger = logging.getLogger("threadbridge")
 _outage, _excess, _no_socket = RepeatedLog(logger), RepeatedLog(logger), RepeatedLog(logger)
