@@ -54,7 +54,9 @@ class Visitor:
 
     def __post_init__(self) -> None:
         self.session = requests.Session()
-        self._varying = re.compile("|".join((re.escape(self.base), *self.varying)))
+        # Links may leave out the scheme.
+        address = f"(?:http:)?{re.escape(self.base.removeprefix('http:'))}"
+        self._varying = re.compile("|".join((address, *self.varying)))
 
     def ask(self, method: str, path: str, *, status: int = 200, **options: Any) -> requests.Response:
         """Send a request, which must be answered with this status; redirects are not followed."""
@@ -177,7 +179,10 @@ def assert_same(
                 assert server.stop() == 0, server.output()
                 logged = server.output()
     assert len(answers[0]) == len(answers[1])
+    differences = []
     for first, second in zip(*answers, strict=True):
-        difference = difflib.unified_diff(first.body.splitlines(), second.body.splitlines(), "ours", "usual", n=0)
-        assert first == second, f"{first[:3]} {second[:3]} {list(difference)[:20]}"
+        lines = difflib.unified_diff(first.body.splitlines(), second.body.splitlines(), "ours", "usual", n=0)
+        if first != second:
+            differences.append(f"{first[:3]} {second[:3]} {[line[:300] for line in lines][:12]}")
+    assert not differences, "\n".join(differences)
     return logged
