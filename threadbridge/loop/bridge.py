@@ -61,7 +61,8 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
     Without a pool, all others go to a lane named ``default``. With a pool, they go to a lane named ``pool``, which has
     as many threads as the pool has connections, unless ``threads`` says otherwise, or, if requests of their route have
     not used the pool, to a lane named ``quick``, which has four. With several pools, each has a lane of its own, named
-    ``pool-KEY``. ``client_key`` and ``replica_for`` are called on the loop.
+    ``pool-KEY``. With ``websockets``, requests that ask for a WebSocket go to a lane named ``websocket``.
+    ``client_key`` and ``replica_for`` are called on the loop.
 
     Raises ``ValueError`` when arguments cannot be used as given or contradict each other, and ``TypeError`` for an
     unknown keyword. Loop side.
