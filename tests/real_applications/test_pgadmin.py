@@ -109,6 +109,7 @@ def test_pgadmin(tmp_path: Path, postgresql: dict[str, str]) -> None:
         varying=[
             r"Ij[\w-]+\.[\w-]+\.[\w-]+",
             r'nonce="[^"]*"',
+            r'"connId":"\d+"',
             r"\b[0-9a-f]{32,}\b",
             r"\d{4}-\d\d-\d\d[ T][\d:.]+",
         ],
