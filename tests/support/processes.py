@@ -138,6 +138,9 @@ class Frontend:
     ``arguments`` are what stands behind ``python`` on its command line, with ``{port}`` in place of the port.
     """
 
+    # Seconds that it may take to start.
+    patience = 30.0
+
     def __init__(
         self,
         arguments: Sequence[str] = ("run.py", "--port={port}"),
@@ -169,7 +172,7 @@ class Frontend:
         self.process = subprocess.Popen(
             self.command, env=self.env, cwd=self.cwd, stdout=self._output, stderr=subprocess.STDOUT
         )
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + self.patience
         while True:
             if self.process.poll() is not None:
                 raise RuntimeError(f"{self.command} ended with {self.process.returncode}:\n{self.output()}")
@@ -179,7 +182,9 @@ class Frontend:
             except ConnectionRefusedError:
                 if time.monotonic() > deadline:
                     self.process.kill()
-                    raise RuntimeError(f"{self.command} did not listen within 30 s:\n{self.output()}") from None
+                    raise RuntimeError(
+                        f"{self.command} did not listen within {self.patience:g} s:\n{self.output()}"
+                    ) from None
                 time.sleep(0.02)
 
     def stop(self, signal_number: int = signal.SIGTERM, timeout: float = 60) -> int:

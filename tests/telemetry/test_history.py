@@ -48,6 +48,14 @@ def test_what_never_ran_says_nothing_about_latencies(now: float) -> None:
     assert latency is not None and 2.8 < latency < 3.2 and others == [latency] * 2
 
 
+def test_how_long_a_websocket_was_open_is_no_latency(now: float) -> None:
+    history = History()
+    history.read([record(total=3600.0, status=101, started_at=now - 3600), record(total=0.001, started_at=now)])
+    [slot] = history.slots().values()
+    assert slot["endings"] == {"done": 2}
+    assert max(value or 0.0 for value in quantiles(slot["bins"]).values()) < 0.01
+
+
 def test_what_is_old_is_forgotten(now: float) -> None:
     history = History()
     for age in range(3600, -1, -1):

@@ -199,7 +199,9 @@ class Exchange(OutgoingResponse):
     @property
     def is_cancellable(self) -> bool:
         """Whether it is cancelled when its client leaves or its deadline passes. Loop side."""
-        return self.is_forwarded or self.shared.cancellation.applies_to(self.start_line.method)
+        # What a WebSocket's messages do is not known: it counts as a method that changes something.
+        method = "POST" if self.status == 101 else self.start_line.method
+        return self.is_forwarded or self.shared.cancellation.applies_to(method)
 
     # The worker runs the application.
 

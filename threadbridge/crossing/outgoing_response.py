@@ -8,7 +8,7 @@ import threading
 import time
 from asyncio import Future
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from threadbridge.common.repeated_log import RepeatedLog
 from threadbridge.crossing.file_source import FilePiece, FileSource
@@ -16,6 +16,9 @@ from threadbridge.crossing.response_body import Buffer, Source
 from threadbridge.crossing.spool import Spool
 from threadbridge.crossing.states import ENDINGS, MOVES, State
 from threadbridge.http.response_head import ResponseHead
+
+if TYPE_CHECKING:
+    from threadbridge.crossing.socket_relay import SocketRelay
 
 logger = logging.getLogger("threadbridge")
 
@@ -63,6 +66,8 @@ class OutgoingResponse:
     # Its status line and fields, once it has begun.
     head_lines = b""
     _source: Source | FileSource | None = None
+    # The socket that the application may take over, if the request asks for a WebSocket; set before it runs.
+    relay: SocketRelay | None = None
 
     def __init__(self, connection: Connection, spool: Spool) -> None:
         self.state = State.RECEIVING
@@ -143,6 +148,20 @@ class OutgoingResponse:
             self.connection.finish()
             self._on_complete()
 
+    def begin_relay(self) -> bool:
+        """Note that the application has taken over its socket, instead of a response; False if all has ended."""
+        if not self.move(State.RESPONDING):
+            return False
+        self._begin_response()
+        self.status = 101
+        self.answered_at = time.monotonic()
+        return True
+
+    def end_relay(self) -> None:
+        """End the connection that the application had taken over."""
+        self.connection.finish()
+        self._on_complete()
+
     def _on_read(self, data: Future[bytes]) -> None:
         # Always: asyncio logs exceptions that nothing has asked for.
         error = data.exception()
@@ -181,5 +200,8 @@ class OutgoingResponse:
     def _end(self, status: int) -> None:
         if self._source is not None:
             self._source.close()
+        if self.relay is not None:
+            self.sent += self.relay.sent
+            self.relay.close()
         self.status = status
         self.ended_at = time.monotonic()

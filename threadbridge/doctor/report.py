@@ -26,6 +26,7 @@ from threadbridge.doctor.load import Load
 from threadbridge.doctor.nginx import NginxConfigError, read_timeouts
 from threadbridge.http.client_connection import CONNECT_TIME, Origin
 from threadbridge.loop.bridge import Bridge
+from threadbridge.loop.lane_choice import WEBSOCKETS
 from threadbridge.process.application_pools import ApplicationPools
 from threadbridge.settings.resolving import Resolved
 from threadbridge.settings.table import ALL, CommandLineSettings
@@ -161,7 +162,8 @@ def _hot_path() -> Finding:
 
 
 def _queues(settings: CommandLineSettings, lanes: Sequence[Lane]) -> Finding:
-    closed = [lane.name for lane in lanes if lane.queue == 0]
+    # WebSockets have no queue by design.
+    closed = [lane.name for lane in lanes if lane.queue == 0 and lane.name != WEBSOCKETS]
     if closed:
         return warning(
             f"no queue in lane {', '.join(closed)}: while its threads are busy, every request is answered 503",
@@ -185,7 +187,9 @@ def _queues(settings: CommandLineSettings, lanes: Sequence[Lane]) -> Finding:
 
 
 def _files(lanes: Sequence[Lane], connections: int) -> Finding:
-    running = sum(lane.threads for lane in lanes) + connections + OWN_FILES
+    # A WebSocket takes three: its client's, and the two ends of the pair that joins it to the application.
+    clients = sum(lane.threads * (3 if lane.name == WEBSOCKETS else 1) for lane in lanes)
+    running = clients + connections + OWN_FILES
     # A request at another host takes two.
     needed = running + sum(lane.queue * (2 if lane.upstream else 1) for lane in lanes)
     limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)

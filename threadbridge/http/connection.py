@@ -35,6 +35,21 @@ class ServerConnection(Protocol):
 
     def detach(self) -> IOStream: ...
 
+    def switch_protocols(self, protocol: OtherProtocol) -> None: ...
+
+
+class OtherProtocol(Protocol):
+    """What takes over a client's connection after the status 101. Loop side."""
+
+    def receive(self, data: bytes) -> None:
+        """Take what the client has sent."""
+
+    def receive_end(self) -> bool:
+        """Return whether to go on although the client sends no more; otherwise, it counts as gone."""
+
+    def drain(self) -> None:
+        """Come to an end soon: the server is draining."""
+
 
 class HTTP1Connection:
     """The connection of one request: ``request.connection`` in handlers. ``unread`` counts the response's bytes.
@@ -199,6 +214,15 @@ class HTTP1Connection:
     def detach(self) -> IOStream:
         """Hand over the stream to another protocol, such as WebSocket."""
         return self._owner.detach()
+
+    def switch_protocols(self, protocol: OtherProtocol) -> None:
+        """Let another protocol receive what the client sends from now on.
+
+        It sends with `send_unframed`, beginning with the head of the response, 101, and ends with `finish`, which
+        closes the connection. Unlike after `detach`, the server counts and limits the connection until then.
+        """
+        self.head_written = self.closes = True
+        self._owner.switch_protocols(protocol)
 
     def _framed(self, *pieces: bytes | memoryview) -> Sequence[bytes | memoryview]:
         size = sum(map(len, pieces))

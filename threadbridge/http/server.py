@@ -275,7 +275,7 @@ class ConnectionServer:
         if self.connections:
             await asyncio.sleep(linger)
         for connection in list(self.connections):
-            connection.close_idle()
+            connection.drain()
         if self.connections:
             await self._all_closed.wait()
 

@@ -13,7 +13,7 @@ from tornado.httputil import HTTPConnection, HTTPInputError, HTTPMessageDelegate
 from tornado.iostream import IOStream
 
 from threadbridge.common.repeated_log import RepeatedLog
-from threadbridge.http.connection import HTTP1Connection
+from threadbridge.http.connection import HTTP1Connection, OtherProtocol
 from threadbridge.http.limits import DRAIN_LINGER, LINGER_PAUSE, LINGER_TIME, WORTH_REFUSING, Limits, Memory
 from threadbridge.http.parser import Request, RequestParser
 from threadbridge.http.request_rules import BadRequest, too_large
@@ -63,6 +63,8 @@ class HTTP1ServerConnection:
         self._paused_at = 0.0
         self._lingering_until: float | None = None
         self._detached = False
+        # Set while the client speaks another protocol.
+        self._protocol: OtherProtocol | None = None
         # Bytes that the server's account counts for the parser.
         self._parser_held = 0
         # The time by which the client must send something; infinite while nothing is expected.
@@ -283,6 +285,9 @@ class HTTP1ServerConnection:
             return
         current, request = self._current, self._parser.request
         assert current is not None and request is not None
+        if self._protocol is not None:
+            self._protocol = None
+            self.stream.receive(self._on_data, self._on_end)
         # From here on, a client that leaves has had its response.
         current.set_close_callback(None)
         has_more = self.stream.paused or self._parser.unparsed > 0
@@ -353,6 +358,13 @@ class HTTP1ServerConnection:
         if self.idle and not self.stream.has_unread():
             self.stream.close()
 
+    def drain(self) -> None:
+        """Close the connection if it is idle; tell another protocol to close."""
+        if self._protocol is not None:
+            self._protocol.drain()
+        else:
+            self.close_idle()
+
     def close(self) -> None:
         """Close the connection at once, without a callback."""
         if self._current is not None:
@@ -369,6 +381,17 @@ class HTTP1ServerConnection:
         stream.give_back(self._parser.take_unparsed())
         self._leave_server()
         return stream
+
+    def switch_protocols(self, protocol: OtherProtocol) -> None:
+        """See `HTTP1Connection.switch_protocols`."""
+        self._protocol = protocol
+        early = self._parser.take_unparsed()
+        self._account()
+        self.stream.receive(protocol.receive, protocol.receive_end)
+        if early:
+            protocol.receive(early)
+        if self.draining:
+            protocol.drain()
 
     def _on_stream_closed(self) -> None:
         self._leave_server()

@@ -20,6 +20,7 @@ from threadbridge.crossing.outgoing_response import Connection
 from threadbridge.crossing.replicas import READING_METHODS, Replica, changed_at
 from threadbridge.crossing.routes import Route
 from threadbridge.crossing.states import State
+from threadbridge.http.connection import HTTP1Connection
 from threadbridge.http.forwarded import (
     ClientAddress,
     ForwardedHeaders,
@@ -113,7 +114,10 @@ class Admission:
             is_trusted = self._forwarded is not None and self._forwarded.trusts(peer)
             exchange.script_name, path = self._prefix.split(path, headers, is_trusted)
         exchange.path_info = path
-        exchange.lane, route, exchange.is_probe = self._choice.choose(start_line.method, path, exchange.is_forwarded)
+        takes_socket = self._choice.websockets is not None and self._offer_socket(exchange, connection)
+        exchange.lane, route, exchange.is_probe = self._choice.choose(
+            start_line.method, path, exchange.is_forwarded, takes_socket
+        )
         exchange.running = TrackedRequest(exchange.id, None, route, exchange.client)
         exchange.running.lane = exchange.lane
         if exchange.lane.replica is not None:
@@ -125,6 +129,19 @@ class Admission:
         if not exchange.lane.has_room_for(exchange):
             exchange.shed()
         return exchange
+
+    def _offer_socket(self, exchange: Exchange, connection: Connection) -> bool:
+        """Let the application take over the connection if the request asks for a WebSocket; return whether it may."""
+        if "Upgrade" not in exchange.headers:
+            return False
+        # Not above: few applications need it.
+        from threadbridge.crossing.socket_relay import SocketRelay, asks_for_websocket
+
+        method, _, version = exchange.start_line
+        if not isinstance(connection, HTTP1Connection) or not asks_for_websocket(method, version, exchange.headers):
+            return False
+        exchange.relay = SocketRelay(connection, self._shared.hop.post, exchange.begin_relay, exchange.end_relay)
+        return True
 
     def _begin_trace(self, tracing: Tracing, exchange: Exchange, peer: ClientAddress) -> None:
         # As for other headers: strangers could have everything recorded.

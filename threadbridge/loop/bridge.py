@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from functools import partial
 from typing import TYPE_CHECKING, Unpack, cast
 from wsgiref.types import WSGIApplication
@@ -48,6 +49,9 @@ if TYPE_CHECKING:
 
 # Seconds beyond the longest deadline that a statement may take by default: the bridge tries to stop it first.
 STATEMENT_MARGIN = 30.0
+# The library with which Flask-Sock and Flask-SocketIO speak WebSocket, and how many of them there may be by default.
+WEBSOCKET_LIBRARY = "simple_websocket"
+DEFAULT_WEBSOCKETS = 100
 
 
 class Bridge(httputil.HTTPServerConnectionDelegate):
@@ -61,7 +65,8 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
     Without a pool, all others go to a lane named ``default``. With a pool, they go to a lane named ``pool``, which has
     as many threads as the pool has connections, unless ``threads`` says otherwise, or, if requests of their route have
     not used the pool, to a lane named ``quick``, which has four. With several pools, each has a lane of its own, named
-    ``pool-KEY``. ``client_key`` and ``replica_for`` are called on the loop.
+    ``pool-KEY``. With ``websockets``, requests that ask for a WebSocket go to a lane named ``websocket``.
+    ``client_key`` and ``replica_for`` are called on the loop.
 
     Raises ``ValueError`` when arguments cannot be used as given or contradict each other, and ``TypeError`` for an
     unknown keyword. Loop side.
@@ -80,6 +85,9 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
         statement_limit = values["statement_limit"]
         if statement_limit is None:
             statement_limit = longest_deadline(values) + STATEMENT_MARGIN
+        websockets = values["websockets"]
+        if websockets is None and WEBSOCKET_LIBRARY not in sys.modules:
+            websockets = 0
         # Before the pools are guarded, since these may refuse their settings.
         self._statsd: Statsd | None = None
         if values["statsd"]:
@@ -131,6 +139,7 @@ class Bridge(httputil.HTTPServerConnectionDelegate):
                 long_paths=values["long_paths"],
                 long_upstream=values["long_upstream"],
                 static=[mount.prefix for mount in static],
+                websockets=DEFAULT_WEBSOCKETS if websockets is None else websockets,
             )
         except ValueError:
             # Another bridge may guard the pools.

@@ -13,6 +13,8 @@ from threadbridge.crossing.spool import DISK_THREADS
 if TYPE_CHECKING:
     from threadbridge.database.guard import Guard
 
+# For WebSockets that the application speaks itself, each of which holds a thread as long as it is open.
+WEBSOCKETS = "websocket"
 # For requests that need no database, and for finding out whether a new route does. Short requests need few threads.
 QUICK_THREADS = 4
 
@@ -24,7 +26,8 @@ class LaneChoice:
     routes that do not ask for a connection go to a lane called ``quick``, and all others to the lane of their pool: it
     is called ``pool`` if there is one, and ``pool-KEY`` if there are several. A route that asks several pools goes to
     the lane of the one with the fewest connections; one of which nothing is known may go to that of the first. Requests
-    that are long as far as is known go to a remote lane called ``long``, if there are hosts for them.
+    that are long as far as is known go to a remote lane called ``long``, if there are hosts for them. Those that ask
+    for a WebSocket go to a lane called ``websocket``, if there is one, unless a lane for their path runs them here.
 
     :param lanes: lanes for certain paths; the first that matches is taken.
     :param threads: the width of the lanes for all other requests; None: each pool's size.
@@ -34,6 +37,7 @@ class LaneChoice:
     :param short_paths: patterns of paths whose requests count as short; those of ``long_paths`` count as long.
     :param long_upstream: the URLs of the hosts for long requests.
     :param static: prefixes of paths whose requests are not for the application; a lane called ``static`` has them.
+    :param websockets: how many WebSockets the application may speak itself at once.
 
     Raises ``ValueError`` when two lanes have the same name, or when nothing says how wide a lane is.
     """
@@ -51,6 +55,7 @@ class LaneChoice:
         long_paths: Sequence[str],
         long_upstream: Sequence[str] = (),
         static: Sequence[str] = (),
+        websockets: int = 0,
     ) -> None:
         self._explicit = tuple(lanes)
         self._static_prefixes = tuple(static)
@@ -81,7 +86,9 @@ class LaneChoice:
         # For long requests that may read from a replica.
         self.replica = next((lane for lane in self._explicit if lane.replica is not None), None)
         self.long = Lane("long", queue=queue, upstream=long_upstream) if long_upstream else None
-        others = [lane for lane in (self.long, self.static) if lane is not None]
+        # A client that has to wait for a thread would rather try again: there is no telling when one ends.
+        self.websockets = Lane(WEBSOCKETS, threads=websockets, queue=0) if websockets else None
+        others = [lane for lane in (self.long, self.static, self.websockets) if lane is not None]
         # Those for all paths.
         self.general = (*([self._quick] if self._has_pool else []), *mains)
         self.all = (*self._explicit, *others, *self.general)
@@ -90,16 +97,20 @@ class LaneChoice:
             if names.count(name) > 1:
                 raise ValueError(f"two lanes are named {name!r}; give each a name of its own")
 
-    def choose(self, method: str, path: str, is_forwarded: bool) -> tuple[Lane, Route | None, bool]:
+    def choose(
+        self, method: str, path: str, is_forwarded: bool, takes_socket: bool = False
+    ) -> tuple[Lane, Route | None, bool]:
         """Return the lane, the route to learn about, and whether the request finds out if that uses a pool.
 
-        A request that another bridge has forwarded does not go to a remote lane.
+        A request that another bridge has forwarded, or that takes over its connection, does not go to a remote lane.
         """
         if self.static is not None and path.startswith(self._static_prefixes):
             return self.static, None, False
         for lane in self._explicit:
-            if not (is_forwarded and lane.upstream) and lane.matches(path):
+            if not ((is_forwarded or takes_socket) and lane.upstream) and lane.matches(path):
                 return lane, None, False
+        if takes_socket and self.websockets is not None:
+            return self.websockets, None, False
         route = self._routes.find(method, path)
         if route.uses_pool is None and self._has_pool and self.may_probe() and self._routes.begin_probe(route):
             return self._quick, route, True

@@ -294,6 +294,9 @@ class Service:
                     logger.info("pool: %s", line)
                 for refusal in self.pools.refusals:
                     logger.warning("pool: %s", refusal)
+                sockets = self.bridge.lane_choice.websockets
+                if sockets is not None:
+                    logger.info("WebSockets of the application: up to %d, each in a thread", sockets.threads)
             await stop.wait()
             self._become_unready()
             self._tell("STOPPING=1", f"STATUS=Stopping, {len(bridge.exchanges.open)} requests to answer")

@@ -79,6 +79,15 @@ class BridgeSettings(TypedDict, total=False):
         "reports:/reports/*:http://r1:8000,http://r2:8000, see fleet.md. The pattern is matched against the decoded "
         "path; * stands for any characters and ? for one. The first lane that matches is used.",
     ]
+    websockets: Annotated[
+        int | None,
+        number(0),
+        None,
+        "How many WebSockets the application may speak itself at once, with Flask-Sock, Flask-SocketIO or "
+        "simple-websocket; each holds a thread as long as it is open, and one more is answered 503. With 0, the "
+        "application is not offered the connection. Default: 100 if the application has imported simple-websocket, "
+        "otherwise 0. See websockets.md.",
+    ]
     queue: Annotated[
         int,
         number(0),

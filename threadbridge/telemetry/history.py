@@ -67,7 +67,8 @@ class History:
                 endings, bins = self._slots.get(ended // SLOT) or self._new_slot(ended // SLOT)
             ending = record.ending
             endings[ending] = endings.get(ending, 0) + 1
-            if record.has_run and ending not in UNANSWERED:
+            # A WebSocket ends when its client has had enough.
+            if record.has_run and ending not in UNANSWERED and record.status != 101:
                 number = bin_of(total)
                 bins[number] = bins.get(number, 0) + 1
             kind = "done" if ending == "done" else "other"

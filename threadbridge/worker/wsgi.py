@@ -24,11 +24,12 @@ from threadbridge.sql.statements import UNCHANGED
 from threadbridge.worker.environ import environ_of
 
 if TYPE_CHECKING:
+    from threadbridge.crossing.socket_relay import SocketRelay
     from threadbridge.worker.file_response import FileResponse
     from threadbridge.worker.file_sending import FileSending
 
 logger = logging.getLogger("threadbridge")
-_outage, _excess = RepeatedLog(logger), RepeatedLog(logger)
+_outage, _excess, _no_socket = RepeatedLog(logger), RepeatedLog(logger), RepeatedLog(logger)
 
 # RFC 9110: a token (section 5.6.2), a field value (section 5.5), a reason phrase (RFC 9112, section 4). Clients treat
 # statuses from 600 on as 5xx (section 15).
@@ -96,7 +97,21 @@ def call_application(
         else:
             logger.exception("request %s failed: %s %s", exchange.id, *exchange.start_line[:2])
         if not call.complete:
+            explain_websocket(exchange)
             exchange.fail(may_be_repeated(exchange.running, outage))
+
+
+def explain_websocket(exchange: Exchange) -> None:
+    """Log the remedy if the application has failed because it was not offered its client's connection."""
+    if exchange.relay is None and exchange.headers.get("Upgrade", "").lower() == "websocket":
+        _no_socket.log(
+            logging.ERROR,
+            "request %s: the application failed to open a WebSocket: %s. If it needs its client's connection, as "
+            "simple-websocket does, set websockets=N, the number of them at once, and serve it with threadbridge's own "
+            "HTTP server: see docs/websockets.md",
+            exchange.id,
+            exchange.start_line.path,
+        )
 
 
 def outage_behind(error: BaseException, is_outage: Callable[[BaseException], bool]) -> BaseException | None:
@@ -144,9 +159,22 @@ class Call:
         environ = environ_of(self._exchange)
         if self._exchange.shared.keeps_environ:
             self._exchange.environ = environ
-        result: Any = application(environ, self._start_response)
+        relay = self._exchange.relay
+        if relay is not None:
+            # The name under which simple-websocket looks for it first.
+            environ["werkzeug.socket"] = relay.open()
         try:
-            if isinstance(result, (list, tuple)):
+            result: Any = application(environ, self._start_response)
+        except ConnectionError:
+            # With this, which Werkzeug's server ignores, Flask-SocketIO ends a call whose socket it has used.
+            if relay is None or not self._has_taken_over(relay):
+                raise
+            return
+        try:
+            if relay is not None and self._has_taken_over(relay):
+                # What it returns stands for the response that it has sent itself.
+                pass
+            elif isinstance(result, (list, tuple)):
                 self._send_list(result)
             elif self._files is not None and self._files.is_file(result):
                 assert self._fields is not None
@@ -157,6 +185,14 @@ class Call:
             close = getattr(result, "close", None)
             if close is not None:
                 close()
+
+    def _has_taken_over(self, relay: SocketRelay) -> bool:
+        """Note that the call has ended; return whether the application has used its socket instead of a response."""
+        if not relay.end(is_failed=self._status >= 500):
+            return False
+        self.complete = True
+        self._exchange.response_status = 101
+        return True
 
     def _send_list(self, chunks: Any) -> None:
         """Send a complete body, with its length and in one hop."""
@@ -342,6 +378,8 @@ class Call:
         if self._fields is None:
             raise ApplicationError(NO_HEAD)
         self._head_sent = True
+        if self._status >= 500:
+            explain_websocket(self._exchange)
         if "date" not in self._names:
             self._fields.append(("Date", http_date()))
         if "server" not in self._names:
