@@ -188,11 +188,11 @@ installed() {
     cat setup.cfg constraints.txt
 }
 
-extras=fast,metrics,application
+extras=compile,fast,metrics,application
 case $* in
 application | "application mariadb" | fleet) ;;
 test | clusters)
-    extras=fast,metrics,application,test
+    extras=compile,fast,metrics,application,test
     ;;
 *)
     usage >&2
