@@ -94,8 +94,8 @@ def test_a_page_is_served_within_a_minute_compiled(installed: tuple[Path, float]
     binaries, installing = installed
     (tmp_path / "shop.py").write_text(SHOP)
     began = time.monotonic()
-    arguments = (str(binaries / "threadbridge"), "shop:app", "--port={port}")
-    with Frontend(arguments, cwd=tmp_path, python=binaries / "python", env={"PYTHONPATH": ""}) as server:
+    arguments = ("shop:app", "--port={port}")
+    with Frontend(arguments, cwd=tmp_path, python=binaries / "threadbridge", env={"PYTHONPATH": ""}) as server:
         file, is_compiled, uvloop = literal_eval(requests.get(server.url, timeout=30).text)
     assert installing + time.monotonic() - began < 60
     # Of the two wheels, pip has taken the one for this machine.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import venv
@@ -19,22 +20,20 @@ ENVIRONMENT = {
 }
 
 
-def pip(*arguments: str | Path, python: str | Path = sys.executable, **variables: str) -> None:
-    """Run this Python's pip, with the versions that the project pins."""
-    subprocess.run([python, "-m", "pip", *arguments], env=ENVIRONMENT | variables, check=True)
+def pip(*arguments: str | Path, **variables: str) -> None:
+    """Run pip, with the versions that the project pins."""
+    subprocess.run([sys.executable, "-m", "pip", *arguments], env=ENVIRONMENT | variables, check=True)
 
 
-def add_dependencies(index: Path, *requirements: str, python: str | Path = sys.executable) -> None:
-    """Put the wheels of these packages, and of all that they need, into the index."""
-    pip("wheel", "--quiet", "--find-links", index, "--wheel-dir", index, *requirements, python=python)
+def add_dependencies(index: Path, *requirements: str, python: str = sys.executable) -> None:
+    """Put the wheels of these packages, and of all that they need, into the index, for this Python."""
+    interpreter = shutil.which(python) or python
+    pip("--python", interpreter, "wheel", "--quiet", "--find-links", index, "--wheel-dir", index, *requirements)
 
 
-def install(environment: Path, index: Path, *requirements: str, python: str | Path = sys.executable) -> Path:
+def install(environment: Path, index: Path, *requirements: str) -> Path:
     """Install from the index alone into a new virtual environment; return the environment's ``bin``."""
-    if python == sys.executable:
-        venv.create(environment)
-    else:
-        subprocess.run([python, "-m", "venv", "--without-pip", environment], check=True)
+    venv.create(environment)
     binaries = environment / "bin"
     # This Python's pip: to put another one there would take most of the time.
     pip("--python", binaries / "python", "install", "--no-index", "--find-links", index, *requirements)
