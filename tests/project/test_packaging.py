@@ -137,7 +137,7 @@ def test_the_index_shows_a_description_whose_links_lead_somewhere(index: Path) -
     for wheel in index.glob("threadbridge-*.whl"):
         found = metadata(wheel)
         assert (found["License-Expression"], found["License-File"]) == ("MIT", "LICENSE")
-        description = found.get_payload()
+        description = str(found.get_payload())
         assert description.startswith("# threadbridge") and "moving an application" in description
         assert "](" not in description.replace("](http", "")
 
