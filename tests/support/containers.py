@@ -20,8 +20,8 @@ DEBIAN = "http://deb.debian.org/debian"
 BASE = """
 FROM scratch
 ADD root.tar /
-COPY ca-certificates.crt pip.conf /etc/ssl/certs/
-ENV PIP_CONFIG_FILE=/etc/ssl/certs/pip.conf
+COPY ca-certificates.crt /etc/ssl/certs/
+COPY pip.conf /etc/
 CMD ["bash"]
 """
 
