@@ -68,7 +68,7 @@ def offered(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         pytest.skip(f"{python} is not there")
     index = tmp_path_factory.mktemp("index")
     subprocess.run([ROOT / "scripts" / "build.sh", index], env=os.environ | {"PYTHON": python}, check=True)
-    add_dependencies(index, "threadbridge[fast]", *SHOPS, python=python)
+    add_dependencies(index, *SHOPS, python=python)
     return python, index
 
 

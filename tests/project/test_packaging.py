@@ -67,7 +67,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
     compiler.chmod(0o755)
     # In an environment of its own, which pip makes for the build, with only what the build asks for.
     pip("wheel", "--no-deps", "--wheel-dir", index, unpacked, THREADBRIDGE_COMPILE="1", CC=str(compiler))
-    add_dependencies(index, "threadbridge[fast]", "flask")
+    add_dependencies(index, "flask")
     return index
 
 

@@ -26,9 +26,11 @@ def pip(*arguments: str | Path, **variables: str) -> None:
 
 
 def add_dependencies(index: Path, *requirements: str, python: str = sys.executable) -> None:
-    """Put the wheels of these packages, and of all that they need, into the index, for this Python."""
+    """Put the wheels of ``threadbridge[fast]`` and these packages, and of all that they need, into the index."""
+    # By its file: a package of this name elsewhere is none of ours.
+    [compiled] = index.glob("threadbridge-*-linux_*.whl")
     interpreter = shutil.which(python) or python
-    pip("--python", interpreter, "wheel", "--quiet", "--find-links", index, "--wheel-dir", index, *requirements)
+    pip("--python", interpreter, "wheel", "--quiet", "--wheel-dir", index, f"{compiled}[fast]", *requirements)
 
 
 def install(environment: Path, index: Path, *requirements: str) -> Path:
