@@ -20,8 +20,7 @@ DEBIAN = "http://deb.debian.org/debian"
 BASE = """
 FROM scratch
 ADD root.tar /
-COPY ca-certificates.crt /etc/ssl/certs/
-COPY pip.conf /etc/
+COPY ca-certificates.crt pip.conf /etc/
 CMD ["bash"]
 """
 
@@ -67,7 +66,7 @@ class Store:
         (context / "Dockerfile").write_text(BASE)
         # pip in the image reaches the registry as it does here.
         shutil.copy(CERTIFICATES, context)
-        (context / "pip.conf").write_text(f"[global]\ncert = {CERTIFICATES}\n")
+        (context / "pip.conf").write_text("[global]\ncert = /etc/ca-certificates.crt\n")
         tree = self.directory / "tree"
         subprocess.run(["debootstrap", "--variant=minbase", "trixie", tree, DEBIAN], check=True, timeout=900)
         subprocess.run(["tar", "--create", "--file", context / "root.tar", "--directory", tree, "."], check=True)
