@@ -99,7 +99,7 @@ def metadata(wheel: Path) -> Message:
 def test_a_page_is_served_compiled_within_a_minute(installed: tuple[Path, float], tmp_path: Path) -> None:
     binaries, installing = installed
     (tmp_path / "shop.py").write_text(SHOP)
-    began = time.monotonic()
+    began = seconds_of_children()
     arguments = ("shop:app", "--port={port}")
     with Frontend(arguments, cwd=tmp_path, python=binaries / "threadbridge", env={"PYTHONPATH": ""}) as server:
         file, is_compiled, uvloop = literal_eval(requests.get(server.url, timeout=30).text)
