@@ -117,4 +117,5 @@ def test_stopping_it_loses_no_request(images: Store, database: tuple[dict[str, s
 def test_the_check_runs_in_the_image(images: Store, database: tuple[dict[str, str], tuple[str, ...]]) -> None:
     container = images.run(IMAGE, "--check", options=database[1], **database[0])
     assert container.wait() in (0, 1), container.output()
-    assert "hot path" in container.output()
+    for line in ("hot path: compiled", "nginx: ", "database: "):
+        assert f"ok       {line}" in container.output()
