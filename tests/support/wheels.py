@@ -25,12 +25,13 @@ def pip(*arguments: str | Path, **variables: str) -> None:
     subprocess.run([sys.executable, "-m", "pip", *arguments], env=ENVIRONMENT | variables, check=True)
 
 
-def add_dependencies(index: Path, *requirements: str, python: str = sys.executable) -> None:
+def add_dependencies(index: Path, *requirements: str, python: str = sys.executable, **variables: str) -> None:
     """Put the wheels of ``threadbridge[fast]`` and these packages, and of all that they need, into the index."""
     # By its file: a package of this name elsewhere is none of ours.
     [compiled] = index.glob("threadbridge-*-linux_*.whl")
     interpreter = shutil.which(python) or python
-    pip("--python", interpreter, "wheel", "--quiet", "--wheel-dir", index, f"{compiled}[fast]", *requirements)
+    build = ("--python", interpreter, "wheel", "--quiet", "--wheel-dir", index)
+    pip(*build, f"{compiled}[fast]", *requirements, **variables)
 
 
 def install(environment: Path, index: Path, *requirements: str) -> Path:
