@@ -9,6 +9,7 @@ usage: scripts/setup.sh application           what the application needs, with a
        scripts/setup.sh application mariadb   the same, and a MariaDB server to run on this machine
        scripts/setup.sh test                  all of this, and the tools of the tests
        scripts/setup.sh clusters              all of this, and Galera, for the tests of database clusters
+       scripts/setup.sh containers            all of this except Galera, and what builds and runs images, for their tests
        scripts/setup.sh fleet                 what scripts/fleet.sh needs: the application, MariaDB, Galera, HAProxy
 END
 }
@@ -84,6 +85,13 @@ need_cluster_tools() {
     need "rsync" has rsync
     need "lsof" has lsof
     need "iproute2" has ip
+}
+
+need_container_tools() {
+    need "debootstrap" has debootstrap
+    need "buildah" has buildah
+    need "podman" has podman
+    need "runc" has runc
 }
 
 # Takes only the files of Debian's package $2 to $1/, since installing it would also start a server.
@@ -196,11 +204,11 @@ installed() {
     cat setup.cfg constraints.txt
 }
 
-extras=fast,metrics,application
+extras=compile,fast,metrics,application
 case $* in
 application | "application mariadb" | fleet) ;;
-test | clusters)
-    extras=fast,metrics,application,test
+test | clusters | containers)
+    extras=compile,fast,metrics,application,test
     ;;
 *)
     usage >&2
@@ -221,13 +229,14 @@ missing=
 [ $up_to_date = yes ] || need_python
 case $* in
 "application mariadb" | fleet) need_mariadb ;;
-test | clusters)
+test | clusters | containers)
     need_mariadb
     need_test_tools
     ;;
 esac
 case $* in
 clusters) need_cluster_tools ;;
+containers) need_container_tools ;;
 fleet)
     need_cluster_tools
     need "haproxy" has haproxy

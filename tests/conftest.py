@@ -21,6 +21,7 @@ from tests.support.processes import ROOT, TEMPLATES, private_mariadb
 from threadbridge.common.repeated_log import RepeatedLog
 from threadbridge.compiled import SWITCH, has_others, is_compiled
 from threadbridge.database.pools.dbutils import DBUtilsGuard
+from threadbridge.loop.bridge import WEBSOCKET_LIBRARY
 
 # A shell that runs the suite in the background has SIGINT ignored, and servers would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -89,6 +90,15 @@ def fresh_logs() -> None:
             for log in vars(module).values():
                 if isinstance(log, RepeatedLog):
                     log._next_at, log._left_out = 0.0, 0
+
+
+@pytest.fixture(autouse=True)
+def imported_websockets() -> Iterator[None]:
+    """Let bridges have no lane for WebSockets, although the tests of these have imported the library."""
+    library = sys.modules.pop(WEBSOCKET_LIBRARY, None)
+    yield
+    if library is not None:
+        sys.modules[WEBSOCKET_LIBRARY] = library
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

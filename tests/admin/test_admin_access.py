@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 import time
@@ -202,6 +203,20 @@ def test_an_unusable_token_file_is_refused(tmp_path: Path, content: str | None, 
     with pytest.raises(ValueError, match=re.escape(f"admin_token_file {path}: {complaint}")) as refused:
         Access("127.0.0.1", str(path))
     assert content is None or content not in str(refused.value)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give files away")
+def test_a_group_may_read_the_token_only_if_root_lets_it(tmp_path: Path) -> None:
+    path = tmp_path / "token"
+    path.write_text(TOKEN)
+    path.chmod(0o440)
+    for owner, group, is_private in ((0, 10001, True), (10001, 0, True), (10001, 10001, False)):
+        os.chown(path, owner, group)
+        if is_private:
+            Access("127.0.0.1", str(path))
+        else:
+            with pytest.raises(ValueError, match="other users may read or change it"):
+                Access("127.0.0.1", str(path))
 
 
 def test_an_unusable_token_file_is_reported_in_one_line(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import ssl
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ from tests.support.processes import Frontend
 from threadbridge import HTTPServer
 from threadbridge.crossing import socket_relay
 from threadbridge.crossing.socket_relay import ClientFrames, SocketRelay
+from threadbridge.loop.bridge import WEBSOCKET_LIBRARY
 from threadbridge.telemetry.record import Record
 
 HANDSHAKE = (
@@ -95,6 +97,12 @@ def opened(server: BridgeThread, path: str = "/echo", **options: Any) -> WebSock
 def raw(client: WebSocket) -> socket.socket:
     assert client.sock is not None
     return client.sock
+
+
+@pytest.fixture(autouse=True)
+def imported_websockets() -> None:
+    """Applications with WebSockets have imported the library."""
+    assert WEBSOCKET_LIBRARY in sys.modules
 
 
 def test_messages_go_both_ways_and_take_no_thread_of_the_pages() -> None:

@@ -15,7 +15,8 @@ def read_private_file(path: str, setting: str) -> str:
         raise ValueError(f"{setting} {path}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise ValueError(f"{setting} {path}: expected ASCII characters") from None
-    # systemd makes its credentials readable for the group root, through an access control list; the group is empty.
-    if status.st_mode & (0o037 if status.st_gid == 0 else 0o077):
+    # Where root owns the file, the group may read it: Kubernetes does this with secrets (fsGroup), Debian with keys
+    # (ssl-cert). systemd makes its credentials readable for the group root, through an access control list.
+    if status.st_mode & (0o037 if 0 in (status.st_uid, status.st_gid) else 0o077):
         raise ValueError(f"{setting} {path}: other users may read or change it; chmod 600 {path}")
     return text
