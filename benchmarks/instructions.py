@@ -20,6 +20,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import cast
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
@@ -196,16 +197,16 @@ def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.instructions", description=__doc__)
     parser.add_argument("--rounds", type=int, default=200, help=f"of {CONNECTIONS} requests, default %(default)s")
     parser.add_argument("--loads", default=",".join(LOADS), help="on connections that are: %(default)s")
-    parser.add_argument("--keep", help="an existing directory for callgrind's profiles, to be read by callgrind_annotate")
+    parser.add_argument("--keep", help="an existing directory, for callgrind's profiles")
     return parser.parse_args()
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == [SERVE_FIXED]:
-        try:
-            from uvloop import run
-        except ImportError:
-            run = asyncio.run
-        run(serve_fixed(int(sys.argv[2])))
+        with suppress(ImportError):
+            from uvloop import EventLoopPolicy
+
+            asyncio.set_event_loop_policy(EventLoopPolicy())
+        asyncio.run(serve_fixed(int(sys.argv[2])))
     else:
         sys.exit(main())

@@ -104,7 +104,7 @@ class ClientConnection:
 
     def send(self, *pieces: bytes | memoryview) -> Future[None] | None:
         """Send bytes; returns a future if they have not left. Raises ``StreamClosedError``: none of them were sent."""
-        return self._stream.send(*pieces)
+        return self._stream.send(pieces)
 
     def pause_reading(self) -> None:
         """Leave the response in the kernel until `resume_reading`."""

@@ -15,6 +15,7 @@ from threadbridge.common.repeated_log import RepeatedLog
 from threadbridge.http.limits import Limits, Memory
 from threadbridge.http.parser import Request
 from threadbridge.http.response_head import ResponseHead, head_from_tornado
+from threadbridge.http.socket_stream import SocketStream
 from threadbridge.http.stream import PushStream
 from threadbridge.http.transfer import Receiving, Sending
 
@@ -47,7 +48,7 @@ class HTTP1Connection:
         self,
         owner: ServerConnection,
         request: Request,
-        stream: PushStream,
+        stream: SocketStream | PushStream,
         context: object,
         loop: AbstractEventLoop,
         limits: Limits,
@@ -129,7 +130,7 @@ class HTTP1Connection:
         if self._chunked:
             lines += b"Transfer-Encoding: chunked\r\n"
         self.head_written = True
-        return self.send_unframed(b"".join((lines, b"\r\n", *self._framed(chunk))))
+        return self.send_unframed((b"".join((lines, b"\r\n", *self._framed((chunk,)))),))
 
     def write_headers(
         self, start_line: ResponseStartLine, headers: HTTPHeaders, chunk: bytes | None = None
@@ -139,7 +140,7 @@ class HTTP1Connection:
 
     def send(self, pieces: Sequence[bytes | memoryview]) -> Future[None] | None:
         """Write pieces of the body; returns what `send_unframed` does; ``ValueError`` beyond the ``Content-Length``."""
-        return self.send_unframed(*self._framed(*pieces))
+        return self.send_unframed(self._framed(pieces))
 
     def write(self, chunk: bytes) -> Future[None]:
         """See `tornado.httputil.HTTPConnection`; the future is done when the piece has left."""
@@ -160,7 +161,7 @@ class HTTP1Connection:
             self.close()
             return
         if self._chunked:
-            self.send_unframed(b"0\r\n\r\n")
+            self.send_unframed((b"0\r\n\r\n",))
         self.finished = True
         if self._status == 101:
             # The other protocol takes over: `detach` follows.
@@ -178,7 +179,7 @@ class HTTP1Connection:
         """Hand over the stream to another protocol, such as WebSocket."""
         return self._owner.detach()
 
-    def _framed(self, *pieces: bytes | memoryview) -> Sequence[bytes | memoryview]:
+    def _framed(self, pieces: Sequence[bytes | memoryview]) -> Sequence[bytes | memoryview]:
         size = sum(map(len, pieces))
         if self._remaining is not None:
             self._remaining -= size
@@ -189,10 +190,10 @@ class HTTP1Connection:
             return (b"%x\r\n" % size, *pieces, b"\r\n") if size else ()
         return pieces
 
-    def send_unframed(self, *pieces: bytes | memoryview) -> Future[None] | None:
+    def send_unframed(self, pieces: Sequence[bytes | memoryview]) -> Future[None] | None:
         """Write bytes as they are; returns None if they have left, otherwise a future that is done when they have."""
         try:
-            written = self.stream.send(*pieces)
+            written = self.stream.send(pieces)
         except StreamClosedError as error:
             written = Future(loop=self._loop)
             written.set_exception(error)

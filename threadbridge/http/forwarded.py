@@ -7,7 +7,7 @@ import ipaddress
 import logging
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 from tornado.httputil import HTTPHeaders
 
@@ -48,12 +48,25 @@ def _cached(read: Callable[[str], str]) -> Callable[[str], str]:
     return bounded
 
 
-class ClientAddress(NamedTuple):
-    """A client's IP address ("" on a Unix socket), its scheme (``http`` or ``https``), and its port if known."""
+class ClientAddress:
+    """A client's IP address ("" on a Unix socket), its scheme (``http`` or ``https``), and its port if known.
 
-    address: str
-    scheme: str
-    port: str = ""
+    Not changed once made. Compiled, the attributes of a `NamedTuple` or of a data class would be slower.
+    """
+
+    def __init__(self, address: str, scheme: str, port: str = "") -> None:
+        self.address = address
+        self.scheme = scheme
+        self.port = port
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ClientAddress) and repr(self) == repr(other)
+
+    def __hash__(self) -> int:
+        return hash(repr(self))
+
+    def __repr__(self) -> str:
+        return f"ClientAddress({self.address!r}, {self.scheme!r}, {self.port!r})"
 
 
 def peer_of(context: Any) -> ClientAddress:

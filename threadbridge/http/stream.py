@@ -1,4 +1,4 @@
-"""An `IOStream` that pushes received data to a callback and tries to write at once."""
+"""An `IOStream` that pushes received data to a callback and tries to write at once: for TLS, and for other hosts."""
 
 from __future__ import annotations
 
@@ -18,11 +18,10 @@ from tornado.ioloop import IOLoop
 from tornado.iostream import BaseIOStream, IOStream, SSLIOStream, StreamClosedError
 
 from threadbridge.common.repeated_log import RepeatedLog
+from threadbridge.http.socket_stream import READ_SIZE
 
 logger = logging.getLogger("threadbridge")
 _handshake_log, _read_log, _error_log = RepeatedLog(logger), RepeatedLog(logger), RepeatedLog(logger)
-
-READ_SIZE = 65536
 
 # The private methods and attributes of Tornado's streams that this module uses.
 _METHODS = ("_add_io_state", "_check_closed", "_do_ssl_handshake", "_handle_events", "_handle_read", "_is_connreset")
@@ -110,7 +109,7 @@ class PushStream(IOStream):
             return self._total_write_done_index
         return self._total_write_done_index - int.from_bytes(waiting, sys.byteorder)
 
-    def send(self, *pieces: bytes | memoryview) -> Future[None] | None:
+    def send(self, pieces: Sequence[bytes | memoryview]) -> Future[None] | None:
         """Write; returns None if all bytes have left, or else the future of `write`.
 
         Raises `StreamClosedError` only if none have left.

@@ -20,6 +20,7 @@ from threadbridge.crossing.outgoing_response import Connection
 from threadbridge.crossing.replicas import READING_METHODS, Replica, changed_at
 from threadbridge.crossing.routes import Route
 from threadbridge.crossing.states import State
+from threadbridge.http.context import RequestContext
 from threadbridge.http.forwarded import (
     ClientAddress,
     ForwardedHeaders,
@@ -30,7 +31,6 @@ from threadbridge.http.forwarded import (
 )
 from threadbridge.http.intermediary import MAX_HOPS, SENT_BY_LANE, TIME_LEFT, hops, is_sent_by_lane, seconds_left
 from threadbridge.http.request_start import REQUEST_START, RequestStarts
-from threadbridge.http.server import RequestContext
 from threadbridge.http.url_prefix import UrlPrefix
 from threadbridge.loop.exchanges import Exchanges
 from threadbridge.loop.forwarding import Forwarding
