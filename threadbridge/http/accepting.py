@@ -54,7 +54,8 @@ class Acceptor:
         self._on_scarce = on_scarce
         self._leaves = leaves
         self._reserve: int | None = None
-        self._loop = asyncio.get_running_loop()
+        # It may not run yet. This also loads what `IOStream` needs, while there are descriptors.
+        self._loop: asyncio.AbstractEventLoop = IOLoop.current().asyncio_loop  # type: ignore[attr-defined]
         self._kind = (listener.family, listener.type, listener.proto)
         # The limit of descriptors at the last look, the highest number that was given out before that, and the time of
         # the next look if no higher one is.
@@ -62,8 +63,6 @@ class Acceptor:
         self._look_at = 0.0
         self._resuming: asyncio.TimerHandle | None = None
         self._closed = False
-        # What `IOStream` needs is loaded while there are descriptors.
-        IOLoop.current()
         self._resume()
 
     def _resume(self) -> None:
