@@ -37,6 +37,7 @@ MODULES = (
     "http.connection",
     "http.connections",
     "http.context",
+    "http.fields",
     "http.forwarded",
     "http.intermediary",
     "http.parser",

@@ -10,7 +10,7 @@ import os
 import resource
 import socket
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from tornado.ioloop import IOLoop
 
@@ -19,14 +19,14 @@ from threadbridge.common.repeated_log import RepeatedLog
 logger = logging.getLogger("threadbridge")
 
 # Connections accepted in one iteration of the loop.
-ACCEPTED_AT_ONCE = 128
+ACCEPTED_AT_ONCE: Final = 128
 # File descriptors kept from clients, for the operators' port, the database and temporary files.
-RESERVED = 16
+RESERVED: Final = 16
 # Seconds without accepting when no descriptors are left.
-PAUSE = 0.2
+PAUSE: Final = 0.2
 # Seconds between two looks at the limit of descriptors, while no number is higher than before.
-LOOK_INTERVAL = 1.0
-_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+LOOK_INTERVAL: Final = 1.0
+_EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 # Acceptors whose reserved descriptor is in use. Clients must not get it when it becomes free.
 _without_reserve: set[Acceptor] = set()
 _exhausted_log = RepeatedLog(logger)

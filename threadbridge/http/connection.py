@@ -108,7 +108,7 @@ class HTTP1Connection:
         if self._owner.draining or not self._request.complete:
             self.closes = True
         is_http_1_1 = request.version == "HTTP/1.1"
-        status, lines, length, close = head
+        status, lines, length, close = head.status, head.lines, head.length, head.close
         self._status = status
         if request.method == "HEAD" or status in (204, 304) or status < 200:
             self._remaining = 0

@@ -8,6 +8,7 @@ import httptools
 from tornado.httputil import HTTPHeaders, RequestStartLine
 
 from threadbridge.http.chunked_body import ChunkedBody
+from threadbridge.http.fields import headers_of
 from threadbridge.http.request_rules import (
     MAX_HEADERS,
     MAX_NAME,
@@ -24,12 +25,16 @@ from threadbridge.http.request_rules import (
 )
 
 # This server accepts any method, but llhttp knows only some: for others it is fed POST, which has the same framing.
-_METHODS_OF_LLHTTP = {name.encode(): name for name in ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH")}
-_LONGEST_METHOD = 7
-_END_OF_HEAD = b"\r\n\r\n"
+_METHODS_OF_LLHTTP: Final = {
+    name.encode(): name for name in ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH")
+}
+_LONGEST_METHOD: Final = 7
+_END_OF_HEAD: Final = b"\r\n\r\n"
+
+_new_tuple: Final = tuple.__new__
 
 # How many bytes of a refused request line are logged.
-LOGGED = 1000
+LOGGED: Final = 1000
 # What comes next.
 HEAD: Final = 0
 LENGTH: Final = 1
@@ -40,10 +45,11 @@ DONE: Final = 3
 class Request:
     """One request, as far as it has been received."""
 
+    # Set when the head is complete, together with `start_line`.
+    headers: HTTPHeaders
+
     def __init__(self) -> None:
-        # Set together when the head is complete.
         self.start_line: RequestStartLine | None = None
-        self.headers = HTTPHeaders()
         self.keep_alive = False
         self.expects_continue = False
         # The decoded part of its body that has not been delivered yet.
@@ -187,7 +193,7 @@ class RequestParser:
         """Stop parsing, after a refusal, and drop all bytes that have been fed."""
         if self.request is None:
             self.request = Request()
-        self.request.headers = HTTPHeaders()
+        self.request.headers = headers_of({}, {})
         self.request.body = self._head = self._data = b""
         self._position = self._delivered_head = 0
         self._part = DONE
@@ -253,7 +259,8 @@ class RequestParser:
         assert request is not None
         url = self._heads.url
         version = version_of(head, method, url)
-        values = combine(self._heads.fields, request.headers)
+        lines: dict[str, list[str]] = {}
+        values = combine(self._heads.fields, lines)
         host = values.get("Host")
         if host is None:
             if version == "1.1":
@@ -273,9 +280,12 @@ class RequestParser:
             if self._remaining:
                 self._part = LENGTH
         request.expects_continue = expects_continue(values, version)
-        target = origin_form(method, url.decode("ascii"), request.headers)
         request.keep_alive = keeps_alive(values, version)
-        request.start_line = RequestStartLine(method, target, "HTTP/1.1" if version == "1.1" else "HTTP/1.0")
+        request.headers = headers_of(lines, values)
+        target = origin_form(method, url.decode("ascii"), request.headers)
+        # The constructor of a `NamedTuple`, in Python, takes ten times as long.
+        line = _new_tuple(RequestStartLine, (method, target, "HTTP/1.1" if version == "1.1" else "HTTP/1.0"))
+        request.start_line = line
         self._head = b""
         if self._part == HEAD:
             self._heads.has_no_body()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Final
 
 from threadbridge.http.limits import Limits, Memory
 from threadbridge.http.socket_stream import SocketStream
 from threadbridge.http.stream import PushStream
 
 # How many times a waiting response is checked within the longest pause allowed to a client.
-LOOKS = 8
+LOOKS: Final = 8
 
 
 class Receiving:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from threadbridge.crossing.costs import Costs
 from threadbridge.crossing.lanes import Lane, compiled
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from threadbridge.database.guard import Guard
 
 # For requests that need no database, and for finding out whether a new route does. Short requests need few threads.
-QUICK_THREADS = 4
+QUICK_THREADS: Final = 4
 
 
 class LaneChoice:
