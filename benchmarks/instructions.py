@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import cast
@@ -88,7 +88,15 @@ async def serve_fixed(port: int) -> None:
 
 def on_open_connections(port: int, rounds: int) -> None:
     """Send a request on each connection, read all answers, and begin again."""
-    clients = [connect(port) for _ in range(CONNECTIONS)]
+    exchange([connect(port) for _ in range(CONNECTIONS)], rounds)
+
+
+def on_one_connection(port: int, rounds: int) -> None:
+    """Send one request after the other."""
+    exchange([connect(port)], rounds * CONNECTIONS)
+
+
+def exchange(clients: Sequence[socket.socket], rounds: int) -> None:
     for _ in range(rounds):
         for client in clients:
             client.sendall(head("/"))
@@ -121,7 +129,11 @@ def read(client: socket.socket) -> None:
         answer += received
 
 
-LOADS: dict[str, Callable[[int, int], None]] = {"open": on_open_connections, "new": on_new_connections}
+LOADS: dict[str, Callable[[int, int], None]] = {
+    "open": on_open_connections,
+    "one": on_one_connection,
+    "new": on_new_connections,
+}
 
 
 def counted(server: str, load: str, rounds: int, directory: Path) -> Counter[str]:

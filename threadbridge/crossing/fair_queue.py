@@ -45,6 +45,7 @@ class FairQueue(Generic[Item]):
         if self._served is not None and self._served in self._clients:
             self._clients.move_to_end(self._served)
             self._served = None
+        # Compiled, loops are faster than `next` and `iter`.
         for items in self._clients.values():
             for item in items:
                 return item
@@ -53,9 +54,9 @@ class FairQueue(Generic[Item]):
     def take(self) -> Item:
         """Take the next item; raises ``IndexError`` when there is none."""
         item = self.head()
-        for client, items in self._clients.items():
-            del items[item]
-            break
+        client = next(iter(self._clients))
+        items = self._clients[client]
+        del items[item]
         self._shrink(client, items)
         self._served = client
         return item
