@@ -128,6 +128,7 @@ def receiving(fault: Fault) -> str:
             stream = SocketStream(server, asyncio.get_running_loop())
             stream.set_close_callback(closed.set)
             stream.receive(lambda data: fault())
+            stream.watch()
             client.send(b"data")
             await closed.wait()
             client.close()

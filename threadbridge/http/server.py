@@ -36,6 +36,8 @@ _out_of_memory, _failed, _bad_header = RepeatedLog(logger), RepeatedLog(logger),
 
 # Time limits are accurate to about this many seconds: one look at all connections costs less than a timer for each.
 SWEEP_INTERVAL = 1.0
+# Seconds after which it is noticed that the client of a connection with its first request leaves.
+WATCHED_AFTER = 0.02
 # Seconds for steps (see `run_in_steps`) in each iteration of the loop, unless a single step takes longer.
 STEPS_TIME = 0.004
 
@@ -89,6 +91,8 @@ class ConnectionServer:
         # The port of all listeners; None if there are several.
         self._port: str | None = None
         self._all_closed = asyncio.Event()
+        # New connections whose first request is being answered: that their clients leave is not noticed yet.
+        self._unwatched: list[SocketStream] = []
         self._sweeping: asyncio.TimerHandle | None = None
         self._steps: deque[Callable[[], None]] = deque()
 
@@ -135,7 +139,13 @@ class ConnectionServer:
         self._all_closed.clear()
         accepted = HTTP1ServerConnection(stream, self.context_of(stream, address), self)
         self.connections.add(accepted, client)
-        if isinstance(stream, PushSSLStream) and self._asks_for_certificates:
+        if isinstance(stream, SocketStream):
+            stream.read_now()
+            if accepted.is_answering:
+                self._watch_soon(stream)
+            else:
+                stream.watch()
+        elif isinstance(stream, PushSSLStream) and self._asks_for_certificates:
             stream.on_handshake = partial(self._on_handshake, accepted, stream)
         if is_proxied:
             proxied = cast("ProxiedStream", stream)
@@ -143,6 +153,17 @@ class ConnectionServer:
             proxied.expect_header(partial(self._on_proxy_header, accepted), on_bad)
         if self._sweeping is None:
             self._sweep()
+
+    def _watch_soon(self, stream: SocketStream) -> None:
+        """Watch a connection that has brought its request, unless it is closed soon, as one for each request is."""
+        if not self._unwatched:
+            asyncio.get_running_loop().call_later(WATCHED_AFTER, self._watch)
+        self._unwatched.append(stream)
+
+    def _watch(self) -> None:
+        unwatched, self._unwatched = self._unwatched, []
+        for stream in unwatched:
+            stream.watch()
 
     def _make_stream(self, connection: socket.socket, is_proxied: bool) -> PushStream:
         """Make the stream of a connection with TLS or the PROXY protocol's header; raises ``OSError``."""

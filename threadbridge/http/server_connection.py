@@ -176,6 +176,11 @@ class HTTP1ServerConnection:
         return self._parser_held if self._current is None else self._parser_held + self._current.body_held
 
     @property
+    def is_answering(self) -> bool:
+        """Whether a whole request has arrived whose response is not complete."""
+        return self._delivered
+
+    @property
     def is_receiving(self) -> bool:
         """Whether a request is arriving, so that it can still be refused."""
         current = self._current
@@ -311,6 +316,8 @@ class HTTP1ServerConnection:
                 # Responses that begin while the server drains close their connections; this one began before.
                 self._deadline = self._time() + (DRAIN_LINGER if self.draining else self._limits.idle_timeout)
                 self.stream.resume_reading()
+                if isinstance(self.stream, SocketStream):
+                    self.stream.watch()
 
     def _linger(self, written: Future[None] | None = None) -> None:
         if self.stream.closed():

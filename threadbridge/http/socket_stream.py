@@ -65,16 +65,20 @@ class SocketStream:
         self._close_callback = callback
 
     def receive(self, on_data: Callable[[bytes], None] | None, on_end: Callable[[], bool] | None = None) -> None:
-        """Call ``on_data`` with bytes that arrive.
+        """Call ``on_data`` with bytes that arrive, once `read_now` or `watch` was called.
 
         When the client has sent its last byte, the stream closes unless ``on_end()`` returns true.
         """
         self._on_data = on_data
         self._on_end = on_end
         self.paused = False
-        self._watch()
 
-    def _watch(self) -> None:
+    def read_now(self) -> None:
+        """Read what has arrived already, as a client's first request mostly has when its connection is accepted."""
+        self._on_readable()
+
+    def watch(self) -> None:
+        """Have the loop report what arrives from now on: with uvloop, this takes six system calls."""
         if not self._is_watched and not self._closed:
             self._is_watched = True
             self._loop.add_reader(self._descriptor, self._on_readable)
@@ -93,7 +97,7 @@ class SocketStream:
         """Read again after `pause_reading`; otherwise do nothing."""
         if self.paused:
             self.paused = False
-            self._watch()
+            self.watch()
 
     def closed(self) -> bool:
         """Whether the stream has been closed, by either end."""
