@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from benchmarks.instructions import parts_in
 from benchmarks.mixed import reports
 from benchmarks.mixed.figures import Latencies
 from benchmarks.mixed.long_clients import Share, as_before
@@ -184,3 +185,18 @@ def test_short_queries_are_served_as_before_from_the_first_of_many_in_a_row_on()
     assert change.after.worst == pytest.approx(0.5)
     assert as_before(answers(*before, *[0.01] * 25), changed=5.0, long=2.0).recovered == 0
     assert as_before(answers(*before, *[1.0, *[0.01] * 9] * 3), changed=5.0, long=2.0).recovered is None
+
+
+def test_instructions_are_counted_where_they_are_executed(tmp_path: Path) -> None:
+    """In callgrind's format: names are defined once, and lines behind ``calls=`` count what others execute."""
+    profile = tmp_path / "callgrind.1"
+    lines = (
+        "ob=(1) /a/threadbridge/x.so",
+        "fn=(1) first",
+        "10 100",
+        "cob=(2) /usr/lib/libpython3.11.so",
+        "cfn=(2) second",
+    )
+    lines += ("calls=3 20", "11 5000", "12 7", "", "ob=(2)", "fn=(2)", "20 5000", "ob=(3) /lib/libz.so", "+1 4")
+    profile.write_text("\n".join(lines) + "\n")
+    assert parts_in(profile) == {"this package": 107, "Python": 5000, "other libraries": 4}

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 from tornado.iostream import StreamClosedError
 
 from threadbridge.common.repeated_log import RepeatedLog
+from threadbridge.http.limits import READ_SIZE
 
 if TYPE_CHECKING:
     from threadbridge.http.stream import PushStream
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("threadbridge")
 _read_log, _error_log = RepeatedLog(logger), RepeatedLog(logger)
 
-READ_SIZE: Final = 65536
 # What a client that has left causes: no news.
 _LEFT: Final = (ConnectionResetError, ConnectionAbortedError, BrokenPipeError, TimeoutError)
 _ZERO: Final = bytes(4)

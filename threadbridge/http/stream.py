@@ -18,7 +18,7 @@ from tornado.ioloop import IOLoop
 from tornado.iostream import BaseIOStream, IOStream, SSLIOStream, StreamClosedError
 
 from threadbridge.common.repeated_log import RepeatedLog
-from threadbridge.http.socket_stream import READ_SIZE
+from threadbridge.http.limits import READ_SIZE
 
 logger = logging.getLogger("threadbridge")
 _handshake_log, _read_log, _error_log = RepeatedLog(logger), RepeatedLog(logger), RepeatedLog(logger)
