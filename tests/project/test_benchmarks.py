@@ -190,13 +190,9 @@ def test_short_queries_are_served_as_before_from_the_first_of_many_in_a_row_on()
 def test_instructions_are_counted_where_they_are_executed(tmp_path: Path) -> None:
     """In callgrind's format: names are defined once, and lines behind ``calls=`` count what others execute."""
     profile = tmp_path / "callgrind.1"
-    lines = (
-        "ob=(1) /a/threadbridge/x.so",
-        "fn=(1) first",
-        "10 100",
-        "cob=(2) /usr/lib/libpython3.11.so",
-        "cfn=(2) second",
+    profile.write_text(
+        "ob=(1) /a/threadbridge/x.so\nfn=(1) first\n10 100\n"
+        "cob=(2) /usr/lib/libpython3.11.so\ncfn=(2) second\ncalls=3 20\n11 5000\n12 7\n"
+        "\nob=(2)\nfn=(2)\n20 5000\nob=(3) /lib/libz.so\n+1 4\n"
     )
-    lines += ("calls=3 20", "11 5000", "12 7", "", "ob=(2)", "fn=(2)", "20 5000", "ob=(3) /lib/libz.so", "+1 4")
-    profile.write_text("\n".join(lines) + "\n")
     assert parts_in(profile) == {"this package": 107, "Python": 5000, "other libraries": 4}
