@@ -19,7 +19,7 @@ from threadbridge.admin.events import Events
 from threadbridge.common.repeated_log import RepeatedLog
 from threadbridge.common.threads import BackgroundThread
 from threadbridge.database.stopper import Stopper
-from threadbridge.http.stream import PushStream
+from threadbridge.http.socket_stream import SocketStream
 
 
 def test_a_line_stands_for_those_that_were_left_out(caplog: pytest.LogCaptureFixture) -> None:
@@ -125,9 +125,10 @@ def receiving(fault: Fault) -> str:
         for _ in range(3):
             client, server = socket.socketpair()
             closed = asyncio.Event()
-            stream = PushStream(server)
+            stream = SocketStream(server, asyncio.get_running_loop())
             stream.set_close_callback(closed.set)
             stream.receive(lambda data: fault())
+            stream.watch()
             client.send(b"data")
             await closed.wait()
             client.close()

@@ -53,13 +53,17 @@ def test_a_request_that_is_not_safe_is_answered(application: Application, method
         client = server.send(request(method, b"x" * size))
         client.shutdown(socket.SHUT_WR)
         wait_until(lambda: application.entered == 1, "it runs")
+        [http_server] = server.bridge.servers
+        # A new connection is watched only some milliseconds after its first request.
+        wait_until(
+            lambda: all(each._current and each._current.closes for each in http_server.connections), "it is seen"
+        )
         application.go_on.set()
         head, _, body = answer(client).partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 200 ") and b"\r\nConnection: close" in head
         assert body == b"answer to " + b"x" * size
         wait_until(lambda: not server.bridge.exchanges.open, "it has ended")
         # Nothing is waited for: the client has sent its last byte.
-        [http_server] = server.bridge.servers
         wait_until(lambda: len(http_server.connections) == 0, "the connection is closed", LINGER_PAUSE / 2)
     assert application.entered == 1
 

@@ -17,7 +17,7 @@ import time
 
 import h11
 
-from threadbridge.http.parser import RequestParser
+from threadbridge.http.parser import HeadReader, RequestParser
 from threadbridge.http.request_rules import BadRequest
 
 SECONDS = float(os.environ.get("FUZZ_SECONDS", "20" if os.environ.get("CI") else "5"))
@@ -108,7 +108,7 @@ def a_stream(chance: random.Random) -> bytes:
 
 def ours(stream: bytes, chance: random.Random) -> tuple[Accepted, bool]:
     """What the server's parser accepts, and whether it refuses what follows that."""
-    parser = RequestParser(LARGEST, LARGEST)
+    parser = RequestParser(HeadReader(), LARGEST, LARGEST)
     accepted: Accepted = []
     body = b""
     while stream:

@@ -13,8 +13,8 @@ from tests.support.inprocess import BridgeThread, wait_until
 from threadbridge import Bridge, HTTPServer
 from threadbridge.crossing.request_body import MEMORY_LIMIT
 from threadbridge.crossing.spool import DISK_THREADS
+from threadbridge.http.limits import READ_SIZE
 from threadbridge.http.server_connection import HTTP1ServerConnection
-from threadbridge.http.stream import READ_SIZE
 
 
 class Held:

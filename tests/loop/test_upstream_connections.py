@@ -145,7 +145,7 @@ def test_a_write_that_fails_after_a_part_has_been_sent_does_not_say_that_nothing
 
     async def send() -> BaseException | None:
         stream = HalfSent(ours)
-        written = stream.send(b"head", *[b"x" * 2_000_000] * 3)
+        written = stream.send((b"head", *[b"x" * 2_000_000] * 3))
         assert written is not None
         return written.exception()
 

@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from benchmarks.instructions import parts_in
 from benchmarks.mixed import reports
 from benchmarks.mixed.figures import Latencies
 from benchmarks.mixed.long_clients import Share, as_before
@@ -184,3 +185,14 @@ def test_short_queries_are_served_as_before_from_the_first_of_many_in_a_row_on()
     assert change.after.worst == pytest.approx(0.5)
     assert as_before(answers(*before, *[0.01] * 25), changed=5.0, long=2.0).recovered == 0
     assert as_before(answers(*before, *[1.0, *[0.01] * 9] * 3), changed=5.0, long=2.0).recovered is None
+
+
+def test_instructions_are_counted_where_they_are_executed(tmp_path: Path) -> None:
+    """In callgrind's format: names are defined once, and lines behind ``calls=`` count what others execute."""
+    profile = tmp_path / "callgrind.1"
+    profile.write_text(
+        "ob=(1) /a/threadbridge/x.so\nfn=(1) first\n10 100\n"
+        "cob=(2) /usr/lib/libpython3.11.so\ncfn=(2) second\ncalls=3 20\n11 5000\n12 7\n"
+        "\nob=(2)\nfn=(2)\n20 5000\nob=(3) /lib/libz.so\n+1 4\n"
+    )
+    assert parts_in(profile) == {"this package": 107, "Python": 5000, "other libraries": 4}

@@ -17,6 +17,10 @@ logger = logging.getLogger("threadbridge")
 
 _not_started = RepeatedLog(logger)
 
+# Seconds for which a thread waits for its next call before it goes back to the executor. Calls in between take a tenth
+# of the instructions of `ThreadPoolExecutor.submit`. Shutdown, also Python's own, waits for so long at most.
+READY_FOR = 0.1
+
 
 class _Call:
     """A call of a thread. ``is_void``, guarded by the owner's lock: no thread could be started for it."""
@@ -43,7 +47,10 @@ class WorkerThreads:
             ThreadPoolExecutor(threads, thread_name_prefix=prefix, initializer=self._register, initargs=(started,))
             for prefix, started in ((name, self._threads), (f"{name}-spare", self._spare_threads))
         )
-        # How many of the executor's threads have been called and not released.
+        # Of the executor's threads, those that wait for their next call, the last of them first to be called; what each
+        # waits for; and how many have been called and not released.
+        self._ready: dict[int, threading.Lock] = {}
+        self._wakers: dict[int, threading.Lock] = {}
         self._at_work = 0
         # When a thread last could not be started; 0.0 once one has been started since.
         self.failed_at = 0.0
@@ -69,6 +76,11 @@ class WorkerThreads:
     def call(self) -> bool:
         """Make an idle or new thread work. Returns False, and logs it, if no thread can be started."""
         is_spare = self._at_work >= self._limit
+        if self._ready and not is_spare:
+            _, waker = self._ready.popitem()
+            waker.release()
+            self._at_work += 1
+            return True
         call = _Call()
         try:
             (self._spares if is_spare else self._executor).submit(self._run, call)
@@ -89,14 +101,33 @@ class WorkerThreads:
         return True
 
     def _run(self, call: _Call) -> None:
+        thread = threading.get_ident()
         with self._lock:
             if call.is_void:
                 return
+            if thread in self._spare_threads:
+                waker = None
+            else:
+                waker = self._wakers.get(thread)
+                if waker is None:
+                    waker = self._wakers[thread] = threading.Lock()
+                    waker.acquire()
         self._work()
+        while waker is not None:
+            if not waker.acquire(timeout=READY_FOR):
+                with self._lock:
+                    if self._ready.pop(thread, None) is not None:
+                        return
+                # It has been called just now.
+                waker.acquire()
+            self._work()
 
     def release(self) -> None:
         """End the calling thread's work: it waits for the next call."""
-        self._at_work -= threading.get_ident() not in self._spare_threads
+        thread = threading.get_ident()
+        if thread not in self._spare_threads:
+            self._at_work -= 1
+            self._ready[thread] = self._wakers[thread]
 
     def close(self) -> None:
         """Let the threads end as soon as they are idle."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 from threadbridge.common.worker_threads import TaskThreads
 from threadbridge.crossing.current import TrackedRequest
 
 # The safe methods of RFC 9110, section 9.2.1, without TRACE.
-_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+_SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 class Cancellation:

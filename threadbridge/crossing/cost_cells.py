@@ -4,36 +4,37 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from typing import Final
 
 from threadbridge.crossing.pace import Usual
 
 # Costs are compared by natural logarithms: 20 s differs from 2 s as 0.2 s from 20 ms. Differences of less than so many
 # seconds hardly count: threads wait as long for each other.
-NOISE = 0.002
+NOISE: Final = 0.002
 
 # An average follows about so many of the latest requests. That of the seconds follows more: where a few requests are
 # most of the work, they must not be forgotten from one to the next.
-MEMORY = 20.0
-LONG_MEMORY = 500.0
+MEMORY: Final = 20.0
+LONG_MEMORY: Final = 500.0
 # A cost is as expected if it differs from the average by less than this, or by less than three deviations.
-NOTABLE = math.log(3)
+NOTABLE: Final = math.log(3)
 # So many unexpected costs in a row, all higher or all lower, mean that the kind has changed; what was known is dropped.
-CHANGES_AFTER = 3
+CHANGES_AFTER: Final = 3
 # The variance assumed of a kind that has been observed once or twice.
-USUAL_VARIANCE = 0.5
+USUAL_VARIANCE: Final = 0.5
 # How many deviations above the mean a cautious estimate is.
-CAUTION = 1.5
+CAUTION: Final = 1.5
 # Seconds: parameters are looked at where costs are not all below this. An unknown request is expected to cost so much.
-CHEAP = 0.05
+CHEAP: Final = 0.05
 # Seconds: a kind of which only similar ones are known is trusted if most of them stay below this.
-TRUSTED = 0.1
+TRUSTED: Final = 0.1
 # The lowest cost, in seconds, and the greatest logarithm of one: six hours.
-SHORTEST = 1e-5
-LONGEST = 10.0
+SHORTEST: Final = 1e-5
+LONGEST: Final = 10.0
 # A new value of a parameter that has fewer values than this may be another matter.
-FEW_VALUES = 5
+FEW_VALUES: Final = 5
 # Errors that a parameter adds weigh so many times as much as those that it saves.
-LOSSES_COUNT = 3.0
+LOSSES_COUNT: Final = 3.0
 
 
 def scaled(seconds: float) -> float:

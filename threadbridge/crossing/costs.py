@@ -6,6 +6,7 @@ import math
 import threading
 import time
 from collections.abc import Sequence
+from typing import Final
 
 from threadbridge.crossing.cost_cells import (
     CHEAP,
@@ -24,19 +25,19 @@ from threadbridge.crossing.pace import Pace, Usual
 # The average of a parameter's value has told a cost better, or worse, than the average of all if it was nearer to it,
 # or farther off, by more than TOLD; this is looked at where one of the two was off by more than FAR_OFF. A parameter
 # decides once it has saved ENOUGH error.
-FAR_OFF = math.log(9)
-TOLD = 0.5
-ENOUGH = 8.0
+FAR_OFF: Final = math.log(9)
+TOLD: Final = 0.5
+ENOUGH: Final = 8.0
 # The sum of errors after which older ones count half.
-FULL = 300.0
+FULL: Final = 300.0
 # Where costs are small and much the same, one request of so many teaches about parameters.
-SAMPLED = 64
+SAMPLED: Final = 64
 # How many parameters may decide together, one below the other.
-DEPTH = 3
+DEPTH: Final = 3
 # The parameters of one kind that are looked at, and the values known of each: of the one that decides, and of another.
-MAX_PARAMETERS = 12
-MAX_VALUES = 256
-MAX_CANDIDATES = 32
+MAX_PARAMETERS: Final = 12
+MAX_VALUES: Final = 256
+MAX_CANDIDATES: Final = 32
 # The values known of all routes together, which take 8 MB at most.
 MAX_CELLS = 6000
 
@@ -254,7 +255,7 @@ class Costs:
             route.is_forgotten = True
 
 
-_NOTHING = Cell()
+_NOTHING: Final = Cell()
 
 
 def _may_be_another(known: dict[str, Parameter], parameters: dict[str, str]) -> bool:

@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable
 from contextvars import ContextVar
+from typing import Final
 
 from threadbridge.common import forks
 from threadbridge.common.repeated_log import RepeatedLog
@@ -18,7 +19,7 @@ from threadbridge.sql.statements import Statements
 logger = logging.getLogger("threadbridge")
 _failed = RepeatedLog(logger)
 
-_thread = threading.local()
+_thread: Final = threading.local()
 # The id and the trace of the request, for logs: wherever the application takes its context (`contextvars`), such as
 # `asyncio.to_thread` does.
 _named: ContextVar[tuple[str, RequestTrace | None]] = ContextVar("threadbridge_request", default=("", None))

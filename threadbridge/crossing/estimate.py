@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import re
+from typing import Final
 
 from threadbridge.crossing.cost_cells import Cell
 
 # What is looked at of a query string or form: characters, pairs, and characters of a name or value.
-MAX_TEXT = 2000
-MAX_PAIRS = 32
-MAX_VALUE = 24
+MAX_TEXT: Final = 2000
+MAX_PAIRS: Final = 32
+MAX_VALUE: Final = 24
 # How many numbers of a path are parameters.
-MAX_NUMBERS = 12
+MAX_NUMBERS: Final = 12
 # Characters of a client's name, which may be what `client_key` makes of a header.
-MAX_CLIENT = 64
+MAX_CLIENT: Final = 64
 
 # The name of the parameter that is the client.
-CLIENT = "(client)"
-DAYS = "(days)"
+CLIENT: Final = "(client)"
+DAYS: Final = "(days)"
 
 # As text, to the power of two.
-MAGNITUDES = [str(power) for power in range(65)]
+MAGNITUDES: Final = [str(power) for power in range(65)]
 
-_SECRET = re.compile(r"pass|pwd|secret|token|auth|session|csrf|otp|api.?key|pin$", re.IGNORECASE).search
-_NUMBERS = re.compile(r"[0-9]+").findall
-_DATE = re.compile(r"([0-9]{4})-([0-9]{2})-([0-9]{2})").match
+_SECRET: Final = re.compile(r"pass|pwd|secret|token|auth|session|csrf|otp|api.?key|pin$", re.IGNORECASE).search
+_NUMBERS: Final = re.compile(r"[0-9]+").findall
+_DATE: Final = re.compile(r"([0-9]{4})-([0-9]{2})-([0-9]{2})").match
 
 
 def is_secret(name: str) -> bool:

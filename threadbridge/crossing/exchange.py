@@ -12,6 +12,7 @@ import time
 from asyncio import Future
 from collections.abc import Callable
 from http import HTTPStatus
+from typing import Final
 from wsgiref.types import WSGIEnvironment
 
 from tornado import httputil
@@ -42,7 +43,10 @@ logger = logging.getLogger("threadbridge")
 
 _slow_readers = RepeatedLog(logger)
 
-_numbers = itertools.count(1)
+_numbers: Final = itertools.count(1)
+# Compiled, a global that is final is found faster than one of another module, or a member of an enumeration.
+_RUNNING: Final = State.RUNNING
+_monotonic: Final = time.monotonic
 
 
 class Shared:
@@ -143,7 +147,7 @@ class Exchange(OutgoingResponse):
         self.key = "%x-%06x" % (os.getpid(), next(_numbers))  # noqa: UP031 - compiled, f"{number:x}" takes much longer
         # The name in logs. A trusted proxy may give another, which need not be unique.
         self.id = self.key
-        self.started = time.monotonic()
+        self.started = _monotonic()
         self.start_line = start_line
         self.headers = headers
         # The response to HEAD has no body (RFC 9110, section 9.3.2).
@@ -205,14 +209,18 @@ class Exchange(OutgoingResponse):
 
     # The worker runs the application.
 
+    def is_abandoned(self) -> bool:
+        """Return whether its client has left before it was answered. Either side."""
+        return self.state is State.ABANDONED
+
     def claim(self) -> bool:
         """Begin to run; False when the exchange has ended in the queue. Worker side."""
-        return self.move(State.RUNNING) is not None
+        return self.move(_RUNNING) is not None
 
     def run(self) -> None:
         """Call the application. Worker side."""
         self.thread_id = threading.get_ident()
-        self.run_at = time.monotonic()
+        self.run_at = _monotonic()
         self.running.enter()
         trace = self.running.trace
         if trace is not None:
@@ -242,7 +250,7 @@ class Exchange(OutgoingResponse):
         costs = self.shared.costs
         if costs is None or self.estimate.route is None:
             return
-        took = time.monotonic() - self.run_at
+        took = _monotonic() - self.run_at
         # What was cut short, or has failed, tells only that it would have taken at least so long.
         if (0 < self.response_status < 500 and not self.running.cancelled) or took > self.estimate.cautious:
             costs.learn(self.estimate, took, self.running.statements.seconds)
@@ -315,7 +323,7 @@ class Exchange(OutgoingResponse):
     def run_elsewhere(self, cancel: Callable[[], None]) -> None:
         """Run a queued exchange, of which bytes have been sent to another host; ``cancel()`` stops it there."""
         self.claim()
-        self.run_at = time.monotonic()
+        self.run_at = _monotonic()
         self._forget_cancel = self.running.on_cancel(lambda: self._hop.post(cancel), wait=False)
 
     def came_back(self, status: int) -> None:
@@ -343,7 +351,7 @@ class Exchange(OutgoingResponse):
 
     def server_timing(self) -> str:
         """The value of ``Server-Timing`` (W3C) for a response that begins now: milliseconds. Either side."""
-        now = time.monotonic()
+        now = _monotonic()
         run_at = self.run_at or now
         times = [("before", self.before)] if self.before >= 0.0 else []
         if self.queued_at:
@@ -399,9 +407,9 @@ class Exchange(OutgoingResponse):
     def _write_head(self, head: ResponseHead, body: bytes) -> Future[None] | None:
         report = self.shared.load_report
         if report is not None:
-            line = report.line_after(head.status, time.monotonic() - self.run_at if self.run_at else 0.0)
+            line = report.line_after(head.status, _monotonic() - self.run_at if self.run_at else 0.0)
             if self.peer_is_trusted:
-                head = head._replace(lines=head.lines + line)
+                head = ResponseHead(head.status, head.lines + line, head.length, head.close)
         return super()._write_head(head, body)
 
     def _end(self, status: int) -> None:

@@ -45,13 +45,18 @@ class FairQueue(Generic[Item]):
         if self._served is not None and self._served in self._clients:
             self._clients.move_to_end(self._served)
             self._served = None
-        return next(iter(next(iter(self._clients.values()))))
+        # Compiled, loops are faster than `next` and `iter`.
+        for items in self._clients.values():
+            for item in items:
+                return item
+        raise AssertionError("a client without items")
 
     def take(self) -> Item:
         """Take the next item; raises ``IndexError`` when there is none."""
-        self.head()
-        client, items = next(iter(self._clients.items()))
-        item, _ = items.popitem(last=False)
+        item = self.head()
+        client = next(iter(self._clients))
+        items = self._clients[client]
+        del items[item]
         self._shrink(client, items)
         self._served = client
         return item

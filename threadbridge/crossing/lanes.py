@@ -9,6 +9,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import Final
 
 from threadbridge.common.repeated_log import RepeatedLog
 from threadbridge.common.worker_threads import WorkerThreads
@@ -19,11 +20,13 @@ from threadbridge.http.client_connection import Origin, origin_of
 
 logger = logging.getLogger("threadbridge")
 
+_monotonic: Final = time.monotonic
+
 # The weight of the latest service time in the average from which Retry-After is estimated.
-LATEST_COUNTS = 0.1
-LONGEST_RETRY_AFTER = 600
+LATEST_COUNTS: Final = 0.1
+LONGEST_RETRY_AFTER: Final = 600
 # Of a remote lane's ``queue``, one client may take a quarter.
-PART_PER_CLIENT = 4
+PART_PER_CLIENT: Final = 4
 
 
 def compiled(*patterns: str) -> Callable[[str], re.Match[str] | None]:
@@ -156,7 +159,7 @@ class Lane:
     def kept(self) -> int:
         """The number of connections, or threads, that long requests leave free for short ones. Either side."""
         with self._lock:
-            return self._schedule.kept(time.monotonic())
+            return self._schedule.kept(_monotonic())
 
     @property
     def short_below(self) -> float:
@@ -166,7 +169,7 @@ class Lane:
     def expected_starts(self) -> dict[Job, float]:
         """Return in how many seconds each job that waits is likely to run, as far as costs are known. Either side."""
         with self._lock:
-            return self._schedule.expected_starts(time.monotonic())
+            return self._schedule.expected_starts(_monotonic())
 
     @property
     def outgrown(self) -> int:
@@ -179,7 +182,7 @@ class Lane:
         Either side.
         """
         with self._lock:
-            held = self._schedule.held(time.monotonic())
+            held = self._schedule.held(_monotonic())
             work = self._schedule.short_work() or self._service_time * len(self._schedule)
         return max(0.0, 1 - held / self.threads), work / self.threads
 
@@ -235,7 +238,7 @@ class Lane:
         if self.upstream:
             of_client = self._elsewhere.get(job.client, 0)
             return len(self._running) < self.queue and of_client < max(1, self.queue // PART_PER_CLIENT)
-        return self._schedule.room_for(job.estimate, time.monotonic()) > -self.queue
+        return self._schedule.room_for(job.estimate, _monotonic()) > -self.queue
 
     def displace(self, job: Job) -> Job | None:
         """Make room for this job in a full lane. Loop side.
@@ -269,7 +272,7 @@ class Lane:
             return 0.0
         with self._lock:
             self._schedule.file(job)
-            return self._schedule.expected_wait(job, time.monotonic())
+            return self._schedule.expected_wait(job, _monotonic())
 
     def retry_after(self, job: Job) -> int:
         """Estimate the seconds until the queue before the job has been served. Loop side."""
@@ -284,12 +287,12 @@ class Lane:
     def put(self, job: Job) -> None:
         """Queue a job; call `wake` afterwards. Loop side."""
         with self._lock:
-            self._schedule.put(job, time.monotonic())
+            self._schedule.put(job, _monotonic())
 
     def wake(self) -> None:
         """Start the lane's threads on the queue; one call is enough for several jobs. Loop side."""
         with self._lock:
-            self._start_thread(time.monotonic())
+            self._start_thread(_monotonic())
 
     def _start_thread(self, now: float) -> None:
         """Call another thread if a job may run in it."""
@@ -327,24 +330,24 @@ class Lane:
             del self._to_replace[job]
             self._replaced.add(job)
             self._schedule.drop(job)
-            self._start_thread(time.monotonic())
+            self._start_thread(_monotonic())
 
     def expect_short(self) -> None:
         """Keep threads for short requests from the start, as the application is known to have served. Loop side."""
         with self._lock:
-            self._schedule.expect_short(time.monotonic())
+            self._schedule.expect_short(_monotonic())
 
     def adopt(self, job: Job) -> None:
         """Count a job that another lane runs as one of this lane, until `release`. Loop side."""
         with self._lock:
             self._guests.add(job)
-            self._schedule.start(job, time.monotonic())
+            self._schedule.start(job, _monotonic())
 
     def release(self, job: Job) -> None:
         """Note that an adopted job has ended; more than once does no harm. Either side."""
         with self._lock:
             if job in self._guests:
-                now = time.monotonic()
+                now = _monotonic()
                 self._guests.discard(job)
                 self._schedule.end(job, now)
                 self._start_thread(now)
@@ -366,17 +369,17 @@ class Lane:
     def _work(self) -> None:
         with self._lock:
             self._one_is_coming = False
-            now = time.monotonic()
+            now = _monotonic()
             job = self._next(now)
             self._start_thread(now)
         while job is not None:
-            started = time.monotonic()
+            started = _monotonic()
             try:
                 job.run()
             except Exception as error:  # noqa: BLE001 - it is logged, and the thread must go on
                 message = "a request of the lane %s failed in the server"
                 self._failed.log(logging.ERROR, message, self.name, exc_info=error)
-            now = time.monotonic()
+            now = _monotonic()
             took = now - started
             with self._lock:
                 self._schedule.end(job, now)

@@ -5,20 +5,21 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from typing import Final
 
 from threadbridge.crossing.costs import Costs
 from threadbridge.crossing.lanes import Lane
 
 # The seconds of waiting that halve a weight: less, nobody notices.
-HALVED_AFTER = 0.1
+HALVED_AFTER: Final = 0.1
 # Seconds between two looks for the report, and over which its figures are averaged: Envoy uses the latest report once a
 # second, however untypical the moment was.
-LOOK_EVERY = 0.1
-AVERAGED_OVER = 2.0
+LOOK_EVERY: Final = 0.1
+AVERAGED_OVER: Final = 2.0
 # Envoy ignores reports without any utilization.
-LEAST_UTILIZATION = 0.00001
+LEAST_UTILIZATION: Final = 0.00001
 # The least weight that reports take into account.
-LEAST_REPORTED = 5
+LEAST_REPORTED: Final = 5
 
 
 def weight(lanes: Sequence[Lane], costs: Costs | None) -> int:

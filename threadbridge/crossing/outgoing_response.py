@@ -8,7 +8,7 @@ import threading
 import time
 from asyncio import Future
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from threadbridge.common.repeated_log import RepeatedLog
 from threadbridge.crossing.file_source import FilePiece, FileSource
@@ -23,6 +23,15 @@ if TYPE_CHECKING:
 logger = logging.getLogger("threadbridge")
 
 _unreadable = RepeatedLog(logger)
+
+# Compiled, a global that is final is found faster than one of another module, or a member of an enumeration.
+_MOVES: Final = MOVES
+_ENDINGS: Final = ENDINGS
+_RECEIVING: Final = State.RECEIVING
+_RESPONDING: Final = State.RESPONDING
+_DONE: Final = State.DONE
+_monotonic: Final = time.monotonic
+_new_lock: Final = threading.Lock
 
 
 class Connection(Protocol):
@@ -70,28 +79,31 @@ class OutgoingResponse:
     relay: SocketRelay | None = None
 
     def __init__(self, connection: Connection, spool: Spool) -> None:
-        self.state = State.RECEIVING
+        self.state = _RECEIVING
         self.connection = connection
         self.spool = spool
-        self._lock = threading.Lock()
+        self._lock = _new_lock()
 
     def move(self, state: State) -> State | None:
         """Go on to ``state`` if that move is legal; return the state that was left, or None. Either side."""
-        with self._lock:
-            left = self.state
-            if state not in MOVES[left]:
-                return None
+        lock = self._lock
+        # Compiled, a `with` takes three times as long. Nothing here raises.
+        lock.acquire()
+        left = self.state
+        is_legal = state in _MOVES[left]
+        if is_legal:
             self.state = state
-            return left
+        lock.release()
+        return left if is_legal else None
 
     @property
     def ended(self) -> bool:
         """Whether nothing more can reach the client. Either side."""
-        return self.state in ENDINGS
+        return self.state in _ENDINGS
 
     def send_head(self, head: ResponseHead, body: bytes, source: Source | FileSource | None) -> None:
         """Send a response: the whole of it, or its beginning and then what the source has; unless it has ended."""
-        if not self.move(State.RESPONDING):
+        if not self.move(_RESPONDING):
             if source is not None:
                 source.close()
             return
@@ -114,7 +126,7 @@ class OutgoingResponse:
     def _write_head(self, head: ResponseHead, body: bytes) -> Future[None] | None:
         self.status = head.status
         self.head_lines = head.lines
-        self.answered_at = time.monotonic()
+        self.answered_at = _monotonic()
         self.sent = len(body)
         return self.connection.send_head(head, body)
 
@@ -194,7 +206,7 @@ class OutgoingResponse:
         if written is not None and written.exception() is not None:
             # The client has left: the close callback ends the exchange.
             return
-        if self.move(State.DONE):
+        if self.move(_DONE):
             self._end(self.status)
 
     def _end(self, status: int) -> None:
@@ -204,4 +216,4 @@ class OutgoingResponse:
             self.sent += self.relay.sent
             self.relay.close()
         self.status = status
-        self.ended_at = time.monotonic()
+        self.ended_at = _monotonic()

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
+from typing import Final
 
 # What is recent: so many seconds, but at least so many requests.
-RECENT = 2.0
-FEWEST = 10
+RECENT: Final = 2.0
+FEWEST: Final = 10
 # What is usual for a route is the average of its first requests, and then follows in so many seconds: a host that stays
 # slow is taken as it is after some minutes.
-FIRST = 100
-USUAL = 600.0
+FIRST: Final = 100
+USUAL: Final = 600.0
 # One request counts as so many times as slow as usual at most, as a logarithm.
-MOST = 2.0
+MOST: Final = 2.0
 # Up to the first slowdown, a host gets its full share; from the second on, next to nothing.
-TOLERATED = 1.5
-TOO_SLOW = 3.0
+TOLERATED: Final = 1.5
+TOO_SLOW: Final = 3.0
 
 
 class Usual:

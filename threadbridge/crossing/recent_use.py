@@ -5,25 +5,26 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
+from typing import Final
 
 # The upper bounds of the levels, in seconds. The cautious costs of one level's requests are about the same; their
 # clients take turns.
 # Beyond the bounds there is one level more, and one of requests whose cost is not known. A list: mypyc copies tuples at
 # each use.
-BOUNDS = [0.0032, 0.01, 0.032, 0.1, 0.32, 1.0, 3.2, 10.0]
-UNKNOWN = len(BOUNDS) + 1
+BOUNDS: Final = [0.0032, 0.01, 0.032, 0.1, 0.32, 1.0, 3.2, 10.0]
+UNKNOWN: Final = len(BOUNDS) + 1
 # What costs less than 0.1 s is short in any case: nobody notices it.
-SHORT = 4
+SHORT: Final = 4
 # Seconds over which the use of threads is averaged.
-RECENT = 60.0
+RECENT: Final = 60.0
 # Another thread is kept when short requests would use those that are kept for more than this share of the time.
-BUSY = 0.7
+BUSY: Final = 0.7
 # Seconds: if threads become free so often on average, none need be kept.
-SOON = 0.02
+SOON: Final = 0.02
 # So many requests tell whether that is so.
-TELLING = 10.0
+TELLING: Final = 10.0
 # More requests than so many times as before must gain from a longer definition of short.
-GAIN = 1.05
+GAIN: Final = 1.05
 
 
 def level_of(seconds: float) -> int:

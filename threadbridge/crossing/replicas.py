@@ -8,15 +8,15 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
-from typing import Protocol
+from typing import Final, Protocol
 
 from tornado.httputil import HTTPHeaders
 
-COOKIE = "threadbridge_changed"
+COOKIE: Final = "threadbridge_changed"
 # They change nothing that a client depends on (RFC 9110, section 9.2.1).
-READING_METHODS = frozenset({"GET", "HEAD"})
+READING_METHODS: Final = frozenset({"GET", "HEAD"})
 
-_MILLISECONDS = re.compile(rf"(?:\A|; ?){COOKIE}=([0-9]{{1,15}})(?:\Z|;)").search
+_MILLISECONDS: Final = re.compile(rf"(?:\A|; ?){COOKIE}=([0-9]{{1,15}})(?:\Z|;)").search
 
 
 class Replica(Protocol):

@@ -7,18 +7,18 @@ import errno
 import io
 import os
 import tempfile
-from typing import IO
+from typing import IO, Final
 
 from threadbridge.crossing.response_body import PIECE
 from threadbridge.crossing.spool import Spool
 from threadbridge.http.limits import SMALL_PIECE
 
 # The memory that a body may take before it goes to a file. Werkzeug and Django have similar limits.
-MEMORY_LIMIT = 1024 * 1024
+MEMORY_LIMIT: Final = 1024 * 1024
 # The size of a write to the file: a trip to a disk thread costs more than copying a few kilobytes.
-WRITE_SIZE = 256 * 1024
+WRITE_SIZE: Final = 256 * 1024
 # What stays in memory even when little is left: a file would cost about as much.
-KEPT = 16 * 1024
+KEPT: Final = 16 * 1024
 
 
 class RequestBody:

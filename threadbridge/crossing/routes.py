@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from collections import OrderedDict
+from typing import Final
 
 from threadbridge.crossing.cost_cells import Cell
 from threadbridge.crossing.costs import MAX_CELLS, Costs
@@ -12,11 +13,11 @@ from threadbridge.crossing.lanes import Lane
 
 # More than any application has. Clients can make up paths: beyond this, or when too much is known of their costs, the
 # routes used longest ago are forgotten.
-MAX_ROUTES = 1000
+MAX_ROUTES: Final = 1000
 # Routes whose paths differ only after this many characters are one, which bounds the memory they take.
-MAX_SHAPE = 200
+MAX_SHAPE: Final = 200
 
-_DIGITS = re.compile(r"[0-9]+")
+_DIGITS: Final = re.compile(r"[0-9]+")
 
 
 class Route:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from typing import Final, Protocol
 
 from threadbridge.crossing.costs import Costs
 from threadbridge.crossing.estimate import Estimate
@@ -12,18 +12,18 @@ from threadbridge.crossing.recent_use import BOUNDS, SHORT, UNKNOWN, RecentUse, 
 
 # A request is due when it has waited for so many times its cost, but at most for so many seconds. What comes later than
 # it is due does not overtake it.
-TIMES_ITS_COST = 8.0
-PATIENCE = 100.0
+TIMES_ITS_COST: Final = 8.0
+PATIENCE: Final = 100.0
 # Connections are kept for so many seconds after the last short request.
-REMEMBERED = 300.0
+REMEMBERED: Final = 300.0
 # Seconds between two definitions of what is short.
-DEFINED_EVERY = 0.1
+DEFINED_EVERY: Final = 0.1
 # A request has outgrown its estimate after so many times its cautious estimate, but not before so many seconds, after
 # which one whose cost is not known has outgrown it anyway.
-OUTGROWN = 2.0
-JUDGED_AFTER = 0.05
+OUTGROWN: Final = 2.0
+JUDGED_AFTER: Final = 0.05
 # Seconds after which a job holds its thread for so long that short ones must do without, whatever was expected of it.
-HELD_AFTER = 0.5
+HELD_AFTER: Final = 0.5
 
 
 class Job(Protocol):

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from tornado.httputil import HTTPHeaders
 
 from threadbridge.http.connection import HTTP1Connection
-from threadbridge.http.stream import READ_SIZE
+from threadbridge.http.limits import READ_SIZE
 
 # Status codes of Close frames (RFC 6455, section 7.4.1).
 NORMAL, GOING_AWAY, INTERNAL_ERROR = 1000, 1001, 1011
@@ -168,7 +168,7 @@ class SocketRelay:
                 self._limit_closing()
             return
         self.sent += len(data)
-        flushed = self._connection.send_unframed(data)
+        flushed = self._connection.send_unframed((data,))
         if flushed is not None:
             self._is_flushing = True
             asyncio.get_running_loop().remove_reader(inner)

@@ -10,7 +10,7 @@ import os
 import resource
 import socket
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from tornado.ioloop import IOLoop
 
@@ -19,12 +19,14 @@ from threadbridge.common.repeated_log import RepeatedLog
 logger = logging.getLogger("threadbridge")
 
 # Connections accepted in one iteration of the loop.
-ACCEPTED_AT_ONCE = 128
+ACCEPTED_AT_ONCE: Final = 128
 # File descriptors kept from clients, for the operators' port, the database and temporary files.
-RESERVED = 16
+RESERVED: Final = 16
 # Seconds without accepting when no descriptors are left.
-PAUSE = 0.2
-_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+PAUSE: Final = 0.2
+# Seconds between two looks at the limit of descriptors, while no number is higher than before.
+LOOK_INTERVAL: Final = 1.0
+_EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 # Acceptors whose reserved descriptor is in use. Clients must not get it when it becomes free.
 _without_reserve: set[Acceptor] = set()
 _exhausted_log = RepeatedLog(logger)
@@ -52,7 +54,13 @@ class Acceptor:
         self._on_scarce = on_scarce
         self._leaves = leaves
         self._reserve: int | None = None
-        self._loop = IOLoop.current()
+        # It may not run yet. This also loads what `IOStream` needs, while there are descriptors.
+        self._loop: asyncio.AbstractEventLoop = IOLoop.current().asyncio_loop  # type: ignore[attr-defined]
+        self._kind = (listener.family, listener.type, listener.proto)
+        # The limit of descriptors at the last look, the highest number that was given out before that, and the time of
+        # the next look if no higher one is.
+        self._limit = self._highest = 0
+        self._look_at = 0.0
         self._resuming: asyncio.TimerHandle | None = None
         self._closed = False
         self._resume()
@@ -60,15 +68,15 @@ class Acceptor:
     def _resume(self) -> None:
         self._resuming = None
         self._hold_reserve()
-        self._loop.add_handler(self._listener, self._accept, IOLoop.READ)
+        self._loop.add_reader(self._listener, self._accept)
 
-    def _accept(self, listener: socket.socket, events: int) -> None:
+    def _accept(self) -> None:
         for _ in range(ACCEPTED_AT_ONCE):
             # The callback may have closed this acceptor.
             if self._closed:
                 return
             try:
-                connection, address = self._listener.accept()
+                descriptor, address = self._listener._accept()  # type: ignore[attr-defined]
             except BlockingIOError:
                 return
             except ConnectionAbortedError:
@@ -79,13 +87,23 @@ class Acceptor:
                 self._accept_with_reserve()
                 self._pause(error.strerror or str(error))
                 return
-            # The kernel gives out the lowest free number, so a high one shows that few are left.
-            is_high = connection.fileno() >= resource.getrlimit(resource.RLIMIT_NOFILE)[0] - self._leaves
-            if is_high or (self._leaves and _without_reserve):
+            # As `socket.accept` does, which also works out family and type again.
+            connection = socket.socket(*self._kind, fileno=descriptor)
+            if self._is_high(descriptor) or (self._leaves and _without_reserve):
                 self._on_scarce(connection, address)
                 self._pause("the last ones are reserved for the operators' port, the database and temporary files")
                 return
             self._on_connection(connection, address)
+
+    def _is_high(self, descriptor: int) -> bool:
+        """Whether few descriptors are left: the kernel gives out the lowest free number."""
+        now = self._loop.time()
+        if descriptor > self._highest or now >= self._look_at:
+            # The limit may change while the process runs.
+            self._highest = descriptor
+            self._look_at = now + LOOK_INTERVAL
+            self._limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        return descriptor >= self._limit - self._leaves
 
     def _accept_with_reserve(self) -> None:
         if self._reserve is None:
@@ -120,8 +138,8 @@ class Acceptor:
             "raise the limit with LimitNOFILE= or ulimit -n",
             why,
         )
-        self._loop.remove_handler(self._listener)
-        self._resuming = asyncio.get_running_loop().call_later(PAUSE, self._resume)
+        self._loop.remove_reader(self._listener)
+        self._resuming = self._loop.call_later(PAUSE, self._resume)
 
     def close(self) -> None:
         """Stop accepting. The socket stays open."""
@@ -131,4 +149,4 @@ class Acceptor:
         if self._resuming is not None:
             self._resuming.cancel()
         else:
-            self._loop.remove_handler(self._listener)
+            self._loop.remove_reader(self._listener)

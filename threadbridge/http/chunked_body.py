@@ -8,19 +8,19 @@ from typing import Final
 from threadbridge.http.request_rules import BadRequest, too_large
 
 # The lines between the data. The quantifiers are possessive, so nothing backtracks.
-_TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]++"
-_QUOTED = rb'"(?:[\t\x20\x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t\x20-\x7e\x80-\xff])*+"'
-_EXTENSION = rb"[ \t]*+;[ \t]*+" + _TOKEN + rb"(?:[ \t]*+=[ \t]*+(?:" + _TOKEN + rb"|" + _QUOTED + rb"))?"
-_CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16}+)(?:" + _EXTENSION + rb")*\r\n").match
-_TRAILER = re.compile(rb"(?:(" + _TOKEN + rb"):[\t\x20-\x7e\x80-\xff]*+)?\r\n").match
-_FRAMING = (b"content-length", b"transfer-encoding")
+_TOKEN: Final = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]++"
+_QUOTED: Final = rb'"(?:[\t\x20\x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t\x20-\x7e\x80-\xff])*+"'
+_EXTENSION: Final = rb"[ \t]*+;[ \t]*+" + _TOKEN + rb"(?:[ \t]*+=[ \t]*+(?:" + _TOKEN + rb"|" + _QUOTED + rb"))?"
+_CHUNK_SIZE: Final = re.compile(rb"([0-9A-Fa-f]{1,16}+)(?:" + _EXTENSION + rb")*\r\n").match
+_TRAILER: Final = re.compile(rb"(?:(" + _TOKEN + rb"):[\t\x20-\x7e\x80-\xff]*+)?\r\n").match
+_FRAMING: Final = (b"content-length", b"transfer-encoding")
 
 # Chunks of one byte need five bytes of framing each; Go's net/http has the same limit.
-FRAMING_PER_BYTE = 16
+FRAMING_PER_BYTE: Final = 16
 # The longest line with a chunk's size and extensions, or with a trailer.
-MAX_LINE = 4096
+MAX_LINE: Final = 4096
 # How many chunks are decoded before other connections have their turn: about 50 microseconds.
-CHUNKS_AT_ONCE = 64
+CHUNKS_AT_ONCE: Final = 64
 # What comes next.
 SIZE: Final = 0
 DATA: Final = 1

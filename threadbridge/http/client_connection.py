@@ -11,7 +11,7 @@ from asyncio import Future
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from functools import lru_cache, partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
 from tornado.iostream import StreamClosedError
@@ -21,10 +21,10 @@ from threadbridge.http.response_parser import BadResponse, Response, ResponsePar
 from threadbridge.http.stream import PushSSLStream, PushStream
 
 # Seconds to look up a name, and then to connect, over all addresses of the host together.
-CONNECT_TIME = 1.0
+CONNECT_TIME: Final = 1.0
 # A host that has vanished without a word is noticed after 5 + 3 * 3 s of silence, or 10 s after bytes were sent to it.
-_KEEP_ALIVE = ((socket.TCP_KEEPIDLE, 5), (socket.TCP_KEEPINTVL, 3), (socket.TCP_KEEPCNT, 3))
-_UNACKNOWLEDGED = 10_000
+_KEEP_ALIVE: Final = ((socket.TCP_KEEPIDLE, 5), (socket.TCP_KEEPINTVL, 3), (socket.TCP_KEEPCNT, 3))
+_UNACKNOWLEDGED: Final = 10_000
 
 
 class Origin(NamedTuple):
@@ -104,7 +104,7 @@ class ClientConnection:
 
     def send(self, *pieces: bytes | memoryview) -> Future[None] | None:
         """Send bytes; returns a future if they have not left. Raises ``StreamClosedError``: none of them were sent."""
-        return self._stream.send(*pieces)
+        return self._stream.send(pieces)
 
     def pause_reading(self) -> None:
         """Leave the response in the kernel until `resume_reading`."""

@@ -15,6 +15,7 @@ from threadbridge.common.repeated_log import RepeatedLog
 from threadbridge.http.limits import Limits, Memory
 from threadbridge.http.parser import Request
 from threadbridge.http.response_head import ResponseHead, head_from_tornado
+from threadbridge.http.socket_stream import SocketStream
 from threadbridge.http.stream import PushStream
 from threadbridge.http.transfer import Receiving, Sending
 
@@ -62,7 +63,7 @@ class HTTP1Connection:
         self,
         owner: ServerConnection,
         request: Request,
-        stream: PushStream,
+        stream: SocketStream | PushStream,
         context: object,
         loop: AbstractEventLoop,
         limits: Limits,
@@ -122,7 +123,7 @@ class HTTP1Connection:
         if self._owner.draining or not self._request.complete:
             self.closes = True
         is_http_1_1 = request.version == "HTTP/1.1"
-        status, lines, length, close = head
+        status, lines, length, close = head.status, head.lines, head.length, head.close
         self._status = status
         if request.method == "HEAD" or status in (204, 304) or status < 200:
             self._remaining = 0
@@ -144,7 +145,7 @@ class HTTP1Connection:
         if self._chunked:
             lines += b"Transfer-Encoding: chunked\r\n"
         self.head_written = True
-        return self.send_unframed(b"".join((lines, b"\r\n", *self._framed(chunk))))
+        return self.send_unframed((b"".join((lines, b"\r\n", *self._framed((chunk,)))),))
 
     def write_headers(
         self, start_line: ResponseStartLine, headers: HTTPHeaders, chunk: bytes | None = None
@@ -154,12 +155,12 @@ class HTTP1Connection:
 
     def send(self, pieces: Sequence[bytes | memoryview]) -> Future[None] | None:
         """Write pieces of the body; returns what `send_unframed` does; ``ValueError`` beyond the ``Content-Length``."""
-        return self.send_unframed(*self._framed(*pieces))
+        return self.send_unframed(self._framed(pieces))
 
     @property
     def sends_files(self) -> bool:
-        """Whether `send_file` works."""
-        return self.stream.sends_files
+        """Whether `send_file` works: without TLS."""
+        return isinstance(self.stream, SocketStream)
 
     def send_file(self, descriptor: int, offset: int, size: int) -> tuple[int, Future[None] | None]:
         """Write a part of a file as the next bytes of a body of known length, if nothing waits to be written.
@@ -167,7 +168,7 @@ class HTTP1Connection:
         Returns the number of bytes that have left at once, and None if these are all; otherwise a future that is done
         when more can be written.
         """
-        assert self._remaining is not None and size <= self._remaining
+        assert self._remaining is not None and size <= self._remaining and isinstance(self.stream, SocketStream)
         try:
             sent, written = self.stream.send_file(descriptor, offset, size)
         except StreamClosedError as error:
@@ -197,7 +198,7 @@ class HTTP1Connection:
             self.close()
             return
         if self._chunked:
-            self.send_unframed(b"0\r\n\r\n")
+            self.send_unframed((b"0\r\n\r\n",))
         self.finished = True
         if self._status == 101:
             # The other protocol takes over: `detach` follows.
@@ -224,7 +225,7 @@ class HTTP1Connection:
         self.head_written = self.closes = True
         self._owner.switch_protocols(protocol)
 
-    def _framed(self, *pieces: bytes | memoryview) -> Sequence[bytes | memoryview]:
+    def _framed(self, pieces: Sequence[bytes | memoryview]) -> Sequence[bytes | memoryview]:
         size = sum(map(len, pieces))
         if self._remaining is not None:
             self._remaining -= size
@@ -235,10 +236,10 @@ class HTTP1Connection:
             return (b"%x\r\n" % size, *pieces, b"\r\n") if size else ()
         return pieces
 
-    def send_unframed(self, *pieces: bytes | memoryview) -> Future[None] | None:
+    def send_unframed(self, pieces: Sequence[bytes | memoryview]) -> Future[None] | None:
         """Write bytes as they are; returns None if they have left, otherwise a future that is done when they have."""
         try:
-            written = self.stream.send(*pieces)
+            written = self.stream.send(pieces)
         except StreamClosedError as error:
             return self._failed(error)
         if written is not None:

@@ -6,7 +6,7 @@ import logging
 import resource
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from threadbridge.common.repeated_log import RepeatedLog
 from threadbridge.http.forwarded import TrustedProxies, client_of
@@ -17,7 +17,7 @@ logger = logging.getLogger("threadbridge")
 _too_many, _too_many_of_one = RepeatedLog(logger), RepeatedLog(logger)
 
 # Seconds between two looks at all connections, times their number, so that clients that keep connecting cost little.
-LOOK_INTERVAL = 50e-6
+LOOK_INTERVAL: Final = 50e-6
 
 
 def default_max_connections() -> int:

@@ -7,7 +7,7 @@ import ipaddress
 import logging
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+from typing import Any, Final, Literal, TypeAlias, get_args
 
 from tornado.httputil import HTTPHeaders
 
@@ -21,21 +21,23 @@ LOOPBACK: tuple[str, ...] = ("127.0.0.0/8", "::1")
 ClientHeaders: TypeAlias = Literal["auto", "x-real-ip", "x-forwarded-for", "forwarded"]
 
 # All headers that name a client or a scheme, as `HTTPHeaders` spells them. Clients can send them as well as proxies.
-_NAMES = ("X-Real-Ip", "X-Scheme", "X-Forwarded-For", "X-Forwarded-Proto", "Forwarded")
-_KEPT = {"auto": _NAMES[:4], "x-real-ip": _NAMES[:2], "x-forwarded-for": _NAMES[2:4], "forwarded": _NAMES[4:]}
+_NAMES: Final = ("X-Real-Ip", "X-Scheme", "X-Forwarded-For", "X-Forwarded-Proto", "Forwarded")
+_KEPT: Final = {"auto": _NAMES[:4], "x-real-ip": _NAMES[:2], "x-forwarded-for": _NAMES[2:4], "forwarded": _NAMES[4:]}
 
 # This includes UUIDs and nginx's $request_id, but nothing special in SQL, in a URL, to a shell or to a terminal.
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}").fullmatch
+_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}").fullmatch
 # An address, with a port if the proxy adds one; IPv6 may be in brackets as in RFC 3986. Identifiers that hide the
 # address do not match, nor addresses with a scope, for which `ipaddress` accepts any text.
-_NODE = re.compile(r"(?:([0-9.]{7,15})|\[([0-9A-Fa-f:.]{2,45})\])(?::[0-9]{1,5})?|([0-9A-Fa-f:.]{2,45})").fullmatch
+_NODE: Final = re.compile(
+    r"(?:([0-9.]{7,15})|\[([0-9A-Fa-f:.]{2,45})\])(?::[0-9]{1,5})?|([0-9A-Fa-f:.]{2,45})"
+).fullmatch
 # RFC 7239, section 4. Its grammar has no white space around semicolons, but proxies send it.
-_PAIR = re.compile(
+_PAIR: Final = re.compile(
     r"[ \t]*+(?:([!#$%&'*+.^_`|~0-9A-Za-z-]++)=(?:([!#$%&'*+.^_`|~0-9A-Za-z-]++)"
     r'|"((?:[\t\x20\x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t\x20-\x7e\x80-\xff])*+)"))?[ \t]*+([;,]|\Z)'
 ).match
-_LONGEST_FORWARDED = 4096
-_ESCAPED = re.compile(r"\\(.)")
+_LONGEST_FORWARDED: Final = 4096
+_ESCAPED: Final = re.compile(r"\\(.)")
 
 
 def _cached(read: Callable[[str], str]) -> Callable[[str], str]:
@@ -48,12 +50,25 @@ def _cached(read: Callable[[str], str]) -> Callable[[str], str]:
     return bounded
 
 
-class ClientAddress(NamedTuple):
-    """A client's IP address ("" on a Unix socket), its scheme (``http`` or ``https``), and its port if known."""
+class ClientAddress:
+    """A client's IP address ("" on a Unix socket), its scheme (``http`` or ``https``), and its port if known.
 
-    address: str
-    scheme: str
-    port: str = ""
+    Not changed once made. Compiled, the attributes of a `NamedTuple` or of a data class would be slower.
+    """
+
+    def __init__(self, address: str, scheme: str, port: str = "") -> None:
+        self.address = address
+        self.scheme = scheme
+        self.port = port
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ClientAddress) and repr(self) == repr(other)
+
+    def __hash__(self) -> int:
+        return hash(repr(self))
+
+    def __repr__(self) -> str:
+        return f"ClientAddress({self.address!r}, {self.scheme!r}, {self.port!r})"
 
 
 def peer_of(context: Any) -> ClientAddress:
@@ -258,4 +273,4 @@ def _last_scheme(values: str) -> str:
     return scheme if scheme in ("http", "https") else ""
 
 
-_SCHEMES = {"X-Scheme": _last_scheme, "X-Forwarded-Proto": _last_scheme}
+_SCHEMES: Final = {"X-Scheme": _last_scheme, "X-Forwarded-Proto": _last_scheme}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Final
 
 from tornado.httputil import HTTPHeaders
 
@@ -11,27 +12,27 @@ from threadbridge.http.response_head import HOP_BY_HOP, NEVER_RAN, ResponseHead,
 from threadbridge.http.response_parser import Response
 
 # In requests to other hosts: the milliseconds that are left to answer. Envoy's name: no standard has one.
-TIME_LEFT = "X-Envoy-Expected-Rq-Timeout-Ms"
+TIME_LEFT: Final = "X-Envoy-Expected-Rq-Timeout-Ms"
 # In requests to other hosts: the name of the lane that sends them. The host runs such a request itself, and cancels it
 # whatever its method is when the connection closes: the sender decides. So it holds only between the two ends of a
 # connection, and is named in ``Connection`` (RFC 9110, section 7.6.1): proxies replace that field, so that a client
 # cannot send it through a proxy that the host trusts.
-SENT_BY_LANE = "X-Threadbridge-Lane"
+SENT_BY_LANE: Final = "X-Threadbridge-Lane"
 # The intermediary's name in ``Via`` and ``Proxy-Status``.
-PSEUDONYM = "threadbridge"
+PSEUDONYM: Final = "threadbridge"
 # How many bridges may forward a request. One that trusts the bridge before it runs the request itself.
-MAX_HOPS = 3
+MAX_HOPS: Final = 3
 
 # What is not forwarded, or is replaced, as `HTTPHeaders` spells it.
-_OWN = (
+_OWN: Final = (
     *("Host", "Content-Length", "Expect", "X-Request-Id", "Via", TIME_LEFT, SENT_BY_LANE),
     *("X-Real-Ip", "X-Scheme", "X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "Forwarded"),
 )
-_LEFT_OUT = frozenset({*_OWN, *("-".join(map(str.capitalize, name.split("-"))) for name in HOP_BY_HOP)})
+_LEFT_OUT: Final = frozenset({*_OWN, *("-".join(map(str.capitalize, name.split("-"))) for name in HOP_BY_HOP)})
 # What is left out of responses. The load is that of the other host, of which it tells only this one.
-_NOT_FOR_CLIENTS = HOP_BY_HOP | {"endpoint-load-metrics"}
+_NOT_FOR_CLIENTS: Final = HOP_BY_HOP | {"endpoint-load-metrics"}
 # A request with one of these methods has a content, though an empty one (RFC 9110, section 8.6).
-_WITH_CONTENT = frozenset({"POST", "PUT", "PATCH"})
+_WITH_CONTENT: Final = frozenset({"POST", "PUT", "PATCH"})
 
 
 def forwarded_request(

@@ -15,6 +15,8 @@ DRAIN_LINGER = 1.0
 # Connections that hold fewer bytes are not refused to free memory.
 WORTH_REFUSING = 4096
 MEMORY_SIZE = 32 * 1024**2
+# Bytes taken from a connection at once.
+READ_SIZE = 65536
 # Smaller pieces of a body are joined: each object costs memory of its own.
 SMALL_PIECE = 4096
 

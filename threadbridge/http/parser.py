@@ -8,6 +8,7 @@ import httptools
 from tornado.httputil import HTTPHeaders, RequestStartLine
 
 from threadbridge.http.chunked_body import ChunkedBody
+from threadbridge.http.fields import headers_of
 from threadbridge.http.request_rules import (
     MAX_HEADERS,
     MAX_NAME,
@@ -24,12 +25,16 @@ from threadbridge.http.request_rules import (
 )
 
 # This server accepts any method, but llhttp knows only some: for others it is fed POST, which has the same framing.
-_METHODS_OF_LLHTTP = {name.encode(): name for name in ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH")}
-_LONGEST_METHOD = 7
-_END_OF_HEAD = b"\r\n\r\n"
+_METHODS_OF_LLHTTP: Final = {
+    name.encode(): name for name in ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH")
+}
+_LONGEST_METHOD: Final = 7
+_END_OF_HEAD: Final = b"\r\n\r\n"
+
+_new_tuple: Final = tuple.__new__
 
 # How many bytes of a refused request line are logged.
-LOGGED = 1000
+LOGGED: Final = 1000
 # What comes next.
 HEAD: Final = 0
 LENGTH: Final = 1
@@ -40,10 +45,11 @@ DONE: Final = 3
 class Request:
     """One request, as far as it has been received."""
 
+    # Set when the head is complete, together with `start_line`.
+    headers: HTTPHeaders
+
     def __init__(self) -> None:
-        # Set together when the head is complete.
         self.start_line: RequestStartLine | None = None
-        self.headers = HTTPHeaders()
         self.keep_alive = False
         self.expects_continue = False
         # The decoded part of its body that has not been delivered yet.
@@ -51,15 +57,73 @@ class Request:
         self.complete = False
 
 
+class HeadReader:
+    """Reads complete heads with llhttp, for all connections of a server: no state is left between two heads.
+
+    ``url`` and ``fields`` are those of the last head.
+    """
+
+    def __init__(self) -> None:
+        self.url = b""
+        self.fields: list[tuple[bytes, bytes]] = []
+        self._is_valid = False
+        # Those that read the last head and may read the next one.
+        self._last: httptools.HttpRequestParser | None = None
+        self._next: httptools.HttpRequestParser | None = None
+
+    def read(self, head: bytes) -> None:
+        """Read a head, from the method to the empty line. Raises `BadRequest` if it is not valid."""
+        parser, self._next = self._next, None
+        if parser is None:
+            parser = httptools.HttpRequestParser(self)
+            # What `request_rules` decides: persistence (llhttp also heeds Proxy-Connection), versions, codings.
+            parser.set_dangerous_leniencies(
+                lenient_keep_alive=True, lenient_version=True, lenient_transfer_encoding=True
+            )
+        self._last = parser
+        self._is_valid = False
+        self.fields = []
+        try:
+            parser.feed_data(head)
+        except httptools.HttpParserUpgrade:
+            # What follows belongs to another protocol only if the response says so.
+            self._last = None
+        except httptools.HttpParserError as error:
+            raise BadRequest(400, str(error)) from None
+        if not self._is_valid:
+            # llhttp waits for the rest of the HTTP/2 preface.
+            raise BadRequest(400, "this is not an HTTP/1.1 request")
+
+    def has_no_body(self) -> None:
+        """Note that nothing else belongs to the last head: what read it is ready for the next.
+
+        It is not fed bodies, and would mistake the next head for one.
+        """
+        self._next = self._last
+
+    # Called by httptools.
+
+    def on_url(self, url: bytes) -> None:
+        self.url = url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.fields.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        self._is_valid = True
+
+
 class RequestParser:
     """Turns the bytes of a connection into `Request` objects, one after the other.
 
     Call `feed` with bytes, then `parse`; when `request` is complete and answered, `next` goes on to the following one.
 
+    :param heads: may be shared with other parsers of the same thread.
     :param max_header_size: bytes of a request's head, and of its framing beyond what its body justifies.
     """
 
-    def __init__(self, max_header_size: int, max_body_size: int) -> None:
+    def __init__(self, heads: HeadReader, max_header_size: int, max_body_size: int) -> None:
+        self._heads = heads
         # The request whose first byte has arrived; `next` ends it.
         self.request: Request | None = None
         self._max_header_size = max_header_size
@@ -67,17 +131,12 @@ class RequestParser:
         # The bytes that have been fed, and how many of them are parsed.
         self._data = b""
         self._position = 0
-        # None after a head with a body: llhttp is not fed the body, and would mistake the next head for it.
-        self._parser: httptools.HttpRequestParser | None = None
         self._part = HEAD
         # Of the head that is being received: whether an empty line preceded it, and up to where its end was searched.
         self._skipped_line = False
         self._searched = 0
-        # The complete head that is being parsed, and what llhttp finds in it.
+        # The complete head that is being parsed.
         self._head = b""
-        self._head_is_valid = False
-        self._url = b""
-        self._fields: list[tuple[bytes, bytes]] = []
         # The size of the head whose body is being received.
         self._delivered_head = 0
         # The last valid host: most connections use no other.
@@ -134,12 +193,10 @@ class RequestParser:
         """Stop parsing, after a refusal, and drop all bytes that have been fed."""
         if self.request is None:
             self.request = Request()
-        self.request.headers = HTTPHeaders()
+        self.request.headers = headers_of({}, {})
         self.request.body = self._head = self._data = b""
         self._position = self._delivered_head = 0
-        self._fields = []
         self._part = DONE
-        self._parser = None
 
     def parse(self) -> bool:
         """Parse up to the request's end, or some chunks; returns whether there is more. Raises `BadRequest`."""
@@ -194,42 +251,16 @@ class RequestParser:
         # The lines besides headers are the first and the last.
         if head.count(b"\n") > MAX_HEADERS + 2:
             raise BadRequest(431, f"more than {MAX_HEADERS} headers")
-        parser = self._parser
-        if parser is None:
-            parser = self._parser = httptools.HttpRequestParser(self)
-            # What `request_rules` decides: persistence (llhttp also heeds Proxy-Connection), versions, codings.
-            parser.set_dangerous_leniencies(
-                lenient_keep_alive=True, lenient_version=True, lenient_transfer_encoding=True
-            )
-        self._head_is_valid = False
-        try:
-            parser.feed_data(head)
-        except httptools.HttpParserUpgrade:
-            # What follows belongs to another protocol only if the response says so.
-            self._parser = None
-        except httptools.HttpParserError as error:
-            raise BadRequest(400, str(error)) from None
-        if not self._head_is_valid:
-            # llhttp waits for the rest of the HTTP/2 preface.
-            raise BadRequest(400, "this is not an HTTP/1.1 request")
-
-    # Called by httptools.
-
-    def on_url(self, url: bytes) -> None:
-        self._url = url
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._fields.append((name, value))
-
-    def on_headers_complete(self) -> None:
-        self._head_is_valid = True
+        self._heads.read(head)
 
     def _begin_body(self, method: str, head: bytes) -> None:
         """Check the complete head, and find out how the body is framed."""
         request = self.request
         assert request is not None
-        version = version_of(head, method, self._url)
-        values = combine(self._fields, request.headers)
+        url = self._heads.url
+        version = version_of(head, method, url)
+        lines: dict[str, list[str]] = {}
+        values = combine(self._heads.fields, lines)
         host = values.get("Host")
         if host is None:
             if version == "1.1":
@@ -249,16 +280,18 @@ class RequestParser:
             if self._remaining:
                 self._part = LENGTH
         request.expects_continue = expects_continue(values, version)
-        target = origin_form(method, self._url.decode("ascii"), request.headers)
         request.keep_alive = keeps_alive(values, version)
-        request.start_line = RequestStartLine(method, target, "HTTP/1.1" if version == "1.1" else "HTTP/1.0")
-        self._fields = []
+        request.headers = headers_of(lines, values)
+        target = origin_form(method, url.decode("ascii"), request.headers)
+        # The constructor of a `NamedTuple`, in Python, takes ten times as long.
+        line = _new_tuple(RequestStartLine, (method, target, "HTTP/1.1" if version == "1.1" else "HTTP/1.0"))
+        request.start_line = line
         self._head = b""
         if self._part == HEAD:
+            self._heads.has_no_body()
             self._complete()
         else:
             self._delivered_head = len(head)
-            self._parser = None
 
     def _parse_length(self) -> None:
         request = self.request

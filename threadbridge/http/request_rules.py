@@ -6,23 +6,26 @@ import functools
 import re
 from collections.abc import Mapping, Sequence
 from http.client import responses as phrases
+from typing import Final
 
 from tornado.httputil import HTTPHeaders
 
 from threadbridge.http.response_head import NEVER_RAN, http_date, response_head
 
 # RFC 3986, sections 3.2.2 and 3.2.3: reg-name or IP-literal, and a port. Empty is allowed (RFC 9110, section 7.2).
-_HOST = re.compile(r"(?:(?:[A-Za-z0-9._~!$&'()*+,;=-]++|%[0-9A-Fa-f]{2})*+|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?").fullmatch
-_METHOD = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]*+").match
-_ABSOLUTE_FORM = re.compile(r"https?://([^/?]+)(.*)", re.IGNORECASE).fullmatch
+_HOST: Final = re.compile(
+    r"(?:(?:[A-Za-z0-9._~!$&'()*+,;=-]++|%[0-9A-Fa-f]{2})*+|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?"
+).fullmatch
+_METHOD: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]*+").match
+_ABSOLUTE_FORM: Final = re.compile(r"https?://([^/?]+)(.*)", re.IGNORECASE).fullmatch
 # Fields with one value, which proxies pass on even if they come twice (RFC 9110, sections 5.3 and 8.3).
-_SINGLE = frozenset({"Content-Type"})
+_SINGLE: Final = frozenset({"Content-Type"})
 
-MAX_METHOD = 32
+MAX_METHOD: Final = 32
 # As many as Apache's LimitRequestFields and gunicorn's limit_request_fields.
-MAX_HEADERS = 100
+MAX_HEADERS: Final = 100
 # Names are kept in caches, here, in Tornado and for the environ, which must not grow with what clients send.
-MAX_NAME = 256
+MAX_NAME: Final = 256
 
 
 class BadRequest(Exception):
@@ -44,7 +47,7 @@ class BadRequest(Exception):
         return head.lines + b"\r\n" + self.body
 
 
-TOO_MANY_CONNECTIONS = BadRequest(503, "too many connections")
+TOO_MANY_CONNECTIONS: Final = BadRequest(503, "too many connections")
 
 
 def too_large(max_body_size: int) -> BadRequest:
@@ -52,23 +55,23 @@ def too_large(max_body_size: int) -> BadRequest:
     return BadRequest(413, f"the body is larger than the limit of {max_body_size} bytes")
 
 
-def combine(fields: Sequence[tuple[bytes, bytes]], headers: HTTPHeaders) -> dict[str, str]:
-    """Add the fields to ``headers``; returns the values that `HTTPHeaders.get` would give."""
+def combine(fields: Sequence[tuple[bytes, bytes]], lines: dict[str, list[str]]) -> dict[str, str]:
+    """Add the values of each field to ``lines``; returns them joined by commas, as `HTTPHeaders.get` would."""
     combined: dict[str, str] = {}
     for name, value in fields:
         if len(name) > MAX_NAME:
             raise BadRequest(431, f"a header name has more than {MAX_NAME} bytes")
         field, text = _field_name(name), value.decode("latin-1").rstrip("\t ")
-        # `HTTPHeaders.add` would check again what llhttp has checked.
         if field in combined:
             if field == "Host":
                 raise BadRequest(400, "several Host headers; expected one (RFC 9112, section 3.2)")
             if field in _SINGLE:
                 raise BadRequest(400, f"several {field} headers; expected one")
-            headers.add(field, text)
+            lines[field].append(text)
             combined[field] += "," + text
         else:
-            headers[field] = combined[field] = text
+            lines[field] = [text]
+            combined[field] = text
     return combined
 
 

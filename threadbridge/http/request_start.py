@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import re
 import time
+from typing import Final
 
-REQUEST_START = "X-Request-Start"
+REQUEST_START: Final = "X-Request-Start"
 
 # ``t=1700000000.123`` of nginx (``t=${msec}``), ``t=1700000000123`` of HAProxy, ``t=1700000000123456`` of Apache
 # (``%t``); some platforms leave out the ``t=``.
-_START = re.compile(r"(?:t=)?([0-9]{9,17}(?:\.[0-9]{1,9})?)").fullmatch
+_START: Final = re.compile(r"(?:t=)?([0-9]{9,17}(?:\.[0-9]{1,9})?)").fullmatch
 # By their size: in seconds until the year 5138, in milliseconds until then, and otherwise in microseconds.
-_UNITS = ((1e11, 1.0), (1e14, 1e-3), (1e17, 1e-6))
+_UNITS: Final = ((1e11, 1.0), (1e14, 1e-3), (1e17, 1e-6))
 # What is older than this many seconds, or lies this far in the future, is no time at which a request came.
-IMPLAUSIBLE = 3600.0
+IMPLAUSIBLE: Final = 3600.0
 # For so many seconds at least, and twice as long at most, the least difference of the clocks is remembered: longer
 # than an overload lasts in which every request waits, and too short for clocks to drift apart.
-PERIOD = 3600.0
+PERIOD: Final = 3600.0
 # How many proxies are remembered at most.
-MAX_PROXIES = 256
+MAX_PROXIES: Final = 256
 
 
 def start_of(value: str) -> float:

@@ -7,36 +7,40 @@ import time
 from collections.abc import Iterable
 from email.utils import formatdate
 from itertools import chain
-from typing import NamedTuple
+from typing import Final
 
 from tornado.httputil import HTTPHeaders, ResponseStartLine
 
 # The fields of one connection (RFC 9110, section 7.6.1): neither an application nor another server sets them here.
-_OF_PROXIES = ("proxy-authenticate", "proxy-authorization", "proxy-connection")
-HOP_BY_HOP = frozenset({"connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade", *_OF_PROXIES})
+_OF_PROXIES: Final = ("proxy-authenticate", "proxy-authorization", "proxy-connection")
+HOP_BY_HOP: Final = frozenset(
+    {"connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade", *_OF_PROXIES}
+)
 
 # In 503 responses: the request has not run, so that a proxy may send it elsewhere, even a POST. HTTP/2 has
 # REFUSED_STREAM for this (RFC 9113, section 8.7), but HTTP/1.1 has nothing.
-NEVER_RAN = ("X-Threadbridge-Ran", "no")
+NEVER_RAN: Final = ("X-Threadbridge-Ran", "no")
 
-_UNSAFE = re.compile(r"[\r\n\0]").search
+_UNSAFE: Final = re.compile(r"[\r\n\0]").search
 
 # The latest `http_date`: one tuple, so that no thread ever sees one second with the text of another.
 _latest = (0, "")
 
 
-class ResponseHead(NamedTuple):
+class ResponseHead:
     """A status line and header fields, each line with its CRLF; and what a connection must know about them.
 
-    The connection itself adds ``Connection`` and ``Transfer-Encoding``.
+    The connection itself adds ``Connection`` and ``Transfer-Encoding``. Not changed once it has crossed to the loop.
+
+    :param length: the Content-Length, which is among the lines.
+    :param close: whether the connection must close after the response.
     """
 
-    status: int
-    lines: bytes
-    # The Content-Length, which is among the lines.
-    length: int | None
-    # Whether the connection must close after the response.
-    close: bool = False
+    def __init__(self, status: int, lines: bytes, length: int | None, close: bool = False) -> None:
+        self.status = status
+        self.lines = lines
+        self.length = length
+        self.close = close
 
 
 def response_head(status: int, reason: str, fields: Iterable[tuple[str, str]], length: int | None) -> ResponseHead:
@@ -44,10 +48,13 @@ def response_head(status: int, reason: str, fields: Iterable[tuple[str, str]], l
 
     The fields contain no CR, LF or NUL. Raises ``UnicodeEncodeError`` for text that is not latin-1.
     """
-    lines = [f"HTTP/1.1 {status} {reason}\r\n", *[f"{name}: {value}\r\n" for name, value in fields]]
+    pieces = ["HTTP/1.1 ", str(status), " ", reason]
+    for name, value in fields:
+        pieces += ("\r\n", name, ": ", value)
     if length is not None:
-        lines.append(f"Content-Length: {length}\r\n")
-    return ResponseHead(status, "".join(lines).encode("latin-1"), length)
+        pieces += ("\r\nContent-Length: ", str(length))
+    pieces.append("\r\n")
+    return ResponseHead(status, "".join(pieces).encode("latin-1"), length)
 
 
 def head_from_tornado(start_line: ResponseStartLine, headers: HTTPHeaders) -> ResponseHead:
@@ -64,7 +71,8 @@ def head_from_tornado(start_line: ResponseStartLine, headers: HTTPHeaders) -> Re
     if length is not None and not (length.isascii() and length.isdigit()):
         raise ValueError(f"Content-Length is {length!r}; expected digits")
     head = response_head(start_line.code, start_line.reason, fields, None if length is None else int(length))
-    return head._replace(close=headers.get("Connection", "").lower() == "close")
+    head.close = headers.get("Connection", "").lower() == "close"
+    return head
 
 
 def http_date() -> str:

@@ -10,12 +10,12 @@ from threadbridge.http.chunked_body import ChunkedBody
 from threadbridge.http.request_rules import BadRequest
 
 # Of a response's head, and of its framing beyond what its body justifies: bytes. And its fields.
-MAX_HEAD = 65536
-MAX_FIELDS = 200
+MAX_HEAD: Final = 65536
+MAX_FIELDS: Final = 200
 # Interim responses (RFC 9110, section 15.2) before the final one.
-MAX_INTERIM = 16
-_LARGEST_BODY = 2**62
-_END_OF_HEAD = b"\r\n\r\n"
+MAX_INTERIM: Final = 16
+_LARGEST_BODY: Final = 2**62
+_END_OF_HEAD: Final = b"\r\n\r\n"
 # How the body ends.
 NO_BODY: Final = 0
 LENGTH: Final = 1

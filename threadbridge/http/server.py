@@ -7,25 +7,25 @@ import logging
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
 from ssl import CERT_NONE, SSLContext
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from tornado.httputil import HTTPConnection, HTTPMessageDelegate
-from tornado.iostream import IOStream
 from tornado.netutil import ssl_wrap_socket
 
 from threadbridge.common import forks
 from threadbridge.common.repeated_log import RepeatedLog
 from threadbridge.http.accepting import RESERVED, Acceptor
 from threadbridge.http.connections import Connections
-from threadbridge.http.forwarded import peer_of
+from threadbridge.http.context import RequestContext
 from threadbridge.http.limits import DRAIN_LINGER, WORTH_REFUSING, Limits, Memory
-from threadbridge.http.parser import LOGGED
+from threadbridge.http.parser import LOGGED, HeadReader
 from threadbridge.http.request_rules import TOO_MANY_CONNECTIONS, BadRequest
 from threadbridge.http.server_connection import HTTP1ServerConnection
+from threadbridge.http.socket_stream import SocketStream
 from threadbridge.http.stream import PushSSLStream, PushStream
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ _out_of_memory, _failed, _bad_header = RepeatedLog(logger), RepeatedLog(logger),
 
 # Time limits are accurate to about this many seconds: one look at all connections costs less than a timer for each.
 SWEEP_INTERVAL = 1.0
+# Seconds after which it is noticed that the client of a connection with its first request leaves.
+WATCHED_AFTER = 0.02
 # Seconds for steps (see `run_in_steps`) in each iteration of the loop, unless a single step takes longer.
 STEPS_TIME = 0.004
 
@@ -43,32 +45,11 @@ StartRequest: TypeAlias = Callable[[object, HTTPConnection], HTTPMessageDelegate
 Refused: TypeAlias = Callable[[Any, str, int, int], None]
 
 
-class RequestContext:
-    """Where a connection's requests come from: ``request.connection.context`` in handlers.
-
-    It does not change once the first request has arrived.
-    """
-
-    def __init__(self, address: Any, protocol: str, server_port: str) -> None:
-        # The client's, as `socket.socket.accept` gives it.
-        self.address = address
-        self.protocol = protocol
-        self.server_port = server_port
-        self.remote_ip: str = address[0] if isinstance(address, tuple) else "0.0.0.0"
-        self.peer = peer_of(self)
-        # If the server asks for clients' certificates: see `tls_variables`.
-        self.tls_variables: Mapping[str, str] = {}
-
-    def __str__(self) -> str:
-        return self.remote_ip if isinstance(self.address, tuple) else str(self.address)
-
-
-def own_port(stream: IOStream) -> str:
-    """Return the port that a connection's client has connected to; "" on a Unix socket."""
+def port_of(sock: socket.SocketType) -> str:
+    """Return the port of this end of a socket; "" for a Unix socket, or if the other end has left."""
     try:
-        name = stream.socket.getsockname()
+        name = sock.getsockname()
     except OSError:
-        # The client has left already.
         return ""
     return str(name[1]) if isinstance(name, tuple) else ""
 
@@ -101,25 +82,41 @@ class ConnectionServer:
         self.draining = False
         self.memory = memory or Memory()
         self.unread = unread or Memory()
+        self.heads = HeadReader()
         # Number of refused connections, by the resource that ran out.
         self.refused_connections = {"descriptors": 0, "connections": 0, "client": 0}
         self.connections = Connections(limits.max_connections, limits.max_connections_per_client, trusted_proxies)
         self._proxy_protocol = proxy_protocol
         self._listeners: dict[socket.socket, Acceptor] = {}
+        # The port of all listeners; None if there are several.
+        self._port: str | None = None
         self._all_closed = asyncio.Event()
+        # New connections whose first request is being answered: that their clients leave is not noticed yet.
+        self._unwatched: list[SocketStream] = []
         self._sweeping: asyncio.TimerHandle | None = None
         self._steps: deque[Callable[[], None]] = deque()
 
-    def context_of(self, stream: IOStream, address: Any) -> object:
+    def context_of(self, stream: SocketStream | PushStream, address: Any) -> object:
         """Return the context of a new connection."""
-        return RequestContext(address, "http" if self.ssl_options is None else "https", own_port(stream))
+        return RequestContext(address, "http" if self.ssl_options is None else "https", self.own_port(stream))
+
+    def own_port(self, stream: SocketStream | PushStream) -> str:
+        """Return the port that a connection's client has connected to; "" on a Unix socket."""
+        # Most servers have one, which the kernel need not be asked for.
+        return port_of(stream.socket) if self._port is None else self._port
 
     def add_sockets(self, sockets: Iterable[socket.socket]) -> None:
         """Listen on these sockets."""
         for listener in sockets:
             forks.listens(listener)
+            # On Linux, the connections inherit it. Otherwise each piece of a stream waits until the client acknowledges
+            # the one before, which takes 40 ms.
+            if listener.family != socket.AF_UNIX:
+                listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             on_scarce = partial(self._refuse, "descriptors")
             self._listeners[listener] = Acceptor(listener, self._handle_connection, on_scarce, RESERVED)
+        ports = {port_of(listener) for listener in self._listeners}
+        self._port = ports.pop() if len(ports) == 1 else None
 
     def _handle_connection(self, connection: socket.socket, address: Any) -> None:
         client = self.connections.client_of(address)
@@ -127,31 +124,28 @@ class ConnectionServer:
         if reason is not None:
             self._refuse(reason, connection, address)
             return
-        plain, over_tls = PushStream, PushSSLStream
         # The others are not trusted, so a header would not count.
         is_proxied = self._proxy_protocol and not client
-        if is_proxied:
-            # Not at the top: few servers need it.
-            from threadbridge.http.proxy_protocol import ProxiedSSLStream, ProxiedStream
-
-            plain, over_tls = ProxiedStream, ProxiedSSLStream
-        stream: PushStream
-        try:
-            if self.ssl_options is None:
-                stream = plain(connection)
-            else:
-                wrapped = ssl_wrap_socket(connection, self.ssl_options, server_side=True, do_handshake_on_connect=False)
-                stream = over_tls(wrapped)
-        except OSError as error:
-            logger.info("a client from %s left before it was served: %s", address, error)
-            connection.close()
-            return
-        # Otherwise each piece of a stream waits until the client acknowledges the one before, which takes 40 ms.
-        stream.set_nodelay(True)
+        stream: SocketStream | PushStream
+        if self.ssl_options is None and not is_proxied:
+            stream = SocketStream(connection, asyncio.get_running_loop())
+        else:
+            try:
+                stream = self._make_stream(connection, is_proxied)
+            except OSError as error:
+                logger.info("a client from %s left before it was served: %s", address, error)
+                connection.close()
+                return
         self._all_closed.clear()
         accepted = HTTP1ServerConnection(stream, self.context_of(stream, address), self)
         self.connections.add(accepted, client)
-        if isinstance(stream, PushSSLStream) and self._asks_for_certificates:
+        if isinstance(stream, SocketStream):
+            stream.read_now()
+            if accepted.is_answering:
+                self._watch_soon(stream)
+            else:
+                stream.watch()
+        elif isinstance(stream, PushSSLStream) and self._asks_for_certificates:
             stream.on_handshake = partial(self._on_handshake, accepted, stream)
         if is_proxied:
             proxied = cast("ProxiedStream", stream)
@@ -159,6 +153,29 @@ class ConnectionServer:
             proxied.expect_header(partial(self._on_proxy_header, accepted), on_bad)
         if self._sweeping is None:
             self._sweep()
+
+    def _watch_soon(self, stream: SocketStream) -> None:
+        """Watch a connection that has brought its request, unless it is closed soon, as one for each request is."""
+        if not self._unwatched:
+            asyncio.get_running_loop().call_later(WATCHED_AFTER, self._watch)
+        self._unwatched.append(stream)
+
+    def _watch(self) -> None:
+        unwatched, self._unwatched = self._unwatched, []
+        for stream in unwatched:
+            stream.watch()
+
+    def _make_stream(self, connection: socket.socket, is_proxied: bool) -> PushStream:
+        """Make the stream of a connection with TLS or the PROXY protocol's header; raises ``OSError``."""
+        plain, over_tls = PushStream, PushSSLStream
+        if is_proxied:
+            # Not at the top: few servers need it.
+            from threadbridge.http.proxy_protocol import ProxiedSSLStream, ProxiedStream
+
+            plain, over_tls = ProxiedStream, ProxiedSSLStream
+        if self.ssl_options is None:
+            return plain(connection)
+        return over_tls(ssl_wrap_socket(connection, self.ssl_options, server_side=True, do_handshake_on_connect=False))
 
     @property
     def _asks_for_certificates(self) -> bool:

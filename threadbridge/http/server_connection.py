@@ -15,8 +15,9 @@ from tornado.iostream import IOStream
 from threadbridge.common.repeated_log import RepeatedLog
 from threadbridge.http.connection import HTTP1Connection, OtherProtocol
 from threadbridge.http.limits import DRAIN_LINGER, LINGER_PAUSE, LINGER_TIME, WORTH_REFUSING, Limits, Memory
-from threadbridge.http.parser import Request, RequestParser
+from threadbridge.http.parser import HeadReader, Request, RequestParser
 from threadbridge.http.request_rules import BadRequest, too_large
+from threadbridge.http.socket_stream import SocketStream
 from threadbridge.http.stream import PushStream
 
 logger = logging.getLogger("threadbridge")
@@ -30,6 +31,7 @@ class AcceptingServer(Protocol):
     draining: bool
     memory: Memory
     unread: Memory
+    heads: HeadReader
 
     def start_request(self, server_conn: object, request_conn: HTTPConnection) -> HTTPMessageDelegate: ...
 
@@ -45,14 +47,14 @@ class AcceptingServer(Protocol):
 class HTTP1ServerConnection:
     """One client's connection, which carries one request after the other, each an `HTTP1Connection`."""
 
-    def __init__(self, stream: PushStream, context: object, server: AcceptingServer) -> None:
+    def __init__(self, stream: SocketStream | PushStream, context: object, server: AcceptingServer) -> None:
         self.stream = stream
         self.context = context
         self._server = server
         self._limits = server.limits
         self._loop = asyncio.get_running_loop()
         self._time = self._loop.time
-        self._parser = RequestParser(self._limits.max_header_size, self._limits.max_body_size)
+        self._parser = RequestParser(server.heads, self._limits.max_header_size, self._limits.max_body_size)
         # The connection and the delegate of the current request; None until its head is complete.
         self._current: HTTP1Connection | None = None
         self._delegate: HTTPMessageDelegate | None = None
@@ -176,6 +178,11 @@ class HTTP1ServerConnection:
         return self._parser_held if self._current is None else self._parser_held + self._current.body_held
 
     @property
+    def is_answering(self) -> bool:
+        """Whether a whole request has arrived whose response is not complete."""
+        return self._delivered
+
+    @property
     def is_receiving(self) -> bool:
         """Whether a request is arriving, so that it can still be refused."""
         current = self._current
@@ -195,7 +202,7 @@ class HTTP1ServerConnection:
         if limit < self._limits.max_body_size and int(request.headers.get("Content-Length", 0)) > limit:
             self.refuse(too_large(limit))
         elif request.expects_continue and not request.complete and not request.body:
-            current.send_unframed(b"HTTP/1.1 100 Continue\r\n\r\n")
+            current.send_unframed((b"HTTP/1.1 100 Continue\r\n\r\n",))
 
     def _connection_for(self, request: Request) -> HTTP1Connection:
         return HTTP1Connection(self, request, self.stream, self.context, self._loop, self._limits, self._server.unread)
@@ -265,7 +272,7 @@ class HTTP1ServerConnection:
         current.head_written = current.finished = True
         # From now on, only the time that the client takes to read the refusal counts.
         self._deadline = math.inf
-        written = current.send_unframed(error.response)
+        written = current.send_unframed((error.response,))
         if written is None:
             self._linger()
         else:
@@ -295,7 +302,12 @@ class HTTP1ServerConnection:
             # The rest of the body, or what follows the last request, is not wanted.
             self._linger()
         elif current.closes:
+            # Without the callback, which would only do the same, in the loop's next iteration.
+            self.stream.set_close_callback(None)
             self.stream.close()
+            self._leave_server()
+            # They refer to each other: so both are freed at once.
+            self._current = self._delegate = None
         else:
             self._parser.next()
             current.release()
@@ -309,6 +321,8 @@ class HTTP1ServerConnection:
                 # Responses that begin while the server drains close their connections; this one began before.
                 self._deadline = self._time() + (DRAIN_LINGER if self.draining else self._limits.idle_timeout)
                 self.stream.resume_reading()
+                if isinstance(self.stream, SocketStream):
+                    self.stream.watch()
 
     def _linger(self, written: Future[None] | None = None) -> None:
         if self.stream.closed():
@@ -375,6 +389,10 @@ class HTTP1ServerConnection:
     def detach(self) -> IOStream:
         """Hand over the stream to another protocol, such as WebSocket; the connection does nothing more."""
         stream = self.stream
+        if isinstance(stream, SocketStream):
+            stream = self.stream = stream.detach()
+            if self._current is not None:
+                self._current.stream = stream
         stream.set_close_callback(None)
         stream.receive(None)
         self._detached = True
@@ -388,6 +406,8 @@ class HTTP1ServerConnection:
         early = self._parser.take_unparsed()
         self._account()
         self.stream.receive(protocol.receive, protocol.receive_end)
+        if isinstance(self.stream, SocketStream):
+            self.stream.watch()
         if early:
             protocol.receive(early)
         if self.draining:

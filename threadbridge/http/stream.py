@@ -1,4 +1,4 @@
-"""An `IOStream` that pushes received data to a callback and tries to write at once."""
+"""An `IOStream` that pushes received data to a callback and tries to write at once: for TLS, and for other hosts."""
 
 from __future__ import annotations
 
@@ -18,11 +18,10 @@ from tornado.ioloop import IOLoop
 from tornado.iostream import BaseIOStream, IOStream, SSLIOStream, StreamClosedError
 
 from threadbridge.common.repeated_log import RepeatedLog
+from threadbridge.http.limits import READ_SIZE
 
 logger = logging.getLogger("threadbridge")
 _handshake_log, _read_log, _error_log = RepeatedLog(logger), RepeatedLog(logger), RepeatedLog(logger)
-
-READ_SIZE = 65536
 
 # The private methods and attributes of Tornado's streams that this module uses.
 _METHODS = ("_add_io_state", "_check_closed", "_do_ssl_handshake", "_handle_events", "_handle_read", "_is_connreset")
@@ -113,7 +112,7 @@ class PushStream(IOStream):
             return self._total_write_done_index
         return self._total_write_done_index - int.from_bytes(waiting, sys.byteorder)
 
-    def send(self, *pieces: bytes | memoryview) -> Future[None] | None:
+    def send(self, pieces: Sequence[bytes | memoryview]) -> Future[None] | None:
         """Write; returns None if all bytes have left, or else the future of `write`.
 
         Raises `StreamClosedError` only if none have left.
@@ -148,41 +147,10 @@ class PushStream(IOStream):
     def _send_at_once(self, pieces: Sequence[bytes | memoryview]) -> int:
         return self.socket.sendmsg(pieces) if len(pieces) > 1 else self.socket.send(pieces[0])
 
-    @property
-    def sends_files(self) -> bool:
-        """Whether `send_file` works."""
-        return hasattr(os, "sendfile")
-
-    def send_file(self, descriptor: int, offset: int, size: int) -> tuple[int, Future[None] | None]:
-        """Write a part of a file, after all that was written before, as far as the socket takes it at once.
-
-        Returns the number of bytes that have left and, if these are not all, a future that is done when the socket
-        takes more. Raises `StreamClosedError` as `send` does.
-        """
-        self._check_closed()
-        try:
-            sent = os.sendfile(self.socket.fileno(), descriptor, offset, size)
-        except BlockingIOError:
-            sent = 0
-        except OSError as error:
-            self.close(exc_info=error)
-            raise StreamClosedError(real_error=error) from error
-        return sent, None if sent == size else self._writable()
-
-    def _writable(self) -> Future[None]:
-        # As `IOStream.write` does after the last byte: the future is done when the socket takes more and nothing waits.
-        writable: Future[None] = Future()
-        self._write_futures.append((self._total_write_index, writable))
-        self._add_io_state(IOLoop.WRITE)
-        return writable
-
     # The following methods override those of `IOStream`.
 
     def reading(self) -> bool:
         return super().reading() if self._on_data is None else not self.paused
-
-    def writing(self) -> bool:
-        return super().writing() or bool(self._write_futures)
 
     def _handle_events(self, fd: Any, events: int) -> None:
         if events != IOLoop.READ or self.paused or self._on_data is None or self._closed:
@@ -262,11 +230,6 @@ class PushSSLStream(QuietSSLStream, PushStream):
 
     def _send_at_once(self, pieces: Sequence[bytes | memoryview]) -> int:
         return self.write_to_fd(memoryview(b"".join(pieces)))
-
-    @property
-    def sends_files(self) -> bool:
-        """Return False: the bytes must be encrypted."""
-        return False
 
     def end_sending(self) -> bool:
         """Do nothing: an end that TLS has not announced looks like an attack (RFC 8446, section 6.1)."""

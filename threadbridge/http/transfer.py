@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Final
 
 from threadbridge.http.limits import Limits, Memory
+from threadbridge.http.socket_stream import SocketStream
 from threadbridge.http.stream import PushStream
 
 # How many times a waiting response is checked within the longest pause allowed to a client.
-LOOKS = 8
+LOOKS: Final = 8
 
 
 class Receiving:
@@ -49,7 +51,7 @@ class Sending:
     has acknowledged count as taken. ``memory`` counts the waiting bytes.
     """
 
-    def __init__(self, stream: PushStream, memory: Memory, limits: Limits) -> None:
+    def __init__(self, stream: SocketStream | PushStream, memory: Memory, limits: Limits) -> None:
         self._stream = stream
         self._memory = memory
         self._limits = limits

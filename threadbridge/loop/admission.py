@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Final, cast
 from wsgiref.types import WSGIEnvironment
 
 from tornado import httputil
@@ -21,6 +21,7 @@ from threadbridge.crossing.replicas import READING_METHODS, Replica, changed_at
 from threadbridge.crossing.routes import Route
 from threadbridge.crossing.states import State
 from threadbridge.http.connection import HTTP1Connection
+from threadbridge.http.context import RequestContext
 from threadbridge.http.forwarded import (
     ClientAddress,
     ForwardedHeaders,
@@ -31,7 +32,6 @@ from threadbridge.http.forwarded import (
 )
 from threadbridge.http.intermediary import MAX_HOPS, SENT_BY_LANE, TIME_LEFT, hops, is_sent_by_lane, seconds_left
 from threadbridge.http.request_start import REQUEST_START, RequestStarts
-from threadbridge.http.server import RequestContext
 from threadbridge.http.url_prefix import UrlPrefix
 from threadbridge.loop.exchanges import Exchanges
 from threadbridge.loop.forwarding import Forwarding
@@ -43,6 +43,9 @@ if TYPE_CHECKING:
     from threadbridge.telemetry.tracing import Tracing
 
 logger = logging.getLogger("threadbridge")
+
+_monotonic: Final = time.monotonic
+_QUEUED: Final = State.QUEUED
 
 
 class Admission:
@@ -195,8 +198,8 @@ class Admission:
             message = "request %s: refused, other bridges have forwarded it %d times already: see docs/fleet.md, Trust"
             self._looped.log(logging.ERROR, message, exchange.id, MAX_HOPS)
             exchange.refuse_loop()
-        elif exchange.move(State.QUEUED):
-            exchange.queued_at = time.monotonic()
+        elif exchange.move(_QUEUED):
+            exchange.queued_at = _monotonic()
             limit = exchange.queued_at + self._time_of(exchange)
             exchange.running.deadline = min(limit, exchange.started + exchange.time_left)
             exchange.connection.set_close_callback(exchange.on_connection_close)
@@ -276,7 +279,7 @@ class Admission:
         limit = min(self._queue_timeout, self._time_of(exchange))
         if exchange.time_left < limit:
             # Its client has waited since then.
-            limit = max(0.0, exchange.time_left - (time.monotonic() - exchange.started))
+            limit = max(0.0, exchange.time_left - (_monotonic() - exchange.started))
         if exchange.lane.expected_wait(exchange) <= limit:
             return False
         exchange.lane.refused_early += 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Final, cast
 
 from threadbridge.crossing.cancellation import Cancellation
 from threadbridge.crossing.exchange import Exchange
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from threadbridge.telemetry.tracing import Tracing
 
 # Seconds after which a thread that has not come back from an ended request is no longer expected to.
-LATE_AFTER = 2.0
+LATE_AFTER: Final = 2.0
 
 
 class Exchanges:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from tornado.httpserver import HTTPServer as TornadoHTTPServer
 from tornado.httpserver import _HTTPRequestContext
@@ -14,8 +14,9 @@ from tornado.routing import RuleRouter
 from tornado.web import Application
 
 from threadbridge.http.limits import Limits
-from threadbridge.http.server import ConnectionServer, Refused, StartRequest, own_port
-from threadbridge.http.stream import check_tornado
+from threadbridge.http.server import ConnectionServer, Refused, StartRequest
+from threadbridge.http.socket_stream import SocketStream
+from threadbridge.http.stream import PushStream, check_tornado
 from threadbridge.loop.bridge import Bridge
 
 # Tornado's parameters that set a field of `Limits`.
@@ -74,10 +75,10 @@ class HTTPServer(ConnectionServer, TornadoHTTPServer):
             proxies += bridge.trusted_proxies
         ConnectionServer.__init__(self, start_request, refused, limits, self.ssl_options, memory, unread, proxies)
 
-    def context_of(self, stream: IOStream, address: Any) -> object:
+    def context_of(self, stream: SocketStream | PushStream, address: Any) -> object:
         """Return Tornado's own context, which supports ``protocol`` and ``xheaders``."""
-        context = _HTTPRequestContext(stream, address, self.protocol, self.trusted_downstream)
-        context.server_port = own_port(stream)  # type: ignore[attr-defined]
+        context = _HTTPRequestContext(cast(IOStream, stream), address, self.protocol, self.trusted_downstream)
+        context.server_port = self.own_port(stream)  # type: ignore[attr-defined]
         return context
 
 

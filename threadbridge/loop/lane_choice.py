@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from threadbridge.crossing.costs import Costs
 from threadbridge.crossing.lanes import Lane, compiled
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 # For WebSockets that the application speaks itself, each of which holds a thread as long as it is open.
 WEBSOCKETS = "websocket"
 # For requests that need no database, and for finding out whether a new route does. Short requests need few threads.
-QUICK_THREADS = 4
+QUICK_THREADS: Final = 4
 
 
 class LaneChoice:

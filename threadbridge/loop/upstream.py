@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Iterable
 from concurrent.futures import Executor
+from typing import Final
 
 from threadbridge.common.repeated_log import RepeatedLog
 from threadbridge.crossing.lanes import Lane
@@ -16,11 +17,11 @@ logger = logging.getLogger("threadbridge")
 
 # Idle connections kept to a host, and the seconds for which each is: less than hosts keep them (``idle_timeout``), so
 # that none is closed under a request.
-MOST_KEPT = 64
-KEPT_FOR = 50.0
+MOST_KEPT: Final = 64
+KEPT_FOR: Final = 50.0
 # Seconds for which a host that failed is left out; twice as long each time that it fails again, up to the longest.
-LEFT_OUT = 1.0
-LONGEST_LEFT_OUT = 30.0
+LEFT_OUT: Final = 1.0
+LONGEST_LEFT_OUT: Final = 30.0
 
 
 class Host:

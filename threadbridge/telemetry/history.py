@@ -8,22 +8,22 @@ import time
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
-from typing import Any
+from typing import Any, Final
 
 from threadbridge.telemetry.record import Record
 
-MINUTE = 60
+MINUTE: Final = 60
 # Requests kept of each second of the last minute, answered and others: hundreds a second could not be told apart.
-KEPT_A_SECOND = {"done": 6, "other": 3}
-SLOT = 10
-SLOTS = 15 * 60 // SLOT
-LONGEST_TARGET = 300
+KEPT_A_SECOND: Final = {"done": 6, "other": 3}
+SLOT: Final = 10
+SLOTS: Final = 15 * 60 // SLOT
+LONGEST_TARGET: Final = 300
 # These were not answered by the application, and so their times say nothing about it.
-UNANSWERED = frozenset({"shed", "abandoned", "refused"})
+UNANSWERED: Final = frozenset({"shed", "abandoned", "refused"})
 
 # Latencies are counted in bins, each 10 % wider than the one before it.
-_SHORTEST = 0.0001
-_BINS_PER_E = 1 / math.log(1.1)
+_SHORTEST: Final = 0.0001
+_BINS_PER_E: Final = 1 / math.log(1.1)
 
 
 def bin_of(seconds: float) -> int:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from typing import Final
 
 from threadbridge.crossing.exchange import Exchange
 from threadbridge.crossing.recent_use import BOUNDS, SHORT
 from threadbridge.crossing.schedule import has_outgrown
 from threadbridge.crossing.states import State
+from threadbridge.http.fields import lines_of
 from threadbridge.sql.statements import Statement
 
 # What takes less is short in any case.
-SHORT_SECONDS = BOUNDS[SHORT - 1]
+SHORT_SECONDS: Final = BOUNDS[SHORT - 1]
 
 
 class Record:
@@ -100,12 +102,12 @@ def record_of(exchange: Exchange, slow_after: float) -> Record:
     record.method = line.method
     record.target = line.path
     record.version = line.version
-    headers = exchange.headers
-    # `get` is slow if there is no such field.
-    if "Referer" in headers:
-        record.referer = headers["Referer"]
-    if "User-Agent" in headers:
-        record.user_agent = headers["User-Agent"]
+    # Both `in` and `get` of `HTTPHeaders` are slow if there is no such field.
+    lines = lines_of(exchange.headers)
+    if "Referer" in lines:
+        record.referer = exchange.headers["Referer"]
+    if "User-Agent" in lines:
+        record.user_agent = exchange.headers["User-Agent"]
     record.status = exchange.status
     record.sent = exchange.sent
     record.ending = str(exchange.state)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 from threadbridge.crossing.states import State
 from threadbridge.telemetry.record import Record
 
 # Upper bounds in seconds, up to the longest a request may take by default. A list: mypyc copies tuples at each use.
-BOUNDS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 180.0]
-CLASSES = tuple(f"{first}xx" for first in range(10))
+BOUNDS: Final = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 180.0]
+CLASSES: Final = tuple(f"{first}xx" for first in range(10))
 # See `threadbridge.crossing.schedule`; "" where requests are not scheduled by cost.
-COST_CLASSES = ("", "short", "long", "unknown")
+COST_CLASSES: Final = ("", "short", "long", "unknown")
 
 # Usual outcomes are counted from 0, so that a monitor sees their first increment.
-USUAL = (
+USUAL: Final = (
     *((State.DONE, status) for status in ("2xx", "3xx", "4xx", "5xx")),
     *((ending, "5xx") for ending in (State.SHED, State.EXPIRED, State.FAILED)),
     *((ending, "4xx") for ending in (State.ABANDONED, State.REFUSED)),

@@ -4,21 +4,38 @@ from __future__ import annotations
 
 import functools
 import sys
-from typing import Any
+from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 from wsgiref.types import WSGIEnvironment
 from wsgiref.util import FileWrapper
 
 from threadbridge.crossing.exchange import Exchange
-from threadbridge.crossing.states import State
+from threadbridge.http.fields import lines_of
 
-_BASE: dict[str, Any] = {
+# A copy of a dictionary that has its keys already is made faster than one to which they are added.
+_TEMPLATE: Final[dict[str, Any]] = {
     "SERVER_SOFTWARE": "threadbridge",
+    "REQUEST_METHOD": "",
+    "SCRIPT_NAME": "",
+    "PATH_INFO": "",
+    "QUERY_STRING": "",
+    "REQUEST_URI": "",
+    "RAW_URI": "",
+    "SERVER_PROTOCOL": "",
+    "SERVER_NAME": "",
+    "SERVER_PORT": "",
+    "REMOTE_ADDR": "",
     "wsgi.version": (1, 0),
     "wsgi.multithread": True,
+    "wsgi.multiprocess": True,
     "wsgi.run_once": False,
+    "wsgi.url_scheme": "",
+    "wsgi.input": None,
     "wsgi.input_terminated": True,
+    "wsgi.errors": None,
     "wsgi.file_wrapper": FileWrapper,
+    "threadbridge.request": None,
+    "waitress.client_disconnected": None,
 }
 
 
@@ -41,36 +58,32 @@ def environ_of(exchange: Exchange) -> WSGIEnvironment:
     if not authority:
         # The port that the client has connected to; "" on a Unix socket, or if the server does not tell it.
         port = str(getattr(exchange.connection.context, "server_port", ""))
-    environ = {
-        **_BASE,
-        "REQUEST_METHOD": method,
-        "SCRIPT_NAME": exchange.script_name,
-        "PATH_INFO": exchange.path_info,
-        "QUERY_STRING": query,
-        "REQUEST_URI": target,
-        "RAW_URI": target,
-        "SERVER_PROTOCOL": version,
-        "SERVER_NAME": host or "localhost",
-        "SERVER_PORT": port or ("443" if scheme == "https" else "80"),
-        "REMOTE_ADDR": exchange.peer.address,
-        "wsgi.multiprocess": exchange.shared.is_multiprocess,
-        "wsgi.url_scheme": scheme,
-        "wsgi.input": exchange.body.open(),
-        "wsgi.errors": sys.stderr,
-        "threadbridge.request": exchange.running,
-        "waitress.client_disconnected": lambda: exchange.state is State.ABANDONED,
-    }
+    environ = _TEMPLATE.copy()
+    environ["REQUEST_METHOD"] = method
+    environ["SCRIPT_NAME"] = exchange.script_name
+    environ["PATH_INFO"] = exchange.path_info
+    environ["QUERY_STRING"] = query
+    environ["REQUEST_URI"] = environ["RAW_URI"] = target
+    environ["SERVER_PROTOCOL"] = version
+    environ["SERVER_NAME"] = host or "localhost"
+    environ["SERVER_PORT"] = port or ("443" if scheme == "https" else "80")
+    environ["REMOTE_ADDR"] = exchange.peer.address
+    environ["wsgi.multiprocess"] = exchange.shared.is_multiprocess
+    environ["wsgi.url_scheme"] = scheme
+    environ["wsgi.input"] = exchange.body.open()
+    environ["wsgi.errors"] = sys.stderr
+    environ["threadbridge.request"] = exchange.running
+    environ["waitress.client_disconnected"] = exchange.is_abandoned
     if exchange.peer.port:
         environ["REMOTE_PORT"] = exchange.peer.port
     if scheme == "https":
         environ["HTTPS"] = "on"
         environ.update(getattr(exchange.connection.context, "tls_variables", ()))
-    for name, value in headers.get_all():
+    for name, values in lines_of(headers).items():
         key = _variable(name)
-        if key is None:
-            continue
-        # Fields with one name form a list (RFC 9110, section 5.3), except cookies (RFC 6265, section 5.4).
-        environ[key] = f"{environ[key]}{'; ' if key == 'HTTP_COOKIE' else ','}{value}" if key in environ else value
+        if key is not None:
+            # Fields with one name form a list (RFC 9110, section 5.3), except cookies (RFC 6265, section 5.4).
+            environ[key] = values[0] if len(values) == 1 else ("; " if key == "HTTP_COOKIE" else ",").join(values)
     if exchange.body.size or "CONTENT_LENGTH" in environ:
         environ["CONTENT_LENGTH"] = str(exchange.body.size)
     return environ

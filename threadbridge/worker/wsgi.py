@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Callable
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 from wsgiref.types import WSGIApplication
 from wsgiref.util import FileWrapper
 
@@ -33,14 +33,14 @@ _outage, _excess, _no_socket = RepeatedLog(logger), RepeatedLog(logger), Repeate
 
 # RFC 9110: a token (section 5.6.2), a field value (section 5.5), a reason phrase (RFC 9112, section 4). Clients treat
 # statuses from 600 on as 5xx (section 15).
-_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch
-_FIELD_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*").fullmatch
-_STATUS = re.compile(r"([2-9][0-9][0-9])(?: ([\t\x20-\x7e\x80-\xff]*))?").fullmatch
+_TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch
+_FIELD_VALUE: Final = re.compile(r"[\t\x20-\x7e\x80-\xff]*").fullmatch
+_STATUS: Final = re.compile(r"([2-9][0-9][0-9])(?: ([\t\x20-\x7e\x80-\xff]*))?").fullmatch
 
 # The hop-by-hop fields that the application has set, each logged once; only the server knows them.
 _dropped: set[str] = set()
 
-NO_HEAD = "the application did not call start_response before the body"
+NO_HEAD: Final = "the application did not call start_response before the body"
 
 
 class ApplicationError(Exception):
