@@ -19,7 +19,7 @@ def test_changes_of_requests_that_share_connections_are_settled_once() -> None:
     def work(me: int) -> None:
         choose = random.Random(me)
         for _ in rounds():
-            for _ in range(200):
+            for _ in range(20):
                 transaction = choose.choice(shared)
                 transaction.record(Effect.CHANGED, requests[me])
                 if choose.random() < 0.5:

@@ -1,0 +1,200 @@
+"""One process on all processors: free-threaded Python beside the same Python with its lock, and beside other servers.
+
+``scripts/free_threaded.sh`` and ``scripts/free_threaded.sh --with-lock`` build the two first. Then ``python -m
+benchmarks.free_threading`` measures an application that computes for 5 ms of processor time in each request, hello, and
+an indexed SELECT. The load generator runs on the same processors; how much of them it takes is told. With
+``--publish``, the result goes to ``benchmarks/results/free_threading.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import resource
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks import THREADS, wrk
+from benchmarks.clients import at_once
+from benchmarks.contenders import BY_NAME, Contender
+from benchmarks.database import fill
+from benchmarks.environment import CONSTRAINTS, REQUIREMENTS, machine
+from benchmarks.report import shown_ratio, spread, table
+from benchmarks.subject import CannotStart, Subject, running
+from benchmarks.workloads import HELLO, SELECT
+from benchmarks.wrk import Load
+from tests.support.processes import ROOT, private_mariadb
+
+FREE = ROOT / "build" / "free-threaded" / "venv"
+LOCKED = ROOT / "build" / "with-lock" / "venv"
+RESULT = ROOT / "benchmarks" / "results" / "free_threading.md"
+# Seconds of processor time that a request computes for, and the steps by which that is found out.
+COMPUTES = 0.005
+TRIAL_STEPS = 5000
+SECONDS = 2
+
+
+class Variant(NamedTuple):
+    """A server on one of the two interpreters."""
+
+    title: str
+    environment: Path
+    contender: Contender
+
+
+# The first is what the others are compared with.
+VARIANTS = (
+    Variant("threadbridge, with the lock", LOCKED, BY_NAME["threadbridge"]),
+    Variant("threadbridge, free-threaded", FREE, BY_NAME["threadbridge"]),
+    Variant("threadbridge, with the lock, 2 processes", LOCKED, BY_NAME["two-processes"]),
+    Variant("gunicorn gthread, free-threaded", FREE, BY_NAME["gthread"]),
+    Variant("granian, free-threaded", FREE, BY_NAME["granian"]),
+)
+
+
+@dataclass
+class Figures:
+    """A server's figures under one load, one of each round: requests a second, microseconds of processor time a request
+    in the server and in the load generator, the longest 1 % in milliseconds."""
+
+    rates: list[float] = field(default_factory=list)
+    own: list[float] = field(default_factory=list)
+    generator: list[float] = field(default_factory=list)
+    p99: list[float] = field(default_factory=list)
+
+
+def main() -> int:
+    options = parsed()
+    wrk.require()
+    variants = [variant for variant in VARIANTS if is_installed(variant)]
+    with private_mariadb() as variables:
+        fill(variables)
+        steps = steps_of_one_request(variables)
+        loads = {
+            f"{1000 * COMPUTES:g} ms of Python, 16 connections": Load(f"/compute?steps={steps}", 16),
+            "hello, 64 connections": Load(HELLO, 64),
+            "an indexed SELECT, 32 connections": Load(SELECT, 32),
+        }
+        results: dict[str, dict[str, Figures]] = {
+            load: {variant.title: Figures() for variant in variants} for load in loads
+        }
+        for number in range(options.rounds):
+            # Another order in each round, but the same whenever it is measured.
+            for variant in random.Random(number).sample(variants, len(variants)):
+                with running(variant.contender, variant.environment, variables) as subject:
+                    at_once(subject.port, "/query?seconds=0.05", THREADS)
+                    for load in loads.values():
+                        wrk.run(subject.port, load, 1)
+                    for name, load in loads.items():
+                        figures = results[name][variant.title]
+                        measure(subject, load, figures)
+                        print(f"round {number + 1}: {variant.title}: {name}: {figures.rates[-1]:.0f}", flush=True)
+    text = report(results, options.rounds)
+    print(f"\n{text}")
+    if options.publish:
+        RESULT.write_text(text, encoding="utf-8")
+    return 0
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.free_threading",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="how often (default %(default)s)")
+    parser.add_argument("--publish", action="store_true", help="replace the result that the documentation shows")
+    return parser.parse_args()
+
+
+def is_installed(variant: Variant) -> bool:
+    """Whether the server is there, if need be after installing it."""
+    python = variant.environment / "bin" / "python"
+    if not python.exists():
+        sys.exit(f"{variant.environment} is missing: scripts/free_threaded.sh and its option --with-lock make both")
+    if not variant.contender.packages:
+        return True
+    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    files = ["--constraint", CONSTRAINTS, "--constraint", REQUIREMENTS]
+    installed = subprocess.run([*pip, *files, *variant.contender.packages], check=False)
+    if installed.returncode:
+        print(f"left out, as it cannot be installed: {variant.title}", flush=True)
+    return installed.returncode == 0
+
+
+def steps_of_one_request(variables: Mapping[str, str]) -> int:
+    """How much of the computation takes `COMPUTES`, by the interpreter with the lock."""
+    with running(VARIANTS[0].contender, LOCKED, variables) as subject:
+        load = Load(f"/compute?steps={TRIAL_STEPS}", 1)
+        wrk.run(subject.port, load, 1)
+        figures = Figures()
+        measure(subject, load, figures)
+    return round(TRIAL_STEPS * COMPUTES * 1e6 / figures.own[0])
+
+
+def measure(subject: Subject, load: Load, figures: Figures) -> None:
+    """Put the load on the server, and add what came of it."""
+    own, generator = subject.processor_seconds(), of_children()
+    measured = wrk.run(subject.port, load, SECONDS)
+    if measured.errors:
+        raise CannotStart(f"errors under load: {measured.errors}")
+    figures.rates.append(measured.rate)
+    figures.own.append((subject.processor_seconds() - own) * 1e6 / measured.requests)
+    figures.generator.append((of_children() - generator) * 1e6 / measured.requests)
+    figures.p99.append(measured.p99)
+
+
+def of_children() -> float:
+    """The processor time of the load generators that have ended; the servers of a round end later."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def report(results: Mapping[str, Mapping[str, Figures]], rounds: int) -> str:
+    facts = machine()
+    versions = {environment: version_of(environment) for environment in (LOCKED, FREE)}
+    parts = [
+        "# Free-threaded Python beside the same Python with its lock",
+        f"{facts['processor']}, {facts['processors']} processors, which the load generator and MariaDB share; "
+        f"{versions[LOCKED]} and {versions[FREE]}, built in the same way. One process with {THREADS} threads unless it "
+        f"says otherwise. Medians of {rounds} rounds; ratios are within a round, with the lowest and the highest.",
+    ]
+    for load, by_variant in results.items():
+        parts += [f"## {load}", table([HEAD, *rows(by_variant)])]
+    return "\n\n".join(parts) + "\n"
+
+
+HEAD = ("server", "requests/s", "to the first", "processor µs", "of the generator, µs", "99 % ms")
+
+
+def rows(by_variant: Mapping[str, Figures]) -> Sequence[Sequence[str]]:
+    [first, *_] = by_variant.values()
+    found = []
+    for title, figures in by_variant.items():
+        ratio = spread([one / other for one, other in zip(figures.rates, first.rates, strict=True)])
+        found.append(
+            (
+                title,
+                f"{statistics.median(figures.rates):.0f}",
+                "" if figures is first else shown_ratio(ratio),
+                f"{statistics.median(figures.own):.0f}",
+                f"{statistics.median(figures.generator):.0f}",
+                f"{statistics.median(figures.p99):.1f}",
+            )
+        )
+    return found
+
+
+def version_of(environment: Path) -> str:
+    describes = "from threadbridge.common.interpreter import describe; print(describe())"
+    command = [environment / "bin" / "python", "-c", describes]
+    return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
