@@ -37,6 +37,15 @@ RESULT = ROOT / "benchmarks" / "results" / "free_threading.md"
 COMPUTES = 0.005
 TRIAL_STEPS = 5000
 SECONDS = 2
+# Prints the versions of packages; fails if one is missing.
+_VERSIONS = "import sys; from importlib.metadata import version; print(*(f'{p} {version(p)}' for p in sys.argv[1:]))"
+_DESCRIBES = """
+import threadbridge.loop.bridge
+from threadbridge.common.interpreter import describe
+from threadbridge.compiled import is_compiled
+
+print(f"{describe()} (threadbridge is {'' if is_compiled() else 'not '}compiled)")
+"""
 
 
 class Variant(NamedTuple):
@@ -52,7 +61,8 @@ VARIANTS = (
     Variant("threadbridge, with the lock", LOCKED, BY_NAME["threadbridge"]),
     Variant("threadbridge, free-threaded", FREE, BY_NAME["threadbridge"]),
     Variant("threadbridge, with the lock, 2 processes", LOCKED, BY_NAME["two-processes"]),
-    Variant("gunicorn gthread, free-threaded", FREE, BY_NAME["gthread"]),
+    # Its parser in C cannot be built there.
+    Variant("gunicorn gthread, free-threaded", FREE, BY_NAME["gthread"]._replace(packages=("gunicorn",))),
     Variant("granian, free-threaded", FREE, BY_NAME["granian"]),
 )
 
@@ -114,14 +124,17 @@ def parsed() -> argparse.Namespace:
 
 def is_installed(variant: Variant) -> bool:
     """Whether the server is there, if need be after installing it."""
-    python = variant.environment / "bin" / "python"
+    python = python_of(variant.environment)
     if not python.exists():
         sys.exit(f"{variant.environment} is missing: scripts/free_threaded.sh and its option --with-lock make both")
-    if not variant.contender.packages:
+    packages = variant.contender.packages
+    versions = subprocess.run([python, "-c", _VERSIONS, *packages], check=False, capture_output=True, text=True)
+    if not versions.returncode:
+        print(f"{variant.title}: {versions.stdout.strip()}", flush=True)
         return True
     pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     files = ["--constraint", CONSTRAINTS, "--constraint", REQUIREMENTS]
-    installed = subprocess.run([*pip, *files, *variant.contender.packages], check=False)
+    installed = subprocess.run([*pip, *files, *packages], check=False)
     if installed.returncode:
         print(f"left out, as it cannot be installed: {variant.title}", flush=True)
     return installed.returncode == 0
@@ -157,7 +170,12 @@ def of_children() -> float:
 
 def report(results: Mapping[str, Mapping[str, Figures]], rounds: int) -> str:
     facts = machine()
-    versions = {environment: version_of(environment) for environment in (LOCKED, FREE)}
+    versions = {environment: output([python_of(environment), "-c", _DESCRIBES]) for environment in (LOCKED, FREE)}
+    peers = [
+        output([python_of(each.environment), "-c", _VERSIONS, *each.contender.packages])
+        for each in VARIANTS
+        if any(each.title in by_variant for by_variant in results.values()) and each.contender.packages
+    ]
     parts = [
         "# Free-threaded Python beside the same Python with its lock",
         f"{facts['processor']}, {facts['processors']} processors, which the load generator and MariaDB share; "
@@ -166,6 +184,8 @@ def report(results: Mapping[str, Mapping[str, Figures]], rounds: int) -> str:
     ]
     for load, by_variant in results.items():
         parts += [f"## {load}", table([HEAD, *rows(by_variant)])]
+    if peers:
+        parts.append(f"Versions: {', '.join(peers)}.")
     return "\n\n".join(parts) + "\n"
 
 
@@ -190,9 +210,11 @@ def rows(by_variant: Mapping[str, Figures]) -> Sequence[Sequence[str]]:
     return found
 
 
-def version_of(environment: Path) -> str:
-    describes = "from threadbridge.common.interpreter import describe; print(describe())"
-    command = [environment / "bin" / "python", "-c", describes]
+def python_of(environment: Path) -> Path:
+    return environment / "bin" / "python"
+
+
+def output(command: Sequence[str | Path]) -> str:
     return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
 
 

@@ -143,21 +143,21 @@ def exchange(shared: Shared) -> Exchange:
 
 def test_a_lane_that_adopts_a_request_gets_its_thread_back() -> None:
     routes = Routes(Costs())
-    shared = Shared(spool(), routes, None, Cancellation("none"), lambda each: None, lambda each: None, None)
+    # In the application's call, since only the end of the request matters.
+    together = threading.Barrier(2, timeout=30)
+    shared = Shared(spool(), routes, None, Cancellation("none"), lambda each: together.wait(), lambda each: None, None)
     shared.hop = Hop(asyncio.new_event_loop())
     adopting = Lane("adopting", threads=BATCH, queue=0)
     for _ in rounds():
         exchanges = [exchange(shared) for _ in range(BATCH)]
-        together = threading.Barrier(2, timeout=30)
 
-        def adopt(exchanges: list[Exchange] = exchanges, together: threading.Barrier = together) -> None:
+        def adopt(exchanges: list[Exchange] = exchanges) -> None:
             for each in exchanges:
                 together.wait()
                 each.adopt_by(adopting)
 
-        def run(exchanges: list[Exchange] = exchanges, together: threading.Barrier = together) -> None:
+        def run(exchanges: list[Exchange] = exchanges) -> None:
             for each in exchanges:
-                together.wait()
                 each.run()
 
         race(adopt, run)

@@ -1,6 +1,6 @@
 """Code of several threads that must not get in each other's way, run at the same moments.
 
-Between any two instructions of the package's code, a thread may be held up for a moment, so that the others get in
+Between any two instructions of the package or of a test, a thread may be held up for a moment, so that others get in
 between: with the interpreter's lock, too, and on one processor. Compiled code cannot be held up; there, threads only
 change places as often as they can.
 
@@ -26,14 +26,14 @@ LONGEST_PAUSE = 2e-4
 
 
 class _HeldUp:
-    """Holds up the calling thread, at random, in the package's code."""
+    """Holds up the calling thread, at random, in the code of the package and of the tests."""
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)
 
     def on_call(self, frame: FrameType, event: str, argument: object) -> Any:
         """See `sys.settrace`."""
-        if not frame.f_globals.get("__name__", "").startswith("threadbridge."):
+        if not frame.f_globals.get("__name__", "").startswith(("threadbridge.", "tests.")):
             return None
         frame.f_trace_opcodes = True
         frame.f_trace_lines = False
