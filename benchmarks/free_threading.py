@@ -54,12 +54,15 @@ class Variant(NamedTuple):
     title: str
     environment: Path
     contender: Contender
+    variables: Mapping[str, str] = {}
 
 
 # The first is what the others are compared with.
 VARIANTS = (
     Variant("threadbridge, with the lock", LOCKED, BY_NAME["threadbridge"]),
     Variant("threadbridge, free-threaded", FREE, BY_NAME["threadbridge"]),
+    # How much of the difference is the lock's, and how much the interpreter's that can do without.
+    Variant("threadbridge, free-threaded, PYTHON_GIL=1", FREE, BY_NAME["threadbridge"], {"PYTHON_GIL": "1"}),
     Variant("threadbridge, with the lock, 2 processes", LOCKED, BY_NAME["two-processes"]),
     # Its parser in C cannot be built there.
     Variant("gunicorn gthread, free-threaded", FREE, BY_NAME["gthread"]._replace(packages=("gunicorn",))),
@@ -96,10 +99,9 @@ def main() -> int:
         for number in range(options.rounds):
             # Another order in each round, but the same whenever it is measured.
             for variant in random.Random(number).sample(variants, len(variants)):
-                with running(variant.contender, variant.environment, variables) as subject:
+                with running(variant.contender, variant.environment, {**variables, **variant.variables}) as subject:
                     at_once(subject.port, "/query?seconds=0.05", THREADS)
-                    for load in loads.values():
-                        wrk.run(subject.port, load, 1)
+                    wrk.run(subject.port, Load(HELLO, 64), 1)
                     for name, load in loads.items():
                         figures = results[name][variant.title]
                         measure(subject, load, figures)

@@ -180,9 +180,11 @@ class Service:
             self._costs.load()
             if self._costs.knows_any:
                 self._expect_short()
-        # What is loaded stays; examining it all at each collection would take longer than many requests.
+        # What is loaded stays; examining it all at each collection would take longer than many requests. Free-threaded
+        # Python visits frozen objects too, and collects the more often, the fewer others there are.
         gc.collect()
-        gc.freeze()
+        if not interpreter.is_free_threaded():
+            gc.freeze()
         warn_of_replaced_handlers()
         _warn_of_idle_loops()
         with asyncio.Runner(loop_factory=self._loop_factory) as runner:
