@@ -9,11 +9,13 @@ an indexed SELECT. The load generator runs on the same processors; how much of t
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import resource
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,11 +75,13 @@ VARIANTS = (
 @dataclass
 class Figures:
     """A server's figures under one load, one of each round: requests a second, microseconds of processor time a request
-    in the server and in the load generator, the longest 1 % in milliseconds."""
+    in the server and in the load generator, how many processors all others used, MariaDB included, and the longest 1 %
+    in milliseconds."""
 
     rates: list[float] = field(default_factory=list)
     own: list[float] = field(default_factory=list)
     generator: list[float] = field(default_factory=list)
+    others: list[float] = field(default_factory=list)
     p99: list[float] = field(default_factory=list)
 
 
@@ -154,13 +158,15 @@ def steps_of_one_request(variables: Mapping[str, str]) -> int:
 
 def measure(subject: Subject, load: Load, figures: Figures) -> None:
     """Put the load on the server, and add what came of it."""
-    own, generator = subject.processor_seconds(), of_children()
+    began, own, generator, machine_wide = time.monotonic(), subject.processor_seconds(), of_children(), of_all()
     measured = wrk.run(subject.port, load, SECONDS)
     if measured.errors:
         raise CannotStart(f"errors under load: {measured.errors}")
+    own, generator = subject.processor_seconds() - own, of_children() - generator
     figures.rates.append(measured.rate)
-    figures.own.append((subject.processor_seconds() - own) * 1e6 / measured.requests)
-    figures.generator.append((of_children() - generator) * 1e6 / measured.requests)
+    figures.own.append(own * 1e6 / measured.requests)
+    figures.generator.append(generator * 1e6 / measured.requests)
+    figures.others.append((of_all() - machine_wide - own - generator) / (time.monotonic() - began))
     figures.p99.append(measured.p99)
 
 
@@ -168,6 +174,13 @@ def of_children() -> float:
     """The processor time of the load generators that have ended; the servers of a round end later."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
+
+
+def of_all() -> float:
+    """The processor time that the whole machine has used, and that a hypervisor has kept from it."""
+    ticks = [int(each) for each in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    # Without the time that it was idle or waited for disks.
+    return (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")
 
 
 def report(results: Mapping[str, Mapping[str, Figures]], rounds: int) -> str:
@@ -191,7 +204,7 @@ def report(results: Mapping[str, Mapping[str, Figures]], rounds: int) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-HEAD = ("server", "requests/s", "to the first", "processor µs", "of the generator, µs", "99 % ms")
+HEAD = ("server", "requests/s", "to the first", "processor µs", "of the generator, µs", "others, processors", "99 % ms")
 
 
 def rows(by_variant: Mapping[str, Figures]) -> Sequence[Sequence[str]]:
@@ -206,6 +219,7 @@ def rows(by_variant: Mapping[str, Figures]) -> Sequence[Sequence[str]]:
                 "" if figures is first else shown_ratio(ratio),
                 f"{statistics.median(figures.own):.0f}",
                 f"{statistics.median(figures.generator):.0f}",
+                f"{statistics.median(figures.others):.2f}",
                 f"{statistics.median(figures.p99):.1f}",
             )
         )
