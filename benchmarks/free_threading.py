@@ -138,8 +138,8 @@ def is_installed(variant: Variant) -> bool:
     if not versions.returncode:
         print(f"{variant.title}: {versions.stdout.strip()}", flush=True)
         return True
-    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    files = ["--constraint", CONSTRAINTS, "--constraint", REQUIREMENTS]
+    pip: list[str | Path] = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    files: list[str | Path] = ["--constraint", CONSTRAINTS, "--constraint", REQUIREMENTS]
     installed = subprocess.run([*pip, *files, *packages], check=False)
     if installed.returncode:
         print(f"left out, as it cannot be installed: {variant.title}", flush=True)

@@ -145,7 +145,11 @@ def test_a_lane_that_adopts_a_request_gets_its_thread_back() -> None:
     routes = Routes(Costs())
     # In the application's call, since only the end of the request matters.
     together = threading.Barrier(2, timeout=30)
-    shared = Shared(spool(), routes, None, Cancellation("none"), lambda each: together.wait(), lambda each: None, None)
+
+    def call(each: Exchange) -> None:
+        together.wait()
+
+    shared = Shared(spool(), routes, None, Cancellation("none"), call, lambda each: None, None)
     shared.hop = Hop(asyncio.new_event_loop())
     adopting = Lane("adopting", threads=BATCH, queue=0)
     for _ in rounds():
