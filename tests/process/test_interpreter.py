@@ -15,8 +15,10 @@ from tests.support.processes import ROOT, Frontend
 from threadbridge.common.interpreter import describe, is_free_threaded
 
 APPLICATION = """
-import gc, sys
+import gc, logging, sys
 from threadbridge import serve
+
+logging.basicConfig(level=logging.INFO)
 
 def app(environ, start_response):
     length = int(environ.get("CONTENT_LENGTH") or 0)
@@ -64,7 +66,7 @@ def test_threads_take_turns_as_often_as_is_set_and_what_is_loaded_is_no_garbage(
         assert requests.get(server.url, timeout=30).text == f"0.002 {is_frozen}"
     with frontend("") as server:
         assert requests.get(server.url, timeout=30).text == f"0.005 {is_frozen}"
-        wait_until(lambda: f" {describe()}, " in server.output(), "the log names the interpreter")
+        wait_until(lambda: f"{describe()}, " in server.output(), "the log names the interpreter")
 
 
 @pytest.mark.skipif(not is_free_threaded(), reason="this Python always has its lock")
