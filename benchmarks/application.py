@@ -49,6 +49,16 @@ def row() -> str:
     return query("SELECT word FROM words WHERE id = %s", int(request.args["id"]))
 
 
+@app.get("/compute")
+def compute() -> str:
+    """What an application's own Python is made of: calls, objects, strings and numbers; nothing is shared."""
+    found: dict[str, int] = {}
+    for number in range(int(request.args["steps"])):
+        name = f"item {number % 100}"
+        found[name] = found.get(name, 0) + len(name) * number % 7
+    return f"{sum(sorted(found.values()))}\n"
+
+
 @app.get("/page")
 def page() -> str:
     return render_template("orders.html", title="Orders", orders=ORDERS)

@@ -82,7 +82,8 @@ def directory() -> Path:
     sources = sorted(PACKAGE.rglob("*.py"))
     # All of them, because compiled modules rely on the types of the others.
     texts = b"".join(b"%b\0%b\0" % (source.name.encode(), source.read_bytes()) for source in sources)
-    return BUILD_DIRECTORY / f"{source_hash(texts).hex()}-{sys.implementation.cache_tag}"
+    # As in ".cpython-313t-x86_64-linux-gnu.so": `sys.implementation.cache_tag` is the same without the global lock.
+    return BUILD_DIRECTORY / f"{source_hash(texts).hex()}-{EXTENSION_SUFFIXES[0].split('.')[1]}"
 
 
 # Not derived from MetaPathFinder: to import importlib.abc takes each process several milliseconds.

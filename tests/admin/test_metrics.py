@@ -23,6 +23,7 @@ from tests.support.databases import Witness, connect_settings
 from tests.support.inprocess import BridgeThread, wait_until
 from threadbridge import Lane
 from threadbridge.admin.metrics import exposition
+from threadbridge.common.interpreter import is_free_threaded, lock_is_on
 from threadbridge.loop.watch import INTERVAL
 from threadbridge.telemetry.totals import BOUNDS, Distribution
 
@@ -208,7 +209,10 @@ def test_large_bodies_and_the_process_are_measured() -> None:
         wait_until(lambda: metrics_of(server)("spool_bytes") == 0, "the disk is free again")
     assert samples.values["process_resident_memory_bytes", frozenset()] > 10_000_000
     [(versions, one)] = samples.all("threadbridge_build_info")
-    assert one == 1 and set(versions) == {"version", "python", "tornado", "compiled"} and all(versions.values())
+    assert one == 1 and all(versions.values())
+    assert set(versions) == {"version", "python", "tornado", "compiled", "free_threaded", "lock"}
+    assert versions["free_threaded"] == str(is_free_threaded()).lower()
+    assert versions["lock"] == ("on" if lock_is_on() else "off")
 
 
 def test_a_value_equal_to_a_bound_counts_below_it() -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import resource
 import shutil
 import socket
+import subprocess
 import sys
+import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +22,15 @@ from tests.support.doctor_report import MYSQL, NO_DATABASE, SITE, Report, check,
 from tests.support.installation import installed
 from tests.support.nginx_server import Nginx
 from tests.support.processes import ROOT, free_port
+from threadbridge.common.interpreter import describe, is_free_threaded
+
+# A module in C that says nothing of the interpreter's lock.
+UNDECLARED = """
+#include <Python.h>
+static PyModuleDef_Slot slots[] = {{0, NULL}};
+static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "undeclared", NULL, 0, NULL, slots};
+PyMODINIT_FUNC PyInit_undeclared(void) { return PyModuleDef_Init(&module); }
+"""
 
 
 def test_all_is_well(mariadb: dict[str, str]) -> None:
@@ -28,6 +40,7 @@ def test_all_is_well(mariadb: dict[str, str]) -> None:
     assert report.subjects == [*NO_DATABASE, "nginx", *MYSQL]
     assert report.settings["queue"] == {"value": "7", "origin": "command line"}
     assert f"Python {sys.version.split()[0]}, threadbridge " in report.message("versions")
+    assert report.message("interpreter").startswith(describe())
     assert report.message("queues") == (
         "quick: 4 threads, up to 7 waiting requests; pool: 10 threads, up to 7 waiting requests; a request waits for "
         "30 s at most"
@@ -66,6 +79,33 @@ def test_each_subject_is_explained() -> None:
 
 
 # The process.
+
+
+@pytest.mark.skipif(not is_free_threaded(), reason="this Python always has its lock")
+@pytest.mark.parametrize("by", ["module", "variable"])
+def test_free_threaded_python_whose_lock_is_on(mariadb: dict[str, str], tmp_path: Path, by: str) -> None:
+    environment = {**mariadb, "PYTHON_GIL": "1"} if by == "variable" else mariadb
+    if by == "module":
+        # A module that declares nothing.
+        (tmp_path / "undeclared.c").write_text(UNDECLARED)
+        include, suffix = sysconfig.get_path("include"), sysconfig.get_config_var("EXT_SUFFIX")
+        subprocess.run(
+            ["cc", "-shared", "-fPIC", f"-I{include}", "undeclared.c", "-o", f"undeclared{suffix}"],
+            cwd=tmp_path,
+            check=True,
+        )
+    (tmp_path / "shop.py").write_text(f"{'import undeclared' if by == 'module' else ''}\n{SITE}")
+    ended = run_check(["-W", "ignore", "-m", "threadbridge", "shop:app", "--threads=1"], environment, cwd=tmp_path)
+    describe_with_lock = f"Python {platform.python_version()} free-threaded, but with its lock on"
+    [at] = [number for number, line in enumerate(ended.stdout.splitlines()) if " interpreter: " in line]
+    finding, advice = ended.stdout.splitlines()[at : at + 2]
+    assert finding.startswith(f"warning  interpreter: {describe_with_lock}")
+    if by == "module":
+        assert finding.endswith(": undeclared does not declare that it can do without")
+        assert "use a version of undeclared made for free-threaded Python" in advice
+    else:
+        assert finding.endswith(", because PYTHON_GIL or -X gil is 1")
+    assert ended.returncode == 1
 
 
 def test_bodies_that_no_client_could_upload(mariadb: dict[str, str]) -> None:

@@ -16,11 +16,16 @@ import requests
 
 from tests.support.inprocess import wait_until
 from tests.support.processes import Frontend
+from threadbridge.common.interpreter import lock_is_on
 from threadbridge.process.affinity import TRIAL, Affinity, choose
 
 ALL = os.sched_getaffinity(0)
 
-pytestmark = [pytest.mark.alone, pytest.mark.skipif(len(ALL) < 2, reason="there is one processor only")]
+pytestmark = [
+    pytest.mark.alone,
+    pytest.mark.skipif(len(ALL) < 2, reason="there is one processor only"),
+    pytest.mark.skipif(not lock_is_on(), reason="without the lock, threads are left to the kernel"),
+]
 
 APPLICATION = """
 import hashlib, os, random, subprocess, sys, time

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -9,11 +10,15 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import requests
 
+from tests.support.inprocess import wait_until
 from tests.support.processes import ROOT, Frontend
+from threadbridge.common.interpreter import describe, is_free_threaded
 
 APPLICATION = """
-import gc, sys
+import gc, logging, sys
 from threadbridge import serve
+
+logging.basicConfig(level=logging.INFO)
 
 def app(environ, start_response):
     length = int(environ.get("CONTENT_LENGTH") or 0)
@@ -55,10 +60,28 @@ def test_the_loop_that_is_asked_for_serves_and_stops(loop: str, is_uvloop: bool)
 
 
 def test_threads_take_turns_as_often_as_is_set_and_what_is_loaded_is_no_garbage() -> None:
+    # Free-threaded Python would collect garbage more often.
+    is_frozen = 0 if is_free_threaded() else 1
     with frontend("switch_interval=0.002") as server:
-        assert requests.get(server.url, timeout=30).text == "0.002 1"
+        assert requests.get(server.url, timeout=30).text == f"0.002 {is_frozen}"
     with frontend("") as server:
-        assert requests.get(server.url, timeout=30).text == "0.005 1"
+        assert requests.get(server.url, timeout=30).text == f"0.005 {is_frozen}"
+        wait_until(lambda: f"{describe()}, " in server.output(), "the log names the interpreter")
+
+
+@pytest.mark.skipif(not is_free_threaded(), reason="this Python always has its lock")
+@pytest.mark.parametrize("lock", ["0", "1"])
+def test_the_log_says_whether_the_lock_is_on_and_affinity_is_off_without_it(lock: str) -> None:
+    with Frontend(("-c", APPLICATION.replace("KEYWORDS", "")), env={"PYTHON_GIL": lock}) as server:
+        # More than Affinity looks at: a loop that computes for more than its interval.
+        for _ in range(3):
+            requests.post(server.url, data=bytes(20_000_000), timeout=60)
+        wait_until(lambda: "free-threaded, " in server.output(), "the log names the interpreter")
+        assert ("without a lock" in server.output()) is (lock == "0")
+        assert ("threads run Python code in turn, as the lock is on" in server.output()) is (lock == "1")
+        if lock == "0":
+            tasks = os.listdir(f"/proc/{server.process.pid}/task")
+            assert all(os.sched_getaffinity(int(task)) == os.sched_getaffinity(0) for task in tasks)
 
 
 def test_a_loop_that_is_not_installed_is_named() -> None:

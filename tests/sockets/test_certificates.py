@@ -45,13 +45,18 @@ def pki(tmp_path_factory: pytest.TempPathFactory) -> Path:
     new_key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-utf8")
     for name in ("ca", "other-ca"):
         openssl("req", "-x509", *new_key, "-days", "2", "-subj", f"/O=Tests/CN={name}",
-                "-keyout", f"{name}.key", "-out", f"{name}.pem")  # fmt: skip
+                "-addext", "keyUsage=critical,keyCertSign,cRLSign", "-keyout", f"{name}.key",
+                "-out", f"{name}.pem")  # fmt: skip
+
+    # As Python 3.13 and later demand.
+    (directory / "extensions").write_text("authorityKeyIdentifier=keyid\n")
 
     def sign(name: str, subject: str, *names: str, authority: str = "ca") -> None:
         openssl("req", *new_key, "-subj", subject, "-keyout", f"{name}.key", "-out", f"{name}.csr",
                 *(("-addext", f"subjectAltName={','.join(names)}") if names else ()))  # fmt: skip
         openssl("x509", "-req", "-days", "2", "-in", f"{name}.csr", "-CA", f"{authority}.pem", "-CAkey",
-                f"{authority}.key", "-CAcreateserial", "-copy_extensions", "copy", "-out", f"{name}.pem")  # fmt: skip
+                f"{authority}.key", "-CAcreateserial", "-copy_extensions", "copy", "-extfile", "extensions",
+                "-out", f"{name}.pem")  # fmt: skip
 
     sign("default", "/CN=default", "IP:127.0.0.1", "DNS:localhost")
     sign("renewed", "/CN=renewed", "IP:127.0.0.1", "DNS:localhost")

@@ -14,7 +14,7 @@ from typing import Any
 from tests.support.processes import ROOT
 
 # The subjects in order: those of every check, and those of one with a pool of connections to MySQL.
-NO_DATABASE = ["versions", "pool", "hot path", "queues", "open files", "uploads", "temporary files"]
+NO_DATABASE = ["versions", "interpreter", "pool", "hot path", "queues", "open files", "uploads", "temporary files"]
 MYSQL = ["database", "connections", "idle connections", "stopping queries", "statement limit", "clock", "time zone"]
 
 SITE = """

@@ -97,7 +97,8 @@ class Authority:
         self.certificate = directory / "ca.pem"
         self._openssl(
             "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
-            "-subj", "/CN=authority", "-keyout", "ca.key", "-out", "ca.pem",
+            "-subj", "/CN=authority", "-addext", "keyUsage=critical,keyCertSign,cRLSign",
+            "-keyout", "ca.key", "-out", "ca.pem",
         )  # fmt: skip
 
     def sign(self, name: str, *subjects: str) -> tuple[Path, Path]:

@@ -16,6 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
+from threadbridge.common.interpreter import is_free_threaded, lock_is_on
 from threadbridge.compiled import is_compiled
 from threadbridge.loop.bridge import Bridge
 from threadbridge.loop.forwarding import Forwarding
@@ -260,11 +261,12 @@ def _of_process(bridge: Bridge, is_ready: bool) -> list[Metric]:
         refused.add_metric((reason,), sum(server.refused_connections[reason] for server in servers))
     build = Gauge(
         "threadbridge_build_info",
-        "Always 1; the versions, and whether the hot path is compiled, are labels.",
-        labels=("version", "python", "tornado", "compiled"),
+        "Always 1; the labels are versions, whether the hot path is compiled, and the kind of Python and its lock.",
+        labels=("version", "python", "tornado", "compiled", "free_threaded", "lock"),
     )
-    versions = (version("threadbridge"), platform.python_version(), version("tornado"), str(is_compiled()).lower())
-    build.add_metric(versions, 1)
+    versions = (version("threadbridge"), platform.python_version(), version("tornado"))
+    traits = (str(is_compiled()).lower(), str(is_free_threaded()).lower(), "on" if lock_is_on() else "off")
+    build.add_metric((*versions, *traits), 1)
     return [
         Gauge("threadbridge_ready", "Processes that are ready, as /readyz says, or stopping.", is_ready),
         _histogram(

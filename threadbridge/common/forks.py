@@ -46,6 +46,8 @@ _connections: weakref.WeakSet[Connected] = weakref.WeakSet()
 _others: weakref.WeakSet[Copied] = weakref.WeakSet()
 _first: list[Callable[[], object]] = []
 _handlers: dict[int, Any] = {}
+# The descriptors by which signals wake loops.
+_wakers: set[int] = set()
 
 # Register a loop that serves, and unregister it: forked processes touch neither it nor its sockets.
 serves, serves_no_more = _serving.add, _serving.discard
@@ -57,6 +59,16 @@ connects = _connections.add
 copies, calls_first = _others.add, _first.append
 # Register the handler that a signal had before the server's; forked processes restore it.
 takes_signal = _handlers.setdefault
+
+
+def wakes_on_signals() -> None:
+    """Register the descriptor by which signals wake the loop that has just set a handler. Main thread.
+
+    From Python 3.12 on, asyncio forgets it in a forked process before this module is called there.
+    """
+    descriptor = signal.set_wakeup_fd(-1)
+    signal.set_wakeup_fd(descriptor)
+    _wakers.add(descriptor)
 
 
 def leave(error: BaseException | None = None) -> NoReturn:
@@ -98,6 +110,7 @@ def _let_go() -> None:
     for serving in _serving:
         descriptors.update(_descriptors_of(serving.loop))
     descriptors.update(_accepted(descriptors))
+    descriptors.update(_wakers)
     descriptors.update(connection.descriptor or -1 for connection in list(_connections))
     # In a subinterpreter even the only thread may not set handlers.
     with contextlib.suppress(ValueError):
@@ -107,6 +120,7 @@ def _let_go() -> None:
             # None is a handler that was not set by Python.
             signal.signal(number, handler or signal.SIG_DFL)
     _handlers.clear()
+    _wakers.clear()
     _take_away(descriptors)
 
 

@@ -94,8 +94,9 @@ class Exchange(OutgoingResponse):
     """One request and its response, from the request's head on.
 
     The loop owns everything except the state, which both sides move under a lock; the body, which is the worker's once
-    the exchange runs; the channel of a streamed response, which has its own lock; and `run_at`, `response_status`,
-    `thread_id` and `worker_is_done`, which the worker writes. The request's attributes do not change once it is queued,
+    the exchange runs; the channel of a streamed response, which has its own lock; `run_at`, `response_status` and
+    `thread_id`, which the worker writes; and `worker_is_done` and `adopted_by`, of which the worker writes one and the
+    loop the other under the lock. The request's attributes do not change once it is queued,
     and the lane's lock orders the loop's writes before the worker's reads.
     """
 
@@ -120,7 +121,7 @@ class Exchange(OutgoingResponse):
     running: TrackedRequest
     # Once it is queued, its lane's schedule changes it, under the lane's lock.
     estimate: Estimate
-    # The lanes whose threads are fewer by one while this runs in another; only the loop sets it.
+    # The lanes whose threads are fewer by one while this runs in another.
     adopted_by: tuple[Lane, ...] = ()
     # The status that the worker has given it, or 0.
     response_status = 0
@@ -164,10 +165,13 @@ class Exchange(OutgoingResponse):
 
     def adopt_by(self, lane: Lane) -> None:
         """Count in another lane, whose connection it has taken, until it has run. Loop side."""
-        self.adopted_by += (lane,)
         lane.adopt(self)
-        if self.worker_is_done:
-            # It may have missed the line above.
+        with self._lock:
+            # Either the worker, when it ends, sees the lane, or this sees that it has ended.
+            is_running = not self.worker_is_done
+            if is_running:
+                self.adopted_by += (lane,)
+        if not is_running:
             lane.release(self)
 
     def shed(self) -> None:
@@ -241,8 +245,10 @@ class Exchange(OutgoingResponse):
                 try:
                     self._learn_cost()
                 finally:
-                    self.worker_is_done = True
-                    for lane in self.adopted_by:
+                    with self._lock:
+                        self.worker_is_done = True
+                        adopted_by = self.adopted_by
+                    for lane in adopted_by:
                         lane.release(self)
                     self.body.close()
 

@@ -14,9 +14,10 @@ from threadbridge.common.forks import leave
 class Hop:
     """Runs callbacks on the loop for the workers; workers that post together share one wake-up.
 
-    The deque belongs to both sides: its ``append`` and ``popleft`` are atomic. A worker that asks for a wake-up sets
-    the flag, and the loop clears it *before* it empties the deque: callbacks posted before that are delivered in this
-    round, and later ones ask for another wake-up.
+    The deque belongs to both sides: its ``append`` and ``popleft`` are atomic. A worker appends *before* it reads the
+    flag; if it is not set, the worker sets it and asks for a wake-up. The loop clears the flag *before* its first
+    ``popleft``: callbacks appended before that are delivered in this round, and workers that append later see that the
+    flag is cleared. Without the interpreter's lock, this order relies on the deque's own, which ``len`` does not take.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -52,10 +53,16 @@ class Hop:
         self._waking = False
         posted = self._posted
         try:
+            callback, args = posted.popleft()
+        except IndexError:
+            # Two workers have asked for a wake-up, and the first round has delivered all.
+            return
+        try:
             # Only the present ones: workers that post without pause must not keep the loop from its sockets.
             for _ in range(len(posted)):
-                callback, args = posted.popleft()
                 callback(*args)
+                callback, args = posted.popleft()
+            callback(*args)
         finally:
             # After a callback that raised too, which asyncio logs: the others are still delivered.
             if posted and not self._waking:

@@ -22,6 +22,7 @@ from threadbridge.database.pools.kind import FoundPool, PoolLoad
 from threadbridge.doctor import Finding, Level, error, ok, warning
 from threadbridge.doctor.container import check_control_group, own_control_group, resident_memory
 from threadbridge.doctor.database import check_database, server_of
+from threadbridge.doctor.interpreter import check_interpreter
 from threadbridge.doctor.load import Load
 from threadbridge.doctor.nginx import NginxConfigError, read_timeouts
 from threadbridge.http.client_connection import CONNECT_TIME, Origin
@@ -87,6 +88,7 @@ def examine(settings: CommandLineSettings, bridge: Bridge, found: ApplicationPoo
     # A pool without a limit has at most one for each thread.
     sizes = {guard: guard.size or sum(lane.threads for lane in lanes) for guard in guards}
     yield "versions", _versions()
+    yield "interpreter", check_interpreter()
     yield "pool", ok("; ".join(found.lines()))
     for refusal in found.refusals:
         yield "pool", warning(refusal, "name the pools to guard with --pool, or none with --pool=none")

@@ -19,6 +19,7 @@ from wsgiref.types import WSGIApplication
 
 from tornado.ioloop import IOLoop
 
+from threadbridge.common import interpreter
 from threadbridge.compiled import is_compiled
 from threadbridge.http.limits import DRAIN_LINGER, Limits
 from threadbridge.http.server import ConnectionServer
@@ -162,9 +163,11 @@ class Service:
             self._costs.load()
             if self._costs.knows_any:
                 self._expect_short()
-        # What is loaded stays; examining it all at each collection would take longer than many requests.
+        # What is loaded stays; examining it all at each collection would take longer than many requests. Free-threaded
+        # Python visits frozen objects too, and collects the more often, the fewer others there are.
         gc.collect()
-        gc.freeze()
+        if not interpreter.is_free_threaded():
+            gc.freeze()
         warn_of_replaced_handlers()
         _warn_of_idle_loops()
         with asyncio.Runner(loop_factory=self._loop_factory) as runner:
@@ -265,7 +268,8 @@ class Service:
         places = [describe(listener, "https" if self._certificates else "http") for listener in self._sockets]
         if self._admin is not None:
             self._admin.start(places)
-        if self._settings["affinity"] == "auto":
+        # Without the lock, threads that compute gain by each processor.
+        if self._settings["affinity"] == "auto" and interpreter.lock_is_on():
             keep_together()
         # As for the costs, not the inherited directory.
         bridge.desk.begin(self._settings["run_directory"])
@@ -287,7 +291,9 @@ class Service:
                 self._settings["on_start"]()
             self._announce(" and ".join(places))
             how = "compiled" if is_compiled() else "not compiled"
-            logger.info("Python %s, %s, on %s", sys.version.split()[0], how, type(loop).__module__.partition(".")[0])
+            logger.info("%s, %s, on %s", interpreter.describe(), how, type(loop).__module__.partition(".")[0])
+            if interpreter.is_free_threaded() and interpreter.lock_is_on():
+                logger.warning("threads run Python code in turn, as the lock is on: --check says why")
             if self._inheritance is None or self._inheritance.number == 1:
                 # The others have the same.
                 for line in self.pools.lines():

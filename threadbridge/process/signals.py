@@ -39,6 +39,7 @@ def on_signal(number: signal.Signals, callback: Callable[..., None], *args: obje
     before = signal.getsignal(number)
     forks.takes_signal(number, signal.SIG_DFL if before is _remember else before)
     asyncio.get_running_loop().add_signal_handler(number, callback, *args)
+    forks.wakes_on_signals()
     if number in _came_early:
         _came_early.discard(number)
         callback(*args)

@@ -414,13 +414,13 @@ class Settings(BridgeSettings, total=False):
         Seconds,
         0.005,
         "How long a thread may run Python code while another waits for its turn (sys.setswitchinterval). Shorter "
-        "values keep the loop responsive but slow CPU-bound code.",
+        "values keep the loop responsive but slow CPU-bound code. No effect in free-threaded Python.",
     ]
     affinity: Annotated[
         Literal["auto", "none"],
         "auto",
         "Where threads run: auto keeps them on one processor as long as one is enough, which makes them faster; "
-        "none leaves this to the kernel.",
+        "none, and free-threaded Python, leave this to the kernel.",
     ]
     address: Annotated[str, "127.0.0.1", "The address or host name to listen on; empty for all interfaces."]
     port: Annotated[int, number(0, 65535), 8000, "The TCP port to listen on; 0 chooses a free one."]

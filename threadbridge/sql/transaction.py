@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import threading
 from enum import Enum
 
+from threadbridge.common import forks
 from threadbridge.sql.effects import find_more, first_word
 from threadbridge.sql.statements import Statements
 
@@ -46,8 +48,25 @@ class Effects:
         return self._by_word.get(first_word(words), self._otherwise)
 
 
+# Guards the transactions of all connections, as a request may have changes in several of them, each of which a worker
+# that shares the connection may commit. Re-entrant: a connection that is collected under it notes a rollback.
+_lock = threading.RLock()
+
+
+def _renew_lock() -> None:
+    """Do without the lock of the parent, which one of its threads may hold, in a forked process."""
+    global _lock
+    _lock = threading.RLock()
+
+
+forks.calls_first(_renew_lock)
+
+
 class Transaction:
-    """The open transaction of one connection; requests that share the connection share it. Worker side."""
+    """The open transaction of one connection; requests that share the connection share it. Worker side.
+
+    A lock guards it, and of `Statements` what this maintains.
+    """
 
     def __init__(self) -> None:
         # For each request that may have changes that are neither committed nor rolled back, whether it certainly has.
@@ -55,29 +74,31 @@ class Transaction:
 
     def record(self, effect: Effect, statements: Statements | None) -> None:
         """Record the effect of a statement that a request sent; ``statements`` is None if no request did."""
-        if effect in (Effect.CHANGED, Effect.PERHAPS_CHANGED):
-            if statements is not None:
-                if statements not in self.open:
-                    statements.open += 1
-                self.open[statements] = effect is Effect.CHANGED or self.open.get(statements, False)
-        elif effect is Effect.PARTLY_ROLLED_BACK:
-            self.open = dict.fromkeys(self.open, False)
-        elif effect is not Effect.NOTHING:
-            changes, self.open = self.open, {}
-            for each, is_certain in changes.items():
-                if effect is Effect.ROLLED_BACK:
-                    each.has_rolled_back = True
-                elif is_certain and effect in (Effect.COMMITTED, Effect.CHANGED_AND_COMMITTED):
-                    each.has_committed = True
-                else:
-                    each.is_in_doubt = True
-                each.open -= 1
-                each.is_committing = False
-            if statements is not None:
-                statements.has_committed |= effect is Effect.CHANGED_AND_COMMITTED
-                statements.is_in_doubt |= effect is Effect.UNKNOWN
+        with _lock:
+            if effect in (Effect.CHANGED, Effect.PERHAPS_CHANGED):
+                if statements is not None:
+                    if statements not in self.open:
+                        statements.open += 1
+                    self.open[statements] = effect is Effect.CHANGED or self.open.get(statements, False)
+            elif effect is Effect.PARTLY_ROLLED_BACK:
+                self.open = dict.fromkeys(self.open, False)
+            elif effect is not Effect.NOTHING:
+                changes, self.open = self.open, {}
+                for each, is_certain in changes.items():
+                    if effect is Effect.ROLLED_BACK:
+                        each.has_rolled_back = True
+                    elif is_certain and effect in (Effect.COMMITTED, Effect.CHANGED_AND_COMMITTED):
+                        each.has_committed = True
+                    else:
+                        each.is_in_doubt = True
+                    each.open -= 1
+                    each.is_committing = False
+                if statements is not None:
+                    statements.has_committed |= effect is Effect.CHANGED_AND_COMMITTED
+                    statements.is_in_doubt |= effect is Effect.UNKNOWN
 
     def begin_commit(self) -> None:
         """Record that a commit is about to be sent; `record` records its effect."""
-        for each in self.open:
-            each.is_committing = True
+        with _lock:
+            for each in self.open:
+                each.is_committing = True
