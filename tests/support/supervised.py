@@ -11,13 +11,11 @@ from pathlib import Path
 from tests.support.inprocess import wait_until
 from tests.support.site_process import Process
 
-# As `python -m threadbridge`.
+# As `python -m threadbridge`, after other lines.
 PROGRAM = """
 import sys
 from threadbridge.cli import main as command_line
-from threadbridge.process import renewal, supervisor
-for module in (renewal, supervisor):
-    vars(module).update({})
+{}
 sys.argv[0] = "program"
 sys.exit(command_line.main())
 """
@@ -39,7 +37,9 @@ class Supervised(Process):
     ) -> None:
         super().__init__(directory, "--port={port}", "--processes=2", *arguments, env=env, port=port)
         if constants:
-            (directory / "program.py").write_text(PROGRAM.format(constants))
+            lines = ["from threadbridge.process import renewal, supervisor", "for module in (renewal, supervisor):"]
+            lines.append(f"    vars(module).update({constants!r})")
+            (directory / "program.py").write_text(PROGRAM.format("\n".join(lines)))
             self.command = [sys.executable, "program.py", *self.command[3:]]
 
     def pids(self) -> set[int]:

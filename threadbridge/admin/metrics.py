@@ -71,17 +71,18 @@ def exposition(
     supervision: Supervision | None = None,
     certificates: Certificates | None = None,
 ) -> bytes:
-    """All metrics of a bridge, its process and its service in Prometheus' text format.
+    """See `families`; in Prometheus' text format."""
+    return generate_latest(_Families(families(bridge, is_ready, supervision, certificates)))
+
+
+def families(
+    bridge: Bridge, is_ready: bool, supervision: Supervision | None, certificates: Certificates | None
+) -> list[Metric]:
+    """All metrics of a bridge, its process and its service, including every request that has ended by now.
 
     :param supervision: what the process's supervisor says; None without one.
     :param certificates: those of the server; None if it does not serve HTTPS.
     """
-    found = [*families(bridge, is_ready), *_of_service(supervision, certificates)]
-    return generate_latest(_Families(found))
-
-
-def families(bridge: Bridge, is_ready: bool) -> list[Metric]:
-    """All metrics of a bridge and its process, including every request that has ended by now."""
     bridge.telemetry.flush()
     found = [*_of_requests(bridge), *_of_process(bridge, is_ready), *ProcessCollector(registry=None).collect()]
     if any(bridge.desk):
@@ -90,7 +91,7 @@ def families(bridge: Bridge, is_ready: bool) -> list[Metric]:
         found += _of_replicas(bridge.desk.replicas)
     if bridge.forwarding.upstreams:
         found += _of_hosts(bridge.forwarding)
-    return found
+    return [*found, *_of_service(supervision, certificates)]
 
 
 def merged(texts: Sequence[bytes]) -> bytes:

@@ -16,6 +16,8 @@ from typing import Any
 from threadbridge.admin.health import Health
 from threadbridge.common.repeated_log import RepeatedLog
 from threadbridge.loop.bridge import Bridge
+from threadbridge.sockets.certificates import Certificates
+from threadbridge.sockets.inheritance import Supervision
 from threadbridge.telemetry.http_metrics import HttpDurations, active_requests
 from threadbridge.telemetry.otlp import call_within_flush_time, is_exported, process_resource
 from threadbridge.telemetry.totals import BOUNDS
@@ -46,10 +48,20 @@ class MetricsExport:
 
     If the application has not set a meter provider, the server's becomes the global one, so that the application's own
     metrics are exported too. Raises ``ValueError`` if the environment asks for what is not supported.
+
+    :param supervision: returns what the process's supervisor says; None without one.
+    :param certificates: those of the server; None if it does not serve HTTPS.
     """
 
-    def __init__(self, bridge: Bridge) -> None:
+    def __init__(
+        self,
+        bridge: Bridge,
+        supervision: Callable[[], Supervision] | None = None,
+        certificates: Certificates | None = None,
+    ) -> None:
         self._bridge = bridge
+        self._supervision = supervision
+        self._certificates = certificates
         self._health = Health(bridge)
         self._durations = HttpDurations()
         # By method and scheme: zero for those that were there before.
@@ -103,7 +115,9 @@ class MetricsExport:
     async def _read_on_loop(self, *, has_ended: bool) -> list[Points]:
         found = await self._health.readiness(draining=has_ended, asks_database=False)
         # First, since it hands all records to their readers. To end is no fault.
-        shown = [_points_of(family) for family in families(self._bridge, found.ready or found.draining)]
+        supervision = None if self._supervision is None else self._supervision()
+        is_ready = found.ready or found.draining
+        shown = [_points_of(each) for each in families(self._bridge, is_ready, supervision, self._certificates)]
         self._active = dict.fromkeys(self._active, 0) | active_requests(self._bridge.exchanges.open)
         active = Points("http.server.active_requests", "Number of active HTTP server requests.", "sum", "{request}")
         active.numbers = [

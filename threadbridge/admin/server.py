@@ -7,7 +7,6 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from typing import Any
 
 from tornado.httpserver import HTTPServer
@@ -26,7 +25,7 @@ from threadbridge.http.accepting import Acceptor
 from threadbridge.http.stream import QuietSSLStream
 from threadbridge.loop.bridge import Bridge
 from threadbridge.settings.table import Settings
-from threadbridge.sockets.inheritance import Inheritance, Supervision
+from threadbridge.sockets.inheritance import Inheritance
 from threadbridge.sockets.listeners import bind_admin, bind_agent, describe
 
 logger = logging.getLogger("threadbridge")
@@ -117,8 +116,8 @@ class AdminServer:
         )
         self._access.names.update(self.frontends.names)
         self.console = Console(bridge, self.frontends)
-        if inheritance is not None and inheritance.supervision >= 0:
-            self.console.supervision = partial(Supervision.read, inheritance.supervision)
+        if inheritance is not None:
+            self.console.supervision = inheritance.supervision_reader()
         self._servers: list[HTTPServer] = []
         self._unix: tuple[socket.socket, Callable[[], None]] | None = None
         self._agent: Agent | None = None

@@ -25,10 +25,8 @@ _handshake_log, _read_log, _error_log = RepeatedLog(logger), RepeatedLog(logger)
 
 # The private methods and attributes of Tornado's streams that this module uses.
 _METHODS = ("_add_io_state", "_check_closed", "_do_ssl_handshake", "_handle_events", "_handle_read", "_is_connreset")
-_ATTRIBUTES = (
-    *("_closed", "_read_buffer", "_read_buffer_size", "_state"),
-    *("_total_write_done_index", "_total_write_index", "_write_buffer", "_write_futures"),
-)
+_ATTRIBUTES = ("_closed", "_read_buffer", "_read_buffer_size", "_state", "_total_write_done_index", "_write_buffer")
+_TLS_ATTRIBUTES = ("_handshake_reading", "_handshake_writing")
 
 
 def check_tornado() -> None:
@@ -37,6 +35,7 @@ def check_tornado() -> None:
     made = BaseIOStream.__init__.__code__.co_names
     missing = [name for name in _METHODS if not hasattr(SSLIOStream, name)]
     missing += [name for name in _ATTRIBUTES if name not in made]
+    missing += [name for name in _TLS_ATTRIBUTES if name not in SSLIOStream.__init__.__code__.co_names]
     if missing:
         raise ValueError(
             f"the streams of Tornado {tornado.version} have no {', '.join(missing)}; this version of threadbridge "
@@ -207,9 +206,9 @@ class QuietSSLStream(SSLIOStream):
         # `SSLIOStream` would log a warning for each.
         try:
             self.socket.do_handshake()
-        except (SSLWantReadError, SSLWantWriteError):
-            # The next line asks again, and notes which of them it is.
-            super()._do_ssl_handshake()
+        except (SSLWantReadError, SSLWantWriteError) as error:
+            self._handshake_reading = isinstance(error, SSLWantReadError)
+            self._handshake_writing = not self._handshake_reading
             return
         except (OSError, AttributeError) as error:
             # The rest are clients that left: port checks, or resets before the TLS socket was made.

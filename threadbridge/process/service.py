@@ -115,7 +115,8 @@ class Service:
             # Not at the top: it takes megabytes.
             from threadbridge.admin.metrics_export import MetricsExport
 
-            self._metrics = MetricsExport(self.bridge)
+            reader = inheritance.supervision_reader() if inheritance is not None else None
+            self._metrics = MetricsExport(self.bridge, reader, self._certificates)
         # Set in `run`.
         self._server: ConnectionServer | None = None
         self._stop_by = 0.0

@@ -10,8 +10,9 @@ import select
 import socket
 import struct
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -89,6 +90,10 @@ class Inheritance(NamedTuple):
         if self.preloads:
             return path
         return str(Path(path).with_stem(f"{Path(path).stem}-{self.number}"))
+
+    def supervision_reader(self) -> Callable[[], Supervision] | None:
+        """Return a function that returns what the supervisor has written last; None if there is no such file."""
+        return partial(Supervision.read, self.supervision) if self.supervision >= 0 else None
 
     def tell(self, *assignments: str) -> None:
         """Tell the supervisor, as `threadbridge.process.systemd.notify` tells systemd."""

@@ -38,9 +38,10 @@ def latest_id(server: dict[str, Any]) -> int:
 
 @pytest.fixture(params=[False, True], ids=["keeps", "multiplexes"])
 def proxy(request: pytest.FixtureRequest, server: dict[str, Any]) -> Iterator[StandInProxy]:
-    """Its ids are those of other connections in the server: it lags behind by a few."""
+    """Its ids are those of other connections in the server: it lags behind by more than it will catch up with."""
     address = server["host"], server["port"]
-    with stand_in_proxy(address, server, multiplexes=request.param, first_id=latest_id(server) - 3) as proxy:
+    ids = [latest_id(server) for _ in range(50)]
+    with stand_in_proxy(address, server, multiplexes=request.param, first_id=ids[0]) as proxy:
         yield proxy
 
 

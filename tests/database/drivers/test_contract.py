@@ -262,7 +262,9 @@ def test_a_control_connection_is_kept_and_replaced_if_it_is_lost(stack: Stack) -
 
 
 @pytest.mark.parametrize("stack", WITH_SERVER, indirect=True)
-def test_a_connection_that_is_given_up_is_ended_and_frees_its_thread(stack: Stack) -> None:
+def test_a_connection_that_is_given_up_is_ended_and_frees_its_thread(
+    stack: Stack, caplog: pytest.LogCaptureFixture
+) -> None:
     pool, guard = stack.pool()
     request, worker = compute(stack, pool, "INSERT INTO notes VALUES ('half')")
     assert guard.abandon(request) == (1, 0)
@@ -272,4 +274,6 @@ def test_a_connection_that_is_given_up_is_ended_and_frees_its_thread(stack: Stac
     assert guard.is_lost(worker.error) or "the request was cancelled" in str(worker.error), worker.error
     wait_until(lambda: guard.stopper.running == 0, "it has ended in the database")
     wait_until(lambda: not stack.is_computing, "the database has stopped it")
-    assert (guard.stopper.killed, pool._connections) == (1, 0)
+    assert pool._connections == 0
+    # Unless the database has noticed before that its client is gone.
+    assert guard.stopper.killed == 1 or "has ended in" in caplog.text

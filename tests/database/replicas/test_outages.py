@@ -58,8 +58,8 @@ def test_what_runs_on_a_replica_that_is_lost_does_not_run_again(
 ) -> None:
     with serve(kind) as server, ThreadPoolExecutor(1) as clients, servers[1].holding("report"):
         report = clients.submit(get, server, "/reports/hold")
-        wait_until(lambda: servers[1].count_of("GET_LOCK") == 1, "the report runs on the replica")
+        wait_until(lambda: servers[1].count_of("GET_LOCK('report'") == 1, "the report runs on the replica")
         servers[1].kill()
         assert report.result()[0] == 503
-        assert servers[0].count_of("GET_LOCK") == 0
+        assert servers[0].count_of("GET_LOCK('report'") == 0
         assert get(server, "/reports/server") == (200, PRIMARY)

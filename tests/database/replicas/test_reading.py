@@ -39,11 +39,11 @@ def test_reports_hold_up_no_page(serve: Serve, servers: tuple[Server, Server]) -
     with serve(DBUtils) as server, servers[1].holding("report"), ThreadPoolExecutor(8) as clients:
         reports = [clients.submit(get, server, "/reports/hold") for _ in range(8)]
         # As many as the lane has threads; the others wait.
-        wait_until(lambda: servers[1].count_of("GET_LOCK") == 3, "the reports run")
+        wait_until(lambda: servers[1].count_of("GET_LOCK('report'") == 3, "the reports run")
         for _ in range(20):
             assert get(server, "/server") == (200, PRIMARY)
         assert not any(report.done() for report in reports)
-        assert servers[0].count_of("GET_LOCK") == 0
+        assert servers[0].count_of("GET_LOCK('report'") == 0
         servers[1].let_go()
         assert [report.result() for report in reports] == [(200, REPLICA)] * 8
 
@@ -53,9 +53,9 @@ def test_a_client_that_leaves_stops_its_query_on_the_replica(
 ) -> None:
     with serve(kind) as server, servers[1].holding("report"):
         client = server.send(b"GET /reports/hold HTTP/1.1\r\nHost: x\r\n\r\n")
-        wait_until(lambda: servers[1].count_of("GET_LOCK") == 1, "the report runs on the replica")
+        wait_until(lambda: servers[1].count_of("GET_LOCK('report'") == 1, "the report runs on the replica")
         reset(client)
-        wait_until(lambda: servers[1].count_of("GET_LOCK") == 0, "its query is stopped")
+        wait_until(lambda: servers[1].count_of("GET_LOCK('report'") == 0, "its query is stopped")
         wait_until(lambda: server.bridge.lanes[0].busy == 0, "its thread is free")
         assert get(server, "/reports/server") == (200, REPLICA)
 
@@ -123,11 +123,12 @@ def test_long_requests_take_no_place_of_others(serve: Serve, servers: tuple[Serv
     ):
         reports, main = server.bridge.lanes[0], server.bridge.lane_choice.main
         asked = [clients.submit(get, server, "/long/hold") for _ in range(4)]
-        wait_until(lambda: servers[1].count_of("GET_LOCK") == 3 and reports.queued == 1, "three run, one waits")
+        wait_until(lambda: servers[1].count_of("GET_LOCK('report'") == 3, "three run")
+        wait_until(lambda: reports.queued == 1, "one waits")
         assert main.free == main.threads
         # It is the first of its route to ask the primary, which says where the route belongs.
         asked.append(clients.submit(get, server, "/long/hold?private"))
-        wait_until(lambda: servers[0].count_of("GET_LOCK") == 1, "it runs on the primary")
+        wait_until(lambda: servers[0].count_of("GET_LOCK('report'") == 1, "it runs on the primary")
         wait_until(lambda: main.free == main.threads - 1, "it takes a place there")
         assert reports.queued == 1
         for each in servers:
