@@ -316,6 +316,45 @@ def test_a_connection_error_ends_a_websocket_without_a_word(caplog: pytest.LogCa
         assert "Traceback" in caplog.text
 
 
+def test_an_application_that_raises_ends_its_websocket_in_order(caplog: pytest.LogCaptureFixture) -> None:
+    """As Flask does while it is debugged; otherwise it makes a response of the error."""
+
+    def application(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        Server.accept(environ).send("about to fail")
+        raise ValueError("the application's own")
+
+    records: list[Record] = []
+    with BridgeThread(application, threads=1, websockets=1, access_log=False) as server:
+        server.bridge.telemetry.subscribe(records.extend)
+        client = opened(server)
+        assert client.recv() == "about to fail"
+        opcode, frame = client.recv_data_frame(control_frame=True)
+        assert (opcode, frame.data) == (ABNF.OPCODE_CLOSE, b"\x03\xf3")
+        assert endings(records, 1) == [(101, "done")]
+    assert "the application's own" in caplog.text
+    assert "failed to open a WebSocket" not in caplog.text
+
+
+def test_a_handler_whose_client_left_before_it_had_its_socket_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    has_left = threading.Event()
+    open_socket = SocketRelay.open
+
+    def open_late(relay: SocketRelay) -> socket.socket:
+        assert has_left.wait(30)
+        return open_socket(relay)
+
+    monkeypatch.setattr(SocketRelay, "open", open_late)
+    with served(Site()) as (server, records):
+        lane = server.bridge.lane_choice.websockets
+        assert lane is not None
+        client = server.send(HANDSHAKE % b"/echo")
+        wait_until(lambda: lane.busy == 1, "the handler is about to begin")
+        reset(client)
+        assert endings(records, 1) == [(499, "abandoned")]
+        has_left.set()
+        wait_until(lambda: lane.busy == 0, "its thread is free")
+
+
 @pytest.mark.parametrize(("server_class", "websockets"), [(HTTPServer, 0), (TornadoHTTPServer, 5)])
 def test_without_the_socket_the_log_names_the_remedy(
     server_class: type[TornadoHTTPServer], websockets: int, caplog: pytest.LogCaptureFixture

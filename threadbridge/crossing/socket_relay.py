@@ -111,7 +111,10 @@ class SocketRelay:
         return False
 
     def _watch(self) -> None:
-        if self._inner is not None and not self._is_closed:
+        if self._is_closed:
+            # The client has left before the application got its socket.
+            self.close()
+        elif self._inner is not None:
             asyncio.get_running_loop().add_reader(self._inner, self._on_readable)
 
     def _end(self, status: int) -> None:

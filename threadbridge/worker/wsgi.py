@@ -24,7 +24,6 @@ from threadbridge.sql.statements import UNCHANGED
 from threadbridge.worker.environ import environ_of
 
 if TYPE_CHECKING:
-    from threadbridge.crossing.socket_relay import SocketRelay
     from threadbridge.worker.file_response import FileResponse
     from threadbridge.worker.file_sending import FileSending
 
@@ -96,7 +95,7 @@ def call_application(
             _outage.log(logging.ERROR, "request %s failed: %s %s: %s", exchange.id, *exchange.start_line[:2], failure)
         else:
             logger.exception("request %s failed: %s %s", exchange.id, *exchange.start_line[:2])
-        if not call.complete:
+        if not (call.complete or call.has_taken_over(is_failed=True)):
             explain_websocket(exchange)
             exchange.fail(may_be_repeated(exchange.running, outage))
 
@@ -167,11 +166,11 @@ class Call:
             result: Any = application(environ, self._start_response)
         except ConnectionError:
             # With this, which Werkzeug's server ignores, Flask-SocketIO ends a call whose socket it has used.
-            if relay is None or not self._has_taken_over(relay):
+            if not self.has_taken_over(is_failed=False):
                 raise
             return
         try:
-            if relay is not None and self._has_taken_over(relay):
+            if self.has_taken_over(is_failed=self._status >= 500):
                 # What it returns stands for the response that it has sent itself.
                 pass
             elif isinstance(result, (list, tuple)):
@@ -186,9 +185,10 @@ class Call:
             if close is not None:
                 close()
 
-    def _has_taken_over(self, relay: SocketRelay) -> bool:
+    def has_taken_over(self, *, is_failed: bool) -> bool:
         """Note that the call has ended; return whether the application has used its socket instead of a response."""
-        if not relay.end(is_failed=self._status >= 500):
+        relay = self._exchange.relay
+        if relay is None or not relay.end(is_failed=is_failed):
             return False
         self.complete = True
         self._exchange.response_status = 101
