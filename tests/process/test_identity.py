@@ -11,7 +11,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -143,9 +143,12 @@ def test_root_binds_a_low_port_and_becomes_another_user_for_good() -> None:
         paths = [place / "server.pid", place / "logs" / "socket", place / "run", place / "logs" / "app.log"]
         arguments = ["--user=nobody", f"--bind=127.0.0.1:{port}", f"--bind=unix:{paths[1]}", f"--pid_file={paths[0]}"]
         arguments += [f"--run_directory={paths[2]}", f"--log_file_prefix={paths[3]}", "--processes=2"]
+        arguments.append("--on_starting=hooks:begin")
         server = as_anybody(Process(place, *arguments, port=port))
         with (place / "site_app.py").open("a") as file:
             file.write('open("logs/home", "a").write(os.environ["HOME"] + "\\n")\n')
+        # The module may be the user's, so root does not import it.
+        (place / "hooks.py").write_text('import os\nopen("logs/hooks", "w").write(str(os.getuid()))\n\nbegin = list\n')
         with server:
             pids = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
             assert len(pids) == 2
@@ -157,6 +160,7 @@ def test_root_binds_a_low_port_and_becomes_another_user_for_good() -> None:
                 assert int(status["CapPrm"], 16) == int(status["CapEff"], 16) == 0
             assert {path.stat().st_uid for path in paths} == {nobody.pw_uid}
             assert (place / "logs" / "home").read_text() == 2 * f"{nobody.pw_dir}\n"
+            assert (place / "logs" / "hooks").read_text() == str(nobody.pw_uid)
             assert finish(server.begin("/")) and ask_unix(paths[1])
             # It can renew them, but not listen on the low port once more.
             server.process.send_signal(signal.SIGUSR2)
@@ -183,3 +187,53 @@ def test_another_user_can_add_processes_on_a_high_port() -> None:
             wait_until(lambda: server.ask() not in first, "the third answers", 30)
             assert said(server, "running as user 65534, group 65534")()
             assert server.stop() == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_root_does_not_write_where_links_of_the_user_lead() -> None:
+    nobody = pwd.getpwnam("nobody")
+    with tempfile.TemporaryDirectory(prefix="t-") as directory:
+        place = Path(directory)
+        place.chmod(0o755)
+        (place / "logs").mkdir()
+        os.chown(place / "logs", nobody.pw_uid, nobody.pw_gid)
+        secret, link = place / "secret", place / "logs" / "app.log"
+        secret.write_text("root's")
+        secret.chmod(0o600)
+        link.symlink_to(secret)
+        server = as_anybody(Process(place, "--user=nobody", f"--log_file_prefix={link}", "--port={port}"))
+        ended = server.run_to_its_end()
+        assert ended.returncode == 2
+        assert ended.stderr.endswith(f"--log_file_prefix={link}: Permission denied; see --help\n")
+        # A link that takes the place of a socket's file when it has been bound.
+        become(["--user=nobody"], [link], server.env)
+        assert (secret.stat().st_uid, secret.read_text()) == (0, "root's")
+        assert link.lstat().st_uid == nobody.pw_uid
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_group_stands_in_place_of_all_of_the_users(tmp_path: Path) -> None:
+    """With a table of groups of its own, in which the user has another one."""
+    table = tmp_path / "group"
+    table.write_text("nogroup:x:65534:\nothers:x:70001:nobody\nshop:x:70002:\n")
+    assert become(["--user=nobody"], groups=table) == [65534, 70001]
+    assert become(["--user=nobody", "--group=shop"], groups=table) == [70002]
+
+
+def become(
+    arguments: list[str], paths: Sequence[Path] = (), env: Mapping[str, str] | None = None, groups: Path | None = None
+) -> list[int]:
+    """Become another user in a process of its own, which has the groups returned here."""
+    program = f"""
+import os
+from threadbridge.process.privileges import Identity
+from threadbridge.settings.table import from_keywords
+settings = dict(argument[2:].split("=") for argument in {arguments})
+Identity(from_keywords(settings)).become((), {[*map(str, paths)]}, None)
+print(*os.getgroups())
+"""
+    command = [sys.executable, "-c", program]
+    if groups is not None:
+        mounting = f'mount --bind {groups} /etc/group && exec "$@"'
+        command = ["unshare", "--mount", "sh", "-c", mounting, "sh", *command]
+    return sorted(map(int, subprocess.check_output(command, env=env, cwd=ROOT, text=True).split()))

@@ -17,6 +17,7 @@ from threadbridge.cli.options import read_arguments
 from threadbridge.common.threads import NOT_STARTED
 from threadbridge.crossing.lanes import Lane
 from threadbridge.process.ending import end_process
+from threadbridge.process.identity import remove_pid_file
 from threadbridge.process.logs import begin_in_fork, set_up_logging
 from threadbridge.process.service import Service, import_rarely_used
 from threadbridge.process.signals import hold_signals
@@ -105,7 +106,14 @@ def _run(
         if not settings["check"]:
             # Before the application is imported, which may log and takes time.
             try:
-                set_up_logging(settings, forks=forks)
+                if supervises and (settings["user"] or settings["group"]):
+                    # Not at the top: few processes give up root.
+                    from threadbridge.process.privileges import Identity
+
+                    with Identity(settings).acting():
+                        set_up_logging(settings)
+                else:
+                    set_up_logging(settings, forks=forks)
             except OSError as error:
                 raise SettingError(f"{resolved.label('log_file_prefix')}: {error.strerror}") from None
             hold_signals()
@@ -125,9 +133,6 @@ def _run(
             from threadbridge.process.supervisor import Supervisor
 
             service: Service | Supervisor = Supervisor(settings)
-            if isinstance(settings["on_starting"], ImportPath):
-                label = resolved.label("on_starting")
-                settings["on_starting"] = ALL["on_starting"].check(load_object(settings["on_starting"], label), label)
         elif reloader is not None:
             service, with_objects = _service_or_stand_in(path, resolved, reloader)
         else:
@@ -144,15 +149,14 @@ def _run(
                 _log_in_fork(inheritance, resolved, log_file)
             service = Service(application, with_objects, inheritance, name=path, pools=pools)
     except ValueError as error:
-        if isinstance(error, ApplicationError):
-            print(error.traceback, end="", file=sys.stderr)
+        _print_traceback(error)
         print(f"{program}: {error}; see --help", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         # While the application was imported; later the signal stops the service.
         return 128 + signal.SIGINT
     if not isinstance(service, Service):
-        return _listen_and_run(program, settings, service, inheritance)
+        return _listen_and_run(program, resolved, settings, service, inheritance)
     if settings["develop"] and not settings["check"]:
         from threadbridge.process.development import begin
 
@@ -162,7 +166,7 @@ def _run(
         from threadbridge.doctor.report import check
 
         return check(resolved, with_objects, service.bridge, service.pools)
-    status = _listen_and_run(program, with_objects, service, inheritance)
+    status = _listen_and_run(program, resolved, with_objects, service, inheritance)
     _end_within(service.grace_left)
     return status
 
@@ -192,11 +196,21 @@ def _service_or_stand_in(path: str, resolved: Resolved, reloader: Reloader) -> t
 
 
 def _listen_and_run(
-    program: str, settings: CommandLineSettings, service: Service | Supervisor, inheritance: Inheritance | None
+    program: str,
+    resolved: Resolved,
+    settings: CommandLineSettings,
+    service: Service | Supervisor,
+    inheritance: Inheritance | None,
 ) -> int:
     try:
         prepare(service, settings, inheritance)
+        if isinstance(settings["on_starting"], ImportPath):
+            # Only now that root is given up: the module may be the user's.
+            label = resolved.label("on_starting")
+            settings["on_starting"] = ALL["on_starting"].check(load_object(settings["on_starting"], label), label)
     except SettingError as error:
+        remove_pid_file()
+        _print_traceback(error)
         print(f"{program}: {error}", file=sys.stderr)
         return 1
     except OSError as error:
@@ -204,6 +218,11 @@ def _listen_and_run(
         print(f"{program}: cannot listen on {where}: {error.strerror or error}", file=sys.stderr)
         return 1
     return run_to_its_end(service, settings, inheritance)
+
+
+def _print_traceback(error: ValueError) -> None:
+    if isinstance(error, ApplicationError):
+        print(error.traceback, end="", file=sys.stderr)
 
 
 def _log_in_fork(inheritance: Inheritance, resolved: Resolved, log_file: str | None) -> None:

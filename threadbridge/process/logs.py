@@ -83,12 +83,6 @@ def begin_in_fork(log_file_prefix: str | None) -> None:
                 old.close()
 
 
-def log_file_descriptors() -> list[int]:
-    """The descriptors of the server's open log files."""
-    handlers = [handler for _, handler in installed if isinstance(handler, logging.FileHandler)]
-    return [handler.stream.fileno() for handler in handlers if handler.stream is not None]
-
-
 def in_format(message: str) -> str:
     """Return a line that is printed rather than logged, as JSON if the logs are in JSON."""
     for _, handler in installed:

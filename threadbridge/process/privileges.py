@@ -6,7 +6,8 @@ import grp
 import logging
 import os
 import pwd
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from threadbridge.settings.table import Settings
@@ -24,18 +25,45 @@ class Identity:
         self.uid = os.geteuid() if not user else entry.pw_uid if entry is not None else int(user)
         self.gid = _group(group) if group else entry.pw_gid if entry is not None else self.uid
         self._entry = entry
+        self._has_group = group != ""
         self.is_other = (user != "" and self.uid != os.geteuid()) or (group != "" and self.gid != os.getegid())
         if self.is_other and os.geteuid() != 0:
             raise SettingError(
                 f"user={user} group={group}: only root can change these; this process is user {self.uid}"
             )
 
+    @contextmanager
+    def acting(self) -> Iterator[None]:
+        """Have this user's rights for a while: files that are opened then may be in directories of the user's.
+
+        Root would follow links that the user has put there, and so write to any file of the machine.
+        """
+        if not self.is_other:
+            yield
+            return
+        groups, gid = os.getgroups(), os.getegid()
+        self._set_groups()
+        os.setegid(self.gid)
+        os.seteuid(self.uid)
+        try:
+            yield
+        finally:
+            os.seteuid(0)
+            os.setegid(gid)
+            os.setgroups(groups)
+
+    def _set_groups(self) -> None:
+        if self._entry is not None and not self._has_group:
+            os.initgroups(self._entry.pw_name, self.gid)
+        else:
+            os.setgroups([self.gid])
+
     def become(self, descriptors: Iterable[int], paths: Iterable[str | Path], directory: str | None) -> None:
         """Give up root's rights; does nothing if the process has this user and group already. Raises `SettingError`.
 
         The environment's HOME, USER and LOGNAME follow, as they do with systemd.
 
-        :param descriptors: open files and sockets that are to belong to the user; likewise the paths.
+        :param descriptors: sockets that are to belong to the user; likewise the paths.
         :param directory: is made for the user, if it is missing.
         """
         if not self.is_other:
@@ -43,16 +71,14 @@ class Identity:
         try:
             for descriptor in descriptors:
                 os.fchown(descriptor, self.uid, self.gid)
+            # Links are not followed: the user may own the directories, and have put links to files of root's there.
             for path in paths:
-                os.chown(path, self.uid, self.gid)
+                os.chown(path, self.uid, self.gid, follow_symlinks=False)
             if directory is not None and not os.path.isdir(directory):
                 os.makedirs(directory, 0o700)
-                os.chown(directory, self.uid, self.gid)
+                os.chown(directory, self.uid, self.gid, follow_symlinks=False)
             # The groups first: only root may set them; and the saved ids too, so that there is no way back.
-            if self._entry is not None:
-                os.initgroups(self._entry.pw_name, self.gid)
-            else:
-                os.setgroups([self.gid])
+            self._set_groups()
             os.setresgid(self.gid, self.gid, self.gid)
             os.setresuid(self.uid, self.uid, self.uid)
         except OSError as error:

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 from threadbridge.process.application_pools import close_idle_connections
 from threadbridge.process.child import Child
 from threadbridge.process.identity import pid_files
-from threadbridge.process.logs import in_format, log_file_descriptors, reopen_log_files
+from threadbridge.process.logs import in_format, reopen_log_files
 from threadbridge.process.preloader import Preloader
 from threadbridge.process.privileges import Identity
 from threadbridge.process.program import Executed, Program
@@ -112,7 +112,7 @@ class Supervisor:
         sockets = (*self._listeners.of_process, self._admin_listeners, self._agent_listeners)
         descriptors = {each.fileno() for of_one in sockets for each in of_one}
         paths: list[str | Path] = [*self._listeners.paths, *pid_files()]
-        self._identity.become({*descriptors, *log_file_descriptors()}, paths, self._run_directory)
+        self._identity.become(descriptors, paths, self._run_directory)
 
     def run(self) -> int:
         """Serve until a signal comes; return the exit status: 0 if all requests were answered."""

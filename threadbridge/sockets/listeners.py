@@ -209,9 +209,15 @@ def bind_unix_socket(path: str, mode: int) -> tuple[socket.socket, Callable[[], 
     listener = socket.socket(socket.AF_UNIX)
     try:
         listener.setblocking(False)
-        listener.bind(path)
-        # Nobody can connect before `listen`.
-        os.chmod(path, mode)
+        # On Linux, the file gets the socket's permissions. To change the file's own later would be unsafe for root: by
+        # then another user, who may write to the directory, can have put a link in its place.
+        os.fchmod(listener.fileno(), mode)
+        # Files that other threads make at this moment get no more than these permissions.
+        mask = os.umask(0o077 & ~mode)
+        try:
+            listener.bind(path)
+        finally:
+            os.umask(mask)
         listener.listen(BACKLOG)
         return listener, removal_of(path)
     except OSError:
