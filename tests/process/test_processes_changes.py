@@ -156,3 +156,28 @@ def test_a_reload_of_what_cannot_be_started_changes_nothing(tmp_path: Path) -> N
         wait_until(said(server, "all processes are replaced"), "the reload works", 30)
         assert metrics() == (2, 1, 1)
         assert server.stop() == 0
+
+
+# What comes before all signals are heeded.
+DEAF = """
+import signal, time
+signal.signal(signal.SIGTERM, lambda *args: None)
+open("importing", "w").close()
+while not os.path.exists("go"):
+    time.sleep(0.01)
+"""
+
+
+def test_a_process_that_misses_the_signal_while_it_starts_ends_once_it_serves(tmp_path: Path) -> None:
+    with Supervised(tmp_path) as server:
+        server.wait_for_both()
+        with (tmp_path / "site_app.py").open("a") as file:
+            file.write(DEAF)
+        server.process.send_signal(signal.SIGUSR2)
+        wait_until((tmp_path / "importing").exists, "a new process imports the application")
+        server.process.send_signal(signal.SIGTERM)
+        wait_until(said(server, "SIGTERM: stopping 3 processes"), "it is told to end")
+        wait_until(lambda: len(server.pids()) == 1, "the old ones end")
+        (tmp_path / "go").touch()
+        assert server.process.wait(30) == 0
+        assert "killing it" not in server.output()

@@ -182,6 +182,15 @@ def test_what_is_not_served(server: BridgeThread, directory: Path) -> None:
     assert answers == dict.fromkeys(answers, b"404") | {"pipe": b"403"}
 
 
+def test_no_client_can_forge_a_line_of_the_log(
+    server: BridgeThread, directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (directory / "outside").symlink_to(directory.parent)
+    assert server.request(path="/static/outside/%0Aforged")[0].status == 404
+    [line] = [record.getMessage() for record in caplog.records if "is not served" in record.getMessage()]
+    assert "outside/\\nforged' leads out of" in line
+
+
 def test_a_link_that_takes_the_place_of_a_directory_meanwhile_leads_nowhere(
     server: BridgeThread, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -144,6 +144,9 @@ class Child:
         if message.startswith(b"READY=1"):
             logger.info("%s accepts connections", self)
             self.ready_since = self.heard
+            if self.told_to_stop:
+                # It may have missed the signal, as when the application ignores it.
+                self.tell(STOP)
             self.start_done.set()
             self._on_change(self)
 

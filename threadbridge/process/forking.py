@@ -7,7 +7,6 @@ threads, and would share its connections; so it must have neither.
 from __future__ import annotations
 
 import faulthandler
-import gc
 import json
 import logging
 import os
@@ -20,6 +19,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 
+from threadbridge.common.interpreter import freeze_loaded
 from threadbridge.process.application_pools import ApplicationPools, close_idle_connections
 from threadbridge.process.identity import set_title
 from threadbridge.process.logs import reopen_log_files
@@ -63,8 +63,7 @@ def fork_when_told(preloader: Inheritance, settings: Settings) -> tuple[Inherita
     handlers[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     logger.info("the application is imported; its processes are forked from this one (pid %d)", os.getpid())
     # Otherwise the first collection in each process would write to all objects, and so copy their memory.
-    gc.collect()
-    gc.freeze()
+    freeze_loaded()
     return _fork_in_turn(preloader.channel, handlers), pools
 
 

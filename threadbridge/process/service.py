@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import faulthandler
-import gc
 import logging
 import os
 import signal
@@ -164,11 +163,7 @@ class Service:
             self._costs.load()
             if self._costs.knows_any:
                 self._expect_short()
-        # What is loaded stays; examining it all at each collection would take longer than many requests. Free-threaded
-        # Python visits frozen objects too, and collects the more often, the fewer others there are.
-        gc.collect()
-        if not interpreter.is_free_threaded():
-            gc.freeze()
+        interpreter.freeze_loaded()
         warn_of_replaced_handlers()
         _warn_of_idle_loops()
         with asyncio.Runner(loop_factory=self._loop_factory) as runner:

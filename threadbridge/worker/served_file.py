@@ -60,7 +60,7 @@ def open_below(directory: str, path: str) -> ServedFile:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path) from None
     relative = os.path.relpath(real, root)
     if relative.split(os.sep, 1)[0] == os.pardir:
-        raise OutsideError(f"{path} leads out of {directory}, by .. or a symbolic link")
+        raise OutsideError(f"{path!r} leads out of {directory}, by .. or a symbolic link")
     descriptor = _open(root, relative)
     try:
         status = os.fstat(descriptor)
