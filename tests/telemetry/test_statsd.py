@@ -14,6 +14,7 @@ from tests.support.inprocess import BridgeThread, wait_until
 from tests.support.records import record
 from tests.support.supervised import Supervised
 from threadbridge import Bridge
+from threadbridge.telemetry.http_metrics import HttpDurations
 from threadbridge.telemetry.statsd import LARGEST, Statsd
 
 
@@ -68,6 +69,17 @@ def test_counts_and_durations(statsd: Server) -> None:
     assert statsd.counters["gunicorn.request.status.200"] == 2
     assert statsd.counters["gunicorn.request.status.404"] == 1
     assert all(0 < duration < 30_000 for duration in statsd.durations)
+
+
+def test_how_long_a_websocket_was_open_is_no_duration(statsd: Server) -> None:
+    Statsd(statsd.address)([record(total=3600.0, status=101), record(total=0.25, status=200)])
+    statsd.receive()
+    assert statsd.durations == [250.0]
+    names = ("gunicorn.requests", "gunicorn.request.status.101", "gunicorn.request.status.200")
+    assert statsd.counters == dict(zip(names, (2, 1, 1), strict=True))
+    durations = HttpDurations()
+    durations.read([record(lane="websocket", total=3600.0, status=101), record(lane="quick", total=0.25, status=200)])
+    assert [(key[2], found.sum) for key, found in durations.found.items()] == [(200, 0.25)]
 
 
 def test_many_requests_take_few_datagrams(statsd: Server) -> None:

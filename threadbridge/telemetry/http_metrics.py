@@ -20,7 +20,10 @@ def known_method(method: str) -> str:
 
 
 class HttpDurations:
-    """How long requests took from the end of their head until their end, by method, scheme and status."""
+    """How long requests took from the end of their head until their end, by method, scheme and status.
+
+    A WebSocket is left out: it ends when its client has had enough.
+    """
 
     def __init__(self) -> None:
         self.found: dict[tuple[str, str, int], Distribution] = {}
@@ -29,7 +32,7 @@ class HttpDurations:
         """A reader of the telemetry. What was refused unread was no request, as far as is known."""
         found = self.found
         for record in records:
-            if record.lane:
+            if record.lane and record.status != 101:
                 key = (record.method, record.scheme, record.status)
                 distribution = found.get(key)
                 if distribution is None:

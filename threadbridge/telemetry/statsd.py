@@ -75,7 +75,9 @@ class Statsd:
 
 def _lines(records: Sequence[Record]) -> Iterator[str]:
     for record in records:
-        yield f"gunicorn.request.duration:{1000 * record.total:.3f}|ms"
+        # A WebSocket ends when its client has had enough.
+        if record.status != 101:
+            yield f"gunicorn.request.duration:{1000 * record.total:.3f}|ms"
     yield f"gunicorn.requests:{len(records)}|c"
     for status, count in Counter(record.status for record in records).items():
         yield f"gunicorn.request.status.{status}:{count}|c"
