@@ -176,7 +176,7 @@ def test_root_binds_a_low_port_and_becomes_another_user_for_good() -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 @on_demand
-def test_another_user_can_add_processes_on_a_high_port() -> None:
+def test_another_user_can_add_and_remove_processes_on_a_high_port() -> None:
     with tempfile.TemporaryDirectory(prefix="t-") as directory:
         Path(directory).chmod(0o755)
         server = Supervised(Path(directory), "--user=nobody")
@@ -186,6 +186,8 @@ def test_another_user_can_add_processes_on_a_high_port() -> None:
             server.process.send_signal(signal.SIGTTIN)
             wait_until(lambda: server.ask() not in first, "the third answers", 30)
             assert said(server, "running as user 65534, group 65534")()
+            server.process.send_signal(signal.SIGTTOU)
+            wait_until(lambda: server.pids() == first, "the third ends", 30)
             assert server.stop() == 0
 
 

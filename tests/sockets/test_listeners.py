@@ -166,6 +166,14 @@ def test_a_listener_about_to_close_leaves_new_connections_to_the_others() -> Non
             assert new.accept()[1] == client.getsockname()
 
 
+def test_a_kernel_that_refuses_filters_is_named_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """As some do, except for root: a socket whose filter is locked (SO_LOCK_FILTER) refuses them everywhere."""
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, 44, 1)
+        leave_new_connections_to_others(listener)
+    assert "may be reset: Operation not permitted" in caplog.text
+
+
 def test_a_port_is_shared_only_by_those_who_say_so(tmp_path: Path) -> None:
     with Process(tmp_path, "--port={port}", "--reuse_port") as server:
         ended = Process(tmp_path, "--port={port}", port=server.port).run_to_its_end()

@@ -64,6 +64,10 @@ ROOTS_PORTS = (
 )
 
 
+def _processes(count: int) -> str:
+    return f"{count} process{'es' if count > 1 else ''}"
+
+
 class Supervisor:
     """A process that supervises others, which serve: construct, `listen`, `run`. It has its own loop."""
 
@@ -150,7 +154,7 @@ class Supervisor:
             for child in self._children:
                 child.tell(STOP_NOW)
         else:
-            logger.info("%s: stopping %d processes", number.name, len(self._children))
+            logger.info("%s: stopping %s", number.name, _processes(len(self._children)))
             self._stop.set()
 
     def _reopen_log_files(self) -> None:
@@ -172,7 +176,7 @@ class Supervisor:
         await self._complete.wait()
         admin_scheme = "https" if self._settings["admin_certfile"] else "http"
         operators = "".join(f", operators: {describe(listener, admin_scheme)}" for listener in self._admin_listeners)
-        processes = f"{self._count} process{'es' if self._count > 1 else ''}"
+        processes = _processes(self._count)
         say(in_format(f"Serving on {self._places()} (pid {os.getpid()}, {processes}{operators})"))
         notify("READY=1", self._status_line())
 
@@ -181,7 +185,7 @@ class Supervisor:
         return " and ".join(describe(listener, scheme) for listener in self._listeners.of_process[0])
 
     def _status_line(self) -> str:
-        return f"STATUS=Serving on {self._places()} with {self._count} process{'es' if self._count > 1 else ''}"
+        return f"STATUS=Serving on {self._places()} with {_processes(self._count)}"
 
     def _start(self, number: int, failures: int = 0) -> Child | None:
         """Start a process; return None if the system has no room for it."""
@@ -325,7 +329,7 @@ class Supervisor:
             return
         self._wanted = wanted
         self._tell_processes(self._supervision._replace(processes=wanted))
-        logger.info("%s: %d processes from now on, each with its own threads and database connections", name, wanted)
+        logger.info("%s: %s from now on, each with its own threads and connections", name, _processes(wanted))
         self._resize.set()
 
     async def _resize_when_told(self) -> None:

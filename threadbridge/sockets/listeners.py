@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import socket
 import stat
@@ -20,6 +21,8 @@ from threadbridge.sockets.passed import inherited_socket, sockets_from_systemd
 
 # How many connections may wait to be accepted, as after a restart. Linux allows 4096 (net.core.somaxconn).
 BACKLOG = 1024
+
+logger = logging.getLogger("threadbridge")
 
 _SO_ATTACH_FILTER = 26
 # A classic BPF program that drops segments with SYN and without ACK; the TCP flags are byte 13.
@@ -255,12 +258,20 @@ def leave_new_connections_to_others(listener: socket.socket) -> None:
     """Make the kernel ignore new connections to this listener of a shared port, which is about to be closed.
 
     The client's system tries again a second later, and reaches another process; otherwise, a connection made between
-    the last ``accept`` and the ``close`` would be reset. Does nothing outside Linux.
+    the last ``accept`` and the ``close`` would be reset. Does nothing outside Linux, nor, except for a line in the log,
+    where the kernel refuses it: some kernels let only root attach filters to sockets.
     """
     if sys.platform == "linux":
         program = array("B", b"".join(struct.pack("=HBBI", *step) for step in _DROP_SYN))
         description = struct.pack("@HP", len(_DROP_SYN), program.buffer_info()[0])
-        listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, description)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, description)
+        except OSError as error:
+            logger.warning(
+                "this system does not let new connections be left to other processes, so connections that clients make "
+                "just before this one closes its socket may be reset: %s",
+                error.strerror,
+            )
 
 
 def describe(listener: socket.socket, scheme: str) -> str:
