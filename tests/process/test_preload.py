@@ -120,9 +120,15 @@ def test_the_processes_survive_the_one_that_has_forked_them(tmp_path: Path) -> N
 @on_demand
 def test_when_the_supervisor_is_killed_all_end(tmp_path: Path) -> None:
     with Preloaded(tmp_path) as server:
-        everybody = {*server.wait_for_both(), *server.importers()}
+        first, [preloader] = server.wait_for_both(), server.importers()
+        # Also if it has not read what it was told.
+        server.process.send_signal(signal.SIGSTOP)
+        os.kill(min(first), signal.SIGKILL)
+        children = Path(f"/proc/{preloader}/task/{preloader}/children")
+        wait_until(lambda: len(children.read_text().split()) == 1, "its end is told")
         server.process.kill()
-        wait_until(lambda: all(is_gone(pid) for pid in everybody), "no process is left", 30)
+        wait_until(lambda: all(is_gone(pid) for pid in (*first, preloader)), "no process is left", 30)
+        assert "Traceback" not in server.output()
 
 
 THREAD = (

@@ -83,7 +83,11 @@ def _fork_in_turn(channel: socket.socket, handlers: Mapping[signal.Signals, obje
                 pid, status = os.waitpid(processes.pop(descriptor), 0)
                 _tell(channel, {"ended": pid, "status": os.waitstatus_to_exitcode(status)})
                 continue
-            text, descriptors, _, _ = socket.recv_fds(channel, MESSAGE_SIZE, MOST_DESCRIPTORS, _RECEIVING)
+            try:
+                text, descriptors, _, _ = socket.recv_fds(channel, MESSAGE_SIZE, MOST_DESCRIPTORS, _RECEIVING)
+            except ConnectionResetError:
+                # The supervisor has died before it has read everything.
+                text, descriptors = b"", []
             if not text:
                 poll.unregister(channel)
                 is_wanted = False
