@@ -94,6 +94,22 @@ def test_prometheus_accepts_the_configuration_and_the_alerts() -> None:
     promtool("check", "config", "--lint-fatal", EXAMPLES / "prometheus.yml")
 
 
+def test_processes_that_are_renewed_have_not_failed(tmp_path: Path) -> None:
+    """Both of these are started again each minute; only one has a supervisor, which counts failures."""
+    started = 'process_start_time_seconds{job="myapplication", instance="%s"}'
+    failures = 'threadbridge_process_failures_total{job="myapplication", instance="supervised"}'
+    series = {started % "supervised": "0+60x20", started % "alone": "0+60x20", failures: "0x20"}
+    firing = 'ALERTS{alertname="ProcessesFail", alertstate="firing", instance="alone", job="myapplication"'
+    expected = [{"labels": f'{firing}, severity="page"}}', "value": 1}]
+    unit = {
+        "interval": "1m",
+        "input_series": [{"series": name, "values": values} for name, values in series.items()],
+        "promql_expr_test": [{"expr": "ALERTS", "eval_time": "15m", "exp_samples": expected}],
+    }
+    (tmp_path / "test.json").write_text(json.dumps({"rule_files": [str(EXAMPLES / "alerts.yml")], "tests": [unit]}))
+    promtool("test", "rules", tmp_path / "test.json")
+
+
 def test_the_metrics_follow_the_conventions_of_prometheus(exposed: str) -> None:
     promtool("check", "metrics", text=exposed)
 

@@ -235,7 +235,7 @@ class Service:
             on_signal(number, on_stop_signal, number)
         on_signal(signal.SIGHUP, self._read_again)
         # By default it would end the process, and it may be sent to all processes of a service.
-        on_signal(signal.SIGUSR2, logger.warning, "SIGUSR2: only the supervisor (--processes) can reload")
+        on_signal(signal.SIGUSR2, logger.warning, "SIGUSR2: only a supervisor (--processes, --supervised) can reload")
         if self._inheritance is not None:
             for number in (signal.SIGTTIN, signal.SIGTTOU):
                 # Likewise; it would be suspended.
