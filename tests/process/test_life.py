@@ -161,16 +161,17 @@ def test_a_signal_to_all_frontends_does_not_end_one_that_starts(tmp_path: Path, 
             sent.result()
             assert requests.get(server.url, timeout=10).status_code == 200
             # Made up for, now that it can be.
-            done = "log files reopened" if number is signal.SIGHUP else "only the supervisor"
+            done = "log files reopened" if number is signal.SIGHUP else "only a supervisor"
             assert f"{number.name}: " in server.output() and done in server.output()
             assert server.stop() == 0
 
 
-def test_handlers_of_the_application_that_are_replaced_are_named(tmp_path: Path) -> None:
-    server = Process(tmp_path, "--port={port}")
+@pytest.mark.parametrize("option", ["--processes=1", "--supervised"])
+def test_handlers_of_the_application_that_are_replaced_are_named(tmp_path: Path, option: str) -> None:
+    server = Process(tmp_path, "--port={port}", option)
     (tmp_path / "handles.py").write_text(
         "import signal\nfrom site_app import app\n"
-        "for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):\n"
+        "for number in (signal.SIGHUP, signal.SIGTTIN, signal.SIGUSR1, signal.SIGUSR2):\n"
         "    signal.signal(number, lambda *_: None)\n"
     )
     server.command = [part.replace("site_app", "handles") for part in server.command]
@@ -179,7 +180,7 @@ def test_handlers_of_the_application_that_are_replaced_are_named(tmp_path: Path)
         named = [
             line.split("] ")[1].split(":")[0] for line in server.output().splitlines() if "has replaced the app" in line
         ]
-        assert named == ["SIGHUP", "SIGUSR2"]
+        assert named == ["SIGHUP", "SIGUSR2"] + ["SIGTTIN"] * (option == "--supervised")
 
 
 # Log files.

@@ -123,7 +123,7 @@ def test_a_reload_waits_for_what_runs_and_brings_the_new_version(tmp_path: Path)
         connection.request("GET", "/")
         assert connection.getresponse().reason == "New"
         connection.close()
-        refusal = "only the supervisor (--processes) can reload"
+        refusal = "only a supervisor (--processes, --supervised) can reload"
         wait_until(lambda: server.output().count(refusal) == 2, "both have said so", 30)
 
 

@@ -23,7 +23,7 @@ from threadbridge.common.interpreter import freeze_loaded
 from threadbridge.process.application_pools import ApplicationPools, close_idle_connections
 from threadbridge.process.identity import set_title
 from threadbridge.process.logs import reopen_log_files
-from threadbridge.process.signals import forget_early_signals
+from threadbridge.process.signals import RESIZING, forget_early_signals
 from threadbridge.process.standard_error import LOG_THREAD
 from threadbridge.settings.table import Settings
 from threadbridge.settings.values import SettingError
@@ -57,7 +57,7 @@ def fork_when_told(preloader: Inheritance, settings: Settings) -> tuple[Inherita
             thread.join()
     faulthandler.cancel_dump_traceback_later()
     # Signals that are sent to all processes, by a terminal or a service manager, are for the others.
-    others = (signal.SIGTERM, signal.SIGINT, signal.SIGTTIN, signal.SIGTTOU)
+    others = (signal.SIGTERM, signal.SIGINT, *RESIZING)
     handlers = {number: signal.signal(number, signal.SIG_IGN) for number in others}
     # If the application ignores it, the kernel keeps no status of processes that have ended.
     handlers[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)

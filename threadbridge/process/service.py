@@ -12,11 +12,8 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, cast
 from wsgiref.types import WSGIApplication
-
-from tornado.ioloop import IOLoop
 
 from threadbridge.common import interpreter
 from threadbridge.compiled import is_compiled
@@ -30,9 +27,11 @@ from threadbridge.process.application_pools import ApplicationPools
 from threadbridge.process.cost_keeper import CostKeeper
 from threadbridge.process.cost_sharing import CostSharing
 from threadbridge.process.ending import answer_what_is_left, close, end_process
+from threadbridge.process.event_loops import loop_factory, warn_of_idle_loops
 from threadbridge.process.heartbeat import Heartbeat, open_stderr
-from threadbridge.process.signals import hold_signals, on_signal, pause, warn_of_replaced_handlers
+from threadbridge.process.signals import RESIZING, hold_signals, on_signal, pause, warn_of_replaced_handlers
 from threadbridge.process.standard_error import say
+from threadbridge.process.stopping import Stop
 from threadbridge.process.systemd import feed_watchdog, notify
 from threadbridge.settings.table import BridgeSettings, Settings, grace_period
 from threadbridge.sockets.inheritance import DRAIN, MESSAGE_SIZE, REOPEN, STOP, STOP_NOW, Inheritance
@@ -81,7 +80,7 @@ class Service:
         self.pools.watch(self.bridge.desk.add)
         # Other processes, of the supervisor or on the same port, may run the same application.
         self.bridge.shared.is_multiprocess = inheritance is not None or settings["reuse_port"]
-        self._loop_factory = _loop_factory(settings["loop"])
+        self._loop_factory = loop_factory(settings["loop"])
         self._limits = Limits(**{field.name: values[field.name] for field in fields(Limits)})
         self._certificates: Certificates | None = None
         if settings["certfile"] is not None:
@@ -164,8 +163,8 @@ class Service:
             if self._costs.knows_any:
                 self._expect_short()
         interpreter.freeze_loaded()
-        warn_of_replaced_handlers()
-        _warn_of_idle_loops()
+        warn_of_replaced_handlers(*(RESIZING if self._inheritance is not None else ()))
+        warn_of_idle_loops()
         with asyncio.Runner(loop_factory=self._loop_factory) as runner:
             has_ended = runner.run(self._live())
         if self._metrics is not None:
@@ -202,34 +201,13 @@ class Service:
     async def _live(self) -> bool:
         """Serve until a signal comes; return whether everything ended within the grace period."""
         loop = asyncio.get_running_loop()
-        # The second ends the drain delay, the third the grace period.
-        stop, stop_accepting, stop_now = asyncio.Event(), asyncio.Event(), asyncio.Event()
-
-        # Signals only: one to all processes makes the supervisor give an order as well.
-        came: list[signal.Signals] = []
-
-        def on_stop(reason: str) -> None:
-            if not stop.is_set():
-                logger.info("%s: stopping, %d requests to answer", reason, len(self.bridge.exchanges.open))
-                stop.set()
+        bridge, spool, proxies = self.bridge, self.bridge.spool, self._settings["trusted_proxies"]
+        stop = Stop(bridge.exchanges.open)
 
         def on_stop_signal(number: signal.Signals) -> None:
             # Even if it is about to be replaced.
             self._reloads = False
-            if came:
-                logger.warning("%s again: stopping at once", number.name)
-                on_stop_now()
-            came.append(number)
-            on_stop(number.name)
-
-        def on_order_to_stop() -> None:
-            # The supervisor has waited for the drain delay itself, or replaces this process.
-            stop_accepting.set()
-            on_stop("supervisor")
-
-        def on_stop_now() -> None:
-            stop_accepting.set()
-            stop_now.set()
+            stop.on_signal(number)
 
         for number in (signal.SIGTERM, signal.SIGINT):
             on_signal(number, on_stop_signal, number)
@@ -237,18 +215,17 @@ class Service:
         # By default it would end the process, and it may be sent to all processes of a service.
         on_signal(signal.SIGUSR2, logger.warning, "SIGUSR2: only a supervisor (--processes, --supervised) can reload")
         if self._inheritance is not None:
-            for number in (signal.SIGTTIN, signal.SIGTTOU):
+            for number in RESIZING:
                 # Likewise; it would be suspended.
                 on_signal(number, logger.warning, "%s: only the supervisor adds and removes processes", number.name)
             orders = {
                 DRAIN: self._become_unready,
-                STOP: on_order_to_stop,
-                STOP_NOW: on_stop_now,
+                STOP: stop.on_order,
+                STOP_NOW: stop.at_once,
                 REOPEN: self._read_again,
             }
             loop.add_reader(self._inheritance.channel, self._obey, self._inheritance.channel, orders)
 
-        bridge, spool, proxies = self.bridge, self.bridge.spool, self._settings["trusted_proxies"]
         server = self._server = ConnectionServer(
             bridge.start_request,
             bridge.telemetry.refused,
@@ -274,14 +251,14 @@ class Service:
         if self._metrics is not None:
             self._metrics.start()
         feeding = asyncio.create_task(feed_watchdog())
-        keeping = asyncio.create_task(self._costs.keep(stop)) if self._costs is not None else None
+        keeping = asyncio.create_task(self._costs.keep(stop.begun)) if self._costs is not None else None
         sharing: asyncio.Task[None] | None = None
         # One process for all of this host: they share what it gets.
         is_first = self._inheritance is None or self._inheritance.number == 1
         if self._sharing is not None and self._settings["admin_peers"] and is_first:
-            sharing = asyncio.create_task(self._sharing.run(stop))
+            sharing = asyncio.create_task(self._sharing.run(stop.begun))
         heartbeat = self._start_heartbeat()
-        reloading = asyncio.create_task(self._reload_when_changed(on_stop)) if self._reloader is not None else None
+        reloading = asyncio.create_task(self._reload_when_changed(stop)) if self._reloader is not None else None
         try:
             if self._settings["on_start"] is not None:
                 self._settings["on_start"]()
@@ -299,10 +276,10 @@ class Service:
                 sockets = self.bridge.lane_choice.websockets
                 if sockets is not None:
                     logger.info("WebSockets of the application: up to %d, each in a thread", sockets.threads)
-            await stop.wait()
+            await stop.begun.wait()
             self._become_unready()
             self._tell("STOPPING=1", f"STATUS=Stopping, {len(bridge.exchanges.open)} requests to answer")
-            await pause(0.0 if self._reloads else self._settings["drain_delay"], stop_accepting)
+            await pause(0.0 if self._reloads else self._settings["drain_delay"], stop.delay_over)
         finally:
             if not self._reloads:
                 # While this process still listens, so that no other process takes the file for an abandoned one.
@@ -317,7 +294,7 @@ class Service:
             self._listeners.leave_new_connections_to_others()
         server.stop()
         linger = RELOAD_LINGER if self._reloads else DRAIN_LINGER
-        has_cut = await answer_what_is_left(bridge, server, grace=grace, linger=linger, stop_now=stop_now)
+        has_cut = await answer_what_is_left(bridge, server, grace=grace, linger=linger, stop_now=stop.now)
         for task in (feeding, keeping, sharing, reloading):
             if task is not None:
                 task.cancel()
@@ -382,42 +359,20 @@ class Service:
                 # The next supervisor binds the same port while this process still answers.
                 self._admin.leave_port()
 
-    async def _reload_when_changed(self, on_stop: Callable[[str], None]) -> None:
+    async def _reload_when_changed(self, stop: Stop) -> None:
         assert self._reloader is not None
         changed = await asyncio.wrap_future(self._reloader.changed)
         self._reloads = True
         more = f" and {len(changed) - 3} more files" if len(changed) > 3 else ""
-        on_stop(f"{', '.join(changed[:3])}{more} changed: reload")
-
-
-def _loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
-    """The factory of the event loop ``asyncio`` or ``uvloop``; ``auto`` is uvloop where it is installed."""
-    if name == "asyncio" or (name == "auto" and find_spec("uvloop") is None):
-        return asyncio.new_event_loop
-    try:
-        import uvloop
-    except ImportError:
-        raise ValueError("loop=uvloop: uvloop is not installed; pip install uvloop, or give loop=asyncio") from None
-    return uvloop.new_event_loop
+        stop.begin(f"{', '.join(changed[:3])}{more} changed: reload")
 
 
 def import_rarely_used(settings: Settings) -> None:
     """Import what a `Service` with these settings would: processes that are forked later share it."""
-    _loop_factory(settings["loop"])
+    loop_factory(settings["loop"])
     if (
         settings["admin_port"] is not None
         or settings["agent_port"] is not None
         or settings["run_directory"] is not None
     ):
         import threadbridge.admin.server  # noqa: F401
-
-
-def _warn_of_idle_loops() -> None:
-    # Tornado has no public way to ask: `IOLoop.current` creates a loop if there is none.
-    for loop in getattr(IOLoop, "_ioloop_for_asyncio", ()):
-        if not loop.is_closed() and (getattr(loop, "_scheduled", None) or getattr(loop, "_ready", None)):
-            logger.warning(
-                "callbacks were scheduled on an IOLoop before serve() was called; they never run, because serve() runs "
-                "a loop of its own: schedule them in serve(..., on_start=...)"
-            )
-            return

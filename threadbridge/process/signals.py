@@ -1,4 +1,4 @@
-"""The signals of a serving process: SIGTERM, SIGINT, SIGHUP and SIGUSR2; waits that they end. Main thread."""
+"""The signals of a serving process and its supervisor; waits that they end. Main thread."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ logger = logging.getLogger("threadbridge")
 
 # These may be sent to all processes of a service at any time, and by default end a process.
 _HELD = (signal.SIGHUP, signal.SIGUSR2)
+# To a supervisor: one process more or less.
+RESIZING = (signal.SIGTTIN, signal.SIGTTOU)
 _came_early: set[int] = set()
 
 
@@ -52,10 +54,10 @@ async def pause(seconds: float, until: asyncio.Event) -> None:
             await asyncio.wait_for(until.wait(), seconds)
 
 
-def warn_of_replaced_handlers() -> None:
-    """Log which of the application's own handlers the server is about to replace."""
+def warn_of_replaced_handlers(*further: signal.Signals) -> None:
+    """Log which of the application's own handlers the server is about to replace: the usual ones, and further ones."""
     ours = (signal.SIG_DFL, signal.SIG_IGN, signal.default_int_handler, _remember)
-    for number in (signal.SIGTERM, signal.SIGINT, *_HELD):
+    for number in (signal.SIGTERM, signal.SIGINT, *_HELD, *further):
         if signal.getsignal(number) not in ours:
             logger.warning(
                 "%s: the server uses this signal and has replaced the application's handler; use another signal in the "

@@ -32,7 +32,7 @@ from threadbridge.process.preloader import Preloader
 from threadbridge.process.privileges import Identity
 from threadbridge.process.program import Executed, Program
 from threadbridge.process.renewal import INTERVAL, RETRY, Limits
-from threadbridge.process.signals import on_signal, pause, warn_of_replaced_handlers
+from threadbridge.process.signals import RESIZING, on_signal, pause, warn_of_replaced_handlers
 from threadbridge.process.standard_error import say
 from threadbridge.process.systemd import feed_watchdog, notify
 from threadbridge.process.watchdog import START_FACTOR, kill_those_that_hang
@@ -124,7 +124,7 @@ class Supervisor:
             if (self._admin_listeners or self._agent_listeners) and self._run_directory is None:
                 # Through it the process that an operator or HAProxy reaches finds the others, to show them too.
                 self._run_directory = stack.enter_context(TemporaryDirectory(prefix="threadbridge-"))
-            warn_of_replaced_handlers()
+            warn_of_replaced_handlers(*RESIZING)
             asyncio.run(self._live())
         return self._status
 
