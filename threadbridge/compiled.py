@@ -65,6 +65,7 @@ MODULES = (
     "telemetry.record",
     "telemetry.sampling",
     "telemetry.totals",
+    "worker.application_values",
     "worker.environ",
     "worker.wsgi",
 )

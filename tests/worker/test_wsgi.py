@@ -20,6 +20,7 @@ from tests.support.inprocess import BridgeThread, wait_until
 from tests.support.processes import Frontend
 from threadbridge import Bridge
 from threadbridge.worker import wsgi
+from threadbridge.worker.application_values import check_application
 
 PLAIN = [("Content-Type", "text/plain")]
 GET = b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
@@ -238,7 +239,7 @@ class Iterated:
     "application", [Callables(), Callables().method, Iterated, lambda *args, **keywords: [], print]
 )
 def test_what_can_be_called_as_an_application_is_one(application: Any) -> None:
-    wsgi.check_application(application)
+    check_application(application)
 
 
 MULTIPROCESS = """

@@ -37,7 +37,8 @@ from threadbridge.telemetry.access_log import write as write_access_log
 from threadbridge.telemetry.slow_log import write as write_slow_log
 from threadbridge.telemetry.telemetry import Telemetry
 from threadbridge.telemetry.totals import Totals
-from threadbridge.worker.wsgi import call_application, check_application
+from threadbridge.worker.application_values import check_application
+from threadbridge.worker.wsgi import call_application
 
 if TYPE_CHECKING:
     from threadbridge.telemetry.access_format import AccessFormat

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from threadbridge.process.heartbeat import read_stacks
-from threadbridge.process.program import Executed
+from threadbridge.process.program import Executed, Program
 from threadbridge.sockets.inheritance import MESSAGE_SIZE, REOPEN, Inheritance
 
 logger = logging.getLogger("threadbridge")
@@ -72,6 +72,16 @@ class Preloader:
         with suppress(OSError):
             self._channel.shutdown(socket.SHUT_WR)
 
+    async def end(self, patience: float) -> None:
+        """Let it end; kill it if that takes more than so many seconds."""
+        self.retire()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self.ended.wait(), patience)
+        if not self.ended.is_set():
+            logger.error("%s did not end when told to: killing it", self)
+            self.kill()
+            await self.ended.wait()
+
     def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
         """End it, without waiting for its processes."""
         self._program.signal(number)
@@ -122,6 +132,47 @@ class Preloader:
             forked.end(status or 1)
         for forked in self._forked.values():
             forked.end_by_itself()
+
+
+class Preloaders:
+    """The process that forks those that serve, and its predecessors, which end after the processes they have forked.
+
+    :param start_limit: see `Preloader`.
+    """
+
+    def __init__(self, start_limit: float) -> None:
+        self._start_limit = start_limit
+        # None until a process is wanted.
+        self._current: Preloader | None = None
+        self._all: set[Preloader] = set()
+
+    def fork(self, inheritance: Inheritance, on_start: Callable[[int], None], on_end: Callable[[int], None]) -> Program:
+        """See `Launch`."""
+        if self._current is None or self._current.ended.is_set():
+            self._current = Preloader(inheritance.run_directory, self._start_limit)
+            self._all = {each for each in self._all if not each.ended.is_set()} | {self._current}
+        return self._current.fork(inheritance, on_start, on_end)
+
+    def begin_again(self) -> Preloader | None:
+        """Import the application again for the next process; return what has imported it so far, for `settle`."""
+        previous, self._current = self._current, None
+        return previous
+
+    def settle(self, previous: Preloader | None, *, has_begun: bool) -> None:
+        """Let ``previous`` end if the new version has begun to serve; otherwise go back to it."""
+        if not has_begun:
+            previous, self._current = self._current, previous
+        if previous is not None:
+            previous.retire()
+
+    def reopen_log_files(self) -> None:
+        """Make all open their log files again."""
+        for each in self._all:
+            each.reopen_log_files()
+
+    async def end(self, patience: float) -> None:
+        """End all, whose processes have ended; kill those that need more than so many seconds."""
+        await asyncio.gather(*(each.end(patience) for each in self._all))
 
 
 class _Forked:

@@ -18,8 +18,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -28,16 +27,16 @@ from threadbridge.process.application_pools import close_idle_connections
 from threadbridge.process.child import Child
 from threadbridge.process.identity import pid_files
 from threadbridge.process.logs import in_format, reopen_log_files
-from threadbridge.process.preloader import Preloader
+from threadbridge.process.preloader import Preloaders
 from threadbridge.process.privileges import Identity
-from threadbridge.process.program import Executed, Program
+from threadbridge.process.program import Executed
 from threadbridge.process.renewal import INTERVAL, RETRY, Limits
 from threadbridge.process.signals import RESIZING, on_signal, pause, warn_of_replaced_handlers
 from threadbridge.process.standard_error import say
 from threadbridge.process.systemd import feed_watchdog, notify
 from threadbridge.process.watchdog import START_FACTOR, kill_those_that_hang
 from threadbridge.settings.table import Settings, grace_period
-from threadbridge.sockets.inheritance import DRAIN, REOPEN, STOP_NOW, Inheritance, Supervision
+from threadbridge.sockets.inheritance import DRAIN, REOPEN, STOP_NOW, Supervision
 from threadbridge.sockets.listeners import Listeners, bind, bind_admin, bind_agent, describe
 
 if TYPE_CHECKING:
@@ -99,9 +98,8 @@ class Supervisor:
         self._resize = asyncio.Event()
         # Held while a process is replaced, added or removed: one at a time.
         self._changing = asyncio.Lock()
-        # The process that forks the others, and all of its kind that have not ended.
-        self._preloader: Preloader | None = None
-        self._preloaders: set[Preloader] = set()
+        # With ``preload``.
+        self._preloaders = Preloaders(START_FACTOR * settings["watchdog"])
         # Set once all processes have accepted connections at the same time.
         self._complete = asyncio.Event()
 
@@ -161,8 +159,7 @@ class Supervisor:
         reopen_log_files()
         for child in self._children:
             child.tell(REOPEN)
-        for preloader in self._preloaders:
-            preloader.reopen_log_files()
+        self._preloaders.reopen_log_files()
 
     async def _start_all(self) -> None:
         # Only one at first, so that an error common to all is reported once.
@@ -191,7 +188,7 @@ class Supervisor:
         """Start a process; return None if the system has no room for it."""
         try:
             child = Child(
-                self._fork if self._settings["preload"] else Executed,
+                self._preloaders.fork if self._settings["preload"] else Executed,
                 number,
                 self._listeners.of_process[number - 1],
                 self._admin_listeners,
@@ -210,15 +207,6 @@ class Supervisor:
             return None
         self._children.add(child)
         return child
-
-    def _fork(
-        self, inheritance: Inheritance, on_start: Callable[[int], None], on_end: Callable[[int], None]
-    ) -> Program:
-        """See `Launch`."""
-        if self._preloader is None or self._preloader.ended.is_set():
-            self._preloader = Preloader(self._run_directory, START_FACTOR * self._settings["watchdog"])
-            self._preloaders = {each for each in self._preloaders if not each.ended.is_set()} | {self._preloader}
-        return self._preloader.fork(inheritance, on_start, on_end)
 
     async def _starts(self, number: int) -> bool:
         """Start a process; return whether it has come to accept connections."""
@@ -288,8 +276,7 @@ class Supervisor:
             self._reload.clear()
             async with self._changing:
                 logger.info("SIGUSR2: replacing all processes")
-                # The next one has the application's new version.
-                preloader, self._preloader = self._preloader, None
+                previous = self._preloaders.begin_again()
                 number = 1
                 while number <= self._count and await self._renew(number):
                     number += 1
@@ -299,10 +286,7 @@ class Supervisor:
                 else:
                     logger.error("a new process could not be started: the old ones stay")
                 self._tell_processes(self._supervision._replace(reloaded=succeeded))
-                if number == 1:
-                    preloader, self._preloader = self._preloader, preloader
-                if preloader is not None:
-                    preloader.retire()
+                self._preloaders.settle(previous, has_begun=number > 1)
 
     async def _renew_when_due(self) -> None:
         """Replace each process that has reached a limit."""
@@ -392,20 +376,11 @@ class Supervisor:
         for listener in (*self._admin_listeners, *self._agent_listeners):
             listener.close()
         have_answered = all(await asyncio.gather(*map(self._end, self._children)))
-        await asyncio.gather(*map(self._end_preloader, self._preloaders))
+        await self._preloaders.end(PATIENCE)
         if have_answered:
             logger.info("all processes have ended")
         else:
             self._give_up(1)
-
-    async def _end_preloader(self, preloader: Preloader) -> None:
-        preloader.retire()
-        with suppress(TimeoutError):
-            await asyncio.wait_for(preloader.ended.wait(), PATIENCE)
-        if not preloader.ended.is_set():
-            logger.error("%s did not end when told to: killing it", preloader)
-            preloader.kill()
-            await preloader.ended.wait()
 
     async def _end(self, child: Child) -> bool:
         """Make a process end; return whether it has answered all its requests."""

@@ -15,8 +15,9 @@ from threadbridge.crossing.lanes import compiled
 from threadbridge.crossing.response_body import ClientDisconnected
 from threadbridge.http.response_head import NEVER_RAN
 from threadbridge.sql.statements import UNCHANGED
+from threadbridge.worker.application_values import NO_HEAD, ApplicationError, checked
 from threadbridge.worker.idempotency_store import Answer, FirstRequest, IdempotencyStore, NoRoom, StoreError
-from threadbridge.worker.wsgi import NO_HEAD, ApplicationError, checked, may_be_repeated, outage_behind
+from threadbridge.worker.wsgi import may_be_repeated, outage_behind
 
 # Bytes of the longest body that is stored.
 LONGEST_ANSWER = 1024 * 1024

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 import logging
 import os
 import re
@@ -21,6 +19,7 @@ from threadbridge.crossing.file_source import FileSource, plain_file
 from threadbridge.crossing.response_body import KEPT, MEMORY_LIMIT, ClientDisconnected
 from threadbridge.http.response_head import HOP_BY_HOP, ResponseHead, http_date, response_head
 from threadbridge.sql.statements import UNCHANGED
+from threadbridge.worker.application_values import NO_HEAD, ApplicationError, checked, checked_name, parse_status
 from threadbridge.worker.environ import environ_of
 
 if TYPE_CHECKING:
@@ -30,39 +29,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger("threadbridge")
 _outage, _excess, _no_socket = RepeatedLog(logger), RepeatedLog(logger), RepeatedLog(logger)
 
-# RFC 9110: a token (section 5.6.2), a field value (section 5.5), a reason phrase (RFC 9112, section 4). Clients treat
-# statuses from 600 on as 5xx (section 15).
-_TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch
+
+# RFC 9110, section 5.5.
 _FIELD_VALUE: Final = re.compile(r"[\t\x20-\x7e\x80-\xff]*").fullmatch
-_STATUS: Final = re.compile(r"([2-9][0-9][0-9])(?: ([\t\x20-\x7e\x80-\xff]*))?").fullmatch
 
 # The hop-by-hop fields that the application has set, each logged once; only the server knows them.
 _dropped: set[str] = set()
-
-NO_HEAD: Final = "the application did not call start_response before the body"
-
-
-class ApplicationError(Exception):
-    """The application broke PEP 3333; the message says what it did and what was expected."""
-
-
-def check_application(application: object) -> None:
-    """Raise ``ValueError`` if this cannot be called as PEP 3333 says."""
-    try:
-        signature = inspect.signature(application)  # type: ignore[arg-type]
-    except TypeError:
-        raise ValueError(f"{application!r} cannot be called; expected a WSGI application") from None
-    except ValueError:
-        # A callable written in C may have no signature.
-        return
-    try:
-        signature.bind("environ", "start_response")
-    except TypeError:
-        raise ValueError(
-            f"{application!r} is called with {signature}, but a WSGI application with (environ, start_response) "
-            "(PEP 3333). If it is a factory, give what it returns (on the command line: MODULE:FACTORY()); ASGI "
-            "applications cannot be served"
-        ) from None
 
 
 def call_application(
@@ -285,7 +257,7 @@ class Call:
             raise ApplicationError("start_response was called twice; the second call must pass exc_info")
         if not isinstance(status, str):
             raise ApplicationError(f"the status is {status!r}; expected a str, such as '200 OK'")
-        self._status, self._reason = _parse_status(status)
+        self._status, self._reason = parse_status(status)
         self._has_body = not self._exchange.is_head and self._status not in (204, 205, 304)
         self._fields = []
         self._names = set()
@@ -298,7 +270,7 @@ class Call:
                 raise ApplicationError(
                     f"header {name}: {value!r} has a control character or one beyond latin-1 (RFC 9110, section 5.5)"
                 )
-            small = _checked_name(name)
+            small = checked_name(name)
             self._names.add(small)
             if small in HOP_BY_HOP:
                 self._log_dropped(name)
@@ -417,28 +389,3 @@ class Call:
         if data and self._has_body:
             message = "request %s: the body is longer than its Content-Length; the excess was not sent"
             _excess.log(logging.ERROR, message, self._exchange.id)
-
-
-@functools.lru_cache(maxsize=256)
-def _parse_status(status: str) -> tuple[int, str]:
-    match = _STATUS(status)
-    if match is None:
-        raise ApplicationError(
-            f"the status is {status!r}; expected three digits from 200 on, a space and a reason, such as '200 OK'"
-        )
-    return int(match[1]), match[2] or ""
-
-
-@functools.lru_cache(maxsize=256)
-def _checked_name(name: str) -> str:
-    """Check a header's name and return it in lower case."""
-    if not _TOKEN(name):
-        raise ApplicationError(f"header name {name!r} is not a token (RFC 9110, section 5.6.2)")
-    return name.lower()
-
-
-def checked(chunk: Any) -> bytes:
-    """Return a piece of the body, after checking that it is bytes."""
-    if not isinstance(chunk, bytes):
-        raise ApplicationError(f"the body has a {type(chunk).__name__}, {chunk!r:.60}; expected bytes")
-    return chunk
