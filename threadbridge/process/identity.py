@@ -74,7 +74,7 @@ def _running(file: Path) -> int | None:
 
 
 def _started(number: int) -> float:
-    """When a process was started, in seconds since the epoch, not too late; infinite if there is none.
+    """When a process was started, in seconds since the epoch, rounded down; infinite if there is none.
 
     After a restart of the machine, another process may have the number: it started after the file was written.
     """

@@ -134,7 +134,7 @@ class Service:
         if self._inheritance is not None:
             self._sockets = list(self._inheritance.listeners)
             for listener in self._sockets:
-                # Those of a process that has been added only now get connections.
+                # Those of a process that was added later get no connections before this.
                 if not listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
                     listener.listen(BACKLOG)
         elif reloader is not None and reloader.listeners:

@@ -48,7 +48,7 @@ class Supervision(NamedTuple):
 
     @classmethod
     def read(cls, descriptor: int) -> Supervision:
-        """Read what the supervisor has written last. In a process of its."""
+        """Read what the supervisor has written last. In one of its processes."""
         return cls(*_SUPERVISION.unpack(os.pread(descriptor, _SUPERVISION.size, 0)))
 
 

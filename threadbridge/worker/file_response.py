@@ -39,7 +39,7 @@ class FileResponse:
         # The Content-Length; None for none.
         self.length = length
         self.body = body
-        # The file's, which who sends it closes; -1 if it is not needed.
+        # The file's; whoever sends the response closes it. -1 if it is not needed.
         self.descriptor = descriptor
         self.offset = offset
 

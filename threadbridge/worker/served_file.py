@@ -6,7 +6,7 @@ import errno
 import os
 import stat
 
-# Whatever a name leads to, opening it neither waits, as for a pipe, nor is passed on to processes that are started.
+# Opening never waits, as it would for a pipe, and processes that are started do not inherit the descriptor.
 _FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
