@@ -165,6 +165,12 @@ class ConnectionServer:
         for stream in unwatched:
             stream.watch()
 
+    def on_client_left(self) -> None:
+        """Find out at once who else has left: the thread that this frees must not run a request of theirs."""
+        for stream in self._unwatched:
+            stream.read_now()
+        self._watch()
+
     def _make_stream(self, connection: socket.socket, is_proxied: bool) -> PushStream:
         """Make the stream of a connection with TLS or the PROXY protocol's header; raises ``OSError``."""
         plain, over_tls = PushStream, PushSSLStream

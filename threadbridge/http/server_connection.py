@@ -37,6 +37,8 @@ class AcceptingServer(Protocol):
 
     def on_close(self, server_conn: object) -> None: ...
 
+    def on_client_left(self) -> None: ...
+
     def refused(self, context: Any, request_line: str, status: int, sent: int) -> None: ...
 
     def make_room(self) -> None: ...
@@ -414,6 +416,7 @@ class HTTP1ServerConnection:
             protocol.drain()
 
     def _on_stream_closed(self) -> None:
+        self._server.on_client_left()
         self._leave_server()
         callback = None if self._current is None else self._current.close_callback
         delegate, self._delegate = self._delegate, None
