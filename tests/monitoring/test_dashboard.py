@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.monitoring.faults import FAULTS
+from tests.support.inprocess import wait_until
 from tests.support.prometheus import EXAMPLES, Prometheus, program
 from tests.support.watched_site import WatchedSite, site_with_everything
 
@@ -119,5 +120,6 @@ def test_the_variables_have_values(tmp_path: Path) -> None:
         for query in queries:
             match = re.fullmatch(r"label_values\((.*), (\w+)\)", query)
             assert match
-            series = prometheus.range(as_sent(match[1]))
-            assert series and all(labels[match[2]] for labels, _ in series), query
+            expression, label = as_sent(match[1]), match[2]
+            wait_until(lambda expression=expression: prometheus.range(expression) != [], query)  # type: ignore[misc]
+            assert all(labels[label] for labels, _ in prometheus.range(expression)), query
