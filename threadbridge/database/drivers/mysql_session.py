@@ -219,10 +219,11 @@ class MySQLSession:
 
     @property
     def may_be_open(self) -> bool:
+        if not self._is_hooked:
+            # What the application sends directly is not seen.
+            return True
         connection: Any = self._connection()
-        # Without a hook, what the application sends directly is not seen.
-        may_be_used = self._was_used or not self._is_hooked
-        return may_be_used and not (self.only_reads and self._is_hooked and self._get_autocommit(connection))
+        return self._was_used and not (self.only_reads and self._get_autocommit(connection))
 
     @property
     def is_changed(self) -> bool:
