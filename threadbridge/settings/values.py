@@ -47,6 +47,18 @@ class Kind:
     is_list: bool = False
 
 
+def list_of(expected: str, metavar: str, accepts_item: Callable[[Any], bool]) -> Kind:
+    """A list of items, of which a text has several by commas."""
+    return Kind(
+        expected,
+        metavar,
+        lambda value: isinstance(value, (list, tuple)) and all(map(accepts_item, value)),
+        read=_read_list,
+        show=",".join,
+        is_list=True,
+    )
+
+
 def number(lowest: int, highest: float = math.inf) -> Kind:
     """A whole number from ``lowest`` to ``highest``."""
     return Kind(
@@ -223,43 +235,15 @@ PERMISSIONS = Kind(
     read=lambda text: int(text, 8),
     show="{:o}".format,
 )
-TEXTS = Kind(
-    "a list of texts",
-    "A,B,...",
-    lambda value: isinstance(value, (list, tuple)) and all(isinstance(part, str) for part in value),
-    read=_read_list,
-    show=",".join,
-    is_list=True,
-)
+TEXTS = list_of("a list of texts", "A,B,...", lambda part: isinstance(part, str))
 URL_PREFIX = Kind(
     "a path without a slash at its end, such as /shop",
     "PATH",
     lambda value: isinstance(value, str) and is_prefix(value),
 )
-ADDRESSES = Kind(
-    _EXPECTED_ADDRESS,
-    "ADDRESS",
-    lambda value: isinstance(value, (list, tuple)) and all(map(_is_address, value)),
-    read=_read_list,
-    show=",".join,
-    is_list=True,
-)
-MOUNTS = Kind(
-    _EXPECTED_MOUNT,
-    "/PREFIX/:DIRECTORY",
-    lambda value: isinstance(value, (list, tuple)) and all(map(_is_mount, value)),
-    read=_read_list,
-    show=",".join,
-    is_list=True,
-)
-DIRECTORIES = Kind(
-    "a list of directories",
-    "DIRECTORY",
-    lambda value: isinstance(value, (list, tuple)) and all(isinstance(part, str) and part for part in value),
-    read=_read_list,
-    show=",".join,
-    is_list=True,
-)
+ADDRESSES = list_of(_EXPECTED_ADDRESS, "ADDRESS", _is_address)
+MOUNTS = list_of(_EXPECTED_MOUNT, "/PREFIX/:DIRECTORY", _is_mount)
+DIRECTORIES = list_of("a list of directories", "DIRECTORY", lambda part: isinstance(part, str) and part != "")
 LANES = Kind(
     "NAME:PATTERN:THREADS, such as static:/static/*:2, or NAME:PATTERN:THREADS:MODULE:ATTRIBUTE with a replica's pool, "
     "or NAME:PATTERN:URL,URL; in Python a list of Lane objects",
